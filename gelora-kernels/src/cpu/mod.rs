@@ -1,0 +1,31 @@
+//! What the CPU paths share: splitting rows over threads, and matrix products.
+
+mod gemm;
+pub mod math;
+
+pub use gemm::{View, gemm, gemm_serial};
+
+use rayon::prelude::*;
+
+/// Values one task should have at least, so that handing it out costs less than doing it.
+const GRAIN: usize = 16 * 1024;
+
+/// Calls `f(first_row, rows)` on blocks of whole rows of `out`, in parallel.
+pub fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = rows_per_task(out.len() / cols, cols);
+    if out.len() <= rows * cols {
+        return f(0, out);
+    }
+    out.par_chunks_mut(rows * cols).enumerate().for_each(|(i, block)| f(i * rows, block));
+}
+
+/// How many rows of `cols` values make one task.
+pub fn rows_per_task(rows: usize, cols: usize) -> usize {
+    let even = rows.div_ceil(rayon::current_num_threads() * 4);
+    even.max(GRAIN.div_ceil(cols.max(1))).clamp(1, rows.max(1))
+}
+
+/// One line on the CPU: threads and the widest vectors the code was dispatched to.
+pub fn describe() -> String {
+    format!("{} threads, {}", rayon::current_num_threads(), math::vector_width())
+}

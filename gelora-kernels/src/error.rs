@@ -1,0 +1,78 @@
+use crate::{DType, DeviceKind};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong in this crate. Each variant names the operation, what was expected and what came.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor has the wrong shape.
+    #[error("{op}: {name} must be {expected}, got {got:?}")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        name: &'static str,
+        /// The shape it must have, as text.
+        expected: String,
+        /// The shape it has.
+        got: Vec<usize>,
+    },
+    /// A tensor has an element type that the operation does not take.
+    #[error("{op}: {name} must be {expected}, got {got}")]
+    DType {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        name: &'static str,
+        /// The types that it may have.
+        expected: &'static str,
+        /// The type it has.
+        got: DType,
+    },
+    /// An argument other than a tensor is out of range.
+    #[error("{op}: {message}")]
+    Value {
+        /// The operation.
+        op: &'static str,
+        /// What was expected and what came.
+        message: String,
+    },
+    /// Two tensors of one call are on different devices.
+    #[error("{op}: tensors are on different devices ({left} and {right}); move one with Tensor::to_device")]
+    MixedDevices {
+        /// The operation.
+        op: &'static str,
+        /// The first tensor's device.
+        left: String,
+        /// The other tensor's device.
+        right: String,
+    },
+    /// The operation has no kernel for this device or this element type there.
+    #[error("{op}: not available on {device} ({what})")]
+    Unsupported {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: DeviceKind,
+        /// What exactly is missing.
+        what: &'static str,
+    },
+    /// A device could not be opened.
+    #[error("device {kind}: {reason}")]
+    Device {
+        /// The kind of device asked for.
+        kind: DeviceKind,
+        /// What is missing, and how to get it.
+        reason: String,
+    },
+    /// A kernel failed on the device.
+    #[error("{device}: {message}")]
+    Runtime {
+        /// The device.
+        device: DeviceKind,
+        /// What the runtime said.
+        message: String,
+    },
+}

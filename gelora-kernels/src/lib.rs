@@ -1,0 +1,42 @@
+//! Devices, tensors and the operators that LoRA fine-tuning needs.
+//!
+//! Every operator is a room under [`ops`] furnished alike: the formula and the public functions (`mod.rs`), a naive
+//! reference (`reference.rs`), a fast CPU path (`cpu.rs`), CubeCL kernels (`gpu.rs`) and the cases that all of them
+//! are checked on (`cases.rs`, run by [`verify`]).
+//!
+//! Shape letters, used in all documentation: B batch (sequences), T tokens of one sequence, N rows (all tokens of a
+//! batch, or points), C channels, H heads, D head size or point dimension, V vocabulary, R rank. Matrices are dense and
+//! row-major.
+//!
+//! A batch of sequences is stored without padding: its tokens stand one after the other as the N rows of a matrix and
+//! [`Offsets`] says where each sequence begins. No operator ever computes on padding, so padding cannot change a result.
+//!
+//! Features: `wgpu` and `cuda` add GPU devices through CubeCL. With neither, CubeCL is not compiled.
+//!
+//! ```
+//! use gelora_kernels::{Device, Tensor, ops};
+//!
+//! let x = Tensor::from_vec(vec![1.0, 2.0, 3.0, 4.0], [2, 2])?;
+//! let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [3, 2])?;
+//! let y = ops::linear::forward(&x, &w, None)?; // y = x W^T
+//! assert_eq!(y.to_vec()?, [1.0, 2.0, 3.0, 3.0, 4.0, 7.0]);
+//! # Ok::<(), gelora_kernels::Error>(())
+//! ```
+
+pub mod cpu;
+mod device;
+mod dtype;
+mod error;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
+mod offsets;
+pub mod ops;
+pub mod random;
+mod tensor;
+pub mod verify;
+
+pub use device::{Device, DeviceInfo, DeviceKind};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use offsets::Offsets;
+pub use tensor::Tensor;

@@ -1,0 +1,67 @@
+use crate::{Error, Result};
+
+/// Where each sequence of an unpadded batch begins: sequence `b` is the rows `starts[b]..starts[b + 1]`.
+///
+/// ```
+/// let offsets = gelora_kernels::Offsets::from_lengths(&[3, 1, 2])?;
+/// assert_eq!((offsets.sequences(), offsets.tokens(), offsets.longest()), (3, 6, 3));
+/// assert_eq!(offsets.range(2), 4..6);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offsets {
+    starts: Vec<usize>,
+}
+
+impl Offsets {
+    /// Offsets of sequences that stand one after the other.
+    ///
+    /// # Errors
+    /// If there is no sequence, or one is empty.
+    pub fn from_lengths(lengths: &[usize]) -> Result<Self> {
+        if lengths.is_empty() || lengths.contains(&0) {
+            return Err(Error::Value {
+                op: "offsets",
+                message: format!("a batch needs at least one sequence and each at least one token, got lengths {lengths:?}"),
+            });
+        }
+        let mut starts = Vec::with_capacity(lengths.len() + 1);
+        let mut at = 0;
+        starts.push(at);
+        for length in lengths {
+            at += length;
+            starts.push(at);
+        }
+        Ok(Self { starts })
+    }
+
+    /// Number of sequences, B.
+    pub fn sequences(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Number of tokens of all sequences, N.
+    pub fn tokens(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// Tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        (0..self.sequences()).map(|b| self.range(b).len()).max().unwrap_or(0)
+    }
+
+    /// The rows of sequence `b`.
+    pub fn range(&self, b: usize) -> std::ops::Range<usize> {
+        self.starts[b]..self.starts[b + 1]
+    }
+
+    /// The rows of every sequence, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.starts.windows(2).map(|w| w[0]..w[1])
+    }
+
+    /// First row of every sequence and, last, the number of all rows: B + 1 values.
+    pub fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+}

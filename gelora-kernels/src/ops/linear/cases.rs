@@ -1,0 +1,50 @@
+use super::{backward_input, backward_weight, forward, reference};
+use crate::verify::{Case, random};
+use crate::{DType, Tensor};
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (n, c_in, c_out) in [(1, 1, 1), (3, 7, 3), (63, 64, 65), (257, 48, 104), (64, 384, 1536)] {
+        let shape = format!("{n}x{c_in}->{c_out}");
+        let (x, w, b, dy) = (random([n, c_in], 1), random([c_out, c_in], 2), random([c_out], 3), random([n, c_out], 4));
+        let flops = 2.0 * (n * c_in * c_out) as f64;
+        let bytes = 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64;
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let w = stored(&w, dtype);
+            all.push(
+                Case::new("linear", &shape)
+                    .dtype(dtype)
+                    .inputs([x.clone(), w.clone(), b.clone()])
+                    .run(|t| Ok(vec![forward(&t[0], &t[1], Some(&t[2]))?]))
+                    .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
+                    .bound(1e-6)
+                    .work(flops, bytes),
+            );
+            all.push(
+                Case::new("linear.backward_input", &shape)
+                    .dtype(dtype)
+                    .inputs([dy.clone(), w])
+                    .run(|t| Ok(vec![backward_input(&t[0], &t[1])?]))
+                    .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
+                    .bound(1e-6)
+                    .work(flops, bytes),
+            );
+        }
+        all.push(
+            Case::new("linear.backward_weight", &shape)
+                .inputs([dy, x])
+                .run(|t| backward_weight(&t[0], &t[1]).map(|(dw, db)| vec![dw, db]))
+                .reference(move |v| {
+                    let (dw, db) = reference::backward_weight(&v[0], &v[1], c_in);
+                    vec![dw, db]
+                })
+                .bound(1e-6)
+                .work(flops, bytes),
+        );
+    }
+    all
+}
+
+fn stored(w: &Tensor, dtype: DType) -> Tensor {
+    w.to_dtype(dtype).expect("a CPU tensor converts")
+}

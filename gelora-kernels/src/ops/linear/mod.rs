@@ -1,0 +1,66 @@
+//! Affine map: y = x W^T + b.
+//!
+//! x (N, C_in), W (C_out, C_in), b (C_out), y (N, C_out).
+//! Backward: dx = dy W; dW = dy^T x; db = sum over rows of dy.
+//!
+//! Sums are in f32 in the order of the GEMM crate (CPU), the same on every run.
+
+pub(crate) mod cases;
+mod cpu;
+pub mod reference;
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// y = x W^T + b: x (N, C_in) f32, W (C_out, C_in) of any storage type, b (C_out); y (N, C_out).
+///
+/// # Errors
+/// If shapes, types or devices do not fit together.
+pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    const OP: &str = "linear";
+    let (n, c_in, c_out) = shapes(OP, "x", x, w, 1)?;
+    if let Some(b) = b {
+        check::shape(OP, "b", b, &[c_out])?;
+        check::same_device(OP, &[x, b])?;
+    }
+    check::cpu_only(OP, x)?;
+    cpu::forward(x, w, b, n, c_in, c_out)
+}
+
+/// dx = dy W: dy (N, C_out) f32, W (C_out, C_in); dx (N, C_in).
+///
+/// # Errors
+/// If shapes, types or devices do not fit together.
+pub fn backward_input(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+    const OP: &str = "linear.backward_input";
+    let (n, c_out, c_in) = shapes(OP, "dy", dy, w, 0)?;
+    check::cpu_only(OP, dy)?;
+    cpu::backward_input(dy, w, n, c_in, c_out)
+}
+
+/// dW = dy^T x and db = sum over rows of dy: dy (N, C_out), x (N, C_in); dW (C_out, C_in), db (C_out).
+///
+/// # Errors
+/// If shapes, types or devices do not fit together.
+pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "linear.backward_weight";
+    let (n, c_in) = check::matrix(OP, "x", x)?;
+    let (_, c_out) = check::matrix(OP, "dy", dy)?;
+    check::shape(OP, "dy", dy, &[n, c_out])?;
+    check::f32(OP, "x", x)?;
+    check::f32(OP, "dy", dy)?;
+    check::same_device(OP, &[dy, x])?;
+    check::cpu_only(OP, dy)?;
+    cpu::backward_weight(dy, x, n, c_in, c_out)
+}
+
+/// (rows of t, columns of t, the other dimension of W), where t's columns are W's dimension `axis`.
+fn shapes(op: &'static str, name: &'static str, t: &Tensor, w: &Tensor, axis: usize) -> Result<(usize, usize, usize)> {
+    let (n, c) = check::matrix(op, name, t)?;
+    let (w_out, w_in) = check::matrix(op, "W", w)?;
+    let (shared, other) = if axis == 1 { (w_in, w_out) } else { (w_out, w_in) };
+    check::shape(op, name, t, &[n, shared])?;
+    check::f32(op, name, t)?;
+    check::same_device(op, &[t, w])?;
+    Ok((n, c, other))
+}

@@ -1,0 +1,371 @@
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::{DType, Device, Error, Result, verify};
+
+/// A dense row-major array of numbers on one device. Clones share the data; writing to a shared tensor copies it first.
+///
+/// A tensor has at least one element: an empty one is an error where it would be made.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    device: Device,
+    storage: Storage,
+}
+
+#[derive(Clone, Debug)]
+enum Storage {
+    F32(Arc<Buffer<f32>>),
+    Bf16(Arc<Buffer<bf16>>),
+    F16(Arc<Buffer<f16>>),
+    F64(Arc<Buffer<f64>>),
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    Gpu(crate::gpu::GpuBuffer),
+}
+
+/// Host memory with, under [`verify::guarded`], guard values on both sides.
+#[derive(Clone, Debug)]
+struct Buffer<T> {
+    data: Vec<T>,
+    guard: usize,
+}
+
+impl<T> Buffer<T> {
+    fn new(data: Vec<T>) -> Arc<Self> {
+        Arc::new(Self { data, guard: 0 })
+    }
+
+    fn as_slice(&self) -> &[T] {
+        &self.data[self.guard..self.data.len() - self.guard]
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [T] {
+        let end = self.data.len() - self.guard;
+        &mut self.data[self.guard..end]
+    }
+}
+
+fn check_len(shape: &[usize], len: usize) -> Result<()> {
+    let wanted: usize = shape.iter().product();
+    if wanted == 0 || wanted != len {
+        return Err(Error::Shape {
+            op: "tensor",
+            name: "data",
+            expected: format!("{wanted} values for the shape {shape:?}, at least one"),
+            got: vec![len],
+        });
+    }
+    Ok(())
+}
+
+impl Tensor {
+    /// A CPU tensor of the values, row by row.
+    ///
+    /// # Errors
+    /// If the number of values is not the product of the shape, or is zero.
+    pub fn from_vec(data: Vec<f32>, shape: impl Into<Vec<usize>>) -> Result<Self> {
+        Self::on_cpu(shape.into(), data.len(), Storage::F32(Buffer::new(data)))
+    }
+
+    /// A CPU tensor of f64 values: points for distances in full precision.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_vec`].
+    pub fn from_f64(data: Vec<f64>, shape: impl Into<Vec<usize>>) -> Result<Self> {
+        Self::on_cpu(shape.into(), data.len(), Storage::F64(Buffer::new(data)))
+    }
+
+    /// A CPU tensor of bf16 values.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_vec`].
+    pub fn from_bf16(data: Vec<bf16>, shape: impl Into<Vec<usize>>) -> Result<Self> {
+        Self::on_cpu(shape.into(), data.len(), Storage::Bf16(Buffer::new(data)))
+    }
+
+    /// A CPU tensor of f16 values.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_vec`].
+    pub fn from_f16(data: Vec<f16>, shape: impl Into<Vec<usize>>) -> Result<Self> {
+        Self::on_cpu(shape.into(), data.len(), Storage::F16(Buffer::new(data)))
+    }
+
+    fn on_cpu(shape: Vec<usize>, len: usize, storage: Storage) -> Result<Self> {
+        check_len(&shape, len)?;
+        Ok(Self { shape, device: Device::Cpu, storage })
+    }
+
+    /// An f32 tensor of zeros.
+    ///
+    /// # Errors
+    /// If the shape has a zero, or the device is out of memory.
+    pub fn zeros(shape: impl Into<Vec<usize>>, device: &Device) -> Result<Self> {
+        let shape = shape.into();
+        let len = shape.iter().product();
+        Self::from_vec(vec![0.0; len], shape)?.to_device(device)
+    }
+
+    /// An f32 output tensor for a CPU path, all of which the caller writes. Under [`verify::guarded`] it is filled with
+    /// NaN and fenced with guard values.
+    pub(crate) fn output(shape: impl Into<Vec<usize>>) -> Result<Self> {
+        let shape = shape.into();
+        let len: usize = shape.iter().product();
+        check_len(&shape, len)?;
+        let buffer = if verify::guards_are_on() {
+            let guard = verify::GUARD_LEN;
+            let mut data = vec![verify::GUARD; len + 2 * guard];
+            data[guard..guard + len].fill(f32::NAN);
+            Buffer { data, guard }
+        } else {
+            Buffer { data: vec![0.0; len], guard: 0 }
+        };
+        Ok(Self { shape, device: Device::Cpu, storage: Storage::F32(Arc::new(buffer)) })
+    }
+
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn from_gpu(shape: Vec<usize>, device: Device, buffer: crate::gpu::GpuBuffer) -> Self {
+        Self { shape, device, storage: Storage::Gpu(buffer) }
+    }
+
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn gpu(&self, op: &'static str) -> Result<&crate::gpu::GpuBuffer> {
+        match &self.storage {
+            Storage::Gpu(buffer) => Ok(buffer),
+            _ => Err(Error::MixedDevices { op, left: "cpu".into(), right: "gpu".into() }),
+        }
+    }
+
+    /// False if a value beside the tensor's memory was overwritten (see [`verify::guarded`]).
+    pub(crate) fn guards_hold(&self) -> Result<bool> {
+        let intact = |guard: &[f32]| guard.iter().all(|v| v.to_bits() == verify::GUARD.to_bits());
+        match &self.storage {
+            Storage::F32(b) => Ok(intact(&b.data[..b.guard]) && intact(&b.data[b.data.len() - b.guard..])),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Storage::Gpu(buffer) => Ok(crate::gpu::guards(&self.device, buffer)?.iter().all(|g| intact(g))),
+            _ => Ok(true),
+        }
+    }
+
+    /// The shape, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    #[allow(clippy::len_without_is_empty)] // a tensor is never empty
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The size of the last dimension (1 for a scalar).
+    pub fn cols(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// The number of rows when all but the last dimension are taken together.
+    pub fn rows(&self) -> usize {
+        self.len() / self.cols()
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match &self.storage {
+            Storage::F32(_) => DType::F32,
+            Storage::Bf16(_) => DType::Bf16,
+            Storage::F16(_) => DType::F16,
+            Storage::F64(_) => DType::F64,
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Storage::Gpu(buffer) => buffer.dtype,
+        }
+    }
+
+    /// Where the data is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The same data under another shape of as many elements.
+    ///
+    /// # Errors
+    /// If the number of elements differs.
+    pub fn reshape(mut self, shape: impl Into<Vec<usize>>) -> Result<Self> {
+        let shape = shape.into();
+        check_len(&shape, self.len())?;
+        self.shape = shape;
+        Ok(self)
+    }
+
+    /// The values of an f32 CPU tensor.
+    ///
+    /// # Errors
+    /// If the tensor is on another device or of another type.
+    pub fn as_slice(&self) -> Result<&[f32]> {
+        match &self.storage {
+            Storage::F32(b) => Ok(b.as_slice()),
+            _ => Err(self.not_f32_on_cpu()),
+        }
+    }
+
+    /// The values of an f32 CPU tensor, to be written. Copies them first if another tensor shares them.
+    ///
+    /// # Errors
+    /// If the tensor is on another device or of another type.
+    pub fn as_mut_slice(&mut self) -> Result<&mut [f32]> {
+        if !matches!(self.storage, Storage::F32(_)) {
+            return Err(self.not_f32_on_cpu());
+        }
+        match &mut self.storage {
+            Storage::F32(b) => Ok(Arc::make_mut(b).as_mut_slice()),
+            _ => unreachable!("checked above"),
+        }
+    }
+
+    fn not_f32_on_cpu(&self) -> Error {
+        match self.device {
+            Device::Cpu => Error::DType { op: "tensor", name: "data", expected: "f32", got: self.dtype() },
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Error::Unsupported { op: "as_slice", device: self.device.kind(), what: "read the data with to_vec" },
+        }
+    }
+
+    /// The values of a CPU tensor as f32: borrowed if they are f32, converted otherwise.
+    ///
+    /// # Errors
+    /// If the tensor is on another device.
+    pub fn to_f32(&self) -> Result<Cow<'_, [f32]>> {
+        Ok(match &self.storage {
+            Storage::F32(b) => Cow::Borrowed(b.as_slice()),
+            Storage::Bf16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
+            Storage::F16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
+            Storage::F64(b) => Cow::Owned(b.as_slice().iter().map(|&v| v as f32).collect()),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Storage::Gpu(_) => return Err(self.not_f32_on_cpu()),
+        })
+    }
+
+    /// The values of an f64 CPU tensor, or None if it is of another type.
+    pub fn as_f64(&self) -> Option<&[f64]> {
+        match &self.storage {
+            Storage::F64(b) => Some(b.as_slice()),
+            _ => None,
+        }
+    }
+
+    /// A copy of the values as f32, from any device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        match &self.storage {
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Storage::Gpu(buffer) => crate::gpu::read(&self.device, buffer),
+            _ => Ok(self.to_f32()?.into_owned()),
+        }
+    }
+
+    /// A copy of the values as f64, from any device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn to_vec_f64(&self) -> Result<Vec<f64>> {
+        match self.as_f64() {
+            Some(values) => Ok(values.to_vec()),
+            None => Ok(self.to_vec()?.into_iter().map(f64::from).collect()),
+        }
+    }
+
+    /// The raw little-endian bytes of a CPU tensor in its own type.
+    ///
+    /// # Errors
+    /// If the tensor is on another device.
+    pub fn bytes(&self) -> Result<&[u8]> {
+        Ok(match &self.storage {
+            Storage::F32(b) => bytemuck::cast_slice(b.as_slice()),
+            Storage::Bf16(b) => bytemuck::cast_slice(b.as_slice()),
+            Storage::F16(b) => bytemuck::cast_slice(b.as_slice()),
+            Storage::F64(b) => bytemuck::cast_slice(b.as_slice()),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Storage::Gpu(_) => return Err(self.not_f32_on_cpu()),
+        })
+    }
+
+    /// The tensor on a device; shares the data if it is there already.
+    ///
+    /// # Errors
+    /// If the device fails or lacks the element type.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        if self.device.same(device) {
+            return Ok(self.clone());
+        }
+        match device {
+            Device::Cpu => Tensor::from_vec(self.to_vec()?, self.shape.clone()),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => {
+                let host = if self.device.same(&Device::Cpu) { self.clone() } else { self.to_device(&Device::Cpu)? };
+                crate::gpu::upload(&host, device)
+            }
+        }
+    }
+
+    /// The tensor with its values in another element type (rounded to nearest), on the CPU.
+    ///
+    /// # Errors
+    /// If the tensor is on another device.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        if self.dtype() == dtype {
+            return Ok(self.clone());
+        }
+        let (values, shape) = (self.to_f32()?, self.shape.clone());
+        match dtype {
+            DType::F32 => Tensor::from_vec(values.into_owned(), shape),
+            DType::Bf16 => Tensor::from_bf16(values.iter().map(|&v| bf16::from_f32(v)).collect(), shape),
+            DType::F16 => Tensor::from_f16(values.iter().map(|&v| f16::from_f32(v)).collect(), shape),
+            DType::F64 => Tensor::from_f64(values.iter().map(|&v| f64::from(v)).collect(), shape),
+        }
+    }
+
+    /// The one value of a tensor with one element.
+    ///
+    /// # Errors
+    /// If it has more, or the device fails.
+    pub fn item(&self) -> Result<f32> {
+        match self.to_vec()?[..] {
+            [value] => Ok(value),
+            _ => Err(Error::Shape { op: "item", name: "tensor", expected: "one element".into(), got: self.shape.clone() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writing_to_a_clone_leaves_the_original() -> Result<()> {
+        let a = Tensor::from_vec(vec![1.0, 2.0], [2])?;
+        let mut b = a.clone();
+        b.as_mut_slice()?[0] = 9.0;
+        assert_eq!((a.to_vec()?, b.to_vec()?), (vec![1.0, 2.0], vec![9.0, 2.0]));
+        Ok(())
+    }
+
+    #[test]
+    fn empty_and_misshapen_are_errors() {
+        assert!(Tensor::from_vec(vec![], [0, 3]).is_err());
+        assert!(Tensor::from_vec(vec![1.0; 5], [2, 3]).is_err());
+        assert!(Tensor::zeros([3, 0], &Device::Cpu).is_err());
+        assert!(Tensor::output([0]).is_err());
+    }
+
+    #[test]
+    fn dtypes_round_to_nearest() -> Result<()> {
+        let t = Tensor::from_vec(vec![1.0, 1.0 + 1.0 / 256.0, -3.5], [3])?;
+        assert_eq!(t.to_dtype(DType::Bf16)?.to_vec()?, [1.0, 1.0, -3.5]);
+        assert_eq!(t.to_dtype(DType::F16)?.to_vec()?, t.to_vec()?);
+        assert_eq!(t.to_dtype(DType::Bf16)?.bytes()?.len(), 6);
+        Ok(())
+    }
+}

@@ -1,0 +1,337 @@
+//! The registry of cases, and the check of one case on one device: what tests, `cargo xtask verify` and benches run.
+//!
+//! A case is an operator at one shape: its inputs, how to run it, the same computed in f64 by the reference, and the bound
+//! that the error must stay under. The error of an output is the largest of
+//! |got - want| / (|want| + scale), where scale is the largest |want| ([`Metric::Norm`]) or the smallest normal number
+//! ([`Metric::Relative`]).
+//!
+//! A run is checked four ways: every value is finite and was written (outputs start as NaN), errors are below the bound,
+//! guard values around the outputs are intact, and a second run gives the same bits.
+
+use std::cell::Cell;
+use std::fmt;
+
+use crate::random::Stream;
+use crate::{DType, Device, Error, Result, Tensor};
+
+/// The value that fences an output.
+pub(crate) const GUARD: f32 = f32::from_bits(0x7fc5_1ab1);
+/// How many guards stand on each side.
+pub(crate) const GUARD_LEN: usize = 256;
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+pub(crate) fn guards_are_on() -> bool {
+    GUARDED.get()
+}
+
+/// Runs `f` with every output tensor of this thread NaN-filled and fenced with guard values.
+pub fn guarded<T>(f: impl FnOnce() -> T) -> T {
+    struct Reset(bool);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            GUARDED.set(self.0);
+        }
+    }
+    let _reset = Reset(GUARDED.replace(true));
+    f()
+}
+
+/// How an output's error is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Relative to the largest value of the output.
+    Norm,
+    /// Relative to each value itself: nothing hides behind a large neighbour.
+    Relative,
+}
+
+type Run = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync>;
+type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + Send + Sync>;
+
+/// One operator at one shape. Build it like this:
+///
+/// ```
+/// use gelora_kernels::verify::{Case, random};
+/// use gelora_kernels::{Device, ops};
+///
+/// let case = Case::new("linear", "3x2->1")
+///     .inputs([random([3, 2], 1), random([1, 2], 2)])
+///     .run(|t| Ok(vec![ops::linear::forward(&t[0], &t[1], None)?]))
+///     .reference(|v| vec![ops::linear::reference::forward(&v[0], &v[1], None, 2)])
+///     .bound(1e-6)
+///     .work(2.0 * 3.0 * 2.0, 4.0 * (6.0 + 2.0 + 3.0));
+/// assert!(case.check(&Device::Cpu, false).passed());
+/// ```
+pub struct Case {
+    /// The operator, `room` or `room.function`.
+    pub op: &'static str,
+    /// The shape and whatever else tells this case from its siblings.
+    pub shape: String,
+    /// The type of the weights or points; activations are f32.
+    pub dtype: DType,
+    /// What the error must not exceed.
+    pub bound: f64,
+    /// How the error is measured.
+    pub metric: Metric,
+    /// Floating-point operations of one run.
+    pub flops: f64,
+    /// Bytes that one run must at least read and write.
+    pub bytes: f64,
+    inputs: Vec<Tensor>,
+    run: Run,
+    reference: Reference,
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.op, self.shape, self.dtype)
+    }
+}
+
+impl Case {
+    /// A case without inputs yet, in f32, measured by [`Metric::Norm`].
+    pub fn new(op: &'static str, shape: impl Into<String>) -> Self {
+        Self {
+            op,
+            shape: shape.into(),
+            dtype: DType::F32,
+            bound: 1e-5,
+            metric: Metric::Norm,
+            flops: 0.0,
+            bytes: 0.0,
+            inputs: Vec::new(),
+            run: Box::new(|_| Ok(Vec::new())),
+            reference: Box::new(|_| Vec::new()),
+        }
+    }
+
+    /// The inputs, on the CPU; they are moved to the device for a run and widened to f64 for the reference.
+    pub fn inputs(mut self, inputs: impl Into<Vec<Tensor>>) -> Self {
+        self.inputs = inputs.into();
+        self
+    }
+
+    /// How to run the operator on inputs that are on the device.
+    pub fn run(mut self, f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static) -> Self {
+        self.run = Box::new(f);
+        self
+    }
+
+    /// What the outputs should be, from the same inputs in f64.
+    pub fn reference(mut self, f: impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + Send + Sync + 'static) -> Self {
+        self.reference = Box::new(f);
+        self
+    }
+
+    /// The largest error that passes.
+    pub fn bound(mut self, bound: f64) -> Self {
+        self.bound = bound;
+        self
+    }
+
+    /// How the error is measured.
+    pub fn metric(mut self, metric: Metric) -> Self {
+        self.metric = metric;
+        self
+    }
+
+    /// The element type that the table shows.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Operations and bytes of one run, for rates.
+    pub fn work(mut self, flops: f64, bytes: f64) -> Self {
+        self.flops = flops;
+        self.bytes = bytes;
+        self
+    }
+
+    /// The inputs on a device, for [`Case::launch`].
+    ///
+    /// # Errors
+    /// If the device fails or lacks the element type.
+    pub fn prepare(&self, device: &Device) -> Result<Vec<Tensor>> {
+        self.inputs.iter().map(|t| t.to_device(device)).collect()
+    }
+
+    /// One run on prepared inputs.
+    ///
+    /// # Errors
+    /// Whatever the operator returns.
+    pub fn launch(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        (self.run)(inputs)
+    }
+
+    /// Runs the case on a device and compares. With `inject_fault` the first output is perturbed by a hundred bounds before
+    /// the comparison, which a working check must notice.
+    pub fn check(&self, device: &Device, inject_fault: bool) -> Outcome {
+        let verdict = match self.compare(device, inject_fault) {
+            Ok((error, None)) => Verdict::Passed { error },
+            Ok((error, Some(reason))) => Verdict::Failed { error: Some(error), reason },
+            Err(Error::Unsupported { what, .. }) => Verdict::Skipped { reason: what.to_string() },
+            Err(e) => Verdict::Failed { error: None, reason: e.to_string() },
+        };
+        Outcome { verdict }
+    }
+
+    fn compare(&self, device: &Device, inject_fault: bool) -> Result<(f64, Option<String>)> {
+        let inputs = self.prepare(device)?;
+        let outputs = guarded(|| self.launch(&inputs))?;
+        let mut got = outputs.iter().map(Tensor::to_vec_f64).collect::<Result<Vec<_>>>()?;
+        for output in &outputs {
+            if !output.guards_hold()? {
+                return Ok((f64::NAN, Some("a value beside an output was overwritten".into())));
+            }
+        }
+        let again = self.launch(&inputs)?;
+        for (first, second) in got.iter().zip(&again) {
+            if first.iter().zip(second.to_vec_f64()?).any(|(a, b)| a.to_bits() != b.to_bits()) {
+                return Ok((f64::NAN, Some("a second run gave other bits".into())));
+            }
+        }
+        let widened = self.inputs.iter().map(Tensor::to_vec_f64).collect::<Result<Vec<_>>>()?;
+        let want = (self.reference)(&widened);
+        if want.len() != got.len() || want.is_empty() {
+            return Ok((f64::NAN, Some(format!("{} outputs, the reference has {}", got.len(), want.len()))));
+        }
+        if inject_fault {
+            let peak = want[0].iter().fold(f64::MIN_POSITIVE, |m, w| m.max(w.abs()));
+            got[0][0] += 100.0 * self.bound * (peak + want[0][0].abs());
+        }
+        let mut worst = 0.0_f64;
+        for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+            if got.len() != want.len() {
+                return Ok((f64::NAN, Some(format!("output {index}: {} values, the reference has {}", got.len(), want.len()))));
+            }
+            let scale = match self.metric {
+                Metric::Norm => want.iter().fold(f64::MIN_POSITIVE, |m, w| m.max(w.abs())),
+                Metric::Relative => f64::MIN_POSITIVE,
+            };
+            for (at, (g, w)) in got.iter().zip(want).enumerate() {
+                let error = if g == w { 0.0 } else { (g - w).abs() / (w.abs() + scale) };
+                if !error.is_finite() {
+                    return Ok((f64::NAN, Some(format!("output {index}, value {at}: got {g}, expected {w}"))));
+                }
+                worst = worst.max(error);
+            }
+        }
+        let reason = (worst > self.bound).then(|| format!("error {worst:.1e} above the bound {:.1e}", self.bound));
+        Ok((worst, reason))
+    }
+}
+
+/// The result of checking one case on one device.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Passed, failed or skipped.
+    pub verdict: Verdict,
+}
+
+impl Outcome {
+    /// Whether the case passed.
+    pub fn passed(&self) -> bool {
+        matches!(self.verdict, Verdict::Passed { .. })
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// The error stayed below the bound.
+    Passed {
+        /// The largest error of any output value.
+        error: f64,
+    },
+    /// It did not, or the run failed.
+    Failed {
+        /// The largest error, if it came to a comparison.
+        error: Option<f64>,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The device has no kernel for this operator or lacks a type it needs.
+    Skipped {
+        /// What is missing.
+        reason: String,
+    },
+}
+
+/// A seeded CPU tensor of standard normal values.
+///
+/// # Panics
+/// If the shape has a zero.
+pub fn random(shape: impl Into<Vec<usize>>, seed: u64) -> Tensor {
+    let shape = shape.into();
+    let mut stream = Stream::new(seed);
+    let data = (0..shape.iter().product()).map(|_| stream.normal() as f32).collect();
+    Tensor::from_vec(data, shape).expect("a case has at least one element")
+}
+
+/// Every case of every operator.
+pub fn cases() -> Vec<Case> {
+    crate::ops::cases()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DeviceKind;
+
+    fn check_all(device: &Device) {
+        let failures: Vec<String> = cases()
+            .iter()
+            .filter_map(|case| match case.check(device, false).verdict {
+                Verdict::Failed { reason, .. } => Some(format!("{case:?}: {reason}")),
+                _ => None,
+            })
+            .collect();
+        assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    }
+
+    #[test]
+    fn every_case_passes_on_the_cpu() {
+        check_all(&Device::Cpu);
+    }
+
+    #[test]
+    fn every_case_notices_a_fault() {
+        for case in cases() {
+            assert!(matches!(case.check(&Device::Cpu, true).verdict, Verdict::Failed { .. }), "{case:?} missed a fault");
+        }
+    }
+
+    #[test]
+    fn every_case_passes_on_wgpu_where_there_is_an_adapter() {
+        if let Ok(device) = Device::open(DeviceKind::Wgpu) {
+            check_all(&device);
+        }
+    }
+
+    #[test]
+    fn a_stray_write_is_noticed() -> Result<()> {
+        let stray = |offset: isize| -> Result<bool> {
+            let mut t = guarded(|| Tensor::output([4]))?;
+            let p = t.as_mut_slice()?.as_mut_ptr();
+            // SAFETY: guards stand on both sides, so the address is inside the allocation.
+            unsafe { p.offset(offset).write(1.0) };
+            t.guards_hold()
+        };
+        assert!(stray(0)? && stray(3)?);
+        assert!(!stray(4)? && !stray(-1)?);
+        Ok(())
+    }
+
+    #[test]
+    fn an_unwritten_output_is_noticed() {
+        let case = Case::new("nothing", "1")
+            .inputs([random([1], 1)])
+            .run(|_| Ok(vec![Tensor::output([1])?]))
+            .reference(|_| vec![vec![0.0]]);
+        assert!(matches!(case.check(&Device::Cpu, false).verdict, Verdict::Failed { .. }));
+    }
+}
