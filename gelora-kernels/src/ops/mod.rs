@@ -1,12 +1,35 @@
 //! The operators, one room each.
 
+pub mod activation;
+pub mod adamw;
+pub mod add;
+pub mod attention;
 mod check;
+pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
 pub mod linear;
+pub mod lora_linear;
+pub mod pairwise;
+pub mod loss;
+pub mod pool;
 
 use crate::verify::Case;
 
+/// Every case of every operator, in the order of the rooms.
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
+    all.extend(activation::cases::cases());
+    all.extend(adamw::cases::cases());
+    all.extend(add::cases::cases());
+    all.extend(attention::cases::cases());
+    all.extend(dropout::cases::cases());
+    all.extend(embedding::cases::cases());
+    all.extend(layer_norm::cases::cases());
     all.extend(linear::cases::cases());
+    all.extend(lora_linear::cases::cases());
+    all.extend(pairwise::cases::cases());
+    all.extend(loss::cases::cases());
+    all.extend(pool::cases::cases());
     all
 }

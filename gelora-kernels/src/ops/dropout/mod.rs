@@ -1,0 +1,106 @@
+//! Dropout that any element can recompute: y_i = x_i m_i / (1 - p), with m_i = 1 if hash(key, i) >= floor(p 2^32), else 0.
+//!
+//! i is the flat index of the element as u32, so the mask depends on the key and the position alone: it is the same on
+//! every device and in every split of the work, and backward draws it again instead of storing it. Backward is the
+//! same function: dx = apply(dy) with the same [`Dropout`].
+//!
+//! Nothing is summed. The expected value of y is x.
+//!
+//! Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting" (JMLR 2014), in the
+//! inverted form that needs no rescaling at inference.
+
+pub(crate) mod cases;
+pub(crate) mod cpu;
+//#[cfg(any(feature = "wgpu", feature = "cuda"))]
+//pub(crate) mod gpu;
+pub mod reference;
+
+use super::check;
+use crate::random::hash;
+use crate::{Result, Tensor};
+
+/// One use of dropout: how much, and which mask.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// The probability that an element becomes 0, in [0, 1).
+    pub p: f32,
+    /// What tells this mask from others: [`crate::random::key`] of a seed, a step and a site.
+    pub key: [u32; 2],
+}
+
+impl Dropout {
+    /// floor(p 2^32): the hashes below it are dropped.
+    #[inline(always)]
+    pub(crate) fn threshold(self) -> u32 {
+        (f64::from(self.p) * 4_294_967_296.0) as u32
+    }
+
+    /// 1 / (1 - p), what a kept element is multiplied by.
+    #[inline(always)]
+    pub(crate) fn scale(self) -> f32 {
+        1.0 / (1.0 - self.p)
+    }
+
+    /// p is a probability below 1, and `len` elements have an index each.
+    pub(crate) fn check(self, op: &'static str, len: usize) -> Result<()> {
+        check::value(op, (0.0..1.0).contains(&self.p), || format!("dropout p must be in [0, 1), got {}", self.p))?;
+        check::value(op, u32::try_from(len).is_ok(), || {
+            format!("dropout indexes elements by u32, at most {} of them, got {len}", u32::MAX)
+        })
+    }
+}
+
+/// What element `index` is multiplied by: 0 or 1 / (1 - p). Everything but the hash is the same for all elements, so a
+/// loop computes it once.
+#[inline(always)]
+pub(crate) fn factor(d: Dropout, index: u32) -> f32 {
+    if hash(d.key, index) >= d.threshold() { d.scale() } else { 0.0 }
+}
+
+/// y_i = x_i m_i / (1 - p): x of any shape, f32; y alike. Its backward is dx = apply(dy) with the same `d`.
+///
+/// # Errors
+/// If p is outside [0, 1), x is not f32, or it has more than u32::MAX elements.
+///
+/// ```
+/// use gelora_kernels::ops::dropout::{Dropout, apply};
+/// use gelora_kernels::{Tensor, random};
+///
+/// let x = Tensor::from_vec(vec![3.0; 1000], [10, 100])?;
+/// let y = apply(&x, Dropout { p: 0.25, key: random::key(42, &[0]) })?.to_vec()?;
+/// assert!(y.iter().all(|&v| v == 0.0 || v == 4.0));
+/// assert!((200..300).contains(&y.iter().filter(|&&v| v == 0.0).count()));
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
+    const OP: &str = "dropout";
+    check::f32(OP, "x", x)?;
+    d.check(OP, x.len())?;
+    if d.p == 0.0 {
+        return Ok(x.clone());
+    }
+    check::cpu_only(OP, x)?;
+    cpu::apply(x, d)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::random;
+
+    #[test]
+    fn p_zero_is_the_identity_and_p_outside_is_an_error() -> Result<()> {
+        let x = random([3, 7], 1);
+        assert_eq!(apply(&x, Dropout { p: 0.0, key: [1, 2] })?.to_vec()?, x.to_vec()?);
+        for p in [-0.1, 1.0, f32::NAN] {
+            assert!(apply(&x, Dropout { p, key: [1, 2] }).is_err(), "{p}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_largest_p_still_keeps_some() {
+        let d = Dropout { p: 1.0 - f32::EPSILON / 2.0, key: [1, 2] };
+        assert!(d.check("dropout", 1).is_ok() && d.threshold() < u32::MAX && d.scale().is_finite());
+    }
+}

@@ -1,0 +1,42 @@
+use super::{forward, reference};
+use crate::DType;
+use crate::random::Stream;
+use crate::verify::{Case, random};
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (n, c, v) in [(1, 1, 1), (7, 3, 65), (257, 63, 100), (64, 384, 3000)] {
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let mut stream = Stream::new(9);
+            let words: Vec<u32> = (0..n).map(|_| stream.below(v) as u32).collect();
+            let types: Vec<u32> = (0..n).map(|_| stream.below(2) as u32).collect();
+            let (words_want, types_want) = (words.clone(), types.clone());
+            let Ok(table) = random([v, c], 1).to_dtype(dtype) else { continue };
+            all.push(
+                Case::new("embedding", format!("{n}x{c} of {v} + 2"))
+                    .dtype(dtype)
+                    .inputs([table, random([2, c], 2)])
+                    .run(move |t| Ok(vec![forward(&[(&t[0], &words), (&t[1], &types)])?]))
+                    .reference(move |v| {
+                        vec![reference::forward(&[(&v[0], &words_want), (&v[1], &types_want)], c)]
+                    })
+                    .bound(1e-6)
+                    .work((n * c) as f64, (n * c * (dtype.size() + 8)) as f64),
+            );
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_outside_the_table_is_named() {
+        let e = forward(&[(&random([4, 2], 1), &[0, 4])]).unwrap_err().to_string();
+        assert_eq!(e, "embedding: id 4 at 1 is not below the table's 4 rows");
+        assert!(forward(&[]).is_err());
+        assert!(forward(&[(&random([4, 2], 1), &[])]).is_err());
+    }
+}

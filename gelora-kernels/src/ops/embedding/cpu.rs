@@ -1,0 +1,37 @@
+use half::{bf16, f16};
+
+use crate::cpu::for_row_blocks;
+use crate::{DType, Result, Tensor};
+
+pub fn forward(tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tensor> {
+    let mut y = Tensor::output([n, c])?;
+    let out = y.as_mut_slice()?;
+    out.fill(0.0);
+    for (table, ids) in tables {
+        let bytes = table.bytes()?;
+        let dtype = table.dtype();
+        for_row_blocks(out, c, |first, rows| {
+            for (row, &id) in rows.chunks_exact_mut(c).zip(&ids[first..]) {
+                let at = id as usize * c * dtype.size();
+                add_row(row, &bytes[at..at + c * dtype.size()], dtype);
+            }
+        });
+    }
+    Ok(y)
+}
+
+/// Only the rows that are asked for are widened: the table can be the largest tensor of a model.
+fn add_row(row: &mut [f32], bytes: &[u8], dtype: DType) {
+    match dtype {
+        DType::F32 => add(row, bytemuck::cast_slice(bytes).iter().copied()),
+        DType::Bf16 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &bf16| v.to_f32())),
+        DType::F16 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &f16| v.to_f32())),
+        DType::F64 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &f64| *v as f32)),
+    }
+}
+
+fn add(row: &mut [f32], values: impl Iterator<Item = f32>) {
+    for (y, v) in row.iter_mut().zip(values) {
+        *y += v;
+    }
+}

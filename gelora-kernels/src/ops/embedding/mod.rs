@@ -1,0 +1,37 @@
+//! Sum of table rows: y_i = sum over tables t of table_t[ids_t[i]].
+//!
+//! A BERT embedding is one call with the word, position and token-type tables. Each table (V_t, C) of any storage type, ids
+//! N of them, y (N, C). The tables are added in the order given, in f32. They are frozen, so there is no backward.
+
+pub(crate) mod cases;
+mod cpu;
+pub mod reference;
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// y (N, C), the sum of one row of each table.
+///
+/// # Errors
+/// If there is no table, their widths or the numbers of ids differ, there are no ids, or an id is not below its table's
+/// number of rows.
+pub fn forward(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
+    const OP: &str = "embedding";
+    check::value(OP, !tables.is_empty(), || "needs at least one table".into())?;
+    let (first, first_ids) = tables[0];
+    check::value(OP, !first_ids.is_empty(), || "needs at least one id".into())?;
+    let (_, c) = check::matrix(OP, "table", first)?;
+    for (table, ids) in tables {
+        let (v, _) = check::matrix(OP, "table", table)?;
+        check::shape(OP, "table", table, &[v, c])?;
+        check::same_device(OP, &[first, table])?;
+        check::value(OP, ids.len() == first_ids.len(), || {
+            format!("every table needs as many ids, got {} and {}", first_ids.len(), ids.len())
+        })?;
+        if let Some((i, id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= v) {
+            return Err(crate::Error::Value { op: OP, message: format!("id {id} at {i} is not below the table's {v} rows") });
+        }
+    }
+    check::cpu_only(OP, first)?;
+    cpu::forward(tables, first_ids.len(), c)
+}

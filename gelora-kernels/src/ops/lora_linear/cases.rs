@@ -1,0 +1,112 @@
+use super::{Gradients, LoraLinear, reference};
+use crate::ops::dropout::Dropout;
+use crate::random::key;
+use crate::verify::{Case, random};
+use crate::{DType, Tensor};
+
+/// One shape and what varies with it.
+#[derive(Clone, Copy)]
+struct Setup {
+    n: usize,
+    c_in: usize,
+    c_out: usize,
+    r: usize,
+    bias: bool,
+    p: f32,
+    dtype: DType,
+}
+
+pub fn cases() -> Vec<Case> {
+    use DType::{Bf16, F16, F32};
+    let setup = |(n, c_in, c_out, r), bias, p, dtype| Setup { n, c_in, c_out, r, bias, p, dtype };
+    let real = (64, 384, 384, 8);
+    [
+        setup((1, 1, 1, 1), false, 0.0, F32),
+        setup((1, 7, 3, 1), true, 0.0, F32),
+        setup((3, 7, 48, 3), true, 0.5, F32),
+        setup((48, 63, 64, 1), false, 0.1, F32),
+        setup((63, 64, 65, 3), true, 0.0, F32),
+        setup((65, 104, 63, 8), false, 0.0, F32),
+        setup((65, 104, 63, 8), true, 0.1, F16),
+        setup((65, 104, 63, 8), true, 0.1, Bf16),
+        setup((257, 48, 104, 8), true, 0.25, F32),
+        setup((64, 65, 257, 64), true, 0.0, F32),
+        setup((7, 257, 48, 64), false, 0.9, F32),
+        setup(real, false, 0.0, F32),
+        setup(real, true, 0.1, F32),
+        setup(real, true, 0.0, Bf16),
+        setup(real, true, 0.0, F16),
+    ]
+    .into_iter()
+    .flat_map(of)
+    .collect()
+}
+
+fn of(setup: Setup) -> Vec<Case> {
+    let Setup { n, c_in, c_out, r, bias, p, dtype } = setup;
+    let scaling = 16.0 / r as f32;
+    let dropout = (p > 0.0).then(|| Dropout { p, key: key(5, &[n as u64]) });
+    let shape = format!("{n}x{c_in}->{c_out} r{r}{}{}", if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
+    let weight = random([c_out, c_in], 2).to_dtype(dtype).expect("a CPU tensor converts");
+    let inputs = [
+        random([n, c_in], 1),
+        weight,
+        random([r, c_in], 3),
+        random([c_out, r], 4),
+        random([c_out], 5),
+        random([n, c_out], 6),
+    ];
+    let layer = move |t: &[Tensor], f: &dyn Fn(LoraLinear<'_>) -> crate::Result<Vec<Tensor>>| {
+        f(LoraLinear { weight: &t[1], bias: bias.then_some(&t[4]), a: &t[2], b: &t[3], scaling, dropout })
+    };
+    let s = f64::from(scaling);
+    let gradients = move |v: &[Vec<f64>]| reference::backward(&v[0], &v[5], &v[1], &v[2], &v[3], s, dropout, c_in);
+    let (base, adapter) = (2.0 * (n * c_in * c_out) as f64, 2.0 * (n * r * (c_in + c_out)) as f64);
+    let activations = 4.0 * (n * (c_in + c_out)) as f64;
+    let parameters = 4.0 * (r * (c_in + c_out)) as f64;
+    let bytes = activations + parameters + (dtype.size() * c_in * c_out) as f64;
+    vec![
+        Case::new("lora_linear", &shape)
+            .dtype(dtype)
+            .inputs(inputs.clone())
+            .run(move |t| layer(t, &|l| l.forward(&t[0]).map(|(y, saved)| vec![y, saved.xa])))
+            .reference(move |v| {
+                let bias = bias.then_some(&v[4][..]);
+                let (y, xa) = reference::forward(&v[0], &v[1], bias, &v[2], &v[3], s, dropout, c_in);
+                vec![y, xa]
+            })
+            .bound(2e-6)
+            .work(base + adapter, bytes),
+        Case::new("lora_linear.backward", &shape)
+            .dtype(dtype)
+            .inputs(inputs.clone())
+            .run(move |t| {
+                layer(t, &|l| {
+                    let (_, saved) = l.forward(&t[0])?;
+                    let Gradients { dx, da, db } = l.backward(&t[0], &t[5], saved)?;
+                    Ok(vec![dx, da, db])
+                })
+            })
+            .reference(move |v| {
+                let (dx, da, db) = gradients(v);
+                vec![dx, da, db]
+            })
+            .bound(4e-6)
+            .work(2.0 * base + 3.0 * adapter, 2.0 * bytes),
+        Case::new("lora_linear.backward_parameters", &shape)
+            .dtype(dtype)
+            .inputs(inputs)
+            .run(move |t| {
+                layer(t, &|l| {
+                    let (_, saved) = l.forward(&t[0])?;
+                    l.backward_parameters(&t[0], &t[5], saved).map(|(da, db)| vec![da, db])
+                })
+            })
+            .reference(move |v| {
+                let (_, da, db) = gradients(v);
+                vec![da, db]
+            })
+            .bound(4e-6)
+            .work(base + 3.0 * adapter, bytes),
+    ]
+}

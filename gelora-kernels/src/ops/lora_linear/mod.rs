@@ -1,0 +1,203 @@
+//! A frozen affine map with a low-rank adapter: y = x W^T + b + s drop(x) A^T B^T.
+//!
+//! x (N, C_in), W (C_out, C_in) frozen, b (C_out) frozen, A (R, C_in), B (C_out, R), y (N, C_out); s is the scaling,
+//! alpha / R or alpha / sqrt(R). drop is [`dropout`](super::dropout) on the adapter's path alone.
+//!
+//! With dY (N, C_out) given and xa = drop(x) A^T saved by the forward pass:
+//!
+//!     dxa = s dY B                       (N, R)
+//!     dB  = s dY^T xa                    (C_out, R)
+//!     dA  = dxa^T drop(x)                (R, C_in)
+//!     dX  = dY W + mask / (1 - p) * (dxa A)
+//!
+//! W and b get no gradient, and a dense B A is never formed: the adapter costs 2 N R (C_in + C_out) operations forward.
+//!
+//! Accumulation: f32 throughout. CPU: sums over channels in the order of the GEMM crate; dA and dB in blocks of rows
+//! whose number depends on N alone, added in order. No atomics, so a gradient is the same on every run.
+//!
+//! Source: Hu et al., "LoRA: low-rank adaptation of large language models" (arXiv 2106.09685), section 4.1; s with
+//! sqrt(R) from Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA" (arXiv 2312.03732).
+
+pub(crate) mod cases;
+mod cpu;
+//#[cfg(any(feature = "wgpu", feature = "cuda"))]
+//mod gpu;
+pub mod reference;
+
+use super::check;
+use super::dropout::Dropout;
+use crate::{Result, Tensor};
+
+/// The frozen weight and the adapter, borrowed for one call.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraLinear<'a> {
+    /// W (C_out, C_in), of any storage type.
+    pub weight: &'a Tensor,
+    /// b (C_out), f32.
+    pub bias: Option<&'a Tensor>,
+    /// A (R, C_in), f32.
+    pub a: &'a Tensor,
+    /// B (C_out, R), f32.
+    pub b: &'a Tensor,
+    /// s = alpha / R, or alpha / sqrt(R).
+    pub scaling: f32,
+    /// Dropout before A, while training.
+    pub dropout: Option<Dropout>,
+}
+
+/// What the forward pass leaves for the backward pass.
+#[derive(Debug)]
+pub struct Saved {
+    /// xa = drop(x) A^T (N, R).
+    pub xa: Tensor,
+}
+
+/// The gradients of one call.
+#[derive(Debug)]
+pub struct Gradients {
+    /// dX (N, C_in).
+    pub dx: Tensor,
+    /// dA (R, C_in).
+    pub da: Tensor,
+    /// dB (C_out, R).
+    pub db: Tensor,
+}
+
+/// The sizes of one call.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    n: usize,
+    c_in: usize,
+    c_out: usize,
+    r: usize,
+}
+
+impl LoraLinear<'_> {
+    /// y = x W^T + b + s drop(x) A^T B^T: x (N, C_in) f32; y (N, C_out).
+    ///
+    /// # Errors
+    /// If shapes, types or devices do not fit together, or p of the dropout is outside [0, 1).
+    ///
+    /// ```
+    /// use gelora_kernels::{Tensor, ops::lora_linear::LoraLinear};
+    ///
+    /// let weight = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2])?;
+    /// let (a, b) = (Tensor::from_vec(vec![1.0, 1.0], [1, 2])?, Tensor::from_vec(vec![0.5, -0.5], [2, 1])?);
+    /// let layer = LoraLinear { weight: &weight, bias: None, a: &a, b: &b, scaling: 2.0, dropout: None };
+    /// let (y, saved) = layer.forward(&Tensor::from_vec(vec![3.0, 4.0], [1, 2])?)?;
+    /// assert_eq!(saved.xa.to_vec()?, [7.0]); // x A^T
+    /// assert_eq!(y.to_vec()?, [3.0 + 7.0, 4.0 - 7.0]); // x + 2 * 7 * B^T
+    /// # Ok::<(), gelora_kernels::Error>(())
+    /// ```
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
+        const OP: &str = "lora_linear";
+        let sizes = self.check(OP, x)?;
+        check::cpu_only(OP, x)?;
+        let (y, xa) = cpu::forward(self, x, sizes)?;
+        Ok((y, Saved { xa }))
+    }
+
+    /// dX, dA and dB: x (N, C_in) as in the forward pass, dy (N, C_out), and what the forward pass saved.
+    ///
+    /// # Errors
+    /// As [`LoraLinear::forward`].
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, saved: Saved) -> Result<Gradients> {
+        const OP: &str = "lora_linear.backward";
+        let sizes = self.check_backward(OP, x, dy, &saved)?;
+        check::cpu_only(OP, x)?;
+        let dxa = cpu::d_xa(self, dy, sizes)?;
+        let (da, db) = cpu::d_parameters(self, x, dy, &saved.xa, &dxa, sizes)?;
+        Ok(Gradients { dx: cpu::d_input(self, dy, &dxa, sizes)?, da, db })
+    }
+
+    /// (dA, dB) alone, for the lowest layer with an adapter: nothing below it wants dX.
+    ///
+    /// # Errors
+    /// As [`LoraLinear::forward`].
+    pub fn backward_parameters(&self, x: &Tensor, dy: &Tensor, saved: Saved) -> Result<(Tensor, Tensor)> {
+        const OP: &str = "lora_linear.backward_parameters";
+        let sizes = self.check_backward(OP, x, dy, &saved)?;
+        check::cpu_only(OP, x)?;
+        cpu::d_parameters(self, x, dy, &saved.xa, &cpu::d_xa(self, dy, sizes)?, sizes)
+    }
+
+    fn check(&self, op: &'static str, x: &Tensor) -> Result<Sizes> {
+        let (c_out, c_in) = check::matrix(op, "W", self.weight)?;
+        let (n, _) = check::matrix(op, "x", x)?;
+        let (r, _) = check::matrix(op, "A", self.a)?;
+        check::shape(op, "x", x, &[n, c_in])?;
+        check::shape(op, "A", self.a, &[r, c_in])?;
+        check::shape(op, "B", self.b, &[c_out, r])?;
+        for (name, t) in [("x", x), ("A", self.a), ("B", self.b)] {
+            check::f32(op, name, t)?;
+        }
+        check::same_device(op, &[x, self.weight, self.a, self.b])?;
+        if let Some(bias) = self.bias {
+            check::shape(op, "b", bias, &[c_out])?;
+            check::same_device(op, &[x, bias])?;
+        }
+        if let Some(d) = self.dropout {
+            d.check(op, n * c_in)?;
+        }
+        Ok(Sizes { n, c_in, c_out, r })
+    }
+
+    fn check_backward(&self, op: &'static str, x: &Tensor, dy: &Tensor, saved: &Saved) -> Result<Sizes> {
+        let sizes = self.check(op, x)?;
+        check::shape(op, "dy", dy, &[sizes.n, sizes.c_out])?;
+        check::f32(op, "dy", dy)?;
+        check::shape(op, "xa", &saved.xa, &[sizes.n, sizes.r])?;
+        check::same_device(op, &[x, dy, &saved.xa])?;
+        Ok(sizes)
+    }
+
+    /// Dropout, unless it would be the identity.
+    fn active_dropout(&self) -> Option<Dropout> {
+        self.dropout.filter(|d| d.p > 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::random;
+
+    #[test]
+    fn misfits_are_named() {
+        let (w, a, b, x) = (random([5, 4], 1), random([2, 3], 2), random([5, 2], 3), random([6, 4], 4));
+        let layer = LoraLinear { weight: &w, bias: None, a: &a, b: &b, scaling: 1.0, dropout: None };
+        let message = layer.forward(&x).unwrap_err().to_string();
+        assert_eq!(message, "lora_linear: A must be [2, 4], got [2, 3]");
+    }
+
+    /// Directional derivatives in f64 through the reference against the gradients of the f32 path.
+    #[test]
+    fn gradients_are_those_of_the_forward_pass() -> Result<()> {
+        let (n, c_in, c_out, r) = (5, 6, 4, 3);
+        let (x, w, a, b) = (random([n, c_in], 1), random([c_out, c_in], 2), random([r, c_in], 3), random([c_out, r], 4));
+        let dy = random([n, c_out], 5);
+        let dropout = Some(Dropout { p: 0.3, key: [7, 8] });
+        let layer = LoraLinear { weight: &w, bias: None, a: &a, b: &b, scaling: 1.5, dropout };
+        let (_, saved) = layer.forward(&x)?;
+        let g = layer.backward(&x, &dy, saved)?;
+        let dyv = dy.to_vec_f64()?;
+        let loss = |x: &[f64], a: &[f64], b: &[f64]| -> f64 {
+            let w = w.to_vec_f64().unwrap();
+            let y = reference::forward(x, &w, None, a, b, 1.5, dropout, c_in).0;
+            y.iter().zip(&dyv).map(|(y, d)| y * d).sum()
+        };
+        let values = [x.to_vec_f64()?, a.to_vec_f64()?, b.to_vec_f64()?];
+        for (which, gradient) in [&g.dx, &g.da, &g.db].into_iter().enumerate() {
+            for (i, got) in gradient.to_vec_f64()?.into_iter().enumerate() {
+                let at = |h: f64| {
+                    let mut v = values.clone();
+                    v[which][i] += h;
+                    loss(&v[0], &v[1], &v[2])
+                };
+                let want = (at(1e-4) - at(-1e-4)) / 2e-4;
+                assert!((got - want).abs() < 1e-4 * (1.0 + want.abs()), "{which} {i}: {got} {want}");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! Training losses with their gradients, each the mean over the B rows of a batch.
+//!
+//! - cross entropy: -1/B sum_b ln softmax(logits_b)[label_b]; d_logits = (softmax - one-hot) / B.
+//! - squared error: 1/B sum_b (prediction_b - target_b)^2; d_prediction = 2 (prediction - target) / B.
+//!
+//! logits (B, K), prediction (B, 1); the loss is in nats, or in squared units of the target. Sums over rows in f64.
+
+pub(crate) mod cases;
+mod cpu;
+pub mod reference;
+
+use super::check;
+use crate::{Result, Tensor};
+
+/// (loss as one value, d_logits (B, K)): logits (B, K), a label below K for each row.
+///
+/// # Errors
+/// If the number of labels differs from B, a label is not below K, or logits are not f32.
+pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "cross_entropy";
+    let (b, k) = check::matrix(OP, "logits", logits)?;
+    check::f32(OP, "logits", logits)?;
+    check::value(OP, labels.len() == b, || format!("{b} rows of logits need as many labels, got {}", labels.len()))?;
+    check::value(OP, labels.iter().all(|l| *l < k), || format!("labels must be below {k}, got {:?}", labels.iter().max()))?;
+    check::cpu_only(OP, logits)?;
+    cpu::cross_entropy(logits, labels)
+}
+
+/// (loss as one value, d_prediction (B, 1)): prediction (B, 1), a finite target for each row.
+///
+/// # Errors
+/// If the number of targets differs from B, a target is not finite, or the prediction is not f32.
+pub fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "squared_error";
+    check::shape(OP, "prediction", prediction, &[targets.len(), 1])?;
+    check::f32(OP, "prediction", prediction)?;
+    check::value(OP, targets.iter().all(|t| t.is_finite()), || "targets must be finite".into())?;
+    check::cpu_only(OP, prediction)?;
+    cpu::squared_error(prediction, targets)
+}

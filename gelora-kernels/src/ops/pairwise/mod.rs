@@ -1,0 +1,180 @@
+//! Euclidean distances between points, and every point's nearest neighbours.
+//!
+//! x (N, D), y (M, D): d_ij = sqrt(sum over c of (x_ic - y_jc)^2), in the units of the points.
+//!
+//! r1 and r2, a point's distances to its two nearest neighbours, are all that the TwoNN estimate of intrinsic dimension
+//! sees. Near duplicates, or a cloud far from the origin, make |x|^2 + |y|^2 - 2 x.y a difference of near-equal numbers
+//! whose f32 value can be all rounding. So every distance that leaves here is a sum of (x - y)^2, right relative to
+//! itself; on the CPU the matrix product only shortlists, and a bound on its rounding proves for every point that no
+//! other point was nearer (see `cpu_nearest.rs`).
+//!
+//! Accumulation: [`distances`] in f32 (in f64 if a set is f64), [`nearest`] in f64 on the CPU, in f32 on a GPU. On a GPU
+//! points are f32 and differences are taken before squaring, so a cloud far from the origin loses nothing that its f32
+//! points had not lost; for f64 points subtract the mean in f64 first ([`centred`]). Squares of differences outside
+//! 1e-19..1e19 (f32) or 1e-150..1e150 (f64) leave the range of their type.
+//!
+//! Source: Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood information"
+//! (Scientific Reports 2017), for r1 and r2; Higham, "Accuracy and stability of numerical algorithms" (2002), section
+//! 3.1, for the rounding of an inner product.
+
+pub(crate) mod cases;
+mod cpu;
+mod cpu_nearest;
+//#[cfg(any(feature = "wgpu", feature = "cuda"))]
+//mod gpu;
+pub mod reference;
+
+use super::check;
+use crate::{DType, Error, Result, Tensor};
+
+/// The k nearest other points of every point.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Neighbours {
+    /// Neighbours per point.
+    pub k: usize,
+    /// (N, k): rows of the neighbours, nearest first; among equal distances the lower row first.
+    pub indices: Vec<u32>,
+    /// (N, k): distances, not squared.
+    pub distances: Vec<f64>,
+}
+
+/// All distances between two sets: x (N, D), y (M, D), each f32 or f64; the result (N, M) in f32, squared if asked for.
+///
+/// # Errors
+/// If shapes, types or devices do not fit together.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::pairwise};
+///
+/// let x = Tensor::from_vec(vec![0.0, 0.0, 3.0, 4.0], [2, 2])?;
+/// assert_eq!(pairwise::distances(&x, &x, false)?.to_vec()?, [0.0, 5.0, 5.0, 0.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+pub fn distances(x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
+    const OP: &str = "pairwise.distances";
+    let (n, dim) = points(OP, "x", x)?;
+    let (m, _) = points(OP, "y", y)?;
+    check::shape(OP, "y", y, &[m, dim])?;
+    check::same_device(OP, &[x, y])?;
+    check::cpu_only(OP, x)?;
+    cpu::distances(x, y, n, m, dim, squared)
+}
+
+/// The k nearest other points of every point: points (N, D), f32 or f64, k from 1 to N - 1.
+///
+/// A point is not its own neighbour, but a duplicate of it is, at distance 0. Memory is O(N k), never N x N.
+///
+/// # Errors
+/// If k is out of range (a GPU takes up to 16), or a value is not finite; the message names its row.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::pairwise};
+///
+/// let points = Tensor::from_vec(vec![0.0, 1.0, 3.0], [3, 1])?;
+/// let found = pairwise::nearest(&points, 2)?;
+/// assert_eq!(found.indices, [1, 2, 0, 2, 1, 0]);
+/// assert_eq!(found.distances, [1.0, 3.0, 1.0, 2.0, 2.0, 3.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
+    const OP: &str = "pairwise.nearest";
+    let (n, dim) = self::points(OP, "points", points)?;
+    check::value(OP, (1..n).contains(&k), || {
+        format!("k must be from 1 to the number of other points, got k = {k} with {n} points")
+    })?;
+    check::value(OP, u32::try_from(n).is_ok(), || format!("at most {} points, got {n}", u32::MAX))?;
+    check::cpu_only(OP, points)?;
+    match points.as_f64() {
+        Some(values) => cpu_nearest::nearest(OP, values, n, dim, k),
+        None => cpu_nearest::nearest(OP, points.as_slice()?, n, dim, k),
+    }
+}
+
+/// The points with their mean subtracted in f64, as f32 on the CPU: the same distances for a device without f64.
+///
+/// # Errors
+/// If the points are not a matrix of f32 or f64, or a value is not finite; the message names its row.
+pub fn centred(points: &Tensor) -> Result<Tensor> {
+    const OP: &str = "pairwise.centred";
+    let (n, dim) = self::points(OP, "points", points)?;
+    let values = points.to_vec_f64()?;
+    let mean = cpu_nearest::mean(OP, &values, n, dim)?;
+    let centred = values.chunks_exact(dim).flat_map(|row| row.iter().zip(&mean).map(|(v, m)| (v - m) as f32));
+    Tensor::from_vec(centred.collect(), [n, dim])
+}
+
+/// (N, D) of a matrix of f32 or f64.
+fn points(op: &'static str, name: &'static str, t: &Tensor) -> Result<(usize, usize)> {
+    match t.dtype() {
+        DType::F32 | DType::F64 => check::matrix(op, name, t),
+        got => Err(Error::DType { op, name, expected: "f32 or f64", got }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::random;
+    use proptest::prelude::*;
+
+    fn matches_brute_force(values: Vec<f64>, n: usize, dim: usize, k: usize) {
+        let (distances, indices) = reference::nearest(&values, dim, k);
+        let found = nearest(&Tensor::from_f64(values, [n, dim]).unwrap(), k).unwrap();
+        assert_eq!(found.indices, indices);
+        for (got, want) in found.distances.iter().zip(&distances) {
+            assert!((got - want).abs() <= 1e-14 * want, "{got} {want}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Points on a coarse grid: many duplicates, many ties, and an outlier that inflates every norm.
+        #[test]
+        fn nearest_is_brute_force_on_a_grid(n in 2usize..150, dim in 1usize..5, k in 1usize..8, seed in any::<u64>(), far in 0u32..2) {
+            let mut s = crate::random::Stream::new(seed);
+            let mut values: Vec<f64> = (0..n * dim).map(|_| s.below(4) as f64).collect();
+            values[0] += 1e6 * f64::from(far);
+            matches_brute_force(values, n, dim, k.min(n - 1));
+        }
+
+        /// Clouds of any scale, anywhere.
+        #[test]
+        fn nearest_is_brute_force_on_clouds(n in 2usize..150, dim in 1usize..40, k in 1usize..8, seed in any::<u64>(),
+                                            log_spread in -40i32..40, offset in -1e4..1e4) {
+            let mut s = crate::random::Stream::new(seed);
+            let spread = 10f64.powi(log_spread);
+            let values = (0..n * dim).map(|_| spread * (s.normal() + offset)).collect();
+            matches_brute_force(values, n, dim, k.min(n - 1));
+        }
+    }
+
+    #[test]
+    fn k_and_non_finite_values_are_checked() -> Result<()> {
+        let x = random([5, 3], 1);
+        assert!(nearest(&x, 0).is_err() && nearest(&x, 4).is_ok());
+        assert!(nearest(&x, 5).unwrap_err().to_string().contains("k = 5 with 5 points"));
+        let mut x = x;
+        x.as_mut_slice()?[7] = f32::NAN;
+        assert!(nearest(&x, 1).unwrap_err().to_string().contains("row 2"));
+        Ok(())
+    }
+
+    #[test]
+    fn clusters_tighter_than_the_shortlist_can_tell_apart() {
+        // 40 points within 1e-9 of each of 3 centres: every row needs the exact pass.
+        let mut s = crate::random::Stream::new(9);
+        let centres: Vec<f64> = (0..3 * 20).map(|_| s.normal()).collect();
+        let values = (0..120).flat_map(|i| centres[i % 3 * 20..][..20].to_vec()).map(|c| c + 1e-9 * s.normal()).collect();
+        matches_brute_force(values, 120, 20, 5);
+    }
+
+    #[test]
+    fn centred_keeps_distances() -> Result<()> {
+        let far = Tensor::from_f64(vec![1e9, 1e9 + 1.0, 1e9 + 3.0], [3, 1])?;
+        let near = centred(&far)?;
+        assert_eq!(nearest(&near, 2)?.indices, nearest(&far, 2)?.indices);
+        assert!((near.to_vec()?.iter().sum::<f32>()).abs() < 1e-6);
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! From the tokens of each sequence to one vector: their mean, or chosen rows (first token, last token, any).
+//!
+//! mean: y_b = 1/T_b sum of the rows of sequence b; its backward dx_i = dy_b / T_b for every row i of b.
+//! rows: y_b = x[rows_b]; its backward puts dy_b in row rows_b of a zero matrix (rows are distinct).
+//!
+//! x (N, C), y (B, C). A mean is summed over rows in ascending order, in f32.
+
+pub(crate) mod cases;
+mod cpu;
+pub mod reference;
+
+use super::check;
+use crate::{Offsets, Result, Tensor};
+
+/// The mean of each sequence's rows: x (N, C) -> (B, C).
+///
+/// # Errors
+/// If x does not have the sequences' number of rows or is not f32.
+pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
+    const OP: &str = "pool.mean";
+    let (_, c) = check::matrix(OP, "x", x)?;
+    check::shape(OP, "x", x, &[sequences.tokens(), c])?;
+    check::f32(OP, "x", x)?;
+    check::cpu_only(OP, x)?;
+    cpu::mean(x, sequences)
+}
+
+/// Backward of [`mean`]: dy (B, C) -> dx (N, C).
+///
+/// # Errors
+/// If dy does not have a row for each sequence or is not f32.
+pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
+    const OP: &str = "pool.mean_backward";
+    let (_, c) = check::matrix(OP, "dy", dy)?;
+    check::shape(OP, "dy", dy, &[sequences.sequences(), c])?;
+    check::f32(OP, "dy", dy)?;
+    check::cpu_only(OP, dy)?;
+    cpu::mean_backward(dy, sequences)
+}
+
+/// The chosen rows: x (N, C) -> (number of rows, C).
+///
+/// # Errors
+/// If no row is chosen, one is not below N, or x is not f32.
+pub fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    const OP: &str = "pool.rows";
+    let (n, _) = check::matrix(OP, "x", x)?;
+    check::f32(OP, "x", x)?;
+    check_rows(OP, rows, n)?;
+    check::cpu_only(OP, x)?;
+    cpu::rows(x, rows)
+}
+
+/// Backward of [`rows`] with distinct ascending rows: dy (number of rows, C) -> dx (n, C).
+///
+/// # Errors
+/// If the rows are not ascending or not below n, or dy does not have one row for each.
+pub fn rows_backward(dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
+    const OP: &str = "pool.rows_backward";
+    let (_, c) = check::matrix(OP, "dy", dy)?;
+    check::shape(OP, "dy", dy, &[rows.len(), c])?;
+    check::f32(OP, "dy", dy)?;
+    check_rows(OP, rows, n)?;
+    check::value(OP, rows.windows(2).all(|w| w[0] < w[1]), || "rows must ascend".into())?;
+    check::cpu_only(OP, dy)?;
+    cpu::rows_backward(dy, rows, n)
+}
+
+fn check_rows(op: &'static str, rows: &[usize], n: usize) -> Result<()> {
+    check::value(op, !rows.is_empty(), || "needs at least one row".into())?;
+    check::value(op, rows.iter().all(|r| *r < n), || format!("rows must be below {n}, got {:?}", rows.iter().max()))
+}
