@@ -1,1 +1,49 @@
-//! placeholder
+//! A minimal transformer: load one from a Hugging Face folder, take its hidden states, train LoRA adapters and a task head
+//! with explicit backward functions, and write the result back.
+//!
+//! - [`Encoder`]: embeddings, blocks, hidden states.
+//! - [`Classifier`]: an encoder with a task head, in training or not; loss, gradients and logits.
+//! - [`optim`]: AdamW over named parameters, the schedule, clipping.
+//! - A family (BERT, ...) is one file under `family/` that translates a config.json and weight names into an encoder; no
+//!   model code is copied per family.
+//!
+//! Training has no tape. `forward` returns what the matching `backward` needs as a typed value, which `backward` takes by
+//! value: a second backward pass does not compile, and activations are freed on the way down. Frozen weights have no
+//! gradient code.
+//!
+//! A batch is unpadded (see [`gelora_kernels::Offsets`]): [`Batch`] holds its tokens one sequence after the other.
+//!
+//! ```no_run
+//! use gelora_kernels::ops::pool;
+//! use gelora_model::{Batch, Encoder};
+//!
+//! let encoder = Encoder::load("all-MiniLM-L6-v2".as_ref())?;
+//! let batch = Batch::new(&[(vec![101, 7592, 102], vec![0, 0, 0])])?;
+//! encoder.hidden_states(&batch, |state, tokens| {
+//!     let point = pool::mean(tokens, batch.sequences())?; // (1, D)
+//!     println!("state {state}: {:?}", &point.to_vec()?[..4]);
+//!     Ok(())
+//! })?;
+//! # Ok::<(), gelora_model::Error>(())
+//! ```
+
+mod batch;
+mod block;
+mod classifier;
+mod config;
+mod encoder;
+mod error;
+mod family;
+mod linear;
+mod norm;
+pub mod optim;
+mod pass;
+mod weights;
+
+pub use batch::Batch;
+pub use classifier::{Classifier, Targets, Task};
+pub use config::Config;
+pub use encoder::{Encoder, LinearInfo};
+pub use error::{Error, Result};
+pub use linear::{Grads, Linear};
+pub use pass::Pass;

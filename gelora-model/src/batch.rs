@@ -1,0 +1,55 @@
+use gelora_kernels::Offsets;
+
+use crate::{Error, Result};
+
+/// Sequences of tokens, one after the other, without padding.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    ids: Vec<u32>,
+    types: Vec<u32>,
+    positions: Vec<u32>,
+    sequences: Offsets,
+}
+
+impl Batch {
+    /// A batch of (token ids, token type ids), each pair of one length, special tokens included.
+    ///
+    /// # Errors
+    /// If there is no sequence, one is empty, or the two lengths of a pair differ.
+    pub fn new<I: AsRef<[u32]>, T: AsRef<[u32]>>(sequences: &[(I, T)]) -> Result<Self> {
+        let lengths: Vec<usize> = sequences.iter().map(|(ids, _)| ids.as_ref().len()).collect();
+        let offsets = Offsets::from_lengths(&lengths)?;
+        let mut batch = Self { ids: Vec::new(), types: Vec::new(), positions: Vec::new(), sequences: offsets };
+        for (i, (ids, types)) in sequences.iter().enumerate() {
+            let (ids, types) = (ids.as_ref(), types.as_ref());
+            if ids.len() != types.len() {
+                let message = format!("sequence {i} has {} token ids and {} type ids", ids.len(), types.len());
+                return Err(Error::Value(message));
+            }
+            batch.ids.extend_from_slice(ids);
+            batch.types.extend_from_slice(types);
+            batch.positions.extend(0..ids.len() as u32);
+        }
+        Ok(batch)
+    }
+
+    /// Token ids, N of them.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Token type ids, N of them.
+    pub fn types(&self) -> &[u32] {
+        &self.types
+    }
+
+    /// The position of each token in its sequence.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// Where each sequence begins.
+    pub fn sequences(&self) -> &Offsets {
+        &self.sequences
+    }
+}

@@ -1,0 +1,153 @@
+use std::path::Path;
+
+use gelora_kernels::Tensor;
+use gelora_kernels::ops::dropout::Dropout;
+use gelora_kernels::ops::embedding;
+
+use crate::block::{Block, Saved as BlockSaved};
+use crate::family::{self, Tables};
+use crate::linear::{Grads, Linear};
+use crate::norm::LayerNorm;
+use crate::pass::{self, Pass, Site};
+use crate::weights::Weights;
+use crate::{Batch, Config, Error, Result};
+
+/// A transformer encoder: embeddings and L blocks, so L + 1 hidden states.
+pub struct Encoder {
+    config: Config,
+    prefix: &'static str,
+    tables: Tables,
+    norm: LayerNorm,
+    blocks: Vec<Block>,
+    pub(crate) pooler: Option<Linear>,
+}
+
+/// A linear module that can carry an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearInfo {
+    /// Its full name inside the task model.
+    pub name: String,
+    /// Its block, or None outside the blocks (the pooler).
+    pub layer: Option<usize>,
+    /// C_in.
+    pub c_in: usize,
+    /// C_out.
+    pub c_out: usize,
+}
+
+/// What [`Encoder::backward`] needs.
+pub(crate) struct Saved {
+    /// The lowest block with an adapter and all above it.
+    blocks: Vec<BlockSaved>,
+}
+
+impl Encoder {
+    /// Loads a Hugging Face folder: config.json and model.safetensors, single or sharded.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, the family is not supported, or a tensor is missing or of the wrong shape.
+    pub fn load(model: &Path) -> Result<Self> {
+        let config = Config::load(model)?;
+        Self::from_weights(config, &mut Weights::open(model)?)
+    }
+
+    pub(crate) fn from_weights(config: Config, weights: &mut Weights) -> Result<Self> {
+        let parts = family::load(&config, weights)?;
+        let family::Parts { prefix, tables, norm, blocks, pooler } = parts;
+        Ok(Self { config, prefix, tables, norm, blocks, pooler })
+    }
+
+    /// Sizes and options.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the encoder's module names begin with inside a task model, such as `bert.`.
+    pub fn prefix(&self) -> &'static str {
+        self.prefix
+    }
+
+    /// Every linear module, from the input up.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linears).chain(&self.pooler)
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.blocks.iter_mut().flat_map(Block::linears_mut).chain(&mut self.pooler)
+    }
+
+    /// Name, block and sizes of every linear module, from the input up.
+    pub fn linear_infos(&self) -> Vec<LinearInfo> {
+        let info = |linear: &Linear, layer| {
+            let (c_out, c_in) = (linear.weight.rows(), linear.weight.cols());
+            LinearInfo { name: linear.name.clone(), layer, c_in, c_out }
+        };
+        let blocks = self.blocks.iter().flat_map(|b| b.linears().map(|linear| info(linear, Some(b.index))));
+        blocks.chain(self.pooler.iter().map(|p| info(p, None))).collect()
+    }
+
+    /// Calls `visit(l, state)` with each of the L + 1 hidden states (N, C), l = 0 being the embeddings. Only one state is in
+    /// memory at a time.
+    ///
+    /// # Errors
+    /// If a token id, type or position is outside its table, or `visit` fails.
+    pub fn hidden_states(&self, batch: &Batch, mut visit: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+        let pass = Pass::inference();
+        let mut x = self.embed(batch, &pass)?;
+        visit(0, &x)?;
+        for block in &self.blocks {
+            x = block.forward(&x, batch.sequences(), &pass)?.0;
+            visit(block.index + 1, &x)?;
+        }
+        Ok(())
+    }
+
+    fn embed(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        if batch.sequences().longest() > self.config.max_positions {
+            let (longest, most) = (batch.sequences().longest(), self.config.max_positions);
+            return Err(Error::Value(format!("a sequence has {longest} tokens; the model has {most} positions")));
+        }
+        let tables = &self.tables;
+        let sum = embedding::forward(&[
+            (&tables.words, batch.ids()),
+            (&tables.types, batch.types()),
+            (&tables.positions, batch.positions()),
+        ])?;
+        let dropout: Option<Dropout> = pass.dropout(Site::Embeddings, 0, self.config.hidden_dropout);
+        pass::apply(dropout, self.norm.forward(&sum, None)?.0)
+    }
+
+    /// The last hidden state (N, C), and what backward needs: nothing of blocks below the lowest one with an adapter.
+    pub(crate) fn forward(&self, batch: &Batch, pass: &Pass) -> Result<(Tensor, Saved)> {
+        let lowest = self.lowest_adapted();
+        let mut x = self.embed(batch, pass)?;
+        let mut blocks = Vec::new();
+        for block in &self.blocks {
+            let (y, saved) = block.forward(&x, batch.sequences(), pass)?;
+            if lowest.is_some_and(|lowest| block.index >= lowest) {
+                blocks.push(saved);
+            }
+            x = y;
+        }
+        Ok((x, Saved { blocks }))
+    }
+
+    /// The adapters' gradients, from the gradient of the last hidden state (N, C).
+    pub(crate) fn backward(&self, d_last: Tensor, batch: &Batch, saved: Saved, grads: &mut Grads) -> Result<()> {
+        let Some(lowest) = self.lowest_adapted() else {
+            return Ok(());
+        };
+        let mut d = d_last;
+        for (block, saved) in self.blocks[lowest..].iter().zip(saved.blocks).rev() {
+            match block.backward(&d, batch.sequences(), saved, grads, block.index > lowest)? {
+                Some(dx) => d = dx,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn lowest_adapted(&self) -> Option<usize> {
+        self.blocks.iter().position(|b| b.linears().iter().any(|linear| linear.lora.is_some()))
+    }
+}

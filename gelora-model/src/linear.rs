@@ -1,0 +1,78 @@
+use std::collections::BTreeMap;
+
+use gelora_kernels::Tensor;
+use gelora_kernels::ops::{add, linear, lora_linear};
+use gelora_lora::LoraLayer;
+
+use crate::Result;
+use crate::pass::{Pass, Site};
+
+/// Gradients by parameter name: `MODULE.lora_A.weight`, `MODULE.lora_B.weight`, `classifier.weight`, ...
+pub type Grads = BTreeMap<String, Tensor>;
+
+/// Adds to a gradient, or begins it.
+pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> Result<()> {
+    match grads.get_mut(&name) {
+        Some(sum) => add::accumulate(sum, &gradient)?,
+        None => {
+            grads.insert(name, gradient);
+        }
+    }
+    Ok(())
+}
+
+/// A frozen affine map, with a LoRA adapter or without.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// The module's full name inside the task model, such as `bert.encoder.layer.0.attention.self.query`.
+    pub name: String,
+    /// Tells this module's dropout masks from others.
+    pub(crate) index: usize,
+    /// W (C_out, C_in), frozen.
+    pub weight: Tensor,
+    /// b (C_out), frozen.
+    pub bias: Option<Tensor>,
+    /// The adapter.
+    pub lora: Option<LoraLayer>,
+}
+
+/// What [`Linear::backward`] needs: nothing, without an adapter.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    lora: Option<(Tensor, Option<[u32; 2]>, lora_linear::Saved)>,
+}
+
+impl Linear {
+    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
+        let Some(layer) = &self.lora else {
+            return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None }));
+        };
+        let key = pass.key(Site::Lora, self.index);
+        let (y, saved) = layer.bind(&self.weight, self.bias.as_ref(), key).forward(x)?;
+        Ok((y, Saved { lora: Some((x.clone(), key, saved)) }))
+    }
+
+    /// dx; the adapter's gradients go into `grads`.
+    pub(crate) fn backward(&self, dy: &Tensor, saved: Saved, grads: &mut Grads) -> Result<Tensor> {
+        let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
+            return Ok(linear::backward_input(dy, &self.weight)?);
+        };
+        let g = layer.bind(&self.weight, self.bias.as_ref(), key).backward(&x, dy, saved)?;
+        self.keep(grads, g.da, g.db)?;
+        Ok(g.dx)
+    }
+
+    /// The adapter's gradients alone, where nothing below wants dx.
+    pub(crate) fn backward_parameters(&self, dy: &Tensor, saved: Saved, grads: &mut Grads) -> Result<()> {
+        let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
+            return Ok(());
+        };
+        let (da, db) = layer.bind(&self.weight, self.bias.as_ref(), key).backward_parameters(&x, dy, saved)?;
+        self.keep(grads, da, db)
+    }
+
+    fn keep(&self, grads: &mut Grads, da: Tensor, db: Tensor) -> Result<()> {
+        accumulate(grads, format!("{}.lora_A.weight", self.name), da)?;
+        accumulate(grads, format!("{}.lora_B.weight", self.name), db)
+    }
+}

@@ -1,0 +1,105 @@
+//! AdamW over named parameters, the learning-rate schedule, and clipping.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use gelora_kernels::Tensor;
+use gelora_kernels::ops::adamw::{self, AdamW, Moments};
+use gelora_lora::files;
+
+use crate::{Error, Grads, Result};
+
+/// The factor of the learning rate at `step` of `total`, counted from 0: linear warm-up over `warmup` steps, then linear
+/// decay to 0 at `total`: min((step + 1) / warmup, (total - step) / (total - warmup)).
+///
+/// ```
+/// use gelora_model::optim::linear_schedule;
+/// assert_eq!(linear_schedule(0, 10, 2.0), 0.5);
+/// assert_eq!(linear_schedule(1, 10, 2.0), 1.0);
+/// assert_eq!(linear_schedule(6, 10, 2.0), 0.5);
+/// ```
+pub fn linear_schedule(step: usize, total: usize, warmup: f64) -> f64 {
+    let (step, total) = (step as f64, total as f64);
+    let rising = (step + 1.0) / warmup.max(1.0);
+    let falling = ((total - step) / (total - warmup).max(1.0)).max(0.0);
+    rising.min(falling)
+}
+
+/// AdamW with the state of every parameter.
+#[derive(Debug, Default)]
+pub struct Optimizer {
+    /// Settings; the learning rate is given at each step.
+    pub settings: AdamW,
+    /// Gradients with a larger global norm are scaled down to it; None for no clipping.
+    pub clip: Option<f64>,
+    t: u64,
+    moments: BTreeMap<String, Moments>,
+}
+
+impl Optimizer {
+    /// An optimizer that has not stepped yet.
+    pub fn new(settings: AdamW, clip: Option<f64>) -> Self {
+        Self { settings, clip, t: 0, moments: BTreeMap::new() }
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.t
+    }
+
+    /// One step over all parameters that have a gradient; returns the gradients' global norm before clipping.
+    ///
+    /// # Errors
+    /// If a gradient is not finite (nothing is changed then), or does not fit its parameter.
+    pub fn step(&mut self, parameters: Vec<(String, &mut Tensor)>, grads: &Grads, lr: f32) -> Result<f64> {
+        let norm = adamw::global_norm(grads.values())?;
+        if !norm.is_finite() {
+            let step = self.t + 1;
+            return Err(Error::Value(format!(
+                "step {step}: the gradient is not finite; a lower learning rate may help"
+            )));
+        }
+        // As PyTorch's clip_grad_norm_: max / (norm + 1e-6), never above 1.
+        let scale = self.clip.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0)) as f32;
+        self.t += 1;
+        for (name, parameter) in parameters {
+            let Some(gradient) = grads.get(&name) else {
+                continue;
+            };
+            let moments = match self.moments.entry(name) {
+                std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
+                std::collections::btree_map::Entry::Vacant(e) => e.insert(Moments::zeros(parameter)?),
+            };
+            adamw::step(&AdamW { lr, ..self.settings }, self.t, parameter, gradient, scale, moments)?;
+        }
+        Ok(norm)
+    }
+
+    /// Writes the moments; the number of steps is for the caller to keep.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let all = self.moments.iter().flat_map(|(name, s)| [(format!("{name}.m"), &s.m), (format!("{name}.v"), &s.v)]);
+        Ok(files::write_tensors(path, all)?)
+    }
+
+    /// Reads back what [`Optimizer::save`] wrote after `steps` steps.
+    ///
+    /// # Errors
+    /// If the file cannot be read or a moment lacks its twin.
+    pub fn restore(&mut self, path: &Path, steps: u64) -> Result<()> {
+        let mut tensors = files::read_tensors(path, |_| true)?;
+        let names: Vec<String> = tensors.keys().filter_map(|n| Some(n.strip_suffix(".m")?.to_string())).collect();
+        self.moments.clear();
+        for name in names {
+            let m = tensors.remove(&format!("{name}.m"));
+            let (Some(m), Some(v)) = (m, tensors.remove(&format!("{name}.v"))) else {
+                return Err(Error::file(path, format!("{name} needs both .m and .v")));
+            };
+            self.moments.insert(name, Moments { m, v });
+        }
+        self.t = steps;
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+use gelora_kernels::ops::dropout::{self, Dropout};
+use gelora_kernels::{Tensor, random};
+
+use crate::Result;
+
+/// Where dropout happens, so that each place has a mask of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Site {
+    Embeddings,
+    AttentionProbabilities,
+    AttentionOutput,
+    MlpOutput,
+    Lora,
+    Head,
+}
+
+/// How a forward pass runs: inference, or one step of training with its dropout masks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass {
+    training: Option<(u64, u64)>,
+}
+
+impl Pass {
+    /// Inference: no dropout.
+    pub fn inference() -> Self {
+        Self { training: None }
+    }
+
+    /// Training: dropout masks are drawn from the seed and the step. Steps that run several batches (gradient accumulation)
+    /// count each of them.
+    pub fn training(seed: u64, step: u64) -> Self {
+        Self { training: Some((seed, step)) }
+    }
+
+    /// The key of a mask, or None in inference. `index` tells layers or modules apart.
+    pub(crate) fn key(&self, site: Site, index: usize) -> Option<[u32; 2]> {
+        self.training.map(|(seed, step)| random::key(seed, &[step, site as u64, index as u64]))
+    }
+
+    /// Dropout at a place; None in inference or where p is 0.
+    pub(crate) fn dropout(&self, site: Site, index: usize, p: f32) -> Option<Dropout> {
+        self.key(site, index).filter(|_| p > 0.0).map(|key| Dropout { p, key })
+    }
+}
+
+/// x with dropout; forward and backward alike.
+pub(crate) fn apply(d: Option<Dropout>, x: Tensor) -> Result<Tensor> {
+    match d {
+        Some(d) => Ok(dropout::apply(&x, d)?),
+        None => Ok(x),
+    }
+}

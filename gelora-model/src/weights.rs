@@ -1,0 +1,116 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use gelora_kernels::Tensor;
+use gelora_lora::files::read_tensors;
+use serde_json::Value;
+
+use crate::linear::Linear;
+use crate::norm::LayerNorm;
+use crate::{Error, Result};
+
+/// The tensors of a model folder, single file or sharded, taken out one by one as modules are built.
+pub(crate) struct Weights {
+    /// The file that error messages name.
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+    /// Prefix of the encoder's names inside a task model, and whether this checkpoint uses it.
+    prefix: &'static str,
+    prefixed: bool,
+    linears: usize,
+}
+
+/// Buffers that old checkpoints carry; they are not weights.
+fn is_weight(name: &str) -> bool {
+    !name.ends_with("position_ids") && !name.ends_with("token_type_ids")
+}
+
+impl Weights {
+    pub fn open(model: &Path) -> Result<Self> {
+        let (path, tensors) = read_folder(model)?;
+        Ok(Self { path, tensors, prefix: "", prefixed: false, linears: 0 })
+    }
+
+    /// The encoder's names may begin with `prefix`, as they do in a task model.
+    pub fn prefix(&mut self, prefix: &'static str) {
+        self.prefix = prefix;
+        self.prefixed = self.tensors.keys().any(|name| name.starts_with(prefix));
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.prefixed { format!("{}{name}", self.prefix) } else { name.to_string() }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(&self.name(name))
+    }
+
+    /// Takes a tensor of the encoder.
+    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.take(&self.name(name), shape)
+    }
+
+    /// Takes a tensor by its full name.
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self.tensors.remove(name) {
+            Some(t) if t.shape() == shape => Ok(t),
+            Some(t) => {
+                let problem = format!("tensor {name} has the shape {:?}; config.json asks for {shape:?}", t.shape());
+                Err(Error::file(&self.path, problem))
+            }
+            None => Err(Error::file(&self.path, format!("tensor {name} {shape:?} is missing"))),
+        }
+    }
+
+    /// Takes a tensor by its full name, whatever its shape.
+    pub fn take_any(&mut self, name: &str) -> Option<Tensor> {
+        self.tensors.remove(name)
+    }
+
+    pub fn linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
+        let weight = self.tensor(&format!("{name}.weight"), &[c_out, c_in])?;
+        let bias = Some(self.tensor(&format!("{name}.bias"), &[c_out])?);
+        let index = self.linears;
+        self.linears += 1;
+        Ok(Linear { name: format!("{}{name}", self.prefix), index, weight, bias, lora: None })
+    }
+
+    /// A layer norm; old checkpoints call its parameters gamma and beta.
+    pub fn layer_norm(&mut self, name: &str, c: usize, eps: f32) -> Result<LayerNorm> {
+        let old = self.has(&format!("{name}.gamma"));
+        let (gamma, beta) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        let gamma = self.tensor(&format!("{name}.{gamma}"), &[c])?;
+        Ok(LayerNorm { gamma, beta: self.tensor(&format!("{name}.{beta}"), &[c])?, eps })
+    }
+}
+
+/// All weights of a model folder, and the file that names them.
+pub(crate) fn read_folder(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
+    let (single, index) = (model.join("model.safetensors"), model.join("model.safetensors.index.json"));
+    if single.exists() {
+        let tensors = read_tensors(&single, is_weight)?;
+        return Ok((single, tensors));
+    }
+    if !index.exists() {
+        return Err(Error::file(model, "expected model.safetensors or model.safetensors.index.json in this folder"));
+    }
+    let text = std::fs::read_to_string(&index).map_err(|source| Error::Io { path: index.clone(), source })?;
+    let json: Value = serde_json::from_str(&text).map_err(|e| Error::file(&index, format!("not valid JSON: {e}")))?;
+    let Some(Value::Object(map)) = json.get("weight_map") else {
+        return Err(Error::file(
+            &index,
+            "the key weight_map is missing; expected an object from tensor names to files",
+        ));
+    };
+    let mut shards: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+    shards.sort_unstable();
+    shards.dedup();
+    let mut tensors = BTreeMap::new();
+    for shard in shards {
+        tensors.extend(read_tensors(&model.join(shard), is_weight)?);
+    }
+    if let Some(name) = map.keys().find(|name| is_weight(name) && !tensors.contains_key(*name)) {
+        return Err(Error::file(&index, format!("tensor {name} is in none of the files that the index names")));
+    }
+    Ok((index, tensors))
+}

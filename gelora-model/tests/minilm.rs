@@ -1,0 +1,60 @@
+//! MiniLM's real weights against transformers and PEFT, on the tokens of 64 real sentences and pairs.
+
+mod golden;
+
+use std::path::PathBuf;
+
+use gelora_kernels::ops::pool;
+use gelora_lora::Adapter;
+use gelora_model::{Classifier, Encoder, Targets};
+use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
+
+fn model() -> PathBuf {
+    let testbed = std::env::var_os("GELORA_TESTBED").map(PathBuf::from);
+    let testbed = testbed.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/testbed"));
+    let model = testbed.join("minilm");
+    assert!(model.is_dir(), "{} is missing; `cargo xtask testbed` fetches it", model.display());
+    model
+}
+
+fn rows(golden: &Golden) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let (ids, types) = (golden.integers("input_ids"), golden.integers("token_type_ids"));
+    let cut = |v: &[u32], b: usize, length: u32| v[b * 128..b * 128 + length as usize].to_vec();
+    let lengths = golden.integers("lengths");
+    lengths.iter().enumerate().map(|(b, length)| (cut(&ids, b, *length), cut(&types, b, *length))).collect()
+}
+
+#[test]
+fn pooled_hidden_states_are_those_of_transformers() {
+    let golden = Golden::open("minilm.golden.safetensors");
+    let rows = rows(&golden);
+    let encoder = Encoder::load(&model()).expect("it loads");
+    let batch = batch(&rows, &(0..64).collect::<Vec<_>>());
+    encoder
+        .hidden_states(&batch, |l, tokens| {
+            let pooled = pool::mean(tokens, batch.sequences())?;
+            let every_fourth: Vec<f32> = pooled.as_slice()?.iter().step_by(4).copied().collect();
+            assert_close(&format!("state {l}"), &every_fourth, &golden.floats(&format!("layer_{l}")), 1e-5);
+            Ok(())
+        })
+        .expect("it runs");
+}
+
+#[test]
+fn an_adapter_trains_as_in_peft() {
+    let golden = Golden::open("minilm-peft.golden.safetensors");
+    let rows = rows(&Golden::open("minilm.golden.safetensors"));
+    let adapter = Adapter::read(&fixture("minilm-peft")).expect("a PEFT folder");
+    let mut classifier = Classifier::with_adapter(&model(), adapter.clone(), None).expect("it fits");
+
+    let all = batch(&rows, &(0..64).collect::<Vec<_>>());
+    let logits = classifier.logits(&all).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+    assert_close("logits", &logits, &golden.floats("logits"), 1e-5);
+
+    let chosen: Vec<usize> = (0..16).map(|i| 4 * i).collect();
+    let labels: Vec<usize> = (0..16).map(|i| i % 2).collect();
+    let targets = Targets::Classes(&labels);
+    let compared =
+        assert_trains_like_peft(&golden, "train.", &adapter, &mut classifier, &batch(&rows, &chosen), targets);
+    assert_eq!(compared, 6 * 4 * 2 + 2);
+}

@@ -1,0 +1,169 @@
+//! A tiny random BERT against transformers and PEFT.
+
+mod golden;
+
+use gelora_kernels::{Tensor, ops::pool};
+use gelora_lora::Adapter;
+use gelora_model::{Classifier, Encoder, Grads, Pass, Targets, Task};
+use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
+
+type Row = (Vec<u32>, Vec<u32>);
+
+/// The golden batch without its padding.
+fn rows(golden: &Golden) -> Vec<Row> {
+    let t = 19;
+    let (ids, types) = (golden.integers("input_ids"), golden.integers("token_type_ids"));
+    let mask = golden.integers("attention_mask");
+    (0..ids.len() / t)
+        .map(|b| {
+            let length = mask[b * t..(b + 1) * t].iter().sum::<u32>() as usize;
+            (ids[b * t..b * t + length].to_vec(), types[b * t..b * t + length].to_vec())
+        })
+        .collect()
+}
+
+const ALL: [usize; 5] = [0, 1, 2, 3, 4];
+
+fn with_adapter(name: &str) -> (Adapter, Classifier) {
+    let adapter = Adapter::read(&fixture(name)).expect("a PEFT folder");
+    let classifier = Classifier::with_adapter(&fixture("tiny-bert"), adapter.clone(), None).expect("it fits");
+    (adapter, classifier)
+}
+
+#[test]
+fn hidden_states_and_logits_are_those_of_transformers() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let rows = rows(&golden);
+    let batch = batch(&rows, &ALL);
+    let encoder = Encoder::load(&fixture("tiny-bert")).expect("it loads");
+    let mut states = 0;
+    encoder
+        .hidden_states(&batch, |l, tokens| {
+            let padded = golden.floats(&format!("hidden_{l}"));
+            let want: Vec<f32> = rows
+                .iter()
+                .enumerate()
+                .flat_map(|(b, row)| padded[b * 19 * 32..][..row.0.len() * 32].to_vec())
+                .collect();
+            assert_close(&format!("hidden {l}"), tokens.as_slice()?, &want, 1e-5);
+            let pooled = pool::mean(tokens, batch.sequences())?;
+            assert_close(&format!("pooled {l}"), pooled.as_slice()?, &golden.floats(&format!("layer_{l}")), 1e-5);
+            states += 1;
+            Ok(())
+        })
+        .expect("it runs");
+    assert_eq!(states, 4);
+    let classifier = Classifier::load(&fixture("tiny-bert")).expect("the head is in the checkpoint");
+    assert_eq!(classifier.task().outputs(), 3);
+    let logits = classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+    assert_close("logits", &logits, &golden.floats("base.logits"), 1e-5);
+}
+
+#[test]
+fn training_is_that_of_peft() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let batch = batch(&rows(&golden), &ALL);
+    let (adapter, mut classifier) = with_adapter("tiny-bert-peft");
+    let logits = classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+    assert_close("logits", &logits, &golden.floats("peft.logits"), 1e-5);
+    let labels: Vec<usize> = golden.integers("labels").iter().map(|l| *l as usize).collect();
+    let targets = Targets::Classes(&labels);
+    let compared = assert_trains_like_peft(&golden, "peft.", &adapter, &mut classifier, &batch, targets);
+    assert_eq!(compared, 3 * 4 * 2 + 2);
+}
+
+#[test]
+fn regression_is_that_of_peft() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let batch = batch(&rows(&golden), &ALL);
+    let mut adapter = Adapter::read(&fixture("tiny-bert-peft")).expect("a PEFT folder");
+    let head = |name: &str, shape: &[usize]| {
+        Tensor::from_vec(golden.floats(&format!("regression.{name}")), shape).expect("the shape of the head")
+    };
+    adapter.saved.insert("classifier.weight".into(), head("classifier.weight", &[1, 32]));
+    adapter.saved.insert("classifier.bias".into(), head("classifier.bias", &[1]));
+    let base = fixture("tiny-bert");
+    let mut classifier = Classifier::with_adapter(&base, adapter.clone(), None).expect("it fits");
+    assert_eq!(*classifier.task(), Task::Regression);
+    let scores = golden.floats("regression.labels");
+    let targets = Targets::Scores(&scores);
+    assert_trains_like_peft(&golden, "regression.", &adapter, &mut classifier, &batch, targets);
+}
+
+#[test]
+fn all_linears_with_rank_stabilised_scaling() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let batch = batch(&rows(&golden), &ALL);
+    let (adapter, classifier) = with_adapter("tiny-bert-peft-rslora");
+    assert_eq!(adapter.layers.len(), 19);
+    let logits = classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+    assert_close("logits", &logits, &golden.floats("rslora.logits"), 1e-5);
+}
+
+#[test]
+fn accumulated_gradients_are_those_of_the_whole_batch() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let rows = rows(&golden);
+    let (_, classifier) = with_adapter("tiny-bert-peft");
+    let labels = [0, 2, 1, 1, 0];
+    let run = |parts: &[&[usize]]| {
+        let mut grads = Grads::new();
+        for part in parts {
+            let labels: Vec<usize> = part.iter().map(|&i| labels[i]).collect();
+            let weight = part.len() as f32 / 5.0;
+            classifier
+                .backward(&batch(&rows, part), Targets::Classes(&labels), &Pass::inference(), weight, &mut grads)
+                .expect("backward");
+        }
+        grads
+    };
+    let (whole, parts) = (run(&[&ALL]), run(&[&[0, 1], &[2], &[3, 4]]));
+    assert_eq!(whole.keys().collect::<Vec<_>>(), parts.keys().collect::<Vec<_>>());
+    for (name, gradient) in &whole {
+        let (a, b) = (gradient.to_vec().expect("on the CPU"), parts[name].to_vec().expect("on the CPU"));
+        let scale = a.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert_close(name, &b, &a, 1e-5 * scale);
+    }
+}
+
+#[test]
+fn dropout_depends_on_seed_and_step_alone() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let batch = batch(&rows(&golden), &ALL);
+    let (_, classifier) = with_adapter("tiny-bert-peft");
+    let loss = |seed, step| {
+        let targets = Targets::Classes(&[0, 2, 1, 1, 0]);
+        classifier.backward(&batch, targets, &Pass::training(seed, step), 1.0, &mut Grads::new()).expect("backward")
+    };
+    assert_eq!(loss(1, 1), loss(1, 1));
+    assert_ne!(loss(1, 1), loss(1, 2));
+    assert_ne!(loss(1, 1), loss(2, 1));
+}
+
+/// A finite difference through the whole model in training, dropout masks and all.
+#[test]
+fn gradients_with_dropout_match_finite_differences() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let batch = batch(&rows(&golden), &ALL);
+    let (_, mut classifier) = with_adapter("tiny-bert-peft-rslora");
+    let targets = Targets::Classes(&[0, 2, 1, 1, 0]);
+    let pass = Pass::training(5, 7);
+    let mut grads = Grads::new();
+    classifier.backward(&batch, targets, &pass, 1.0, &mut grads).expect("backward");
+    // Along the gradient itself the loss must rise by the gradient's squared norm; f32 allows no finer question.
+    let squared: f64 = grads.values().flat_map(|g| g.to_vec().expect("on the CPU")).map(|v| f64::from(v).powi(2)).sum();
+    let h = 2e-3 / squared.sqrt();
+    let mut at = |sign: f64| {
+        for (name, parameter) in classifier.parameters_mut() {
+            let Some(gradient) = grads.get(&name) else { continue };
+            let gradient = gradient.to_vec().expect("on the CPU");
+            for (p, g) in parameter.as_mut_slice().expect("on the CPU").iter_mut().zip(gradient) {
+                *p += (sign * h) as f32 * g;
+            }
+        }
+        f64::from(classifier.backward(&batch, targets, &pass, 1.0, &mut Grads::new()).expect("backward"))
+    };
+    let (up, down) = (at(1.0), at(-2.0));
+    let slope = (up - down) / (2.0 * h);
+    assert!((slope / squared - 1.0).abs() < 1e-2, "slope {slope}, squared norm of the gradient {squared}");
+}
