@@ -3,6 +3,21 @@ use std::str::FromStr;
 
 use crate::{Error, Result};
 
+/// Runs one expression on the CPU and another on any GPU, where it is compiled for each runtime with `$gpu` bound to the
+/// open device.
+macro_rules! on_device {
+    ($device:expr, $cpu:expr, $gpu:ident => $on_gpu:expr) => {
+        match $device {
+            $crate::Device::Cpu => $cpu,
+            #[cfg(feature = "wgpu")]
+            $crate::Device::Wgpu($gpu) => $on_gpu,
+            #[cfg(feature = "cuda")]
+            $crate::Device::Cuda($gpu) => $on_gpu,
+        }
+    };
+}
+pub(crate) use on_device;
+
 /// Which kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceKind {

@@ -1,1 +1,56 @@
-//! placeholder
+//! LoRA adapters: ranks from intrinsic dimensions, the layer, PEFT's files, merging.
+//!
+//! - [`ranks`]: intrinsic dimensions of hidden states to one rank per layer (GeLoRA).
+//! - [`AdapterConfig`]: adapter_config.json; which module has which rank, by PEFT's rules.
+//! - [`LoraLayer`]: A and B of one module.
+//! - [`Adapter`]: a folder that PEFT reads and writes.
+//! - [`merge`]: an adapter taken into the weights.
+//! - [`files`]: safetensors, and writing that never leaves half a file.
+//!
+//! This crate knows modules by their names only: which names a model has, and their weights, come from the caller.
+//!
+//! ```
+//! use gelora_lora::ranks::{self, Limits, Policy};
+//! use gelora_lora::{AdapterConfig, LoraLayer};
+//!
+//! // Intrinsic dimensions of the 4 hidden states of a model with 3 layers.
+//! let layers = ranks::assign(&[6.1, 8.9, 9.3, 8.0], &Policy::default(), 2.0, Limits::default())?;
+//! assert_eq!(layers.iter().map(|l| l.rank).collect::<Vec<_>>(), [4, 2, 1]);
+//!
+//! // One config for all query and value projections, to be trained here or in PEFT.
+//! let name = |layer, projection| format!("bert.encoder.layer.{layer}.attention.self.{projection}");
+//! let modules: Vec<_> =
+//!     layers.iter().flat_map(|l| ["query", "value"].map(|p| (name(l.layer, p), l.rank, l.alpha))).collect();
+//! let others = ["bert.pooler.dense", "classifier"];
+//! let config = AdapterConfig {
+//!     task_type: Some("SEQ_CLS".into()),
+//!     modules_to_save: Some(vec!["classifier".into()]),
+//!     ..AdapterConfig::for_modules(&modules, "bert.", &others)?
+//! };
+//!
+//! // What the config says of a module, and a fresh adapter for it.
+//! let query = config.module(&name(0, "query"))?.unwrap();
+//! assert_eq!((query.rank, query.alpha, query.scaling), (4, 8.0, 2.0));
+//! assert!(config.module("bert.pooler.dense")?.is_none());
+//! let layer = LoraLayer::new(&name(0, "query"), 384, 384, &query, 42)?;
+//! assert_eq!(layer.a.shape(), [4, 384]);
+//! # Ok::<(), gelora_lora::Error>(())
+//! ```
+
+mod adapter;
+mod config;
+mod error;
+pub mod files;
+mod for_modules;
+mod layer;
+mod matcher;
+pub mod merge;
+mod patterns;
+pub mod ranks;
+
+pub use adapter::{Adapter, WEIGHTS_NAME};
+pub use config::{AdapterConfig, CONFIG_NAME, Init, Layers, ModuleConfig, Names};
+pub use error::{Error, Result};
+pub use layer::LoraLayer;
+pub use matcher::Matcher;
+pub use patterns::Patterns;

@@ -64,6 +64,10 @@ struct MlpSaved {
 }
 
 impl Attention {
+    pub fn linears(&self) -> [&Linear; 4] {
+        [&self.query, &self.key, &self.value, &self.output]
+    }
+
     fn call<'a>(&self, sequences: &'a Offsets, channels: usize, dropout: Option<Dropout>) -> attention::Attention<'a> {
         let scale = 1.0 / ((channels / self.heads) as f32).sqrt();
         attention::Attention { sequences, heads: self.heads, scale, dropout }
@@ -105,6 +109,10 @@ impl Attention {
 }
 
 impl Mlp {
+    pub fn linears(&self) -> [&Linear; 2] {
+        [&self.up, &self.down]
+    }
+
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, MlpSaved)> {
         let (inner, up) = self.up.forward(x, pass)?;
         let (y, down) = self.down.forward(&activation::forward(self.activation, &inner)?, pass)?;
@@ -151,9 +159,8 @@ impl Block {
         Ok(Some(dx))
     }
 
-    pub fn linears(&self) -> [&Linear; 6] {
-        let a = &self.attention;
-        [&a.query, &a.key, &a.value, &a.output, &self.mlp.up, &self.mlp.down]
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.attention.linears().into_iter().chain(self.mlp.linears())
     }
 
     pub fn linears_mut(&mut self) -> [&mut Linear; 6] {

@@ -342,6 +342,9 @@ impl Classifier {
 }
 
 fn task_of(outputs: usize, labels: Vec<String>) -> Task {
+    // transformers writes LABEL_0, LABEL_1, ... for want of names; the data then says 0, 1, ...
+    let labels: Vec<String> =
+        labels.into_iter().map(|l| l.strip_prefix("LABEL_").map(str::to_string).unwrap_or(l)).collect();
     match outputs {
         1 => Task::Regression,
         k if labels.len() == k => Task::Classification { labels },

@@ -29,6 +29,8 @@ pub struct LinearInfo {
     pub name: String,
     /// Its block, or None outside the blocks (the pooler).
     pub layer: Option<usize>,
+    /// Whether it is one of attention's four projections, which the GeLoRA paper adapts.
+    pub attention: bool,
     /// C_in.
     pub c_in: usize,
     /// C_out.
@@ -78,12 +80,16 @@ impl Encoder {
 
     /// Name, block and sizes of every linear module, from the input up.
     pub fn linear_infos(&self) -> Vec<LinearInfo> {
-        let info = |linear: &Linear, layer| {
+        let info = |linear: &Linear, layer, attention| {
             let (c_out, c_in) = (linear.weight.rows(), linear.weight.cols());
-            LinearInfo { name: linear.name.clone(), layer, c_in, c_out }
+            LinearInfo { name: linear.name.clone(), layer, attention, c_in, c_out }
         };
-        let blocks = self.blocks.iter().flat_map(|b| b.linears().map(|linear| info(linear, Some(b.index))));
-        blocks.chain(self.pooler.iter().map(|p| info(p, None))).collect()
+        let of_block = |b: &Block| {
+            let attention = b.attention.linears().map(|linear| info(linear, Some(b.index), true));
+            attention.into_iter().chain(b.mlp.linears().map(|linear| info(linear, Some(b.index), false)))
+        };
+        let blocks = self.blocks.iter().flat_map(of_block);
+        blocks.chain(self.pooler.iter().map(|p| info(p, None, false))).collect()
     }
 
     /// Calls `visit(l, state)` with each of the L + 1 hidden states (N, C), l = 0 being the embeddings. Only one state is in
@@ -148,6 +154,6 @@ impl Encoder {
     }
 
     pub(crate) fn lowest_adapted(&self) -> Option<usize> {
-        self.blocks.iter().position(|b| b.linears().iter().any(|linear| linear.lora.is_some()))
+        self.blocks.iter().position(|b| b.linears().any(|linear| linear.lora.is_some()))
     }
 }

@@ -11,11 +11,12 @@
 
 pub(crate) mod cases;
 pub(crate) mod cpu;
-//#[cfg(any(feature = "wgpu", feature = "cuda"))]
-//pub(crate) mod gpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(crate) mod gpu;
 pub mod reference;
 
 use super::check;
+use crate::device::on_device;
 use crate::random::hash;
 use crate::{Result, Tensor};
 
@@ -79,8 +80,7 @@ pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
     if d.p == 0.0 {
         return Ok(x.clone());
     }
-    check::cpu_only(OP, x)?;
-    cpu::apply(x, d)
+    on_device!(x.device(), cpu::apply(x, d), gpu => gpu::apply(gpu, x, d))
 }
 
 #[cfg(test)]

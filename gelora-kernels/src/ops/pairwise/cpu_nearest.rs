@@ -21,7 +21,6 @@ use rayon::prelude::*;
 use super::Neighbours;
 use super::cpu::sum_of_squares;
 use crate::cpu::{View, gemm_serial};
-use crate::ops::check;
 use crate::{Error, Result};
 
 /// Candidates beyond k that a row keeps, so that the k-th distance is well below the last candidate's bound.
@@ -102,16 +101,16 @@ pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usi
 pub fn mean<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize) -> Result<Vec<f64>> {
     let mut mean = vec![0.0; dim];
     for (row, values) in values.chunks_exact(dim).enumerate() {
-        let mut largest = 0.0_f64;
+        let mut squarable = true;
         for (sum, &v) in mean.iter_mut().zip(values) {
             let v: f64 = v.into();
             *sum += v;
-            // Unlike f64::max, this keeps a NaN.
-            largest = if v.abs() <= largest { largest } else { v.abs() };
+            squarable &= v.abs() < 1e150;
         }
-        if !(largest < 1e150) {
-            let message = if largest.is_finite() { "too large to be squared in f64" } else { "not finite" };
-            return Err(Error::Value { op, message: format!("row {row} of the points has a value that is {message}") });
+        if !squarable {
+            let finite = values.iter().all(|&v| v.into().is_finite());
+            let wrong = if finite { "too large to be squared in f64" } else { "not finite" };
+            return Err(Error::Value { op, message: format!("row {row} of the points has a value that is {wrong}") });
         }
     }
     mean.iter_mut().for_each(|sum| *sum /= n as f64);

@@ -20,11 +20,11 @@ pub fn nearest(points: &[f64], dim: usize, k: usize) -> (Vec<f64>, Vec<u32>) {
     let n = points.len() / dim;
     let (mut nearest, mut indices) = (Vec::new(), Vec::new());
     for i in 0..n {
-        let row = distances(&points[i * dim..][..dim], points, dim, false);
+        let row = distances(&points[i * dim..][..dim], points, dim, true);
         let mut others: Vec<(f64, usize)> = row.into_iter().zip(0..n).filter(|&(_, j)| j != i).collect();
         others.sort_by(|a, b| a.partial_cmp(b).expect("finite"));
         for &(d, j) in &others[..k] {
-            nearest.push(d);
+            nearest.push(d.sqrt());
             indices.push(j as u32);
         }
     }

@@ -1,0 +1,360 @@
+//! What can be typed. What it means is in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gelora_id::Estimator;
+use gelora_kernels::DeviceKind;
+use gelora_lora::ranks::Rounding;
+
+/// Measure the rank of every LoRA matrix from your own data, then train the adapter.
+#[derive(Debug, Parser)]
+#[command(name = "gelora", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure the intrinsic dimension of every hidden state and set the ranks from it
+    Rank(RankArgs),
+    /// Train a LoRA adapter and a task head; writes a folder that PEFT loads
+    Train(Box<TrainArgs>),
+    /// Measure a model, with or without an adapter, on labelled data
+    Eval(EvalArgs),
+    /// Merge an adapter into its base model; writes a folder that transformers loads
+    Merge(MergeArgs),
+    /// Intrinsic dimension of any points (.npy, .npz, .safetensors, .csv, .tsv, .parquet)
+    Id(IdArgs),
+    /// List the devices that this build can use
+    Devices(OutputArgs),
+}
+
+/// How to talk to the user.
+#[derive(Clone, Debug, Args)]
+pub struct OutputArgs {
+    /// Print results as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// No progress and no remarks
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Where the texts are.
+#[derive(Clone, Debug, Args)]
+pub struct DataArgs {
+    /// Data file (.jsonl, .json, .csv, .tsv, .parquet) or a folder with train, validation or test files
+    #[arg(long, value_name = "FILE_OR_DIR")]
+    pub data: PathBuf,
+    /// Column with the text [default: recognised by usual names: text, sentence, sentence1, ...]
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Column with the second text of a pair [default: recognised by usual names]
+    #[arg(long, value_name = "NAME")]
+    pub pair_column: Option<String>,
+    /// Column with the label or score [default: recognised by usual names]
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
+    /// Tokens of one example at most, special tokens included
+    #[arg(long, default_value_t = crate::tokenize::DEFAULT_MAX_LENGTH, value_name = "TOKENS")]
+    pub max_length: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// CUDA, else a hardware GPU through wgpu, else the CPU
+    Auto,
+    Cpu,
+    Wgpu,
+    Cuda,
+}
+
+impl DeviceArg {
+    pub fn kind(self) -> Option<DeviceKind> {
+        match self {
+            DeviceArg::Auto => None,
+            DeviceArg::Cpu => Some(DeviceKind::Cpu),
+            DeviceArg::Wgpu => Some(DeviceKind::Wgpu),
+            DeviceArg::Cuda => Some(DeviceKind::Cuda),
+        }
+    }
+}
+
+/// How the tokens of an example become one point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PoolArg {
+    /// The mean over all tokens
+    Mean,
+    /// The last token
+    Last,
+    /// The first token ([CLS] in BERT)
+    First,
+    /// One token of each example, drawn at random from the seed
+    Token,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PolicyArg {
+    /// max(round(d[l+1] - d[l]), 0) + 1
+    Gelora,
+    /// The same rank everywhere (--rank)
+    Fixed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoundingArg {
+    Ceil,
+    Nearest,
+    Floor,
+}
+
+impl From<RoundingArg> for Rounding {
+    fn from(r: RoundingArg) -> Self {
+        match r {
+            RoundingArg::Ceil => Rounding::Ceil,
+            RoundingArg::Nearest => Rounding::Nearest,
+            RoundingArg::Floor => Rounding::Floor,
+        }
+    }
+}
+
+/// How ranks are measured: shared by `rank`, and by `train` when it measures them itself.
+#[derive(Clone, Debug, Args)]
+pub struct MeasureArgs {
+    /// Examples to measure on, drawn at random from the seed; all if there are fewer
+    #[arg(long, default_value_t = 2000, value_name = "N")]
+    pub samples: usize,
+    /// How the tokens of an example become one point
+    #[arg(long, value_enum, default_value_t = PoolArg::Mean)]
+    pub pool: PoolArg,
+    /// Estimator of the intrinsic dimension: two-nn-fit or two-nn-mle
+    #[arg(long, default_value_t = Estimator::default())]
+    pub estimator: Estimator,
+    /// Confidence of the intervals
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    pub confidence: f64,
+    /// Rounding of the growth of the dimension
+    #[arg(long, value_enum, default_value_t = RoundingArg::Ceil)]
+    pub rounding: RoundingArg,
+    /// The least rank
+    #[arg(long, default_value_t = 1, value_name = "R")]
+    pub min_rank: usize,
+    /// The greatest rank
+    #[arg(long, value_name = "R")]
+    pub max_rank: Option<usize>,
+}
+
+/// Which modules get adapters, and how strong.
+#[derive(Clone, Debug, Args)]
+pub struct TargetArgs {
+    /// Modules to adapt: ends of their names, or all-linear [default: query, key, value and output of attention]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    pub target_modules: Vec<String>,
+    /// alpha / rank, the same in every layer
+    #[arg(long, default_value_t = 2.0, value_name = "C")]
+    pub alpha_ratio: f64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RankArgs {
+    /// Folder of a Hugging Face model: config.json, model.safetensors, tokenizer.json
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// How dimensions become ranks
+    #[arg(long, value_enum, default_value_t = PolicyArg::Gelora)]
+    pub policy: PolicyArg,
+    /// The rank of the policy fixed
+    #[arg(long, value_name = "R", required_if_eq("policy", "fixed"))]
+    pub rank: Option<usize>,
+    /// Also write the pooled points, layer_0 .. layer_L of shape (n, D) each
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub points: Option<PathBuf>,
+    /// Examples in one pass through the model
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
+    pub batch_size: usize,
+    /// Device of the neighbour search (the model runs on the CPU in this version)
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Folder for ranks.json, adapter_config.json and id_profile.svg
+    #[arg(long, default_value = "gelora-ranks", value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TaskArg {
+    /// Regression if the labels are numbers with a decimal point, else classification
+    Auto,
+    Classification,
+    Regression,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct TrainArgs {
+    /// Folder of a Hugging Face model: config.json, model.safetensors, tokenizer.json
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Data to evaluate on after each epoch [default: the validation split, if --data is a folder that has one]
+    #[arg(long, value_name = "FILE")]
+    pub eval_data: Option<PathBuf>,
+    /// What the labels are
+    #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
+    pub task: TaskArg,
+    /// Ranks from `gelora rank` [default, without --rank: measured first, on the training data]
+    #[arg(long, value_name = "ranks.json", conflicts_with = "rank")]
+    pub ranks: Option<PathBuf>,
+    /// One rank for every module
+    #[arg(long, value_name = "R")]
+    pub rank: Option<usize>,
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    #[command(flatten)]
+    pub targets: TargetArgs,
+    /// alpha / sqrt(rank) instead of alpha / rank
+    #[arg(long)]
+    pub rslora: bool,
+    /// Dropout before A
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub lora_dropout: f32,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    pub lr: f64,
+    /// Passes over the training data
+    #[arg(long, default_value_t = 3.0)]
+    pub epochs: f64,
+    /// Steps, instead of --epochs
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub steps: Option<usize>,
+    /// Examples of one optimiser step
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
+    pub batch_size: usize,
+    /// Parts that a step's examples are run in, to save memory
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
+    pub accumulate: usize,
+    /// Share of the steps over which the learning rate rises
+    #[arg(long, default_value_t = 0.06, value_name = "SHARE")]
+    pub warmup: f64,
+    /// Decoupled weight decay
+    #[arg(long, default_value_t = 0.01)]
+    pub weight_decay: f32,
+    /// Largest global norm of the gradient; 0 for no clipping
+    #[arg(long, default_value_t = 1.0, value_name = "NORM")]
+    pub clip: f64,
+    /// Steps between checkpoints [default: an epoch]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub checkpoint_every: Option<usize>,
+    /// Go on from the checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Device (training runs on the CPU in this version)
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Folder for the adapter
+    #[arg(long, default_value = "gelora-adapter", value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// Folder of a Hugging Face model, or of a merged one
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Adapter folder, from `gelora train` or PEFT
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Split to evaluate on if --data is a folder [default: validation, else test]
+    #[arg(long, value_enum)]
+    pub split: Option<SplitArg>,
+    /// Write one JSON object a row: its number, logits (or score), label and prediction
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub predictions: Option<PathBuf>,
+    /// Examples in one pass through the model
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
+    pub batch_size: usize,
+    /// Device (evaluation runs on the CPU in this version)
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    Train,
+    Validation,
+    Test,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// Folder of the base model
+    pub model: PathBuf,
+    /// Adapter folder, from `gelora train` or PEFT
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Folder for the merged model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct IdArgs {
+    /// File with an (n, D) matrix of points, or several
+    pub points: PathBuf,
+    /// The one matrix to take from a file with several
+    #[arg(long, value_name = "NAME")]
+    pub tensor: Option<String>,
+    /// Columns to take from a table [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    pub columns: Vec<String>,
+    /// Estimators: two-nn-fit, two-nn-mle
+    #[arg(long, value_delimiter = ',', default_value = "two-nn-fit", value_name = "NAME,...")]
+    pub estimator: Vec<Estimator>,
+    /// Confidence of the intervals
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    pub confidence: f64,
+    /// Device of the neighbour search
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n >= 1 => Ok(n),
+        _ => Err("expected an integer of at least 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,150 @@
+//! `gelora eval`: metrics on labelled data, and predictions row by row.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use gelora_model::{Classifier, Task};
+use serde_json::{Map, Value, json};
+
+use super::{AdapterInfo, INFO_NAME, load_classifier, open_tokenizer, read_json, require_cpu};
+use crate::args::{EvalArgs, SplitArg};
+use crate::data::{self, Dataset, LabelSet, Split, Targets};
+use crate::tokenize::Encoded;
+use crate::ui::{self, Progress, TableStyle};
+use crate::{metrics, output};
+
+/// Logits of each row.
+pub type Logits = Vec<Vec<f32>>;
+
+pub fn run(args: &EvalArgs) -> Result<()> {
+    require_cpu("eval", args.device)?;
+    let classifier = load_classifier(&args.model, args.adapter.as_deref())?;
+    let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
+    let labelled = dataset.labelled() == dataset.examples.len();
+    if !labelled && args.predictions.is_none() {
+        // Words the complaint about the first row without a label.
+        label_set(&classifier).targets(&dataset)?;
+    }
+    let targets = if labelled { Some(label_set(&classifier).targets(&dataset)?) } else { None };
+    let mut data_args = args.data.clone();
+    if let Some(length) = trained_length(args)? {
+        data_args.max_length = length;
+    }
+    let config = classifier.encoder().config();
+    let tokenizer = open_tokenizer(&args.model, &data_args, config.max_positions, config.vocabulary)?;
+    let encoded = tokenizer.encode_all(&dataset.examples)?;
+    let logits = predict(&classifier, &encoded, args.batch_size, args.output.quiet)?;
+    if let Some(path) = &args.predictions {
+        write_predictions(path, &classifier, &dataset, &logits)?;
+    }
+    let Some(targets) = targets else {
+        ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
+        return Ok(());
+    };
+    let scores = score(&classifier, &logits, &targets);
+    if args.output.json {
+        let mut json: Map<String, Value> = scores.iter().map(|(name, v)| (name.to_string(), json!(v))).collect();
+        json.insert("rows".into(), json!(logits.len()));
+        json.insert("data".into(), json!(dataset.path.display().to_string()));
+        return Ok(ui::result(Value::Object(json).to_string())?);
+    }
+    let rows: Vec<Vec<String>> = scores.iter().map(|(name, v)| vec![name.to_string(), format!("{v:.4}")]).collect();
+    ui::result(ui::table(&["metric", "value"], &rows, TableStyle::of_stdout()))?;
+    ui::result(format!("{} rows of {}", ui::count(logits.len() as u64), dataset.path.display()))?;
+    Ok(())
+}
+
+/// The split of a folder that is evaluated.
+fn wanted_split(args: &EvalArgs) -> Result<Option<Split>> {
+    let splits = data::splits(&args.data.data)?;
+    if splits.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(match args.split {
+        Some(SplitArg::Train) => Split::Train,
+        Some(SplitArg::Validation) => Split::Validation,
+        Some(SplitArg::Test) => Split::Test,
+        None => match splits.iter().map(|s| s.0).find(|s| *s != Split::Train) {
+            Some(split) => split,
+            None => bail!("{}: only a train split; say so with --split train", args.data.data.display()),
+        },
+    }))
+}
+
+/// The limit on length that an adapter was trained with, unless another was asked for.
+fn trained_length(args: &EvalArgs) -> Result<Option<usize>> {
+    let Some(info) = args.adapter.as_ref().map(|folder| folder.join(INFO_NAME)).filter(|path| path.is_file()) else {
+        return Ok(None);
+    };
+    let asked = args.data.max_length != crate::tokenize::DEFAULT_MAX_LENGTH;
+    Ok((!asked).then_some(read_json::<AdapterInfo>(&info)?.max_length))
+}
+
+/// The classifier's labels, to turn a dataset's into targets.
+pub fn label_set(classifier: &Classifier) -> LabelSet {
+    match classifier.task() {
+        Task::Classification { labels } => LabelSet::Classes(labels.clone()),
+        Task::Regression => LabelSet::Scores,
+    }
+}
+
+/// Logits of every example, in order.
+pub fn predict(classifier: &Classifier, encoded: &[Encoded], batch_size: usize, quiet: bool) -> Result<Logits> {
+    let progress = Progress::new(quiet, "eval", encoded.len() as u64);
+    let mut all = Vec::with_capacity(encoded.len());
+    for chunk in encoded.chunks(batch_size) {
+        let logits = classifier.logits(&super::batch(chunk)?)?;
+        all.extend(logits.to_vec()?.chunks(logits.cols()).map(<[f32]>::to_vec));
+        progress.inc(chunk.len() as u64);
+    }
+    progress.finish();
+    Ok(all)
+}
+
+/// The metrics of the task.
+pub fn score(classifier: &Classifier, logits: &Logits, targets: &Targets) -> Vec<(&'static str, f64)> {
+    match targets {
+        Targets::Classes(gold) => {
+            let predicted: Vec<usize> = logits.iter().map(|row| largest(row)).collect();
+            metrics::classification(&predicted, gold, classifier.task().outputs())
+        }
+        Targets::Scores(gold) => {
+            let predicted: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
+            metrics::regression(&predicted, gold)
+        }
+    }
+}
+
+fn largest(row: &[f32]) -> usize {
+    (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+fn write_predictions(path: &Path, classifier: &Classifier, dataset: &Dataset, logits: &Logits) -> Result<()> {
+    output::write_with(path, |file| {
+        for (row, (logits, example)) in logits.iter().zip(&dataset.examples).enumerate() {
+            let label = example.label.as_ref().map_or(Value::Null, label_json);
+            let line = match classifier.task() {
+                Task::Classification { labels } => {
+                    let predicted = class_json(&labels[largest(logits)]);
+                    json!({"row": row, "logits": logits, "label": label, "predicted": predicted})
+                }
+                Task::Regression => json!({"row": row, "score": logits[0], "label": label}),
+            };
+            writeln!(file, "{line}")?;
+        }
+        Ok(())
+    })
+}
+
+fn label_json(label: &data::Label) -> Value {
+    match label {
+        data::Label::Score(score) => json!(score),
+        data::Label::Class(name) => class_json(name),
+    }
+}
+
+/// A class whose name is an integer is written as one, as data files have it.
+fn class_json(name: &str) -> Value {
+    name.parse::<i64>().map_or_else(|_| json!(name), |n| json!(n))
+}

@@ -1,0 +1,71 @@
+//! `gelora id`: the intrinsic dimension of any points.
+
+use anyhow::{Context, Result};
+use gelora_id::{Estimate, Neighbourhood, Options};
+use serde_json::{Map, Value};
+
+use super::open_device;
+use crate::args::IdArgs;
+use crate::points::read_points;
+use crate::ui::{self, TableStyle};
+
+pub fn run(args: &IdArgs) -> Result<()> {
+    let device = open_device(args.device)?;
+    let matrices = read_points(&args.points, args.tensor.as_deref(), &args.columns)?;
+    let mut found: Vec<(String, Vec<Estimate>)> = Vec::new();
+    for (name, points) in matrices {
+        let at = || match name.as_str() {
+            "" => args.points.display().to_string(),
+            name => format!("{}: {name}", args.points.display()),
+        };
+        let neighbourhood = Neighbourhood::of(&points.to_device(&device)?).with_context(at)?;
+        let mut estimates = Vec::new();
+        for &estimator in &args.estimator {
+            let options = Options { estimator, confidence: args.confidence };
+            estimates.push(neighbourhood.estimate(&options).with_context(at)?);
+        }
+        found.push((name, estimates));
+    }
+    if args.output.json { print_json(found) } else { print_table(&found) }
+}
+
+/// One estimate as an object, several as a list; several matrices as an object of those by name.
+fn print_json(mut found: Vec<(String, Vec<Estimate>)>) -> Result<()> {
+    fn value(mut estimates: Vec<Estimate>) -> Result<Value> {
+        Ok(match estimates.len() {
+            1 => serde_json::to_value(estimates.remove(0))?,
+            _ => serde_json::to_value(estimates)?,
+        })
+    }
+    let json = match found.len() {
+        1 => value(found.remove(0).1)?,
+        _ => {
+            let named = found.into_iter().map(|(name, estimates)| Ok((name, value(estimates)?)));
+            Value::Object(named.collect::<Result<Map<_, _>>>()?)
+        }
+    };
+    Ok(ui::result(json.to_string())?)
+}
+
+fn print_table(found: &[(String, Vec<Estimate>)]) -> Result<()> {
+    let several = found.len() > 1;
+    let mut rows = Vec::new();
+    for (name, estimates) in found {
+        for e in estimates {
+            let mut row = if several { vec![name.clone()] } else { Vec::new() };
+            row.extend([
+                e.estimator.clone(),
+                format!("{:.3}", e.id),
+                format!("{:.3} .. {:.3}", e.interval[0], e.interval[1]),
+                format!("{}", e.n),
+                format!("{}", e.duplicates),
+            ]);
+            rows.push(row);
+        }
+    }
+    let percent = found.iter().flat_map(|(_, e)| e).next().map_or(95.0, |e| e.confidence * 100.0);
+    let interval = format!("{percent} % interval");
+    let mut header = if several { vec!["points"] } else { Vec::new() };
+    header.extend(["estimator", "id", &interval, "n", "duplicates"]);
+    Ok(ui::result(ui::table(&header, &rows, TableStyle::of_stdout()))?)
+}

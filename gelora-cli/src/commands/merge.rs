@@ -1,0 +1,48 @@
+//! `gelora merge`: a model without an adapter that computes what the adapter did.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::load_classifier;
+use crate::args::MergeArgs;
+use crate::output::OutDir;
+use crate::ui;
+
+/// Files of the base model that go along as they are, where they exist.
+const TOKENIZER_FILES: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+];
+
+pub fn run(args: &MergeArgs) -> Result<()> {
+    let mut owned = vec!["config.json", "model.safetensors"];
+    owned.extend(TOKENIZER_FILES);
+    let classifier = load_classifier(&args.model, Some(&args.adapter))?;
+    let out = OutDir::prepare(&args.out, &owned, "--out")?;
+    classifier.write_merged(&args.model, out.path())?;
+    for name in TOKENIZER_FILES {
+        copy(&args.model.join(name), &out, name)?;
+    }
+    let adapted = classifier.encoder().linears().filter(|linear| linear.lora.is_some()).count();
+    if args.output.json {
+        ui::result(serde_json::json!({"out": args.out, "modules": adapted}).to_string())?;
+    } else {
+        ui::result(format!("{adapted} modules merged; the model is in {}", args.out.display()))?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, out: &OutDir, name: &str) -> Result<()> {
+    if from.is_file() {
+        let bytes = std::fs::read(from).with_context(|| from.display().to_string())?;
+        out.write(name, &bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! One file a subcommand, and what they share.
+
+pub mod devices;
+pub mod eval;
+pub mod id;
+pub mod measure;
+pub mod merge;
+pub mod rank;
+pub mod train;
+mod trainer;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use gelora_kernels::{Device, DeviceKind};
+use gelora_lora::{Adapter, CONFIG_NAME};
+use gelora_model::{Batch, Classifier};
+use serde::{Deserialize, Serialize};
+
+use crate::args::{DataArgs, DeviceArg};
+use crate::data::ColumnFlags;
+use crate::tokenize::{Encoded, Tokenizer};
+
+/// The device that an option means.
+pub fn open_device(arg: DeviceArg) -> Result<Device> {
+    match arg.kind() {
+        None => Ok(Device::auto()),
+        Some(kind) => Ok(Device::open(kind)?),
+    }
+}
+
+/// Commands that run the model: on the CPU, whose kernels are complete.
+pub fn require_cpu(command: &str, arg: DeviceArg) -> Result<()> {
+    match arg.kind() {
+        None | Some(DeviceKind::Cpu) => Ok(()),
+        Some(kind) => bail!("--device {kind}: `gelora {command}` runs on the CPU in this version; expected cpu or auto"),
+    }
+}
+
+/// That MODEL is a folder; everything in it is checked by whoever reads it.
+pub fn check_model(model: &Path) -> Result<()> {
+    if model.is_dir() {
+        return Ok(());
+    }
+    let found = if model.exists() { "is not a folder" } else { "no such folder" };
+    bail!("{}: {found}; expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json)", model.display())
+}
+
+/// The tokenizer of a model, with the asked limit and never beyond the model's positions.
+pub fn open_tokenizer(model: &Path, data: &DataArgs, positions: usize, vocabulary: usize) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::open(model)?.with_max_length(data.max_length.min(positions))?;
+    if tokenizer.vocab_size() > vocabulary {
+        bail!(
+            "{}: tokenizer.json has {} tokens, but config.json says vocab_size = {vocabulary}",
+            model.display(),
+            tokenizer.vocab_size()
+        );
+    }
+    Ok(tokenizer)
+}
+
+impl From<&DataArgs> for ColumnFlags {
+    fn from(args: &DataArgs) -> Self {
+        let DataArgs { text_column, pair_column, label_column, .. } = args.clone();
+        Self { text: text_column, pair: pair_column, label: label_column }
+    }
+}
+
+/// A batch of encoded examples.
+pub fn batch<'a>(examples: impl IntoIterator<Item = &'a Encoded>) -> Result<Batch> {
+    let sequences: Vec<_> = examples.into_iter().map(|e| (&e.ids, &e.type_ids)).collect();
+    Ok(Batch::new(&sequences)?)
+}
+
+/// gelora.json: what PEFT's files do not say about an adapter.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AdapterInfo {
+    /// Names of the classes in the order of the logits; none for regression.
+    pub labels: Option<Vec<String>>,
+    /// Tokens of one example at most, in training.
+    pub max_length: usize,
+    /// Version of gelora.
+    pub version: String,
+}
+
+/// Its name.
+pub const INFO_NAME: &str = "gelora.json";
+
+/// A model ready to evaluate: with an adapter, or with its own head.
+pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifier> {
+    check_model(model)?;
+    let Some(folder) = adapter else { return Ok(Classifier::load(model)?) };
+    if !folder.join(CONFIG_NAME).is_file() {
+        bail!("{}: no {CONFIG_NAME}; expected an adapter folder from `gelora train` or PEFT", folder.display());
+    }
+    let info_path = folder.join(INFO_NAME);
+    let labels = if info_path.is_file() { read_json::<AdapterInfo>(&info_path)?.labels } else { None };
+    Ok(Classifier::with_adapter(model, Adapter::read(folder)?, labels)?)
+}
+
+/// A JSON file of a known form.
+pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+    serde_json::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
+}

@@ -1,0 +1,190 @@
+//! `gelora train`: options to a [`Trainer`], and the folder it leaves.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use gelora_lora::CONFIG_NAME;
+use gelora_lora::ranks::{Policy, check_rank};
+use gelora_model::{Classifier, Encoder, Task as ModelTask};
+use serde_json::json;
+
+use super::measure::{self, ModuleRank, Ranks};
+use super::trainer::{CHECKPOINT, LOG, Trainer};
+use super::{AdapterInfo, INFO_NAME, check_model, eval, open_tokenizer, rank, read_json, require_cpu};
+use crate::args::{PolicyArg, RankArgs, TaskArg, TrainArgs};
+use crate::data::{self, Dataset, LabelSet, Split, Targets, Task};
+use crate::output::OutDir;
+use crate::tokenize::Encoded;
+use crate::ui;
+
+const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, rank::RANKS_NAME, CHECKPOINT];
+
+pub fn run(args: &TrainArgs) -> Result<()> {
+    require_cpu("train", args.device)?;
+    check_options(args)?;
+    check_model(&args.model)?;
+    let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
+    let held_out = held_out(args)?;
+    let task = match args.task {
+        TaskArg::Auto => None,
+        TaskArg::Classification => Some(Task::Classification),
+        TaskArg::Regression => Some(Task::Regression),
+    };
+    let label_set = data::labels(&[&dataset], task)?;
+    let targets = label_set.targets(&dataset)?;
+    let held_out_targets = held_out.as_ref().map(|d| label_set.targets(d)).transpose()?;
+    let out = OutDir::prepare(&args.out, &FILES, "--out")?;
+
+    let mut classifier = Classifier::new(&args.model, model_task(&label_set), args.seed)?;
+    let modules = module_ranks(args, classifier.encoder(), &dataset, &out)?;
+    let mut config = measure::peft_config(classifier.encoder(), &args.model, &modules)?;
+    config.lora_dropout = args.lora_dropout;
+    config.use_rslora = args.rslora;
+    config.inference_mode = true;
+    let parameters = classifier.add_adapters(&config, args.seed)?;
+
+    let sizes = classifier.encoder().config();
+    let tokenizer = open_tokenizer(&args.model, &args.data, sizes.max_positions, sizes.vocabulary)?;
+    let examples = tokenizer.encode_all(&dataset.examples)?;
+    let held_out: Option<(Vec<Encoded>, Targets)> = match (&held_out, held_out_targets) {
+        (Some(data), Some(targets)) => Some((tokenizer.encode_all(&data.examples)?, targets)),
+        _ => None,
+    };
+    let mut trainer = Trainer { args, out: &out, config, classifier, examples, targets };
+    ui::note(
+        args.output.quiet,
+        format!(
+            "{} rows, {} steps, {} adapter parameters in {} modules",
+            ui::count(dataset.examples.len() as u64),
+            ui::count(trainer.total() as u64),
+            ui::count(parameters as u64),
+            modules.len()
+        ),
+    );
+    let scores = trainer.run(|classifier| match &held_out {
+        Some((encoded, targets)) => {
+            let logits = eval::predict(classifier, encoded, args.batch_size, true)?;
+            Ok(Some(eval::score(classifier, &logits, targets)))
+        }
+        None => Ok(None),
+    })?;
+
+    let labels = match label_set {
+        LabelSet::Classes(labels) => Some(labels),
+        LabelSet::Scores => None,
+    };
+    let info = AdapterInfo { labels, max_length: args.data.max_length, version: env!("CARGO_PKG_VERSION").into() };
+    out.write_json(INFO_NAME, &info)?;
+    trainer.adapter().write(out.path())?;
+    // The adapter is whole now; the checkpoint has done its duty.
+    let _ = std::fs::remove_dir_all(out.file(CHECKPOINT));
+    report(args, scores, parameters)
+}
+
+fn check_options(args: &TrainArgs) -> Result<()> {
+    let check = |holds: bool, option: &str, expected: &str, got: f64| {
+        if holds { Ok(()) } else { Err(anyhow::anyhow!("{option} must be {expected}, got {got}")) }
+    };
+    check(args.lr.is_finite() && args.lr > 0.0, "--lr", "above 0", args.lr)?;
+    check(args.epochs.is_finite() && args.epochs > 0.0, "--epochs", "above 0", args.epochs)?;
+    check((0.0..1.0).contains(&args.warmup), "--warmup", "at least 0 and below 1", args.warmup)?;
+    check(args.clip.is_finite() && args.clip >= 0.0, "--clip", "at least 0", args.clip)?;
+    let decay = f64::from(args.weight_decay);
+    check(decay.is_finite() && decay >= 0.0, "--weight-decay", "at least 0", decay)?;
+    let dropout = f64::from(args.lora_dropout);
+    check((0.0..1.0).contains(&dropout), "--lora-dropout", "at least 0 and below 1", dropout)
+}
+
+/// The data to evaluate on: --eval-data, or the validation split of a folder.
+fn held_out(args: &TrainArgs) -> Result<Option<Dataset>> {
+    let columns = (&args.data).into();
+    if let Some(path) = &args.eval_data {
+        return Ok(Some(data::read(path, Some(Split::Validation), &columns)?));
+    }
+    let splits = data::splits(&args.data.data)?;
+    if splits.iter().any(|(split, _)| *split == Split::Validation) {
+        return Ok(Some(data::read(&args.data.data, Some(Split::Validation), &columns)?));
+    }
+    Ok(None)
+}
+
+fn model_task(labels: &LabelSet) -> ModelTask {
+    match labels {
+        LabelSet::Classes(labels) => ModelTask::Classification { labels: labels.clone() },
+        LabelSet::Scores => ModelTask::Regression,
+    }
+}
+
+/// Rank and alpha of every module: one for all, from a file, or measured now.
+fn module_ranks(
+    args: &TrainArgs,
+    encoder: &Encoder,
+    dataset: &Dataset,
+    out: &OutDir,
+) -> Result<BTreeMap<String, ModuleRank>> {
+    let infos = encoder.linear_infos();
+    if let Some(rank) = args.rank {
+        let alpha = args.targets.alpha_ratio * rank as f64;
+        let targets = measure::targets(&infos, &args.targets)?;
+        return targets
+            .into_iter()
+            .map(|(info, _)| {
+                check_rank(&info.name, rank, info.c_in, info.c_out)?;
+                Ok((info.name.clone(), ModuleRank { rank, alpha }))
+            })
+            .collect();
+    }
+    let Some(path) = &args.ranks else {
+        let measured = out.file(rank::RANKS_NAME);
+        if args.resume && measured.is_file() {
+            return Ok(read_json::<Ranks>(&measured)?.modules);
+        }
+        let rank_args = rank_args(args);
+        let policy = Policy::Gelora { rounding: args.measure.rounding.into() };
+        let ranks = rank::measure_ranks(&rank_args, encoder, dataset, &policy)?;
+        out.write_json(rank::RANKS_NAME, &ranks)?;
+        ui::note(args.output.quiet, rank::table(&ranks));
+        ui::note(args.output.quiet, rank::summary(&ranks));
+        return Ok(ranks.modules);
+    };
+    let ranks: Ranks = read_json(path)?;
+    for (name, module) in &ranks.modules {
+        let Some(info) = infos.iter().find(|i| i.name == *name) else {
+            bail!("{}: module {name} is not in {}; the ranks are of another model", path.display(), args.model.display());
+        };
+        check_rank(name, module.rank, info.c_in, info.c_out)?;
+    }
+    Ok(ranks.modules)
+}
+
+/// What `gelora rank` would be asked, when `train` measures by itself.
+fn rank_args(args: &TrainArgs) -> RankArgs {
+    RankArgs {
+        model: args.model.clone(),
+        data: args.data.clone(),
+        measure: args.measure.clone(),
+        targets: args.targets.clone(),
+        policy: PolicyArg::Gelora,
+        rank: None,
+        points: None,
+        batch_size: args.batch_size,
+        device: args.device,
+        seed: args.seed,
+        out: PathBuf::new(),
+        output: args.output.clone(),
+    }
+}
+
+fn report(args: &TrainArgs, scores: Option<Vec<(&'static str, f64)>>, parameters: usize) -> Result<()> {
+    if args.output.json {
+        let eval: serde_json::Map<_, _> =
+            scores.iter().flatten().map(|(name, v)| (name.to_string(), json!(v))).collect();
+        ui::result(json!({"out": args.out, "parameters": parameters, "eval": eval}).to_string())?;
+    } else {
+        let text: Vec<String> = scores.iter().flatten().map(|(name, v)| format!("{name} {v:.4}")).collect();
+        let held_out = if text.is_empty() { String::new() } else { format!("; held-out {}", text.join(", ")) };
+        ui::result(format!("the adapter is in {}{held_out}", args.out.display()))?;
+    }
+    Ok(())
+}

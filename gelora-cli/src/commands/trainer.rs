@@ -1,0 +1,239 @@
+//! The loop of `gelora train`: order of the rows, steps, the log, checkpoints.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use gelora_kernels::ops::adamw::AdamW;
+use gelora_kernels::random::Stream;
+use gelora_lora::{Adapter, AdapterConfig};
+use gelora_model::optim::{Optimizer, linear_schedule};
+use gelora_model::{Classifier, Grads, Pass, Targets as ModelTargets};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::read_json;
+use crate::args::TrainArgs;
+use crate::data::Targets;
+use crate::output::OutDir;
+use crate::tokenize::Encoded;
+use crate::ui::{self, Progress};
+
+/// Folder of the latest checkpoint inside OUT, and its file that is written last.
+pub const CHECKPOINT: &str = "checkpoint";
+const STATE: &str = "state.json";
+/// The log: a line a step, and one an evaluation.
+pub const LOG: &str = "metrics.jsonl";
+
+/// What training needs, read and checked.
+pub struct Trainer<'a> {
+    pub args: &'a TrainArgs,
+    pub out: &'a OutDir,
+    pub config: AdapterConfig,
+    pub classifier: Classifier,
+    pub examples: Vec<Encoded>,
+    pub targets: Targets,
+}
+
+/// Where a checkpoint was taken, and what must be the same to go on from it.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct State {
+    step: usize,
+    total: usize,
+    seed: u64,
+    batch_size: usize,
+    rows: usize,
+    /// Folder inside the checkpoint with adapter and optimiser of this step.
+    files: String,
+}
+
+impl Trainer<'_> {
+    /// Steps of the whole training.
+    pub fn total(&self) -> usize {
+        let per_epoch = self.examples.len() as f64 / self.args.batch_size as f64;
+        self.args.steps.unwrap_or_else(|| ((per_epoch * self.args.epochs).ceil() as usize).max(1))
+    }
+
+    /// Steps of one pass over the data.
+    fn epoch(&self) -> usize {
+        self.examples.len().div_ceil(self.args.batch_size)
+    }
+
+    /// Trains to the end; calls `evaluate` after each epoch and at the end, for the numbers that go into the log.
+    pub fn run(
+        &mut self,
+        mut evaluate: impl FnMut(&Classifier) -> Result<Option<Vec<(&'static str, f64)>>>,
+    ) -> Result<Option<Vec<(&'static str, f64)>>> {
+        let args = self.args;
+        let settings = AdamW { weight_decay: args.weight_decay, ..AdamW::default() };
+        let mut optimizer = Optimizer::new(settings, (args.clip > 0.0).then_some(args.clip));
+        let first = if args.resume { self.restore(&mut optimizer)? } else { 0 };
+        let (total, epoch) = (self.total(), self.epoch());
+        let mut log = self.open_log(first)?;
+        let progress = Progress::new(args.output.quiet, "train", (total - first) as u64);
+        let (mut order, mut order_of) = (Vec::new(), usize::MAX);
+        let mut last_scores = None;
+        for step in first..total {
+            if order_of != step / epoch {
+                order_of = step / epoch;
+                order = shuffled(self.examples.len(), args.seed, order_of);
+            }
+            let start = (step % epoch) * args.batch_size;
+            let rows = &order[start..order.len().min(start + args.batch_size)];
+            let began = Instant::now();
+            let lr = args.lr * linear_schedule(step, total, args.warmup * total as f64);
+            let (loss, norm, tokens) = self.step(rows, step, lr as f32, &mut optimizer)?;
+            let seconds = began.elapsed().as_secs_f64();
+            let line = json!({"step": step + 1, "epoch": (step + 1) as f64 / epoch as f64, "loss": loss, "lr": lr,
+                "grad_norm": norm, "ms": seconds * 1e3, "tokens_per_s": (tokens as f64 / seconds).round()});
+            writeln!(log, "{line}").with_context(|| self.out.file(LOG).display().to_string())?;
+            progress.message(format!("loss {loss:.4}"));
+            progress.inc(1);
+            let end = step + 1 == total;
+            if end || (step + 1) % epoch == 0 {
+                last_scores = evaluate(&self.classifier)?;
+                if let Some(scores) = &last_scores {
+                    let named: serde_json::Map<_, _> = scores.iter().map(|(n, v)| (n.to_string(), json!(v))).collect();
+                    writeln!(log, "{}", json!({"step": step + 1, "eval": named}))?;
+                    let text: Vec<String> = scores.iter().map(|(n, v)| format!("{n} {v:.4}")).collect();
+                    ui::note(args.output.quiet, format!("step {}: {}", step + 1, text.join(", ")));
+                }
+            }
+            if !end && (step + 1) % args.checkpoint_every.unwrap_or(epoch) == 0 {
+                log.flush().with_context(|| self.out.file(LOG).display().to_string())?;
+                self.checkpoint(step + 1, &optimizer)?;
+            }
+        }
+        log.flush().with_context(|| self.out.file(LOG).display().to_string())?;
+        progress.finish();
+        Ok(last_scores)
+    }
+
+    /// (mean loss, gradient norm, tokens) of one optimiser step on these rows.
+    fn step(&mut self, rows: &[usize], step: usize, lr: f32, optimizer: &mut Optimizer) -> Result<(f64, f64, usize)> {
+        let args = self.args;
+        let (mut grads, mut loss, mut tokens) = (Grads::new(), 0.0, 0);
+        for (part, rows) in rows.chunks(rows.len().div_ceil(args.accumulate)).enumerate().map(|(i, r)| (i, r)) {
+            let share = rows.len() as f64 / self.step_rows(step) as f64;
+            let batch = super::batch(rows.iter().map(|&i| &self.examples[i]))?;
+            tokens += batch.ids().len();
+            let pass = Pass::training(args.seed, (step * args.accumulate + part) as u64);
+            let (classes, scores);
+            let targets = match &self.targets {
+                Targets::Classes(all) => {
+                    classes = rows.iter().map(|&i| all[i]).collect::<Vec<_>>();
+                    ModelTargets::Classes(&classes)
+                }
+                Targets::Scores(all) => {
+                    scores = rows.iter().map(|&i| all[i] as f32).collect::<Vec<_>>();
+                    ModelTargets::Scores(&scores)
+                }
+            };
+            loss += share * f64::from(self.classifier.backward(&batch, targets, &pass, share as f32, &mut grads)?);
+        }
+        let norm = optimizer.step(self.classifier.parameters_mut(), &grads, lr)?;
+        Ok((loss, norm, tokens))
+    }
+
+    /// Rows of a step: a full batch, but for the last of an epoch.
+    fn step_rows(&self, step: usize) -> usize {
+        let start = (step % self.epoch()) * self.args.batch_size;
+        self.args.batch_size.min(self.examples.len() - start)
+    }
+
+    /// The trained adapter and head.
+    pub fn adapter(&self) -> Adapter {
+        self.classifier.adapter(self.config.clone())
+    }
+
+    /// A new folder of files, then the state that names it, then away with the old: at no time is there no checkpoint.
+    fn checkpoint(&self, step: usize, optimizer: &Optimizer) -> Result<()> {
+        let folder = self.out.file(CHECKPOINT);
+        let files = format!("step-{step}");
+        let path = folder.join(&files);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        self.adapter().write(&path)?;
+        optimizer.save(&path.join("optimizer.safetensors"))?;
+        crate::output::write_json(&folder.join(STATE), &self.state(step, files.clone()))?;
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())?.flatten() {
+            if entry.path().is_dir() && entry.file_name() != *files {
+                // An old checkpoint that stays costs space, nothing else.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self, step: usize, files: String) -> State {
+        let (seed, batch_size) = (self.args.seed, self.args.batch_size);
+        State { step, total: self.total(), seed, batch_size, rows: self.examples.len(), files }
+    }
+
+    fn restore(&mut self, optimizer: &mut Optimizer) -> Result<usize> {
+        let folder = self.out.file(CHECKPOINT);
+        let path = folder.join(STATE);
+        if !path.is_file() {
+            bail!("--resume: {} is missing; there is no checkpoint to go on from", path.display());
+        }
+        let state: State = read_json(&path)?;
+        let expected = self.state(state.step, state.files.clone());
+        if state != expected {
+            bail!("--resume: {} is of another training ({state:?}; the options give {expected:?})", path.display());
+        }
+        let files = folder.join(&state.files);
+        let labels = match self.classifier.task() {
+            gelora_model::Task::Classification { labels } => Some(labels.clone()),
+            gelora_model::Task::Regression => None,
+        };
+        let mut adapter = Adapter::read(&files)?;
+        // Checkpoints carry the config as it was written; dropout and scaling come from it.
+        self.config = std::mem::take(&mut adapter.config);
+        let adapter = Adapter { config: self.config.clone(), ..adapter };
+        self.classifier = Classifier::with_adapter(&self.args.model, adapter, labels)?;
+        optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64)?;
+        ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, state.total));
+        Ok(state.step)
+    }
+
+    /// The log, cut back to the lines of steps that are not run again.
+    fn open_log(&self, first: usize) -> Result<BufWriter<File>> {
+        let path = self.out.file(LOG);
+        let mut kept = String::new();
+        if first > 0 && path.is_file() {
+            for line in fs::read_to_string(&path).with_context(|| path.display().to_string())?.lines() {
+                let step = serde_json::from_str(line).ok().and_then(|v: serde_json::Value| v["step"].as_u64());
+                if step.is_some_and(|s| s as usize <= first) {
+                    kept.push_str(line);
+                    kept.push('\n');
+                }
+            }
+        }
+        crate::output::write_atomic(&path, kept.as_bytes())?;
+        let file = File::options().append(true).open(&path).with_context(|| path.display().to_string())?;
+        Ok(BufWriter::new(file))
+    }
+}
+
+/// The rows in the random order of an epoch.
+fn shuffled(n: usize, seed: u64, epoch: usize) -> Vec<usize> {
+    let mut rows: Vec<usize> = (0..n).collect();
+    Stream::at(seed, &[0x6f72_6465, epoch as u64]).shuffle(&mut rows); // "orde"
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_epoch_has_its_order() {
+        let (a, b) = (shuffled(100, 1, 0), shuffled(100, 1, 1));
+        assert_ne!(a, b);
+        assert_eq!(a, shuffled(100, 1, 0));
+        let mut sorted = b;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
+    }
+}

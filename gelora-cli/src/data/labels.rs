@@ -1,0 +1,163 @@
+//! From labels as written to targets: which classes there are, or that the labels are scores.
+
+use std::collections::HashMap;
+
+use anyhow::{Result, anyhow, bail};
+
+use super::{Dataset, Label, columns};
+
+/// What the labels are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// One class out of several.
+    Classification,
+    /// One number.
+    Regression,
+}
+
+/// What labels can be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LabelSet {
+    /// The classes, at least two, in the order of their indices: by number if all are integers, else by name.
+    Classes(Vec<String>),
+    /// Any number.
+    Scores,
+}
+
+/// The labels of a dataset, row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Targets {
+    /// Indices into [`LabelSet::Classes`].
+    Classes(Vec<usize>),
+    /// Scores.
+    Scores(Vec<f64>),
+}
+
+/// The label set of the datasets together (usually the training split alone).
+///
+/// Without a `task`, labels are scores if any of them is a [`Label::Score`], else classes.
+///
+/// # Errors
+/// If a row has no label, there is only one class, or a label is no number where scores are wanted.
+pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
+    let mut names: Vec<String> = Vec::new();
+    let mut first_score: Option<(&Dataset, usize, f64)> = None;
+    let mut first_other: Option<(&Dataset, usize, &str)> = None;
+    for data in datasets {
+        for row in 0..data.examples.len() {
+            let label = required(data, row)?;
+            match label {
+                Label::Score(score) if first_score.is_none() => first_score = Some((data, row, *score)),
+                Label::Class(name) if first_other.is_none() && label.score().is_none() => {
+                    first_other = Some((data, row, name));
+                }
+                _ => {}
+            }
+            names.push(label.class_name());
+        }
+    }
+    let task = task.unwrap_or(if first_score.is_some() { Task::Regression } else { Task::Classification });
+    match (task, first_other) {
+        (Task::Classification, _) => classes(datasets, names),
+        (Task::Regression, None) => Ok(LabelSet::Scores),
+        (Task::Regression, Some((data, row, name))) => match first_score {
+            Some((scored, score_row, score)) => bail!(
+                "{}: the label \"{name}\" is not a number, but {score} is (row {} of {}); say what they are with --task",
+                data.place(row),
+                score_row + 1,
+                scored.path.display()
+            ),
+            None => bail!("{}: the label \"{name}\" is not a number, as regression needs", data.place(row)),
+        },
+    }
+}
+
+fn classes(datasets: &[&Dataset], mut names: Vec<String>) -> Result<LabelSet> {
+    names.sort();
+    names.dedup();
+    let numbers: Option<Vec<i128>> = names.iter().map(|name| name.parse().ok()).collect();
+    if numbers.is_some() {
+        names.sort_by_key(|name| name.parse::<i128>().unwrap_or_default());
+    }
+    match names.as_slice() {
+        [] => bail!("no rows, so no labels"),
+        [only] => {
+            let files: Vec<String> = datasets.iter().map(|d| d.path.display().to_string()).collect();
+            bail!("{}: every row has the label \"{only}\", but classification needs two classes", files.join(", "))
+        }
+        _ => Ok(LabelSet::Classes(names)),
+    }
+}
+
+/// The label of a row where one is needed.
+fn required(data: &Dataset, row: usize) -> Result<&Label> {
+    data.examples[row].label.as_ref().ok_or_else(|| match &data.columns.label {
+        Some(column) => anyhow!("{}: no label in \"{column}\"", data.place(row)),
+        None => anyhow!(
+            "{}: no label column recognised; the columns are {}: name one with --label-column",
+            data.path.display(),
+            columns::list(&data.columns.all)
+        ),
+    })
+}
+
+impl Label {
+    /// The number that the label is, if it is one.
+    fn score(&self) -> Option<f64> {
+        match self {
+            Label::Score(score) => Some(*score),
+            Label::Class(name) => name.trim().parse().ok().filter(|score: &f64| score.is_finite()),
+        }
+    }
+
+    /// The class that the label names; 1.0 is the class 1.
+    fn class_name(&self) -> String {
+        match self {
+            Label::Class(name) => name.clone(),
+            Label::Score(score) => score.to_string(),
+        }
+    }
+}
+
+impl LabelSet {
+    /// The number of outputs that a model needs: one for each class, or one for a score.
+    pub fn outputs(&self) -> usize {
+        match self {
+            LabelSet::Classes(names) => names.len(),
+            LabelSet::Scores => 1,
+        }
+    }
+
+    /// The targets of a dataset.
+    ///
+    /// # Errors
+    /// If a row has no label, its class is not in the set, or its label is not a number where scores are wanted.
+    pub fn targets(&self, data: &Dataset) -> Result<Targets> {
+        let rows = 0..data.examples.len();
+        match self {
+            LabelSet::Classes(names) => {
+                let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+                let class = |row| {
+                    let name = required(data, row)?.class_name();
+                    index.get(name.as_str()).copied().ok_or_else(|| {
+                        anyhow!(
+                            "{}: the label \"{name}\" is not among those trained on: {}",
+                            data.place(row),
+                            columns::list(names)
+                        )
+                    })
+                };
+                rows.map(class).collect::<Result<_>>().map(Targets::Classes)
+            }
+            LabelSet::Scores => {
+                let score = |row| {
+                    let label = required(data, row)?;
+                    label.score().ok_or_else(|| {
+                        anyhow!("{}: the label \"{}\" is not a number", data.place(row), label.class_name())
+                    })
+                };
+                rows.map(score).collect::<Result<_>>().map(Targets::Scores)
+            }
+        }
+    }
+}

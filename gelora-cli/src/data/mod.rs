@@ -1,0 +1,159 @@
+//! Data files: rows of text, or of two texts, each with a label or a score.
+//!
+//! [`read`] turns a file, or one split of a folder, into a [`Dataset`]; [`labels`] then says which classes there are and
+//! turns the labels as written into targets. Every complaint names the file and the row (and the line, in a text format).
+//!
+//! One file per format (`json`, `delimited`, `parquet`) makes a `Table` of cells; `columns` finds out which columns
+//! hold what; only then do cells become examples. Formats know nothing about labels, labels nothing about formats.
+
+mod columns;
+mod delimited;
+mod folder;
+mod json;
+mod labels;
+mod parquet;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+pub use columns::{ColumnFlags, Columns};
+pub use folder::splits;
+pub use labels::{LabelSet, Targets, Task, labels};
+
+use table::Table;
+
+/// File endings that [`read`] knows.
+pub const FORMATS: [&str; 5] = ["jsonl", "json", "csv", "tsv", "parquet"];
+
+/// One row: a text or a pair of texts, and what is known about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// The text, or the first text of a pair. Never blank.
+    pub text: String,
+    /// The second text of a pair; none in a row whose second text is null, absent or an empty CSV cell.
+    pub pair: Option<String>,
+    /// The label, if the row has one.
+    pub label: Option<Label>,
+}
+
+/// A label as the file has it; [`labels`] decides whether it is a class or a score.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Label {
+    /// A string, an integer or a truth value, as written.
+    Class(String),
+    /// A number with a decimal point, or any number of a score column. Finite.
+    Score(f64),
+}
+
+/// A part of a data folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Split {
+    /// What the adapter is trained on.
+    Train,
+    /// What is measured while training.
+    Validation,
+    /// What is measured at the end.
+    Test,
+}
+
+impl Split {
+    /// The name that files of this split have.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+            Split::Test => "test",
+        }
+    }
+}
+
+/// The rows of one file, in its order.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The file that was read.
+    pub path: PathBuf,
+    /// The split, when the file was found in a folder.
+    pub split: Option<Split>,
+    /// The rows; at least one.
+    pub examples: Vec<Example>,
+    /// Which columns they came from.
+    pub columns: Columns,
+    /// The line on which each row starts; empty for a format without lines.
+    lines: Vec<usize>,
+}
+
+impl Dataset {
+    /// Where a row is, for messages: `train.jsonl: row 3 (line 4)`. The index is 0-based, the message is 1-based.
+    pub fn place(&self, index: usize) -> String {
+        table::place(&self.path, &self.lines, index)
+    }
+
+    /// How many rows carry a label.
+    pub fn labelled(&self) -> usize {
+        self.examples.iter().filter(|e| e.label.is_some()).count()
+    }
+}
+
+/// Reads a data file, or one split of a data folder.
+///
+/// A folder has files named train, validation (or dev, valid, val) and test. `wanted` picks one of them: without it the
+/// train split is read, or the only one there is. For a path that is itself a file, `wanted` plays no part.
+///
+/// Labels may be missing: [`labels`] complains about that where they are needed.
+///
+/// # Errors
+/// If the file is missing, empty, in no known format or broken; if its columns are not recognised; if a row has no text.
+pub fn read(path: &Path, wanted: Option<Split>, flags: &ColumnFlags) -> Result<Dataset> {
+    let (path, split) = folder::locate(path, wanted)?;
+    let keep = |name: &str| columns::may_matter(name, flags);
+    let table = match table::extension(&path).as_str() {
+        "jsonl" => json::read_lines(&path, &keep)?,
+        "json" => json::read(&path, &keep)?,
+        "csv" => delimited::read(&path, b',', &keep)?,
+        "tsv" => delimited::read(&path, b'\t', &keep)?,
+        "parquet" => parquet::read(&path, &keep)?,
+        _ => bail!("{}: not a data file: its name must end in {}", path.display(), formats()),
+    };
+    dataset(path, split, table, flags)
+}
+
+/// `.jsonl, .json, .csv, .tsv or .parquet`
+fn formats() -> String {
+    let dotted: Vec<String> = FORMATS.iter().map(|f| format!(".{f}")).collect();
+    format!("{} or {}", dotted[..dotted.len() - 1].join(", "), dotted[dotted.len() - 1])
+}
+
+fn dataset(path: PathBuf, split: Option<Split>, mut table: Table, flags: &ColumnFlags) -> Result<Dataset> {
+    if table.rows.is_empty() {
+        bail!("{}: the file has no rows", path.display());
+    }
+    let found = columns::resolve(&path, &table, flags)?;
+    let lines = std::mem::take(&mut table.lines);
+    let mut examples = Vec::with_capacity(table.rows.len());
+    for (i, row) in table.rows.iter_mut().enumerate() {
+        let at = || table::place(&path, &lines, i);
+        let text = if found.chat {
+            columns::last_user_message(row.take(found.text), &found.names.text, &at)?
+        } else {
+            row.take(found.text).into_text(&found.names.text, &at)?
+        };
+        if text.trim().is_empty() {
+            bail!("{}: the text in \"{}\" is empty", at(), found.names.text);
+        }
+        let pair = match (found.pair, &found.names.pair) {
+            (Some(index), Some(name)) => row.take(index).into_optional_text(name, &at)?,
+            _ => None,
+        };
+        let label = match (found.label, &found.names.label) {
+            (Some(index), Some(name)) => row.take(index).into_label(name, found.names.label_is_score, &at)?,
+            _ => None,
+        };
+        examples.push(Example { text, pair, label });
+    }
+    Ok(Dataset { path, split, examples, columns: found.names, lines })
+}
+
+#[cfg(test)]
+mod tests;

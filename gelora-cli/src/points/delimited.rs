@@ -1,0 +1,98 @@
+//! `.csv` and `.tsv`: a row of numbers per point, with or without a header.
+//!
+//! The first row is the header if none of its cells is a number, or if it holds the names of all columns asked for beside
+//! cells that are numbers. A first row with a stray word is therefore an error, not a header that swallows a point.
+//! CSV quotes as in RFC 4180, TSV has no quotes.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use csv::{ReaderBuilder, StringRecord, Trim};
+use gelora_kernels::Tensor;
+
+use super::listed;
+
+/// The matrix of the columns asked for, or of all.
+pub fn read(path: &Path, delimiter: u8, columns: &[String]) -> Result<Tensor> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("{shown}: cannot be read"))?;
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes); // a byte order mark
+    let mut reader = ReaderBuilder::new()
+        .delimiter(delimiter)
+        .quoting(delimiter != b'\t')
+        .has_headers(false)
+        .flexible(true) // so that a ragged row gets our message
+        .trim(Trim::All)
+        .from_reader(text);
+    let mut record = StringRecord::new();
+    let mut more = reader.read_record(&mut record).with_context(|| format!("{shown}: cannot be read"))?;
+    if !more {
+        bail!("{shown}: the file is empty");
+    }
+    let first = record.clone();
+    let header = is_header(&first, columns).then_some(&first);
+    let indices = indices(path, &first, header, columns)?;
+    if header.is_some() {
+        more = reader.read_record(&mut record).with_context(|| format!("{shown}: cannot be read"))?;
+    }
+    let mut values = Vec::new();
+    let mut row = 0;
+    while more {
+        row += 1;
+        let place = || format!("{shown}: row {row} (line {})", record.position().map_or(0, |p| p.line()));
+        if record.len() != first.len() {
+            let whose = if header.is_some() { "the header" } else { "the first row" };
+            bail!("{} has {} cells, but {whose} has {}", place(), record.len(), first.len());
+        }
+        for &i in &indices {
+            let cell = record.get(i).unwrap_or_default();
+            let Ok(value) = cell.parse::<f64>() else {
+                bail!("{}, {}: expected a number, got \"{cell}\"", place(), column(i, header));
+            };
+            values.push(value);
+        }
+        more = reader.read_record(&mut record).with_context(|| format!("{shown}: cannot be read"))?;
+    }
+    if row == 0 {
+        bail!("{shown}: has a header, but no rows");
+    }
+    Tensor::from_f64(values, [row, indices.len()]).with_context(|| shown.to_string())
+}
+
+fn is_header(first: &StringRecord, columns: &[String]) -> bool {
+    let numbers = first.iter().filter(|cell| cell.parse::<f64>().is_ok()).count();
+    let names_all = || !columns.is_empty() && columns.iter().all(|name| first.iter().any(|cell| cell == name));
+    numbers == 0 || (numbers < first.len() && names_all())
+}
+
+/// Where the columns asked for are: by name, or by number from 1 where there is no header.
+fn indices(path: &Path, first: &StringRecord, header: Option<&StringRecord>, columns: &[String]) -> Result<Vec<usize>> {
+    let shown = path.display();
+    if columns.is_empty() {
+        return Ok((0..first.len()).collect());
+    }
+    let index = |name: &String| match header {
+        None => match name.parse::<usize>() {
+            Ok(number) if (1..=first.len()).contains(&number) => Ok(number - 1),
+            _ => bail!("{shown}: has no header, so columns are numbers from 1 to {}, not \"{name}\"", first.len()),
+        },
+        Some(header) => {
+            let mut found = (0..header.len()).filter(|&i| header.get(i) == Some(name.as_str()));
+            match (found.next(), found.next()) {
+                (Some(i), None) => Ok(i),
+                (None, _) => {
+                    bail!("{shown}: has no column \"{name}\"; it has {}", listed(header.iter().map(str::to_owned)))
+                }
+                _ => bail!("{shown}: two columns are named \"{name}\""),
+            }
+        }
+    };
+    columns.iter().map(index).collect()
+}
+
+fn column(i: usize, header: Option<&StringRecord>) -> String {
+    match header.and_then(|header| header.get(i)) {
+        Some(name) => format!("column {} \"{name}\"", i + 1),
+        None => format!("column {}", i + 1),
+    }
+}

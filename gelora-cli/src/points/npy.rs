@@ -1,0 +1,140 @@
+//! `.npy` and `.npz`: little-endian f2, f4, f8 and integers, in C or Fortran order.
+//!
+//! Source: numpy.lib.format. The crate parses the header; the values are decoded here, so that a short file and a type
+//! that is not read are told apart.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use gelora_kernels::Tensor;
+use npyz::npz::{NpzArchive, file_name_from_array_name};
+use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
+
+use super::{Entry, Values, choose};
+
+/// The matrix of a .npy file.
+pub fn read(path: &Path) -> Result<Tensor> {
+    let what = path.display().to_string();
+    let mut reader = BufReader::new(File::open(path).with_context(|| format!("{what}: cannot be read"))?);
+    let header = NpyHeader::from_reader(&mut reader).map_err(|e| anyhow!("{what}: not a readable .npy file: {e}"))?;
+    matrix(&what, &header, reader)
+}
+
+/// The matrices of a .npz file.
+pub fn read_archive(path: &Path, tensor: Option<&str>) -> Result<Vec<(String, Tensor)>> {
+    let shown = path.display();
+    let mut archive = NpzArchive::open(path).map_err(|e| anyhow!("{shown}: not a readable .npz file: {e}"))?;
+    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    let mut headers = Vec::with_capacity(names.len());
+    for name in names {
+        let unreadable = |e: &dyn std::fmt::Display| anyhow!("{shown}: \"{name}\" is not a readable array: {e}");
+        let file_name = file_name_from_array_name(&name);
+        let mut file = archive.zip_archive().by_name(&file_name).map_err(|e| unreadable(&e))?;
+        let header = NpyHeader::from_reader(&mut file).map_err(|e| unreadable(&e))?;
+        headers.push((name, header));
+    }
+    let entry = |(name, header): &(String, NpyHeader)| Entry {
+        name: name.clone(),
+        shape: header.shape().iter().map(|&n| n as usize).collect(),
+        dtype: header.dtype().descr(),
+        readable: decoder(&header.dtype()).is_some(),
+    };
+    let chosen = choose(path, headers.iter().map(entry).collect(), tensor)?;
+    let mut matrices = Vec::with_capacity(chosen.len());
+    for name in chosen {
+        let what = format!("{shown}: \"{name}\"");
+        let file_name = file_name_from_array_name(&name);
+        let mut file = archive.zip_archive().by_name(&file_name).map_err(|e| anyhow!("{what}: {e}"))?;
+        let header = NpyHeader::from_reader(&mut file).map_err(|e| anyhow!("{what}: {e}"))?;
+        matrices.push((name, matrix(&what, &header, file)?));
+    }
+    Ok(matrices)
+}
+
+/// The values behind a header.
+fn matrix(what: &str, header: &NpyHeader, reader: impl Read) -> Result<Tensor> {
+    let &[rows, columns] = header.shape() else {
+        bail!("{what}: expected a matrix (points, columns), got the shape {:?}", header.shape());
+    };
+    let Some((width, decode)) = decoder(&header.dtype()) else {
+        bail!("{what}: expected little-endian f2, f4, f8 or integers, got {}", header.dtype().descr());
+    };
+    if rows == 0 || columns == 0 {
+        bail!("{what}: is empty: shape {:?}", header.shape());
+    }
+    let bytes = rows.checked_mul(columns).and_then(|n| n.checked_mul(width)).filter(|&n| n < isize::MAX as u64);
+    let bytes = bytes.with_context(|| format!("{what}: impossible shape {:?}", header.shape()))?;
+    let mut data = Vec::new(); // grows as data comes: the header may promise anything
+    // One more byte, for a zip reader checks its sum at the end only.
+    reader.take(bytes + 1).read_to_end(&mut data).with_context(|| format!("{what}: cannot be read"))?;
+    if (data.len() as u64) < bytes {
+        bail!("{what}: truncated: {} of {bytes} bytes of values", data.len());
+    }
+    data.truncate(bytes as usize);
+    let shape = [rows as usize, columns as usize];
+    let values = match (decode(&data), header.order()) {
+        (values, Order::C) => values,
+        (Values::F32(values), Order::Fortran) => Values::F32(transposed(&values, shape)),
+        (Values::F64(values), Order::Fortran) => Values::F64(transposed(&values, shape)),
+    };
+    values.into_matrix(shape).with_context(|| what.to_owned())
+}
+
+/// Row-major from column-major.
+fn transposed<T: Copy>(values: &[T], [rows, columns]: [usize; 2]) -> Vec<T> {
+    (0..rows).flat_map(|row| (0..columns).map(move |column| values[column * rows + row])).collect()
+}
+
+type Decode = fn(&[u8]) -> Values;
+
+/// Bytes per value, and how to read them.
+fn decoder(dtype: &DType) -> Option<(u64, Decode)> {
+    let DType::Plain(plain) = dtype else { return None };
+    let decode: Decode = match (plain.endianness(), plain.type_char(), plain.size_field()) {
+        (Endianness::Big, _, _) => return None,
+        (_, TypeChar::Float, 2) => |b| Values::F32(each(b, |b| half(u16::from_le_bytes(b)))),
+        (_, TypeChar::Float, 4) => |b| Values::F32(each(b, f32::from_le_bytes)),
+        (_, TypeChar::Float, 8) => |b| Values::F64(each(b, f64::from_le_bytes)),
+        (_, TypeChar::Int, 1) => |b| Values::F64(each(b, |b| i8::from_le_bytes(b).into())),
+        (_, TypeChar::Int, 2) => |b| Values::F64(each(b, |b| i16::from_le_bytes(b).into())),
+        (_, TypeChar::Int, 4) => |b| Values::F64(each(b, |b| i32::from_le_bytes(b).into())),
+        (_, TypeChar::Int, 8) => |b| Values::F64(each(b, |b| i64::from_le_bytes(b) as f64)),
+        (_, TypeChar::Uint, 1) => |b| Values::F64(each(b, |b| u8::from_le_bytes(b).into())),
+        (_, TypeChar::Uint, 2) => |b| Values::F64(each(b, |b| u16::from_le_bytes(b).into())),
+        (_, TypeChar::Uint, 4) => |b| Values::F64(each(b, |b| u32::from_le_bytes(b).into())),
+        (_, TypeChar::Uint, 8) => |b| Values::F64(each(b, |b| u64::from_le_bytes(b) as f64)),
+        _ => return None,
+    };
+    Some((plain.size_field(), decode))
+}
+
+fn each<T, const N: usize>(bytes: &[u8], value: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks().0.iter().map(|&chunk| value(chunk)).collect()
+}
+
+/// IEEE half precision, exactly.
+fn half(bits: u16) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    let magnitude = match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
+    };
+    if bits >> 15 == 1 { -magnitude } else { magnitude }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn half_precision() {
+        let of = super::half;
+        assert_eq!(
+            [0x3c00, 0xc000, 0x7bff, 0x0001, 0x0400].map(of),
+            [1.0, -2.0, 65504.0, 2f32.powi(-24), 2f32.powi(-14)]
+        );
+        assert!(of(0x7e00).is_nan() && of(0xfc00) == f32::NEG_INFINITY && of(0x8000).is_sign_negative());
+    }
+}

@@ -1,0 +1,120 @@
+//! `.parquet`, through the record API: numeric columns side by side, or a column of lists of one length.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use gelora_kernels::Tensor;
+use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use parquet::schema::types::Type;
+
+use super::{Values, listed};
+
+/// The matrix of the columns asked for, in that order; else of every numeric column; else of the only list column. A list
+/// is as many columns as it has elements.
+pub fn read(path: &Path, columns: &[String]) -> Result<Tensor> {
+    let shown = path.display();
+    let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
+    let broken = |error: parquet::errors::ParquetError| anyhow!("{shown}: not a readable parquet file: {error}");
+    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let chosen = choose(path, schema, columns)?;
+    let fields = chosen.iter().map(|&i| schema.get_fields()[i].clone()).collect();
+    let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(broken)?;
+
+    let mut values = Vec::new();
+    let (mut rows, mut width, mut single) = (0, 0, true);
+    for record in reader.get_row_iter(Some(projection)).map_err(broken)? {
+        rows += 1;
+        let record = record.map_err(|e| anyhow!("{shown}: row {rows}: {e}"))?;
+        let before = values.len();
+        for (name, field) in record.get_column_iter() {
+            push(&mut values, &mut single, field)
+                .map_err(|got| anyhow!("{shown}: row {rows}, column \"{name}\": expected a number, got {got}"))?;
+        }
+        let got = values.len() - before;
+        if rows == 1 {
+            width = got;
+        } else if got != width {
+            bail!("{shown}: row {rows} has {got} values, but row 1 has {width}");
+        }
+    }
+    if rows == 0 || width == 0 {
+        bail!("{shown}: holds {rows} rows of {width} values");
+    }
+    let values = match single {
+        true => Values::F32(values.into_iter().map(|v| v as f32).collect()),
+        false => Values::F64(values),
+    };
+    values.into_matrix([rows, width]).with_context(|| shown.to_string())
+}
+
+/// Indices of the columns to read.
+fn choose(path: &Path, schema: &Type, columns: &[String]) -> Result<Vec<usize>> {
+    let fields = schema.get_fields();
+    let all = || listed(fields.iter().map(|f| f.name().to_owned()));
+    if !columns.is_empty() {
+        let index = |name: &String| {
+            let found = fields.iter().position(|f| f.name() == name);
+            found.with_context(|| format!("{}: has no column \"{name}\"; it has {}", path.display(), all()))
+        };
+        return columns.iter().map(index).collect();
+    }
+    let numeric: Vec<usize> = (0..fields.len()).filter(|&i| is_number(&fields[i])).collect();
+    let lists: Vec<usize> = (0..fields.len()).filter(|&i| is_list(&fields[i])).collect();
+    match (numeric.as_slice(), lists.as_slice()) {
+        ([], [only]) => Ok(vec![*only]),
+        ([], []) => bail!("{}: no column holds numbers or lists; it has {}", path.display(), all()),
+        ([], _) => bail!("{}: has several list columns, choose one: {}", path.display(), all()),
+        _ => Ok(numeric),
+    }
+}
+
+/// An integer or float: not a date, a time or a decimal, which are integers too.
+fn is_number(field: &Type) -> bool {
+    let info = field.get_basic_info();
+    if !field.is_primitive() || info.has_repetition() && info.repetition() == Repetition::REPEATED {
+        return false;
+    }
+    use ConvertedType as C;
+    let plain = matches!(
+        info.converted_type(),
+        C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::INT_64 | C::UINT_8 | C::UINT_16 | C::UINT_32 | C::UINT_64
+    );
+    match (field.get_physical_type(), info.logical_type_ref()) {
+        (Physical::FLOAT | Physical::DOUBLE, _) => true,
+        (Physical::INT32 | Physical::INT64, None | Some(LogicalType::Integer { .. })) => plain,
+        (Physical::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Float16)) => true,
+        _ => false,
+    }
+}
+
+fn is_list(field: &Type) -> bool {
+    let info = field.get_basic_info();
+    info.converted_type() == ConvertedType::LIST || info.has_repetition() && info.repetition() == Repetition::REPEATED
+}
+
+/// Appends the numbers of a cell; what it is instead, if not a number. `single` stays true while all are of at most f32.
+fn push(values: &mut Vec<f64>, single: &mut bool, field: &Field) -> Result<(), String> {
+    let is_single = matches!(field, Field::Float16(_) | Field::Float(_) | Field::ListInternal(_));
+    *single &= is_single;
+    values.push(match field {
+        Field::Byte(n) => f64::from(*n),
+        Field::Short(n) => f64::from(*n),
+        Field::Int(n) => f64::from(*n),
+        Field::Long(n) => *n as f64,
+        Field::UByte(n) => f64::from(*n),
+        Field::UShort(n) => f64::from(*n),
+        Field::UInt(n) => f64::from(*n),
+        Field::ULong(n) => *n as f64,
+        Field::Float16(x) => x.to_f64(),
+        Field::Float(x) => f64::from(*x),
+        Field::Double(x) => *x,
+        Field::ListInternal(list) => return list.elements().iter().try_for_each(|e| push(values, single, e)),
+        Field::Null => return Err("null".to_owned()),
+        other => return Err(other.to_string().chars().take(60).collect()),
+    });
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Text to token ids, as transformers does it with `truncation=True` and `max_length`.
+//!
+//! Padding and truncation stored in tokenizer.json are set aside: batches are padded, if at all, where they are made,
+//! and a pair that is too long loses tokens from its longer text first.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
+
+use crate::data::Example;
+
+/// The default of [`Tokenizer::with_max_length`]. Tokens beyond it are cut off.
+pub const DEFAULT_MAX_LENGTH: usize = 128;
+
+/// A model's tokenizer with a limit on length.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    max_length: usize,
+    truncate_from: TruncationDirection,
+}
+
+/// The tokens of one example, special tokens included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, (T).
+    pub ids: Vec<u32>,
+    /// Which text each token belongs to, (T): 0 or 1.
+    pub type_ids: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer.json of a model folder, with [`DEFAULT_MAX_LENGTH`].
+    ///
+    /// # Errors
+    /// If the file is missing or not a tokenizer.
+    pub fn open(model_dir: &Path) -> Result<Self> {
+        let path = model_dir.join("tokenizer.json");
+        if !path.is_file() {
+            bail!(
+                "{}: no such file; a model folder needs its tokenizer.json (transformers writes one with \
+                 AutoTokenizer.from_pretrained(...).save_pretrained(...))",
+                path.display()
+            );
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&path)
+            .map_err(|error| anyhow!("{}: not a readable tokenizer: {error}", path.display()))?;
+        inner.with_padding(None);
+        let truncate_from = truncation_side(model_dir)?;
+        Self { inner, max_length: DEFAULT_MAX_LENGTH, truncate_from }.with_max_length(DEFAULT_MAX_LENGTH)
+    }
+
+    /// Sets the most tokens that an example may have, special tokens included. The caller keeps it within the positions
+    /// that the model has.
+    ///
+    /// # Errors
+    /// If the special tokens leave no room for a token of each text of a pair.
+    pub fn with_max_length(mut self, max_length: usize) -> Result<Self> {
+        let special = self
+            .inner
+            .get_post_processor()
+            .map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true));
+        if max_length < special + 2 {
+            bail!("a length of {max_length} is too short: {special} special tokens and a token of each text need more");
+        }
+        let truncation = TruncationParams {
+            max_length,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+            direction: self.truncate_from,
+        };
+        self.inner.with_truncation(Some(truncation)).map_err(|error| anyhow!("truncation to {max_length}: {error}"))?;
+        self.max_length = max_length;
+        Ok(self)
+    }
+
+    /// The most tokens that an example may have.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// The number of token ids, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The tokens of one example.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode a text (a vocabulary without an unknown token).
+    pub fn encode(&self, example: &Example) -> Result<Encoded> {
+        let encoding = self.inner.encode(input(example), true).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        encoded(&encoding)
+    }
+
+    /// The tokens of many examples, in their order, on all CPU cores.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_all(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
+        let inputs = examples.iter().map(input).collect();
+        let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        encodings.iter().map(encoded).collect()
+    }
+}
+
+fn input(example: &Example) -> EncodeInput<'_> {
+    match &example.pair {
+        Some(pair) => EncodeInput::Dual(example.text.as_str().into(), pair.as_str().into()),
+        None => EncodeInput::Single(example.text.as_str().into()),
+    }
+}
+
+fn encoded(encoding: &Encoding) -> Result<Encoded> {
+    if encoding.is_empty() {
+        bail!("tokenizer: a text has no tokens");
+    }
+    Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+}
+
+/// transformers cuts where tokenizer_config.json says: at the end, unless it says "left".
+fn truncation_side(model_dir: &Path) -> Result<TruncationDirection> {
+    let path = model_dir.join("tokenizer_config.json");
+    let Ok(bytes) = std::fs::read(&path) else { return Ok(TruncationDirection::Right) };
+    let config: serde_json::Value =
+        serde_json::from_slice(&bytes).with_context(|| format!("{}: not valid JSON", path.display()))?;
+    Ok(match config.get("truncation_side").and_then(serde_json::Value::as_str) {
+        Some("left") => TruncationDirection::Left,
+        _ => TruncationDirection::Right,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn tiny() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-bert")
+    }
+
+    fn example(text: &str, pair: Option<&str>) -> Example {
+        Example { text: text.into(), pair: pair.map(str::to_owned), label: None }
+    }
+
+    /// Rows 1 to 4 of the golden batch are the rows of tiny-bert.jsonl.
+    #[test]
+    fn ids_are_those_of_transformers() {
+        let fixtures = tiny().join("..");
+        let rows = crate::data::read(&fixtures.join("tiny-bert.jsonl"), None, &Default::default()).unwrap();
+        let bytes = std::fs::read(fixtures.join("tiny-bert.golden.safetensors")).unwrap();
+        let golden = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let row = |name: &str, row: usize, len: usize| -> Vec<u32> {
+            let tensor = golden.tensor(name).unwrap();
+            let width = tensor.shape()[1];
+            let all: Vec<u32> = tensor.data().chunks(8).map(|b| u32::from(b[0])).collect();
+            all[row * width..row * width + len].to_vec()
+        };
+        let encoded = Tokenizer::open(&tiny()).unwrap().encode_all(&rows.examples).unwrap();
+        assert_eq!(encoded.len(), 4);
+        for (i, tokens) in encoded.iter().enumerate() {
+            let len = tokens.ids.len();
+            assert_eq!(tokens.ids, row("input_ids", i + 1, len), "row {i}");
+            assert_eq!(tokens.type_ids, row("token_type_ids", i + 1, len), "row {i}");
+            assert_eq!(row("attention_mask", i + 1, 19).iter().sum::<u32>() as usize, len, "row {i}");
+        }
+    }
+
+    #[test]
+    fn the_longer_text_is_cut_first() {
+        let whole = Tokenizer::open(&tiny()).unwrap();
+        let example = example("good good good good", Some("film film film film film film"));
+        let (good, film) = (whole.inner.token_to_id("good").unwrap(), whole.inner.token_to_id("film").unwrap());
+        let (cls, sep) = (2, 3);
+        let at = |length| whole.clone().with_max_length(length).unwrap().encode(&example).unwrap();
+        let tokens = at(10);
+        assert_eq!(tokens.ids, [cls, good, good, good, sep, film, film, film, film, sep]);
+        assert_eq!(tokens.type_ids, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
+        assert_eq!(at(5).ids, [cls, good, sep, film, sep]);
+        assert_eq!(at(13).ids.len(), 13);
+        assert_eq!(at(100), whole.encode(&example).unwrap());
+    }
+
+    #[test]
+    fn stored_padding_and_truncation_are_overridden() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut stored: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(tiny().join("tokenizer.json")).unwrap()).unwrap();
+        stored["truncation"] =
+            serde_json::json!({"direction": "Left", "max_length": 4, "strategy": "OnlyFirst", "stride": 1});
+        stored["padding"] = serde_json::json!({"strategy": {"Fixed": 64}, "direction": "Right",
+            "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
+        std::fs::write(folder.path().join("tokenizer.json"), stored.to_string()).unwrap();
+        let example = example("a dull plot", Some("the film is not good"));
+        let expected = Tokenizer::open(&tiny()).unwrap().encode(&example).unwrap();
+        assert_eq!(Tokenizer::open(folder.path()).unwrap().encode(&example).unwrap(), expected);
+    }
+
+    #[test]
+    fn truncation_side_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(tiny().join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+        std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"truncation_side":"left"}"#).unwrap();
+        let left = Tokenizer::open(folder.path()).unwrap().with_max_length(5).unwrap();
+        let good = left.inner.token_to_id("good").unwrap();
+        assert_eq!(left.encode(&example("film film film film good", None)).unwrap().ids[3], good);
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
+        assert!(Tokenizer::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn missing_broken_and_too_short_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = Tokenizer::open(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("tokenizer.json: no such file"), "{message}");
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        let message = Tokenizer::open(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("tokenizer.json: not a readable tokenizer"), "{message}");
+        let tokenizer = Tokenizer::open(&tiny()).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 69);
+        let message = tokenizer.with_max_length(4).unwrap_err().to_string();
+        assert!(message.starts_with("a length of 4 is too short: 3 special tokens"), "{message}");
+    }
+}

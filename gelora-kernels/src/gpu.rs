@@ -1,0 +1,276 @@
+//! Memory on a GPU through CubeCL, and what the launchers of every room share.
+//!
+//! `Gpu<R>` is an open device of one runtime. It appears behind [`Device`]; the runtime parameter goes no further than the
+//! private launch functions of the rooms. Operations are queued: a launch returns at once, and an error of a kernel
+//! surfaces where values are next read.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "wgpu")]
+mod wgpu;
+
+#[cfg(feature = "cuda")]
+pub use cuda::{list as list_cuda, open as open_cuda};
+#[cfg(feature = "wgpu")]
+pub use wgpu::{list as list_wgpu, open as open_wgpu};
+
+use std::fmt;
+use std::sync::Arc;
+
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use half::{bf16, f16};
+
+use crate::device::on_device;
+use crate::verify::{GUARD, GUARD_LEN, guards_are_on};
+use crate::{DType, Device, DeviceKind, Error, Result, Tensor};
+
+/// Cubes in one dimension of a launch: what every backend takes.
+pub const MAX_CUBES: u32 = 65_535;
+
+/// Units of a cube that works on elements one by one.
+pub const ELEMENTWISE_UNITS: u32 = 256;
+
+/// A runtime that [`Device`] has a variant for.
+pub trait Backend: Runtime {
+    /// The kind of its devices.
+    const KIND: DeviceKind;
+
+    /// The device that this handle stands for.
+    fn device(gpu: Gpu<Self>) -> Device;
+}
+
+/// An open GPU. Cheap to clone.
+pub struct Gpu<R: Runtime> {
+    client: ComputeClient<R>,
+    name: Arc<str>,
+}
+
+impl<R: Runtime> Clone for Gpu<R> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), name: self.name.clone() }
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Gpu<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Gpu").field(&self.name).finish()
+    }
+}
+
+/// Memory of one tensor on a GPU, with `guard` f32 values before and behind it.
+#[derive(Clone, Debug)]
+pub struct GpuBuffer {
+    /// Begins at the first element. Under guards it ends behind the last guard, so that a kernel which overruns its
+    /// output writes there rather than being stopped by a bounds check.
+    handle: Handle,
+    len: usize,
+    guard: usize,
+    /// The element type.
+    pub dtype: DType,
+}
+
+impl GpuBuffer {
+    /// The buffer as an argument of a launch.
+    pub fn arg<R: Runtime>(&self) -> ArrayArg<R> {
+        // SAFETY: the handle was allocated for `len` elements of this type, and nothing shrinks it.
+        unsafe { ArrayArg::from_raw_parts(self.handle.clone(), self.len) }
+    }
+
+    fn size(&self) -> u64 {
+        (self.len * self.dtype.size()) as u64
+    }
+}
+
+impl<R: Backend> Gpu<R> {
+    /// The name the driver gives.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The queue that kernels are launched on.
+    pub fn client(&self) -> &ComputeClient<R> {
+        &self.client
+    }
+
+    /// An f32 output, all of which a kernel writes. Under [`crate::verify::guarded`] it is filled with NaN and fenced.
+    pub fn output(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
+        let shape = shape.into();
+        let len = shape.iter().product();
+        self.check_len(len)?;
+        let guard = if guards_are_on() { GUARD_LEN } else { 0 };
+        let handle = if guard > 0 {
+            let mut data = vec![GUARD; len + 2 * guard];
+            data[guard..guard + len].fill(f32::NAN);
+            self.client.create_from_slice(bytemuck::cast_slice(&data)).offset_start((4 * guard) as u64)
+        } else {
+            self.client.empty(4 * len)
+        };
+        let buffer = GpuBuffer { handle, len, guard, dtype: DType::F32 };
+        Ok(Tensor::from_gpu(shape, R::device(self.clone()), buffer))
+    }
+
+    /// Memory for `len` 32-bit values that stay inside an operator.
+    pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
+        self.check_len(len)?;
+        Ok(GpuBuffer { handle: self.client.empty(4 * len), len, guard: 0, dtype: DType::F32 })
+    }
+
+    /// The bytes of a buffer, after everything queued before.
+    pub fn read_bytes(&self, buffer: &GpuBuffer) -> Result<Vec<u8>> {
+        let handle = buffer.handle.clone();
+        let used = handle.size_in_used();
+        self.read_handle(handle.offset_end(used - buffer.size().next_multiple_of(4).min(used)), buffer.size())
+    }
+
+    fn read_handle(&self, handle: Handle, size: u64) -> Result<Vec<u8>> {
+        let mut bytes = self.client.read_one(handle).map_err(Self::error)?.to_vec();
+        bytes.truncate(size as usize);
+        Ok(bytes)
+    }
+
+    fn read(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
+        let bytes = self.read_bytes(buffer)?;
+        Ok(match buffer.dtype {
+            DType::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(&bytes).into_iter().map(bf16::to_f32).collect(),
+            DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(&bytes).into_iter().map(f16::to_f32).collect(),
+            _ => bytemuck::pod_collect_to_vec(&bytes),
+        })
+    }
+
+    fn guards(&self, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
+        if buffer.guard == 0 {
+            return Ok([Vec::new(), Vec::new()]);
+        }
+        let mut whole = buffer.handle.clone();
+        whole.offset_start = None;
+        let size = whole.size();
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&self.read_handle(whole, size)?);
+        let behind = buffer.guard + buffer.len;
+        Ok([values[..buffer.guard].to_vec(), values[behind..behind + buffer.guard].to_vec()])
+    }
+
+    fn upload(&self, tensor: &Tensor) -> Result<Tensor> {
+        let dtype = tensor.dtype();
+        let unsupported = |what| Err(Error::Unsupported { op: "upload", device: R::KIND, what });
+        // Asked, not tried: a kernel on a type that the device lacks can fail without a word.
+        let has = |kind| self.client.properties().supports_type(ElemType::Float(kind));
+        match dtype {
+            DType::F64 => return unsupported("f64; for points, see pairwise::centred"),
+            DType::Bf16 if !has(FloatKind::BF16) => return unsupported("bf16 storage"),
+            DType::F16 if !has(FloatKind::F16) => return unsupported("f16 storage"),
+            _ => {}
+        }
+        self.check_len(tensor.len())?;
+        let handle = self.client.create_from_slice(tensor.bytes()?);
+        let buffer = GpuBuffer { handle, len: tensor.len(), guard: 0, dtype };
+        Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
+    }
+
+    fn check_len(&self, len: usize) -> Result<()> {
+        // Kernels index by u32, and a tile may reach past the last element.
+        if len <= u32::MAX as usize - (1 << 20) {
+            return Ok(());
+        }
+        Err(Error::Unsupported { op: "tensor", device: R::KIND, what: "tensors of more than 2^32 elements" })
+    }
+
+    fn error(e: cubecl::server::ServerError) -> Error {
+        Error::Runtime { device: R::KIND, message: e.to_string() }
+    }
+}
+
+/// A CPU tensor's data on a device.
+///
+/// # Errors
+/// If the device lacks the element type.
+pub fn upload(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    on_device!(device, Ok(tensor.clone()), gpu => gpu.upload(tensor))
+}
+
+/// The values of a buffer, widened to f32.
+///
+/// # Errors
+/// If a kernel before failed, or the device does.
+pub fn read(device: &Device, buffer: &GpuBuffer) -> Result<Vec<f32>> {
+    on_device!(device, Err(not_there()), gpu => gpu.read(buffer))
+}
+
+/// What now stands before and behind a buffer.
+///
+/// # Errors
+/// As [`read`].
+pub fn guards(device: &Device, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
+    on_device!(device, Err(not_there()), gpu => gpu.guards(buffer))
+}
+
+fn not_there() -> Error {
+    Error::MixedDevices { op: "read", left: "cpu".into(), right: "gpu".into() }
+}
+
+/// The launch size for `n` cubes that find their work by their linear position; more than `n` may run.
+pub fn cubes(n: usize) -> CubeCount {
+    let n = n.max(1).min(u32::MAX as usize) as u32;
+    let rows = n.div_ceil(MAX_CUBES);
+    CubeCount::Static(n.div_ceil(rows), rows, 1)
+}
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+
+    /// Writes `out[at]` without asking whether it is there.
+    #[cube(launch)]
+    fn write_at(out: &mut Array<f32>, at: u32) {
+        if ABSOLUTE_POS == 0 {
+            for i in 0..out.len() {
+                out[i] = 0.0;
+            }
+            out[at as usize] = 1.0;
+        }
+    }
+
+    fn guards_hold_after_writing_at(at: u32) -> Result<Option<bool>> {
+        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return Ok(None) };
+        let t = crate::verify::guarded(|| gpu.output([5]))?;
+        write_at::launch(gpu.client(), cubes(1), CubeDim::new_1d(32), t.gpu("test")?.arg(), at);
+        assert_eq!(t.to_vec()?.len(), 5);
+        t.guards_hold().map(Some)
+    }
+
+    #[test]
+    fn a_stray_write_is_noticed() -> Result<()> {
+        assert_ne!(guards_hold_after_writing_at(4)?, Some(false));
+        assert_ne!(guards_hold_after_writing_at(5)?, Some(true));
+        assert_ne!(guards_hold_after_writing_at(260)?, Some(true));
+        Ok(())
+    }
+
+    #[test]
+    fn tensors_make_the_round_trip() -> Result<()> {
+        let Ok(device) = Device::open(DeviceKind::Wgpu) else { return Ok(()) };
+        for len in [1, 3, 64, 257] {
+            let t = crate::verify::random([len], 1);
+            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+                let t = t.to_dtype(dtype)?;
+                match t.to_device(&device) {
+                    Ok(there) => {
+                        assert_eq!((there.dtype(), there.shape()), (dtype, t.shape()));
+                        assert_eq!(there.to_device(&Device::Cpu)?.to_vec()?, t.to_vec()?);
+                    }
+                    Err(e) => assert!(matches!(e, Error::Unsupported { .. }) && dtype != DType::F32, "{e}"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn launches_are_folded_into_two_dimensions() {
+        assert!(matches!(cubes(7), CubeCount::Static(7, 1, 1)));
+        assert!(matches!(cubes(65_536), CubeCount::Static(32_768, 2, 1)));
+        let CubeCount::Static(x, y, _) = cubes(1_000_003) else { panic!("static") };
+        assert!(x <= MAX_CUBES && x * y >= 1_000_003 && x * y < 1_000_003 + y);
+    }
+}

@@ -1,0 +1,100 @@
+//! Finding and opening a CUDA device.
+//!
+//! CubeCL panics without a driver, without NVRTC and without CUDA's headers (kernels are compiled at run time), so each is
+//! looked for first. The driver is asked through its C interface for the number of devices and their names.
+
+use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::panic::catch_unwind;
+use std::sync::OnceLock;
+
+use cubecl::prelude::*;
+use cubecl_cuda::{CudaDevice, CudaRuntime};
+use libloading::Library;
+
+use super::{Backend, Gpu};
+use crate::{Device, DeviceInfo, DeviceKind, Error, Result};
+
+impl Backend for CudaRuntime {
+    const KIND: DeviceKind = DeviceKind::Cuda;
+
+    fn device(gpu: Gpu<Self>) -> Device {
+        Device::Cuda(gpu)
+    }
+}
+
+/// The names of all devices, or what is missing.
+fn devices() -> Result<Vec<String>, String> {
+    // The names that CubeCL's CUDA bindings try.
+    let driver = first_library(&["libcuda.so", "libcuda.so.1", "nvcuda.dll"])
+        .ok_or("no NVIDIA driver (libcuda.so not found); install the driver of an NVIDIA GPU")?;
+    let names = device_names(&driver)?;
+    if names.is_empty() {
+        return Err("the NVIDIA driver sees no GPU".into());
+    }
+    let nvrtc = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
+    first_library(&nvrtc).ok_or("no CUDA run-time compiler (libnvrtc.so not found); install the CUDA toolkit")?;
+    match cubecl_cuda::install::cuda_path() {
+        Some(path) if path.join("include").is_dir() => Ok(names),
+        Some(path) => Err(format!("no CUDA headers in {}/include; point CUDA_PATH to the CUDA toolkit", path.display())),
+        None => Err("no CUDA toolkit found (its headers are needed); point CUDA_PATH to it".into()),
+    }
+}
+
+fn first_library(names: &[&str]) -> Option<Library> {
+    // SAFETY: the vendor's libraries are made to be loaded at run time; their initialisers have no preconditions.
+    names.iter().find_map(|name| unsafe { Library::new(name) }.ok())
+}
+
+fn device_names(driver: &Library) -> Result<Vec<String>, String> {
+    type Init = unsafe extern "C" fn(c_uint) -> c_int;
+    type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+    let broken = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
+    let checked = |what: &str, code: c_int| if code == 0 { Ok(()) } else { Err(format!("{what} failed with CUDA error {code}")) };
+    // SAFETY: the symbols have these types in every CUDA driver (cuda.h), the pointers are to live locals of the sizes
+    // given, and cuDeviceGetName writes a string that ends in NUL within them.
+    unsafe {
+        let init = driver.get::<Init>(b"cuInit\0").map_err(broken)?;
+        let count_of = driver.get::<Count>(b"cuDeviceGetCount\0").map_err(broken)?;
+        let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(broken)?;
+        let name_of = driver.get::<Name>(b"cuDeviceGetName\0").map_err(broken)?;
+        checked("cuInit", init(0))?;
+        let mut count = 0;
+        checked("cuDeviceGetCount", count_of(&mut count))?;
+        let mut names = Vec::new();
+        for index in 0..count {
+            let (mut device, mut name) = (0, [0 as c_char; 256]);
+            checked("cuDeviceGet", get(&mut device, index))?;
+            checked("cuDeviceGetName", name_of(name.as_mut_ptr(), 255, device))?;
+            names.push(CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+}
+
+/// The first device, opened once.
+pub fn open() -> Result<Device> {
+    static OPENED: OnceLock<Result<Device>> = OnceLock::new();
+    OPENED.get_or_init(open_first).clone()
+}
+
+fn open_first() -> Result<Device> {
+    let failed = |reason| Error::Device { kind: DeviceKind::Cuda, reason };
+    let name = devices().map_err(failed)?.swap_remove(0);
+    // What the checks before could not foresee, such as a device in exclusive use.
+    let client = catch_unwind(|| CudaRuntime::client(&CudaDevice::new(0)))
+        .map_err(|_| failed(format!("{name} was found but could not be opened")))?;
+    Ok(Device::Cuda(Gpu { client, name: name.into() }))
+}
+
+/// Every device; if there is none, one entry that says why.
+pub fn list() -> Vec<DeviceInfo> {
+    let kind = DeviceKind::Cuda;
+    match devices() {
+        Ok(names) => {
+            names.into_iter().map(|name| DeviceInfo { kind, name, hardware_gpu: true, status: Ok(()) }).collect()
+        }
+        Err(reason) => vec![DeviceInfo { kind, name: "-".into(), hardware_gpu: false, status: Err(reason) }],
+    }
+}

@@ -1,0 +1,271 @@
+//! An adapter folder, as PEFT writes and reads it.
+//!
+//! ```text
+//! adapter_config.json          see `config`
+//! adapter_model.safetensors    base_model.model.<module>.lora_A.weight     A (R, C_in)
+//!                              base_model.model.<module>.lora_B.weight     B (C_out, R)
+//!                              base_model.model.<module>.<parameter>       the modules_to_save: the head
+//! ```
+//!
+//! Source: PEFT 0.21.2, `utils/save_and_load.py`; names checked on folders that PEFT saved (fixtures/).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use gelora_kernels::{DType, Tensor};
+
+use crate::config::CONFIG_NAME;
+use crate::{AdapterConfig, Error, LoraLayer, Matcher, Result, files};
+
+/// The name of the tensors' file in an adapter folder.
+pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
+
+const PREFIX: &str = "base_model.model.";
+const LORA_A: &str = ".lora_A.weight";
+const LORA_B: &str = ".lora_B.weight";
+
+/// A trained adapter: what PEFT keeps in one folder.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// adapter_config.json.
+    pub config: AdapterConfig,
+    /// The adapted modules by their full names in the base model (no `base_model.model.`).
+    pub layers: BTreeMap<String, LoraLayer>,
+    /// The parameters of `modules_to_save` by their full names (`classifier.weight`), in the file's element type.
+    pub saved: BTreeMap<String, Tensor>,
+}
+
+impl Adapter {
+    /// Reads an adapter folder. A and B become f32, as in PEFT, and everything is checked against the config.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, the config is not supported, A or B of a module is missing, has not the rank that
+    /// the config gives to the module, or belongs to no target; or if there is a tensor that is none of these and not in
+    /// `modules_to_save` either.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let config = AdapterConfig::read(&folder.join(CONFIG_NAME))?;
+        let path = folder.join(WEIGHTS_NAME);
+        if !path.exists() && folder.join("adapter_model.bin").exists() {
+            let problem =
+                "the folder has only adapter_model.bin (a pickle); load it in PEFT and save it as safetensors";
+            return Err(Error::file(&path, problem));
+        }
+        let tensors = files::read_tensors(&path, |_| true)?;
+        Self::from_tensors(config, tensors, &path)
+    }
+
+    fn from_tensors(config: AdapterConfig, tensors: BTreeMap<String, Tensor>, path: &Path) -> Result<Self> {
+        let matcher = config.matcher()?;
+        let (mut a, mut b, mut saved) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (key, tensor) in tensors {
+            let Some(name) = key.strip_prefix(PREFIX) else {
+                return Err(Error::tensor(path, &key, format!("expected a name that begins with {PREFIX}")));
+            };
+            if let Some(module) = name.strip_suffix(LORA_A) {
+                a.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
+            } else if let Some(module) = name.strip_suffix(LORA_B) {
+                b.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
+            } else if matcher.is_saved(name.rsplit_once('.').map_or("", |(module, _)| module)) {
+                saved.insert(name.to_owned(), tensor);
+            } else {
+                let problem = "expected lora_A.weight or lora_B.weight of a module, or a parameter of modules_to_save";
+                return Err(Error::tensor(path, &key, problem));
+            }
+        }
+        let mut layers = BTreeMap::new();
+        for (module, a) in a {
+            let b =
+                b.remove(&module).ok_or_else(|| Error::module(&module, format!("{} has no lora_B", path.display())))?;
+            let layer = LoraLayer { a, b, scaling: 0.0, dropout: 0.0 };
+            let layer = configured(&matcher, &module, layer)?;
+            layers.insert(module, layer);
+        }
+        if let Some((module, _)) = b.pop_first() {
+            return Err(Error::module(&module, format!("{} has no lora_A", path.display())));
+        }
+        Ok(Self { config, layers, saved })
+    }
+
+    /// Writes the folder (making it if need be) so that `PeftModel.from_pretrained` loads it. Each file is replaced in
+    /// one step, the tensors first. As PEFT does, the config is written with `inference_mode` true.
+    ///
+    /// # Errors
+    /// If the config is not supported or does not give a layer the rank and scaling that it has, a name in `saved` is in
+    /// no module of `modules_to_save`, or a file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        self.config.validate()?;
+        let matcher = self.config.matcher()?;
+        for (module, layer) in &self.layers {
+            let scaling = configured(&matcher, module, layer.clone())?.scaling;
+            if (scaling - layer.scaling).abs() > 1e-6 * scaling.abs() {
+                return Err(Error::module(
+                    module,
+                    format!("the config gives it the scaling {scaling}, but the layer has {}", layer.scaling),
+                ));
+            }
+        }
+        for name in self.saved.keys() {
+            if !matcher.is_saved(name.rsplit_once('.').map_or("", |(module, _)| module)) {
+                return Err(Error::module(name, "is to be saved, but is in no module of modules_to_save"));
+            }
+        }
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let layers = self.layers.iter().flat_map(|(module, layer)| {
+            [(format!("{PREFIX}{module}{LORA_A}"), &layer.a), (format!("{PREFIX}{module}{LORA_B}"), &layer.b)]
+        });
+        let saved = self.saved.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor));
+        files::write_tensors(&folder.join(WEIGHTS_NAME), layers.chain(saved))?;
+        let config = AdapterConfig { inference_mode: true, ..self.config.clone() };
+        config.write(&folder.join(CONFIG_NAME))
+    }
+
+    /// How many numbers were trained: all of A and B, and the head.
+    pub fn parameters(&self) -> usize {
+        self.layers.values().map(LoraLayer::parameters).sum::<usize>()
+            + self.saved.values().map(Tensor::len).sum::<usize>()
+    }
+}
+
+/// The layer with scaling and dropout of the config, if its shapes fit that.
+fn configured(matcher: &Matcher, module: &str, layer: LoraLayer) -> Result<LoraLayer> {
+    let (rank, ..) = layer.sizes().map_err(|problem| Error::module(module, problem))?;
+    match matcher.module(module)? {
+        None => Err(Error::module(module, "has an adapter, but the config does not target it")),
+        Some(config) if config.rank != rank => {
+            let (a, b) = (layer.a.shape(), layer.b.shape());
+            Err(Error::module(module, format!("the config gives it rank {}, but A is {a:?} and B {b:?}", config.rank)))
+        }
+        Some(config) => Ok(LoraLayer { scaling: config.scaling, dropout: config.dropout, ..layer }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Names;
+
+    fn config(json: &str) -> AdapterConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn zeros(shape: &[usize]) -> Tensor {
+        Tensor::zeros(shape, &gelora_kernels::Device::Cpu).unwrap()
+    }
+
+    fn problem(tensors: &[(&str, &[usize])]) -> String {
+        let config = config(r#"{"r": 2, "target_modules": ["q"], "modules_to_save": ["classifier"]}"#);
+        let tensors = tensors.iter().map(|(name, shape)| ((*name).to_owned(), zeros(shape))).collect();
+        Adapter::from_tensors(config, tensors, "f".as_ref()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit() {
+        const A: &str = "base_model.model.l.q.lora_A.weight";
+        const B: &str = "base_model.model.l.q.lora_B.weight";
+        assert_eq!(problem(&[(A, &[2, 8])]), "module l.q: f has no lora_B");
+        assert_eq!(problem(&[(B, &[8, 2])]), "module l.q: f has no lora_A");
+        assert!(problem(&[(A, &[2, 8]), (B, &[8, 3])]).contains("module l.q: expected A (R, C_in) and B (C_out, R)"));
+        assert!(problem(&[(A, &[2, 8]), (B, &[2])]).contains("module l.q: expected A"));
+        assert_eq!(
+            problem(&[(A, &[3, 8]), (B, &[8, 3])]),
+            "module l.q: the config gives it rank 2, but A is [3, 8] and B [8, 3]"
+        );
+        let other =
+            [("base_model.model.l.k.lora_A.weight", &[2, 8][..]), ("base_model.model.l.k.lora_B.weight", &[8, 2])];
+        assert!(problem(&other).contains("module l.k: has an adapter, but the config does not target it"));
+        assert!(
+            problem(&[("q.lora_A.weight", &[2, 8])]).contains("tensor q.lora_A.weight: expected a name that begins")
+        );
+        let dora = "base_model.model.l.q.lora_magnitude_vector";
+        assert!(
+            problem(&[(dora, &[8])]).contains("tensor base_model.model.l.q.lora_magnitude_vector: expected lora_A")
+        );
+        assert!(problem(&[("base_model.model.pooler.weight", &[8])]).contains("modules_to_save"));
+        assert!(problem(&[("base_model.model.", &[8])]).contains("modules_to_save"));
+    }
+
+    #[test]
+    fn folders_without_an_adapter() {
+        let folder = tempfile::tempdir().unwrap();
+        let problem = || Adapter::read(folder.path()).unwrap_err().to_string();
+        assert!(problem().contains("adapter_config.json"));
+        config(r#"{"target_modules": ["q"]}"#).write(&folder.path().join(CONFIG_NAME)).unwrap();
+        assert!(problem().contains("adapter_model.safetensors: No such file"));
+        files::write_atomic(&folder.path().join("adapter_model.bin"), b"").unwrap();
+        assert!(problem().contains("a pickle"));
+    }
+
+    #[test]
+    fn what_peft_would_read_differently_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let layer = LoraLayer { a: zeros(&[2, 8]), b: zeros(&[8, 2]), scaling: 2.0, dropout: 0.0 };
+        let mut adapter = Adapter {
+            config: config(r#"{"r": 2, "lora_alpha": 4, "target_modules": ["q"], "modules_to_save": ["score"]}"#),
+            layers: [("l.q".to_owned(), layer)].into(),
+            saved: [("score.weight".to_owned(), zeros(&[3, 8]))].into(),
+        };
+        adapter.write(folder.path()).unwrap();
+        assert_eq!(adapter.parameters(), 2 * 16 + 24);
+        let fails = |adapter: &Adapter| adapter.write(folder.path()).unwrap_err().to_string();
+        adapter.config.lora_alpha = 2.0;
+        assert!(fails(&adapter).contains("module l.q: the config gives it the scaling 1, but the layer has 2"));
+        adapter.config = AdapterConfig { r: 3, lora_alpha: 6.0, ..adapter.config };
+        assert!(fails(&adapter).contains("rank 3"));
+        adapter.config = AdapterConfig { r: 2, lora_alpha: 4.0, modules_to_save: None, ..adapter.config };
+        assert!(fails(&adapter).contains("score.weight"));
+        adapter.config.use_dora = true;
+        assert!(fails(&adapter).contains("use_dora"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn round_trip(
+            ranks in prop::collection::vec((1..5usize, 1..20u32), 1..13),
+            rslora: bool, dropout in 0.0..0.9f32, seed: u64,
+        ) {
+            let name = |l: usize| format!("bert.encoder.layer.{l}.attention.self.query");
+            let modules: Vec<_> =
+                ranks.iter().enumerate().map(|(l, &(rank, alpha))| (name(l), rank, f64::from(alpha) / 4.0)).collect();
+            let config = AdapterConfig {
+                use_rslora: rslora,
+                lora_dropout: dropout,
+                inference_mode: true,
+                modules_to_save: Some(vec!["classifier".into()]),
+                ..AdapterConfig::for_modules(&modules, "bert.", &["bert.pooler.dense"]).unwrap()
+            };
+            let matcher = config.matcher().unwrap();
+            let layers = modules.iter().map(|(name, ..)| {
+                let module = matcher.module(name).unwrap().unwrap();
+                (name.clone(), LoraLayer::new(name, 7, 5, &module, seed).unwrap())
+            });
+            let head = LoraLayer::new("h", 7, 5, &matcher.module(&name(0)).unwrap().unwrap(), seed).unwrap().a;
+            let saved = [("classifier.weight".to_owned(), head.to_dtype(DType::Bf16).unwrap())].into();
+            let written = Adapter { layers: layers.collect(), saved, config };
+            let folder = tempfile::tempdir().unwrap();
+            written.write(folder.path()).unwrap();
+
+            let read = Adapter::read(folder.path()).unwrap();
+            prop_assert_eq!(&read.config, &written.config);
+            prop_assert!(read.layers.keys().eq(written.layers.keys()));
+            for (r, w) in read.layers.values().zip(written.layers.values()) {
+                prop_assert_eq!((r.scaling, r.dropout), (w.scaling, w.dropout));
+                prop_assert_eq!((r.a.bytes().unwrap(), r.b.bytes().unwrap()), (w.a.bytes().unwrap(), w.b.bytes().unwrap()));
+            }
+            prop_assert_eq!(read.saved["classifier.weight"].bytes().unwrap(), written.saved["classifier.weight"].bytes().unwrap());
+        }
+    }
+
+    #[test]
+    fn half_precision_adapters_become_f32() -> Result<()> {
+        let config = AdapterConfig { r: 1, target_modules: Some(Names::List(vec!["q".into()])), ..Default::default() };
+        let tensors = [("base_model.model.q.lora_A.weight", [1, 3]), ("base_model.model.q.lora_B.weight", [3, 1])];
+        let tensors = tensors.map(|(name, shape)| Ok((name.to_owned(), zeros(&shape).to_dtype(DType::Bf16)?)));
+        let adapter = Adapter::from_tensors(config, tensors.into_iter().collect::<Result<_>>()?, "f".as_ref())?;
+        assert_eq!((adapter.layers["q"].a.dtype(), adapter.layers["q"].b.dtype()), (DType::F32, DType::F32));
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! The adapter of one linear module: y = x W^T + b + s drop(x) A^T B^T.
+//!
+//! A (R, C_in), B (C_out, R); s = alpha / R, or alpha / sqrt(R) with rsLoRA. The frozen W (C_out, C_in) and b (C_out)
+//! belong to the model and are lent to [`LoraLayer::bind`]; forward and backward are
+//! [`gelora_kernels::ops::lora_linear`].
+
+use gelora_kernels::Tensor;
+use gelora_kernels::ops::dropout::Dropout;
+use gelora_kernels::ops::lora_linear::LoraLinear;
+use gelora_kernels::random::Stream;
+
+use crate::{ModuleConfig, Result, ranks};
+
+/// A and B of one module, with the scaling and the dropout of its config.
+#[derive(Clone, Debug)]
+pub struct LoraLayer {
+    /// A (R, C_in), f32.
+    pub a: Tensor,
+    /// B (C_out, R), f32.
+    pub b: Tensor,
+    /// s = alpha / R, or alpha / sqrt(R) with rsLoRA.
+    pub scaling: f32,
+    /// The probability of dropping an input of A while training.
+    pub dropout: f32,
+}
+
+impl LoraLayer {
+    /// A fresh adapter, on the CPU, that changes nothing yet: A is uniform in [-1/sqrt(C_in), 1/sqrt(C_in)), B is zero.
+    /// A depends on the seed and the module's name alone, not on which other modules have an adapter.
+    ///
+    /// Source: PEFT, `LoraLayer.reset_lora_parameters`: `kaiming_uniform_(a=sqrt(5))` has the bound
+    /// sqrt(3) sqrt(2 / (1 + 5)) / sqrt(C_in).
+    ///
+    /// # Errors
+    /// If the rank is 0 or above min(C_in, C_out).
+    pub fn new(module: &str, c_in: usize, c_out: usize, config: &ModuleConfig, seed: u64) -> Result<Self> {
+        ranks::check_rank(module, config.rank, c_in, c_out)?;
+        let bound = 1.0 / (c_in as f64).sqrt();
+        let mut stream = Stream::at(seed, &[name_hash(module)]);
+        let a = (0..config.rank * c_in).map(|_| (bound * (2.0 * stream.uniform() - 1.0)) as f32).collect();
+        Ok(Self {
+            a: Tensor::from_vec(a, [config.rank, c_in])?,
+            b: Tensor::from_vec(vec![0.0; c_out * config.rank], [c_out, config.rank])?,
+            scaling: config.scaling,
+            dropout: config.dropout,
+        })
+    }
+
+    /// R.
+    pub fn rank(&self) -> usize {
+        self.a.rows()
+    }
+
+    /// R (C_in + C_out): what is trained.
+    pub fn parameters(&self) -> usize {
+        self.a.len() + self.b.len()
+    }
+
+    /// The layer with its frozen weight W (C_out, C_in) and bias b (C_out), ready for forward and backward. Dropout is on
+    /// only with a key, which a training step makes with [`gelora_kernels::random::key`].
+    pub fn bind<'a>(
+        &'a self,
+        weight: &'a Tensor,
+        bias: Option<&'a Tensor>,
+        dropout_key: Option<[u32; 2]>,
+    ) -> LoraLinear<'a> {
+        let dropout = dropout_key.filter(|_| self.dropout > 0.0).map(|key| Dropout { p: self.dropout, key });
+        LoraLinear { weight, bias, a: &self.a, b: &self.b, scaling: self.scaling, dropout }
+    }
+
+    /// (R, C_in, C_out), or what is wrong with the shapes of A and B.
+    pub(crate) fn sizes(&self) -> Result<(usize, usize, usize), String> {
+        match (self.a.shape(), self.b.shape()) {
+            (&[rank, c_in], &[c_out, r]) if r == rank => Ok((rank, c_in, c_out)),
+            (a, b) => Err(format!("expected A (R, C_in) and B (C_out, R), got A {a:?} and B {b:?}")),
+        }
+    }
+}
+
+/// FNV-1a, 64 bits.
+///
+/// Source: Fowler, Noll, Vo, "The FNV non-cryptographic hash algorithm" (RFC 9923).
+fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    const CONFIG: ModuleConfig = ModuleConfig { rank: 3, alpha: 6.0, scaling: 2.0, dropout: 0.5 };
+
+    #[test]
+    fn a_new_layer_is_uniform_and_changes_nothing() -> Result<()> {
+        let layer = LoraLayer::new("q", 400, 7, &CONFIG, 1)?;
+        assert_eq!((layer.rank(), layer.parameters()), (3, 3 * (400 + 7)));
+        let (a, bound) = (layer.a.to_vec()?, 1.0 / 20.0f32);
+        assert!(a.iter().all(|v| v.abs() <= bound));
+        let mean = a.iter().sum::<f32>() / a.len() as f32;
+        let variance = a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32;
+        assert!(mean.abs() < 0.1 * bound && (variance / (bound * bound / 3.0) - 1.0).abs() < 0.1, "{mean} {variance}");
+
+        let weight = Tensor::from_vec(vec![0.5; 7 * 400], [7, 400])?;
+        let x = Tensor::from_vec((0..400).map(|i| i as f32).collect::<Vec<_>>(), [1, 400])?;
+        let (y, _) = layer.bind(&weight, None, Some([1, 2])).forward(&x)?;
+        assert_eq!(y.to_vec()?, gelora_kernels::ops::linear::forward(&x, &weight, None)?.to_vec()?);
+        Ok(())
+    }
+
+    #[test]
+    fn seed_and_name_decide() -> Result<()> {
+        let a = |name, seed| LoraLayer::new(name, 64, 64, &CONFIG, seed)?.a.to_vec().map_err(Error::from);
+        assert_eq!(a("layer.0.query", 7)?, a("layer.0.query", 7)?);
+        assert_ne!(a("layer.0.query", 7)?, a("layer.0.key", 7)?);
+        assert_ne!(a("layer.0.query", 7)?, a("layer.0.query", 8)?);
+        Ok(())
+    }
+
+    #[test]
+    fn dropout_needs_a_key_and_a_probability() -> Result<()> {
+        let mut layer = LoraLayer::new("q", 4, 4, &CONFIG, 1)?;
+        let weight = Tensor::from_vec(vec![0.0; 16], [4, 4])?;
+        assert!(layer.bind(&weight, None, Some([1, 2])).dropout.is_some());
+        assert!(layer.bind(&weight, None, None).dropout.is_none());
+        layer.dropout = 0.0;
+        assert!(layer.bind(&weight, None, Some([1, 2])).dropout.is_none());
+        assert!(LoraLayer::new("q", 2, 400, &CONFIG, 1).is_err());
+        Ok(())
+    }
+}

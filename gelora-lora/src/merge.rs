@@ -1,0 +1,116 @@
+//! An adapter taken into the weight, and out again: W' = W + s B A.
+//!
+//! W (C_out, C_in), A (R, C_in), B (C_out, R). B A is accumulated onto W inside the matrix product, so the dense update
+//! is never formed on its own. Sums are in f32 and are rounded once to W's element type.
+
+use gelora_kernels::{Tensor, cpu};
+
+use crate::{LoraLayer, Result};
+
+/// W + s B A, in W's element type and on W's device: afterwards a plain linear layer does what the adapter did.
+///
+/// # Errors
+/// If A and B do not fit W, or a device fails.
+///
+/// ```
+/// use gelora_kernels::Tensor;
+/// use gelora_lora::{LoraLayer, merge};
+///
+/// let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2])?;
+/// let (a, b) = (Tensor::from_vec(vec![1.0, 2.0], [1, 2])?, Tensor::from_vec(vec![1.0, -1.0], [2, 1])?);
+/// let layer = LoraLayer { a, b, scaling: 0.5, dropout: 0.0 };
+/// assert_eq!(merge::merge(&w, &layer)?.to_vec()?, [1.5, 1.0, -0.5, 0.0]);
+/// # Ok::<(), gelora_lora::Error>(())
+/// ```
+pub fn merge(weight: &Tensor, layer: &LoraLayer) -> Result<Tensor> {
+    add_product(weight, layer, layer.scaling)
+}
+
+/// W' - s B A: what [`merge`] was given, up to the rounding of W's element type.
+///
+/// # Errors
+/// As [`merge`].
+pub fn unmerge(weight: &Tensor, layer: &LoraLayer) -> Result<Tensor> {
+    add_product(weight, layer, -layer.scaling)
+}
+
+fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tensor> {
+    let (rank, c_in, c_out) = layer.sizes().map_err(|message| gelora_kernels::Error::Value { op: "merge", message })?;
+    if weight.shape() != [c_out, c_in] {
+        let (expected, got) = (format!("({c_out}, {c_in}), as the adapter"), weight.shape().to_vec());
+        return Err(gelora_kernels::Error::Shape { op: "merge", name: "W", expected, got }.into());
+    }
+    let (a, b, mut merged) = (layer.a.to_vec()?, layer.b.to_vec()?, weight.to_vec()?);
+    cpu::gemm(&mut merged, c_in, 1.0, scaling, cpu::View::new(&b, c_out, rank), cpu::View::new(&a, rank, c_in));
+    Ok(Tensor::from_vec(merged, [c_out, c_in])?.to_dtype(weight.dtype())?.to_device(weight.device())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use gelora_kernels::random::Stream;
+    use gelora_kernels::{DType, ops};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn random(stream: &mut Stream, shape: [usize; 2]) -> Tensor {
+        Tensor::from_vec((0..shape[0] * shape[1]).map(|_| stream.normal() as f32).collect::<Vec<_>>(), shape).unwrap()
+    }
+
+    fn largest_difference(x: &Tensor, y: &Tensor) -> f32 {
+        x.to_vec().unwrap().iter().zip(y.to_vec().unwrap()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+    }
+
+    fn sizes() -> impl Strategy<Value = usize> {
+        prop::sample::select(vec![1, 3, 7, 63, 64, 65, 257])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn merged_is_unmerged(c_in in sizes(), c_out in sizes(), rank in 1..9usize, alpha in 0.5..32.0f32, seed: u64) {
+            // alpha differs from r: a forgotten or squared scaling shows.
+            let mut stream = Stream::new(seed);
+            let (a, b) = (random(&mut stream, [rank, c_in]), random(&mut stream, [c_out, rank]));
+            let layer = LoraLayer { a, b, scaling: alpha / rank as f32, dropout: 0.0 };
+            let (weight, x) = (random(&mut stream, [c_out, c_in]), random(&mut stream, [5, c_in]));
+
+            let merged = merge(&weight, &layer).unwrap();
+            let (adapted, _) = layer.bind(&weight, None, None).forward(&x).unwrap();
+            let tolerance = 1e-5 * (c_in * rank) as f32 * layer.scaling.max(1.0);
+            let difference = largest_difference(&ops::linear::forward(&x, &merged, None).unwrap(), &adapted);
+            prop_assert!(difference <= tolerance, "{difference} > {tolerance}");
+
+            let back = unmerge(&merged, &layer).unwrap();
+            prop_assert!(largest_difference(&back, &weight) <= 1e-5 * rank as f32 * layer.scaling.max(1.0));
+        }
+    }
+
+    #[test]
+    fn the_element_type_stays() -> Result<()> {
+        let mut stream = Stream::new(1);
+        let (a, b) = (random(&mut stream, [2, 7]), random(&mut stream, [5, 2]));
+        let layer = LoraLayer { a, b, scaling: 1.5, dropout: 0.0 };
+        let weight = random(&mut stream, [5, 7]);
+        for dtype in [DType::Bf16, DType::F16, DType::F64, DType::F32] {
+            let stored = weight.to_dtype(dtype)?;
+            let merged = merge(&stored, &layer)?;
+            // Rounded once, from the sum in f32.
+            let expected = merge(&stored.to_dtype(DType::F32)?, &layer)?.to_dtype(dtype)?;
+            assert_eq!((merged.dtype(), merged.bytes()?), (dtype, expected.bytes()?));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit() -> Result<()> {
+        let mut stream = Stream::new(1);
+        let mut layer =
+            LoraLayer { a: random(&mut stream, [2, 7]), b: random(&mut stream, [5, 2]), scaling: 1.0, dropout: 0.0 };
+        let error = merge(&random(&mut stream, [7, 5]), &layer).unwrap_err().to_string();
+        assert_eq!(error, "merge: W must be (5, 7), as the adapter, got [7, 5]");
+        layer.b = random(&mut stream, [5, 3]);
+        assert!(merge(&random(&mut stream, [5, 7]), &layer).unwrap_err().to_string().contains("B [5, 3]"));
+        Ok(())
+    }
+}
