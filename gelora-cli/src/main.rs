@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod contained;
 mod data;
 mod metrics;
 mod output;

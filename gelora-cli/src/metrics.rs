@@ -20,7 +20,8 @@ pub fn f1(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
     if classes == 2 {
         return f1_of(1);
     }
-    let occurring: Vec<usize> = (0..counts.gold.len()).filter(|k| counts.predicted[*k] + counts.gold[*k] > 0.0).collect();
+    let occurring: Vec<usize> =
+        (0..counts.gold.len()).filter(|k| counts.predicted[*k] + counts.gold[*k] > 0.0).collect();
     ratio(occurring.iter().map(|k| f1_of(*k)).sum(), occurring.len() as f64)
 }
 

@@ -35,11 +35,11 @@ impl OutDir {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort();
-        let ours = |name: &str| {
-            owned.contains(&name) || (name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1))
-        };
+        let ours = |name: &str| owned.contains(&name) || (name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1));
         if let Some(other) = names.iter().find(|name| !ours(name)) {
-            bail!("{shown}: holds {other}, which this command does not write; choose an empty or new folder with {option}");
+            bail!(
+                "{shown}: holds {other}, which this command does not write; choose an empty or new folder with {option}"
+            );
         }
         Ok(Self { path: path.to_owned() })
     }

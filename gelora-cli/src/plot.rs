@@ -83,7 +83,13 @@ fn dimensions(area: &Area<'_>, states: &[(f64, [f64; 2])]) -> Result<()> {
     let highest_id = states.iter().map(|(id, _)| *id).filter(|id| id.is_finite()).fold(0.0, f64::max);
     let highest = states.iter().map(|(_, [_, high])| *high).filter(|high| high.is_finite()).fold(highest_id, f64::max);
     let top = if highest > 0.0 { highest.min(3.0 * highest_id.max(f64::MIN_POSITIVE)) * 1.08 } else { 1.0 };
-    let (mut chart, y) = frame(area, "Intrinsic dimension of the hidden states (band: confidence interval)", states.len() - 1, top, true)?;
+    let (mut chart, y) = frame(
+        area,
+        "Intrinsic dimension of the hidden states (band: confidence interval)",
+        states.len() - 1,
+        top,
+        true,
+    )?;
     labels(&mut chart, "intrinsic dimension", None, &y)?;
 
     for run in runs(states) {
@@ -93,7 +99,10 @@ fn dimensions(area: &Area<'_>, states: &[(f64, [f64; 2])]) -> Result<()> {
         let high = run.clone().rev().map(|l| (l as f64, clip(states[l].1[1])));
         if run.len() == 1 {
             let stroke = BLUE.mix(0.45).stroke_width(5);
-            chart.plotting_area().draw(&PathElement::new(low.chain(high).collect::<Vec<_>>(), stroke)).map_err(failed)?;
+            chart
+                .plotting_area()
+                .draw(&PathElement::new(low.chain(high).collect::<Vec<_>>(), stroke))
+                .map_err(failed)?;
         } else {
             let band = Polygon::new(low.chain(high).collect::<Vec<_>>(), BLUE.mix(0.22));
             chart.plotting_area().draw(&band).map_err(failed)?;
@@ -111,7 +120,12 @@ fn dimensions(area: &Area<'_>, states: &[(f64, [f64; 2])]) -> Result<()> {
 fn bars(area: &Area<'_>, ranks: &[usize]) -> Result<()> {
     let highest = ranks.iter().copied().max().unwrap_or(0).max(1);
     let (mut chart, y) = frame(area, "LoRA rank of the layers", ranks.len(), highest as f64 * 1.28, false)?;
-    labels(&mut chart, "rank", Some("hidden state (0 = embeddings); each layer stands between the states it joins"), &y)?;
+    labels(
+        &mut chart,
+        "rank",
+        Some("hidden state (0 = embeddings); each layer stands between the states it joins"),
+        &y,
+    )?;
 
     let pitch = f64::from(SIZE.0 - LEFT - 2 * MARGIN) / (ranks.len() + 1) as f64;
     let (half, font_size) = if pitch < 14.0 { (0.42, 9) } else { (0.33, 13) };
@@ -231,7 +245,13 @@ mod tests {
             std::fs::write(folder.join("six.svg"), svg).unwrap();
             std::fs::write(folder.join("eighty.svg"), id_profile_svg(&many, &ranks).unwrap()).unwrap();
             std::fs::write(folder.join("thirty.svg"), id_profile_svg(&many[..31], &ranks[..30]).unwrap()).unwrap();
-            let gap = [(f64::NAN, [f64::NAN; 2]), around(3.0), (2.5, [1.0, f64::INFINITY]), (f64::NAN, [0.0; 2]), around(0.7)];
+            let gap = [
+                (f64::NAN, [f64::NAN; 2]),
+                around(3.0),
+                (2.5, [1.0, f64::INFINITY]),
+                (f64::NAN, [0.0; 2]),
+                around(0.7),
+            ];
             std::fs::write(folder.join("gap.svg"), id_profile_svg(&gap, &[1, 1, 1, 128]).unwrap()).unwrap();
         }
     }

@@ -17,7 +17,6 @@ pub const DEFAULT_MAX_LENGTH: usize = 128;
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    max_length: usize,
     truncate_from: TruncationDirection,
 }
 
@@ -48,7 +47,7 @@ impl Tokenizer {
             .map_err(|error| anyhow!("{}: not a readable tokenizer: {error}", path.display()))?;
         inner.with_padding(None);
         let truncate_from = truncation_side(model_dir)?;
-        Self { inner, max_length: DEFAULT_MAX_LENGTH, truncate_from }.with_max_length(DEFAULT_MAX_LENGTH)
+        Self { inner, truncate_from }.with_max_length(DEFAULT_MAX_LENGTH)
     }
 
     /// Sets the most tokens that an example may have, special tokens included. The caller keeps it within the positions
@@ -57,10 +56,7 @@ impl Tokenizer {
     /// # Errors
     /// If the special tokens leave no room for a token of each text of a pair.
     pub fn with_max_length(mut self, max_length: usize) -> Result<Self> {
-        let special = self
-            .inner
-            .get_post_processor()
-            .map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true));
+        let special = self.inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true));
         if max_length < special + 2 {
             bail!("a length of {max_length} is too short: {special} special tokens and a token of each text need more");
         }
@@ -71,13 +67,7 @@ impl Tokenizer {
             direction: self.truncate_from,
         };
         self.inner.with_truncation(Some(truncation)).map_err(|error| anyhow!("truncation to {max_length}: {error}"))?;
-        self.max_length = max_length;
         Ok(self)
-    }
-
-    /// The most tokens that an example may have.
-    pub fn max_length(&self) -> usize {
-        self.max_length
     }
 
     /// The number of token ids, added tokens included.
@@ -85,19 +75,10 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The tokens of one example.
+    /// The tokens of examples, in their order, on all CPU cores.
     ///
     /// # Errors
     /// If the tokenizer cannot encode a text (a vocabulary without an unknown token).
-    pub fn encode(&self, example: &Example) -> Result<Encoded> {
-        let encoding = self.inner.encode(input(example), true).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        encoded(&encoding)
-    }
-
-    /// The tokens of many examples, in their order, on all CPU cores.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
     pub fn encode_all(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
         let inputs = examples.iter().map(input).collect();
         let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
@@ -134,6 +115,7 @@ fn truncation_side(model_dir: &Path) -> Result<TruncationDirection> {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::slice;
 
     use super::*;
 
@@ -174,13 +156,15 @@ mod tests {
         let example = example("good good good good", Some("film film film film film film"));
         let (good, film) = (whole.inner.token_to_id("good").unwrap(), whole.inner.token_to_id("film").unwrap());
         let (cls, sep) = (2, 3);
-        let at = |length| whole.clone().with_max_length(length).unwrap().encode(&example).unwrap();
+        let at = |length| {
+            whole.clone().with_max_length(length).unwrap().encode_all(slice::from_ref(&example)).unwrap().remove(0)
+        };
         let tokens = at(10);
         assert_eq!(tokens.ids, [cls, good, good, good, sep, film, film, film, film, sep]);
         assert_eq!(tokens.type_ids, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
         assert_eq!(at(5).ids, [cls, good, sep, film, sep]);
         assert_eq!(at(13).ids.len(), 13);
-        assert_eq!(at(100), whole.encode(&example).unwrap());
+        assert_eq!(at(100), whole.encode_all(slice::from_ref(&example)).unwrap()[0]);
     }
 
     #[test]
@@ -194,8 +178,8 @@ mod tests {
             "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
         std::fs::write(folder.path().join("tokenizer.json"), stored.to_string()).unwrap();
         let example = example("a dull plot", Some("the film is not good"));
-        let expected = Tokenizer::open(&tiny()).unwrap().encode(&example).unwrap();
-        assert_eq!(Tokenizer::open(folder.path()).unwrap().encode(&example).unwrap(), expected);
+        let expected = Tokenizer::open(&tiny()).unwrap().encode_all(slice::from_ref(&example)).unwrap();
+        assert_eq!(Tokenizer::open(folder.path()).unwrap().encode_all(slice::from_ref(&example)).unwrap(), expected);
     }
 
     #[test]
@@ -205,7 +189,7 @@ mod tests {
         std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"truncation_side":"left"}"#).unwrap();
         let left = Tokenizer::open(folder.path()).unwrap().with_max_length(5).unwrap();
         let good = left.inner.token_to_id("good").unwrap();
-        assert_eq!(left.encode(&example("film film film film good", None)).unwrap().ids[3], good);
+        assert_eq!(left.encode_all(&[example("film film film film good", None)]).unwrap()[0].ids[3], good);
         std::fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
         assert!(Tokenizer::open(folder.path()).is_err());
     }

@@ -164,7 +164,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>], style: TableStyle) -> String
         }
     }
     table.set_header(header).add_rows(rows);
-    let numeric = |cell: &String| cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
+    let numeric =
+        |cell: &String| cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
     for (i, column) in table.column_iter_mut().enumerate() {
         if rows.iter().filter_map(|row| row.get(i)).all(numeric) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -178,7 +179,7 @@ pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -214,7 +215,18 @@ mod tests {
         assert_eq!(counts, ["0", "7", "999", "1,000", "12,345", "123,456", "1,234,567"]);
         let times = [0.0, 0.0854, 0.9996, 4.24, 59.94, 59.96, 185.0, 3599.4, 3599.6, 7390.0];
         let shown = times.map(|s| duration(Duration::from_secs_f64(s)));
-        let wanted = ["0 ms", "85 ms", "1.0 s", "4.2 s", "59.9 s", "1 min 00 s", "3 min 05 s", "59 min 59 s", "1 h 00 min", "2 h 03 min"];
+        let wanted = [
+            "0 ms",
+            "85 ms",
+            "1.0 s",
+            "4.2 s",
+            "59.9 s",
+            "1 min 00 s",
+            "3 min 05 s",
+            "59 min 59 s",
+            "1 h 00 min",
+            "2 h 03 min",
+        ];
         assert_eq!(shown, wanted);
     }
 

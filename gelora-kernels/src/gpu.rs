@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod tile;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 

@@ -124,6 +124,13 @@ impl Classifier {
         let (weight, bias) = (part(WEIGHT)?, part(BIAS)?);
         let known = labels.unwrap_or_else(|| encoder.config().labels.clone());
         let task = task_of(weight.rows(), known);
+        let matcher = adapter.config.matcher()?;
+        for linear in encoder.linears() {
+            if matcher.module(&linear.name)?.is_some() && !adapter.layers.contains_key(&linear.name) {
+                let name = &linear.name;
+                return Err(Error::Value(format!("the adapter's config targets {name}, but its file has no weights for it")));
+            }
+        }
         let mut classifier = Self::assemble(model, encoder, task, weight, bias)?;
         classifier.attach(adapter.layers)?;
         Ok(classifier)
@@ -153,8 +160,9 @@ impl Classifier {
     /// If no module is targeted or a rank is above min(C_in, C_out).
     pub fn add_adapters(&mut self, config: &AdapterConfig, seed: u64) -> Result<usize> {
         let mut layers = BTreeMap::new();
+        let matcher = config.matcher()?;
         for info in self.encoder.linear_infos() {
-            if let Some(module) = config.module(&info.name)? {
+            if let Some(module) = matcher.module(&info.name)? {
                 layers.insert(info.name.clone(), LoraLayer::new(&info.name, info.c_in, info.c_out, &module, seed)?);
             }
         }

@@ -127,7 +127,7 @@ pub fn dimensions(points: &[Tensor], device: &Device, args: &MeasureArgs, quiet:
     let mut estimates = Vec::new();
     for (l, state) in points.iter().enumerate() {
         let found = match Neighbourhood::of(&state.to_device(device)?).and_then(|n| n.estimate(&options)) {
-            Err(gelora_id::Error::Identical { points, .. }) => Estimate {
+            Err(gelora_id::Error::Identical { points, .. }) if l == 0 => Estimate {
                 estimator: args.estimator.to_string(),
                 id: 0.0,
                 interval: [0.0, 0.0],

@@ -49,7 +49,7 @@ pub struct Columns {
     pub label: Option<String>,
     /// True for a column named score or similarity, whose integers are scores as well.
     pub label_is_score: bool,
-    /// Every column of the file, in its order.
+    /// Every column of the file (of JSON, by name).
     pub all: Vec<String>,
 }
 
@@ -161,9 +161,6 @@ pub fn last_user_message(cell: Cell, column: &str, at: &dyn Fn() -> String) -> R
     let content = |message: &Value| message.get("content").and_then(Value::as_str).map(str::to_owned);
     let of_user = |message: &&Value| message.get("role").and_then(Value::as_str) == Some("user");
     messages.iter().rev().find(of_user).and_then(content).ok_or_else(|| {
-        anyhow!(
-            "{}: \"{column}\" has no message of the user like {{\"role\": \"user\", \"content\": \"...\"}}",
-            at()
-        )
+        anyhow!("{}: \"{column}\" has no message of the user like {{\"role\": \"user\", \"content\": \"...\"}}", at())
     })
 }

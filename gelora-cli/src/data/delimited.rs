@@ -63,12 +63,13 @@ pub fn read(path: &Path, delimiter: u8, keep: &dyn Fn(&str) -> bool) -> Result<T
 
 /// The reader skips blank lines, but counts a row's position from before them.
 fn blank_lines(text: &str, position: u64) -> usize {
-    let blank = text.as_bytes()[(position as usize).min(text.len())..].iter().take_while(|b| matches!(b, b'\n' | b'\r'));
+    let blank =
+        text.as_bytes()[(position as usize).min(text.len())..].iter().take_while(|b| matches!(b, b'\n' | b'\r'));
     blank.filter(|b| **b == b'\n').count()
 }
 
 fn unclosed(path: &Path, record: &StringRecord, line: usize) -> Result<()> {
-    if record.iter().last().is_some_and(|cell| cell.ends_with(SENTINEL)) {
+    if record.iter().next_back().is_some_and(|cell| cell.ends_with(SENTINEL)) {
         bail!("{}: a quote in the row that starts on line {line} is never closed", path.display());
     }
     Ok(())

@@ -120,14 +120,6 @@ impl Label {
 }
 
 impl LabelSet {
-    /// The number of outputs that a model needs: one for each class, or one for a score.
-    pub fn outputs(&self) -> usize {
-        match self {
-            LabelSet::Classes(names) => names.len(),
-            LabelSet::Scores => 1,
-        }
-    }
-
     /// The targets of a dataset.
     ///
     /// # Errors

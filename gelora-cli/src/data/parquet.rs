@@ -12,9 +12,14 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::Value;
 
 use super::table::{Cell, Row, Table, place};
+use crate::contained::contained;
 
 /// Reads the columns of a parquet file that may matter.
 pub fn read(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
+    contained(path, || columns(path, keep))
+}
+
+fn columns(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
     if file.metadata().is_ok_and(|m| m.len() == 0) {
@@ -29,7 +34,7 @@ pub fn read(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
     let mut table = Table { columns, kept, ..Table::default() };
     if fields.is_empty() {
         // Nothing to decode; the rows are counted so that the complaint is about the columns.
-        let count = reader.metadata().file_metadata().num_rows().max(0).min(1) as usize;
+        let count = reader.metadata().file_metadata().num_rows().clamp(0, 1) as usize;
         table.rows = vec![Row(Vec::new()); count];
         return Ok(table);
     }
@@ -40,9 +45,10 @@ pub fn read(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
         for record in TreeBuilder::new().as_iter(wanted.clone(), &*group).map_err(broken)? {
             let at = || place(path, &[], table.rows.len());
             let record = record.map_err(|e| anyhow!("{}: {}", at(), first_line(&e.to_string())))?;
-            let cells = record.into_columns().into_iter().map(|(name, field)| {
-                cell(field).ok_or_else(|| anyhow!("{}: \"{name}\" is not valid UTF-8", at()))
-            });
+            let cells = record
+                .into_columns()
+                .into_iter()
+                .map(|(name, field)| cell(field).ok_or_else(|| anyhow!("{}: \"{name}\" is not valid UTF-8", at())));
             let row = Row(cells.collect::<Result<_>>()?);
             table.rows.push(row);
         }

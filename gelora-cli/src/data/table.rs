@@ -115,7 +115,7 @@ impl Row {
 /// A file's contents. Cells are kept only of columns that could matter; all columns are named, for messages.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    /// Every column of the file, in its order.
+    /// Every column of the file (of JSON, by name).
     pub columns: Vec<String>,
     /// The columns that the rows' cells belong to.
     pub kept: Vec<String>,

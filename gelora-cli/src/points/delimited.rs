@@ -39,7 +39,7 @@ pub fn read(path: &Path, delimiter: u8, columns: &[String]) -> Result<Tensor> {
     let mut row = 0;
     while more {
         row += 1;
-        let place = || format!("{shown}: row {row} (line {})", record.position().map_or(0, |p| p.line()));
+        let place = || format!("{shown}: row {row} (line {})", line(text, &record));
         if record.len() != first.len() {
             let whose = if header.is_some() { "the header" } else { "the first row" };
             bail!("{} has {} cells, but {whose} has {}", place(), record.len(), first.len());
@@ -88,6 +88,13 @@ fn indices(path: &Path, first: &StringRecord, header: Option<&StringRecord>, col
         }
     };
     columns.iter().map(index).collect()
+}
+
+/// The line on which a record begins. Its position is where the reader stood before it skipped empty lines.
+fn line(text: &[u8], record: &StringRecord) -> usize {
+    let from = record.position().map_or(0, |p| p.byte() as usize);
+    let empty = text.iter().skip(from).take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    1 + text.iter().take(from + empty).filter(|&&b| b == b'\n').count()
 }
 
 fn column(i: usize, header: Option<&StringRecord>) -> String {

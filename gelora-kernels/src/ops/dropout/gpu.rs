@@ -21,6 +21,12 @@ pub fn mask<R: Backend>(dropout: Option<Dropout>) -> MaskLaunch<R> {
     MaskLaunch::new(d.key[0], d.key[1], d.threshold(), d.scale())
 }
 
+/// For kernels that share code with ones that drop, and do not.
+#[cube]
+pub fn no_mask() -> Mask {
+    Mask { key0: 0u32, key1: 0u32, threshold: 0u32, scale: 1.0f32 }
+}
+
 /// What element `index` is multiplied by: 0 or 1 / (1 - p).
 #[cube]
 pub fn factor(mask: &Mask, index: u32) -> f32 {

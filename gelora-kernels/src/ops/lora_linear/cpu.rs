@@ -23,9 +23,9 @@ pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tens
     let out = y.as_mut_slice()?;
     let beta = match layer.bias {
         Some(bias) => {
-            let bias = bias.to_f32()?;
+            let bias = bias.as_slice()?;
             for_row_blocks(out, c_out, |_, rows| {
-                rows.chunks_exact_mut(c_out).for_each(|row| row.copy_from_slice(&bias));
+                rows.chunks_exact_mut(c_out).for_each(|row| row.copy_from_slice(bias));
             });
             1.0
         }
@@ -40,19 +40,20 @@ pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tens
 }
 
 /// dxa = s dY B.
-pub fn d_xa(layer: &LoraLinear<'_>, dy: &Tensor, sizes: Sizes) -> Result<Vec<f32>> {
+pub fn d_xa(layer: &LoraLinear<'_>, dy: &Tensor, sizes: Sizes) -> Result<Tensor> {
     let Sizes { n, c_out, r, .. } = sizes;
     let (dy, b) = (dy.as_slice()?, View::new(layer.b.as_slice()?, c_out, r));
-    let mut dxa = vec![0.0; n * r];
-    thin(&mut dxa, r, c_out, |first, rows, dxa| {
+    let mut dxa = Tensor::output([n, r])?;
+    thin(dxa.as_mut_slice()?, r, c_out, |first, rows, dxa| {
         gemm_serial(dxa, r, 0.0, layer.scaling, View::new(&dy[first * c_out..], rows, c_out), b);
     });
     Ok(dxa)
 }
 
 /// dX = dY W + mask / (1 - p) * (dxa A).
-pub fn d_input(layer: &LoraLinear<'_>, dy: &Tensor, dxa: &[f32], sizes: Sizes) -> Result<Tensor> {
+pub fn d_input(layer: &LoraLinear<'_>, dy: &Tensor, dxa: &Tensor, sizes: Sizes) -> Result<Tensor> {
     let Sizes { n, c_in, c_out, r } = sizes;
+    let dxa = dxa.as_slice()?;
     let mut dx = Tensor::output([n, c_in])?;
     let out = dx.as_mut_slice()?;
     let a = View::new(layer.a.as_slice()?, r, c_in);
@@ -77,11 +78,11 @@ pub fn d_parameters(
     x: &Tensor,
     dy: &Tensor,
     xa: &Tensor,
-    dxa: &[f32],
+    dxa: &Tensor,
     sizes: Sizes,
 ) -> Result<(Tensor, Tensor)> {
     let Sizes { n, c_in, c_out, r } = sizes;
-    let (x, dy, xa) = (x.as_slice()?, dy.as_slice()?, xa.as_slice()?);
+    let (x, dy, xa, dxa) = (x.as_slice()?, dy.as_slice()?, xa.as_slice()?, dxa.as_slice()?);
     // The blocks depend on N alone, so the order of the sums does not depend on the number of threads.
     let block = n.div_ceil(MAX_BLOCKS).max(64);
     let partial = |first: usize| {

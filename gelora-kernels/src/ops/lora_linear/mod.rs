@@ -13,19 +13,21 @@
 //! W and b get no gradient, and a dense B A is never formed: the adapter costs 2 N R (C_in + C_out) operations forward.
 //!
 //! Accumulation: f32 throughout. CPU: sums over channels in the order of the GEMM crate; dA and dB in blocks of rows
-//! whose number depends on N alone, added in order. No atomics, so a gradient is the same on every run.
+//! whose number depends on N alone, added in order. GPU: each sum in ascending order by one unit, the adapter's before the
+//! base's; dA and dB in parts of the rows, likewise. No atomics, so a gradient is the same on every run.
 //!
 //! Source: Hu et al., "LoRA: low-rank adaptation of large language models" (arXiv 2106.09685), section 4.1; s with
 //! sqrt(R) from Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA" (arXiv 2312.03732).
 
 pub(crate) mod cases;
 mod cpu;
-//#[cfg(any(feature = "wgpu", feature = "cuda"))]
-//mod gpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
 use super::dropout::Dropout;
+use crate::device::on_device;
 use crate::{Result, Tensor};
 
 /// The frozen weight and the adapter, borrowed for one call.
@@ -92,8 +94,7 @@ impl LoraLinear<'_> {
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
         const OP: &str = "lora_linear";
         let sizes = self.check(OP, x)?;
-        check::cpu_only(OP, x)?;
-        let (y, xa) = cpu::forward(self, x, sizes)?;
+        let (y, xa) = on_device!(x.device(), cpu::forward(self, x, sizes), gpu => gpu::forward(gpu, self, x, sizes))?;
         Ok((y, Saved { xa }))
     }
 
@@ -104,10 +105,14 @@ impl LoraLinear<'_> {
     pub fn backward(&self, x: &Tensor, dy: &Tensor, saved: Saved) -> Result<Gradients> {
         const OP: &str = "lora_linear.backward";
         let sizes = self.check_backward(OP, x, dy, &saved)?;
-        check::cpu_only(OP, x)?;
-        let dxa = cpu::d_xa(self, dy, sizes)?;
-        let (da, db) = cpu::d_parameters(self, x, dy, &saved.xa, &dxa, sizes)?;
-        Ok(Gradients { dx: cpu::d_input(self, dy, &dxa, sizes)?, da, db })
+        let dxa = self.d_xa(dy, sizes)?;
+        let (da, db) = self.d_parameters(x, dy, &saved.xa, &dxa, sizes)?;
+        let dx = on_device!(
+            dy.device(),
+            cpu::d_input(self, dy, &dxa, sizes),
+            gpu => gpu::d_input(gpu, self, dy, &dxa, sizes)
+        )?;
+        Ok(Gradients { dx, da, db })
     }
 
     /// (dA, dB) alone, for the lowest layer with an adapter: nothing below it wants dX.
@@ -117,8 +122,19 @@ impl LoraLinear<'_> {
     pub fn backward_parameters(&self, x: &Tensor, dy: &Tensor, saved: Saved) -> Result<(Tensor, Tensor)> {
         const OP: &str = "lora_linear.backward_parameters";
         let sizes = self.check_backward(OP, x, dy, &saved)?;
-        check::cpu_only(OP, x)?;
-        cpu::d_parameters(self, x, dy, &saved.xa, &cpu::d_xa(self, dy, sizes)?, sizes)
+        self.d_parameters(x, dy, &saved.xa, &self.d_xa(dy, sizes)?, sizes)
+    }
+
+    fn d_xa(&self, dy: &Tensor, sizes: Sizes) -> Result<Tensor> {
+        on_device!(dy.device(), cpu::d_xa(self, dy, sizes), gpu => gpu::d_xa(gpu, self, dy, sizes))
+    }
+
+    fn d_parameters(&self, x: &Tensor, dy: &Tensor, xa: &Tensor, dxa: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
+        on_device!(
+            x.device(),
+            cpu::d_parameters(self, x, dy, xa, dxa, sizes),
+            gpu => gpu::d_parameters(gpu, self, x, dy, xa, dxa, sizes)
+        )
     }
 
     fn check(&self, op: &'static str, x: &Tensor) -> Result<Sizes> {
@@ -133,6 +149,7 @@ impl LoraLinear<'_> {
         }
         check::same_device(op, &[x, self.weight, self.a, self.b])?;
         if let Some(bias) = self.bias {
+            check::f32(op, "b", bias)?;
             check::shape(op, "b", bias, &[c_out])?;
             check::same_device(op, &[x, bias])?;
         }

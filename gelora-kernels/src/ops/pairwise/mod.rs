@@ -20,11 +20,12 @@
 pub(crate) mod cases;
 mod cpu;
 mod cpu_nearest;
-//#[cfg(any(feature = "wgpu", feature = "cuda"))]
-//mod gpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
+use crate::device::on_device;
 use crate::{DType, Error, Result, Tensor};
 
 /// The k nearest other points of every point.
@@ -56,8 +57,7 @@ pub fn distances(x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
     let (m, _) = points(OP, "y", y)?;
     check::shape(OP, "y", y, &[m, dim])?;
     check::same_device(OP, &[x, y])?;
-    check::cpu_only(OP, x)?;
-    cpu::distances(x, y, n, m, dim, squared)
+    on_device!(x.device(), cpu::distances(x, y, n, m, dim, squared), gpu => gpu::distances(gpu, x, y, squared))
 }
 
 /// The k nearest other points of every point: points (N, D), f32 or f64, k from 1 to N - 1.
@@ -83,11 +83,23 @@ pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
         format!("k must be from 1 to the number of other points, got k = {k} with {n} points")
     })?;
     check::value(OP, u32::try_from(n).is_ok(), || format!("at most {} points, got {n}", u32::MAX))?;
-    check::cpu_only(OP, points)?;
-    match points.as_f64() {
+    let on_cpu = || match points.as_f64() {
         Some(values) => cpu_nearest::nearest(OP, values, n, dim, k),
         None => cpu_nearest::nearest(OP, points.as_slice()?, n, dim, k),
+    };
+    on_device!(points.device(), on_cpu(), gpu => from_gpu(points, gpu::nearest(gpu, points, k)?, k))
+}
+
+/// Neighbours from what the kernel found; a row without enough of them has a reason, which is looked for on the host.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn from_gpu(points: &Tensor, (squared, indices): (Vec<f32>, Vec<u32>), k: usize) -> Result<Neighbours> {
+    const OP: &str = "pairwise.nearest";
+    if let Some(at) = indices.iter().position(|&j| j == u32::MAX) {
+        cpu_nearest::mean(OP, &points.to_vec()?, points.rows(), points.cols())?;
+        let message = format!("row {} of the points is so far from the others that the square leaves f32", at / k);
+        return Err(Error::Value { op: OP, message });
     }
+    Ok(Neighbours { k, indices, distances: squared.into_iter().map(|d| f64::from(d).sqrt()).collect() })
 }
 
 /// The points with their mean subtracted in f64, as f32 on the CPU: the same distances for a device without f64.

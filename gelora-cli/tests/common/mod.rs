@@ -1,0 +1,90 @@
+//! Runs the built program and reads what it wrote.
+#![allow(dead_code)] // each test file uses its part
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)
+}
+
+/// What a run of the program left.
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self
+    }
+
+    pub fn json(self) -> Value {
+        let run = self.ok();
+        serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.stdout))
+    }
+
+    /// Failed with exit code 1 and one line that has all of these words.
+    pub fn fails_with(&self, words: &[&str]) {
+        assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
+        let errors: Vec<&str> = self.stderr.lines().filter(|l| l.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{}", self.stderr);
+        for word in words {
+            assert!(errors[0].contains(word), "no {word:?} in {:?}", errors[0]);
+        }
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+    }
+}
+
+/// Runs `gelora` with these arguments.
+pub fn gelora<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_gelora")).args(args).output().expect("the program starts");
+    Run {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Arguments from words, so that a call reads like a command line; `{}` stands for the next path.
+pub fn words(line: &str, paths: &[&Path]) -> Vec<String> {
+    let mut paths = paths.iter();
+    let path = |word: &str, paths: &mut std::slice::Iter<'_, &Path>| match word {
+        "{}" => paths.next().expect("a path for every {}").display().to_string(),
+        word => word.to_string(),
+    };
+    line.split_whitespace().map(|word| path(word, &mut paths)).collect()
+}
+
+/// The floats of every tensor of a file.
+pub fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let floats = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    file.tensors().into_iter().map(|(name, t)| (name, floats(t.data()))).collect()
+}
+
+/// The logits of a predictions file, row after row.
+pub fn logits(path: &Path) -> Vec<f32> {
+    let text = std::fs::read_to_string(path).expect("predictions");
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a JSON object a line"));
+    let mut all = Vec::new();
+    for (i, row) in rows.enumerate() {
+        assert_eq!(row["row"], i);
+        all.extend(row["logits"].as_array().expect("logits").iter().map(|v| v.as_f64().expect("a number") as f32));
+    }
+    all
+}
+
+pub fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}: number of values");
+    let worst = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+    println!("{what}: largest difference {worst:.1e}");
+    assert!(worst <= tolerance, "{what}: largest difference {worst}, at most {tolerance}");
+}

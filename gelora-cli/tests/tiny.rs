@@ -1,0 +1,153 @@
+//! The whole path on a tiny model: rank, train, eval, merge, stop and go on.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{assert_close, fixture, floats, gelora, logits, words};
+use serde_json::{Value, json};
+
+/// A folder with train and validation files whose label is whether a sentence ends with one certain word.
+fn data(dir: &Path) -> PathBuf {
+    let folder = dir.join("data");
+    fs::create_dir_all(&folder).expect("a folder");
+    let vocabulary: Vec<String> =
+        fs::read_to_string(fixture("tiny-bert/vocab.txt")).expect("the vocabulary").lines().map(Into::into).collect();
+    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2 && w.chars().all(char::is_alphabetic)).collect();
+    let (mark, rest) = words.split_first().expect("the vocabulary has words");
+    for (name, rows, offset) in [("train.jsonl", 96, 0), ("validation.jsonl", 32, 7)] {
+        let mut text = String::new();
+        for i in 0..rows {
+            let pick = |k: usize| rest[(i * 7 + k * 3 + offset) % rest.len()].as_str();
+            let marked = i % 2 == 0;
+            let last = if marked { mark.as_str() } else { pick(4) };
+            let sentence = format!("{} {} {} {last}", pick(0), pick(1), pick(2));
+            text.push_str(&format!("{}\n", json!({"text": sentence, "label": if marked { "yes" } else { "no" }})));
+        }
+        fs::write(folder.join(name), text).expect("a data file");
+    }
+    folder
+}
+
+#[test]
+fn rank_train_eval_merge() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let (model, data) = (fixture("tiny-bert"), data(dir.path()));
+
+    let line = "rank {} --data {} --out {} --points {} --json --quiet";
+    let ranks = gelora(words(line, &[&model, &data, &at("ranks"), &at("points.safetensors")])).json();
+    assert_eq!(ranks["states"].as_array().map(Vec::len), Some(4));
+    assert_eq!(ranks["modules"].as_object().map(|m| m.len()), Some(12));
+    let of_layer = |l: usize| ranks["layers"][l]["rank"].as_u64().expect("a rank");
+    let query = |l: usize| ranks["modules"][format!("bert.encoder.layer.{l}.attention.self.query")]["rank"].as_u64();
+    assert!((0..3).all(|l| query(l) == Some(of_layer(l))));
+    let parameters: u64 = (0..3).map(|l| of_layer(l) * 4 * 64).sum();
+    assert_eq!(ranks["parameters"], parameters);
+    assert_eq!(floats(&at("points.safetensors"))["layer_3"].len(), 96 * 32);
+    for name in ["ranks.json", "adapter_config.json", "id_profile.svg"] {
+        assert!(at("ranks").join(name).is_file(), "{name}");
+    }
+
+    let line = "train {} --data {} --ranks {} --out {} --epochs 12 --lr 1e-2 --batch-size 16 --json --quiet";
+    let trained = gelora(words(line, &[&model, &data, &at("ranks/ranks.json"), &at("adapter")])).json();
+    let accuracy = trained["eval"]["accuracy"].as_f64().expect("an accuracy");
+    assert!(accuracy > 0.9, "held-out accuracy {accuracy}");
+    let log = fs::read_to_string(at("adapter/metrics.jsonl")).expect("the log");
+    assert_eq!(log.lines().count(), 12 * 6 + 12, "a line a step and one an epoch");
+    assert!(!at("adapter/checkpoint").exists());
+
+    let line = "eval {} --data {} --adapter {} --predictions {} --json --quiet";
+    let scores = gelora(words(line, &[&model, &data, &at("adapter"), &at("p.jsonl")])).json();
+    assert_eq!(scores["accuracy"], trained["eval"]["accuracy"]);
+    assert_eq!(scores["rows"], 32);
+    let first = fs::read_to_string(at("p.jsonl")).expect("predictions");
+    let first: Value = serde_json::from_str(first.lines().next().expect("a line")).expect("JSON");
+    assert_eq!((&first["row"], &first["label"]), (&json!(0), &json!("yes")));
+
+    gelora(words("merge {} --adapter {} --out {}", &[&model, &at("adapter"), &at("merged")])).ok();
+    let line = "eval {} --data {} --predictions {} --json --quiet";
+    let merged = gelora(words(line, &[&at("merged"), &data, &at("m.jsonl")])).json();
+    assert_eq!(merged["accuracy"], scores["accuracy"]);
+    assert_close("merged", &logits(&at("m.jsonl")), &logits(&at("p.jsonl")), 1e-4);
+}
+
+#[test]
+fn a_stopped_training_goes_on_as_if_it_had_not_stopped() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let (model, data) = (fixture("tiny-bert"), data(dir.path()));
+    let line = "train {} --data {} --rank 2 --steps 12 --batch-size 16 --lora-dropout 0.1 --checkpoint-every 5 --quiet --out {}";
+    gelora(words(line, &[&model, &data, &at("whole")])).ok();
+
+    // A folder in the way of the last file stands in for a crash after the second checkpoint.
+    let out = at("stopped");
+    fs::create_dir_all(out.join("adapter_model.safetensors")).expect("a folder in the way");
+    let stopped = gelora(words(line, &[&model, &data, &out]));
+    assert_eq!(stopped.code, Some(1), "{}", stopped.stderr);
+    assert!(out.join("checkpoint/state.json").is_file());
+    fs::remove_dir(out.join("adapter_model.safetensors")).expect("it is empty");
+    let resumed = format!("{line} --resume");
+    gelora(words(&resumed, &[&model, &data, &out])).ok();
+
+    let files = |folder: &str| floats(&at(folder).join("adapter_model.safetensors"));
+    assert_eq!(files("whole"), files("stopped"));
+    let log = fs::read_to_string(out.join("metrics.jsonl")).expect("the log");
+    let steps: Vec<u64> = log
+        .lines()
+        .filter_map(|l| serde_json::from_str::<Value>(l).ok())
+        .filter(|v| v.get("loss").is_some())
+        .filter_map(|v| v["step"].as_u64())
+        .collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<_>>());
+
+    let other = format!("{resumed} --seed 1");
+    gelora(words(&other, &[&model, &data, &out])).fails_with(&["--resume"]);
+}
+
+#[test]
+fn accumulation_changes_nothing_but_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, data) = (fixture("tiny-bert"), data(dir.path()));
+    let losses = |accumulate: usize| -> Vec<f64> {
+        let out = dir.path().join(format!("a{accumulate}"));
+        let line = format!("train {{}} --data {{}} --rank 2 --steps 1 --batch-size 16 --accumulate {accumulate} --quiet --out {{}}");
+        gelora(words(&line, &[&model, &data, &out])).ok();
+        let log = fs::read_to_string(out.join("metrics.jsonl")).expect("the log");
+        let rows = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        rows.filter_map(|v| v["loss"].as_f64()).collect()
+    };
+    // Dropout of the base model draws other masks for each part, so only the size of the loss can be compared.
+    assert!((losses(1)[0] - losses(4)[0]).abs() < 0.3);
+}
+
+#[test]
+fn regression_on_scores_in_a_tsv_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let mut text = String::from("sentence1\tsentence2\tscore\n");
+    for i in 0..40 {
+        text.push_str(&format!("the film {}\tthe plot\t{}\n", "good ".repeat(i % 5), i % 5));
+    }
+    fs::write(at("train.tsv"), text).expect("a data file");
+    let line = "train {} --data {} --eval-data {} --rank 2 --epochs 30 --lr 1e-2 --out {} --json --quiet";
+    let paths = [&fixture("tiny-bert"), &at("train.tsv"), &at("train.tsv"), &at("a")];
+    let result = gelora(words(line, &paths.map(PathBuf::as_path))).json();
+    let pearson = result["eval"]["pearson"].as_f64().expect("a correlation");
+    assert!(pearson > 0.8, "Pearson {pearson}");
+}
+
+#[test]
+fn first_token_pooling_says_that_the_embeddings_are_constant() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let line = "rank {} --data {} --pool first --out {}";
+    let run = gelora(words(line, &[&fixture("tiny-bert"), &data(dir.path()), &dir.path().join("r")])).ok();
+    assert!(run.stdout.contains("constant"), "{}", run.stdout);
+}
+
+#[test]
+fn devices_are_listed_with_or_without_a_driver() {
+    let run = gelora(["devices"]).ok();
+    assert!(run.stdout.contains("cpu") && run.stdout.contains("cuda"), "{}", run.stdout);
+}
