@@ -57,7 +57,7 @@ pub fn read_points(path: &Path, tensor: Option<&str>, columns: &[String]) -> Res
         "npy" => npy::read(path)?,
         "csv" => delimited::read(path, b',', columns)?,
         "tsv" => delimited::read(path, b'\t', columns)?,
-        _ => parquet::read(path, columns)?,
+        _ => crate::contained::contained(path, || parquet::read(path, columns))?,
     };
     let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(vec![(name, matrix)])

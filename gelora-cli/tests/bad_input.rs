@@ -55,13 +55,22 @@ fn data_files() {
     rank(&model, &rows(dir, ""), dir).fails_with(&["rows.jsonl"]);
     rank(&model, &rows(dir, "{\"text\": \"a\"}\n{\"text\": \n"), dir).fails_with(&["rows.jsonl", "line 2"]);
     rank(&model, &rows(dir, "{\"text\": \"a\"}\n{\"other\": 1}\n"), dir).fails_with(&["rows.jsonl", "row 2"]);
-    rank(&model, &rows(dir, b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}\n"), dir).fails_with(&["rows.jsonl", "line 2", "UTF-8"]);
-    train(&model, &rows(dir, "{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\"}\n"), dir, "").fails_with(&["rows.jsonl", "row 2"]);
+    rank(&model, &rows(dir, b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}\n"), dir).fails_with(&[
+        "rows.jsonl",
+        "line 2",
+        "UTF-8",
+    ]);
+    train(&model, &rows(dir, "{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\"}\n"), dir, "")
+        .fails_with(&["rows.jsonl", "row 2"]);
     train(&model, &rows(dir, "{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\", \"label\": 1}\n"), dir, "")
         .fails_with(&["rows.jsonl", "two classes"]);
     let unseen = dir.join("unseen.jsonl");
     fs::write(&unseen, "{\"text\": \"a\", \"label\": 1}\n{\"text\": \"b\", \"label\": 7}\n").expect("a data file");
-    train(&model, &rows(dir, GOOD), dir, &format!("--eval-data {}", unseen.display())).fails_with(&["unseen.jsonl", "row 2", "7"]);
+    train(&model, &rows(dir, GOOD), dir, &format!("--eval-data {}", unseen.display())).fails_with(&[
+        "unseen.jsonl",
+        "row 2",
+        "7",
+    ]);
     let same = "{\"text\": \"the film\"}\n".repeat(5) + "{\"text\": \"the movie\"}\n";
     rank(&model, &rows(dir, same), dir).fails_with(&["distinct"]);
 }
@@ -85,7 +94,8 @@ fn model_folders() {
     with(&|m| fs::write(m.join("config.json"), "{").expect("config")).fails_with(&["config.json", "JSON"]);
     config(&|c| drop(c.as_object_mut().map(|c| c.remove("hidden_size")))).fails_with(&["config.json", "hidden_size"]);
     config(&|c| c["model_type"] = json!("mamba")).fails_with(&["config.json", "mamba", "bert"]);
-    config(&|c| c["position_embedding_type"] = json!("relative_key")).fails_with(&["position_embedding_type", "relative_key"]);
+    config(&|c| c["position_embedding_type"] = json!("relative_key"))
+        .fails_with(&["position_embedding_type", "relative_key"]);
     config(&|c| c["hidden_act"] = json!("swish")).fails_with(&["hidden_act", "swish"]);
     config(&|c| c["intermediate_size"] = json!(65)).fails_with(&["intermediate.dense.weight", "[64, 32]", "[65, 32]"]);
     config(&|c| c["num_hidden_layers"] = json!(4)).fails_with(&["encoder.layer.3", "missing"]);
@@ -109,7 +119,8 @@ fn options_and_output_folders() {
     let out = dir.join("fresh");
     run("train {} --data {} --rank 33 --steps 1 --out {}", &out).fails_with(&["rank", "33", "32"]);
     run("train {} --data {} --rank 2 --steps 1 --lr 0 --out {}", &out).fails_with(&["--lr"]);
-    run("train {} --data {} --rank 2 --target-modules nothing --out {}", &out).fails_with(&["--target-modules", "nothing"]);
+    run("train {} --data {} --rank 2 --target-modules nothing --out {}", &out)
+        .fails_with(&["--target-modules", "nothing"]);
     assert_eq!(run("rank {} --data {} --samples many --out {}", &out).code, Some(2));
     assert_eq!(run("rank {} --data {} --no-such-option --out {}", &out).code, Some(2));
     assert_eq!(gelora(["train"]).code, Some(2));

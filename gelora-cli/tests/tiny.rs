@@ -112,7 +112,9 @@ fn accumulation_changes_nothing_but_memory() {
     let (model, data) = (fixture("tiny-bert"), data(dir.path()));
     let losses = |accumulate: usize| -> Vec<f64> {
         let out = dir.path().join(format!("a{accumulate}"));
-        let line = format!("train {{}} --data {{}} --rank 2 --steps 1 --batch-size 16 --accumulate {accumulate} --quiet --out {{}}");
+        let line = format!(
+            "train {{}} --data {{}} --rank 2 --steps 1 --batch-size 16 --accumulate {accumulate} --quiet --out {{}}"
+        );
         gelora(words(&line, &[&model, &data, &out])).ok();
         let log = fs::read_to_string(out.join("metrics.jsonl")).expect("the log");
         let rows = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());

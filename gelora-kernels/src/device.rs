@@ -93,7 +93,10 @@ impl Device {
             #[cfg(feature = "cuda")]
             DeviceKind::Cuda => crate::gpu::open_cuda(),
             #[allow(unreachable_patterns)] // reachable only without the features
-            _ => Err(Error::Device { kind, reason: format!("this build has no {kind} support; build with --features {kind}") }),
+            _ => Err(Error::Device {
+                kind,
+                reason: format!("this build has no {kind} support; build with --features {kind}"),
+            }),
         }
     }
 
@@ -122,7 +125,12 @@ impl Device {
         all.extend(crate::gpu::list_wgpu());
         #[cfg(not(feature = "wgpu"))]
         all.push(DeviceInfo::not_built(DeviceKind::Wgpu));
-        all.push(DeviceInfo { kind: DeviceKind::Cpu, name: crate::cpu::describe(), hardware_gpu: false, status: Ok(()) });
+        all.push(DeviceInfo {
+            kind: DeviceKind::Cpu,
+            name: crate::cpu::describe(),
+            hardware_gpu: false,
+            status: Ok(()),
+        });
         all
     }
 

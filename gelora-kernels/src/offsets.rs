@@ -22,7 +22,9 @@ impl Offsets {
         if lengths.is_empty() || lengths.contains(&0) {
             return Err(Error::Value {
                 op: "offsets",
-                message: format!("a batch needs at least one sequence and each at least one token, got lengths {lengths:?}"),
+                message: format!(
+                    "a batch needs at least one sequence and each at least one token, got lengths {lengths:?}"
+                ),
             });
         }
         let mut starts = Vec::with_capacity(lengths.len() + 1);

@@ -334,7 +334,12 @@ impl Tensor {
     pub fn item(&self) -> Result<f32> {
         match self.to_vec()?[..] {
             [value] => Ok(value),
-            _ => Err(Error::Shape { op: "item", name: "tensor", expected: "one element".into(), got: self.shape.clone() }),
+            _ => Err(Error::Shape {
+                op: "item",
+                name: "tensor",
+                expected: "one element".into(),
+                got: self.shape.clone(),
+            }),
         }
     }
 }

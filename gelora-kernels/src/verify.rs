@@ -206,7 +206,10 @@ impl Case {
         let mut worst = 0.0_f64;
         for (index, (got, want)) in got.iter().zip(&want).enumerate() {
             if got.len() != want.len() {
-                return Ok((f64::NAN, Some(format!("output {index}: {} values, the reference has {}", got.len(), want.len()))));
+                return Ok((
+                    f64::NAN,
+                    Some(format!("output {index}: {} values, the reference has {}", got.len(), want.len())),
+                ));
             }
             let scale = match self.metric {
                 Metric::Norm => want.iter().fold(f64::MIN_POSITIVE, |m, w| m.max(w.abs())),
@@ -301,7 +304,10 @@ mod tests {
     #[test]
     fn every_case_notices_a_fault() {
         for case in cases() {
-            assert!(matches!(case.check(&Device::Cpu, true).verdict, Verdict::Failed { .. }), "{case:?} missed a fault");
+            assert!(
+                matches!(case.check(&Device::Cpu, true).verdict, Verdict::Failed { .. }),
+                "{case:?} missed a fault"
+            );
         }
     }
 

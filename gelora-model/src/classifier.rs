@@ -128,7 +128,9 @@ impl Classifier {
         for linear in encoder.linears() {
             if matcher.module(&linear.name)?.is_some() && !adapter.layers.contains_key(&linear.name) {
                 let name = &linear.name;
-                return Err(Error::Value(format!("the adapter's config targets {name}, but its file has no weights for it")));
+                return Err(Error::Value(format!(
+                    "the adapter's config targets {name}, but its file has no weights for it"
+                )));
             }
         }
         let mut classifier = Self::assemble(model, encoder, task, weight, bias)?;

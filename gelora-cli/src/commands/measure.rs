@@ -153,7 +153,10 @@ pub fn targets<'a>(infos: &'a [LinearInfo], args: &TargetArgs) -> Result<Vec<(&'
     };
     if let Some(unknown) = wanted.iter().find(|t| *t != "all-linear" && !infos.iter().any(|i| names(t, &i.name))) {
         let known: Vec<&str> = infos.iter().filter(|i| i.layer == Some(0)).map(|i| i.name.as_str()).collect();
-        bail!("--target-modules: no linear module is called {unknown}; those of the first layer are {}", known.join(", "));
+        bail!(
+            "--target-modules: no linear module is called {unknown}; those of the first layer are {}",
+            known.join(", ")
+        );
     }
     Ok(infos.iter().filter(|i| is_target(i)).filter_map(|i| Some((i, i.layer?))).collect())
 }
@@ -192,10 +195,8 @@ pub fn assign(
 pub fn peft_config(encoder: &Encoder, model: &Path, modules: &BTreeMap<String, ModuleRank>) -> Result<AdapterConfig> {
     let infos = encoder.linear_infos();
     // In the model's order, so that the file reads from the input up.
-    let wanted: Vec<(String, usize, f64)> = infos
-        .iter()
-        .filter_map(|i| modules.get(&i.name).map(|m| (i.name.clone(), m.rank, m.alpha)))
-        .collect();
+    let wanted: Vec<(String, usize, f64)> =
+        infos.iter().filter_map(|i| modules.get(&i.name).map(|m| (i.name.clone(), m.rank, m.alpha))).collect();
     let all: Vec<&str> = infos.iter().map(|i| i.name.as_str()).collect();
     Ok(AdapterConfig {
         task_type: Some("SEQ_CLS".into()),

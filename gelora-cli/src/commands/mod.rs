@@ -33,7 +33,9 @@ pub fn open_device(arg: DeviceArg) -> Result<Device> {
 pub fn require_cpu(command: &str, arg: DeviceArg) -> Result<()> {
     match arg.kind() {
         None | Some(DeviceKind::Cpu) => Ok(()),
-        Some(kind) => bail!("--device {kind}: `gelora {command}` runs on the CPU in this version; expected cpu or auto"),
+        Some(kind) => {
+            bail!("--device {kind}: `gelora {command}` runs on the CPU in this version; expected cpu or auto")
+        }
     }
 }
 
@@ -43,7 +45,10 @@ pub fn check_model(model: &Path) -> Result<()> {
         return Ok(());
     }
     let found = if model.exists() { "is not a folder" } else { "no such folder" };
-    bail!("{}: {found}; expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json)", model.display())
+    bail!(
+        "{}: {found}; expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json)",
+        model.display()
+    )
 }
 
 /// The tokenizer of a model, with the asked limit and never beyond the model's positions.

@@ -36,7 +36,10 @@ pub fn run(args: &RankArgs) -> Result<()> {
     }
     ui::result(table(&ranks))?;
     ui::result(summary(&ranks))?;
-    ui::note(args.output.quiet, format!("written: {}/{{{RANKS_NAME}, {CONFIG_NAME}, {PROFILE_NAME}}}", args.out.display()));
+    ui::note(
+        args.output.quiet,
+        format!("written: {}/{{{RANKS_NAME}, {CONFIG_NAME}, {PROFILE_NAME}}}", args.out.display()),
+    );
     Ok(())
 }
 
@@ -127,7 +130,8 @@ pub fn summary(ranks: &Ranks) -> String {
     if grows == 0 {
         text.push_str("\nThe dimension grows in no layer: the rule gives every layer its least rank.");
     }
-    let unsure = |w: &[gelora_id::Estimate]| w[0].interval[1] >= w[1].interval[0] && w[1].interval[1] >= w[0].interval[0];
+    let unsure =
+        |w: &[gelora_id::Estimate]| w[0].interval[1] >= w[1].interval[0] && w[1].interval[1] >= w[0].interval[0];
     let overlapping = ranks.states.windows(2).filter(|w| unsure(w)).count();
     if overlapping > 0 {
         text.push_str(&format!(

@@ -151,7 +151,11 @@ fn module_ranks(
     let ranks: Ranks = read_json(path)?;
     for (name, module) in &ranks.modules {
         let Some(info) = infos.iter().find(|i| i.name == *name) else {
-            bail!("{}: module {name} is not in {}; the ranks are of another model", path.display(), args.model.display());
+            bail!(
+                "{}: module {name} is not in {}; the ranks are of another model",
+                path.display(),
+                args.model.display()
+            );
         };
         check_rank(name, module.rank, info.c_in, info.c_out)?;
     }

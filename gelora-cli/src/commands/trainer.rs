@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -115,7 +114,7 @@ impl Trainer<'_> {
     fn step(&mut self, rows: &[usize], step: usize, lr: f32, optimizer: &mut Optimizer) -> Result<(f64, f64, usize)> {
         let args = self.args;
         let (mut grads, mut loss, mut tokens) = (Grads::new(), 0.0, 0);
-        for (part, rows) in rows.chunks(rows.len().div_ceil(args.accumulate)).enumerate().map(|(i, r)| (i, r)) {
+        for (part, rows) in rows.chunks(rows.len().div_ceil(args.accumulate)).enumerate() {
             let share = rows.len() as f64 / self.step_rows(step) as f64;
             let batch = super::batch(rows.iter().map(|&i| &self.examples[i]))?;
             tokens += batch.ids().len();

@@ -43,17 +43,17 @@ pub fn splits(path: &Path) -> Result<Vec<(Split, PathBuf)>> {
     Ok(found)
 }
 
-/// The file to read for a path and the split it is.
-pub fn locate(path: &Path, wanted: Option<Split>) -> Result<(PathBuf, Option<Split>)> {
+/// The file to read for a path.
+pub fn locate(path: &Path, wanted: Option<Split>) -> Result<PathBuf> {
     let found = splits(path)?;
     let picked = match wanted {
-        _ if found.is_empty() => return Ok((path.to_owned(), None)),
+        _ if found.is_empty() => return Ok(path.to_owned()),
         Some(wanted) => found.iter().find(|(split, _)| *split == wanted),
         None if found.len() == 1 => found.first(),
         None => found.iter().find(|(split, _)| *split == Split::Train),
     };
     match picked {
-        Some((split, file)) => Ok((file.clone(), Some(*split))),
+        Some((_, file)) => Ok(file.clone()),
         None => {
             let there: Vec<String> = found.iter().map(|(_, file)| name(file)).collect();
             let missing = wanted.unwrap_or(Split::Train).name();

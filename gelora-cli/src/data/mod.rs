@@ -74,8 +74,6 @@ impl Split {
 pub struct Dataset {
     /// The file that was read.
     pub path: PathBuf,
-    /// The split, when the file was found in a folder.
-    pub split: Option<Split>,
     /// The rows; at least one.
     pub examples: Vec<Example>,
     /// Which columns they came from.
@@ -106,7 +104,7 @@ impl Dataset {
 /// # Errors
 /// If the file is missing, empty, in no known format or broken; if its columns are not recognised; if a row has no text.
 pub fn read(path: &Path, wanted: Option<Split>, flags: &ColumnFlags) -> Result<Dataset> {
-    let (path, split) = folder::locate(path, wanted)?;
+    let path = folder::locate(path, wanted)?;
     let keep = |name: &str| columns::may_matter(name, flags);
     let table = match table::extension(&path).as_str() {
         "jsonl" => json::read_lines(&path, &keep)?,
@@ -116,7 +114,7 @@ pub fn read(path: &Path, wanted: Option<Split>, flags: &ColumnFlags) -> Result<D
         "parquet" => parquet::read(&path, &keep)?,
         _ => bail!("{}: not a data file: its name must end in {}", path.display(), formats()),
     };
-    dataset(path, split, table, flags)
+    dataset(path, table, flags)
 }
 
 /// `.jsonl, .json, .csv, .tsv or .parquet`
@@ -125,7 +123,7 @@ fn formats() -> String {
     format!("{} or {}", dotted[..dotted.len() - 1].join(", "), dotted[dotted.len() - 1])
 }
 
-fn dataset(path: PathBuf, split: Option<Split>, mut table: Table, flags: &ColumnFlags) -> Result<Dataset> {
+fn dataset(path: PathBuf, mut table: Table, flags: &ColumnFlags) -> Result<Dataset> {
     if table.rows.is_empty() {
         bail!("{}: the file has no rows", path.display());
     }
@@ -152,7 +150,7 @@ fn dataset(path: PathBuf, split: Option<Split>, mut table: Table, flags: &Column
         };
         examples.push(Example { text, pair, label });
     }
-    Ok(Dataset { path, split, examples, columns: found.names, lines })
+    Ok(Dataset { path, examples, columns: found.names, lines })
 }
 
 #[cfg(test)]

@@ -301,7 +301,7 @@ fn folders_have_splits() {
     write("train.txt");
     assert!(read(None).is_err());
     write("dev.csv");
-    assert_eq!(read(None).unwrap().split, Some(Split::Validation));
+    assert_eq!(read(None).unwrap().path, folder.path().join("dev.csv"));
     write("Train-00000-of-00001.csv");
     assert_eq!(read(None).unwrap().examples[0].text, "Train-00000-of-00001.csv");
     assert_eq!(read(Some(Split::Validation)).unwrap().examples[0].text, "dev.csv");

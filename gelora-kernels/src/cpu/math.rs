@@ -19,7 +19,7 @@ pub fn vector_width() -> &'static str {
 /// Source: range reduction by ln 2 in two parts (Cody and Waite 1980) and the degree-5 polynomial of Cephes `expf`.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.3, 88.7);
     let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
@@ -35,7 +35,13 @@ pub fn exp(x: f32) -> f32 {
     let half = (n as i32) >> 1;
     let pow2 = |k: i32| f32::from_bits(((k + 127) << 23) as u32);
     let value = e * pow2(half) * pow2(n as i32 - half);
-    if x < -87.3 { 0.0 } else if x > 88.7 { f32::INFINITY } else { value }
+    if x < -87.3 {
+        0.0
+    } else if x > 88.7 {
+        f32::INFINITY
+    } else {
+        value
+    }
 }
 
 /// The error function, within 1.5e-7 absolute.

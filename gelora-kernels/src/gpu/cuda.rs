@@ -31,18 +31,21 @@ fn devices() -> Result<Vec<String>, String> {
     if names.is_empty() {
         return Err("the NVIDIA driver sees no GPU".into());
     }
-    let nvrtc = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
+    let nvrtc =
+        ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
     first_library(&nvrtc).ok_or("no CUDA run-time compiler (libnvrtc.so not found); install the CUDA toolkit")?;
     match cubecl_cuda::install::cuda_path() {
         Some(path) if path.join("include").is_dir() => Ok(names),
-        Some(path) => Err(format!("no CUDA headers in {}/include; point CUDA_PATH to the CUDA toolkit", path.display())),
+        Some(path) => {
+            Err(format!("no CUDA headers in {}/include; point CUDA_PATH to the CUDA toolkit", path.display()))
+        }
         None => Err("no CUDA toolkit found (its headers are needed); point CUDA_PATH to it".into()),
     }
 }
 
 fn first_library(names: &[&str]) -> Option<Library> {
     // SAFETY: the vendor's libraries are made to be loaded at run time; their initialisers have no preconditions.
-    names.iter().find_map(|name| unsafe { Library::new(name) }.ok())
+    names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
 }
 
 fn device_names(driver: &Library) -> Result<Vec<String>, String> {
@@ -51,7 +54,8 @@ fn device_names(driver: &Library) -> Result<Vec<String>, String> {
     type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
     type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     let broken = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
-    let checked = |what: &str, code: c_int| if code == 0 { Ok(()) } else { Err(format!("{what} failed with CUDA error {code}")) };
+    let checked =
+        |what: &str, code: c_int| if code == 0 { Ok(()) } else { Err(format!("{what} failed with CUDA error {code}")) };
     // SAFETY: the symbols have these types in every CUDA driver (cuda.h), the pointers are to live locals of the sizes
     // given, and cuDeviceGetName writes a string that ends in NUL within them.
     unsafe {

@@ -153,7 +153,20 @@ pub fn accumulate<L: Float, Q: Float>(
     let right_width = comptime!(tile.cols + 1);
     for step in range_stepped(from, to, comptime!(tile.depth)) {
         stage::<L>(left, left_staged, mask, row, rows, left_pitch, step, to, tile.rows, tile, sum.left, sum.drop_left);
-        stage::<Q>(right, right_staged, mask, col, cols, right_pitch, step, to, tile.cols, tile, sum.right, sum.drop_right);
+        stage::<Q>(
+            right,
+            right_staged,
+            mask,
+            col,
+            cols,
+            right_pitch,
+            step,
+            to,
+            tile.cols,
+            tile,
+            sum.right,
+            sum.drop_right,
+        );
         sync_cube();
         for k in 0..comptime!(tile.depth) {
             let mut column = Array::<f32>::new(comptime!(tile.unit_rows));

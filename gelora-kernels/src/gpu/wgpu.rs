@@ -69,8 +69,9 @@ fn open_best() -> Result<Device> {
     let failed = |reason| Error::Device { kind: DeviceKind::Wgpu, reason };
     let Some((device, info)) = adapters().into_iter().next() else { return Err(failed(missing())) };
     // An adapter can be listed and still refuse; CubeCL unwraps that.
-    let client = catch_unwind(|| WgpuRuntime::client(&device))
-        .map_err(|_| failed(format!("the adapter {} ({:?}) was found but could not be opened", info.name, info.backend)))?;
+    let client = catch_unwind(|| WgpuRuntime::client(&device)).map_err(|_| {
+        failed(format!("the adapter {} ({:?}) was found but could not be opened", info.name, info.backend))
+    })?;
     Ok(Device::Wgpu(Gpu { client, name: info.name.into() }))
 }
 

@@ -10,8 +10,8 @@ pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora_linear;
-pub mod pairwise;
 pub mod loss;
+pub mod pairwise;
 pub mod pool;
 
 use crate::verify::Case;

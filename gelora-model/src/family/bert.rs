@@ -29,7 +29,7 @@ pub fn config(json: &Json) -> Result<Config> {
         head_dropout: json.number("classifier_dropout", hidden_dropout.into())?,
         labels: json.labels(),
     };
-    if config.hidden % config.heads != 0 {
+    if !config.hidden.is_multiple_of(config.heads) {
         let (heads, hidden) = (config.heads, config.hidden);
         return Err(json.error(format!("num_attention_heads = {heads} must divide hidden_size = {hidden}")));
     }

@@ -1,4 +1,5 @@
 //! Golden files made by transformers and PEFT (see fixtures/README.md), and comparisons with them.
+#![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
 
 use std::path::{Path, PathBuf};
 

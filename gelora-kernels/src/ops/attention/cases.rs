@@ -1,8 +1,8 @@
 use super::{Attention, Saved, reference};
+use crate::Offsets;
 use crate::ops::dropout::Dropout;
 use crate::random;
 use crate::verify::{Case, random as tensor};
-use crate::Offsets;
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
@@ -29,7 +29,8 @@ pub fn cases() -> Vec<Case> {
             Case::new("attention", &shape)
                 .inputs([t(1), t(2), t(3)])
                 .run(move |t| {
-                    let (o, saved) = Attention { sequences: &call, heads, scale, dropout }.forward(&t[0], &t[1], &t[2])?;
+                    let (o, saved) =
+                        Attention { sequences: &call, heads, scale, dropout }.forward(&t[0], &t[1], &t[2])?;
                     Ok(vec![o, saved.lse])
                 })
                 .reference(move |v| {
@@ -91,7 +92,7 @@ mod tests {
         let values = |seed| tensor([5 * 6], seed).to_vec_f64().unwrap_or_default();
         let inputs = [values(1), values(2), values(3)];
         let d_o = values(4);
-        let mask = |i: usize, h: usize, j: usize| if (i + h + j) % 3 == 0 { 0.0 } else { 1.5 };
+        let mask = |i: usize, h: usize, j: usize| if (i + h + j).is_multiple_of(3) { 0.0 } else { 1.5 };
         let loss = |x: &[Vec<f64>; 3]| -> f64 {
             shape.forward(&x[0], &x[1], &x[2], mask).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
         };

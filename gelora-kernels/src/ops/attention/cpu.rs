@@ -152,12 +152,7 @@ pub fn backward(
     Ok(Gradients { dq, dk, dv })
 }
 
-fn each_head<T: Send>(
-    call: &Attention<'_>,
-    channels: usize,
-    b: usize,
-    f: impl Fn(Head) -> T + Sync,
-) -> Vec<T> {
+fn each_head<T: Send>(call: &Attention<'_>, channels: usize, b: usize, f: impl Fn(Head) -> T + Sync) -> Vec<T> {
     let run = |h| f(Head::new(call, channels, call.sequences.range(b), h));
     if call.sequences.sequences() >= rayon::current_num_threads() {
         (0..call.heads).map(run).collect()

@@ -83,7 +83,9 @@ impl Attention<'_> {
         check::value(op, n == self.sequences.tokens(), || {
             format!("q has {n} rows, the sequences have {} tokens", self.sequences.tokens())
         })?;
-        check::value(op, self.heads > 0 && c % self.heads == 0, || format!("{} heads do not divide {c} channels", self.heads))?;
+        check::value(op, self.heads > 0 && c % self.heads == 0, || {
+            format!("{} heads do not divide {c} channels", self.heads)
+        })?;
         if let Some(d) = self.dropout {
             d.check(op, n * self.heads * self.sequences.longest())?;
         }

@@ -98,6 +98,15 @@ mod tests {
         Ok(())
     }
 
+    #[cfg(feature = "wgpu")]
+    #[test]
+    fn a_launch_beyond_one_dimension_draws_the_same_mask() -> Result<()> {
+        let Ok(device) = crate::Device::open(crate::DeviceKind::Wgpu) else { return Ok(()) };
+        let (x, d) = (Tensor::from_vec(vec![3.0; 16_800_001], [16_800_001])?, Dropout { p: 0.5, key: [3, 4] });
+        assert!(apply(&x.to_device(&device)?, d)?.to_vec()? == apply(&x, d)?.to_vec()?);
+        Ok(())
+    }
+
     #[test]
     fn the_largest_p_still_keeps_some() {
         let d = Dropout { p: 1.0 - f32::EPSILON / 2.0, key: [1, 2] };

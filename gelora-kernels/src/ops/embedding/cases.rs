@@ -17,9 +17,7 @@ pub fn cases() -> Vec<Case> {
                     .dtype(dtype)
                     .inputs([table, random([2, c], 2)])
                     .run(move |t| Ok(vec![forward(&[(&t[0], &words), (&t[1], &types)])?]))
-                    .reference(move |v| {
-                        vec![reference::forward(&[(&v[0], &words_want), (&v[1], &types_want)], c)]
-                    })
+                    .reference(move |v| vec![reference::forward(&[(&v[0], &words_want), (&v[1], &types_want)], c)])
                     .bound(1e-6)
                     .work((n * c) as f64, (n * c * (dtype.size() + 8)) as f64),
             );

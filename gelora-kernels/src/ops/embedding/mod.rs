@@ -29,7 +29,10 @@ pub fn forward(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
             format!("every table needs as many ids, got {} and {}", first_ids.len(), ids.len())
         })?;
         if let Some((i, id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= v) {
-            return Err(crate::Error::Value { op: OP, message: format!("id {id} at {i} is not below the table's {v} rows") });
+            return Err(crate::Error::Value {
+                op: OP,
+                message: format!("id {id} at {i} is not below the table's {v} rows"),
+            });
         }
     }
     check::cpu_only(OP, first)?;

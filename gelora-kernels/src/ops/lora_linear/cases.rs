@@ -31,6 +31,7 @@ pub fn cases() -> Vec<Case> {
         setup((65, 104, 63, 8), true, 0.1, Bf16),
         setup((257, 48, 104, 8), true, 0.25, F32),
         setup((64, 65, 257, 64), true, 0.0, F32),
+        setup((1030, 7, 5, 3), true, 0.1, F32), // more rows than dA and dB sum in one part
         setup((7, 257, 48, 64), false, 0.9, F32),
         setup(real, false, 0.0, F32),
         setup(real, true, 0.1, F32),
@@ -46,7 +47,8 @@ fn of(setup: Setup) -> Vec<Case> {
     let Setup { n, c_in, c_out, r, bias, p, dtype } = setup;
     let scaling = 16.0 / r as f32;
     let dropout = (p > 0.0).then(|| Dropout { p, key: key(5, &[n as u64]) });
-    let shape = format!("{n}x{c_in}->{c_out} r{r}{}{}", if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
+    let shape =
+        format!("{n}x{c_in}->{c_out} r{r}{}{}", if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
     let weight = random([c_out, c_in], 2).to_dtype(dtype).expect("a CPU tensor converts");
     let inputs = [
         random([n, c_in], 1),

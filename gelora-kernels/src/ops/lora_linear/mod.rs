@@ -129,7 +129,14 @@ impl LoraLinear<'_> {
         on_device!(dy.device(), cpu::d_xa(self, dy, sizes), gpu => gpu::d_xa(gpu, self, dy, sizes))
     }
 
-    fn d_parameters(&self, x: &Tensor, dy: &Tensor, xa: &Tensor, dxa: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
+    fn d_parameters(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        xa: &Tensor,
+        dxa: &Tensor,
+        sizes: Sizes,
+    ) -> Result<(Tensor, Tensor)> {
         on_device!(
             x.device(),
             cpu::d_parameters(self, x, dy, xa, dxa, sizes),
@@ -191,7 +198,8 @@ mod tests {
     #[test]
     fn gradients_are_those_of_the_forward_pass() -> Result<()> {
         let (n, c_in, c_out, r) = (5, 6, 4, 3);
-        let (x, w, a, b) = (random([n, c_in], 1), random([c_out, c_in], 2), random([r, c_in], 3), random([c_out, r], 4));
+        let (x, w, a, b) =
+            (random([n, c_in], 1), random([c_out, c_in], 2), random([r, c_in], 3), random([c_out, r], 4));
         let dy = random([n, c_out], 5);
         let dropout = Some(Dropout { p: 0.3, key: [7, 8] });
         let layer = LoraLinear { weight: &w, bias: None, a: &a, b: &b, scaling: 1.5, dropout };

@@ -21,7 +21,9 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
     let (b, k) = check::matrix(OP, "logits", logits)?;
     check::f32(OP, "logits", logits)?;
     check::value(OP, labels.len() == b, || format!("{b} rows of logits need as many labels, got {}", labels.len()))?;
-    check::value(OP, labels.iter().all(|l| *l < k), || format!("labels must be below {k}, got {:?}", labels.iter().max()))?;
+    check::value(OP, labels.iter().all(|l| *l < k), || {
+        format!("labels must be below {k}, got {:?}", labels.iter().max())
+    })?;
     check::cpu_only(OP, logits)?;
     cpu::cross_entropy(logits, labels)
 }

@@ -13,8 +13,7 @@ const MAX_K: usize = 16;
 /// Cubes that keep a large GPU busy.
 const CUBES: usize = 256;
 
-const SETTINGS: Sum =
-    Sum { squared_difference: true, ..Sum::products(Tile::SQUARE, Lines::AreRows, Lines::AreRows) };
+const SETTINGS: Sum = Sum { squared_difference: true, ..Sum::products(Tile::SQUARE, Lines::AreRows, Lines::AreRows) };
 
 #[cube(launch)]
 fn distances_kernel(

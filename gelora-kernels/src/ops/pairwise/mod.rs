@@ -172,12 +172,27 @@ mod tests {
         Ok(())
     }
 
+    #[cfg(feature = "wgpu")]
+    #[test]
+    fn a_gpu_names_the_row_too() -> Result<()> {
+        let Ok(device) = crate::Device::open(crate::DeviceKind::Wgpu) else { return Ok(()) };
+        let mut x = random([70, 3], 1);
+        assert!(matches!(nearest(&x.to_device(&device)?, 17), Err(Error::Unsupported { .. })));
+        for (value, why) in [(f32::NAN, "not finite"), (f32::INFINITY, "not finite"), (1e30, "so far")] {
+            x.as_mut_slice()?[3 * 66 + 1] = value;
+            let message = nearest(&x.to_device(&device)?, 16).unwrap_err().to_string();
+            assert!(message.contains("row 66") && message.contains(why), "{message}");
+        }
+        Ok(())
+    }
+
     #[test]
     fn clusters_tighter_than_the_shortlist_can_tell_apart() {
         // 40 points within 1e-9 of each of 3 centres: every row needs the exact pass.
         let mut s = crate::random::Stream::new(9);
         let centres: Vec<f64> = (0..3 * 20).map(|_| s.normal()).collect();
-        let values = (0..120).flat_map(|i| centres[i % 3 * 20..][..20].to_vec()).map(|c| c + 1e-9 * s.normal()).collect();
+        let values =
+            (0..120).flat_map(|i| centres[i % 3 * 20..][..20].to_vec()).map(|c| c + 1e-9 * s.normal()).collect();
         matches_brute_force(values, 120, 20, 5);
     }
 
