@@ -5,10 +5,12 @@
 //!
 //! With dY (N, C_out) given and xa = drop(x) A^T saved by the forward pass:
 //!
-//!     dxa = s dY B                       (N, R)
-//!     dB  = s dY^T xa                    (C_out, R)
-//!     dA  = dxa^T drop(x)                (R, C_in)
-//!     dX  = dY W + mask / (1 - p) * (dxa A)
+//! ```text
+//! dxa = s dY B                       (N, R)
+//! dB  = s dY^T xa                    (C_out, R)
+//! dA  = dxa^T drop(x)                (R, C_in)
+//! dX  = dY W + mask / (1 - p) * (dxa A)
+//! ```
 //!
 //! W and b get no gradient, and a dense B A is never formed: the adapter costs 2 N R (C_in + C_out) operations forward.
 //!
