@@ -139,6 +139,15 @@ fn options_and_output_folders() {
 }
 
 #[test]
+fn a_merge_never_overwrites_what_it_reads() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, adapter) = (model(dir.path(), |_| ()), fixture("tiny-bert-peft"));
+    let before = fs::read(model.join("model.safetensors")).expect("weights");
+    gelora(words("merge {} --adapter {} --out {}", &[&model, &adapter, &model])).fails_with(&["model", "--out"]);
+    assert_eq!(fs::read(model.join("model.safetensors")).expect("weights"), before);
+}
+
+#[test]
 fn points() {
     let dir = tempfile::tempdir().expect("a folder");
     let csv = |text: &str| {

@@ -44,7 +44,8 @@
 //! large by a factor g0, about 1 + 1.2 / N at discard 0.1, where sigma is 1.08 / sqrt(N). The least-squares formula for the
 //! slope's error does not apply: the x_(i) are strongly correlated, and it claims an error tens of times too small.
 //!
-//! It supposes independent ratios. Those of mutual nearest neighbours share r1, so real points scatter a little more.
+//! It supposes independent ratios. Those of mutual nearest neighbours share r1, so real points scatter more, for which
+//! [`crate::Neighbourhood::estimate`] widens it.
 //!
 //! Source of the representation: A. Rényi, "On the theory of order statistics", Acta Math. Acad. Sci. Hungar. 4 (1953).
 
@@ -153,16 +154,17 @@ mod tests {
 
     #[test]
     fn the_interval_covers_as_often_as_it_says() -> Result<()> {
-        for (n, d, confidence) in [(500, 7.0, 0.95), (40, 2.0, 0.95), (500, 30.0, 0.8)] {
+        // Of 10 points the slope is 14 % too large: without g0 the interval would cover 92 %.
+        for (n, d, confidence) in [(10, 3.0, 0.95), (40, 2.0, 0.95), (500, 7.0, 0.95), (500, 30.0, 0.8)] {
             let mut random = Stream::at(11, &[n as u64, d as u64]);
-            let draws = 1000;
+            let draws = 4000;
             let mut covered = 0;
             for _ in 0..draws {
                 let (_, [low, high]) = estimate(&pareto(&mut random, n, d)?, DISCARD, confidence)?;
                 covered += usize::from(low <= d && d <= high);
             }
             let coverage = covered as f64 / draws as f64;
-            assert!((coverage - confidence).abs() < 0.03, "n {n}, d {d}: {coverage} for {confidence}");
+            assert!((coverage - confidence).abs() < 0.02, "n {n}, d {d}: {coverage} for {confidence}");
         }
         Ok(())
     }

@@ -14,7 +14,8 @@
 //! q(a / 2) / S <= d <= q(1 - a / 2) / S
 //! ```
 //!
-//! It supposes independent ratios. Those of mutual nearest neighbours share r1, so real points scatter a little more.
+//! It supposes independent ratios. Those of mutual nearest neighbours share r1, so real points scatter more, for which
+//! [`crate::Neighbourhood::estimate`] widens it.
 //!
 //! Source: F. Denti, D. Doimo, A. Laio, A. Mira, "The generalized ratios intrinsic dimension estimator", Scientific Reports
 //! 12, 20005 (2022), the section on TWO-NN. The same as DADApy's `ml` and scikit-dimension's `mle` with nothing discarded.

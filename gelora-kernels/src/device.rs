@@ -115,6 +115,7 @@ impl Device {
 
     /// Every device that this build can see, CUDA first, then wgpu, then the CPU; also kinds of which there is none, with
     /// the reason.
+    #[allow(clippy::vec_init_then_push)] // which pushes there are depends on the features
     pub fn list() -> Vec<DeviceInfo> {
         let mut all = Vec::new();
         #[cfg(feature = "cuda")]

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result};
 use gelora_id::{Estimate, Neighbourhood, Options};
+use gelora_kernels::DeviceKind;
+use gelora_kernels::ops::pairwise;
 use serde_json::{Map, Value};
 
 use super::open_device;
@@ -18,7 +20,12 @@ pub fn run(args: &IdArgs) -> Result<()> {
             "" => args.points.display().to_string(),
             name => format!("{}: {name}", args.points.display()),
         };
-        let neighbourhood = Neighbourhood::of(&points.to_device(&device)?).with_context(at)?;
+        let points = match device.kind() {
+            DeviceKind::Cpu => points,
+            // A GPU computes in f32, which near the origin loses least.
+            _ => pairwise::centred(&points).with_context(at)?.to_device(&device)?,
+        };
+        let neighbourhood = Neighbourhood::of(&points).with_context(at)?;
         let mut estimates = Vec::new();
         for &estimator in &args.estimator {
             let options = Options { estimator, confidence: args.confidence };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::load_classifier;
 use crate::args::MergeArgs;
@@ -25,6 +25,14 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     let mut owned = vec!["config.json", "model.safetensors"];
     owned.extend(TOKENIZER_FILES);
     let classifier = load_classifier(&args.model, Some(&args.adapter))?;
+    // A merge onto its own base would lose the base.
+    for input in [&args.model, &args.adapter] {
+        if let (Ok(input), Ok(out)) = (input.canonicalize(), args.out.canonicalize())
+            && input == out
+        {
+            bail!("{}: --out is the folder that is read; expected another one", args.out.display());
+        }
+    }
     let out = OutDir::prepare(&args.out, &owned, "--out")?;
     classifier.write_merged(&args.model, out.path())?;
     for name in TOKENIZER_FILES {

@@ -16,17 +16,22 @@ pub fn cases() -> Vec<Case> {
     for (n, dim, k) in [(2, 1, 1), (3, 1, 2), (7, 3, 5), (64, 48, 2), (65, 7, 1), (257, 48, 5), (257, 384, 2)] {
         all.push(among("cloud", n, dim, k, random([n, dim], 5)));
     }
-    let f64_points = random([65, 7], 6).to_vec_f64().expect("on the CPU").iter().map(|v| 1e6 + 1e-6 * v).collect();
-    all.push(among("far from the origin", 65, 7, 2, Tensor::from_f64(f64_points, [65, 7]).expect("as many values")));
+    all.push(among("far from the origin", 65, 7, 2, points_f64([65, 7], |_, _, z| 1e6 + 1e-6 * z)));
+    // 21 points a cluster, nearer together than f32 tells.
+    all.push(among("tight clusters", 63, 7, 5, points_f64([63, 7], |row, c, z| (row % 3 * 7 + c) as f64 + 1e-9 * z)));
     all
+}
+
+/// f64 points from their row, column and a normal number.
+fn points_f64([n, dim]: [usize; 2], f: impl Fn(usize, usize, f64) -> f64) -> Tensor {
+    let mut s = Stream::new((n * dim) as u64);
+    Tensor::from_f64((0..n * dim).map(|i| f(i / dim, i % dim, s.normal())).collect(), [n, dim]).expect("as many values")
 }
 
 /// Clouds that |x|^2 + |y|^2 - 2 x.y gets wrong: (name, N, D, k, points).
 fn clouds() -> Vec<(&'static str, usize, usize, usize, Tensor)> {
-    let cloud = |n: usize, dim: usize, f: &dyn Fn(usize, usize, f64) -> f64| {
-        let mut s = Stream::new((n * dim) as u64);
-        let data = (0..n * dim).map(|i| f(i / dim, i % dim, s.normal()) as f32).collect();
-        Tensor::from_vec(data, [n, dim]).expect("as many values")
+    let cloud = |n, dim, f: &dyn Fn(usize, usize, f64) -> f64| {
+        points_f64([n, dim], f).to_dtype(DType::F32).expect("a CPU tensor converts")
     };
     // Pairs of rows that share a centre which only the pair and the dimension tell.
     let centre = |row: usize, c: usize| ((row / 2 * 31 + c * 17) % 97) as f64 / 25.0 - 2.0;

@@ -2,8 +2,10 @@
 //!
 //! 1. The mean is subtracted in f64 and the result scaled by a power of two into [-1, 1] and rounded to f32: x'. With
 //!    n_i = |x'_i|^2 the squared distance is n_i + n_j - 2 x'_i . x'_j, up to rounding.
-//! 2. Blocks of x' X'^T are taken by GEMM, and each row keeps the m = k + [`SPARE`] columns with the least lower bound
-//!    l_ij = n_j (1 - c u) - 2 x'_i . x'_j.
+//! 2. Square tiles of X' X'^T are taken by GEMM, those on and above the diagonal only, and each row keeps the m = k + [`SPARE`]
+//!    columns with the least lower bound l_ij = n_j (1 - c u) - 2 x'_i . x'_j. A tile serves its rows and, read the other way,
+//!    its columns; the lists of a block of rows are locked while a tile is merged. The order of tiles may change which
+//!    columns tie at the end of a list, never the result: step 4 proves it.
 //! 3. The distances to those m are recomputed in f64 from the original values, and the k least are the answer,
 //! 4. provided the k-th is below l_i + n_i (1 - c u), l_i being the largest bound kept: no other column can be nearer.
 //!    A row that does not prove itself (a cluster of more than m points nearer together than rounding tells) is done
@@ -14,6 +16,8 @@
 //! subtraction once (at most 2 u (n_i + n_j)); x' differs from the scaled difference to the mean by u relative per
 //! value, which moves a squared distance by at most 2 u (|x_i| + |x_j|)^2 <= 4 u (n_i + n_j). Together less than
 //! (1.1 D + 16) u (n_i + n_j) for D up to a million, and values that underflow add less than [`UNDERFLOW`] D.
+
+use std::sync::{Mutex, PoisonError};
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -26,9 +30,8 @@ use crate::{Error, Result};
 /// Candidates beyond k that a row keeps, so that the k-th distance is well below the last candidate's bound.
 const SPARE: usize = 6;
 
-/// Rows of one task and columns of one product: x', one tile of X' and the product stay in a core's L2 cache.
-const BLOCK_ROWS: usize = 256;
-const BLOCK_COLS: usize = 512;
+/// Rows and columns of a tile, at most: two blocks of x' and the product stay near a core's L2 cache.
+const BLOCK: usize = 512;
 
 /// Per dimension, what f32 values below 2^-126 in a cloud of extent 1 can move a squared distance by, with room.
 const UNDERFLOW: f64 = 1e-36;
@@ -74,23 +77,18 @@ struct Cloud {
 pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize, k: usize) -> Result<Neighbours> {
     let cloud = Cloud::new(op, values, n, dim)?;
     let m = (k + SPARE).min(n - 1);
-    let rows = n.div_ceil(4 * rayon::current_num_threads()).clamp(16, BLOCK_ROWS);
+    // Tiles enough that every thread has several.
+    let block = n.div_ceil((8.0 * rayon::current_num_threads() as f64).sqrt().ceil() as usize).clamp(16, BLOCK);
+    let lists = shortlists(&cloud, n, dim, m, block);
     let (mut indices, mut distances) = (vec![0; n * k], vec![0.0; n * k]);
-    indices.par_chunks_mut(rows * k).zip(distances.par_chunks_mut(rows * k)).enumerate().for_each(
-        |(block, (indices, distances))| {
-            let first = block * rows;
-            let rows = indices.len() / k;
-            let shortlist = Shortlist::new(&cloud, n, dim, first, rows, m);
-            for i in 0..rows {
-                let row = first + i;
-                let found = shortlist.resolve(i, k, &cloud, values, row, n, dim);
-                for (slot, (d, j)) in found.into_iter().take(k).enumerate() {
-                    indices[i * k + slot] = j;
-                    distances[i * k + slot] = d.sqrt();
-                }
-            }
-        },
-    );
+    indices.par_chunks_mut(k).zip(distances.par_chunks_mut(k)).enumerate().for_each(|(row, (indices, distances))| {
+        let list = &lists[row / block];
+        let found = resolve(list, row, k, &cloud, values, n, dim);
+        for (slot, (d, j)) in found.into_iter().take(k).enumerate() {
+            indices[slot] = j;
+            distances[slot] = d.sqrt();
+        }
+    });
     Ok(Neighbours { k, indices, distances })
 }
 
@@ -145,54 +143,85 @@ impl Cloud {
 
 /// For each row of a block, the m columns with the least lower bound, in ascending order.
 struct Shortlist {
+    /// The first row of the block.
+    first: usize,
     m: usize,
     bounds: Vec<f32>,
     columns: Vec<u32>,
+    /// The largest bound of each row: what a column must be below.
+    last: Vec<f32>,
 }
 
 impl Shortlist {
-    fn new(cloud: &Cloud, n: usize, dim: usize, first: usize, rows: usize, m: usize) -> Self {
-        let mut list = Self { m, bounds: vec![f32::INFINITY; rows * m], columns: vec![0; rows * m] };
-        let x = View::new(&cloud.points[first * dim..], rows, dim);
-        let mut products = vec![0.0; rows * BLOCK_COLS.min(n)];
-        for start in (0..n).step_by(BLOCK_COLS) {
-            let cols = BLOCK_COLS.min(n - start);
-            let products = &mut products[..rows * cols];
-            gemm_serial(products, cols, 0.0, -2.0, x, View::new(&cloud.points[start * dim..], cols, dim).t());
-            let lower = &cloud.lower[start..start + cols];
-            for (i, products) in products.chunks_exact(cols).enumerate() {
-                let kept = i * m..(i + 1) * m;
-                keep_least(products, lower, start, first + i, &mut list.bounds[kept.clone()], &mut list.columns[kept]);
-            }
-        }
-        list
+    fn new(first: usize, rows: usize, m: usize) -> Self {
+        let last = vec![f32::INFINITY; rows];
+        Self { first, m, bounds: vec![f32::INFINITY; rows * m], columns: vec![0; rows * m], last }
     }
 
-    /// The k nearest of row `row`, which is the i-th of the block: (squared distance, column), ascending.
-    #[allow(clippy::too_many_arguments)] // sizes
-    fn resolve<T: Coordinate>(
-        &self,
-        i: usize,
-        k: usize,
-        cloud: &Cloud,
-        values: &[T],
-        row: usize,
-        n: usize,
-        dim: usize,
-    ) -> Vec<(f64, u32)> {
-        let columns = &self.columns[i * self.m..][..self.m];
-        let x = &values[row * dim..][..dim];
-        let mut exact = vec![0.0; self.m];
-        T::squared_distances(x, values, columns, &mut exact);
-        let mut found: Vec<(f64, u32)> = exact.into_iter().zip(columns.iter().copied()).collect();
-        found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let others_from = f64::from(self.bounds[(i + 1) * self.m - 1]) + cloud.norms[row] - UNDERFLOW * dim as f64;
-        // Strictly below: at equality another column might tie with a lower index.
-        if self.m == n - 1 || found[k - 1].0 * cloud.scale < others_from {
-            return found;
+    #[inline(always)]
+    fn insert(&mut self, i: usize, bound: f32, column: usize) {
+        let (bounds, columns) = (&mut self.bounds[i * self.m..][..self.m], &mut self.columns[i * self.m..][..self.m]);
+        let mut at = self.m - 1;
+        while at > 0 && bounds[at - 1] > bound {
+            (bounds[at], columns[at]) = (bounds[at - 1], columns[at - 1]);
+            at -= 1;
         }
-        all_columns(x, values, row, n, k)
+        (bounds[at], columns[at]) = (bound, column as u32);
+        self.last[i] = bounds[self.m - 1];
     }
+}
+
+/// The shortlists of all rows, a block of rows each.
+fn shortlists(cloud: &Cloud, n: usize, dim: usize, m: usize, block: usize) -> Vec<Shortlist> {
+    let rows_of = |b: usize| block.min(n - b * block);
+    let view = |b: usize| View::new(&cloud.points[b * block * dim..], rows_of(b), dim);
+    let lower = |b: usize| &cloud.lower[b * block..][..rows_of(b)];
+    let blocks = n.div_ceil(block);
+    let lists: Vec<_> = (0..blocks).map(|b| Mutex::new(Shortlist::new(b * block, rows_of(b), m))).collect();
+    // Along diagonals, so that tiles in work at the same time rarely share a block.
+    let tiles: Vec<(usize, usize)> = (0..blocks).flat_map(|d| (0..blocks - d).map(move |b| (b, b + d))).collect();
+    tiles.into_par_iter().for_each_init(
+        || vec![0.0; block * block],
+        |products, (left, right)| {
+            let cols = rows_of(right);
+            let products = &mut products[..rows_of(left) * cols];
+            gemm_serial(products, cols, 0.0, -2.0, view(left), view(right).t());
+            // A panic elsewhere leaves no list half-written that anyone would read: it ends the whole search.
+            let mut list = lists[left].lock().unwrap_or_else(PoisonError::into_inner);
+            keep_for_rows(products, lower(right), right * block, &mut list);
+            drop(list);
+            if left != right {
+                let mut list = lists[right].lock().unwrap_or_else(PoisonError::into_inner);
+                keep_for_columns(products, lower(left), left * block, &mut list);
+            }
+        },
+    );
+    lists.into_iter().map(|list| list.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+}
+
+/// The k nearest of a row of the list's block: (squared distance, column), ascending.
+fn resolve<T: Coordinate>(
+    list: &Shortlist,
+    row: usize,
+    k: usize,
+    cloud: &Cloud,
+    values: &[T],
+    n: usize,
+    dim: usize,
+) -> Vec<(f64, u32)> {
+    let i = row - list.first;
+    let columns = &list.columns[i * list.m..][..list.m];
+    let x = &values[row * dim..][..dim];
+    let mut exact = vec![0.0; list.m];
+    T::squared_distances(x, values, columns, &mut exact);
+    let mut found: Vec<(f64, u32)> = exact.into_iter().zip(columns.iter().copied()).collect();
+    found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let others_from = f64::from(list.last[i]) + cloud.norms[row] - UNDERFLOW * dim as f64;
+    // Strictly below: at equality another column might tie with a lower index.
+    if list.m == n - 1 || found[k - 1].0 * cloud.scale < others_from {
+        return found;
+    }
+    all_columns(x, values, row, n, k)
 }
 
 /// The k nearest rows of `values` to `x`, exactly, over all rows but `row`.
@@ -215,57 +244,69 @@ fn all_columns<T: Coordinate>(x: &[T], values: &[T], row: usize, n: usize, k: us
     found
 }
 
-/// Merges the bounds `products + lower` of the columns from `start` into a row's sorted list, leaving out column `own`.
+/// Nearly all columns are too far: whole runs and then groups of them are passed over by vector comparisons.
+const GROUP: usize = 16;
+const RUN: usize = 8 * GROUP;
+
+/// Merges a tile into the lists of its rows: the bound of row i and column j is `products[i][j] + lower[j]`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn keep_least(products: &[f32], lower: &[f32], start: usize, own: usize, bounds: &mut [f32], columns: &mut [u32]) {
-    // Nearly all columns are too far; whole vectors of them are passed over by their least bound.
-    const GROUP: usize = 16;
-    const RUN: usize = 8 * GROUP;
-    let last = bounds.len() - 1;
-    for (run, (products, lower)) in products.chunks(RUN).zip(lower.chunks(RUN)).enumerate() {
-        if least(products, lower) >= bounds[last] {
-            continue;
-        }
-        for (group, (products, lower)) in products.chunks(GROUP).zip(lower.chunks(GROUP)).enumerate() {
-            if least(products, lower) >= bounds[last] {
+fn keep_for_rows(products: &[f32], lower: &[f32], first_column: usize, list: &mut Shortlist) {
+    let cols = lower.len();
+    for (i, products) in products.chunks_exact(cols).enumerate() {
+        let (own, mut last) = (list.first + i, list.last[i]);
+        for run in (0..cols).step_by(RUN) {
+            let end = cols.min(run + RUN);
+            let lower_run = &lower[run..end];
+            if !any_below(&products[run..end], |l, p| p + lower_run[l] < last) {
                 continue;
             }
-            for (j, (p, l)) in products.iter().zip(lower).enumerate() {
-                let (bound, column) = (p + l, start + run * RUN + group * GROUP + j);
-                if bound < bounds[last] && column != own {
-                    let mut at = last;
-                    while at > 0 && bounds[at - 1] > bound {
-                        (bounds[at], columns[at]) = (bounds[at - 1], columns[at - 1]);
-                        at -= 1;
+            for group in (run..end).step_by(GROUP) {
+                let end = end.min(group + GROUP);
+                let lower_group = &lower[group..end];
+                if !any_below(&products[group..end], |l, p| p + lower_group[l] < last) {
+                    continue;
+                }
+                for j in group..end {
+                    let bound = products[j] + lower[j];
+                    if bound < last && first_column + j != own {
+                        list.insert(i, bound, first_column + j);
+                        last = list.last[i];
                     }
-                    (bounds[at], columns[at]) = (bound, column as u32);
                 }
             }
         }
     }
 }
 
-/// The least of `products + lower`.
+/// Merges a tile into the lists of its columns: the bound of column j and row i is `products[i][j] + lower[i]`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+fn keep_for_columns(products: &[f32], lower: &[f32], first_row: usize, list: &mut Shortlist) {
+    let cols = list.last.len();
+    for (i, (products, &lower)) in products.chunks_exact(cols).zip(lower).enumerate() {
+        // Each column has a list of its own, so that hits do not come in runs.
+        for group in (0..cols).step_by(GROUP) {
+            let end = cols.min(group + GROUP);
+            let last = &list.last[group..end];
+            if !any_below(&products[group..end], |l, p| p + lower < last[l]) {
+                continue;
+            }
+            for j in group..end {
+                let bound = products[j] + lower;
+                if bound < list.last[j] {
+                    list.insert(j, bound, first_row + i);
+                }
+            }
+        }
+    }
+}
+
+/// Whether `below(l, value)` holds for any value, its position being l. Without a branch in the loop, so that it becomes
+/// vector code.
 #[inline(always)]
-fn least(products: &[f32], lower: &[f32]) -> f32 {
-    let mut lanes = [f32::INFINITY; 16];
-    let (p, p_rest) = products.as_chunks::<16>();
-    let (l, l_rest) = lower.as_chunks::<16>();
-    for (p, l) in p.iter().zip(l) {
-        for i in 0..16 {
-            let bound = p[i] + l[i];
-            lanes[i] = if bound < lanes[i] { bound } else { lanes[i] };
-        }
+fn any_below(values: &[f32], below: impl Fn(usize, f32) -> bool) -> bool {
+    let mut any = 0u32;
+    for (l, &value) in values.iter().enumerate() {
+        any |= u32::from(below(l, value));
     }
-    for (i, (p, l)) in p_rest.iter().zip(l_rest).enumerate() {
-        lanes[i] = lanes[i].min(p + l);
-    }
-    let mut width = 8;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = if lanes[i + width] < lanes[i] { lanes[i + width] } else { lanes[i] };
-        }
-        width /= 2;
-    }
-    lanes[0]
+    any != 0
 }

@@ -132,9 +132,10 @@ mod tests {
     fn matches_brute_force(values: Vec<f64>, n: usize, dim: usize, k: usize) {
         let (distances, indices) = reference::nearest(&values, dim, k);
         let found = nearest(&Tensor::from_f64(values, [n, dim]).unwrap(), k).unwrap();
-        assert_eq!(found.indices, indices);
-        for (got, want) in found.distances.iter().zip(&distances) {
-            assert!((got - want).abs() <= 1e-14 * want, "{got} {want}");
+        for at in 0..n * k {
+            assert_eq!(found.indices[at], indices[at], "row {}, neighbour {}", at / k, at % k);
+            let (got, want) = (found.distances[at], distances[at]);
+            assert!((got - want).abs() <= 1e-14 * want, "row {}, neighbour {}: {got}, not {want}", at / k, at % k);
         }
     }
 
