@@ -57,9 +57,9 @@ pub struct DataArgs {
     /// Column with the label or score [default: recognised by usual names]
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
-    /// Tokens of one example at most, special tokens included
-    #[arg(long, default_value_t = crate::tokenize::DEFAULT_MAX_LENGTH, value_name = "TOKENS")]
-    pub max_length: usize,
+    /// Tokens of one example at most, special tokens included [default: 128, or what the adapter was trained with]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,7 +124,7 @@ impl From<RoundingArg> for Rounding {
 #[derive(Clone, Debug, Args)]
 pub struct MeasureArgs {
     /// Examples to measure on, drawn at random from the seed; all if there are fewer
-    #[arg(long, default_value_t = 2000, value_name = "N")]
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = at_least_three)]
     pub samples: usize,
     /// How the tokens of an example become one point
     #[arg(long, value_enum, default_value_t = PoolArg::Mean)]
@@ -133,16 +133,16 @@ pub struct MeasureArgs {
     #[arg(long, default_value_t = Estimator::default())]
     pub estimator: Estimator,
     /// Confidence of the intervals
-    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    #[arg(long, default_value_t = 0.95, value_name = "P", value_parser = inside_unit)]
     pub confidence: f64,
     /// Rounding of the growth of the dimension
     #[arg(long, value_enum, default_value_t = RoundingArg::Ceil)]
     pub rounding: RoundingArg,
     /// The least rank
-    #[arg(long, default_value_t = 1, value_name = "R")]
+    #[arg(long, default_value_t = 1, value_name = "R", value_parser = at_least_one)]
     pub min_rank: usize,
     /// The greatest rank
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = at_least_one)]
     pub max_rank: Option<usize>,
 }
 
@@ -153,7 +153,7 @@ pub struct TargetArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     pub target_modules: Vec<String>,
     /// alpha / rank, the same in every layer
-    #[arg(long, default_value_t = 2.0, value_name = "C")]
+    #[arg(long, default_value_t = 2.0, value_name = "C", value_parser = positive)]
     pub alpha_ratio: f64,
 }
 
@@ -167,11 +167,11 @@ pub struct RankArgs {
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub targets: TargetArgs,
-    /// How dimensions become ranks
-    #[arg(long, value_enum, default_value_t = PolicyArg::Gelora)]
-    pub policy: PolicyArg,
+    /// How dimensions become ranks [default: gelora, or fixed if --rank is given]
+    #[arg(long, value_enum)]
+    pub policy: Option<PolicyArg>,
     /// The rank of the policy fixed
-    #[arg(long, value_name = "R", required_if_eq("policy", "fixed"))]
+    #[arg(long, value_name = "R", required_if_eq("policy", "fixed"), value_parser = at_least_one)]
     pub rank: Option<usize>,
     /// Also write the pooled points, layer_0 .. layer_L of shape (n, D) each
     #[arg(long, value_name = "FILE.safetensors")]
@@ -200,6 +200,9 @@ pub enum TaskArg {
     Regression,
 }
 
+/// Options of the measurement, which say nothing where ranks are given.
+const MEASURING: [&str; 7] = ["samples", "pool", "estimator", "confidence", "rounding", "min_rank", "max_rank"];
+
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
     /// Folder of a Hugging Face model: config.json, model.safetensors, tokenizer.json
@@ -213,10 +216,11 @@ pub struct TrainArgs {
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
     /// Ranks from `gelora rank` [default, without --rank: measured first, on the training data]
-    #[arg(long, value_name = "ranks.json", conflicts_with = "rank")]
+    #[arg(long, value_name = "ranks.json", conflicts_with_all = ["rank", "target_modules", "alpha_ratio"])]
+    #[arg(conflicts_with_all = MEASURING)]
     pub ranks: Option<PathBuf>,
     /// One rank for every module
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = at_least_one, conflicts_with_all = MEASURING)]
     pub rank: Option<usize>,
     #[command(flatten)]
     pub measure: MeasureArgs,
@@ -226,13 +230,13 @@ pub struct TrainArgs {
     #[arg(long)]
     pub rslora: bool,
     /// Dropout before A
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
-    pub lora_dropout: f32,
+    #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
+    pub lora_dropout: f64,
     /// Peak learning rate
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     pub lr: f64,
-    /// Passes over the training data
-    #[arg(long, default_value_t = 3.0)]
+    /// Passes over the training data, which set the number of steps: rows / batch size x epochs, rounded up
+    #[arg(long, default_value_t = 3.0, value_parser = positive)]
     pub epochs: f64,
     /// Steps, instead of --epochs
     #[arg(long, value_name = "N", value_parser = at_least_one)]
@@ -244,13 +248,13 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
     pub accumulate: usize,
     /// Share of the steps over which the learning rate rises
-    #[arg(long, default_value_t = 0.06, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.06, value_name = "SHARE", value_parser = share)]
     pub warmup: f64,
     /// Decoupled weight decay
-    #[arg(long, default_value_t = 0.01)]
-    pub weight_decay: f32,
+    #[arg(long, default_value_t = 0.01, value_parser = not_negative)]
+    pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 for no clipping
-    #[arg(long, default_value_t = 1.0, value_name = "NORM")]
+    #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = not_negative)]
     pub clip: f64,
     /// Steps between checkpoints [default: an epoch]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
@@ -331,7 +335,7 @@ pub struct IdArgs {
     #[arg(long, value_delimiter = ',', default_value = "two-nn-fit", value_name = "NAME,...")]
     pub estimator: Vec<Estimator>,
     /// Confidence of the intervals
-    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    #[arg(long, default_value_t = 0.95, value_name = "P", value_parser = inside_unit)]
     pub confidence: f64,
     /// Device of the neighbour search
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
@@ -341,10 +345,31 @@ pub struct IdArgs {
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(n) if n >= 1 => Ok(n),
-        _ => Err("expected an integer of at least 1".into()),
-    }
+    text.parse().ok().filter(|n| *n >= 1).ok_or("expected an integer of at least 1".into())
+}
+
+fn at_least_three(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n >= 3).ok_or("expected an integer of at least 3".into())
+}
+
+fn number(text: &str, holds: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && holds(*v)).ok_or(format!("expected a number {expected}"))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0, "above 0")
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |v| v >= 0.0, "of at least 0")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |v| (0.0..1.0).contains(&v), "of at least 0 and below 1")
+}
+
+fn inside_unit(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0 && v < 1.0, "above 0 and below 1")
 }
 
 #[cfg(test)]

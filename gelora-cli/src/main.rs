@@ -29,8 +29,21 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            ui::note(false, format!("error: {error:#}"));
+            ui::note(false, format!("error: {}", in_one_line(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that an outer one has quoted already.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

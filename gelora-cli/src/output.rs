@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 
 /// Temporary files have these around random letters, so that one left behind by a killed run is known as ours.
-const TEMPORARY: (&str, &str) = (".gelora-", ".tmp");
+const TEMPORARY: (&str, &str) = (".gelora-", ".partial");
 
 /// A folder that a command writes its results to.
 #[derive(Clone, Debug)]
@@ -16,7 +16,8 @@ pub struct OutDir {
 }
 
 impl OutDir {
-    /// Creates the folder, or takes it over if nothing is in it but what the command itself writes.
+    /// A folder that is not there yet, or has nothing in it but what the command itself writes. It is made when the first
+    /// file is written, so that a command that fails early leaves nothing.
     ///
     /// `owned` are the names of the files and folders that the command writes; a run may replace those of an earlier
     /// one. `option` is the command-line option to name in a message, `--out`.
@@ -28,7 +29,15 @@ impl OutDir {
         if path.exists() && !path.is_dir() {
             bail!("{shown}: is a file; {option} names a folder");
         }
-        std::fs::create_dir_all(path).with_context(|| format!("{shown}: cannot be made ({option})"))?;
+        if !path.exists() {
+            // The nearest ancestor that is there must be a folder.
+            if let Some(above) = path.ancestors().find(|above| above.exists())
+                && !above.is_dir()
+            {
+                bail!("{shown}: cannot be made ({option}): {} is a file", above.display());
+            }
+            return Ok(Self { path: path.to_owned() });
+        }
         let mut names: Vec<String> = Vec::new();
         for entry in std::fs::read_dir(path).with_context(|| format!("{shown}: cannot be listed"))? {
             let entry = entry.with_context(|| format!("{shown}: cannot be listed"))?;
@@ -42,6 +51,14 @@ impl OutDir {
             );
         }
         Ok(Self { path: path.to_owned() })
+    }
+
+    /// Makes the folder, if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn create(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.path).with_context(|| format!("{}: cannot be made", self.path.display()))
     }
 
     /// The folder.
@@ -59,6 +76,7 @@ impl OutDir {
     /// # Errors
     /// As [`write_atomic`].
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        self.create()?;
         let path = self.file(name);
         write_atomic(&path, bytes)?;
         Ok(path)
@@ -69,6 +87,7 @@ impl OutDir {
     /// # Errors
     /// As [`write_json`].
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<PathBuf> {
+        self.create()?;
         let path = self.file(name);
         write_json(&path, value)?;
         Ok(path)
@@ -100,6 +119,13 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let shown = path.display();
     let failed = |error: io::Error| anyhow!(error).context(format!("{shown}: cannot be written; nothing was changed"));
+    // A link keeps pointing where it did; a device or pipe (/dev/stdout) is written to, not replaced.
+    let resolved = if path.is_symlink() { path.canonicalize().unwrap_or(path.to_owned()) } else { path.to_owned() };
+    let path = resolved.as_path();
+    if path.exists() && !path.is_file() && !path.is_dir() {
+        let mut file = std::fs::File::options().write(true).open(path).map_err(failed)?;
+        return fill(&mut file).map_err(failed);
+    }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -150,7 +176,7 @@ mod tests {
         let out = OutDir::prepare(&path, &OWNED, "--out").unwrap();
         out.write_json("ranks.json", &[1, 2]).unwrap();
         std::fs::create_dir(out.file("checkpoints")).unwrap();
-        std::fs::write(out.file(".gelora-x1.tmp"), "left behind").unwrap();
+        std::fs::write(out.file(".gelora-x1.partial"), "left behind").unwrap();
         let out = OutDir::prepare(&path, &OWNED, "--out").unwrap();
         out.write("ranks.json", b"{}").unwrap();
         assert_eq!(std::fs::read(out.file("ranks.json")).unwrap(), b"{}");

@@ -118,12 +118,20 @@ fn options_and_output_folders() {
     let run = |line: &str, out: &Path| gelora(words(line, &[&model, &data, out]));
     let out = dir.join("fresh");
     run("train {} --data {} --rank 33 --steps 1 --out {}", &out).fails_with(&["rank", "33", "32"]);
-    run("train {} --data {} --rank 2 --steps 1 --lr 0 --out {}", &out).fails_with(&["--lr"]);
     run("train {} --data {} --rank 2 --target-modules nothing --out {}", &out)
         .fails_with(&["--target-modules", "nothing"]);
     assert_eq!(run("rank {} --data {} --samples many --out {}", &out).code, Some(2));
     assert_eq!(run("rank {} --data {} --no-such-option --out {}", &out).code, Some(2));
     assert_eq!(gelora(["train"]).code, Some(2));
+    for option in ["--lr 0", "--warmup 1", "--rank 0", "--epochs nan", "--samples 9", "--ranks r.json"] {
+        let line = format!("train {{}} --data {{}} --rank 2 --steps 1 --out {{}} {option}");
+        assert_eq!(run(&line, &out).code, Some(2), "{option}");
+    }
+    for option in ["--confidence 1.5", "--alpha-ratio nan", "--samples 2", "--min-rank 0"] {
+        assert_eq!(run(&format!("rank {{}} --data {{}} --out {{}} {option}"), &out).code, Some(2), "{option}");
+    }
+    run("rank {} --data {} --min-rank 5 --max-rank 2 --out {}", &out).fails_with(&["min 5 and max 2"]);
+    assert!(!out.exists(), "a command that failed leaves no folder");
 
     let taken = dir.join("taken");
     fs::create_dir_all(&taken).expect("a folder");
@@ -144,6 +152,14 @@ fn a_merge_never_overwrites_what_it_reads() {
     let (model, adapter) = (model(dir.path(), |_| ()), fixture("tiny-bert-peft"));
     let before = fs::read(model.join("model.safetensors")).expect("weights");
     gelora(words("merge {} --adapter {} --out {}", &[&model, &adapter, &model])).fails_with(&["model", "--out"]);
+    let data = rows(dir.path(), GOOD);
+    let line = "eval {} --data {} --adapter {} --predictions {}";
+    gelora(words(line, &[&model, &data, &adapter, &data])).fails_with(&["rows.jsonl", "--predictions"]);
+    let line = "rank {} --data {} --points {} --out {}";
+    let weights = model.join("model.safetensors");
+    gelora(words(line, &[&model, &data, &weights, &dir.path().join("r")]))
+        .fails_with(&["model.safetensors", "--points"]);
+    assert_eq!(fs::read_to_string(&data).expect("data"), GOOD);
     assert_eq!(fs::read(model.join("model.safetensors")).expect("weights"), before);
 }
 

@@ -88,6 +88,10 @@ fn a_stopped_training_goes_on_as_if_it_had_not_stopped() {
     assert_eq!(stopped.code, Some(1), "{}", stopped.stderr);
     assert!(out.join("checkpoint/state.json").is_file());
     fs::remove_dir(out.join("adapter_model.safetensors")).expect("it is empty");
+    for (option, value) in [("seed", "1"), ("lr", "0.5"), ("clip", "0")] {
+        let other = format!("{line} --resume --{option} {value}");
+        gelora(words(&other, &[&model, &data, &out])).fails_with(&["--resume", &format!("another {option}")]);
+    }
     let resumed = format!("{line} --resume");
     gelora(words(&resumed, &[&model, &data, &out])).ok();
 
@@ -102,8 +106,8 @@ fn a_stopped_training_goes_on_as_if_it_had_not_stopped() {
         .collect();
     assert_eq!(steps, (1..=12).collect::<Vec<_>>());
 
-    let other = format!("{resumed} --seed 1");
-    gelora(words(&other, &[&model, &data, &out])).fails_with(&["--resume"]);
+    let finished = gelora(words(&resumed, &[&model, &data, &out]));
+    finished.fails_with(&["--resume", "state.json"]);
 }
 
 #[test]

@@ -91,11 +91,12 @@ impl Classifier {
         Self::assemble(model, encoder, task, weight, bias)
     }
 
-    /// A checkpoint with the head in it (a merged model, or any sequence classifier).
+    /// A checkpoint with the head in it (a merged model, or any sequence classifier). Without `labels` the classes have the
+    /// names of its config.json.
     ///
     /// # Errors
     /// If the model cannot be loaded or has no pooler or head.
-    pub fn load(model: &Path) -> Result<Self> {
+    pub fn load(model: &Path, labels: Option<Vec<String>>) -> Result<Self> {
         let config = Config::load(model)?;
         let mut weights = Weights::open(model)?;
         let head = (weights.take_any(WEIGHT), weights.take_any(BIAS));
@@ -103,7 +104,7 @@ impl Classifier {
             let problem = format!("no task head ({WEIGHT}, {BIAS}); give an adapter that has one, or a merged model");
             return Err(Error::file(model, problem));
         };
-        let labels = config.labels.clone();
+        let labels = labels.unwrap_or_else(|| config.labels.clone());
         let encoder = Encoder::from_weights(config, &mut weights)?;
         let task = task_of(weight.rows(), labels);
         Self::assemble(model, encoder, task, weight, bias)
@@ -352,9 +353,6 @@ impl Classifier {
 }
 
 fn task_of(outputs: usize, labels: Vec<String>) -> Task {
-    // transformers writes LABEL_0, LABEL_1, ... for want of names; the data then says 0, 1, ...
-    let labels: Vec<String> =
-        labels.into_iter().map(|l| l.strip_prefix("LABEL_").map(str::to_string).unwrap_or(l)).collect();
     match outputs {
         1 => Task::Regression,
         k if labels.len() == k => Task::Classification { labels },

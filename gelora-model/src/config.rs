@@ -60,6 +60,9 @@ pub(crate) struct Json {
 impl Json {
     pub fn load(model: &Path) -> Result<Self> {
         let path = model.join("config.json");
+        if !path.exists() {
+            return Err(Error::file(&path, "is missing; expected the config of a Hugging Face model"));
+        }
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(map)) => Ok(Self { path, map }),
@@ -115,11 +118,13 @@ impl Json {
         }
     }
 
-    /// Class names from id2label, in the order of their ids.
+    /// Class names from id2label, in the order of their ids. transformers writes LABEL_0, LABEL_1, ... for want of names;
+    /// the data then says 0, 1, ...
     pub fn labels(&self) -> Vec<String> {
         let Some(Value::Object(map)) = self.map.get("id2label") else {
             return Vec::new();
         };
-        (0..map.len()).map_while(|i| Some(map.get(&i.to_string())?.as_str()?.to_string())).collect()
+        let name = |label: &str| label.strip_prefix("LABEL_").unwrap_or(label).to_string();
+        (0..map.len()).map_while(|i| Some(name(map.get(&i.to_string())?.as_str()?))).collect()
     }
 }

@@ -53,7 +53,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
         })
         .expect("it runs");
     assert_eq!(states, 4);
-    let classifier = Classifier::load(&fixture("tiny-bert")).expect("the head is in the checkpoint");
+    let classifier = Classifier::load(&fixture("tiny-bert"), None).expect("the head is in the checkpoint");
     assert_eq!(classifier.task().outputs(), 3);
     let logits = classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
     assert_close("logits", &logits, &golden.floats("base.logits"), 1e-5);

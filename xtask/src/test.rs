@@ -15,6 +15,7 @@ pub fn run() -> Result<()> {
     cargo(
         &[&["clippy", "--release", "--workspace", "--all-targets"], &TESTBED[..], &["--", "-D", "warnings"]].concat(),
     )?;
+    cargo(&["check", "--release", "-p", "gelora-id", "--no-default-features"])?;
     testbed::prepare()?;
     let tests = if nextest() { &["nextest", "run"][..] } else { &["test", "--lib", "--bins", "--tests"] };
     cargo(&[tests, &["--release", "--workspace"], &TESTBED].concat())?;

@@ -38,8 +38,8 @@ pub fn run(args: &Args) -> Result<()> {
     let devices = open(&args.device)?;
     let wanted = |op: &str| args.op.is_empty() || args.op.iter().any(|name| op.starts_with(name.as_str()));
     let cases: Vec<_> = cases().into_iter().filter(|case| wanted(case.op)).collect();
-    if cases.is_empty() {
-        bail!("--op {}: no such operator", args.op.join(","));
+    if let Some(name) = args.op.iter().find(|name| !cases.iter().any(|case| case.op.starts_with(name.as_str()))) {
+        bail!("--op {name}: no operator's name begins so");
     }
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);

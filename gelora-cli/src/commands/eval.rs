@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use gelora_model::{Classifier, Task};
 use serde_json::{Map, Value, json};
 
-use super::{AdapterInfo, INFO_NAME, load_classifier, open_tokenizer, read_json, require_cpu};
+use super::{adapter_info, check_not_input, load_classifier, open_tokenizer, require_cpu};
 use crate::args::{EvalArgs, SplitArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
 use crate::tokenize::Encoded;
@@ -20,15 +20,16 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     require_cpu("eval", args.device)?;
     let classifier = load_classifier(&args.model, args.adapter.as_deref())?;
     let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
-    let labelled = dataset.labelled() == dataset.examples.len();
-    if !labelled && args.predictions.is_none() {
-        // Words the complaint about the first row without a label.
-        label_set(&classifier).targets(&dataset)?;
+    if let Some(path) = &args.predictions {
+        check_not_input(path, "--predictions", &[&args.model, &dataset.path])?;
     }
-    let targets = if labelled { Some(label_set(&classifier).targets(&dataset)?) } else { None };
+    // Without any label there is nothing to measure, but predictions can be made; one missing label is an error.
+    let unlabelled = dataset.labelled() == 0 && args.predictions.is_some();
+    let targets = if unlabelled { None } else { Some(label_set(&classifier).targets(&dataset)?) };
     let mut data_args = args.data.clone();
-    if let Some(length) = trained_length(args)? {
-        data_args.max_length = length;
+    if data_args.max_length.is_none() {
+        let trained = adapter_info(args.adapter.as_ref().unwrap_or(&args.model))?;
+        data_args.max_length = trained.map(|info| info.max_length);
     }
     let config = classifier.encoder().config();
     let tokenizer = open_tokenizer(&args.model, &data_args, config.max_positions, config.vocabulary)?;
@@ -37,11 +38,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if let Some(path) = &args.predictions {
         write_predictions(path, &classifier, &dataset, &logits)?;
     }
-    let Some(targets) = targets else {
-        ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
-        return Ok(());
-    };
-    let scores = score(&classifier, &logits, &targets);
+    let scores = targets.map(|targets| score(&classifier, &logits, &targets)).unwrap_or_default();
     if args.output.json {
         let mut json: Map<String, Value> = scores.iter().map(|(name, v)| (name.to_string(), json!(v))).collect();
         json.insert("rows".into(), json!(logits.len()));
@@ -49,6 +46,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return Ok(ui::result(Value::Object(json).to_string())?);
     }
     let rows: Vec<Vec<String>> = scores.iter().map(|(name, v)| vec![name.to_string(), format!("{v:.4}")]).collect();
+    if unlabelled {
+        ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
+        return Ok(());
+    }
     ui::result(ui::table(&["metric", "value"], &rows, TableStyle::of_stdout()))?;
     ui::result(format!("{} rows of {}", ui::count(logits.len() as u64), dataset.path.display()))?;
     Ok(())
@@ -69,15 +70,6 @@ fn wanted_split(args: &EvalArgs) -> Result<Option<Split>> {
             None => bail!("{}: only a train split; say so with --split train", args.data.data.display()),
         },
     }))
-}
-
-/// The limit on length that an adapter was trained with, unless another was asked for.
-fn trained_length(args: &EvalArgs) -> Result<Option<usize>> {
-    let Some(info) = args.adapter.as_ref().map(|folder| folder.join(INFO_NAME)).filter(|path| path.is_file()) else {
-        return Ok(None);
-    };
-    let asked = args.data.max_length != crate::tokenize::DEFAULT_MAX_LENGTH;
-    Ok((!asked).then_some(read_json::<AdapterInfo>(&info)?.max_length))
 }
 
 /// The classifier's labels, to turn a dataset's into targets.
@@ -145,5 +137,8 @@ fn label_json(label: &data::Label) -> Value {
 
 /// A class whose name is an integer is written as one, as data files have it.
 fn class_json(name: &str) -> Value {
-    name.parse::<i64>().map_or_else(|_| json!(name), |n| json!(n))
+    match name.parse::<i64>() {
+        Ok(n) if n.to_string() == name => json!(n),
+        _ => json!(name),
+    }
 }

@@ -1,12 +1,12 @@
 //! `gelora id`: the intrinsic dimension of any points.
 
 use anyhow::{Context, Result};
-use gelora_id::{Estimate, Neighbourhood, Options};
+use gelora_id::{Estimate, Estimator, Neighbourhood, Options};
 use gelora_kernels::DeviceKind;
 use gelora_kernels::ops::pairwise;
 use serde_json::{Map, Value};
 
-use super::open_device;
+use super::{measure, open_device};
 use crate::args::IdArgs;
 use crate::points::read_points;
 use crate::ui::{self, TableStyle};
@@ -14,6 +14,7 @@ use crate::ui::{self, TableStyle};
 pub fn run(args: &IdArgs) -> Result<()> {
     let device = open_device(args.device)?;
     let matrices = read_points(&args.points, args.tensor.as_deref(), &args.columns)?;
+    let several = matrices.len() > 1;
     let mut found: Vec<(String, Vec<Estimate>)> = Vec::new();
     for (name, points) in matrices {
         let at = || match name.as_str() {
@@ -25,7 +26,15 @@ pub fn run(args: &IdArgs) -> Result<()> {
             // A GPU computes in f32, which near the origin loses least.
             _ => pairwise::centred(&points).with_context(at)?.to_device(&device)?,
         };
-        let neighbourhood = Neighbourhood::of(&points).with_context(at)?;
+        let neighbourhood = match Neighbourhood::of(&points) {
+            // Among several matrices one may be a single point, as the first token before the first block is.
+            Err(gelora_id::Error::Identical { points, .. }) if several => {
+                let constant = |e: &Estimator| measure::constant(*e, args.confidence, points);
+                found.push((name, args.estimator.iter().map(constant).collect()));
+                continue;
+            }
+            other => other.with_context(at)?,
+        };
         let mut estimates = Vec::new();
         for &estimator in &args.estimator {
             let options = Options { estimator, confidence: args.confidence };

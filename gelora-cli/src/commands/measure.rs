@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use gelora_id::{Estimate, Neighbourhood, Options};
+use gelora_id::{Estimate, Estimator, Neighbourhood, Options};
 use gelora_kernels::ops::pool;
 use gelora_kernels::random::Stream;
 use gelora_kernels::{Device, Tensor};
@@ -127,14 +127,9 @@ pub fn dimensions(points: &[Tensor], device: &Device, args: &MeasureArgs, quiet:
     let mut estimates = Vec::new();
     for (l, state) in points.iter().enumerate() {
         let found = match Neighbourhood::of(&state.to_device(device)?).and_then(|n| n.estimate(&options)) {
-            Err(gelora_id::Error::Identical { points, .. }) if l == 0 => Estimate {
-                estimator: args.estimator.to_string(),
-                id: 0.0,
-                interval: [0.0, 0.0],
-                confidence: args.confidence,
-                n: 1,
-                duplicates: points - 1,
-            },
+            Err(gelora_id::Error::Identical { points, .. }) if l == 0 => {
+                constant(args.estimator, args.confidence, points)
+            }
             other => other.with_context(|| format!("hidden state {l}"))?,
         };
         estimates.push(found);
@@ -142,6 +137,12 @@ pub fn dimensions(points: &[Tensor], device: &Device, args: &MeasureArgs, quiet:
     }
     progress.finish();
     Ok(estimates)
+}
+
+/// What is said of a cloud that is one and the same point: the dimension 0 of a single point.
+pub fn constant(estimator: Estimator, confidence: f64, points: usize) -> Estimate {
+    let (estimator, interval) = (estimator.to_string(), [0.0, 0.0]);
+    Estimate { estimator, id: 0.0, interval, confidence, n: 1, duplicates: points - 1 }
 }
 
 /// The modules that --target-modules means, with their layers.

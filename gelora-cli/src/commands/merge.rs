@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use super::load_classifier;
+use super::{INFO_NAME, adapter_info, check_not_input, load_classifier};
 use crate::args::MergeArgs;
 use crate::output::OutDir;
 use crate::ui;
@@ -22,21 +22,18 @@ const TOKENIZER_FILES: [&str; 8] = [
 ];
 
 pub fn run(args: &MergeArgs) -> Result<()> {
-    let mut owned = vec!["config.json", "model.safetensors"];
+    let mut owned = vec!["config.json", "model.safetensors", INFO_NAME];
     owned.extend(TOKENIZER_FILES);
     let classifier = load_classifier(&args.model, Some(&args.adapter))?;
-    // A merge onto its own base would lose the base.
-    for input in [&args.model, &args.adapter] {
-        if let (Ok(input), Ok(out)) = (input.canonicalize(), args.out.canonicalize())
-            && input == out
-        {
-            bail!("{}: --out is the folder that is read; expected another one", args.out.display());
-        }
-    }
+    check_not_input(&args.out, "--out", &[&args.model, &args.adapter])?;
     let out = OutDir::prepare(&args.out, &owned, "--out")?;
+    out.create()?;
     classifier.write_merged(&args.model, out.path())?;
     for name in TOKENIZER_FILES {
         copy(&args.model.join(name), &out, name)?;
+    }
+    if let Some(info) = adapter_info(&args.adapter)? {
+        out.write_json(INFO_NAME, &info)?;
     }
     let adapted = classifier.encoder().linears().filter(|linear| linear.lora.is_some()).count();
     if args.output.json {

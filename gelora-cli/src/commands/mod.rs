@@ -11,7 +11,7 @@ mod trainer;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use gelora_kernels::{Device, DeviceKind};
 use gelora_lora::{Adapter, CONFIG_NAME};
 use gelora_model::{Batch, Classifier};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{DataArgs, DeviceArg};
 use crate::data::ColumnFlags;
-use crate::tokenize::{Encoded, Tokenizer};
+use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded, Tokenizer};
 
 /// The device that an option means.
 pub fn open_device(arg: DeviceArg) -> Result<Device> {
@@ -53,7 +53,8 @@ pub fn check_model(model: &Path) -> Result<()> {
 
 /// The tokenizer of a model, with the asked limit and never beyond the model's positions.
 pub fn open_tokenizer(model: &Path, data: &DataArgs, positions: usize, vocabulary: usize) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::open(model)?.with_max_length(data.max_length.min(positions))?;
+    let length = data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(positions);
+    let tokenizer = Tokenizer::open(model)?.with_max_length(length).context("--max-length")?;
     if tokenizer.vocab_size() > vocabulary {
         bail!(
             "{}: tokenizer.json has {} tokens, but config.json says vocab_size = {vocabulary}",
@@ -77,8 +78,19 @@ pub fn batch<'a>(examples: impl IntoIterator<Item = &'a Encoded>) -> Result<Batc
     Ok(Batch::new(&sequences)?)
 }
 
-/// gelora.json: what PEFT's files do not say about an adapter.
-#[derive(Debug, Serialize, Deserialize)]
+/// That a result does not go where an input is read from.
+pub fn check_not_input(output: &Path, option: &str, inputs: &[&Path]) -> Result<()> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) }; // not there yet
+    for input in inputs.iter().filter_map(|i| i.canonicalize().ok()) {
+        if output == input || (input.is_dir() && output.starts_with(&input)) {
+            bail!("{}: {option} would overwrite what is read; expected another place", output.display());
+        }
+    }
+    Ok(())
+}
+
+/// gelora.json: what PEFT's and transformers' files do not say about an adapter or a merged model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AdapterInfo {
     /// Names of the classes in the order of the logits; none for regression.
     pub labels: Option<Vec<String>>,
@@ -94,13 +106,21 @@ pub const INFO_NAME: &str = "gelora.json";
 /// A model ready to evaluate: with an adapter, or with its own head.
 pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifier> {
     check_model(model)?;
-    let Some(folder) = adapter else { return Ok(Classifier::load(model)?) };
+    let Some(folder) = adapter else {
+        let labels = adapter_info(model)?.and_then(|info| info.labels);
+        return Ok(Classifier::load(model, labels)?);
+    };
     if !folder.join(CONFIG_NAME).is_file() {
         bail!("{}: no {CONFIG_NAME}; expected an adapter folder from `gelora train` or PEFT", folder.display());
     }
-    let info_path = folder.join(INFO_NAME);
-    let labels = if info_path.is_file() { read_json::<AdapterInfo>(&info_path)?.labels } else { None };
+    let labels = adapter_info(folder)?.and_then(|info| info.labels);
     Ok(Classifier::with_adapter(model, Adapter::read(folder)?, labels)?)
+}
+
+/// gelora.json of a folder, if gelora wrote one there.
+pub fn adapter_info(folder: &Path) -> Result<Option<AdapterInfo>> {
+    let path = folder.join(INFO_NAME);
+    if path.is_file() { read_json(&path).map(Some) } else { Ok(None) }
 }
 
 /// A JSON file of a known form.

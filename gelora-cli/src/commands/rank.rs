@@ -1,12 +1,12 @@
 //! `gelora rank`: measure, and write what the ranks came from.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use gelora_lora::ranks::Policy;
 use gelora_lora::{CONFIG_NAME, files};
 use gelora_model::Encoder;
 
 use super::measure::{self, LimitsUsed, PolicyUsed, Ranks};
-use super::{check_model, open_device, open_tokenizer};
+use super::{check_model, check_not_input, open_device, open_tokenizer};
 use crate::args::{PolicyArg, RankArgs};
 use crate::data;
 use crate::output::OutDir;
@@ -23,7 +23,10 @@ pub fn run(args: &RankArgs) -> Result<()> {
     let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
     let encoder = Encoder::load(&args.model)?;
     let policy = match (args.policy, args.rank) {
-        (PolicyArg::Fixed, Some(rank)) => Policy::Fixed { rank },
+        (Some(PolicyArg::Gelora), Some(_)) => {
+            bail!("--rank is the rank of --policy fixed; expected only one of the two")
+        }
+        (_, Some(rank)) => Policy::Fixed { rank },
         _ => Policy::Gelora { rounding: args.measure.rounding.into() },
     };
     let ranks = measure_ranks(args, &encoder, &dataset, &policy)?;
@@ -47,6 +50,12 @@ pub fn run(args: &RankArgs) -> Result<()> {
 pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset, policy: &Policy) -> Result<Ranks> {
     let config = encoder.config();
     let quiet = args.output.quiet;
+    // What can be wrong with the options is said before the model runs.
+    gelora_lora::ranks::assign(&[0.0, 0.0], policy, args.targets.alpha_ratio, measure::limits(&args.measure))?;
+    measure::targets(&encoder.linear_infos(), &args.targets)?;
+    if let Some(path) = &args.points {
+        check_not_input(path, "--points", &[&args.model, &dataset.path])?;
+    }
     let device = open_device(args.device)?;
     let tokenizer = open_tokenizer(&args.model, &args.data, config.max_positions, config.vocabulary)?;
     let rows = measure::sample(dataset.examples.len(), args.measure.samples, args.seed);
@@ -57,10 +66,10 @@ pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset
     let encoded = tokenizer.encode_all(&examples)?;
     let encoded: Vec<_> = encoded.iter().collect();
     let points = measure::points(encoder, &encoded, args.measure.pool, args.batch_size, args.seed, quiet)?;
+    let states = measure::dimensions(&points, &device, &args.measure, quiet)?;
     if let Some(path) = &args.points {
         files::write_tensors(path, points.iter().enumerate().map(|(l, t)| (format!("layer_{l}"), t)))?;
     }
-    let states = measure::dimensions(&points, &device, &args.measure, quiet)?;
     let (layers, modules, parameters) = measure::assign(encoder, &states, policy, &args.measure, &args.targets)?;
     Ok(Ranks {
         model: args.model.display().to_string(),

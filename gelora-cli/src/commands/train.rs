@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::{Policy, check_rank};
 use gelora_model::{Classifier, Encoder, Task as ModelTask};
@@ -12,17 +12,16 @@ use serde_json::json;
 use super::measure::{self, ModuleRank, Ranks};
 use super::trainer::{CHECKPOINT, LOG, Trainer};
 use super::{AdapterInfo, INFO_NAME, check_model, eval, open_tokenizer, rank, read_json, require_cpu};
-use crate::args::{PolicyArg, RankArgs, TaskArg, TrainArgs};
+use crate::args::{RankArgs, TaskArg, TrainArgs};
 use crate::data::{self, Dataset, LabelSet, Split, Targets, Task};
 use crate::output::OutDir;
-use crate::tokenize::Encoded;
+use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded};
 use crate::ui;
 
 const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, rank::RANKS_NAME, CHECKPOINT];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     require_cpu("train", args.device)?;
-    check_options(args)?;
     check_model(&args.model)?;
     let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
     let held_out = held_out(args)?;
@@ -35,11 +34,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let targets = label_set.targets(&dataset)?;
     let held_out_targets = held_out.as_ref().map(|d| label_set.targets(d)).transpose()?;
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
+    if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
+        bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
+    }
 
     let mut classifier = Classifier::new(&args.model, model_task(&label_set), args.seed)?;
     let modules = module_ranks(args, classifier.encoder(), &dataset, &out)?;
     let mut config = measure::peft_config(classifier.encoder(), &args.model, &modules)?;
-    config.lora_dropout = args.lora_dropout;
+    config.lora_dropout = args.lora_dropout as f32;
     config.use_rslora = args.rslora;
     config.inference_mode = true;
     let parameters = classifier.add_adapters(&config, args.seed)?;
@@ -62,6 +64,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             modules.len()
         ),
     );
+    out.create()?;
     let scores = trainer.run(|classifier| match &held_out {
         Some((encoded, targets)) => {
             let logits = eval::predict(classifier, encoded, args.batch_size, true)?;
@@ -74,26 +77,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         LabelSet::Classes(labels) => Some(labels),
         LabelSet::Scores => None,
     };
-    let info = AdapterInfo { labels, max_length: args.data.max_length, version: env!("CARGO_PKG_VERSION").into() };
-    out.write_json(INFO_NAME, &info)?;
+    let max_length = args.data.max_length.unwrap_or(DEFAULT_MAX_LENGTH);
     trainer.adapter().write(out.path())?;
+    let version = env!("CARGO_PKG_VERSION").into();
+    out.write_json(INFO_NAME, &AdapterInfo { labels, max_length, version })?;
     // The adapter is whole now; the checkpoint has done its duty.
     let _ = std::fs::remove_dir_all(out.file(CHECKPOINT));
     report(args, scores, parameters)
-}
-
-fn check_options(args: &TrainArgs) -> Result<()> {
-    let check = |holds: bool, option: &str, expected: &str, got: f64| {
-        if holds { Ok(()) } else { Err(anyhow::anyhow!("{option} must be {expected}, got {got}")) }
-    };
-    check(args.lr.is_finite() && args.lr > 0.0, "--lr", "above 0", args.lr)?;
-    check(args.epochs.is_finite() && args.epochs > 0.0, "--epochs", "above 0", args.epochs)?;
-    check((0.0..1.0).contains(&args.warmup), "--warmup", "at least 0 and below 1", args.warmup)?;
-    check(args.clip.is_finite() && args.clip >= 0.0, "--clip", "at least 0", args.clip)?;
-    let decay = f64::from(args.weight_decay);
-    check(decay.is_finite() && decay >= 0.0, "--weight-decay", "at least 0", decay)?;
-    let dropout = f64::from(args.lora_dropout);
-    check((0.0..1.0).contains(&dropout), "--lora-dropout", "at least 0 and below 1", dropout)
 }
 
 /// The data to evaluate on: --eval-data, or the validation split of a folder.
@@ -148,7 +138,7 @@ fn module_ranks(
         ui::note(args.output.quiet, rank::summary(&ranks));
         return Ok(ranks.modules);
     };
-    let ranks: Ranks = read_json(path)?;
+    let ranks: Ranks = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
     for (name, module) in &ranks.modules {
         let Some(info) = infos.iter().find(|i| i.name == *name) else {
             bail!(
@@ -169,7 +159,7 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         data: args.data.clone(),
         measure: args.measure.clone(),
         targets: args.targets.clone(),
-        policy: PolicyArg::Gelora,
+        policy: None,
         rank: None,
         points: None,
         batch_size: args.batch_size,

@@ -1,17 +1,18 @@
 //! The loop of `gelora train`: order of the rows, steps, the log, checkpoints.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{LineWriter, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::ops::adamw::AdamW;
-use gelora_kernels::random::Stream;
+use gelora_kernels::random::{self, Stream};
 use gelora_lora::{Adapter, AdapterConfig};
 use gelora_model::optim::{Optimizer, linear_schedule};
 use gelora_model::{Classifier, Grads, Pass, Targets as ModelTargets};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::read_json;
 use crate::args::TrainArgs;
@@ -37,15 +38,13 @@ pub struct Trainer<'a> {
 }
 
 /// Where a checkpoint was taken, and what must be the same to go on from it.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct State {
     step: usize,
-    total: usize,
-    seed: u64,
-    batch_size: usize,
-    rows: usize,
     /// Folder inside the checkpoint with adapter and optimiser of this step.
     files: String,
+    /// Everything that the result depends on.
+    settings: BTreeMap<String, Value>,
 }
 
 impl Trainer<'_> {
@@ -66,9 +65,15 @@ impl Trainer<'_> {
         mut evaluate: impl FnMut(&Classifier) -> Result<Option<Vec<(&'static str, f64)>>>,
     ) -> Result<Option<Vec<(&'static str, f64)>>> {
         let args = self.args;
-        let settings = AdamW { weight_decay: args.weight_decay, ..AdamW::default() };
+        let settings = AdamW { weight_decay: args.weight_decay as f32, ..AdamW::default() };
         let mut optimizer = Optimizer::new(settings, (args.clip > 0.0).then_some(args.clip));
-        let first = if args.resume { self.restore(&mut optimizer)? } else { 0 };
+        let first = if args.resume {
+            self.restore(&mut optimizer)?
+        } else {
+            // A checkpoint of an earlier training must not be taken for one of this.
+            let _ = fs::remove_dir_all(self.out.file(CHECKPOINT));
+            0
+        };
         let (total, epoch) = (self.total(), self.epoch());
         let mut log = self.open_log(first)?;
         let progress = Progress::new(args.output.quiet, "train", (total - first) as u64);
@@ -155,7 +160,7 @@ impl Trainer<'_> {
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         self.adapter().write(&path)?;
         optimizer.save(&path.join("optimizer.safetensors"))?;
-        crate::output::write_json(&folder.join(STATE), &self.state(step, files.clone()))?;
+        crate::output::write_json(&folder.join(STATE), &self.state(step, files.clone())?)?;
         for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())?.flatten() {
             if entry.path().is_dir() && entry.file_name() != *files {
                 // An old checkpoint that stays costs space, nothing else.
@@ -165,9 +170,19 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn state(&self, step: usize, files: String) -> State {
-        let (seed, batch_size) = (self.args.seed, self.args.batch_size);
-        State { step, total: self.total(), seed, batch_size, rows: self.examples.len(), files }
+    fn state(&self, step: usize, files: String) -> Result<State> {
+        let a = self.args;
+        let tokens = self.examples.iter().flat_map(|e| e.ids.iter().map(|id| u64::from(*id) + 1).chain([0]));
+        let data = random::key(0, &tokens.collect::<Vec<_>>());
+        let labels = format!("{:?}", self.targets);
+        let labels = random::key(0, &labels.bytes().map(u64::from).collect::<Vec<_>>());
+        let settings = json!({
+            "model": a.model, "adapter": serde_json::to_value(&self.config)?, "steps": self.total(),
+            "task": format!("{:?}", self.classifier.task()), "data": data, "labels": labels, "seed": a.seed,
+            "batch-size": a.batch_size, "accumulate": a.accumulate, "lr": a.lr, "warmup": a.warmup,
+            "weight-decay": a.weight_decay, "clip": a.clip,
+        });
+        Ok(State { step, files, settings: serde_json::from_value(settings)? })
     }
 
     fn restore(&mut self, optimizer: &mut Optimizer) -> Result<usize> {
@@ -177,32 +192,30 @@ impl Trainer<'_> {
             bail!("--resume: {} is missing; there is no checkpoint to go on from", path.display());
         }
         let state: State = read_json(&path)?;
-        let expected = self.state(state.step, state.files.clone());
-        if state != expected {
-            bail!("--resume: {} is of another training ({state:?}; the options give {expected:?})", path.display());
+        let expected = self.state(state.step, state.files.clone())?.settings;
+        if let Some((name, now)) = expected.iter().find(|(name, now)| state.settings.get(*name) != Some(*now)) {
+            let then = state.settings.get(name).unwrap_or(&Value::Null);
+            let shown = path.display();
+            bail!("--resume: {shown} is of a training with another {name} ({then}; now it is {now})");
         }
         let files = folder.join(&state.files);
         let labels = match self.classifier.task() {
             gelora_model::Task::Classification { labels } => Some(labels.clone()),
             gelora_model::Task::Regression => None,
         };
-        let mut adapter = Adapter::read(&files)?;
-        // Checkpoints carry the config as it was written; dropout and scaling come from it.
-        self.config = std::mem::take(&mut adapter.config);
-        let adapter = Adapter { config: self.config.clone(), ..adapter };
-        self.classifier = Classifier::with_adapter(&self.args.model, adapter, labels)?;
+        self.classifier = Classifier::with_adapter(&self.args.model, Adapter::read(&files)?, labels)?;
         optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64)?;
-        ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, state.total));
+        ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, self.total()));
         Ok(state.step)
     }
 
     /// The log, cut back to the lines of steps that are not run again.
-    fn open_log(&self, first: usize) -> Result<BufWriter<File>> {
+    fn open_log(&self, first: usize) -> Result<LineWriter<File>> {
         let path = self.out.file(LOG);
         let mut kept = String::new();
         if first > 0 && path.is_file() {
             for line in fs::read_to_string(&path).with_context(|| path.display().to_string())?.lines() {
-                let step = serde_json::from_str(line).ok().and_then(|v: serde_json::Value| v["step"].as_u64());
+                let step = serde_json::from_str(line).ok().and_then(|v: Value| v["step"].as_u64());
                 if step.is_some_and(|s| s as usize <= first) {
                     kept.push_str(line);
                     kept.push('\n');
@@ -211,7 +224,7 @@ impl Trainer<'_> {
         }
         crate::output::write_atomic(&path, kept.as_bytes())?;
         let file = File::options().append(true).open(&path).with_context(|| path.display().to_string())?;
-        Ok(BufWriter::new(file))
+        Ok(LineWriter::new(file))
     }
 }
 

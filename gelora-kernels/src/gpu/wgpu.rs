@@ -53,8 +53,8 @@ fn adapters() -> Vec<(WgpuDevice, AdapterInfo)> {
 
 fn missing() -> String {
     format!(
-        "no {:?} adapter found; install a GPU driver (on Linux with its Vulkan ICD and libvulkan1), or Mesa's lavapipe for a \
-         software one",
+        "no {:?} adapter found; install a GPU driver (on Linux with its Vulkan ICD and libvulkan1), or Mesa's lavapipe for \
+         a software one",
         AutoGraphicsApi::backend()
     )
 }

@@ -2,10 +2,10 @@
 //!
 //! 1. The mean is subtracted in f64 and the result scaled by a power of two into [-1, 1] and rounded to f32: x'. With
 //!    n_i = |x'_i|^2 the squared distance is n_i + n_j - 2 x'_i . x'_j, up to rounding.
-//! 2. Square tiles of X' X'^T are taken by GEMM, those on and above the diagonal only, and each row keeps the m = k + [`SPARE`]
-//!    columns with the least lower bound l_ij = n_j (1 - c u) - 2 x'_i . x'_j. A tile serves its rows and, read the other way,
-//!    its columns; the lists of a block of rows are locked while a tile is merged. The order of tiles may change which
-//!    columns tie at the end of a list, never the result: step 4 proves it.
+//! 2. Square tiles of X' X'^T are taken by GEMM, those on and above the diagonal only, and each row keeps the
+//!    m = k + [`SPARE`] columns with the least lower bound l_ij = n_j (1 - c u) - 2 x'_i . x'_j. A tile serves its rows
+//!    and, read the other way, its columns; the lists of a block of rows are locked while a tile is merged. The order of
+//!    tiles may change which of equal bounds end a list, never the result: step 4 proves it.
 //! 3. The distances to those m are recomputed in f64 from the original values, and the k least are the answer,
 //! 4. provided the k-th is below l_i + n_i (1 - c u), l_i being the largest bound kept: no other column can be nearer.
 //!    A row that does not prove itself (a cluster of more than m points nearer together than rounding tells) is done
@@ -286,12 +286,12 @@ fn keep_for_columns(products: &[f32], lower: &[f32], first_row: usize, list: &mu
         // Each column has a list of its own, so that hits do not come in runs.
         for group in (0..cols).step_by(GROUP) {
             let end = cols.min(group + GROUP);
-            let last = &list.last[group..end];
-            if !any_below(&products[group..end], |l, p| p + lower < last[l]) {
+            let (products, last) = (&products[group..end], &list.last[group..end]);
+            if !any_below(products, |l, p| p + lower < last[l]) {
                 continue;
             }
-            for j in group..end {
-                let bound = products[j] + lower;
+            for (j, p) in (group..end).zip(products) {
+                let bound = p + lower;
                 if bound < list.last[j] {
                     list.insert(j, bound, first_row + i);
                 }

@@ -144,7 +144,9 @@ mod tests {
 
         /// Points on a coarse grid: many duplicates, many ties, and an outlier that inflates every norm.
         #[test]
-        fn nearest_is_brute_force_on_a_grid(n in 2usize..150, dim in 1usize..5, k in 1usize..8, seed in any::<u64>(), far in 0u32..2) {
+        fn nearest_is_brute_force_on_a_grid(
+            n in 2usize..150, dim in 1usize..5, k in 1usize..8, seed in any::<u64>(), far in 0u32..2,
+        ) {
             let mut s = crate::random::Stream::new(seed);
             let mut values: Vec<f64> = (0..n * dim).map(|_| s.below(4) as f64).collect();
             values[0] += 1e6 * f64::from(far);
@@ -153,8 +155,10 @@ mod tests {
 
         /// Clouds of any scale, anywhere.
         #[test]
-        fn nearest_is_brute_force_on_clouds(n in 2usize..150, dim in 1usize..40, k in 1usize..8, seed in any::<u64>(),
-                                            log_spread in -40i32..40, offset in -1e4..1e4) {
+        fn nearest_is_brute_force_on_clouds(
+            n in 2usize..150, dim in 1usize..40, k in 1usize..8, seed in any::<u64>(), log_spread in -40i32..40,
+            offset in -1e4..1e4,
+        ) {
             let mut s = crate::random::Stream::new(seed);
             let spread = 10f64.powi(log_spread);
             let values = (0..n * dim).map(|_| spread * (s.normal() + offset)).collect();
