@@ -31,6 +31,7 @@ mod error;
 mod gpu;
 mod offsets;
 pub mod ops;
+pub mod profile;
 pub mod random;
 mod tensor;
 pub mod verify;

@@ -10,7 +10,7 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// y = x W^T + b: x (N, C_in) f32, W (C_out, C_in) of any storage type, b (C_out); y (N, C_out).
 ///
@@ -24,6 +24,7 @@ pub fn forward(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         check::same_device(OP, &[x, b])?;
     }
     check::cpu_only(OP, x)?;
+    let _span = product_span(OP, n, c_in, c_out);
     cpu::forward(x, w, b, n, c_in, c_out)
 }
 
@@ -35,6 +36,7 @@ pub fn backward_input(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     const OP: &str = "linear.backward_input";
     let (n, c_out, c_in) = shapes(OP, "dy", dy, w, 0)?;
     check::cpu_only(OP, dy)?;
+    let _span = product_span(OP, n, c_in, c_out);
     cpu::backward_input(dy, w, n, c_in, c_out)
 }
 
@@ -51,6 +53,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
     check::f32(OP, "dy", dy)?;
     check::same_device(OP, &[dy, x])?;
     check::cpu_only(OP, dy)?;
+    let _span = product_span(OP, n, c_in, c_out);
     cpu::backward_weight(dy, x, n, c_in, c_out)
 }
 
@@ -63,4 +66,8 @@ fn shapes(op: &'static str, name: &'static str, t: &Tensor, w: &Tensor, axis: us
     check::f32(op, name, t)?;
     check::same_device(op, &[t, w])?;
     Ok((n, c, other))
+}
+
+fn product_span(op: &'static str, n: usize, c_in: usize, c_out: usize) -> profile::Span {
+    profile::span(op, 2.0 * (n * c_in * c_out) as f64, 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64)
 }
