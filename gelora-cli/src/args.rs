@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gelora_id::Estimator;
-use gelora_kernels::DeviceKind;
+use gelora_kernels::{DType, DeviceKind};
 use gelora_lora::ranks::Rounding;
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
@@ -78,6 +78,24 @@ impl DeviceArg {
             DeviceArg::Cpu => Some(DeviceKind::Cpu),
             DeviceArg::Wgpu => Some(DeviceKind::Wgpu),
             DeviceArg::Cuda => Some(DeviceKind::Cuda),
+        }
+    }
+}
+
+/// What the model computes its products in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DTypeArg {
+    /// Full precision
+    F32,
+    /// Factors rounded to bf16, sums in f32: about twice as fast where the CPU has AVX-512 BF16, else the same as f32
+    Bf16,
+}
+
+impl From<DTypeArg> for DType {
+    fn from(d: DTypeArg) -> Self {
+        match d {
+            DTypeArg::F32 => DType::F32,
+            DTypeArg::Bf16 => DType::Bf16,
         }
     }
 }
@@ -179,6 +197,9 @@ pub struct RankArgs {
     /// Examples in one pass through the model
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
+    /// Type that the model's matrix products are computed in
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
     /// Device of the neighbour search (the model runs on the CPU in this version)
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
@@ -262,6 +283,9 @@ pub struct TrainArgs {
     /// Go on from the checkpoint in --out
     #[arg(long)]
     pub resume: bool,
+    /// Type that the model's matrix products are computed in
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
     /// Device (training runs on the CPU in this version)
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
@@ -293,6 +317,9 @@ pub struct EvalArgs {
     /// Examples in one pass through the model
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
+    /// Type that the model's matrix products are computed in
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
     /// Device (evaluation runs on the CPU in this version)
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,

@@ -2,7 +2,7 @@ use std::fmt;
 
 /// The type of a tensor's elements.
 ///
-/// Arithmetic is in f32. `Bf16` and `F16` store frozen weights in half the space; `F64` holds points whose distances are
+/// Sums are in f32. `Bf16` and `F16` store frozen weights in half the space, `Bf16` is also a type to compute products in; `F64` holds points whose distances are
 /// wanted to full precision (CPU only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {

@@ -14,10 +14,11 @@
 //! Features: `wgpu` and `cuda` add GPU devices through CubeCL. With neither, CubeCL is not compiled.
 //!
 //! ```
-//! use gelora_kernels::{Device, Tensor, ops};
+//! use gelora_kernels::{DType, Tensor, ops};
 //!
 //! let x = Tensor::from_vec(vec![1.0, 2.0, 3.0, 4.0], [2, 2])?;
 //! let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [3, 2])?;
+//! let w = ops::linear::Weight::new(w, DType::F32)?;
 //! let y = ops::linear::forward(&x, &w, None)?; // y = x W^T
 //! assert_eq!(y.to_vec()?, [1.0, 2.0, 3.0, 3.0, 4.0, 7.0]);
 //! # Ok::<(), gelora_kernels::Error>(())

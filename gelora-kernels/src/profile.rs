@@ -5,11 +5,12 @@
 //! over spans that do not contain each other.
 //!
 //! ```
-//! use gelora_kernels::{Tensor, ops, profile};
+//! use gelora_kernels::{DType, Tensor, ops, profile};
 //!
 //! profile::start();
 //! let x = Tensor::from_vec(vec![1.0; 6], [2, 3])?;
-//! ops::linear::forward(&x, &x, None)?;
+//! let w = ops::linear::Weight::new(x.clone(), DType::F32)?;
+//! ops::linear::forward(&x, &w, None)?;
 //! let table = profile::stop();
 //! assert_eq!((table[0].op, table[0].calls, table[0].flops), ("linear", 1, 24.0));
 //! # Ok::<(), gelora_kernels::Error>(())

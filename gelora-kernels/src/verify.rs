@@ -55,11 +55,12 @@ type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + Send + Sync>;
 ///
 /// ```
 /// use gelora_kernels::verify::{Case, random};
-/// use gelora_kernels::{Device, ops};
+/// use gelora_kernels::ops::linear::Weight;
+/// use gelora_kernels::{DType, Device, ops};
 ///
 /// let case = Case::new("linear", "3x2->1")
 ///     .inputs([random([3, 2], 1), random([1, 2], 2)])
-///     .run(|t| Ok(vec![ops::linear::forward(&t[0], &t[1], None)?]))
+///     .run(|t| Ok(vec![ops::linear::forward(&t[0], &Weight::new(t[1].clone(), DType::F32)?, None)?]))
 ///     .reference(|v| vec![ops::linear::reference::forward(&v[0], &v[1], None, 2)])
 ///     .bound(1e-6)
 ///     .work(2.0 * 3.0 * 2.0, 4.0 * (6.0 + 2.0 + 3.0));

@@ -6,6 +6,7 @@
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::dropout::Dropout;
+use gelora_kernels::ops::linear::Weight;
 use gelora_kernels::ops::lora_linear::LoraLinear;
 use gelora_kernels::random::Stream;
 
@@ -60,7 +61,7 @@ impl LoraLayer {
     /// only with a key, which a training step makes with [`gelora_kernels::random::key`].
     pub fn bind<'a>(
         &'a self,
-        weight: &'a Tensor,
+        weight: &'a Weight,
         bias: Option<&'a Tensor>,
         dropout_key: Option<[u32; 2]>,
     ) -> LoraLinear<'a> {
@@ -86,6 +87,8 @@ fn name_hash(name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use gelora_kernels::DType;
+
     use super::*;
     use crate::Error;
 
@@ -101,7 +104,7 @@ mod tests {
         let variance = a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32;
         assert!(mean.abs() < 0.1 * bound && (variance / (bound * bound / 3.0) - 1.0).abs() < 0.1, "{mean} {variance}");
 
-        let weight = Tensor::from_vec(vec![0.5; 7 * 400], [7, 400])?;
+        let weight = Weight::new(Tensor::from_vec(vec![0.5; 7 * 400], [7, 400])?, DType::F32)?;
         let x = Tensor::from_vec((0..400).map(|i| i as f32).collect::<Vec<_>>(), [1, 400])?;
         let (y, _) = layer.bind(&weight, None, Some([1, 2])).forward(&x)?;
         assert_eq!(y.to_vec()?, gelora_kernels::ops::linear::forward(&x, &weight, None)?.to_vec()?);
@@ -120,7 +123,7 @@ mod tests {
     #[test]
     fn dropout_needs_a_key_and_a_probability() -> Result<()> {
         let mut layer = LoraLayer::new("q", 4, 4, &CONFIG, 1)?;
-        let weight = Tensor::from_vec(vec![0.0; 16], [4, 4])?;
+        let weight = Weight::new(Tensor::from_vec(vec![0.0; 16], [4, 4])?, DType::F32)?;
         assert!(layer.bind(&weight, None, Some([1, 2])).dropout.is_some());
         assert!(layer.bind(&weight, None, None).dropout.is_none());
         layer.dropout = 0.0;

@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use gelora_kernels::Tensor;
 use gelora_kernels::ops::activation::{self, Activation};
-use gelora_kernels::ops::{linear, loss, pool};
+use gelora_kernels::ops::linear::{self, Weight};
+use gelora_kernels::ops::{loss, pool};
 use gelora_kernels::random::Stream;
+use gelora_kernels::{DType, Tensor};
 use gelora_lora::merge::merge;
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer, files};
 use serde_json::{Map, Value, json};
@@ -149,12 +150,7 @@ impl Classifier {
             let problem = "tensor pooler.dense.weight is missing; a classification head needs a pooler";
             return Err(Error::file(model, problem));
         }
-        Ok(Self {
-            encoder,
-            task,
-            weight: weight.to_dtype(gelora_kernels::DType::F32)?,
-            bias: bias.to_dtype(gelora_kernels::DType::F32)?,
-        })
+        Ok(Self { encoder, task, weight: weight.to_dtype(DType::F32)?, bias: bias.to_dtype(DType::F32)? })
     }
 
     /// Puts fresh adapters on every module that the config targets, and returns how many parameters they have.
@@ -182,7 +178,7 @@ impl Classifier {
             let Some(layer) = layers.remove(&linear.name) else {
                 continue;
             };
-            let (c_out, c_in) = (linear.weight.rows(), linear.weight.cols());
+            let (c_out, c_in) = (linear.weight.c_out(), linear.weight.c_in());
             if layer.a.cols() != c_in || layer.b.rows() != c_out {
                 let (a, b, name) = (layer.a.shape(), layer.b.shape(), &linear.name);
                 return Err(Error::Value(format!("{name} is {c_in} -> {c_out}; the adapter has A {a:?} and B {b:?}")));
@@ -236,6 +232,19 @@ impl Classifier {
         Ok(self.head_forward(&last, batch, &pass)?.0)
     }
 
+    /// As [`Encoder::compute_in`]; the head stays in f32.
+    ///
+    /// # Errors
+    /// If the type is neither f32 nor bf16.
+    pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
+        self.encoder.compute_in(dtype)
+    }
+
+    /// The head's weight as it is now, ready for products.
+    fn head(&self) -> Result<Weight> {
+        Ok(Weight::new(self.weight.clone(), DType::F32)?)
+    }
+
     /// The mean loss of a batch; its gradients times `weight` are added to `grads` (gradient accumulation weighs each batch by
     /// its share of the step's rows).
     ///
@@ -277,7 +286,7 @@ impl Classifier {
         let (pooled, pooler) = pooler_layer.forward(&pool::rows(last, &first)?, pass)?;
         let dropout = pass.dropout(Site::Head, 0, self.encoder.config().head_dropout);
         let features = pass::apply(dropout, activation::forward(Activation::Tanh, &pooled)?)?;
-        let logits = linear::forward(&features, &self.weight, Some(&self.bias))?;
+        let logits = linear::forward(&features, &self.head()?, Some(&self.bias))?;
         Ok((logits, HeadSaved { first, pooler, pooled, dropout, features }))
     }
 
@@ -299,7 +308,7 @@ impl Classifier {
         if !below && pooler.lora.is_none() {
             return Ok(None);
         }
-        let d_features = pass::apply(saved.dropout, linear::backward_input(d_logits, &self.weight)?)?;
+        let d_features = pass::apply(saved.dropout, linear::backward_input(d_logits, &self.head()?)?)?;
         let d_pooled = activation::backward(Activation::Tanh, &d_features, &saved.pooled)?;
         if !below {
             pooler.backward_parameters(&d_pooled, saved.pooler, grads)?;
@@ -325,7 +334,7 @@ impl Classifier {
             .collect();
         for linear in self.encoder.linears() {
             if let Some(layer) = &linear.lora {
-                tensors.insert(format!("{}.weight", linear.name), merge(&linear.weight, layer)?);
+                tensors.insert(format!("{}.weight", linear.name), merge(linear.weight.tensor(), layer)?);
             }
         }
         tensors.insert(WEIGHT.into(), self.weight.clone());

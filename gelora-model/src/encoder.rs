@@ -1,8 +1,8 @@
 use std::path::Path;
 
-use gelora_kernels::Tensor;
 use gelora_kernels::ops::dropout::Dropout;
 use gelora_kernels::ops::embedding;
+use gelora_kernels::{DType, Tensor};
 
 use crate::block::{Block, Saved as BlockSaved};
 use crate::family::{self, Tables};
@@ -59,6 +59,15 @@ impl Encoder {
         Ok(Self { config, prefix, tables, norm, blocks, pooler })
     }
 
+    /// Computes the products with frozen weights in f32 (the default) or bf16 from now on: bf16 rounds their factors, and sums
+    /// stay in f32 (see [`gelora_kernels::ops::linear::Weight`]).
+    ///
+    /// # Errors
+    /// If the type is neither.
+    pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
+        self.linears_mut().try_for_each(|linear| linear.compute_in(dtype))
+    }
+
     /// Sizes and options.
     pub fn config(&self) -> &Config {
         &self.config
@@ -81,7 +90,7 @@ impl Encoder {
     /// Name, block and sizes of every linear module, from the input up.
     pub fn linear_infos(&self) -> Vec<LinearInfo> {
         let info = |linear: &Linear, layer, attention| {
-            let (c_out, c_in) = (linear.weight.rows(), linear.weight.cols());
+            let (c_out, c_in) = (linear.weight.c_out(), linear.weight.c_in());
             LinearInfo { name: linear.name.clone(), layer, attention, c_in, c_out }
         };
         let of_block = |b: &Block| {

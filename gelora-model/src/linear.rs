@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
-use gelora_kernels::Tensor;
-use gelora_kernels::ops::{add, linear, lora_linear};
+use gelora_kernels::ops::linear::{self, Weight};
+use gelora_kernels::ops::{add, lora_linear};
+use gelora_kernels::{DType, Tensor};
 use gelora_lora::LoraLayer;
 
 use crate::Result;
@@ -29,7 +30,7 @@ pub struct Linear {
     /// Tells this module's dropout masks from others.
     pub(crate) index: usize,
     /// W (C_out, C_in), frozen.
-    pub weight: Tensor,
+    pub weight: Weight,
     /// b (C_out), frozen.
     pub bias: Option<Tensor>,
     /// The adapter.
@@ -43,6 +44,12 @@ pub(crate) struct Saved {
 }
 
 impl Linear {
+    /// Computes products with W in f32 or bf16 from now on.
+    pub(crate) fn compute_in(&mut self, dtype: DType) -> Result<()> {
+        self.weight = Weight::new(self.weight.tensor().clone(), dtype)?;
+        Ok(())
+    }
+
     pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
         let Some(layer) = &self.lora else {
             return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None }));

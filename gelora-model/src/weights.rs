@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use gelora_kernels::Tensor;
+use gelora_kernels::ops::linear::Weight;
+use gelora_kernels::{DType, Tensor};
 use gelora_lora::files::read_tensors;
 use serde_json::Value;
 
@@ -68,7 +69,7 @@ impl Weights {
     }
 
     pub fn linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
-        let weight = self.tensor(&format!("{name}.weight"), &[c_out, c_in])?;
+        let weight = Weight::new(self.tensor(&format!("{name}.weight"), &[c_out, c_in])?, DType::F32)?;
         let bias = Some(self.tensor(&format!("{name}.bias"), &[c_out])?);
         let index = self.linears;
         self.linears += 1;

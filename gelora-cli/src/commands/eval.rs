@@ -18,7 +18,8 @@ pub type Logits = Vec<Vec<f32>>;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     require_cpu("eval", args.device)?;
-    let classifier = load_classifier(&args.model, args.adapter.as_deref())?;
+    let mut classifier = load_classifier(&args.model, args.adapter.as_deref())?;
+    classifier.compute_in(args.dtype.into())?;
     let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     if let Some(path) = &args.predictions {
         check_not_input(path, "--predictions", &[&args.model, &dataset.path])?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use gelora_id::{Estimate, Estimator, Neighbourhood, Options};
 use gelora_kernels::ops::pool;
 use gelora_kernels::random::Stream;
-use gelora_kernels::{Device, Tensor};
+use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::AdapterConfig;
 use gelora_lora::ranks::{self, LayerRank, Limits, Policy};
 use gelora_model::{Batch, Encoder, LinearInfo};
@@ -28,6 +28,9 @@ pub struct Ranks {
     pub pool: String,
     /// Number of examples.
     pub samples: usize,
+    /// Type that the model's products were computed in.
+    #[serde(default = "f32_name")]
+    pub dtype: String,
     /// Seed of the draw of examples.
     pub seed: u64,
     /// How dimensions became ranks.
@@ -40,6 +43,11 @@ pub struct Ranks {
     pub modules: BTreeMap<String, ModuleRank>,
     /// Parameters of all adapters together.
     pub parameters: usize,
+}
+
+/// Files from before there was a choice.
+fn f32_name() -> String {
+    DType::F32.to_string()
 }
 
 /// The policy with everything it used.

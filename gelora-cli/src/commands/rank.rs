@@ -1,6 +1,7 @@
 //! `gelora rank`: measure, and write what the ranks came from.
 
 use anyhow::{Result, bail};
+use gelora_kernels::DType;
 use gelora_lora::ranks::Policy;
 use gelora_lora::{CONFIG_NAME, files};
 use gelora_model::Encoder;
@@ -21,7 +22,8 @@ pub fn run(args: &RankArgs) -> Result<()> {
     check_model(&args.model)?;
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME], "--out")?;
     let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
-    let encoder = Encoder::load(&args.model)?;
+    let mut encoder = Encoder::load(&args.model)?;
+    encoder.compute_in(args.dtype.into())?;
     let policy = match (args.policy, args.rank) {
         (Some(PolicyArg::Gelora), Some(_)) => {
             bail!("--rank is the rank of --policy fixed; expected only one of the two")
@@ -76,6 +78,7 @@ pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset
         data: dataset.path.display().to_string(),
         pool: format!("{:?}", args.measure.pool).to_lowercase(),
         samples: rows.len(),
+        dtype: DType::from(args.dtype).to_string(),
         seed: args.seed,
         policy: PolicyUsed {
             policy: policy.clone(),

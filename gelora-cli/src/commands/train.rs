@@ -39,6 +39,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
 
     let mut classifier = Classifier::new(&args.model, model_task(&label_set), args.seed)?;
+    classifier.compute_in(args.dtype.into())?;
     let modules = module_ranks(args, classifier.encoder(), &dataset, &out)?;
     let mut config = measure::peft_config(classifier.encoder(), &args.model, &modules)?;
     config.lora_dropout = args.lora_dropout as f32;
@@ -163,6 +164,7 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         rank: None,
         points: None,
         batch_size: args.batch_size,
+        dtype: args.dtype,
         device: args.device,
         seed: args.seed,
         out: PathBuf::new(),

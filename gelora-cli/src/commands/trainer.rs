@@ -6,6 +6,7 @@ use std::io::{LineWriter, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use gelora_kernels::DType;
 use gelora_kernels::ops::adamw::AdamW;
 use gelora_kernels::random::{self, Stream};
 use gelora_lora::{Adapter, AdapterConfig};
@@ -180,7 +181,7 @@ impl Trainer<'_> {
             "model": a.model, "adapter": serde_json::to_value(&self.config)?, "steps": self.total(),
             "task": format!("{:?}", self.classifier.task()), "data": data, "labels": labels, "seed": a.seed,
             "batch-size": a.batch_size, "accumulate": a.accumulate, "lr": a.lr, "warmup": a.warmup,
-            "weight-decay": a.weight_decay, "clip": a.clip,
+            "weight-decay": a.weight_decay, "clip": a.clip, "dtype": DType::from(a.dtype).to_string(),
         });
         Ok(State { step, files, settings: serde_json::from_value(settings)? })
     }
@@ -204,6 +205,7 @@ impl Trainer<'_> {
             gelora_model::Task::Regression => None,
         };
         self.classifier = Classifier::with_adapter(&self.args.model, Adapter::read(&files)?, labels)?;
+        self.classifier.compute_in(self.args.dtype.into())?;
         optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64)?;
         ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, self.total()));
         Ok(state.step)

@@ -1,17 +1,29 @@
 //! Elementary functions without branches or calls, so that loops over them become vector code.
 
-/// The vector instructions that [`multiversion`] picks on this machine.
-pub fn vector_width() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "AVX-512";
-        }
-        if is_x86_feature_detected!("avx2") {
-            return "AVX2";
+/// x rounded to the nearest bf16, ties to even; a NaN stays one.
+#[inline(always)]
+pub fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    (if x.is_nan() { bits | 0x40_0000 } else { rounded } >> 16) as u16
+}
+
+super::vectorised! {
+    /// Rows of k values as rows of bf16 pairs; an odd last value is paired with zero.
+    pub fn rows_to_bf16(x: &[f32], k: usize, out: &mut [u16]) {
+        if k % 2 == 0 {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = to_bf16(*x);
+            }
+        } else {
+            for (out, x) in out.chunks_exact_mut(k + 1).zip(x.chunks_exact(k)) {
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = to_bf16(*x);
+                }
+                out[k] = 0;
+            }
         }
     }
-    "baseline vectors"
 }
 
 /// e^x within 2 ulp; 0 below -87.3, infinity above 88.7.
@@ -110,6 +122,16 @@ pub fn max(x: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bf16_rounds_as_half_does() {
+        let mut s = crate::random::Stream::new(1);
+        for _ in 0..100_000 {
+            let x = f32::from_bits(s.below(usize::MAX) as u32);
+            let (got, want) = (half::bf16::from_bits(to_bf16(x)), half::bf16::from_f32(x));
+            assert!(got == want || got.is_nan() && want.is_nan(), "{x:e}: {got} {want}");
+        }
+    }
 
     #[test]
     fn exp_is_within_two_ulp() {

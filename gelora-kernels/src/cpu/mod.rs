@@ -1,9 +1,18 @@
 //! What the CPU paths share: splitting rows over threads, and matrix products.
 
 mod gemm;
+mod level;
 pub mod math;
+mod packed;
+mod scratch;
+mod simd;
+mod tile;
 
-pub use gemm::{View, gemm, gemm_serial};
+pub use gemm::{Onto, Rider, View, gemm, gemm_serial, product};
+pub(crate) use level::vectorised;
+pub use level::{Level, VARIABLE, level};
+pub use packed::Packed;
+pub(crate) use scratch::Scratch;
 
 use rayon::prelude::*;
 
@@ -27,5 +36,5 @@ pub fn rows_per_task(rows: usize, cols: usize) -> usize {
 
 /// One line on the CPU: threads and the widest vectors the code was dispatched to.
 pub fn describe() -> String {
-    format!("{} threads, {}", rayon::current_num_threads(), math::vector_width())
+    format!("{} threads, {}", rayon::current_num_threads(), level())
 }

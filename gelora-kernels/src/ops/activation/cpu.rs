@@ -1,7 +1,5 @@
-use multiversion::multiversion;
-
 use super::Activation;
-use crate::cpu::{for_row_blocks, math};
+use crate::cpu::{for_row_blocks, math, vectorised};
 use crate::{Result, Tensor};
 
 pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
@@ -39,49 +37,55 @@ pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn gelu(x: &[f32], y: &mut [f32]) {
-    for (x, y) in x.iter().zip(y) {
-        *y = 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
+vectorised! {
+    fn gelu(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        }
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn gelu_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
-    const INV_SQRT_TAU: f32 = 0.398_942_3;
-    for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-        let density = INV_SQRT_TAU * math::exp(-0.5 * x * x);
-        *dx = dy * (0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density);
+vectorised! {
+    fn gelu_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
+        const INV_SQRT_TAU: f32 = 0.398_942_3;
+        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+            let density = INV_SQRT_TAU * math::exp(-0.5 * x * x);
+            *dx = dy * (0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density);
+        }
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn gelu_tanh(x: &[f32], y: &mut [f32]) {
-    for (x, y) in x.iter().zip(y) {
-        *y = 0.5 * x * (1.0 + math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)));
+vectorised! {
+    fn gelu_tanh(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = 0.5 * x * (1.0 + math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)));
+        }
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn gelu_tanh_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
-    for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-        let t = math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
-        let slope = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-        *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+vectorised! {
+    fn gelu_tanh_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
+        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+            let t = math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
+            let slope = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+            *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+        }
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn tanh(x: &[f32], y: &mut [f32]) {
-    for (x, y) in x.iter().zip(y) {
-        *y = math::tanh(*x);
+vectorised! {
+    fn tanh(x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.iter().zip(y) {
+            *y = math::tanh(*x);
+        }
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn tanh_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
-    for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-        let t = math::tanh(*x);
-        *dx = dy * (1.0 - t * t);
+vectorised! {
+    fn tanh_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
+        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+            let t = math::tanh(*x);
+            *dx = dy * (1.0 - t * t);
+        }
     }
 }

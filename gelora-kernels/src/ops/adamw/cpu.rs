@@ -1,6 +1,5 @@
-use multiversion::multiversion;
-
 use super::{AdamW, Moments};
+use crate::cpu::vectorised;
 use crate::{Result, Tensor};
 
 pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, scale: f32, moments: &mut Moments) -> Result<()> {
@@ -19,14 +18,15 @@ pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, scale: f32, moments: 
     Ok(())
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn update(s: &AdamW, corrections: [f32; 2], scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let keep = 1.0 - s.lr * s.weight_decay;
-    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-        let g = g * scale;
-        *m = s.beta1 * *m + (1.0 - s.beta1) * g;
-        *v = s.beta2 * *v + (1.0 - s.beta2) * g * g;
-        *p = *p * keep - s.lr * (*m / corrections[0]) / ((*v / corrections[1]).sqrt() + s.eps);
+vectorised! {
+    fn update(s: &AdamW, corrections: [f32; 2], scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let keep = 1.0 - s.lr * s.weight_decay;
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * scale;
+            *m = s.beta1 * *m + (1.0 - s.beta1) * g;
+            *v = s.beta2 * *v + (1.0 - s.beta2) * g * g;
+            *p = *p * keep - s.lr * (*m / corrections[0]) / ((*v / corrections[1]).sqrt() + s.eps);
+        }
     }
 }
 

@@ -1,10 +1,9 @@
 use std::ops::Range;
 
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{Attention, Gradients, Saved};
-use crate::cpu::{View, gemm_serial, math};
+use crate::cpu::{Onto, View, gemm_serial, math, vectorised};
 use crate::ops::dropout::{Dropout, factor};
 use crate::{Result, Tensor};
 
@@ -60,12 +59,12 @@ impl Head {
         let (k, v) = (self.view(k, self.all()), self.view(v, self.all()));
         for rows in self.blocks() {
             let s = &mut s[..rows.len() * t];
-            gemm_serial(s, t, 0.0, self.scale, self.view(q, rows.clone()), k.t());
+            gemm_serial(s, t, Onto::Nothing, self.scale, self.view(q, rows.clone()), k.t());
             softmax_rows(s, t, &mut lse[rows.clone()]);
             for (i, p) in rows.clone().zip(s.chunks_exact_mut(t)) {
                 self.drop_row(i, p);
             }
-            gemm_serial(&mut o[rows.start * d..rows.end * d], d, 0.0, 1.0, View::new(s, rows.len(), t), v);
+            gemm_serial(&mut o[rows.start * d..rows.end * d], d, Onto::Nothing, 1.0, View::new(s, rows.len(), t), v);
         }
         (o, lse)
     }
@@ -79,8 +78,8 @@ impl Head {
         for rows in self.blocks() {
             let (p, dp) = (&mut p[..rows.len() * t], &mut dp[..rows.len() * t]);
             let (q, d_o_rows) = (self.view(q, rows.clone()), self.view(d_o, rows.clone()));
-            gemm_serial(p, t, 0.0, self.scale, q, k.t());
-            gemm_serial(dp, t, 0.0, 1.0, d_o_rows, v.t());
+            gemm_serial(p, t, Onto::Nothing, self.scale, q, k.t());
+            gemm_serial(dp, t, Onto::Nothing, 1.0, d_o_rows, v.t());
             let row_at = |i: usize| (self.rows.start + i) * self.heads + self.h;
             for (i, p) in rows.clone().zip(p.chunks_exact_mut(t)) {
                 probabilities_from_lse(p, lse[row_at(i)]);
@@ -96,15 +95,15 @@ impl Head {
             } else {
                 p
             };
-            gemm_serial(&mut dv, d, 1.0, 1.0, View::new(kept, rows.len(), t).t(), d_o_rows);
+            gemm_serial(&mut dv, d, Onto::Destination, 1.0, View::new(kept, rows.len(), t).t(), d_o_rows);
             for ((i, p), dp) in rows.clone().zip(p.chunks_exact(t)).zip(dp.chunks_exact_mut(t)) {
                 // sum_k P_ik dP_ik = dO_i . O_i
                 let at = row_at(i) * d;
                 scores_gradient(p, dp, &d_o[at..at + d], &o[at..at + d], self.scale);
             }
             let ds = View::new(dp, rows.len(), t);
-            gemm_serial(&mut dq[rows.start * d..rows.end * d], d, 0.0, 1.0, ds, k);
-            gemm_serial(&mut dk, d, 1.0, 1.0, ds.t(), q);
+            gemm_serial(&mut dq[rows.start * d..rows.end * d], d, Onto::Nothing, 1.0, ds, k);
+            gemm_serial(&mut dk, d, Onto::Destination, 1.0, ds.t(), q);
         }
         [dq, dk, dv]
     }
@@ -179,40 +178,44 @@ fn scatter(out: &mut [f32], cols: usize, h: usize, tile: &[f32], width: usize) {
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn drop_slice(dropout: Dropout, first: u32, p: &mut [f32]) {
-    for (j, p) in p.iter_mut().enumerate() {
-        *p *= factor(dropout, first + j as u32);
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn softmax_rows(s: &mut [f32], t: usize, lse: &mut [f32]) {
-    for (row, lse) in s.chunks_exact_mut(t).zip(lse) {
-        let peak = math::max(row);
-        for s in row.iter_mut() {
-            *s = math::exp(*s - peak);
+vectorised! {
+    fn drop_slice(dropout: Dropout, first: u32, p: &mut [f32]) {
+        for (j, p) in p.iter_mut().enumerate() {
+            *p *= factor(dropout, first + j as u32);
         }
-        let sum = math::sum(row);
-        for s in row.iter_mut() {
-            *s /= sum;
+    }
+}
+
+vectorised! {
+    fn softmax_rows(s: &mut [f32], t: usize, lse: &mut [f32]) {
+        for (row, lse) in s.chunks_exact_mut(t).zip(lse) {
+            let peak = math::max(row);
+            for s in row.iter_mut() {
+                *s = math::exp(*s - peak);
+            }
+            let sum = math::sum(row);
+            for s in row.iter_mut() {
+                *s /= sum;
+            }
+            *lse = peak + sum.ln();
         }
-        *lse = peak + sum.ln();
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn probabilities_from_lse(s: &mut [f32], lse: f32) {
-    for s in s {
-        *s = math::exp(*s - lse);
+vectorised! {
+    fn probabilities_from_lse(s: &mut [f32], lse: f32) {
+        for s in s {
+            *s = math::exp(*s - lse);
+        }
     }
 }
 
-/// Turns dP into dS, both times the scale.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn scores_gradient(p: &[f32], dp: &mut [f32], d_o: &[f32], o: &[f32], scale: f32) {
-    let mean = math::dot(d_o, o);
-    for (dp, p) in dp.iter_mut().zip(p) {
-        *dp = p * (*dp - mean) * scale;
+vectorised! {
+    /// Turns dP into dS, both times the scale.
+    fn scores_gradient(p: &[f32], dp: &mut [f32], d_o: &[f32], o: &[f32], scale: f32) {
+        let mean = math::dot(d_o, o);
+        for (dp, p) in dp.iter_mut().zip(p) {
+            *dp = p * (*dp - mean) * scale;
+        }
     }
 }

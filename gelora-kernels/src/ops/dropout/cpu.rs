@@ -1,7 +1,5 @@
-use multiversion::multiversion;
-
 use super::{Dropout, factor};
-use crate::cpu::for_row_blocks;
+use crate::cpu::{for_row_blocks, vectorised};
 use crate::{Result, Tensor};
 
 pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
@@ -14,18 +12,20 @@ pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
     Ok(y)
 }
 
-/// `y = x * mask / (1 - p)` for the elements from index `first`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-pub fn block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
-    for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
-        *y = x * factor(d, first.wrapping_add(i as u32));
+vectorised! {
+    /// `y = x * mask / (1 - p)` for the elements from index `first`.
+    pub fn block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
+        for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+            *y = x * factor(d, first.wrapping_add(i as u32));
+        }
     }
 }
 
-/// `y += x * mask / (1 - p)` for the elements from index `first`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-pub fn add_block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
-    for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
-        *y += x * factor(d, first.wrapping_add(i as u32));
+vectorised! {
+    /// `y += x * mask / (1 - p)` for the elements from index `first`.
+    pub fn add_block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
+        for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+            *y += x * factor(d, first.wrapping_add(i as u32));
+        }
     }
 }

@@ -1,8 +1,7 @@
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Saved;
-use crate::cpu::{math, rows_per_task};
+use crate::cpu::{math, rows_per_task, vectorised};
 use crate::{Result, Tensor};
 
 pub fn forward(
@@ -41,45 +40,45 @@ pub fn forward(
     Ok((y, normalized, rstd))
 }
 
-/// Normalises whole rows; keeps the normalised values if `kept` is not empty.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-#[allow(clippy::too_many_arguments)] // multiversion takes plain functions only
-fn normalize(
-    x: &[f32],
-    residual: Option<&[f32]>,
-    gamma: &[f32],
-    beta: &[f32],
-    eps: f32,
-    y: &mut [f32],
-    kept: &mut [f32],
-    rstds: &mut [f32],
-) {
-    let c = gamma.len();
-    let scale = 1.0 / c as f32;
-    for (i, (y, rstd)) in y.chunks_exact_mut(c).zip(rstds).enumerate() {
-        let x = &x[i * c..(i + 1) * c];
-        match residual {
-            Some(r) => {
-                for ((y, x), r) in y.iter_mut().zip(x).zip(&r[i * c..(i + 1) * c]) {
-                    *y = x + r;
+vectorised! {
+    /// Normalises whole rows; keeps the normalised values if `kept` is not empty.
+    fn normalize(
+        x: &[f32],
+        residual: Option<&[f32]>,
+        gamma: &[f32],
+        beta: &[f32],
+        eps: f32,
+        y: &mut [f32],
+        kept: &mut [f32],
+        rstds: &mut [f32],
+    ) {
+        let c = gamma.len();
+        let scale = 1.0 / c as f32;
+        for (i, (y, rstd)) in y.chunks_exact_mut(c).zip(rstds).enumerate() {
+            let x = &x[i * c..(i + 1) * c];
+            match residual {
+                Some(r) => {
+                    for ((y, x), r) in y.iter_mut().zip(x).zip(&r[i * c..(i + 1) * c]) {
+                        *y = x + r;
+                    }
                 }
+                None => y.copy_from_slice(x),
             }
-            None => y.copy_from_slice(x),
-        }
-        let mean = math::sum(y) * scale;
-        for h in y.iter_mut() {
-            *h -= mean;
-        }
-        let r = 1.0 / (math::dot(y, y) * scale + eps).sqrt();
-        *rstd = r;
-        for h in y.iter_mut() {
-            *h *= r;
-        }
-        if !kept.is_empty() {
-            kept[i * c..(i + 1) * c].copy_from_slice(y);
-        }
-        for ((y, gamma), beta) in y.iter_mut().zip(gamma).zip(beta) {
-            *y = *y * gamma + beta;
+            let mean = math::sum(y) * scale;
+            for h in y.iter_mut() {
+                *h -= mean;
+            }
+            let r = 1.0 / (math::dot(y, y) * scale + eps).sqrt();
+            *rstd = r;
+            for h in y.iter_mut() {
+                *h *= r;
+            }
+            if !kept.is_empty() {
+                kept[i * c..(i + 1) * c].copy_from_slice(y);
+            }
+            for ((y, gamma), beta) in y.iter_mut().zip(gamma).zip(beta) {
+                *y = *y * gamma + beta;
+            }
         }
     }
 }
@@ -96,19 +95,20 @@ pub fn backward(dy: &Tensor, gamma: &Tensor, saved: &Saved) -> Result<Tensor> {
     Ok(dh)
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn backward_rows(dy: &[f32], gamma: &[f32], normalized: &[f32], rstd: &[f32], dh: &mut [f32]) {
-    let c = gamma.len();
-    let scale = 1.0 / c as f32;
-    for (i, dh) in dh.chunks_exact_mut(c).enumerate() {
-        let normalized = &normalized[i * c..(i + 1) * c];
-        for ((dh, dy), gamma) in dh.iter_mut().zip(&dy[i * c..(i + 1) * c]).zip(gamma) {
-            *dh = dy * gamma;
-        }
-        let mean = math::sum(dh) * scale;
-        let projection = math::dot(dh, normalized) * scale;
-        for (dh, normalized) in dh.iter_mut().zip(normalized) {
-            *dh = rstd[i] * (*dh - mean - normalized * projection);
+vectorised! {
+    fn backward_rows(dy: &[f32], gamma: &[f32], normalized: &[f32], rstd: &[f32], dh: &mut [f32]) {
+        let c = gamma.len();
+        let scale = 1.0 / c as f32;
+        for (i, dh) in dh.chunks_exact_mut(c).enumerate() {
+            let normalized = &normalized[i * c..(i + 1) * c];
+            for ((dh, dy), gamma) in dh.iter_mut().zip(&dy[i * c..(i + 1) * c]).zip(gamma) {
+                *dh = dy * gamma;
+            }
+            let mean = math::sum(dh) * scale;
+            let projection = math::dot(dh, normalized) * scale;
+            for (dh, normalized) in dh.iter_mut().zip(normalized) {
+                *dh = rstd[i] * (*dh - mean - normalized * projection);
+            }
         }
     }
 }

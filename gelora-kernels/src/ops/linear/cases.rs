@@ -1,6 +1,6 @@
-use super::{backward_input, backward_weight, forward, reference};
+use super::{Weight, backward_input, backward_weight, forward, reference};
 use crate::verify::{Case, random};
-use crate::{DType, Tensor};
+use crate::{DType, Result, Tensor};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
@@ -15,7 +15,7 @@ pub fn cases() -> Vec<Case> {
                 Case::new("linear", &shape)
                     .dtype(dtype)
                     .inputs([x.clone(), w.clone(), b.clone()])
-                    .run(|t| Ok(vec![forward(&t[0], &t[1], Some(&t[2]))?]))
+                    .run(|t| Ok(vec![forward(&t[0], &f32(&t[1])?, Some(&t[2]))?]))
                     .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
                     .bound(1e-6)
                     .work(flops, bytes),
@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
                 Case::new("linear.backward_input", &shape)
                     .dtype(dtype)
                     .inputs([dy.clone(), w])
-                    .run(|t| Ok(vec![backward_input(&t[0], &t[1])?]))
+                    .run(|t| Ok(vec![backward_input(&t[0], &f32(&t[1])?)?]))
                     .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
                     .bound(1e-6)
                     .work(flops, bytes),
@@ -42,9 +42,41 @@ pub fn cases() -> Vec<Case> {
                 .work(flops, bytes),
         );
     }
+    for (n, c_in, c_out) in [(1, 1, 1), (3, 7, 3), (63, 65, 49), (257, 48, 104), (64, 384, 1536)] {
+        let values = [random([n, c_in], 1), random([c_out, c_in], 2), random([c_out], 3), random([n, c_out], 4)];
+        // Factors that bf16 holds leave the rounding of f32 sums alone; others are rounded by up to 2^-9 each.
+        for (label, exact, bound) in [("bf16 products, exact factors", true, 1e-6), ("bf16 products", false, 5e-3)] {
+            let shape = format!("{n}x{c_in}->{c_out} {label}");
+            let [x, w, b, dy] = values.clone().map(|t| if exact { rounded(&t) } else { t });
+            all.push(
+                Case::new("linear", &shape)
+                    .inputs([x, w.clone(), b])
+                    .run(|t| Ok(vec![forward(&t[0], &Weight::new(t[1].clone(), DType::Bf16)?, Some(&t[2]))?]))
+                    .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
+                    .bound(bound),
+            );
+            all.push(
+                Case::new("linear.backward_input", &shape)
+                    .inputs([dy, w])
+                    .run(|t| Ok(vec![backward_input(&t[0], &Weight::new(t[1].clone(), DType::Bf16)?)?]))
+                    .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
+                    .bound(bound),
+            );
+        }
+    }
     all
+}
+
+/// The nearest values that bf16 holds, in f32.
+pub fn rounded(t: &Tensor) -> Tensor {
+    let rounded = t.to_dtype(DType::Bf16).and_then(|t| t.to_dtype(DType::F32));
+    rounded.expect("a CPU tensor converts")
 }
 
 fn stored(w: &Tensor, dtype: DType) -> Tensor {
     w.to_dtype(dtype).expect("a CPU tensor converts")
+}
+
+fn f32(w: &Tensor) -> Result<Weight> {
+    Weight::new(w.clone(), DType::F32)
 }

@@ -1,5 +1,7 @@
 use super::{Gradients, LoraLinear, reference};
 use crate::ops::dropout::Dropout;
+use crate::ops::linear::Weight;
+use crate::ops::linear::cases::rounded;
 use crate::random::key;
 use crate::verify::{Case, random};
 use crate::{DType, Tensor};
@@ -14,11 +16,23 @@ struct Setup {
     bias: bool,
     p: f32,
     dtype: DType,
+    products: Products,
+}
+
+/// What the weight computes in.
+#[derive(Clone, Copy, PartialEq)]
+enum Products {
+    F32,
+    Bf16,
+    /// bf16, of factors that it holds exactly: only the sums round.
+    Bf16Exact,
 }
 
 pub fn cases() -> Vec<Case> {
     use DType::{Bf16, F16, F32};
-    let setup = |(n, c_in, c_out, r), bias, p, dtype| Setup { n, c_in, c_out, r, bias, p, dtype };
+    let setup =
+        |(n, c_in, c_out, r), bias, p, dtype| Setup { n, c_in, c_out, r, bias, p, dtype, products: Products::F32 };
+    let bf16 = |products, (n, c_in, c_out, r), bias, p| Setup { n, c_in, c_out, r, bias, p, dtype: F32, products };
     let real = (64, 384, 384, 8);
     [
         setup((1, 1, 1, 1), false, 0.0, F32),
@@ -37,6 +51,13 @@ pub fn cases() -> Vec<Case> {
         setup(real, true, 0.1, F32),
         setup(real, true, 0.0, Bf16),
         setup(real, true, 0.0, F16),
+        setup((1024, 384, 384, 8), true, 0.0, F32), // what the benches quote
+        bf16(Products::Bf16, (1024, 384, 384, 8), true, 0.0),
+        bf16(Products::Bf16, (65, 104, 63, 3), true, 0.1),
+        bf16(Products::Bf16Exact, (1, 1, 1, 1), false, 0.0),
+        bf16(Products::Bf16Exact, (63, 65, 49, 1), true, 0.5),
+        bf16(Products::Bf16Exact, (257, 48, 104, 8), true, 0.0),
+        bf16(Products::Bf16Exact, (7, 257, 48, 64), false, 0.0),
     ]
     .into_iter()
     .flat_map(of)
@@ -44,11 +65,16 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn of(setup: Setup) -> Vec<Case> {
-    let Setup { n, c_in, c_out, r, bias, p, dtype } = setup;
+    let Setup { n, c_in, c_out, r, bias, p, dtype, products } = setup;
     let scaling = 16.0 / r as f32;
     let dropout = (p > 0.0).then(|| Dropout { p, key: key(5, &[n as u64]) });
-    let shape =
-        format!("{n}x{c_in}->{c_out} r{r}{}{}", if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
+    let (label, compute, scale_bound) = match products {
+        Products::F32 => ("", DType::F32, 1.0),
+        Products::Bf16 => (" bf16 products", DType::Bf16, 2500.0),
+        Products::Bf16Exact => (" bf16 products, exact factors", DType::Bf16, 1.0),
+    };
+    let (bias_label, drop_label) = (if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
+    let shape = format!("{n}x{c_in}->{c_out} r{r}{bias_label}{drop_label}{label}");
     let weight = random([c_out, c_in], 2).to_dtype(dtype).expect("a CPU tensor converts");
     let inputs = [
         random([n, c_in], 1),
@@ -57,9 +83,11 @@ fn of(setup: Setup) -> Vec<Case> {
         random([c_out, r], 4),
         random([c_out], 5),
         random([n, c_out], 6),
-    ];
+    ]
+    .map(|t| if products == Products::Bf16Exact { rounded(&t) } else { t });
     let layer = move |t: &[Tensor], f: &dyn Fn(LoraLinear<'_>) -> crate::Result<Vec<Tensor>>| {
-        f(LoraLinear { weight: &t[1], bias: bias.then_some(&t[4]), a: &t[2], b: &t[3], scaling, dropout })
+        let weight = Weight::new(t[1].clone(), compute)?;
+        f(LoraLinear { weight: &weight, bias: bias.then_some(&t[4]), a: &t[2], b: &t[3], scaling, dropout })
     };
     let s = f64::from(scaling);
     let gradients = move |v: &[Vec<f64>]| reference::backward(&v[0], &v[5], &v[1], &v[2], &v[3], s, dropout, c_in);
@@ -77,7 +105,7 @@ fn of(setup: Setup) -> Vec<Case> {
                 let (y, xa) = reference::forward(&v[0], &v[1], bias, &v[2], &v[3], s, dropout, c_in);
                 vec![y, xa]
             })
-            .bound(2e-6)
+            .bound(2e-6 * scale_bound)
             .work(base + adapter, bytes),
         Case::new("lora_linear.backward", &shape)
             .dtype(dtype)
@@ -93,7 +121,7 @@ fn of(setup: Setup) -> Vec<Case> {
                 let (dx, da, db) = gradients(v);
                 vec![dx, da, db]
             })
-            .bound(4e-6)
+            .bound(4e-6 * scale_bound)
             .work(2.0 * base + 3.0 * adapter, 2.0 * bytes),
         Case::new("lora_linear.backward_parameters", &shape)
             .dtype(dtype)
@@ -108,7 +136,7 @@ fn of(setup: Setup) -> Vec<Case> {
                 let (_, da, db) = gradients(v);
                 vec![da, db]
             })
-            .bound(4e-6)
+            .bound(4e-6 * scale_bound)
             .work(base + 3.0 * adapter, bytes),
     ]
 }

@@ -276,7 +276,7 @@ pub fn forward<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, x: &Tensor, siz
         sum,
     );
     let y = gpu.output([sizes.n, sizes.c_out])?;
-    match layer.weight.dtype() {
+    match layer.weight.tensor().dtype() {
         DType::Bf16 => launch_forward::<R, bf16>(gpu, layer, x, &xa, &y, sizes)?,
         DType::F16 => launch_forward::<R, f16>(gpu, layer, x, &xa, &y, sizes)?,
         DType::F32 | DType::F64 => launch_forward::<R, f32>(gpu, layer, x, &xa, &y, sizes)?,
@@ -298,7 +298,7 @@ fn launch_forward<R: Backend, W: Float>(
         sum.tile.cube_count(sizes.n, sizes.c_out, 1),
         sum.tile.cube_dim(),
         x.gpu(OP)?.arg(),
-        layer.weight.gpu(OP)?.arg(),
+        layer.weight.tensor().gpu(OP)?.arg(),
         layer.bias.unwrap_or(xa).gpu(OP)?.arg(),
         xa.gpu(OP)?.arg(),
         layer.b.gpu(OP)?.arg(),
@@ -347,7 +347,7 @@ pub fn d_input<R: Backend>(
     sizes: Sizes,
 ) -> Result<Tensor> {
     let dx = gpu.output([sizes.n, sizes.c_in])?;
-    match layer.weight.dtype() {
+    match layer.weight.tensor().dtype() {
         DType::Bf16 => launch_d_input::<R, bf16>(gpu, layer, dy, dxa, &dx, sizes)?,
         DType::F16 => launch_d_input::<R, f16>(gpu, layer, dy, dxa, &dx, sizes)?,
         DType::F32 | DType::F64 => launch_d_input::<R, f32>(gpu, layer, dy, dxa, &dx, sizes)?,
@@ -369,7 +369,7 @@ fn launch_d_input<R: Backend, W: Float>(
         sum.tile.cube_count(sizes.n, sizes.c_in, 1),
         sum.tile.cube_dim(),
         dy.gpu(OP)?.arg(),
-        layer.weight.gpu(OP)?.arg(),
+        layer.weight.tensor().gpu(OP)?.arg(),
         dxa.gpu(OP)?.arg(),
         layer.a.gpu(OP)?.arg(),
         dx.gpu(OP)?.arg(),

@@ -4,9 +4,7 @@
 
 use std::ops::{AddAssign, Mul, Sub};
 
-use multiversion::multiversion;
-
-use crate::cpu::for_row_blocks;
+use crate::cpu::{for_row_blocks, vectorised};
 use crate::{Result, Tensor};
 
 /// Partial sums per distance.
@@ -28,20 +26,22 @@ pub fn distances(x: &Tensor, y: &Tensor, n: usize, m: usize, dim: usize, squared
     Ok(d)
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn block_f32(x: &[f32], y: &[f32], dim: usize, squared: bool, d: &mut [f32]) {
-    block(x, y, dim, d, |x, y| {
-        let sum = sum_of_squares::<f32>(x, y);
-        if squared { sum } else { sum.sqrt() }
-    });
+vectorised! {
+    fn block_f32(x: &[f32], y: &[f32], dim: usize, squared: bool, d: &mut [f32]) {
+        block(x, y, dim, d, |x, y| {
+            let sum = sum_of_squares::<f32>(x, y);
+            if squared { sum } else { sum.sqrt() }
+        });
+    }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn block_f64(x: &[f64], y: &[f64], dim: usize, squared: bool, d: &mut [f32]) {
-    block(x, y, dim, d, |x, y| {
-        let sum = sum_of_squares::<f64>(x, y);
-        (if squared { sum } else { sum.sqrt() }) as f32
-    });
+vectorised! {
+    fn block_f64(x: &[f64], y: &[f64], dim: usize, squared: bool, d: &mut [f32]) {
+        block(x, y, dim, d, |x, y| {
+            let sum = sum_of_squares::<f64>(x, y);
+            (if squared { sum } else { sum.sqrt() }) as f32
+        });
+    }
 }
 
 /// `d[i][j] = f(x_i, y_j)` for as many rows of x as d has.

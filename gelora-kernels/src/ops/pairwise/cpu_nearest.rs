@@ -19,12 +19,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Neighbours;
 use super::cpu::sum_of_squares;
-use crate::cpu::{View, gemm_serial};
+use crate::cpu::{Onto, View, gemm_serial, vectorised};
 use crate::{Error, Result};
 
 /// Candidates beyond k that a row keeps, so that the k-th distance is well below the last candidate's bound.
@@ -44,10 +43,11 @@ pub trait Coordinate: Copy + Sync + Into<f64> {
 
 macro_rules! coordinate {
     ($type:ty, $name:ident) => {
-        #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-        fn $name(x: &[$type], points: &[$type], columns: &[u32], out: &mut [f64]) {
-            for (&j, d) in columns.iter().zip(out) {
-                *d = sum_of_squares::<f64>(x, &points[j as usize * x.len()..][..x.len()]);
+        vectorised! {
+            fn $name(x: &[$type], points: &[$type], columns: &[u32], out: &mut [f64]) {
+                for (&j, d) in columns.iter().zip(out) {
+                    *d = sum_of_squares::<f64>(x, &points[j as usize * x.len()..][..x.len()]);
+                }
             }
         }
 
@@ -185,7 +185,7 @@ fn shortlists(cloud: &Cloud, n: usize, dim: usize, m: usize, block: usize) -> Ve
         |products, (left, right)| {
             let cols = rows_of(right);
             let products = &mut products[..rows_of(left) * cols];
-            gemm_serial(products, cols, 0.0, -2.0, view(left), view(right).t());
+            gemm_serial(products, cols, Onto::Nothing, -2.0, view(left), view(right).t());
             // A panic elsewhere leaves no list half-written that anyone would read: it ends the whole search.
             let mut list = lists[left].lock().unwrap_or_else(PoisonError::into_inner);
             keep_for_rows(products, lower(right), right * block, &mut list);
@@ -248,29 +248,30 @@ fn all_columns<T: Coordinate>(x: &[T], values: &[T], row: usize, n: usize, k: us
 const GROUP: usize = 16;
 const RUN: usize = 8 * GROUP;
 
-/// Merges a tile into the lists of its rows: the bound of row i and column j is `products[i][j] + lower[j]`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn keep_for_rows(products: &[f32], lower: &[f32], first_column: usize, list: &mut Shortlist) {
-    let cols = lower.len();
-    for (i, products) in products.chunks_exact(cols).enumerate() {
-        let (own, mut last) = (list.first + i, list.last[i]);
-        for run in (0..cols).step_by(RUN) {
-            let end = cols.min(run + RUN);
-            let lower_run = &lower[run..end];
-            if !any_below(&products[run..end], |l, p| p + lower_run[l] < last) {
-                continue;
-            }
-            for group in (run..end).step_by(GROUP) {
-                let end = end.min(group + GROUP);
-                let lower_group = &lower[group..end];
-                if !any_below(&products[group..end], |l, p| p + lower_group[l] < last) {
+vectorised! {
+    /// Merges a tile into the lists of its rows: the bound of row i and column j is `products[i][j] + lower[j]`.
+    fn keep_for_rows(products: &[f32], lower: &[f32], first_column: usize, list: &mut Shortlist) {
+        let cols = lower.len();
+        for (i, products) in products.chunks_exact(cols).enumerate() {
+            let (own, mut last) = (list.first + i, list.last[i]);
+            for run in (0..cols).step_by(RUN) {
+                let end = cols.min(run + RUN);
+                let lower_run = &lower[run..end];
+                if !any_below(&products[run..end], |l, p| p + lower_run[l] < last) {
                     continue;
                 }
-                for j in group..end {
-                    let bound = products[j] + lower[j];
-                    if bound < last && first_column + j != own {
-                        list.insert(i, bound, first_column + j);
-                        last = list.last[i];
+                for group in (run..end).step_by(GROUP) {
+                    let end = end.min(group + GROUP);
+                    let lower_group = &lower[group..end];
+                    if !any_below(&products[group..end], |l, p| p + lower_group[l] < last) {
+                        continue;
+                    }
+                    for j in group..end {
+                        let bound = products[j] + lower[j];
+                        if bound < last && first_column + j != own {
+                            list.insert(i, bound, first_column + j);
+                            last = list.last[i];
+                        }
                     }
                 }
             }
@@ -278,22 +279,23 @@ fn keep_for_rows(products: &[f32], lower: &[f32], first_column: usize, list: &mu
     }
 }
 
-/// Merges a tile into the lists of its columns: the bound of column j and row i is `products[i][j] + lower[i]`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-fn keep_for_columns(products: &[f32], lower: &[f32], first_row: usize, list: &mut Shortlist) {
-    let cols = list.last.len();
-    for (i, (products, &lower)) in products.chunks_exact(cols).zip(lower).enumerate() {
-        // Each column has a list of its own, so that hits do not come in runs.
-        for group in (0..cols).step_by(GROUP) {
-            let end = cols.min(group + GROUP);
-            let (products, last) = (&products[group..end], &list.last[group..end]);
-            if !any_below(products, |l, p| p + lower < last[l]) {
-                continue;
-            }
-            for (j, p) in (group..end).zip(products) {
-                let bound = p + lower;
-                if bound < list.last[j] {
-                    list.insert(j, bound, first_row + i);
+vectorised! {
+    /// Merges a tile into the lists of its columns: the bound of column j and row i is `products[i][j] + lower[i]`.
+    fn keep_for_columns(products: &[f32], lower: &[f32], first_row: usize, list: &mut Shortlist) {
+        let cols = list.last.len();
+        for (i, (products, &lower)) in products.chunks_exact(cols).zip(lower).enumerate() {
+            // Each column has a list of its own, so that hits do not come in runs.
+            for group in (0..cols).step_by(GROUP) {
+                let end = cols.min(group + GROUP);
+                let (products, last) = (&products[group..end], &list.last[group..end]);
+                if !any_below(products, |l, p| p + lower < last[l]) {
+                    continue;
+                }
+                for (j, p) in (group..end).zip(products) {
+                    let bound = p + lower;
+                    if bound < list.last[j] {
+                        list.insert(j, bound, first_row + i);
+                    }
                 }
             }
         }

@@ -1,0 +1,140 @@
+//! The right factor of a product, laid out in the order in which the kernel reads it.
+
+use rayon::prelude::*;
+
+use super::scratch::Scratch;
+use super::{Level, View, level, math, tile};
+
+/// A matrix (K, N) in panels of as many columns as a tile has: each panel holds its K rows one after the other, the last one
+/// padded with zero columns to whole vectors. In bf16, two rows of a panel stand together, the two values of a column side by
+/// side.
+pub struct Packed {
+    k: usize,
+    n: usize,
+    bf16: bool,
+    data: Scratch,
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Packed({} x {}, {})", self.k, self.n, if self.bf16 { "bf16" } else { "f32" })
+    }
+}
+
+/// Values of a matrix that one task should pack at least.
+const GRAIN: usize = 64 * 1024;
+
+impl Packed {
+    /// The matrix in f32.
+    pub fn f32(b: View<'_>) -> Self {
+        Self::pack(b, false, 1.0)
+    }
+
+    /// The matrix times a factor, in f32.
+    pub fn scaled(b: View<'_>, factor: f32) -> Self {
+        Self::pack(b, false, factor)
+    }
+
+    /// The matrix rounded to bf16, or in f32 where the machine has no product of bf16.
+    pub fn bf16(b: View<'_>) -> Self {
+        Self::pack(b, level() == Level::Avx512Bf16, 1.0)
+    }
+
+    /// The matrix times a factor, of the same type as another.
+    pub fn like(other: &Packed, b: View<'_>, factor: f32) -> Self {
+        Self::pack(b, other.bf16, factor)
+    }
+
+    fn pack(b: View<'_>, bf16: bool, factor: f32) -> Self {
+        let shape = tile::shape();
+        let (k, n) = (b.rows(), b.cols());
+        let steps = if bf16 { k.div_ceil(2) } else { k };
+        let mut data = Scratch::new(steps * n.next_multiple_of(shape.lanes));
+        let one = |(p, panel): (usize, &mut [f32])| {
+            let first = p * shape.width();
+            let columns = shape.width().min(n - first);
+            let width = panel.len() / steps;
+            if columns < width || (bf16 && k % 2 == 1) {
+                panel.fill(0.0);
+            }
+            if bf16 {
+                let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
+                fill(b, first, columns, |k, j, v| panel[(k / 2 * width + j) * 2 + k % 2] = math::to_bf16(v * factor));
+            } else {
+                fill(b, first, columns, |k, j, v| panel[k * width + j] = v * factor);
+            }
+        };
+        let panel = steps * shape.width();
+        if k * n < 2 * GRAIN {
+            data.chunks_mut(panel).enumerate().for_each(one);
+        } else {
+            data.par_chunks_mut(panel).enumerate().for_each(one);
+        }
+        Self { k, n, bf16, data }
+    }
+
+    /// K.
+    pub fn rows(&self) -> usize {
+        self.k
+    }
+
+    /// N.
+    pub fn cols(&self) -> usize {
+        self.n
+    }
+
+    /// Whether the values are bf16.
+    pub fn is_bf16(&self) -> bool {
+        self.bf16
+    }
+
+    /// Rows of the layout: K, or pairs of K.
+    pub(super) fn steps(&self) -> usize {
+        if self.bf16 { self.k.div_ceil(2) } else { self.k }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const f32 {
+        self.data.as_ptr()
+    }
+}
+
+/// Calls `put(k, j, value)` for all rows and `columns` columns of b, in an order that reads whole cache lines.
+#[inline(always)]
+fn fill(b: View<'_>, first: usize, columns: usize, mut put: impl FnMut(usize, usize, f32)) {
+    const BLOCK: usize = 16;
+    for start in (0..b.rows()).step_by(BLOCK) {
+        let rows = start..b.rows().min(start + BLOCK);
+        if b.col_stride() == 1 {
+            for k in rows {
+                (0..columns).for_each(|j| put(k, j, b.at(k, first + j)));
+            }
+        } else {
+            for j in 0..columns {
+                rows.clone().for_each(|k| put(k, j, b.at(k, first + j)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_orders_pack_alike() {
+        let (k, n) = (21, 53);
+        let row_major: Vec<f32> = (0..k * n).map(|i| i as f32).collect();
+        let mut transposed = vec![0.0; k * n];
+        for i in 0..k {
+            for j in 0..n {
+                transposed[j * k + i] = row_major[i * n + j];
+            }
+        }
+        let (a, b) = (View::new(&row_major, k, n), View::new(&transposed, n, k).t());
+        assert_eq!(Packed::f32(a).data[..], Packed::f32(b).data[..]);
+        assert_eq!(Packed::bf16(a).data[..], Packed::bf16(b).data[..]);
+        let packed = Packed::f32(a);
+        let width = tile::shape().width();
+        assert_eq!(packed.data[width.min(n)], row_major[n]); // row 1 follows row 0
+    }
+}

@@ -1,0 +1,172 @@
+//! Vectors of f32, one implementation a level, for the kernel of matrix products. Everything else leaves vectors to the
+//! compiler ([`vectorised`](super::level::vectorised)).
+
+/// A register of f32 lanes.
+///
+/// # Safety
+/// The functions may be called only where the machine has the implementation's instructions; pointers must be valid for
+/// as many values as are read or written.
+pub unsafe trait Vector: Copy {
+    /// f32 values in a register.
+    const LANES: usize;
+
+    /// The same value in all lanes.
+    unsafe fn splat(x: f32) -> Self;
+    /// LANES values.
+    unsafe fn load(p: *const f32) -> Self;
+    /// The first `n` lanes, the others zero.
+    unsafe fn load_first(p: *const f32, n: usize) -> Self;
+    /// LANES values.
+    unsafe fn store(self, p: *mut f32);
+    /// The first `n` lanes.
+    unsafe fn store_first(self, p: *mut f32, n: usize);
+    /// self * x + y.
+    unsafe fn mul_add(self, x: Self, y: Self) -> Self;
+}
+
+/// Four lanes that the compiler maps to whatever the target has.
+#[derive(Clone, Copy)]
+pub struct Portable([f32; 4]);
+
+// SAFETY: no instructions beyond the target's.
+unsafe impl Vector for Portable {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: valid for four values by the contract; an array of f32 has the alignment of f32.
+        Self(unsafe { p.cast::<[f32; 4]>().read() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self {
+        let mut lanes = [0.0; 4];
+        for (l, lane) in lanes.iter_mut().enumerate().take(n) {
+            // SAFETY: valid for n values by the contract.
+            *lane = unsafe { p.add(l).read() };
+        }
+        Self(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as for load.
+        unsafe { p.cast::<[f32; 4]>().write(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        for (l, lane) in self.0.iter().enumerate().take(n) {
+            // SAFETY: valid for n values by the contract.
+            unsafe { p.add(l).write(*lane) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, x: Self, y: Self) -> Self {
+        let mut z = y.0;
+        for l in 0..4 {
+            // A fused multiply-add that the target lacks would be a function call.
+            z[l] =
+                if cfg!(target_arch = "aarch64") { self.0[l].mul_add(x.0[l], z[l]) } else { self.0[l] * x.0[l] + z[l] };
+        }
+        Self(z)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Vector;
+
+    // SAFETY: AVX-512F.
+    #[allow(clippy::undocumented_unsafe_blocks)] // each is one instruction under the trait's contract
+    unsafe impl Vector for __m512 {
+        const LANES: usize = 16;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { _mm512_loadu_ps(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, n: usize) -> Self {
+            unsafe { _mm512_maskz_loadu_ps(first(n), p) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm512_storeu_ps(p, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_first(self, p: *mut f32, n: usize) {
+            unsafe { _mm512_mask_storeu_ps(p, first(n), self) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, x: Self, y: Self) -> Self {
+            unsafe { _mm512_fmadd_ps(self, x, y) }
+        }
+    }
+
+    /// A mask of the first n of 16 lanes.
+    #[inline(always)]
+    fn first(n: usize) -> __mmask16 {
+        ((1u32 << n) - 1) as __mmask16
+    }
+
+    // SAFETY: AVX2 and FMA.
+    #[allow(clippy::undocumented_unsafe_blocks)] // each is one or two instructions under the trait's contract
+    unsafe impl Vector for __m256 {
+        const LANES: usize = 8;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { _mm256_loadu_ps(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first(p: *const f32, n: usize) -> Self {
+            unsafe { _mm256_maskload_ps(p, first_of_8(n)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm256_storeu_ps(p, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_first(self, p: *mut f32, n: usize) {
+            unsafe { _mm256_maskstore_ps(p, first_of_8(n), self) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, x: Self, y: Self) -> Self {
+            unsafe { _mm256_fmadd_ps(self, x, y) }
+        }
+    }
+
+    /// The sign bit of the first n of 8 lanes.
+    #[inline(always)]
+    unsafe fn first_of_8(n: usize) -> __m256i {
+        // SAFETY: AVX2, by the contract of the callers.
+        unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+    }
+}
