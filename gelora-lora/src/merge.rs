@@ -42,8 +42,7 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
     }
     let (a, b, mut merged) = (layer.a.to_vec()?, layer.b.to_vec()?, weight.to_vec()?);
     cpu::gemm(
-        &mut merged,
-        c_in,
+        cpu::ViewMut::new(&mut merged, c_out, c_in),
         cpu::Onto::Destination,
         scaling,
         cpu::View::new(&b, c_out, rank),

@@ -1,11 +1,14 @@
 //! Matrix products on the [kernel](super::tile).
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::packed::Packed;
 use super::scratch::Scratch;
 use super::tile::{self, Kernel, Start, Tile};
-use super::{math, tile::Shape};
+use super::{Level, for_row_blocks, level, math, tile::Shape};
 
 /// A read-only matrix inside a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +64,71 @@ impl<'a> View<'a> {
     }
 }
 
+/// A block of a matrix that may be written: `rows` rows of `cols` values, the rows `stride` apart.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    of: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: an exclusive borrow of numbers, in effect.
+unsafe impl Send for ViewMut<'_> {}
+
+impl<'a> ViewMut<'a> {
+    /// A dense row-major matrix.
+    ///
+    /// # Panics
+    /// As [`ViewMut::strided`].
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A matrix whose rows begin `stride` apart.
+    ///
+    /// # Panics
+    /// If it is empty or the last element would be outside the slice.
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(rows > 0 && cols > 0 && stride >= cols, "empty or overlapping rows");
+        assert!((rows - 1) * stride + cols <= data.len(), "destination outside its slice");
+        Self { data: data.as_mut_ptr(), rows, cols, stride, of: PhantomData }
+    }
+
+    /// Blocks of `width` columns side by side.
+    ///
+    /// # Panics
+    /// If `width` does not divide the columns.
+    pub fn columns(self, width: usize) -> impl Iterator<Item = ViewMut<'a>> {
+        assert!(width > 0 && self.cols.is_multiple_of(width), "width of a block");
+        (0..self.cols / width).map(move |i| {
+            let data = self.data.wrapping_add(i * width);
+            Self { data, rows: self.rows, cols: width, stride: self.stride, of: PhantomData }
+        })
+    }
+
+    /// Some of the rows, for as long as self is not used.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn rows_mut(&mut self, rows: Range<usize>) -> ViewMut<'_> {
+        assert!(rows.start < rows.end && rows.end <= self.rows, "rows of a view");
+        let data = self.data.wrapping_add(rows.start * self.stride);
+        ViewMut { data, rows: rows.len(), cols: self.cols, stride: self.stride, of: PhantomData }
+    }
+
+    /// One row.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows, "row of a view");
+        // SAFETY: the constructor checked that the row is inside the borrowed slice, whose part this view alone may reach.
+        unsafe { std::slice::from_raw_parts_mut(self.data.wrapping_add(i * self.stride), self.cols) }
+    }
+}
+
 /// What a product is added to.
 #[derive(Clone, Copy, Debug)]
 pub enum Onto<'a> {
@@ -91,14 +159,14 @@ const K_BLOCK: usize = 512;
 /// Rows that a task works on at least and at most, in tiles.
 const TASK_TILES: (usize, usize) = (3, 16);
 
-/// `dst = onto + scale a b` with all threads; `dst` has rows `dst_stride` apart.
+/// `dst = onto + scale a b` with all threads.
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn gemm(dst: &mut [f32], dst_stride: usize, onto: Onto<'_>, scale: f32, a: View<'_>, b: View<'_>) {
+pub fn gemm(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: View<'_>) {
     // A product this small is done before other threads wake.
     if a.rows * a.cols * b.cols < 64 * 64 * 64 || rayon::current_num_threads() == 1 {
-        return gemm_serial(dst, dst_stride, onto, scale, a, b);
+        return gemm_serial(dst, onto, scale, a, b);
     }
     let shape = tile::shape();
     let packed;
@@ -108,7 +176,7 @@ pub fn gemm(dst: &mut [f32], dst_stride: usize, onto: Onto<'_>, scale: f32, a: V
         packed = Packed::f32(b);
         Right::packed(&packed)
     };
-    let c = Destination::new(dst, dst_stride, a.rows, b.cols);
+    let c = Destination::new(dst, a.rows, b.cols);
     parallel(Left::new(a), &right, c, onto, scale, shape);
 }
 
@@ -116,7 +184,7 @@ pub fn gemm(dst: &mut [f32], dst_stride: usize, onto: Onto<'_>, scale: f32, a: V
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn gemm_serial(dst: &mut [f32], dst_stride: usize, onto: Onto<'_>, scale: f32, a: View<'_>, b: View<'_>) {
+pub fn gemm_serial(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: View<'_>) {
     let shape = tile::shape();
     let packed;
     let right = if b.col_stride == 1 && (a.rows <= 4 * shape.mr || b.cols <= shape.width()) {
@@ -125,7 +193,7 @@ pub fn gemm_serial(dst: &mut [f32], dst_stride: usize, onto: Onto<'_>, scale: f3
         packed = Packed::f32(b);
         Right::packed(&packed)
     };
-    let c = Destination::new(dst, dst_stride, a.rows, b.cols);
+    let c = Destination::new(dst, a.rows, b.cols);
     assert_eq!(a.cols, b.rows, "inner dimensions");
     sweep(Left::new(a), &right, None, c, onto, scale, 0..right.panels(shape), shape);
 }
@@ -169,11 +237,11 @@ pub fn product(y: &mut [f32], onto: Onto<'_>, x: &[f32], w: &Packed, rider: Opti
                     Left::of(dropped, k, down.is_bf16(), &mut rounded_dropped)
                 }
             };
-            let (right, c) = (Right::packed(down), Destination::new(inner, r, m, r));
+            let (right, c) = (Right::packed(down), Destination::new(ViewMut::new(inner, m, r), m, r));
             sweep(source, &right, None, c, Onto::Nothing, 1.0, 0..right.panels(shape), shape);
         }
         let second = up.map(|up| (Left::new(View::new(inner, m, r)), Right::packed(up)));
-        let c = Destination::new(y, n, m, n);
+        let c = Destination::new(ViewMut::new(y, m, n), m, n);
         if wide {
             split_columns(left, &right, second.as_ref(), c, onto, 1.0, shape);
         } else {
@@ -189,6 +257,72 @@ pub fn product(y: &mut [f32], onto: Onto<'_>, x: &[f32], w: &Packed, rider: Opti
     } else {
         parts.zip(inner.par_chunks_mut(rows * r)).for_each(|((i, (x, y)), inner)| task(i * rows, x, y, inner));
     }
+}
+
+/// The rows of a left factor, laid out for blocks of products with a right one.
+pub struct Rows<'a> {
+    x: &'a [f32],
+    k: usize,
+    rounded: Option<Scratch>,
+}
+
+impl<'a> Rows<'a> {
+    /// Dense rows of k values; in bf16 if asked for and the machine has its products.
+    ///
+    /// # Panics
+    /// If the values are no whole rows.
+    pub fn new(x: &'a [f32], k: usize, bf16: bool) -> Self {
+        assert!(!x.is_empty() && x.len().is_multiple_of(k), "whole rows");
+        let rounded = (bf16 && level() == Level::Avx512Bf16).then(|| {
+            let steps = k.div_ceil(2);
+            let mut rounded = Scratch::new(x.len() / k * steps);
+            for_row_blocks(&mut rounded, steps, |first, rounded| {
+                let x = &x[first * k..][..rounded.len() / steps * k];
+                math::rows_to_bf16(x, k, bytemuck::cast_slice_mut(rounded));
+            });
+            rounded
+        });
+        Self { x, k, rounded }
+    }
+
+    /// The rows as the columns of a right factor.
+    pub fn as_columns(&self) -> Packed {
+        let left = self.left();
+        Packed::words(
+            View::strided(left.data, left.rows, left.steps, left.row_stride).t(),
+            self.k,
+            self.rounded.is_some(),
+        )
+    }
+
+    fn left(&self) -> Left<'_> {
+        match &self.rounded {
+            Some(rounded) => Left::pairs(rounded, self.x.len() / self.k, self.k),
+            None => Left::new(View::new(self.x, self.x.len() / self.k, self.k)),
+        }
+    }
+}
+
+/// `dst = scale x[rows] right[.., columns]` on the calling thread; the columns begin at a multiple of [`panel_width`].
+///
+/// # Panics
+/// If the shapes do not fit together.
+pub fn block(dst: ViewMut<'_>, scale: f32, x: &Rows<'_>, rows: Range<usize>, right: &Packed, columns: Range<usize>) {
+    let shape = tile::shape();
+    assert!(columns.start.is_multiple_of(shape.width()) && columns.end <= right.cols(), "columns of a block");
+    assert_eq!((x.k, x.rounded.is_some()), (right.rows(), right.is_bf16()), "factors of one layout");
+    let c = Destination::new(dst, rows.len(), columns.len());
+    let panels = columns.start / shape.width()..columns.end.div_ceil(shape.width());
+    let whole = columns.end == right.cols() || columns.end.is_multiple_of(shape.width());
+    assert!(whole, "columns of a block end with a panel");
+    let c = Destination { data: c.data.wrapping_sub(columns.start), ..c };
+    let left = x.left().slice(rows.start, rows.len());
+    sweep(left, &Right::packed(right), None, c, Onto::Nothing, scale, panels, shape);
+}
+
+/// Columns of a panel of a [`Packed`] factor.
+pub fn panel_width() -> usize {
+    tile::shape().width()
 }
 
 /// Rows of a task, so that every thread has several.
@@ -223,7 +357,13 @@ impl<'a> Left<'a> {
             math::rows_to_bf16(x, k, bytemuck::cast_slice_mut(&mut rounded));
             rounded
         });
-        Self { data: rounded, rows: m, steps, row_stride: steps, step_stride: 1 }
+        Self::pairs(rounded, m, k)
+    }
+
+    /// Rows of k values as pairs of bf16.
+    fn pairs(data: &'a [f32], m: usize, k: usize) -> Self {
+        let steps = k.div_ceil(2);
+        Self { data, rows: m, steps, row_stride: steps, step_stride: 1 }
     }
 
     fn slice(self, first: usize, rows: usize) -> Self {
@@ -272,9 +412,9 @@ unsafe impl Send for Destination {}
 unsafe impl Sync for Destination {}
 
 impl Destination {
-    fn new(dst: &mut [f32], stride: usize, rows: usize, cols: usize) -> Self {
-        assert!(stride >= cols && (rows - 1) * stride + cols <= dst.len(), "destination too small");
-        Self { data: dst.as_mut_ptr(), stride }
+    fn new(dst: ViewMut<'_>, rows: usize, cols: usize) -> Self {
+        assert_eq!((dst.rows, dst.cols), (rows, cols), "shape of the destination");
+        Self { data: dst.data, stride: dst.stride }
     }
 
     fn from_row(self, row: usize) -> Self {
@@ -321,7 +461,7 @@ fn sweep(
     c: Destination,
     onto: Onto<'_>,
     scale: f32,
-    panels: std::ops::Range<usize>,
+    panels: Range<usize>,
     shape: Shape,
 ) {
     let width = shape.width();
@@ -415,10 +555,22 @@ mod tests {
         let a = [1.0, 2.0, 3.0, -1.0, 4.0, 5.0, 6.0, -1.0];
         let b = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0];
         let mut dst = [10.0; 2 * 5];
-        gemm(&mut dst, 5, Onto::Destination, 2.0, View::strided(&a, 2, 3, 4), View::new(&b, 3, 3).t());
+        gemm(
+            ViewMut::strided(&mut dst, 2, 3, 5),
+            Onto::Destination,
+            2.0,
+            View::strided(&a, 2, 3, 4),
+            View::new(&b, 3, 3).t(),
+        );
         assert_eq!(dst, [12.0, 14.0, 18.0, 10.0, 10.0, 18.0, 20.0, 30.0, 10.0, 10.0]);
         let mut ata = [f32::NAN; 9];
-        gemm_serial(&mut ata, 3, Onto::Nothing, 1.0, View::strided(&a, 2, 3, 4).t(), View::strided(&a, 2, 3, 4));
+        gemm_serial(
+            ViewMut::new(&mut ata, 3, 3),
+            Onto::Nothing,
+            1.0,
+            View::strided(&a, 2, 3, 4).t(),
+            View::strided(&a, 2, 3, 4),
+        );
         assert_eq!(ata, [17.0, 22.0, 27.0, 22.0, 29.0, 36.0, 27.0, 36.0, 45.0]);
     }
 
@@ -436,8 +588,8 @@ mod tests {
             for a in [View::new(&a, m, k), View::new(&at, k, m).t()] {
                 for b in [View::new(&b, k, n), View::new(&bt, n, k).t()] {
                     let (mut c, mut d) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
-                    gemm(&mut c, n, Onto::Nothing, 1.0, a, b);
-                    gemm_serial(&mut d, n, Onto::Nothing, 1.0, a, b);
+                    gemm(ViewMut::new(&mut c, m, n), Onto::Nothing, 1.0, a, b);
+                    gemm_serial(ViewMut::new(&mut d, m, n), Onto::Nothing, 1.0, a, b);
                     assert_eq!(c, d, "{m} {k} {n}");
                     for (c, w) in c.iter().zip(&want) {
                         assert!((f64::from(*c) - w).abs() < 2e-5 * (k as f64).sqrt(), "{m} {k} {n}: {c} {w}");

@@ -8,11 +8,12 @@ mod scratch;
 mod simd;
 mod tile;
 
-pub use gemm::{Onto, Rider, View, gemm, gemm_serial, product};
+pub use gemm::{Onto, Rider, Rows, View, ViewMut, block, gemm, gemm_serial, panel_width, product};
 pub(crate) use level::vectorised;
 pub use level::{Level, VARIABLE, level};
 pub use packed::Packed;
 pub(crate) use scratch::Scratch;
+pub(crate) use simd::{Portable, Vector, by_vector};
 
 use rayon::prelude::*;
 

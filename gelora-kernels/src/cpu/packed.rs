@@ -61,7 +61,8 @@ impl Packed {
                 let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
                 fill(b, first, columns, |k, j, v| panel[(k / 2 * width + j) * 2 + k % 2] = math::to_bf16(v * factor));
             } else {
-                fill(b, first, columns, |k, j, v| panel[k * width + j] = v * factor);
+                // A factor of 1 leaves bits as they are, also those of pairs of bf16.
+                fill(b, first, columns, |k, j, v| panel[k * width + j] = if factor == 1.0 { v } else { v * factor });
             }
         };
         let panel = steps * shape.width();
@@ -71,6 +72,11 @@ impl Packed {
             data.par_chunks_mut(panel).enumerate().for_each(one);
         }
         Self { k, n, bf16, data }
+    }
+
+    /// A matrix whose values are laid out already but for their order: (K, N) in f32, or (K / 2, N) pairs of bf16.
+    pub(super) fn words(b: View<'_>, k: usize, bf16: bool) -> Self {
+        Self { k, bf16, ..Self::pack(b, false, 1.0) }
     }
 
     /// K.

@@ -22,7 +22,43 @@ pub unsafe trait Vector: Copy {
     unsafe fn store_first(self, p: *mut f32, n: usize);
     /// self * x + y.
     unsafe fn mul_add(self, x: Self, y: Self) -> Self;
+    /// self + x.
+    unsafe fn add(self, x: Self) -> Self;
+    /// A bit for each lane, the first lane's the lowest: whether self <= x.
+    unsafe fn at_most(self, x: Self) -> u32;
 }
+
+/// Compiles a function that is generic over its vector once for each level, and calls the one for [`level`](super::level()).
+macro_rules! by_vector {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $generic:ident) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $type),*) {
+                    // SAFETY: this function is compiled with the vector's instructions.
+                    unsafe { $generic::<std::arch::x86_64::__m512>($($arg),*) }
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) {
+                    // SAFETY: as above.
+                    unsafe { $generic::<std::arch::x86_64::__m256>($($arg),*) }
+                }
+                match $crate::cpu::level() {
+                    // SAFETY: the level is never above what the machine has.
+                    $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::cpu::Level::Portable => {}
+                }
+            }
+            // SAFETY: no instructions beyond the target's.
+            unsafe { $generic::<$crate::cpu::Portable>($($arg),*) }
+        }
+    };
+}
+pub(crate) use by_vector;
 
 /// Four lanes that the compiler maps to whatever the target has.
 #[derive(Clone, Copy)]
@@ -77,6 +113,16 @@ unsafe impl Vector for Portable {
         }
         Self(z)
     }
+
+    #[inline(always)]
+    unsafe fn add(self, x: Self) -> Self {
+        Self(std::array::from_fn(|l| self.0[l] + x.0[l]))
+    }
+
+    #[inline(always)]
+    unsafe fn at_most(self, x: Self) -> u32 {
+        (0..4).fold(0, |mask, l| mask | u32::from(self.0[l] <= x.0[l]) << l)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -119,6 +165,16 @@ mod x86 {
         unsafe fn mul_add(self, x: Self, y: Self) -> Self {
             unsafe { _mm512_fmadd_ps(self, x, y) }
         }
+
+        #[inline(always)]
+        unsafe fn add(self, x: Self) -> Self {
+            unsafe { _mm512_add_ps(self, x) }
+        }
+
+        #[inline(always)]
+        unsafe fn at_most(self, x: Self) -> u32 {
+            unsafe { _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self, x).into() }
+        }
     }
 
     /// A mask of the first n of 16 lanes.
@@ -160,6 +216,16 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_add(self, x: Self, y: Self) -> Self {
             unsafe { _mm256_fmadd_ps(self, x, y) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, x: Self) -> Self {
+            unsafe { _mm256_add_ps(self, x) }
+        }
+
+        #[inline(always)]
+        unsafe fn at_most(self, x: Self) -> u32 {
+            unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(self, x)) as u32 }
         }
     }
 

@@ -3,12 +3,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Attention, Gradients, Saved};
-use crate::cpu::{Onto, View, gemm_serial, math, vectorised};
+use crate::cpu::{Onto, Scratch, View, ViewMut, gemm_serial, math, vectorised};
 use crate::ops::dropout::{Dropout, factor};
 use crate::{Result, Tensor};
 
 /// Query rows that are worked on at once: the scores in memory are this many times T.
 const BLOCK: usize = 64;
+
+/// Values that the rows of scores are padded to a multiple of, so that loops over them are whole vectors.
+const LANES: usize = 16;
 
 /// One head of one sequence, with everything to address it.
 struct Head {
@@ -43,69 +46,83 @@ impl Head {
         (0..t).step_by(BLOCK).map(move |i| i..t.min(i + BLOCK))
     }
 
+    /// Where (row, head) stands among rows of H.
+    fn row_at(&self, i: usize) -> usize {
+        (self.rows.start + i) * self.heads + self.h
+    }
+
     /// Multiplies the probabilities of query row `i` by the dropout mask.
     fn drop_row(&self, i: usize, p: &mut [f32]) {
         if let Some(dropout) = self.dropout {
-            let first = ((self.rows.start + i) * self.heads + self.h) * self.longest;
-            drop_slice(dropout, first as u32, p);
+            drop_slice(dropout, (self.row_at(i) * self.longest) as u32, p);
         }
     }
 
-    /// (o tile (T, D), lse (T)).
-    fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (t, d) = (self.rows.len(), self.d);
-        let (mut o, mut lse) = (vec![0.0; t * d], vec![0.0; t]);
-        let mut s = vec![0.0; BLOCK.min(t) * t];
+    /// Writes o (T, D) and lse (T, 1).
+    fn forward(&self, q: &[f32], k: &[f32], v: &[f32], o: &mut ViewMut<'_>, lse: &mut ViewMut<'_>) {
+        let t = self.rows.len();
+        let stride = t.next_multiple_of(LANES);
+        let mut s = Scratch::new(BLOCK.min(t) * stride);
         let (k, v) = (self.view(k, self.all()), self.view(v, self.all()));
         for rows in self.blocks() {
-            let s = &mut s[..rows.len() * t];
-            gemm_serial(s, t, Onto::Nothing, self.scale, self.view(q, rows.clone()), k.t());
-            softmax_rows(s, t, &mut lse[rows.clone()]);
-            for (i, p) in rows.clone().zip(s.chunks_exact_mut(t)) {
-                self.drop_row(i, p);
+            let scores = ViewMut::strided(&mut s, rows.len(), t, stride);
+            gemm_serial(scores, Onto::Nothing, self.scale, self.view(q, rows.clone()), k.t());
+            for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
+                s[t..].fill(f32::NEG_INFINITY);
+                lse.row_mut(i)[0] = softmax(s);
+                self.drop_row(i, &mut s[..t]);
             }
-            gemm_serial(&mut o[rows.start * d..rows.end * d], d, Onto::Nothing, 1.0, View::new(s, rows.len(), t), v);
+            gemm_serial(o.rows_mut(rows.clone()), Onto::Nothing, 1.0, View::strided(&s, rows.len(), t, stride), v);
         }
-        (o, lse)
     }
 
-    /// Tiles (T, D) of dq, dk, dv.
-    fn backward(&self, d_o: &[f32], q: &[f32], k: &[f32], v: &[f32], o: &[f32], lse: &[f32]) -> [Vec<f32>; 3] {
+    /// Writes dq, dk, dv (T, D).
+    fn backward(
+        &self,
+        d_o: &[f32],
+        [q, k, v]: [&[f32]; 3],
+        o: &[f32],
+        lse: &[f32],
+        [dq, dk, dv]: [&mut ViewMut<'_>; 3],
+    ) {
         let (t, d) = (self.rows.len(), self.d);
-        let (mut dq, mut dk, mut dv) = (vec![0.0; t * d], vec![0.0; t * d], vec![0.0; t * d]);
-        let (mut p, mut dp, mut dropped) = (vec![0.0; BLOCK.min(t) * t], vec![0.0; BLOCK.min(t) * t], Vec::new());
+        let stride = t.next_multiple_of(LANES);
+        let size = BLOCK.min(t) * stride;
+        let (mut p, mut dp) = (Scratch::new(size), Scratch::new(size));
+        let mut dropped = self.dropout.map(|_| Scratch::new(size));
         let (k, v) = (self.view(k, self.all()), self.view(v, self.all()));
         for rows in self.blocks() {
-            let (p, dp) = (&mut p[..rows.len() * t], &mut dp[..rows.len() * t]);
+            let onto = if rows.start == 0 { Onto::Nothing } else { Onto::Destination };
             let (q, d_o_rows) = (self.view(q, rows.clone()), self.view(d_o, rows.clone()));
-            gemm_serial(p, t, Onto::Nothing, self.scale, q, k.t());
-            gemm_serial(dp, t, Onto::Nothing, 1.0, d_o_rows, v.t());
-            let row_at = |i: usize| (self.rows.start + i) * self.heads + self.h;
-            for (i, p) in rows.clone().zip(p.chunks_exact_mut(t)) {
-                probabilities_from_lse(p, lse[row_at(i)]);
+            let n = rows.len();
+            gemm_serial(ViewMut::strided(&mut p, n, t, stride), Onto::Nothing, self.scale, q, k.t());
+            gemm_serial(ViewMut::strided(&mut dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, v.t());
+            for (i, p) in rows.clone().zip(p.chunks_exact_mut(stride)) {
+                p[t..].fill(f32::NEG_INFINITY);
+                probabilities_from_lse(p, lse[self.row_at(i)]);
             }
-            let kept: &[f32] = if self.dropout.is_some() {
-                dropped.clear();
-                dropped.extend_from_slice(p);
-                for ((i, dropped), dp) in rows.clone().zip(dropped.chunks_exact_mut(t)).zip(dp.chunks_exact_mut(t)) {
-                    self.drop_row(i, dropped);
-                    self.drop_row(i, dp);
+            let kept: &[f32] = match &mut dropped {
+                Some(dropped) => {
+                    dropped.copy_from_slice(&p);
+                    let both = dropped.chunks_exact_mut(stride).zip(dp.chunks_exact_mut(stride));
+                    for (i, (dropped, dp)) in rows.clone().zip(both) {
+                        self.drop_row(i, &mut dropped[..t]);
+                        self.drop_row(i, &mut dp[..t]);
+                    }
+                    dropped
                 }
-                &dropped
-            } else {
-                p
+                None => &p,
             };
-            gemm_serial(&mut dv, d, Onto::Destination, 1.0, View::new(kept, rows.len(), t).t(), d_o_rows);
-            for ((i, p), dp) in rows.clone().zip(p.chunks_exact(t)).zip(dp.chunks_exact_mut(t)) {
+            gemm_serial(dv.rows_mut(self.all()), onto, 1.0, View::strided(kept, n, t, stride).t(), d_o_rows);
+            for ((i, p), dp) in rows.clone().zip(p.chunks_exact(stride)).zip(dp.chunks_exact_mut(stride)) {
                 // sum_k P_ik dP_ik = dO_i . O_i
-                let at = row_at(i) * d;
-                scores_gradient(p, dp, &d_o[at..at + d], &o[at..at + d], self.scale);
+                let at = self.row_at(i) * d;
+                scores_gradient(&p[..t], &mut dp[..t], &d_o[at..at + d], &o[at..at + d], self.scale);
             }
-            let ds = View::new(dp, rows.len(), t);
-            gemm_serial(&mut dq[rows.start * d..rows.end * d], d, Onto::Nothing, 1.0, ds, k);
-            gemm_serial(&mut dk, d, Onto::Destination, 1.0, ds.t(), q);
+            let ds = View::strided(&dp, n, t, stride);
+            gemm_serial(dq.rows_mut(rows), Onto::Nothing, 1.0, ds, k);
+            gemm_serial(dk.rows_mut(self.all()), onto, 1.0, ds.t(), q);
         }
-        [dq, dk, dv]
     }
 }
 
@@ -113,14 +130,9 @@ pub fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Resu
     let (n, c) = (q.rows(), q.cols());
     let (mut o, mut lse) = (Tensor::output([n, c])?, Tensor::output([n, call.heads])?);
     let (q, k, v) = (q.as_slice()?, k.as_slice()?, v.as_slice()?);
-    let o_parts = by_sequence(call, o.as_mut_slice()?, c);
-    let lse_parts = by_sequence(call, lse.as_mut_slice()?, call.heads);
-    o_parts.into_par_iter().zip(lse_parts).enumerate().for_each(|(b, (o, lse))| {
-        let tiles = each_head(call, c, b, |head| head.forward(q, k, v));
-        for (h, (tile, l)) in tiles.iter().enumerate() {
-            scatter(o, c, h, tile, c / call.heads);
-            scatter(lse, call.heads, h, l, 1);
-        }
+    let parts = by_head(call, o.as_mut_slice()?, c).into_par_iter().zip(by_head(call, lse.as_mut_slice()?, call.heads));
+    parts.enumerate().for_each(|(i, (mut o, mut lse))| {
+        head_at(call, c, i).forward(q, k, v, &mut o, &mut lse);
     });
     Ok((o, lse))
 }
@@ -135,47 +147,32 @@ pub fn backward(
 ) -> Result<Gradients> {
     let (n, c) = (q.rows(), q.cols());
     let (mut dq, mut dk, mut dv) = (Tensor::output([n, c])?, Tensor::output([n, c])?, Tensor::output([n, c])?);
-    let (d_o, q, k, v) = (d_o.as_slice()?, q.as_slice()?, k.as_slice()?, v.as_slice()?);
+    let (d_o, qkv) = (d_o.as_slice()?, [q.as_slice()?, k.as_slice()?, v.as_slice()?]);
     let (o, lse) = (saved.o.as_slice()?, saved.lse.as_slice()?);
-    let dq_parts = by_sequence(call, dq.as_mut_slice()?, c);
-    let dk_parts = by_sequence(call, dk.as_mut_slice()?, c);
-    let dv_parts = by_sequence(call, dv.as_mut_slice()?, c);
-    dq_parts.into_par_iter().zip(dk_parts).zip(dv_parts).enumerate().for_each(|(b, ((dq, dk), dv))| {
-        let tiles = each_head(call, c, b, |head| head.backward(d_o, q, k, v, o, lse));
-        for (h, tile) in tiles.iter().enumerate() {
-            for (part, tile) in [&mut *dq, &mut *dk, &mut *dv].into_iter().zip(tile) {
-                scatter(part, c, h, tile, c / call.heads);
-            }
-        }
+    let parts = by_head(call, dq.as_mut_slice()?, c)
+        .into_par_iter()
+        .zip(by_head(call, dk.as_mut_slice()?, c))
+        .zip(by_head(call, dv.as_mut_slice()?, c));
+    parts.enumerate().for_each(|(i, ((mut dq, mut dk), mut dv))| {
+        head_at(call, c, i).backward(d_o, qkv, o, lse, [&mut dq, &mut dk, &mut dv]);
     });
     Ok(Gradients { dq, dk, dv })
 }
 
-fn each_head<T: Send>(call: &Attention<'_>, channels: usize, b: usize, f: impl Fn(Head) -> T + Sync) -> Vec<T> {
-    let run = |h| f(Head::new(call, channels, call.sequences.range(b), h));
-    if call.sequences.sequences() >= rayon::current_num_threads() {
-        (0..call.heads).map(run).collect()
-    } else {
-        (0..call.heads).into_par_iter().map(run).collect()
-    }
-}
-
-/// The rows of each sequence as a slice of its own.
-fn by_sequence<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize) -> Vec<&'t mut [f32]> {
-    let mut parts = Vec::with_capacity(call.sequences.sequences());
+/// The part of each head of each sequence, head by head.
+fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize) -> Vec<ViewMut<'t>> {
+    let mut parts = Vec::with_capacity(call.sequences.sequences() * call.heads);
     for rows in call.sequences.ranges() {
         let (part, rest) = data.split_at_mut(rows.len() * cols);
-        parts.push(part);
+        parts.extend(ViewMut::new(part, rows.len(), cols).columns(cols / call.heads));
         data = rest;
     }
     parts
 }
 
-/// Copies a head's tile (T, width) into its columns of (T, cols).
-fn scatter(out: &mut [f32], cols: usize, h: usize, tile: &[f32], width: usize) {
-    for (row, tile) in out.chunks_exact_mut(cols).zip(tile.chunks_exact(width)) {
-        row[h * width..(h + 1) * width].copy_from_slice(tile);
-    }
+/// The head of a part of [`by_head`].
+fn head_at(call: &Attention<'_>, channels: usize, part: usize) -> Head {
+    Head::new(call, channels, call.sequences.range(part / call.heads), part % call.heads)
 }
 
 vectorised! {
@@ -187,18 +184,17 @@ vectorised! {
 }
 
 vectorised! {
-    fn softmax_rows(s: &mut [f32], t: usize, lse: &mut [f32]) {
-        for (row, lse) in s.chunks_exact_mut(t).zip(lse) {
-            let peak = math::max(row);
-            for s in row.iter_mut() {
-                *s = math::exp(*s - peak);
-            }
-            let sum = math::sum(row);
-            for s in row.iter_mut() {
-                *s /= sum;
-            }
-            *lse = peak + sum.ln();
+    /// Turns scores into probabilities; returns the logarithm of the sum of their exponentials.
+    fn softmax(s: &mut [f32]) -> f32 {
+        let peak = math::max(s);
+        for s in s.iter_mut() {
+            *s = math::exp(*s - peak);
         }
+        let sum = math::sum(s);
+        for s in s.iter_mut() {
+            *s /= sum;
+        }
+        peak + sum.ln()
     }
 }
 

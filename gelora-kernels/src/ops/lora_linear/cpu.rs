@@ -2,7 +2,7 @@
 //! x W^T + s xa B^T is one sum over C_in + R terms, held in registers.
 
 use super::{Gradients, LoraLinear, Sizes};
-use crate::cpu::{Onto, Packed, Rider, Scratch, View, for_row_blocks, gemm, product};
+use crate::cpu::{Onto, Packed, Rider, Scratch, View, ViewMut, for_row_blocks, gemm, product};
 use crate::ops::dropout;
 use crate::{Result, Tensor};
 
@@ -82,7 +82,9 @@ fn d_parameters(
     let mut da = Tensor::output([r, c_in])?;
     let dxa = View::new(dxa.as_slice()?, n, r).t();
     match layer.active_dropout() {
-        None => gemm(da.as_mut_slice()?, c_in, Onto::Nothing, 1.0, dxa, View::new(x.as_slice()?, n, c_in)),
+        None => {
+            gemm(ViewMut::new(da.as_mut_slice()?, r, c_in), Onto::Nothing, 1.0, dxa, View::new(x.as_slice()?, n, c_in))
+        }
         Some(d) => {
             let mut dropped = Scratch::new(n * c_in);
             let x = x.as_slice()?;
@@ -90,13 +92,13 @@ fn d_parameters(
                 let first = first * c_in;
                 dropout::cpu::block(d, first as u32, &x[first..first + dropped.len()], dropped);
             });
-            gemm(da.as_mut_slice()?, c_in, Onto::Nothing, 1.0, dxa, View::new(&dropped, n, c_in));
+            gemm(ViewMut::new(da.as_mut_slice()?, r, c_in), Onto::Nothing, 1.0, dxa, View::new(&dropped, n, c_in));
         }
     }
     // dB^T, whose rows are as long as those of dY.
     let mut transposed = Scratch::new(r * c_out);
     let (xa, dy) = (View::new(xa.as_slice()?, n, r).t(), View::new(dy.as_slice()?, n, c_out));
-    gemm(&mut transposed, c_out, Onto::Nothing, layer.scaling, xa, dy);
+    gemm(ViewMut::new(&mut transposed, r, c_out), Onto::Nothing, layer.scaling, xa, dy);
     let mut db = Tensor::output([c_out, r])?;
     for (o, row) in db.as_mut_slice()?.chunks_exact_mut(r).enumerate() {
         row.iter_mut().enumerate().for_each(|(k, v)| *v = transposed[k * c_out + o]);

@@ -2,20 +2,25 @@
 //!
 //! 1. The mean is subtracted in f64 and the result scaled by a power of two into [-1, 1] and rounded to f32: x'. With
 //!    n_i = |x'_i|^2 the squared distance is n_i + n_j - 2 x'_i . x'_j, up to rounding.
-//! 2. Square tiles of X' X'^T are taken by GEMM, those on and above the diagonal only, and each row keeps the
-//!    m = k + [`SPARE`] columns with the least lower bound l_ij = n_j (1 - c u) - 2 x'_i . x'_j. A tile serves its rows
-//!    and, read the other way, its columns; the lists of a block of rows are locked while a tile is merged. The order of
-//!    tiles may change which of equal bounds end a list, never the result: step 4 proves it.
-//! 3. The distances to those m are recomputed in f64 from the original values, and the k least are the answer,
-//! 4. provided the k-th is below l_i + n_i (1 - c u), l_i being the largest bound kept: no other column can be nearer.
-//!    A row that does not prove itself (a cluster of more than m points nearer together than rounding tells) is done
-//!    exactly over all columns.
+//! 2. Square tiles of X' X'^T are taken by GEMM, those on and above the diagonal only. A product p bounds the squared distance
+//!    (less n_i) from below by l_ij = n_j (1 - c) - 2 p and from above by l_ij + 2 c n_j, up to c n_i on either side. A row
+//!    keeps its k least upper bounds; a column whose lower bound is above them cannot be among the k nearest, every other
+//!    one becomes a candidate. A tile serves its rows and, read the other way, its columns; the lists of a block of rows are
+//!    locked while a tile is merged. The order of tiles may change which columns were candidates for a while, never the
+//!    result.
+//! 3. The distances to the candidates are recomputed in f64 from the original values, and the k least are the answer.
+//! 4. Where the CPU has products of bf16, step 2 uses them, at twice the speed of f32. Rows with too many candidates then
+//!    (neighbours nearer together than bf16 tells) go through steps 2 and 3 again in f32, against all columns.
+//! 5. A row that still has too many (a cluster nearer together than f32 tells) is done exactly over all columns.
 //!
-//! The constant, with u = 2^-24 and any order of summation: the inner product is within gamma_D |x'_i| |x'_j| <=
-//! gamma_D (n_i + n_j) / 2, gamma_D = D u / (1 - D u) (Higham 2002, 3.5), and counts twice; n_j is rounded once, the
-//! subtraction once (at most 2 u (n_i + n_j)); x' differs from the scaled difference to the mean by u relative per
-//! value, which moves a squared distance by at most 2 u (|x_i| + |x_j|)^2 <= 4 u (n_i + n_j). Together less than
-//! (1.1 D + 16) u (n_i + n_j) for D up to a million, and values that underflow add less than [`UNDERFLOW`] D.
+//! The constant in f32, with u = 2^-24 and any order of summation: the inner product is within gamma_D |x'_i| |x'_j| <=
+//! gamma_D (n_i + n_j) / 2, gamma_D = D u / (1 - D u) (Higham 2002, 3.5), and counts twice; n_j is rounded once and so are
+//! the three sums that make a bound (at most 8 u (n_i + n_j)); x' differs from the scaled difference to the mean by u
+//! relative per value, which moves a squared distance by at most 2 u (|x_i| + |x_j|)^2 <= 4 u (n_i + n_j). Together less
+//! than c = (1.1 D + 24) u times (n_i + n_j) for D up to a million, and values that underflow add less than [`UNDERFLOW`] D.
+//!
+//! In bf16 x' is rounded to b. With e the largest |x'_i - b_i| / |x'_i|, measured, b_i . b_j differs from x'_i . x'_j by at most
+//! (2 e + e^2) |x'_i| |x'_j|, so c grows by 2 e + e^2, and the sums by a factor of (1 + e)^2. Products of bf16 are exact in f32.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -23,14 +28,16 @@ use rayon::prelude::*;
 
 use super::Neighbours;
 use super::cpu::sum_of_squares;
-use crate::cpu::{Onto, View, gemm_serial, vectorised};
+use crate::cpu::{
+    self, Level, Packed, Rows, Scratch, Vector, View, ViewMut, by_vector, level, math, panel_width, vectorised,
+};
 use crate::{Error, Result};
 
-/// Candidates beyond k that a row keeps, so that the k-th distance is well below the last candidate's bound.
-const SPARE: usize = 6;
+/// Candidates that a row may have: so many, and so many more for each neighbour.
+const ROOM: (usize, usize) = (24, 4);
 
 /// Rows and columns of a tile, at most: two blocks of x' and the product stay near a core's L2 cache.
-const BLOCK: usize = 512;
+const BLOCK: usize = 192;
 
 /// Per dimension, what f32 values below 2^-126 in a cloud of extent 1 can move a squared distance by, with room.
 const UNDERFLOW: f64 = 1e-36;
@@ -39,77 +46,174 @@ const UNDERFLOW: f64 = 1e-36;
 pub trait Coordinate: Copy + Sync + Into<f64> {
     /// Squared distances from `x` to the rows `columns` of `points`.
     fn squared_distances(x: &[Self], points: &[Self], columns: &[u32], out: &mut [f64]);
+    /// Adds a row to the sums; false if a value cannot be squared in f64.
+    fn add(row: &[Self], sums: &mut [f64]) -> bool;
+    /// The largest difference to the mean.
+    fn extent(row: &[Self], mean: &[f64]) -> f64;
+    /// Writes (row - mean) unit; returns the square of its norm.
+    fn centre(row: &[Self], mean: &[f64], unit: f64, out: &mut [f32]) -> f64;
 }
 
+/// Lanes of sums in f64.
+const LANES: usize = 16;
+
 macro_rules! coordinate {
-    ($type:ty, $name:ident) => {
-        vectorised! {
-            fn $name(x: &[$type], points: &[$type], columns: &[u32], out: &mut [f64]) {
-                for (&j, d) in columns.iter().zip(out) {
-                    *d = sum_of_squares::<f64>(x, &points[j as usize * x.len()..][..x.len()]);
+    ($type:ty) => {
+        impl Coordinate for $type {
+            vectorised! {
+                fn squared_distances(x: &[$type], points: &[$type], columns: &[u32], out: &mut [f64]) {
+                    for (&j, d) in columns.iter().zip(out) {
+                        *d = sum_of_squares::<f64>(x, &points[j as usize * x.len()..][..x.len()]);
+                    }
                 }
             }
-        }
 
-        impl Coordinate for $type {
-            fn squared_distances(x: &[Self], points: &[Self], columns: &[u32], out: &mut [f64]) {
-                $name(x, points, columns, out);
+            vectorised! {
+                fn add(row: &[$type], sums: &mut [f64]) -> bool {
+                    let mut large = 0u32;
+                    for (sum, &v) in sums.iter_mut().zip(row) {
+                        let v = f64::from(v);
+                        *sum += v;
+                        // A NaN is not below either.
+                        large |= u32::from(!(v.abs() < 1e150));
+                    }
+                    large == 0
+                }
+            }
+
+            vectorised! {
+                fn extent(row: &[$type], mean: &[f64]) -> f64 {
+                    let mut lanes = [0.0f64; LANES];
+                    for (row, mean) in row.chunks(LANES).zip(mean.chunks(LANES)) {
+                        for ((lane, &v), mean) in lanes.iter_mut().zip(row).zip(mean) {
+                            let d = (f64::from(v) - mean).abs();
+                            *lane = if d > *lane { d } else { *lane };
+                        }
+                    }
+                    lanes.into_iter().fold(0.0, f64::max)
+                }
+            }
+
+            vectorised! {
+                fn centre(row: &[$type], mean: &[f64], unit: f64, out: &mut [f32]) -> f64 {
+                    let mut lanes = [0.0f64; LANES];
+                    for ((row, mean), out) in row.chunks(LANES).zip(mean.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+                        for (((lane, &v), mean), out) in lanes.iter_mut().zip(row).zip(mean).zip(out) {
+                            *out = ((f64::from(v) - mean) * unit) as f32;
+                            *lane += f64::from(*out) * f64::from(*out);
+                        }
+                    }
+                    lanes.iter().sum()
+                }
             }
         }
     };
 }
 
-coordinate!(f32, squared_distances_f32);
-coordinate!(f64, squared_distances_f64);
+coordinate!(f32);
+coordinate!(f64);
 
 /// The points around their mean, scaled into [-1, 1].
 struct Cloud {
     /// x' (N, D).
     points: Vec<f32>,
-    /// n_i (1 - c u).
+    /// n_i.
     norms: Vec<f64>,
-    /// The same rounded to f32.
+    n: usize,
+    dim: usize,
+}
+
+/// The norms with what rounding of the products may take and add.
+struct Bounds {
+    /// n_i (1 - c) - what underflow may take.
     lower: Vec<f32>,
-    /// What scales a squared distance of the original points to one of x'.
-    scale: f64,
+    /// 2 c n_i + what underflow may take and add.
+    width: Vec<f32>,
 }
 
 pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize, k: usize) -> Result<Neighbours> {
     let cloud = Cloud::new(op, values, n, dim)?;
-    let m = (k + SPARE).min(n - 1);
-    // Tiles enough that every thread has several.
-    let block = n.div_ceil((8.0 * rayon::current_num_threads() as f64).sqrt().ceil() as usize).clamp(16, BLOCK);
-    let lists = shortlists(&cloud, n, dim, m, block);
+    let rounded = level() == Level::Avx512Bf16;
+    let bounds = cloud.bounds(if rounded { cloud.rounding_to_bf16() } else { 0.0 });
+    let block = block_size(n);
+    let lists = among_all(&cloud, &bounds, rounded, k, block);
     let (mut indices, mut distances) = (vec![0; n * k], vec![0.0; n * k]);
-    indices.par_chunks_mut(k).zip(distances.par_chunks_mut(k)).enumerate().for_each(|(row, (indices, distances))| {
-        let list = &lists[row / block];
-        let found = resolve(list, row, k, &cloud, values, n, dim);
-        for (slot, (d, j)) in found.into_iter().take(k).enumerate() {
-            indices[slot] = j;
-            distances[slot] = d.sqrt();
+    let mut open: Vec<usize> = indices
+        .par_chunks_mut(k)
+        .zip(distances.par_chunks_mut(k))
+        .enumerate()
+        .filter_map(|(row, (indices, distances))| {
+            let list = &lists[row / block];
+            match resolve(list, row % block, row, values, dim) {
+                Some(found) => write(&found, indices, distances),
+                None => return Some(row),
+            }
+            None
+        })
+        .collect();
+    drop(lists);
+    if rounded && !open.is_empty() {
+        let bounds = cloud.bounds(0.0);
+        let (lists, block) = of_rows(&cloud, &bounds, &open, k);
+        let found: Vec<_> = open
+            .par_iter()
+            .enumerate()
+            .map(|(i, &row)| resolve(&lists[i / block], i % block, row, values, dim))
+            .collect();
+        let mut still_open = Vec::new();
+        for (&row, found) in open.iter().zip(found) {
+            match found {
+                Some(found) => write(&found, &mut indices[row * k..][..k], &mut distances[row * k..][..k]),
+                None => still_open.push(row),
+            }
         }
-    });
+        open = still_open;
+    }
+    let exact: Vec<_> =
+        open.par_iter().map(|&row| all_columns(&values[row * dim..][..dim], values, row, n, k)).collect();
+    for (row, found) in open.into_iter().zip(exact) {
+        write(&found, &mut indices[row * k..][..k], &mut distances[row * k..][..k]);
+    }
     Ok(Neighbours { k, indices, distances })
 }
+
+/// The first of (squared distance, column), as many as there is room for.
+fn write(found: &[(f64, u32)], indices: &mut [u32], distances: &mut [f64]) {
+    for ((index, distance), (d, j)) in indices.iter_mut().zip(distances).zip(found) {
+        (*index, *distance) = (*j, d.sqrt());
+    }
+}
+
+/// Rows of a block: whole panels, and tiles enough that every thread has several.
+fn block_size(n: usize) -> usize {
+    let tiles_across = (8.0 * rayon::current_num_threads() as f64).sqrt().ceil() as usize;
+    let width = panel_width();
+    n.div_ceil(tiles_across).min(BLOCK).div_ceil(width) * width
+}
+
+/// Rows whose sum is one term of the mean, whatever the number of threads.
+const MEAN_ROWS: usize = 256;
 
 /// The mean of the rows, in f64.
 ///
 /// # Errors
 /// If a value is not finite, or so large that its square is not.
 pub fn mean<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize) -> Result<Vec<f64>> {
+    let sum = |rows: &[T]| {
+        let mut sums = vec![0.0; dim];
+        let bad = rows.chunks_exact(dim).position(|row| !T::add(row, &mut sums));
+        (sums, bad)
+    };
+    let parts: Vec<_> = values.par_chunks(MEAN_ROWS * dim).map(sum).collect();
+    if let Some((part, row)) = parts.iter().enumerate().find_map(|(part, (_, bad))| Some((part, (*bad)?))) {
+        let row = part * MEAN_ROWS + row;
+        let finite = values[row * dim..][..dim].iter().all(|&v| v.into().is_finite());
+        let wrong = if finite { "too large to be squared in f64" } else { "not finite" };
+        return Err(Error::Value { op, message: format!("row {row} of the points has a value that is {wrong}") });
+    }
     let mut mean = vec![0.0; dim];
-    for (row, values) in values.chunks_exact(dim).enumerate() {
-        let mut squarable = true;
-        for (sum, &v) in mean.iter_mut().zip(values) {
-            let v: f64 = v.into();
-            *sum += v;
-            squarable &= v.abs() < 1e150;
-        }
-        if !squarable {
-            let finite = values.iter().all(|&v| v.into().is_finite());
-            let wrong = if finite { "too large to be squared in f64" } else { "not finite" };
-            return Err(Error::Value { op, message: format!("row {row} of the points has a value that is {wrong}") });
-        }
+    for (sums, _) in &parts {
+        mean.iter_mut().zip(sums).for_each(|(mean, sum)| *mean += sum);
     }
     mean.iter_mut().for_each(|sum| *sum /= n as f64);
     Ok(mean)
@@ -118,110 +222,204 @@ pub fn mean<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize)
 impl Cloud {
     fn new<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize) -> Result<Self> {
         let mean = mean(op, values, n, dim)?;
-        let extent = |row: &[T]| row.iter().zip(&mean).fold(0.0_f64, |m, (&v, mean)| m.max((v.into() - mean).abs()));
-        let extent = values.par_chunks(dim).map(extent).reduce(|| 0.0, f64::max);
+        let extent = values.par_chunks(dim).map(|row| T::extent(row, &mean)).reduce(|| 0.0, f64::max);
         // A power of two, so that scaling does not round; twice the exponent stays in range.
         let unit = if extent > 0.0 { 2f64.powi(-(extent.log2().ceil().clamp(-500.0, 500.0) as i32)) } else { 1.0 };
-        let shrink = 1.0 - (1.1 * dim as f64 + 16.0) * 2f64.powi(-24);
         let mut points = vec![0.0; n * dim];
         let norms: Vec<f64> = points
             .par_chunks_mut(dim)
             .zip(values.par_chunks(dim))
-            .map(|(point, values)| {
-                let mut norm = 0.0;
-                for ((p, &v), mean) in point.iter_mut().zip(values).zip(&mean) {
-                    *p = ((v.into() - mean) * unit) as f32;
-                    norm += f64::from(*p) * f64::from(*p);
-                }
-                norm * shrink
-            })
+            .map(|(point, values)| T::centre(values, &mean, unit, point))
             .collect();
-        let lower = norms.iter().map(|&v| v as f32).collect();
-        Ok(Self { points, norms, lower, scale: unit * unit })
+        Ok(Self { points, norms, n, dim })
+    }
+
+    /// e, the largest |x' - b| / |x'| of a point, b being x' in bf16.
+    fn rounding_to_bf16(&self) -> f64 {
+        let ratio = |(x, &norm): (&[f32], &f64)| if norm > 0.0 { rounding_error(x) / norm } else { 0.0 };
+        let largest = self.points.par_chunks(self.dim).zip(&self.norms).map(ratio).reduce(|| 0.0, f64::max);
+        // The ratio itself is rounded.
+        largest.sqrt() * (1.0 + 1e-6)
+    }
+
+    /// Bounds for products of factors that are rounded by `e` relative to their norm first.
+    fn bounds(&self, e: f64) -> Bounds {
+        let c = (1.1 * self.dim as f64 + 24.0) * 2f64.powi(-24) * (1.0 + e) * (1.0 + e) + 2.0 * e + e * e;
+        let underflow = UNDERFLOW * self.dim as f64;
+        let lower = self.norms.iter().map(|norm| (norm * (1.0 - c) - underflow) as f32).collect();
+        let width = self.norms.iter().map(|norm| (2.0 * (c * norm + underflow)) as f32).collect();
+        Bounds { lower, width }
     }
 }
 
-/// For each row of a block, the m columns with the least lower bound, in ascending order.
+/// For each row of a block, the columns that may be among its k nearest.
 struct Shortlist {
     /// The first row of the block.
     first: usize,
-    m: usize,
-    bounds: Vec<f32>,
-    columns: Vec<u32>,
-    /// The largest bound of each row: what a column must be below.
-    last: Vec<f32>,
+    k: usize,
+    /// Room for candidates.
+    room: usize,
+    /// (rows, k): the least upper bounds, ascending.
+    least: Vec<f32>,
+    /// A column with a lower bound above this is not among the k nearest; negative infinity for a row that has too many.
+    limit: Vec<f32>,
+    /// What the row's own norm adds to the limit.
+    width: Vec<f32>,
+    /// (rows, room): lower bounds and columns, in no order.
+    candidates: Vec<(f32, u32)>,
+    /// How many there are of each row.
+    found: Vec<usize>,
 }
 
 impl Shortlist {
-    fn new(first: usize, rows: usize, m: usize) -> Self {
-        let last = vec![f32::INFINITY; rows];
-        Self { first, m, bounds: vec![f32::INFINITY; rows * m], columns: vec![0; rows * m], last }
+    /// Lists of rows with these widths.
+    fn new(first: usize, width: &[f32], k: usize) -> Self {
+        let (rows, room) = (width.len(), ROOM.0 + ROOM.1 * k);
+        Self {
+            first,
+            k,
+            room,
+            least: vec![f32::INFINITY; rows * k],
+            limit: vec![f32::MAX; rows],
+            width: width.to_vec(),
+            candidates: vec![(0.0, 0); rows * room],
+            found: vec![0; rows],
+        }
     }
 
+    /// Adds a column with this lower bound, which is within the limit.
     #[inline(always)]
-    fn insert(&mut self, i: usize, bound: f32, column: usize) {
-        let (bounds, columns) = (&mut self.bounds[i * self.m..][..self.m], &mut self.columns[i * self.m..][..self.m]);
-        let mut at = self.m - 1;
-        while at > 0 && bounds[at - 1] > bound {
-            (bounds[at], columns[at]) = (bounds[at - 1], columns[at - 1]);
-            at -= 1;
+    fn insert(&mut self, i: usize, bound: f32, column_width: f32, column: usize) {
+        let least = &mut self.least[i * self.k..][..self.k];
+        let upper = bound + column_width;
+        if upper < least[self.k - 1] {
+            let mut at = self.k - 1;
+            while at > 0 && least[at - 1] > upper {
+                least[at] = least[at - 1];
+                at -= 1;
+            }
+            least[at] = upper;
+            self.limit[i] = (least[self.k - 1] + self.width[i]).min(f32::MAX);
         }
-        (bounds[at], columns[at]) = (bound, column as u32);
-        self.last[i] = bounds[self.m - 1];
+        let candidates = &mut self.candidates[i * self.room..][..self.room];
+        candidates[self.found[i]] = (bound, column as u32);
+        self.found[i] += 1;
+        if self.found[i] == self.room {
+            self.prune(i);
+        }
+    }
+
+    /// Drops the candidates that are none any more; gives the row up if most are still.
+    #[cold]
+    fn prune(&mut self, i: usize) {
+        let candidates = &mut self.candidates[i * self.room..][..self.room];
+        let mut kept = 0;
+        for at in 0..self.room {
+            if candidates[at].0 <= self.limit[i] {
+                candidates[kept] = candidates[at];
+                kept += 1;
+            }
+        }
+        self.found[i] = kept;
+        if 4 * kept > 3 * self.room {
+            self.limit[i] = f32::NEG_INFINITY;
+        }
     }
 }
 
-/// The shortlists of all rows, a block of rows each.
-fn shortlists(cloud: &Cloud, n: usize, dim: usize, m: usize, block: usize) -> Vec<Shortlist> {
-    let rows_of = |b: usize| block.min(n - b * block);
-    let view = |b: usize| View::new(&cloud.points[b * block * dim..], rows_of(b), dim);
-    let lower = |b: usize| &cloud.lower[b * block..][..rows_of(b)];
-    let blocks = n.div_ceil(block);
-    let lists: Vec<_> = (0..blocks).map(|b| Mutex::new(Shortlist::new(b * block, rows_of(b), m))).collect();
-    // Along diagonals, so that tiles in work at the same time rarely share a block.
-    let tiles: Vec<(usize, usize)> = (0..blocks).flat_map(|d| (0..blocks - d).map(move |b| (b, b + d))).collect();
-    tiles.into_par_iter().for_each_init(
-        || vec![0.0; block * block],
-        |products, (left, right)| {
-            let cols = rows_of(right);
-            let products = &mut products[..rows_of(left) * cols];
-            gemm_serial(products, cols, Onto::Nothing, -2.0, view(left), view(right).t());
-            // A panic elsewhere leaves no list half-written that anyone would read: it ends the whole search.
-            let mut list = lists[left].lock().unwrap_or_else(PoisonError::into_inner);
-            keep_for_rows(products, lower(right), right * block, &mut list);
-            drop(list);
-            if left != right {
-                let mut list = lists[right].lock().unwrap_or_else(PoisonError::into_inner);
-                keep_for_columns(products, lower(left), left * block, &mut list);
-            }
-        },
-    );
+type Lists = Vec<Mutex<Shortlist>>;
+
+/// Lists of rows with these widths, a block each.
+fn empty_lists(width: &[f32], block: usize, k: usize) -> Lists {
+    width.chunks(block).enumerate().map(|(b, width)| Mutex::new(Shortlist::new(b * block, width, k))).collect()
+}
+
+/// A panic elsewhere leaves no list half-written that anyone would read: it ends the whole search.
+fn unlocked(lists: Lists) -> Vec<Shortlist> {
     lists.into_iter().map(|list| list.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
-/// The k nearest of a row of the list's block: (squared distance, column), ascending.
-fn resolve<T: Coordinate>(
-    list: &Shortlist,
-    row: usize,
-    k: usize,
-    cloud: &Cloud,
-    values: &[T],
-    n: usize,
-    dim: usize,
-) -> Vec<(f64, u32)> {
-    let i = row - list.first;
-    let columns = &list.columns[i * list.m..][..list.m];
-    let x = &values[row * dim..][..dim];
-    let mut exact = vec![0.0; list.m];
-    T::squared_distances(x, values, columns, &mut exact);
-    let mut found: Vec<(f64, u32)> = exact.into_iter().zip(columns.iter().copied()).collect();
-    found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let others_from = f64::from(list.last[i]) + cloud.norms[row] - UNDERFLOW * dim as f64;
-    // Strictly below: at equality another column might tie with a lower index.
-    if list.m == n - 1 || found[k - 1].0 * cloud.scale < others_from {
-        return found;
+/// The shortlists of all rows, a block of rows each.
+fn among_all(cloud: &Cloud, bounds: &Bounds, bf16: bool, k: usize, block: usize) -> Vec<Shortlist> {
+    let n = cloud.n;
+    let left = Rows::new(&cloud.points, cloud.dim, bf16);
+    let right = left.as_columns();
+    let rows_of = |b: usize| b * block..n.min((b + 1) * block);
+    let lists = empty_lists(&bounds.width, block, k);
+    let blocks = lists.len();
+    // Along diagonals, so that tiles in work at the same time rarely share a block.
+    let tiles: Vec<(usize, usize)> = (0..blocks).flat_map(|d| (0..blocks - d).map(move |b| (b, b + d))).collect();
+    tiles.into_par_iter().for_each(|(i, j)| {
+        let (rows, columns) = (rows_of(i), rows_of(j));
+        let mut products = Scratch::new(rows.len() * columns.len());
+        let tile = ViewMut::new(&mut products, rows.len(), columns.len());
+        cpu::block(tile, -2.0, &left, rows.clone(), &right, columns.clone());
+        let mut list = lists[i].lock().unwrap_or_else(PoisonError::into_inner);
+        keep_for_rows(
+            &products,
+            &bounds.lower[columns.clone()],
+            &bounds.width[columns.clone()],
+            columns.start,
+            &mut list,
+        );
+        drop(list);
+        if i != j {
+            let mut list = lists[j].lock().unwrap_or_else(PoisonError::into_inner);
+            keep_for_columns(
+                &products,
+                &bounds.lower[rows.clone()],
+                &bounds.width[rows.clone()],
+                rows.start,
+                &mut list,
+            );
+        }
+    });
+    unlocked(lists)
+}
+
+/// The shortlists of some rows in f32, a block of them each, and the size of a block.
+fn of_rows(cloud: &Cloud, bounds: &Bounds, wanted: &[usize], k: usize) -> (Vec<Shortlist>, usize) {
+    let (n, dim) = (cloud.n, cloud.dim);
+    let mut chosen = Scratch::new(wanted.len() * dim);
+    for (to, &row) in chosen.chunks_exact_mut(dim).zip(wanted) {
+        to.copy_from_slice(&cloud.points[row * dim..][..dim]);
     }
-    all_columns(x, values, row, n, k)
+    let right = Packed::f32(View::new(&chosen, wanted.len(), dim).t());
+    let left = Rows::new(&cloud.points, dim, false);
+    let (block, high) = (panel_width() * BLOCK.div_ceil(panel_width()), n.div_ceil(4).min(BLOCK));
+    let width: Vec<f32> = wanted.iter().map(|&row| bounds.width[row]).collect();
+    let lists = empty_lists(&width, block, k);
+    let tiles: Vec<(usize, usize)> =
+        (0..lists.len()).flat_map(|j| (0..n).step_by(high).map(move |first| (first, j))).collect();
+    tiles.into_par_iter().for_each(|(first, j)| {
+        let rows = first..n.min(first + high);
+        let columns = j * block..wanted.len().min((j + 1) * block);
+        let mut products = Scratch::new(rows.len() * columns.len());
+        let tile = ViewMut::new(&mut products, rows.len(), columns.len());
+        cpu::block(tile, -2.0, &left, rows.clone(), &right, columns.clone());
+        // A row is not its own neighbour.
+        for (column, row) in wanted[columns.clone()].iter().enumerate().filter(|(_, row)| rows.contains(*row)) {
+            products[(row - first) * columns.len() + column] = f32::INFINITY;
+        }
+        let mut list = lists[j].lock().unwrap_or_else(PoisonError::into_inner);
+        keep_for_columns(&products, &bounds.lower[rows.clone()], &bounds.width[rows.clone()], first, &mut list);
+    });
+    (unlocked(lists), block)
+}
+
+/// The candidates of a row, the i-th of its list: (squared distance, column), ascending; None if they were too many.
+fn resolve<T: Coordinate>(list: &Shortlist, i: usize, row: usize, values: &[T], dim: usize) -> Option<Vec<(f64, u32)>> {
+    let limit = list.limit[i];
+    if limit == f32::NEG_INFINITY {
+        return None;
+    }
+    let candidates = &list.candidates[i * list.room..][..list.found[i]];
+    let columns: Vec<u32> = candidates.iter().filter(|c| c.0 <= limit).map(|c| c.1).collect();
+    let mut exact = vec![0.0; columns.len()];
+    T::squared_distances(&values[row * dim..][..dim], values, &columns, &mut exact);
+    let mut found: Vec<(f64, u32)> = exact.into_iter().zip(columns).collect();
+    found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    Some(found)
 }
 
 /// The k nearest rows of `values` to `x`, exactly, over all rows but `row`.
@@ -244,71 +442,112 @@ fn all_columns<T: Coordinate>(x: &[T], values: &[T], row: usize, n: usize, k: us
     found
 }
 
-/// Nearly all columns are too far: whole runs and then groups of them are passed over by vector comparisons.
-const GROUP: usize = 16;
-const RUN: usize = 8 * GROUP;
-
 vectorised! {
-    /// Merges a tile into the lists of its rows: the bound of row i and column j is `products[i][j] + lower[j]`.
-    fn keep_for_rows(products: &[f32], lower: &[f32], first_column: usize, list: &mut Shortlist) {
-        let cols = lower.len();
-        for (i, products) in products.chunks_exact(cols).enumerate() {
-            let (own, mut last) = (list.first + i, list.last[i]);
-            for run in (0..cols).step_by(RUN) {
-                let end = cols.min(run + RUN);
-                let lower_run = &lower[run..end];
-                if !any_below(&products[run..end], |l, p| p + lower_run[l] < last) {
-                    continue;
-                }
-                for group in (run..end).step_by(GROUP) {
-                    let end = end.min(group + GROUP);
-                    let lower_group = &lower[group..end];
-                    if !any_below(&products[group..end], |l, p| p + lower_group[l] < last) {
-                        continue;
-                    }
-                    for j in group..end {
-                        let bound = products[j] + lower[j];
-                        if bound < last && first_column + j != own {
-                            list.insert(i, bound, first_column + j);
-                            last = list.last[i];
-                        }
-                    }
-                }
+    /// |x - b|^2, b being x in bf16.
+    fn rounding_error(x: &[f32]) -> f64 {
+        let error = |x: &f32| f64::from(x - f32::from_bits(u32::from(math::to_bf16(*x)) << 16));
+        let (chunks, rest) = x.as_chunks::<16>();
+        let mut lanes = [0.0; 16];
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += error(x) * error(x);
             }
         }
+        lanes.iter().sum::<f64>() + rest.iter().map(|x| error(x) * error(x)).sum::<f64>()
     }
 }
 
-vectorised! {
-    /// Merges a tile into the lists of its columns: the bound of column j and row i is `products[i][j] + lower[i]`.
-    fn keep_for_columns(products: &[f32], lower: &[f32], first_row: usize, list: &mut Shortlist) {
-        let cols = list.last.len();
-        for (i, (products, &lower)) in products.chunks_exact(cols).zip(lower).enumerate() {
-            // Each column has a list of its own, so that hits do not come in runs.
-            for group in (0..cols).step_by(GROUP) {
-                let end = cols.min(group + GROUP);
-                let (products, last) = (&products[group..end], &list.last[group..end]);
-                if !any_below(products, |l, p| p + lower < last[l]) {
-                    continue;
-                }
-                for (j, p) in (group..end).zip(products) {
-                    let bound = p + lower;
-                    if bound < list.last[j] {
-                        list.insert(j, bound, first_row + i);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Whether `below(l, value)` holds for any value, its position being l. Without a branch in the loop, so that it becomes
-/// vector code.
+/// A bit for each value that is at most the limit when the addend is added.
+///
+/// # Safety
+/// As of [`Vector`].
 #[inline(always)]
-fn any_below(values: &[f32], below: impl Fn(usize, f32) -> bool) -> bool {
-    let mut any = 0u32;
-    for (l, &value) in values.iter().enumerate() {
-        any |= u32::from(below(l, value));
+unsafe fn at_most<V: Vector>(values: &[f32], addend: V, limit: V) -> u32 {
+    // SAFETY: by the contract.
+    let mask = unsafe { load::<V>(values).add(addend).at_most(limit) };
+    mask & (u32::MAX >> (32 - values.len()))
+}
+
+/// A vector of a slice that may be shorter.
+///
+/// # Safety
+/// As of [`Vector`].
+#[inline(always)]
+unsafe fn load<V: Vector>(values: &[f32]) -> V {
+    // SAFETY: by the contract; no more is read than there is.
+    unsafe {
+        if values.len() == V::LANES { V::load(values.as_ptr()) } else { V::load_first(values.as_ptr(), values.len()) }
     }
-    any != 0
+}
+
+/// The positions of the bits that are set, ascending.
+fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
+        mask &= mask - 1;
+        Some(at)
+    })
+}
+
+by_vector! {
+    /// Merges a tile into the lists of its rows: the lower bound of row i and column j is `products[i][j] + lower[j]`.
+    fn keep_for_rows(products: &[f32], lower: &[f32], width: &[f32], first_column: usize, list: &mut Shortlist) = for_rows
+}
+
+by_vector! {
+    /// Merges a tile into the lists of its columns: the lower bound of column j and row i is `products[i][j] + lower[i]`.
+    fn keep_for_columns(products: &[f32], lower: &[f32], width: &[f32], first_row: usize, list: &mut Shortlist) = for_columns
+}
+
+/// Nearly all columns are too far: whole vectors of them are passed over by one comparison.
+#[inline(always)]
+unsafe fn for_rows<V: Vector>(
+    products: &[f32],
+    lower: &[f32],
+    width: &[f32],
+    first_column: usize,
+    list: &mut Shortlist,
+) {
+    let cols = lower.len();
+    for (i, products) in products.chunks_exact(cols).enumerate() {
+        let own = (list.first + i).wrapping_sub(first_column);
+        for (group, (products, lower)) in products.chunks(V::LANES).zip(lower.chunks(V::LANES)).enumerate() {
+            // SAFETY: by the contract of `by_vector`.
+            let hits = unsafe {
+                let limit = V::splat(list.limit[i]);
+                at_most(products, load::<V>(lower), limit)
+            };
+            for l in bits(hits) {
+                let (j, bound) = (group * V::LANES + l, products[l] + lower[l]);
+                if bound <= list.limit[i] && j != own {
+                    list.insert(i, bound, width[j], first_column + j);
+                }
+            }
+        }
+    }
+}
+
+/// Each column has a list of its own.
+#[inline(always)]
+unsafe fn for_columns<V: Vector>(
+    products: &[f32],
+    lower: &[f32],
+    width: &[f32],
+    first_row: usize,
+    list: &mut Shortlist,
+) {
+    let cols = list.limit.len();
+    for (i, (products, &lower)) in products.chunks_exact(cols).zip(lower).enumerate() {
+        for (group, products) in products.chunks(V::LANES).enumerate() {
+            let first = group * V::LANES;
+            // SAFETY: by the contract of `by_vector`.
+            let hits = unsafe {
+                let limit = load::<V>(&list.limit[first..first + products.len()]);
+                at_most(products, V::splat(lower), limit)
+            };
+            for l in bits(hits) {
+                list.insert(first + l, products[l] + lower, width[i], first_row + i);
+            }
+        }
+    }
 }
