@@ -2,6 +2,7 @@
 
 mod gemm;
 pub mod math;
+pub mod peak;
 
 pub use gemm::{View, gemm, gemm_serial};
 
