@@ -23,7 +23,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Lines that do not decide whether two measurements are of the same work.
+/// Parameters that do not decide whether two measurements are of the same work.
 const ASIDE: [&str; 4] = ["dtype", "threads", "trainable", "adapter_parameters"];
 
 /// One thing measured on both sides, turn by turn.

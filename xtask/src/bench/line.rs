@@ -47,7 +47,8 @@ impl Line {
 
     /// With one more number.
     pub fn with(mut self, name: &str, value: f64, decimals: i32) -> Self {
-        self.extra.insert(name.into(), rounded(value, decimals).into());
+        let value = rounded(value, decimals);
+        self.extra.insert(name.into(), if decimals == 0 { (value as i64).into() } else { value.into() });
         self
     }
 

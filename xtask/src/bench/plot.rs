@@ -24,7 +24,9 @@ const GRID: RGBColor = RGBColor(225, 225, 225);
 /// One panel.
 pub struct Panel {
     pub title: String,
+    /// What x is, and the letter for it in the title.
     pub x: String,
+    pub symbol: char,
     /// (size, milliseconds).
     pub ms: Vec<(f64, f64)>,
     /// (size, peak memory in MB).
@@ -82,12 +84,14 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<()> 
     if x_high <= 0.0 {
         return Err(anyhow!("plot: {}: nothing to draw", panel.title));
     }
+    let beside = (x_high / x_low).powf(0.035).max(1.04);
     // Room right of the last point for its unit.
     let x = x_low / 1.2..x_high * (x_high / x_low).powf(0.16).max(1.2);
     let y = y_low / 1.5..y_high * 1.5;
     let sizes = panel.ms.iter().map(|(x, _)| *x).collect();
     let power = |points: &[(f64, f64)]| exponent(points).map_or("?".into(), |e| format!("{e:.2}"));
-    let caption = format!("{}: time^{}, memory^{}", panel.title, power(&panel.ms), power(&panel.mb));
+    let x_is = panel.symbol;
+    let caption = format!("{}: ms ~ {x_is}^{}, MB ~ {x_is}^{}", panel.title, power(&panel.ms), power(&panel.mb));
     let mut chart = ChartBuilder::on(area)
         .caption(caption, text(15, BLACK))
         .margin(10)
@@ -111,7 +115,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<()> 
         }
         if let Some((x, y)) = points.last() {
             let style = text(14, colour).pos(Pos::new(HPos::Left, VPos::Center));
-            plane.draw(&Text::new(format!("  {unit}"), (x * 1.03, *y), style)).map_err(failed)?;
+            plane.draw(&Text::new(unit, (x * beside, *y), style)).map_err(failed)?;
         }
     }
     Ok(())
@@ -149,11 +153,12 @@ mod tests {
         let panel = || Panel {
             title: "Step".into(),
             x: "tokens".into(),
+            symbol: 'T',
             ms: sizes.map(|x| (x, 0.01 * x * x)).to_vec(),
             mb: sizes.map(|x| (x, 50.0 + x)).to_vec(),
         };
         let svg = svg(&[panel(), panel()]).unwrap();
-        assert!(svg.starts_with("<svg width=\"1000\"") && svg.contains("time^2.00") && !svg.contains("NaN"));
+        assert!(svg.starts_with("<svg width=\"1000\"") && svg.contains("ms ~ T^2.00") && !svg.contains("NaN"));
         assert_eq!(svg.matches("<circle").count(), 16);
         assert!(super::svg(&[Panel { ms: Vec::new(), mb: Vec::new(), ..panel() }]).is_err());
     }

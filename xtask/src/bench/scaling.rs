@@ -85,16 +85,22 @@ pub fn run(args: &Args) -> Result<()> {
     for &n in plan.points {
         points.push((n, neighbours(n, plan.dim, plan.repeats)?));
     }
-    let panel = |title: &str, x: &str, lines: &[(usize, Line)]| Panel {
+    let panel = |title: &str, symbol: char, x: &str, lines: &[(usize, Line)]| Panel {
         title: title.into(),
         x: x.into(),
+        symbol,
         ms: lines.iter().map(|(x, line)| (*x as f64, line.ms)).collect(),
         mb: lines.iter().filter_map(|(x, line)| Some((*x as f64, line.peak_rss_mb?))).collect(),
     };
     let panels = [
-        panel("Training step", &format!("tokens of a sequence T (batch of {})", plan.batch_of_lengths), &lengths),
-        panel("Training step", &format!("sequences of a batch B (of {} tokens)", plan.length_of_batches), &batches),
-        panel("Two nearest neighbours", &format!("points n (in {} dimensions)", plan.dim), &points),
+        panel("Training step", 'T', &format!("tokens of a sequence T (batch of {})", plan.batch_of_lengths), &lengths),
+        panel(
+            "Training step",
+            'B',
+            &format!("sequences of a batch B (of {} tokens)", plan.length_of_batches),
+            &batches,
+        ),
+        panel("Neighbours", 'n', &format!("points n (in {} dimensions)", plan.dim), &points),
     ];
     if let Some(folder) = args.out.parent() {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
