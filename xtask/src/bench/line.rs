@@ -111,7 +111,7 @@ mod tests {
         let line = Line::new("two-nn/x", json!({"n": 10}), &[2.0, 1.00049, 7.0], Some(12.4)).with("per_s", 1.26, 1);
         let text = serde_json::to_string(&line).unwrap();
         assert!(text.starts_with("{\"bench\""), "{text}");
-        assert_eq!(parse(&text).unwrap(), [line.clone()]);
+        assert_eq!(parse(&text).unwrap(), std::slice::from_ref(&line));
         assert_eq!(
             (line.ms, line.min_ms, line.peak_rss_mb, line.number("per_s")),
             (2.0, Some(1.0), Some(12.0), Some(1.3))
