@@ -42,6 +42,14 @@ pub struct OutputArgs {
     pub quiet: bool,
 }
 
+/// Whether to say where the time goes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ProfileArgs {
+    /// Show the time of every phase and operator at the end, or write it with that of every step to FILE.json
+    #[arg(long, value_name = "FILE.json", num_args = 0..=1, require_equals = true)]
+    pub profile: Option<Option<PathBuf>>,
+}
+
 /// Where the texts are.
 #[derive(Clone, Debug, Args)]
 pub struct DataArgs {
@@ -210,6 +218,8 @@ pub struct RankArgs {
     #[arg(long, default_value = "gelora-ranks", value_name = "DIR")]
     pub out: PathBuf,
     #[command(flatten)]
+    pub profile: ProfileArgs,
+    #[command(flatten)]
     pub output: OutputArgs,
 }
 
@@ -295,6 +305,8 @@ pub struct TrainArgs {
     /// Folder for the adapter
     #[arg(long, default_value = "gelora-adapter", value_name = "DIR")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub profile: ProfileArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }

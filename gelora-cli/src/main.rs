@@ -8,6 +8,7 @@ mod metrics;
 mod output;
 mod plot;
 mod points;
+mod profile;
 mod tokenize;
 mod ui;
 
@@ -19,8 +20,8 @@ use clap::Parser;
 fn main() -> ExitCode {
     let cli = Cli::parse(); // wrong usage ends here, with exit code 2
     let done = match &cli.command {
-        Command::Rank(args) => commands::rank::run(args),
-        Command::Train(args) => commands::train::run(args),
+        Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args)),
+        Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),
         Command::Eval(args) => commands::eval::run(args),
         Command::Merge(args) => commands::merge::run(args),
         Command::Id(args) => commands::id::run(args),

@@ -80,6 +80,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot encode a text (a vocabulary without an unknown token).
     pub fn encode_all(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
+        let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         let inputs = examples.iter().map(input).collect();
         let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
         encodings.iter().map(encoded).collect()

@@ -157,3 +157,28 @@ fn devices_are_listed_with_or_without_a_driver() {
     let run = gelora(["devices"]).ok();
     assert!(run.stdout.contains("cpu") && run.stdout.contains("cuda"), "{}", run.stdout);
 }
+
+#[test]
+fn a_profile_has_phases_steps_and_operators() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let mut train = words(
+        "train {} --data {} --out {} --rank 2 --steps 5 --batch-size 16 --quiet",
+        &[&fixture("tiny-bert"), &data(dir.path()), &at("adapter")],
+    );
+    let shown = gelora([&train[..], &["--profile".into()]].concat()).ok().stderr;
+    assert!(shown.contains("first step") && shown.contains("GFLOP/s"), "{shown}");
+    train.push(format!("--profile={}", at("profile.json").display()));
+    gelora(train).ok();
+    let profile: Value =
+        serde_json::from_slice(&fs::read(at("profile.json")).expect("the profile")).expect("a JSON object");
+    let steps = profile["steps"].as_array().expect("steps");
+    assert_eq!(steps.len(), 5);
+    assert!(steps.iter().all(|s| s["ms"].as_f64() > Some(0.0) && s["tokens"].as_u64() > Some(16)));
+    let ends: Vec<f64> =
+        profile["phases"].as_array().into_iter().flatten().filter_map(|phase| phase["end"].as_f64()).collect();
+    assert!(ends.len() > 3 && ends.is_sorted() && ends.last() < profile["seconds"].as_f64().as_ref(), "{ends:?}");
+    let operators = profile["operators"].as_array().expect("operators");
+    let adamw = operators.iter().find(|o| o["op"] == "adamw").expect("the optimiser");
+    assert_eq!(adamw["calls"].as_u64().map(|calls| calls % 5), Some(0));
+}

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that is done with the repository.
 
+mod bench;
 mod demo;
 mod test;
 mod testbed;
@@ -25,6 +26,8 @@ enum Task {
     Verify(verify::Args),
     /// Formatting, lints, tests, doctests, verify: what CI runs
     Test,
+    /// Measure time and memory, alone or in turns with another program
+    Bench(bench::Args),
     /// Fetch a real model and real reviews, then rank, train, evaluate and merge
     Demo,
     /// Fetch the model and data of the demo and the tests into target/testbed
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Verify(args) => verify::run(&args),
         Task::Test => test::run(),
+        Task::Bench(args) => bench::run(&args),
         Task::Demo => demo::run(),
         Task::Testbed => testbed::prepare().map(|_| ()),
         Task::Tidy => tidy::run(),
@@ -59,6 +63,12 @@ fn root() -> PathBuf {
 #[allow(clippy::print_stdout)] // the one place that prints
 fn say(text: impl AsRef<str>) {
     println!("{}", text.as_ref());
+}
+
+/// A remark, apart from what is printed.
+#[allow(clippy::print_stderr)] // likewise
+fn note(text: impl AsRef<str>) {
+    eprintln!("{}", text.as_ref());
 }
 
 /// Runs a command in the repository, showing it first; its failure is an error.

@@ -12,6 +12,7 @@ use crate::args::{PolicyArg, RankArgs};
 use crate::data;
 use crate::output::OutDir;
 use crate::plot::id_profile_svg;
+use crate::profile::mark;
 use crate::ui::{self, TableStyle};
 
 /// Its files.
@@ -22,8 +23,10 @@ pub fn run(args: &RankArgs) -> Result<()> {
     check_model(&args.model)?;
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME], "--out")?;
     let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
+    mark("data read");
     let mut encoder = Encoder::load(&args.model)?;
     encoder.compute_in(args.dtype.into())?;
+    mark("model loaded");
     let policy = match (args.policy, args.rank) {
         (Some(PolicyArg::Gelora), Some(_)) => {
             bail!("--rank is the rank of --policy fixed; expected only one of the two")
@@ -60,15 +63,19 @@ pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset
     }
     let device = open_device(args.device)?;
     let tokenizer = open_tokenizer(&args.model, &args.data, config.max_positions, config.vocabulary)?;
+    mark("tokenizer loaded");
     let rows = measure::sample(dataset.examples.len(), args.measure.samples, args.seed);
     if rows.len() < 3 {
         anyhow::bail!("{}: {} rows; two nearest neighbours need at least 3", dataset.path.display(), rows.len());
     }
     let examples: Vec<data::Example> = rows.iter().map(|&i| dataset.examples[i].clone()).collect();
     let encoded = tokenizer.encode_all(&examples)?;
+    mark("tokenised");
     let encoded: Vec<_> = encoded.iter().collect();
     let points = measure::points(encoder, &encoded, args.measure.pool, args.batch_size, args.seed, quiet)?;
+    mark("hidden states");
     let states = measure::dimensions(&points, &device, &args.measure, quiet)?;
+    mark("dimensions");
     if let Some(path) = &args.points {
         files::write_tensors(path, points.iter().enumerate().map(|(l, t)| (format!("layer_{l}"), t)))?;
     }

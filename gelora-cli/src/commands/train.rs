@@ -12,9 +12,10 @@ use serde_json::json;
 use super::measure::{self, ModuleRank, Ranks};
 use super::trainer::{CHECKPOINT, LOG, Trainer};
 use super::{AdapterInfo, INFO_NAME, check_model, eval, open_tokenizer, rank, read_json, require_cpu};
-use crate::args::{RankArgs, TaskArg, TrainArgs};
+use crate::args::{ProfileArgs, RankArgs, TaskArg, TrainArgs};
 use crate::data::{self, Dataset, LabelSet, Split, Targets, Task};
 use crate::output::OutDir;
+use crate::profile::mark;
 use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded};
 use crate::ui;
 
@@ -25,6 +26,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     check_model(&args.model)?;
     let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
     let held_out = held_out(args)?;
+    mark("data read");
     let task = match args.task {
         TaskArg::Auto => None,
         TaskArg::Classification => Some(Task::Classification),
@@ -40,20 +42,24 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 
     let mut classifier = Classifier::new(&args.model, model_task(&label_set), args.seed)?;
     classifier.compute_in(args.dtype.into())?;
+    mark("model loaded");
     let modules = module_ranks(args, classifier.encoder(), &dataset, &out)?;
     let mut config = measure::peft_config(classifier.encoder(), &args.model, &modules)?;
     config.lora_dropout = args.lora_dropout as f32;
     config.use_rslora = args.rslora;
     config.inference_mode = true;
     let parameters = classifier.add_adapters(&config, args.seed)?;
+    mark("adapters added");
 
     let sizes = classifier.encoder().config();
     let tokenizer = open_tokenizer(&args.model, &args.data, sizes.max_positions, sizes.vocabulary)?;
+    mark("tokenizer loaded");
     let examples = tokenizer.encode_all(&dataset.examples)?;
     let held_out: Option<(Vec<Encoded>, Targets)> = match (&held_out, held_out_targets) {
         (Some(data), Some(targets)) => Some((tokenizer.encode_all(&data.examples)?, targets)),
         _ => None,
     };
+    mark("tokenised");
     let mut trainer = Trainer { args, out: &out, config, classifier, examples, targets };
     ui::note(
         args.output.quiet,
@@ -168,6 +174,7 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         device: args.device,
         seed: args.seed,
         out: PathBuf::new(),
+        profile: ProfileArgs::default(),
         output: args.output.clone(),
     }
 }

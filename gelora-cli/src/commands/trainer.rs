@@ -19,6 +19,7 @@ use super::read_json;
 use crate::args::TrainArgs;
 use crate::data::Targets;
 use crate::output::OutDir;
+use crate::profile;
 use crate::tokenize::Encoded;
 use crate::ui::{self, Progress};
 
@@ -94,6 +95,7 @@ impl Trainer<'_> {
             let line = json!({"step": step + 1, "epoch": (step + 1) as f64 / epoch as f64, "loss": loss, "lr": lr,
                 "grad_norm": norm, "ms": seconds * 1e3, "tokens_per_s": (tokens as f64 / seconds).round()});
             writeln!(log, "{line}").with_context(|| self.out.file(LOG).display().to_string())?;
+            profile::step(tokens);
             progress.message(format!("loss {loss:.4}"));
             progress.inc(1);
             let end = step + 1 == total;
@@ -110,6 +112,7 @@ impl Trainer<'_> {
                 log.flush().with_context(|| self.out.file(LOG).display().to_string())?;
                 self.checkpoint(step + 1, &optimizer)?;
             }
+            profile::skip();
         }
         log.flush().with_context(|| self.out.file(LOG).display().to_string())?;
         progress.finish();

@@ -4,6 +4,7 @@ mod gemm;
 mod level;
 pub mod math;
 mod packed;
+pub mod peak;
 mod scratch;
 mod simd;
 mod tile;

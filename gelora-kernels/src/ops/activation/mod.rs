@@ -12,7 +12,7 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// Which nonlinearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +36,7 @@ pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "activation";
     check::f32(OP, "x", x)?;
     check::cpu_only(OP, x)?;
+    let _span = profile::span(OP, 0.0, 8.0 * x.len() as f64);
     cpu::forward(f, x)
 }
 
@@ -50,5 +51,6 @@ pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     check::f32(OP, "dy", dy)?;
     check::same_device(OP, &[dy, x])?;
     check::cpu_only(OP, x)?;
+    let _span = profile::span(OP, 0.0, 12.0 * x.len() as f64);
     cpu::backward(f, dy, x)
 }

@@ -13,7 +13,7 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// Settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,6 +77,8 @@ pub fn step(
     }
     check::f32(OP, "parameter", parameter)?;
     check::cpu_only(OP, parameter)?;
+    let len = parameter.len() as f64;
+    let _span = profile::span(OP, 14.0 * len, 28.0 * len);
     cpu::step(settings, t, parameter, gradient, gradient_scale, moments)
 }
 
@@ -85,10 +87,14 @@ pub fn step(
 /// # Errors
 /// If a tensor is not f32.
 pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
+    const OP: &str = "global_norm";
+    let tensors: Vec<&Tensor> = tensors.into_iter().collect();
+    let len = tensors.iter().map(|t| t.len()).sum::<usize>() as f64;
+    let _span = profile::span(OP, 2.0 * len, 4.0 * len);
     let mut sum = 0.0;
     for t in tensors {
-        check::f32("global_norm", "tensor", t)?;
-        check::cpu_only("global_norm", t)?;
+        check::f32(OP, "tensor", t)?;
+        check::cpu_only(OP, t)?;
         sum += cpu::sum_of_squares(t.as_slice()?);
     }
     Ok(sum.sqrt())

@@ -7,14 +7,16 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// y = x + z.
 ///
 /// # Errors
 /// If shapes, types or devices differ.
 pub fn forward(x: &Tensor, z: &Tensor) -> Result<Tensor> {
-    check_pair("add", x, z)?;
+    const OP: &str = "add";
+    check_pair(OP, x, z)?;
+    let _span = profile::span(OP, x.len() as f64, 12.0 * x.len() as f64);
     let mut y = Tensor::output(x.shape())?;
     cpu::add(x.as_slice()?, z.as_slice()?, y.as_mut_slice()?);
     Ok(y)
@@ -25,7 +27,9 @@ pub fn forward(x: &Tensor, z: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If shapes, types or devices differ.
 pub fn accumulate(acc: &mut Tensor, x: &Tensor) -> Result<()> {
-    check_pair("add.accumulate", acc, x)?;
+    const OP: &str = "add.accumulate";
+    check_pair(OP, acc, x)?;
+    let _span = profile::span(OP, x.len() as f64, 12.0 * x.len() as f64);
     cpu::accumulate(acc.as_mut_slice()?, x.as_slice()?);
     Ok(())
 }

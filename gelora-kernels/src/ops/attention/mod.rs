@@ -20,7 +20,7 @@ pub mod reference;
 
 use super::check;
 use super::dropout::Dropout;
-use crate::{Offsets, Result, Tensor};
+use crate::{Offsets, Result, Tensor, profile};
 
 /// What attention needs to know beside its inputs.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,9 @@ impl Attention<'_> {
     /// # Errors
     /// If shapes, types or devices do not fit together or the heads do not divide the channels.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
-        self.check("attention", &[("q", q), ("k", k), ("v", v)])?;
+        const OP: &str = "attention";
+        self.check(OP, &[("q", q), ("k", k), ("v", v)])?;
+        let _span = self.span(OP, 4.0, 4.0, q);
         let (o, lse) = cpu::forward(self, q, k, v)?;
         Ok((o.clone(), Saved { o, lse }))
     }
@@ -74,7 +76,14 @@ impl Attention<'_> {
         const OP: &str = "attention.backward";
         self.check(OP, &[("q", q), ("k", k), ("v", v), ("d_o", d_o), ("o", &saved.o)])?;
         check::shape(OP, "lse", &saved.lse, &[q.rows(), self.heads])?;
+        let _span = self.span(OP, 10.0, 8.0, q);
         cpu::backward(self, d_o, q, k, v, &saved)
+    }
+
+    /// A call with so many operations for each pair of tokens and channel, and so many tensors of the shape of q.
+    fn span(&self, op: &'static str, flops: f64, tensors: f64, q: &Tensor) -> profile::Span {
+        let pairs: f64 = self.sequences.ranges().map(|r| (r.len() * r.len()) as f64).sum();
+        profile::span(op, flops * pairs * q.cols() as f64, 4.0 * tensors * q.len() as f64)
     }
 
     fn check(&self, op: &'static str, tensors: &[(&'static str, &Tensor)]) -> Result<()> {

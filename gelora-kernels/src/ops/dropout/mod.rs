@@ -18,7 +18,7 @@ pub mod reference;
 use super::check;
 use crate::device::on_device;
 use crate::random::hash;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// One use of dropout: how much, and which mask.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,6 +80,7 @@ pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
     if d.p == 0.0 {
         return Ok(x.clone());
     }
+    let _span = profile::span(OP, x.len() as f64, 8.0 * x.len() as f64);
     on_device!(x.device(), cpu::apply(x, d), gpu => gpu::apply(gpu, x, d))
 }
 

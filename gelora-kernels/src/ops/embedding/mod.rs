@@ -8,7 +8,7 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// y (N, C), the sum of one row of each table.
 ///
@@ -36,5 +36,8 @@ pub fn forward(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
         }
     }
     check::cpu_only(OP, first)?;
+    let values = (first_ids.len() * c) as f64;
+    let stored: usize = tables.iter().map(|(table, _)| table.dtype().size()).sum();
+    let _span = profile::span(OP, (tables.len() - 1) as f64 * values, (stored + 4) as f64 * values);
     cpu::forward(tables, first_ids.len(), c)
 }

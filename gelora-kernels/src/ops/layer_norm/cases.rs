@@ -15,7 +15,7 @@ pub fn cases() -> Vec<Case> {
                 .run(|t| Ok(vec![forward(&t[0], None, &t[1], &t[2], EPS)?]))
                 .reference(|v| vec![reference::forward(&v[0], None, &v[1], &v[2], EPS.into()).0])
                 .bound(2e-6)
-                .work(0.0, 2.0 * bytes),
+                .work(2.0 * bytes, 2.0 * bytes),
         );
         all.push(
             Case::new("layer_norm", format!("{n}x{c} residual"))
@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
                     vec![y, normalized, rstd]
                 })
                 .bound(2e-6)
-                .work(0.0, 4.0 * bytes),
+                .work(2.25 * bytes, 4.0 * bytes),
         );
         all.push(
             Case::new("layer_norm.backward", format!("{n}x{c}"))
@@ -40,7 +40,7 @@ pub fn cases() -> Vec<Case> {
                 })
                 .reference(|v| vec![reference::backward(&v[0], &v[1], &v[2], &v[3])])
                 .bound(2e-6)
-                .work(0.0, 3.0 * bytes),
+                .work(2.0 * bytes, 3.0 * bytes),
         );
     }
     all

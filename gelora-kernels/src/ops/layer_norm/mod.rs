@@ -16,7 +16,9 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
+
+const OP: &str = "layer_norm";
 
 /// What [`backward`] needs.
 #[derive(Debug)]
@@ -32,7 +34,8 @@ pub struct Saved {
 /// # Errors
 /// If shapes, types or devices do not fit together, or eps is negative.
 pub fn forward(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
-    check_arguments("layer_norm", x, residual, gamma, beta, eps)?;
+    check_arguments(OP, x, residual, gamma, beta, eps)?;
+    let _span = forward_span(x, residual, false);
     Ok(cpu::forward(x, residual, gamma, beta, eps, false)?.0)
 }
 
@@ -47,7 +50,8 @@ pub fn forward_saving(
     beta: &Tensor,
     eps: f32,
 ) -> Result<(Tensor, Saved)> {
-    check_arguments("layer_norm", x, residual, gamma, beta, eps)?;
+    check_arguments(OP, x, residual, gamma, beta, eps)?;
+    let _span = forward_span(x, residual, true);
     let (y, normalized, rstd) = cpu::forward(x, residual, gamma, beta, eps, true)?;
     Ok((y, Saved { normalized, rstd }))
 }
@@ -63,7 +67,15 @@ pub fn backward(dy: &Tensor, gamma: &Tensor, saved: Saved) -> Result<Tensor> {
     check::f32(OP, "dy", dy)?;
     check::same_device(OP, &[dy, gamma, &saved.normalized])?;
     check::cpu_only(OP, dy)?;
+    let _span = profile::span(OP, 8.0 * dy.len() as f64, 12.0 * dy.len() as f64);
     cpu::backward(dy, gamma, &saved)
+}
+
+/// A value of h takes eight operations: one for the mean, three for the variance, four to normalise and scale it.
+fn forward_span(x: &Tensor, residual: Option<&Tensor>, saving: bool) -> profile::Span {
+    let (residual, saved) = (f64::from(u8::from(residual.is_some())), f64::from(u8::from(saving)));
+    let len = x.len() as f64;
+    profile::span(OP, (8.0 + residual) * len, 4.0 * (2.0 + residual + saved) * len)
 }
 
 fn check_arguments(

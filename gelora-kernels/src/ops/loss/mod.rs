@@ -10,7 +10,7 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// (loss as one value, d_logits (B, K)): logits (B, K), a label below K for each row.
 ///
@@ -25,6 +25,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
         format!("labels must be below {k}, got {:?}", labels.iter().max())
     })?;
     check::cpu_only(OP, logits)?;
+    let _span = profile::span(OP, 0.0, 8.0 * (b * k) as f64);
     cpu::cross_entropy(logits, labels)
 }
 
@@ -38,5 +39,6 @@ pub fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Te
     check::f32(OP, "prediction", prediction)?;
     check::value(OP, targets.iter().all(|t| t.is_finite()), || "targets must be finite".into())?;
     check::cpu_only(OP, prediction)?;
+    let _span = profile::span(OP, 0.0, 12.0 * targets.len() as f64);
     cpu::squared_error(prediction, targets)
 }

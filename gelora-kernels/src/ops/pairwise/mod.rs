@@ -26,7 +26,7 @@ pub mod reference;
 
 use super::check;
 use crate::device::on_device;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Error, Result, Tensor, profile};
 
 /// The k nearest other points of every point.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +57,8 @@ pub fn distances(x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
     let (m, _) = points(OP, "y", y)?;
     check::shape(OP, "y", y, &[m, dim])?;
     check::same_device(OP, &[x, y])?;
+    let op = if squared { "pairwise.distances_squared" } else { OP };
+    let _span = profile::span(op, 3.0 * (n * m * dim) as f64, 4.0 * (n * dim + m * dim + n * m) as f64);
     on_device!(x.device(), cpu::distances(x, y, n, m, dim, squared), gpu => gpu::distances(gpu, x, y, squared))
 }
 
@@ -83,6 +85,9 @@ pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
         format!("k must be from 1 to the number of other points, got k = {k} with {n} points")
     })?;
     check::value(OP, u32::try_from(n).is_ok(), || format!("at most {} points, got {n}", u32::MAX))?;
+    // One inner product a pair, which is all that the shortlist takes.
+    let bytes = points.dtype().size() * n * dim + 12 * n * k;
+    let _span = profile::span(OP, 2.0 * (n * n * dim) as f64, bytes as f64);
     let on_cpu = || match points.as_f64() {
         Some(values) => cpu_nearest::nearest(OP, values, n, dim, k),
         None => cpu_nearest::nearest(OP, points.as_slice()?, n, dim, k),

@@ -10,7 +10,7 @@ mod cpu;
 pub mod reference;
 
 use super::check;
-use crate::{Offsets, Result, Tensor};
+use crate::{Offsets, Result, Tensor, profile};
 
 /// The mean of each sequence's rows: x (N, C) -> (B, C).
 ///
@@ -22,6 +22,7 @@ pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     check::shape(OP, "x", x, &[sequences.tokens(), c])?;
     check::f32(OP, "x", x)?;
     check::cpu_only(OP, x)?;
+    let _span = mean_span(OP, sequences, c);
     cpu::mean(x, sequences)
 }
 
@@ -35,6 +36,7 @@ pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     check::shape(OP, "dy", dy, &[sequences.sequences(), c])?;
     check::f32(OP, "dy", dy)?;
     check::cpu_only(OP, dy)?;
+    let _span = mean_span(OP, sequences, c);
     cpu::mean_backward(dy, sequences)
 }
 
@@ -44,10 +46,11 @@ pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
 /// If no row is chosen, one is not below N, or x is not f32.
 pub fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     const OP: &str = "pool.rows";
-    let (n, _) = check::matrix(OP, "x", x)?;
+    let (n, c) = check::matrix(OP, "x", x)?;
     check::f32(OP, "x", x)?;
     check_rows(OP, rows, n)?;
     check::cpu_only(OP, x)?;
+    let _span = profile::span(OP, 0.0, 8.0 * (rows.len() * c) as f64);
     cpu::rows(x, rows)
 }
 
@@ -63,7 +66,13 @@ pub fn rows_backward(dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
     check_rows(OP, rows, n)?;
     check::value(OP, rows.windows(2).all(|w| w[0] < w[1]), || "rows must ascend".into())?;
     check::cpu_only(OP, dy)?;
+    let _span = profile::span(OP, 0.0, 4.0 * ((n + rows.len()) * c) as f64);
     cpu::rows_backward(dy, rows, n)
+}
+
+fn mean_span(op: &'static str, sequences: &Offsets, c: usize) -> profile::Span {
+    let (n, b) = (sequences.tokens(), sequences.sequences());
+    profile::span(op, (n * c) as f64, 4.0 * ((n + b) * c) as f64)
 }
 
 fn check_rows(op: &'static str, rows: &[usize], n: usize) -> Result<()> {
