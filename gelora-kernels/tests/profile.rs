@@ -2,19 +2,26 @@
 
 use gelora_kernels::{Device, profile, verify};
 
-/// A case's operations and bytes are those that its operator opens a span with.
+/// A case's operations and bytes are those of the spans that its run opens.
 #[test]
 fn spans_say_what_cases_say() {
     let mut compared = 0;
+    let mut wrong = Vec::new();
     for case in verify::cases() {
         let inputs = case.prepare(&Device::Cpu).unwrap();
         profile::start();
         case.launch(&inputs).unwrap();
         let entries = profile::stop();
-        // Dropout of nothing is the identity, and rooms may call each other.
-        let Some(entry) = entries.iter().find(|e| e.op == case.op) else { continue };
+        // Dropout of nothing is the identity.
+        if entries.is_empty() {
+            continue;
+        }
         compared += 1;
-        assert_eq!((entry.calls, entry.flops, entry.bytes), (1, case.flops, case.bytes), "{case:?}");
+        let spans = (entries.iter().map(|e| e.flops).sum(), entries.iter().map(|e| e.bytes).sum());
+        if spans != (case.flops, case.bytes) {
+            wrong.push(format!("{case:?}: {:?} in the case, {spans:?} in its spans", (case.flops, case.bytes)));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(compared > 100, "{compared} cases have a span");
 }

@@ -56,7 +56,7 @@ pub fn cases() -> Vec<Case> {
                     vec![dq, dk, dv]
                 })
                 .bound(3e-6)
-                .work(10.0 * pairs * c as f64, 32.0 * (n * c) as f64),
+                .work(14.0 * pairs * c as f64, 48.0 * (n * c) as f64),
         );
     }
     all

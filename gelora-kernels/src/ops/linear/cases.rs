@@ -47,20 +47,24 @@ pub fn cases() -> Vec<Case> {
         // Factors that bf16 holds leave the rounding of f32 sums alone; others are rounded by up to 2^-9 each.
         for (label, exact, bound) in [("bf16 products, exact factors", true, 1e-6), ("bf16 products", false, 5e-3)] {
             let shape = format!("{n}x{c_in}->{c_out} {label}");
+            let flops = 2.0 * (n * c_in * c_out) as f64;
+            let bytes = 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64;
             let [x, w, b, dy] = values.clone().map(|t| if exact { rounded(&t) } else { t });
             all.push(
                 Case::new("linear", &shape)
                     .inputs([x, w.clone(), b])
                     .run(|t| Ok(vec![forward(&t[0], &Weight::new(t[1].clone(), DType::Bf16)?, Some(&t[2]))?]))
                     .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
-                    .bound(bound),
+                    .bound(bound)
+                    .work(flops, bytes),
             );
             all.push(
                 Case::new("linear.backward_input", &shape)
                     .inputs([dy, w])
                     .run(|t| Ok(vec![backward_input(&t[0], &Weight::new(t[1].clone(), DType::Bf16)?)?]))
                     .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
-                    .bound(bound),
+                    .bound(bound)
+                    .work(flops, bytes),
             );
         }
     }

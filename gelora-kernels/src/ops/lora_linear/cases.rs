@@ -137,6 +137,6 @@ fn of(setup: Setup) -> Vec<Case> {
                 vec![da, db]
             })
             .bound(4e-6 * scale_bound)
-            .work(base + 3.0 * adapter, bytes),
+            .work(base + 3.0 * adapter, bytes + activations + parameters),
     ]
 }

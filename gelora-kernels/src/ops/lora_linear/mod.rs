@@ -80,11 +80,11 @@ struct Sizes {
 
 impl Sizes {
     /// A call with so many base products and adapter products of both factors.
-    fn span(self, op: &'static str, base: f64, adapter: f64) -> profile::Span {
+    fn span(self, op: &'static str, weight: &Weight, base: f64, adapter: f64) -> profile::Span {
         let Sizes { n, c_in, c_out, r } = self;
         let flops = base * 2.0 * (n * c_in * c_out) as f64 + adapter * 2.0 * (n * r * (c_in + c_out)) as f64;
-        let values = (n + r) * (c_in + c_out) + if base > 0.0 { c_in * c_out } else { 0 };
-        profile::span(op, flops, 4.0 * values as f64)
+        let of_weight = base * (weight.tensor().dtype().size() * c_in * c_out) as f64;
+        profile::span(op, flops, 4.0 * ((n + r) * (c_in + c_out)) as f64 + of_weight)
     }
 }
 
@@ -109,7 +109,7 @@ impl LoraLinear<'_> {
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
         const OP: &str = "lora_linear";
         let sizes = self.check(OP, x)?;
-        let _span = sizes.span(OP, 1.0, 1.0);
+        let _span = sizes.span(OP, self.weight, 1.0, 1.0);
         let (y, xa) = on_device!(x.device(), cpu::forward(self, x, sizes), gpu => gpu::forward(gpu, self, x, sizes))?;
         Ok((y, Saved { xa }))
     }
@@ -121,7 +121,7 @@ impl LoraLinear<'_> {
     pub fn backward(&self, x: &Tensor, dy: &Tensor, saved: Saved) -> Result<Gradients> {
         const OP: &str = "lora_linear.backward";
         let sizes = self.check_backward(OP, x, dy, &saved)?;
-        let _span = sizes.span(OP, 1.0, 2.0);
+        let _span = sizes.span(OP, self.weight, 1.0, 2.0);
         on_device!(x.device(), cpu::backward(self, x, dy, &saved.xa, sizes), gpu => {
             let dxa = gpu::d_xa(gpu, self, dy, sizes)?;
             let (da, db) = gpu::d_parameters(gpu, self, x, dy, &saved.xa, &dxa, sizes)?;
@@ -136,7 +136,7 @@ impl LoraLinear<'_> {
     pub fn backward_parameters(&self, x: &Tensor, dy: &Tensor, saved: Saved) -> Result<(Tensor, Tensor)> {
         const OP: &str = "lora_linear.backward_parameters";
         let sizes = self.check_backward(OP, x, dy, &saved)?;
-        let _span = sizes.span(OP, 0.0, 2.0);
+        let _span = sizes.span(OP, self.weight, 0.0, 2.0);
         on_device!(x.device(), cpu::backward_parameters(self, x, dy, &saved.xa, sizes), gpu => {
             let dxa = gpu::d_xa(gpu, self, dy, sizes)?;
             gpu::d_parameters(gpu, self, x, dy, &saved.xa, &dxa, sizes)
