@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use gelora_lora::files;
 use gelora_model::{Classifier, Task};
 use serde_json::{Map, Value, json};
 
 use super::{adapter_info, check_not_input, load_classifier, open_tokenizer, require_cpu};
 use crate::args::{EvalArgs, SplitArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
+use crate::metrics;
 use crate::tokenize::Encoded;
 use crate::ui::{self, Progress, TableStyle};
-use crate::{metrics, output};
 
 /// Logits of each row.
 pub type Logits = Vec<Vec<f32>>;
@@ -112,7 +113,7 @@ fn largest(row: &[f32]) -> usize {
 }
 
 fn write_predictions(path: &Path, classifier: &Classifier, dataset: &Dataset, logits: &Logits) -> Result<()> {
-    output::write_with(path, |file| {
+    let written = files::write_with(path, |file| {
         for (row, (logits, example)) in logits.iter().zip(&dataset.examples).enumerate() {
             let label = example.label.as_ref().map_or(Value::Null, label_json);
             let line = match classifier.task() {
@@ -125,7 +126,8 @@ fn write_predictions(path: &Path, classifier: &Classifier, dataset: &Dataset, lo
             writeln!(file, "{line}")?;
         }
         Ok(())
-    })
+    });
+    Ok(written?)
 }
 
 fn label_json(label: &data::Label) -> Value {

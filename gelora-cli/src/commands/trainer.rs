@@ -222,7 +222,7 @@ impl Trainer<'_> {
                 }
             }
         }
-        crate::output::write_atomic(&path, kept.as_bytes())?;
+        gelora_lora::files::write_atomic(&path, kept.as_bytes())?;
         let file = File::options().append(true).open(&path).with_context(|| path.display().to_string())?;
         Ok(LineWriter::new(file))
     }
