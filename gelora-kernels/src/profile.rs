@@ -52,7 +52,7 @@ pub fn start() {
 pub fn stop() -> Vec<Entry> {
     ON.store(false, Ordering::Relaxed);
     let mut all = std::mem::take(&mut *entries());
-    all.sort_by(|a, b| b.time.cmp(&a.time));
+    all.sort_by_key(|entry| std::cmp::Reverse(entry.time));
     all
 }
 
