@@ -278,6 +278,10 @@ pub struct TrainArgs {
     /// Parts that a step's examples are run in, to save memory
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
     pub accumulate: usize,
+    /// Make batches of rows of similar length (in characters), as group_by_length of transformers does. Batches are never
+    /// padded here, so this saves no time, and steps differ more in time and memory
+    #[arg(long)]
+    pub group_by_length: bool,
     /// Share of the steps over which the learning rate rises
     #[arg(long, default_value_t = 0.06, value_name = "SHARE", value_parser = share)]
     pub warmup: f64,

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod contained;
 mod data;
+mod fingerprint;
 mod metrics;
 mod output;
 mod plot;

@@ -1,13 +1,10 @@
 //! Where results go: a folder that is ours to write, and files that are either whole or as they were.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
+use gelora_lora::files::{is_temporary, write_atomic};
 use serde::Serialize;
-
-/// Temporary files have these around random letters, so that one left behind by a killed run is known as ours.
-const TEMPORARY: (&str, &str) = (".gelora-", ".partial");
 
 /// A folder that a command writes its results to.
 #[derive(Clone, Debug)]
@@ -44,7 +41,7 @@ impl OutDir {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort();
-        let ours = |name: &str| owned.contains(&name) || (name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1));
+        let ours = |name: &str| owned.contains(&name) || is_temporary(name);
         if let Some(other) = names.iter().find(|name| !ours(name)) {
             bail!(
                 "{shown}: holds {other}, which this command does not write; choose an empty or new folder with {option}"
@@ -94,14 +91,6 @@ impl OutDir {
     }
 }
 
-/// Writes a whole file, or leaves what was there: under a temporary name beside it, flushed to the disk, then renamed.
-///
-/// # Errors
-/// If the file cannot be written: the folder is missing, the disk is full.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_with(path, |file| file.write_all(bytes))
-}
-
 /// [`write_atomic`] of a value as JSON, indented, with a newline at the end.
 ///
 /// # Errors
@@ -109,47 +98,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(value).with_context(|| format!("{}: cannot be JSON", path.display()))?;
     json.push(b'\n');
-    write_atomic(path, &json)
-}
-
-/// [`write_atomic`] of whatever `fill` writes, for output that is made piece by piece.
-///
-/// # Errors
-/// As [`write_atomic`], and the errors of `fill`.
-pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let shown = path.display();
-    let failed = |error: io::Error| anyhow!(error).context(format!("{shown}: cannot be written; nothing was changed"));
-    // A link keeps pointing where it did; a device or pipe (/dev/stdout) is written to, not replaced.
-    let resolved = if path.is_symlink() { path.canonicalize().unwrap_or(path.to_owned()) } else { path.to_owned() };
-    let path = resolved.as_path();
-    if path.exists() && !path.is_file() && !path.is_dir() {
-        let mut file = std::fs::File::options().write(true).open(path).map_err(failed)?;
-        return fill(&mut file).map_err(failed);
-    }
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
-    #[cfg(unix)]
-    {
-        // A temporary file is private by default; a result is as readable as the user's umask lets it be.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let file = builder.tempfile_in(folder).map_err(failed)?;
-    let mut buffered = io::BufWriter::with_capacity(1 << 20, file);
-    fill(&mut buffered).map_err(failed)?;
-    let file = buffered.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    // The rename itself reaches the disk with the folder. Not every file system can do that; the file is whole anyway.
-    #[cfg(unix)]
-    if let Ok(folder) = std::fs::File::open(folder) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
+    Ok(write_atomic(path, &json)?)
 }
 
 #[cfg(test)]
@@ -198,41 +147,10 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
-        let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("weights");
-        write_atomic(&path, b"old").unwrap();
-        let full = write_with(&path, |file| {
-            file.write_all(&vec![1; 3 << 20])?;
-            Err(io::ErrorKind::StorageFull.into())
-        });
-        assert!(full.unwrap_err().to_string().contains("weights: cannot be written; nothing was changed"));
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(names(root.path()), ["weights"]);
-
-        std::fs::create_dir(root.path().join("folder")).unwrap();
-        assert!(write_atomic(&root.path().join("folder"), b"x").is_err());
-        assert!(write_atomic(&root.path().join("missing/x"), b"x").is_err());
-        assert_eq!(names(root.path()), ["folder", "weights"]);
-    }
-
-    #[test]
     fn json_is_indented_and_ends_with_a_newline() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a.json");
         write_json(&path, &serde_json::json!({"rank": 3})).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\n  \"rank\": 3\n}\n");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn results_are_as_readable_as_other_files() {
-        use std::os::unix::fs::PermissionsExt;
-        let root = tempfile::tempdir().unwrap();
-        let (ours, plain) = (root.path().join("ours"), root.path().join("plain"));
-        write_atomic(&ours, b"x").unwrap();
-        std::fs::write(&plain, b"x").unwrap();
-        let mode = |path| std::fs::metadata(path).unwrap().permissions().mode();
-        assert_eq!(mode(&ours), mode(&plain));
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::data::Example;
+use crate::fingerprint;
 
 /// The default of [`Tokenizer::with_max_length`]. Tokens beyond it are cut off.
 pub const DEFAULT_MAX_LENGTH: usize = 128;
@@ -18,6 +19,7 @@ pub const DEFAULT_MAX_LENGTH: usize = 128;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     truncate_from: TruncationDirection,
+    fingerprint: [u32; 2],
 }
 
 /// The tokens of one example, special tokens included.
@@ -43,11 +45,14 @@ impl Tokenizer {
                 path.display()
             );
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&path)
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|error| anyhow!("{}: not a readable tokenizer: {error}", path.display()))?;
         inner.with_padding(None);
         let truncate_from = truncation_side(model_dir)?;
-        Self { inner, truncate_from }.with_max_length(DEFAULT_MAX_LENGTH)
+        let side = format!("{truncate_from:?}");
+        let fingerprint = fingerprint::of([Some(&bytes[..]), Some(side.as_bytes())]);
+        Self { inner, truncate_from, fingerprint }.with_max_length(DEFAULT_MAX_LENGTH)
     }
 
     /// Sets the most tokens that an example may have, special tokens included. The caller keeps it within the positions
@@ -70,18 +75,38 @@ impl Tokenizer {
         Ok(self)
     }
 
+    /// The most tokens that an example may have.
+    pub fn max_length(&self) -> usize {
+        self.inner.get_truncation().map_or(DEFAULT_MAX_LENGTH, |t| t.max_length)
+    }
+
+    /// A hash of everything but the limit on length that tokens depend on.
+    pub fn fingerprint(&self) -> [u32; 2] {
+        self.fingerprint
+    }
+
     /// The number of token ids, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The tokens of examples, in their order, on all CPU cores.
+    /// The tokens of an example.
     ///
     /// # Errors
     /// If the tokenizer cannot encode a text (a vocabulary without an unknown token).
-    pub fn encode_all(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
+    pub fn encode(&self, example: &Example) -> Result<Encoded> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
-        let inputs = examples.iter().map(input).collect();
+        let encoding = self.inner.encode(input(example), true).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        encoded(&encoding)
+    }
+
+    /// The tokens of examples, in their order, on all CPU cores.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Encoded>> {
+        let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
+        let inputs = examples.into_iter().map(input).collect();
         let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
         encodings.iter().map(encoded).collect()
     }
@@ -116,7 +141,6 @@ fn truncation_side(model_dir: &Path) -> Result<TruncationDirection> {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::slice;
 
     use super::*;
 
@@ -157,15 +181,13 @@ mod tests {
         let example = example("good good good good", Some("film film film film film film"));
         let (good, film) = (whole.inner.token_to_id("good").unwrap(), whole.inner.token_to_id("film").unwrap());
         let (cls, sep) = (2, 3);
-        let at = |length| {
-            whole.clone().with_max_length(length).unwrap().encode_all(slice::from_ref(&example)).unwrap().remove(0)
-        };
+        let at = |length| whole.clone().with_max_length(length).unwrap().encode(&example).unwrap();
         let tokens = at(10);
         assert_eq!(tokens.ids, [cls, good, good, good, sep, film, film, film, film, sep]);
         assert_eq!(tokens.type_ids, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
         assert_eq!(at(5).ids, [cls, good, sep, film, sep]);
         assert_eq!(at(13).ids.len(), 13);
-        assert_eq!(at(100), whole.encode_all(slice::from_ref(&example)).unwrap()[0]);
+        assert_eq!(at(100), whole.encode(&example).unwrap());
     }
 
     #[test]
@@ -179,8 +201,8 @@ mod tests {
             "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
         std::fs::write(folder.path().join("tokenizer.json"), stored.to_string()).unwrap();
         let example = example("a dull plot", Some("the film is not good"));
-        let expected = Tokenizer::open(&tiny()).unwrap().encode_all(slice::from_ref(&example)).unwrap();
-        assert_eq!(Tokenizer::open(folder.path()).unwrap().encode_all(slice::from_ref(&example)).unwrap(), expected);
+        let expected = Tokenizer::open(&tiny()).unwrap().encode(&example).unwrap();
+        assert_eq!(Tokenizer::open(folder.path()).unwrap().encode(&example).unwrap(), expected);
     }
 
     #[test]
@@ -190,7 +212,7 @@ mod tests {
         std::fs::write(folder.path().join("tokenizer_config.json"), r#"{"truncation_side":"left"}"#).unwrap();
         let left = Tokenizer::open(folder.path()).unwrap().with_max_length(5).unwrap();
         let good = left.inner.token_to_id("good").unwrap();
-        assert_eq!(left.encode_all(&[example("film film film film good", None)]).unwrap()[0].ids[3], good);
+        assert_eq!(left.encode(&example("film film film film good", None)).unwrap().ids[3], good);
         std::fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
         assert!(Tokenizer::open(folder.path()).is_err());
     }

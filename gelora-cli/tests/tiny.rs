@@ -92,6 +92,17 @@ fn a_stopped_training_goes_on_as_if_it_had_not_stopped() {
         let other = format!("{line} --resume --{option} {value}");
         gelora(words(&other, &[&model, &data, &out])).fails_with(&["--resume", &format!("another {option}")]);
     }
+    let fails = |options: &str, data: &Path, name: &str| {
+        let run = gelora(words(&format!("{line} --resume {options}"), &[&model, data, &out]));
+        run.fails_with(&["--resume", &format!("another {name} (")]);
+    };
+    fails("--group-by-length", &data, "group-by-length");
+    fails("--max-length 6", &data, "max-length");
+    let text = fs::read_to_string(data.join("train.jsonl")).expect("the data");
+    let (first, rest) = text.split_once('\n').expect("rows");
+    let moved = at("moved.jsonl");
+    fs::write(&moved, format!("{rest}{first}\n")).expect("a data file");
+    fails("", &moved, "data");
     let resumed = format!("{line} --resume");
     gelora(words(&resumed, &[&model, &data, &out])).ok();
 
@@ -108,6 +119,17 @@ fn a_stopped_training_goes_on_as_if_it_had_not_stopped() {
 
     let finished = gelora(words(&resumed, &[&model, &data, &out]));
     finished.fails_with(&["--resume", "state.json"]);
+}
+
+#[test]
+fn batches_of_similar_length_train_as_well() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("a");
+    let line =
+        "train {} --data {} --rank 2 --epochs 12 --lr 1e-2 --batch-size 8 --group-by-length --out {} --json --quiet";
+    let trained = gelora(words(line, &[&fixture("tiny-bert"), &data(dir.path()), &out])).json();
+    let accuracy = trained["eval"]["accuracy"].as_f64().expect("an accuracy");
+    assert!(accuracy > 0.9, "held-out accuracy {accuracy}");
 }
 
 #[test]

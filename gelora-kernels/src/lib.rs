@@ -24,6 +24,7 @@
 //! # Ok::<(), gelora_kernels::Error>(())
 //! ```
 
+mod buffer;
 pub mod cpu;
 mod device;
 mod dtype;
@@ -34,9 +35,11 @@ mod offsets;
 pub mod ops;
 pub mod profile;
 pub mod random;
+pub mod recycle;
 mod tensor;
 pub mod verify;
 
+pub use buffer::SharedBytes;
 pub use device::{Device, DeviceInfo, DeviceKind};
 pub use dtype::DType;
 pub use error::{Error, Result};

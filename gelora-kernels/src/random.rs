@@ -22,8 +22,13 @@ fn lowbias32(mut x: u32) -> u32 {
 ///
 /// Source: the SplitMix64 step of Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
 pub fn key(seed: u64, path: &[u64]) -> [u32; 2] {
+    key_of(seed, path.iter().copied())
+}
+
+/// The [`key`] of a path that is made on the way, such as the words of a file.
+pub fn key_of(seed: u64, path: impl IntoIterator<Item = u64>) -> [u32; 2] {
     let mut state = splitmix(seed);
-    for &p in path {
+    for p in path {
         state = splitmix(state ^ splitmix(p));
     }
     [(state >> 32) as u32, state as u32]

@@ -1,8 +1,10 @@
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use crate::buffer::{Buffer, SharedBytes};
 use crate::{DType, Device, Error, Result, verify};
 
 /// A dense row-major array of numbers on one device. Clones share the data; writing to a shared tensor copies it first.
@@ -25,30 +27,8 @@ enum Storage {
     Gpu(crate::gpu::GpuBuffer),
 }
 
-/// Host memory with, under [`verify::guarded`], guard values on both sides.
-#[derive(Clone, Debug)]
-struct Buffer<T> {
-    data: Vec<T>,
-    guard: usize,
-}
-
-impl<T> Buffer<T> {
-    fn new(data: Vec<T>) -> Arc<Self> {
-        Arc::new(Self { data, guard: 0 })
-    }
-
-    fn as_slice(&self) -> &[T] {
-        &self.data[self.guard..self.data.len() - self.guard]
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [T] {
-        let end = self.data.len() - self.guard;
-        &mut self.data[self.guard..end]
-    }
-}
-
 fn check_len(shape: &[usize], len: usize) -> Result<()> {
-    let wanted: usize = shape.iter().product();
+    let wanted = shape.iter().try_fold(1, |n: usize, d| n.checked_mul(*d)).unwrap_or(0);
     if wanted == 0 || wanted != len {
         return Err(Error::Shape {
             op: "tensor",
@@ -108,21 +88,47 @@ impl Tensor {
         Self::from_vec(vec![0.0; len], shape)?.to_device(device)
     }
 
-    /// An f32 output tensor for a CPU path, all of which the caller writes. Under [`verify::guarded`] it is filled with
-    /// NaN and fenced with guard values.
+    /// A CPU tensor of values that lie in `owner`, at these bytes and in this machine's byte order. They are shared, not
+    /// copied (unless they are not aligned for their type), and copied when the tensor is first written to.
+    ///
+    /// # Errors
+    /// If the bytes lie outside the owner, or are not as many as the shape and the type ask for, or none.
+    ///
+    /// ```
+    /// use gelora_kernels::{DType, Tensor};
+    /// let file: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| v.to_ne_bytes()).collect();
+    /// let t = Tensor::from_bytes(std::sync::Arc::new(file), 0..8, DType::F32, [2])?;
+    /// assert_eq!(t.to_vec()?, [1.5, -2.0]);
+    /// # Ok::<(), gelora_kernels::Error>(())
+    /// ```
+    pub fn from_bytes(
+        owner: SharedBytes,
+        range: Range<usize>,
+        dtype: DType,
+        shape: impl Into<Vec<usize>>,
+    ) -> Result<Self> {
+        let (size, there) = ((*owner).as_ref().len(), (*owner).as_ref().get(range.clone()).map(<[u8]>::len));
+        let Some(bytes) = there.filter(|bytes| bytes % dtype.size() == 0) else {
+            let message = format!("expected whole values of {dtype} among {size} bytes, got the bytes {range:?}");
+            return Err(Error::Value { op: "tensor", message });
+        };
+        let storage = match dtype {
+            DType::F32 => Storage::F32(Buffer::shared(owner, range)),
+            DType::Bf16 => Storage::Bf16(Buffer::shared(owner, range)),
+            DType::F16 => Storage::F16(Buffer::shared(owner, range)),
+            DType::F64 => Storage::F64(Buffer::shared(owner, range)),
+        };
+        Self::on_cpu(shape.into(), bytes / dtype.size(), storage)
+    }
+
+    /// An f32 output tensor for a CPU path, all of which the caller writes: what it holds until then are zeros or values of
+    /// a dropped tensor (see [`crate::recycle`]). Under [`verify::guarded`] it is filled with NaN and fenced with guard
+    /// values.
     pub(crate) fn output(shape: impl Into<Vec<usize>>) -> Result<Self> {
         let shape = shape.into();
         let len: usize = shape.iter().product();
         check_len(&shape, len)?;
-        let buffer = if verify::guards_are_on() {
-            let guard = verify::GUARD_LEN;
-            let mut data = vec![verify::GUARD; len + 2 * guard];
-            data[guard..guard + len].fill(f32::NAN);
-            Buffer { data, guard }
-        } else {
-            Buffer { data: vec![0.0; len], guard: 0 }
-        };
-        Ok(Self { shape, device: Device::Cpu, storage: Storage::F32(Arc::new(buffer)) })
+        Self::on_cpu(shape, len, Storage::F32(Buffer::output(len)))
     }
 
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -142,7 +148,7 @@ impl Tensor {
     pub(crate) fn guards_hold(&self) -> Result<bool> {
         let intact = |guard: &[f32]| guard.iter().all(|v| v.to_bits() == verify::GUARD.to_bits());
         match &self.storage {
-            Storage::F32(b) => Ok(intact(&b.data[..b.guard]) && intact(&b.data[b.data.len() - b.guard..])),
+            Storage::F32(b) => Ok(b.guards().into_iter().all(intact)),
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(buffer) => Ok(crate::gpu::guards(&self.device, buffer)?.iter().all(|g| intact(g))),
             _ => Ok(true),
@@ -345,32 +351,4 @@ impl Tensor {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn writing_to_a_clone_leaves_the_original() -> Result<()> {
-        let a = Tensor::from_vec(vec![1.0, 2.0], [2])?;
-        let mut b = a.clone();
-        b.as_mut_slice()?[0] = 9.0;
-        assert_eq!((a.to_vec()?, b.to_vec()?), (vec![1.0, 2.0], vec![9.0, 2.0]));
-        Ok(())
-    }
-
-    #[test]
-    fn empty_and_misshapen_are_errors() {
-        assert!(Tensor::from_vec(vec![], [0, 3]).is_err());
-        assert!(Tensor::from_vec(vec![1.0; 5], [2, 3]).is_err());
-        assert!(Tensor::zeros([3, 0], &Device::Cpu).is_err());
-        assert!(Tensor::output([0]).is_err());
-    }
-
-    #[test]
-    fn dtypes_round_to_nearest() -> Result<()> {
-        let t = Tensor::from_vec(vec![1.0, 1.0 + 1.0 / 256.0, -3.5], [3])?;
-        assert_eq!(t.to_dtype(DType::Bf16)?.to_vec()?, [1.0, 1.0, -3.5]);
-        assert_eq!(t.to_dtype(DType::F16)?.to_vec()?, t.to_vec()?);
-        assert_eq!(t.to_dtype(DType::Bf16)?.bytes()?.len(), 6);
-        Ok(())
-    }
-}
+mod tests;

@@ -16,6 +16,14 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file could not be written; what was there before is untouched.
+    #[error("{}: cannot be written; nothing was changed: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A file is not JSON of the expected form.
     #[error("{}: not a PEFT LoRA config: {source}", path.display())]
     Json {

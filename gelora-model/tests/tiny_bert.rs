@@ -167,3 +167,22 @@ fn gradients_with_dropout_match_finite_differences() {
     let slope = (up - down) / (2.0 * h);
     assert!((slope / squared - 1.0).abs() < 1e-2, "slope {slope}, squared norm of the gradient {squared}");
 }
+
+/// The weights are mapped from the files that merging replaces.
+#[cfg(unix)]
+#[test]
+fn a_model_can_be_merged_into_its_own_folder() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let batch = batch(&rows(&golden), &ALL);
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("tiny-bert").join(name), folder.path().join(name)).expect("a copy");
+    }
+    let adapter = Adapter::read(&fixture("tiny-bert-peft")).expect("a PEFT folder");
+    let classifier = Classifier::with_adapter(folder.path(), adapter, None).expect("it fits");
+    classifier.write_merged(folder.path(), folder.path()).expect("it is written");
+    let logits = |classifier: &Classifier| classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+    let merged = Classifier::load(folder.path(), None).expect("the merged model");
+    assert_close("merged", &logits(&merged), &golden.floats("peft.logits"), 1e-5);
+    assert_close("mapped before", &logits(&classifier), &golden.floats("peft.logits"), 1e-5);
+}

@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use gelora_lora::files;
 use gelora_model::{Classifier, Task};
 use serde_json::{Map, Value, json};
 
 use super::{adapter_info, check_not_input, load_classifier, open_tokenizer, require_cpu};
 use crate::args::{EvalArgs, SplitArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
-use crate::tokenize::Encoded;
+use crate::metrics;
+use crate::tokenize::Tokenizer;
 use crate::ui::{self, Progress, TableStyle};
-use crate::{metrics, output};
 
 /// Logits of each row.
 pub type Logits = Vec<Vec<f32>>;
@@ -34,8 +35,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let config = classifier.encoder().config();
     let tokenizer = open_tokenizer(&args.model, &data_args, config.max_positions, config.vocabulary)?;
-    let encoded = tokenizer.encode_all(&dataset.examples)?;
-    let logits = predict(&classifier, &encoded, args.batch_size, args.output.quiet)?;
+    let logits = predict(&classifier, &tokenizer, &dataset, args.batch_size, args.output.quiet)?;
     if let Some(path) = &args.predictions {
         write_predictions(path, &classifier, &dataset, &logits)?;
     }
@@ -82,11 +82,18 @@ pub fn label_set(classifier: &Classifier) -> LabelSet {
 }
 
 /// Logits of every example, in order.
-pub fn predict(classifier: &Classifier, encoded: &[Encoded], batch_size: usize, quiet: bool) -> Result<Logits> {
-    let progress = Progress::new(quiet, "eval", encoded.len() as u64);
-    let mut all = Vec::with_capacity(encoded.len());
-    for chunk in encoded.chunks(batch_size) {
-        let logits = classifier.logits(&super::batch(chunk)?)?;
+pub fn predict(
+    classifier: &Classifier,
+    tokenizer: &Tokenizer,
+    dataset: &Dataset,
+    batch_size: usize,
+    quiet: bool,
+) -> Result<Logits> {
+    let progress = Progress::new(quiet, "eval", dataset.examples.len() as u64);
+    let mut all = Vec::with_capacity(dataset.examples.len());
+    for chunk in dataset.examples.chunks(batch_size) {
+        let encoded = tokenizer.encode_all(chunk).with_context(|| dataset.place(all.len()))?;
+        let logits = classifier.logits(&super::batch(&encoded)?)?;
         all.extend(logits.to_vec()?.chunks(logits.cols()).map(<[f32]>::to_vec));
         progress.inc(chunk.len() as u64);
     }
@@ -113,7 +120,7 @@ fn largest(row: &[f32]) -> usize {
 }
 
 fn write_predictions(path: &Path, classifier: &Classifier, dataset: &Dataset, logits: &Logits) -> Result<()> {
-    output::write_with(path, |file| {
+    let written = files::write_with(path, |file| {
         for (row, (logits, example)) in logits.iter().zip(&dataset.examples).enumerate() {
             let label = example.label.as_ref().map_or(Value::Null, label_json);
             let line = match classifier.task() {
@@ -126,7 +133,8 @@ fn write_predictions(path: &Path, classifier: &Classifier, dataset: &Dataset, lo
             writeln!(file, "{line}")?;
         }
         Ok(())
-    })
+    });
+    Ok(written?)
 }
 
 fn label_json(label: &data::Label) -> Value {

@@ -5,6 +5,8 @@ pub mod eval;
 pub mod id;
 pub mod measure;
 pub mod merge;
+mod order;
+mod prefetch;
 pub mod rank;
 pub mod train;
 mod trainer;

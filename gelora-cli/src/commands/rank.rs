@@ -68,8 +68,7 @@ pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset
     if rows.len() < 3 {
         anyhow::bail!("{}: {} rows; two nearest neighbours need at least 3", dataset.path.display(), rows.len());
     }
-    let examples: Vec<data::Example> = rows.iter().map(|&i| dataset.examples[i].clone()).collect();
-    let encoded = tokenizer.encode_all(&examples)?;
+    let encoded = tokenizer.encode_all(rows.iter().map(|&i| &dataset.examples[i]))?;
     mark("tokenised");
     let encoded: Vec<_> = encoded.iter().collect();
     let points = measure::points(encoder, &encoded, args.measure.pool, args.batch_size, args.seed, quiet)?;

@@ -10,13 +10,14 @@ use gelora_model::{Classifier, Encoder, Task as ModelTask};
 use serde_json::json;
 
 use super::measure::{self, ModuleRank, Ranks};
+use super::order::Order;
+use super::prefetch::Source;
 use super::trainer::{CHECKPOINT, LOG, Trainer};
 use super::{AdapterInfo, INFO_NAME, check_model, eval, open_tokenizer, rank, read_json, require_cpu};
-use crate::args::{ProfileArgs, RankArgs, TaskArg, TrainArgs};
-use crate::data::{self, Dataset, LabelSet, Split, Targets, Task};
+use crate::args::{DeviceArg, ProfileArgs, RankArgs, TaskArg, TrainArgs};
+use crate::data::{self, Dataset, Example, LabelSet, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
-use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded};
 use crate::ui;
 
 const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, rank::RANKS_NAME, CHECKPOINT];
@@ -54,27 +55,23 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let sizes = classifier.encoder().config();
     let tokenizer = open_tokenizer(&args.model, &args.data, sizes.max_positions, sizes.vocabulary)?;
     mark("tokenizer loaded");
-    let examples = tokenizer.encode_all(&dataset.examples)?;
-    let held_out: Option<(Vec<Encoded>, Targets)> = match (&held_out, held_out_targets) {
-        (Some(data), Some(targets)) => Some((tokenizer.encode_all(&data.examples)?, targets)),
-        _ => None,
-    };
-    mark("tokenised");
-    let mut trainer = Trainer { args, out: &out, config, classifier, examples, targets };
+    let max_length = tokenizer.max_length();
+    let source = Source { order: order(args, &dataset), dataset, tokenizer };
+    let mut trainer = Trainer { args, out: &out, config, classifier, source: &source, targets };
     ui::note(
         args.output.quiet,
         format!(
             "{} rows, {} steps, {} adapter parameters in {} modules",
-            ui::count(dataset.examples.len() as u64),
+            ui::count(source.dataset.examples.len() as u64),
             ui::count(trainer.total() as u64),
             ui::count(parameters as u64),
             modules.len()
         ),
     );
     out.create()?;
-    let scores = trainer.run(|classifier| match &held_out {
-        Some((encoded, targets)) => {
-            let logits = eval::predict(classifier, encoded, args.batch_size, true)?;
+    let scores = trainer.run(|classifier| match held_out.as_ref().zip(held_out_targets.as_ref()) {
+        Some((data, targets)) => {
+            let logits = eval::predict(classifier, &source.tokenizer, data, args.batch_size, true)?;
             Ok(Some(eval::score(classifier, &logits, targets)))
         }
         None => Ok(None),
@@ -84,13 +81,21 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         LabelSet::Classes(labels) => Some(labels),
         LabelSet::Scores => None,
     };
-    let max_length = args.data.max_length.unwrap_or(DEFAULT_MAX_LENGTH);
     trainer.adapter().write(out.path())?;
     let version = env!("CARGO_PKG_VERSION").into();
     out.write_json(INFO_NAME, &AdapterInfo { labels, max_length, version })?;
     // The adapter is whole now; the checkpoint has done its duty.
     let _ = std::fs::remove_dir_all(out.file(CHECKPOINT));
     report(args, scores, parameters)
+}
+
+fn order(args: &TrainArgs, dataset: &Dataset) -> Order {
+    if !args.group_by_length {
+        return Order::shuffled(dataset.examples.len(), args.batch_size, args.seed);
+    }
+    let characters = |text: &String| text.chars().count();
+    let length = |e: &Example| characters(&e.text) + e.pair.as_ref().map_or(0, characters);
+    Order::grouped(dataset.examples.iter().map(length).collect(), args.batch_size, args.seed)
 }
 
 /// The data to evaluate on: --eval-data, or the validation split of a folder.
@@ -171,7 +176,8 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         points: None,
         batch_size: args.batch_size,
         dtype: args.dtype,
-        device: args.device,
+        // Looking for a GPU takes longer than the search on the CPU, where training runs.
+        device: DeviceArg::Cpu,
         seed: args.seed,
         out: PathBuf::new(),
         profile: ProfileArgs::default(),

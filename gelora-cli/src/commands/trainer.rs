@@ -1,26 +1,29 @@
-//! The loop of `gelora train`: order of the rows, steps, the log, checkpoints.
+//! The loop of `gelora train`: steps, the log, checkpoints.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{LineWriter, Write};
+use std::ops::Range;
+use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::DType;
 use gelora_kernels::ops::adamw::AdamW;
-use gelora_kernels::random::{self, Stream};
 use gelora_lora::{Adapter, AdapterConfig};
 use gelora_model::optim::{Optimizer, linear_schedule};
 use gelora_model::{Classifier, Grads, Pass, Targets as ModelTargets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::prefetch::{Rows, Source};
 use super::read_json;
 use crate::args::TrainArgs;
 use crate::data::Targets;
+use crate::fingerprint;
 use crate::output::OutDir;
 use crate::profile;
-use crate::tokenize::Encoded;
 use crate::ui::{self, Progress};
 
 /// Folder of the latest checkpoint inside OUT, and its file that is written last.
@@ -29,13 +32,16 @@ const STATE: &str = "state.json";
 /// The log: a line a step, and one an evaluation.
 pub const LOG: &str = "metrics.jsonl";
 
+/// What is measured on held-out data, if there is any.
+type Scores = Option<Vec<(&'static str, f64)>>;
+
 /// What training needs, read and checked.
 pub struct Trainer<'a> {
     pub args: &'a TrainArgs,
     pub out: &'a OutDir,
     pub config: AdapterConfig,
     pub classifier: Classifier,
-    pub examples: Vec<Encoded>,
+    pub source: &'a Source,
     pub targets: Targets,
 }
 
@@ -52,20 +58,12 @@ struct State {
 impl Trainer<'_> {
     /// Steps of the whole training.
     pub fn total(&self) -> usize {
-        let per_epoch = self.examples.len() as f64 / self.args.batch_size as f64;
+        let per_epoch = self.source.dataset.examples.len() as f64 / self.args.batch_size as f64;
         self.args.steps.unwrap_or_else(|| ((per_epoch * self.args.epochs).ceil() as usize).max(1))
     }
 
-    /// Steps of one pass over the data.
-    fn epoch(&self) -> usize {
-        self.examples.len().div_ceil(self.args.batch_size)
-    }
-
     /// Trains to the end; calls `evaluate` after each epoch and at the end, for the numbers that go into the log.
-    pub fn run(
-        &mut self,
-        mut evaluate: impl FnMut(&Classifier) -> Result<Option<Vec<(&'static str, f64)>>>,
-    ) -> Result<Option<Vec<(&'static str, f64)>>> {
+    pub fn run(&mut self, mut evaluate: impl FnMut(&Classifier) -> Result<Scores>) -> Result<Scores> {
         let args = self.args;
         let settings = AdamW { weight_decay: args.weight_decay as f32, ..AdamW::default() };
         let mut optimizer = Optimizer::new(settings, (args.clip > 0.0).then_some(args.clip));
@@ -76,21 +74,30 @@ impl Trainer<'_> {
             let _ = fs::remove_dir_all(self.out.file(CHECKPOINT));
             0
         };
-        let (total, epoch) = (self.total(), self.epoch());
-        let mut log = self.open_log(first)?;
-        let progress = Progress::new(args.output.quiet, "train", (total - first) as u64);
-        let (mut order, mut order_of) = (Vec::new(), usize::MAX);
+        let (total, source) = (self.total(), self.source);
+        thread::scope(|scope| {
+            let batches = source.start(scope, first..total);
+            self.steps(first..total, &batches, &mut optimizer, &mut evaluate)
+        })
+    }
+
+    /// Trains these steps on the rows that come in.
+    fn steps(
+        &mut self,
+        steps: Range<usize>,
+        batches: &Receiver<Result<Rows>>,
+        optimizer: &mut Optimizer,
+        evaluate: &mut dyn FnMut(&Classifier) -> Result<Scores>,
+    ) -> Result<Scores> {
+        let (args, total, epoch) = (self.args, steps.end, self.source.order.steps());
+        let mut log = self.open_log(steps.start)?;
+        let progress = Progress::new(args.output.quiet, "train", steps.len() as u64);
         let mut last_scores = None;
-        for step in first..total {
-            if order_of != step / epoch {
-                order_of = step / epoch;
-                order = shuffled(self.examples.len(), args.seed, order_of);
-            }
-            let start = (step % epoch) * args.batch_size;
-            let rows = &order[start..order.len().min(start + args.batch_size)];
+        for step in steps {
+            let rows = batches.recv().context("the rows of the next step")??;
             let began = Instant::now();
             let lr = args.lr * linear_schedule(step, total, args.warmup * total as f64);
-            let (loss, norm, tokens) = self.step(rows, step, lr as f32, &mut optimizer)?;
+            let (loss, norm, tokens) = self.step(&rows, step, lr as f32, optimizer)?;
             let seconds = began.elapsed().as_secs_f64();
             let line = json!({"step": step + 1, "epoch": (step + 1) as f64 / epoch as f64, "loss": loss, "lr": lr,
                 "grad_norm": norm, "ms": seconds * 1e3, "tokens_per_s": (tokens as f64 / seconds).round()});
@@ -110,7 +117,7 @@ impl Trainer<'_> {
             }
             if !end && (step + 1) % args.checkpoint_every.unwrap_or(epoch) == 0 {
                 log.flush().with_context(|| self.out.file(LOG).display().to_string())?;
-                self.checkpoint(step + 1, &optimizer)?;
+                self.checkpoint(step + 1, optimizer)?;
             }
             profile::skip();
         }
@@ -120,22 +127,23 @@ impl Trainer<'_> {
     }
 
     /// (mean loss, gradient norm, tokens) of one optimiser step on these rows.
-    fn step(&mut self, rows: &[usize], step: usize, lr: f32, optimizer: &mut Optimizer) -> Result<(f64, f64, usize)> {
+    fn step(&mut self, rows: &Rows, step: usize, lr: f32, optimizer: &mut Optimizer) -> Result<(f64, f64, usize)> {
         let args = self.args;
         let (mut grads, mut loss, mut tokens) = (Grads::new(), 0.0, 0);
-        for (part, rows) in rows.chunks(rows.len().div_ceil(args.accumulate)).enumerate() {
-            let share = rows.len() as f64 / self.step_rows(step) as f64;
-            let batch = super::batch(rows.iter().map(|&i| &self.examples[i]))?;
+        let size = rows.indices.len().div_ceil(args.accumulate);
+        for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
+            let share = indices.len() as f64 / rows.indices.len() as f64;
+            let batch = super::batch(encoded)?;
             tokens += batch.ids().len();
             let pass = Pass::training(args.seed, (step * args.accumulate + part) as u64);
             let (classes, scores);
             let targets = match &self.targets {
                 Targets::Classes(all) => {
-                    classes = rows.iter().map(|&i| all[i]).collect::<Vec<_>>();
+                    classes = indices.iter().map(|&i| all[i]).collect::<Vec<_>>();
                     ModelTargets::Classes(&classes)
                 }
                 Targets::Scores(all) => {
-                    scores = rows.iter().map(|&i| all[i] as f32).collect::<Vec<_>>();
+                    scores = indices.iter().map(|&i| all[i] as f32).collect::<Vec<_>>();
                     ModelTargets::Scores(&scores)
                 }
             };
@@ -143,12 +151,6 @@ impl Trainer<'_> {
         }
         let norm = optimizer.step(self.classifier.parameters_mut(), &grads, lr)?;
         Ok((loss, norm, tokens))
-    }
-
-    /// Rows of a step: a full batch, but for the last of an epoch.
-    fn step_rows(&self, step: usize) -> usize {
-        let start = (step % self.epoch()) * self.args.batch_size;
-        self.args.batch_size.min(self.examples.len() - start)
     }
 
     /// The trained adapter and head.
@@ -176,15 +178,18 @@ impl Trainer<'_> {
 
     fn state(&self, step: usize, files: String) -> Result<State> {
         let a = self.args;
-        let tokens = self.examples.iter().flat_map(|e| e.ids.iter().map(|id| u64::from(*id) + 1).chain([0]));
-        let data = random::key(0, &tokens.collect::<Vec<_>>());
-        let labels = format!("{:?}", self.targets);
-        let labels = random::key(0, &labels.bytes().map(u64::from).collect::<Vec<_>>());
+        let Source { dataset, tokenizer, .. } = self.source;
+        let labels = match &self.targets {
+            Targets::Classes(all) => fingerprint::of_numbers(all.iter().map(|class| *class as u64)),
+            Targets::Scores(all) => fingerprint::of_numbers(all.iter().map(|score| score.to_bits())),
+        };
         let settings = json!({
             "model": a.model, "adapter": serde_json::to_value(&self.config)?, "steps": self.total(),
-            "task": format!("{:?}", self.classifier.task()), "data": data, "labels": labels, "seed": a.seed,
-            "batch-size": a.batch_size, "accumulate": a.accumulate, "lr": a.lr, "warmup": a.warmup,
-            "weight-decay": a.weight_decay, "clip": a.clip, "dtype": DType::from(a.dtype).to_string(),
+            "task": format!("{:?}", self.classifier.task()), "data": dataset.fingerprint(), "labels": labels,
+            "tokenizer": tokenizer.fingerprint(), "max-length": tokenizer.max_length(), "seed": a.seed,
+            "group-by-length": a.group_by_length, "batch-size": a.batch_size, "accumulate": a.accumulate, "lr": a.lr,
+            "warmup": a.warmup, "weight-decay": a.weight_decay, "clip": a.clip,
+            "dtype": DType::from(a.dtype).to_string(),
         });
         Ok(State { step, files, settings: serde_json::from_value(settings)? })
     }
@@ -227,30 +232,8 @@ impl Trainer<'_> {
                 }
             }
         }
-        crate::output::write_atomic(&path, kept.as_bytes())?;
+        gelora_lora::files::write_atomic(&path, kept.as_bytes())?;
         let file = File::options().append(true).open(&path).with_context(|| path.display().to_string())?;
         Ok(LineWriter::new(file))
-    }
-}
-
-/// The rows in the random order of an epoch.
-fn shuffled(n: usize, seed: u64, epoch: usize) -> Vec<usize> {
-    let mut rows: Vec<usize> = (0..n).collect();
-    Stream::at(seed, &[0x6f72_6465, epoch as u64]).shuffle(&mut rows); // "orde"
-    rows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_epoch_has_its_order() {
-        let (a, b) = (shuffled(100, 1, 0), shuffled(100, 1, 1));
-        assert_ne!(a, b);
-        assert_eq!(a, shuffled(100, 1, 0));
-        let mut sorted = b;
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
     }
 }

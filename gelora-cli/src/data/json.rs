@@ -1,10 +1,13 @@
 //! `.jsonl`: one object a line, blank lines skipped. `.json`: a list of objects, or the same as `.jsonl`.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 
-use anyhow::{Result, bail};
-use serde_json::{Map, Value};
+use anyhow::{Result, anyhow, bail};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Deserializer, Value};
 
 use super::table::{Cell, Row, Table, read_text};
 
@@ -22,12 +25,8 @@ pub fn read(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
 fn lines(path: &Path, text: &str, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
     let mut rows = Rows::new(path, keep);
     for (i, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        match serde_json::from_str(line) {
-            Ok(value) => rows.push(value, i + 1)?,
-            Err(error) => bail!("{}: line {} is not valid JSON: {}", path.display(), i + 1, cause(&error)),
+        if !line.trim().is_empty() {
+            rows.push(line, i + 1)?;
         }
     }
     Ok(rows.table)
@@ -51,13 +50,10 @@ fn list(path: &Path, text: &str, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
             at += 1;
             break;
         }
-        let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
+        let mut values = Deserializer::from_str(&text[at..]).into_iter::<IgnoredAny>();
         match values.next() {
-            Some(Ok(value)) => rows.push(value, start)?,
-            Some(Err(error)) => {
-                let line = start + error.line().saturating_sub(1);
-                bail!("{}: line {line} is not valid JSON: {}", path.display(), cause(&error));
-            }
+            Some(Ok(_)) => rows.push(&text[at..at + values.byte_offset()], start)?,
+            Some(Err(error)) => return Err(rows.invalid(&error, start)),
             None => bail!("{}: line {start} ends a list that has no closing bracket", path.display()),
         }
         at = next(at + values.byte_offset());
@@ -100,42 +96,137 @@ impl<'a> Rows<'a> {
         Self { path, keep, table: Table::default(), seen: HashMap::new() }
     }
 
-    fn push(&mut self, value: Value, line: usize) -> Result<()> {
-        let Value::Object(object) = value else {
+    /// Adds the object that this text, which starts on this line, consists of.
+    fn push(&mut self, text: &str, line: usize) -> Result<()> {
+        let mut values = Deserializer::from_str(text);
+        if !text.trim_start().starts_with('{') {
+            Value::deserialize(&mut values).and_then(|_| values.end()).map_err(|e| self.invalid(&e, line))?;
             bail!(
                 "{}: row {} (line {line}) is not an object like {{\"text\": \"...\", \"label\": ...}}",
                 self.path.display(),
                 self.table.rows.len() + 1
             );
-        };
-        let row = self.row(object);
-        self.table.rows.push(row);
+        }
+        let row = values.deserialize_map(RowVisitor(self)).and_then(|row| values.end().map(|()| row));
+        self.table.rows.push(row.map_err(|error| self.invalid(&error, line))?);
         self.table.lines.push(line);
         Ok(())
     }
 
-    fn row(&mut self, object: Map<String, Value>) -> Row {
-        let mut cells = vec![Cell::Null; self.table.kept.len()];
-        for (key, value) in object {
-            let kept = match self.seen.get(&key) {
-                Some(kept) => *kept,
-                None => self.add_column(key),
-            };
-            if let Some(index) = kept {
-                cells.resize(cells.len().max(index + 1), Cell::Null);
-                cells[index] = Cell::from(value);
-            }
-        }
-        Row(cells)
+    fn invalid(&self, error: &serde_json::Error, first_line: usize) -> anyhow::Error {
+        let line = first_line + error.line().saturating_sub(1);
+        anyhow!("{}: line {line} is not valid JSON: {}", self.path.display(), cause(error))
     }
 
-    fn add_column(&mut self, key: String) -> Option<usize> {
-        let kept = (self.keep)(&key).then_some(self.table.kept.len());
-        if kept.is_some() {
-            self.table.kept.push(key.clone());
+    /// The index of a key among the kept columns, if it is kept.
+    fn column(&mut self, key: &str) -> Option<usize> {
+        if let Some(kept) = self.seen.get(key) {
+            return *kept;
         }
-        self.table.columns.push(key.clone());
-        self.seen.insert(key, kept);
+        let kept = (self.keep)(key).then_some(self.table.kept.len());
+        if kept.is_some() {
+            self.table.kept.push(key.to_owned());
+        }
+        self.table.columns.push(key.to_owned());
+        self.seen.insert(key.to_owned(), kept);
         kept
+    }
+}
+
+/// Reads the cells of an object, passing over what is not kept.
+struct RowVisitor<'a, 'b>(&'a mut Rows<'b>);
+
+impl<'de> Visitor<'de> for RowVisitor<'_, '_> {
+    type Value = Row;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row, A::Error> {
+        let mut cells = vec![Cell::Null; self.0.table.kept.len()];
+        while let Some(column) = map.next_key_seed(Key(self.0))? {
+            match column {
+                Some(index) => {
+                    cells.resize(cells.len().max(index + 1), Cell::Null);
+                    cells[index] = map.next_value()?;
+                }
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(Row(cells))
+    }
+}
+
+/// Reads a key as the index of its column.
+struct Key<'a, 'b>(&'a mut Rows<'b>);
+
+impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Option<usize>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_, '_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Option<usize>, E> {
+        Ok(self.0.column(key))
+    }
+}
+
+impl<'de> Deserialize<'de> for Cell {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CellVisitor)
+    }
+}
+
+struct CellVisitor;
+
+impl<'de> Visitor<'de> for CellVisitor {
+    type Value = Cell;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Cell, E> {
+        Ok(Cell::Null)
+    }
+
+    fn visit_bool<E>(self, truth: bool) -> Result<Cell, E> {
+        Ok(Cell::Bool(truth))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Cell, E> {
+        Ok(Cell::Integer(number.into()))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Cell, E> {
+        Ok(Cell::Integer(number.into()))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Cell, E> {
+        Ok(Cell::Float(number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Cell, E> {
+        Ok(Cell::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Cell, A::Error> {
+        Value::deserialize(SeqAccessDeserializer::new(list)).map(Cell::Nested)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Cell, A::Error> {
+        Value::deserialize(MapAccessDeserializer::new(object)).map(Cell::Nested)
     }
 }

@@ -1,6 +1,7 @@
 //! From labels as written to targets: which classes there are, or that the labels are scores.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Result, anyhow, bail};
 
@@ -40,7 +41,7 @@ pub enum Targets {
 /// # Errors
 /// If a row has no label, there is only one class, or a label is no number where scores are wanted.
 pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
-    let mut names: Vec<String> = Vec::new();
+    let mut names: BTreeSet<String> = BTreeSet::new();
     let mut first_score: Option<(&Dataset, usize, f64)> = None;
     let mut first_other: Option<(&Dataset, usize, &str)> = None;
     for data in datasets {
@@ -53,7 +54,10 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
                 }
                 _ => {}
             }
-            names.push(label.class_name());
+            let name = label.class_name();
+            if !names.contains(&*name) {
+                names.insert(name.into_owned());
+            }
         }
     }
     let task = task.unwrap_or(if first_score.is_some() { Task::Regression } else { Task::Classification });
@@ -72,9 +76,9 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
     }
 }
 
-fn classes(datasets: &[&Dataset], mut names: Vec<String>) -> Result<LabelSet> {
-    names.sort();
-    names.dedup();
+/// The names come in their order.
+fn classes(datasets: &[&Dataset], names: BTreeSet<String>) -> Result<LabelSet> {
+    let mut names: Vec<String> = names.into_iter().collect();
     let numbers: Option<Vec<i128>> = names.iter().map(|name| name.parse().ok()).collect();
     if numbers.is_some() {
         names.sort_by_key(|name| name.parse::<i128>().unwrap_or_default());
@@ -111,10 +115,10 @@ impl Label {
     }
 
     /// The class that the label names; 1.0 is the class 1.
-    fn class_name(&self) -> String {
+    fn class_name(&self) -> Cow<'_, str> {
         match self {
-            Label::Class(name) => name.clone(),
-            Label::Score(score) => score.to_string(),
+            Label::Class(name) => Cow::Borrowed(name),
+            Label::Score(score) => Cow::Owned(score.to_string()),
         }
     }
 }
@@ -131,7 +135,7 @@ impl LabelSet {
                 let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
                 let class = |row| {
                     let name = required(data, row)?.class_name();
-                    index.get(name.as_str()).copied().ok_or_else(|| {
+                    index.get(&*name).copied().ok_or_else(|| {
                         anyhow!(
                             "{}: the label \"{name}\" is not among those trained on: {}",
                             data.place(row),

@@ -22,6 +22,7 @@ pub use columns::{ColumnFlags, Columns};
 pub use folder::splits;
 pub use labels::{LabelSet, Targets, Task, labels};
 
+use crate::fingerprint;
 use table::Table;
 
 /// File endings that [`read`] knows.
@@ -88,6 +89,12 @@ impl Dataset {
         table::place(&self.path, &self.lines, index)
     }
 
+    /// A hash of the texts and their order.
+    pub fn fingerprint(&self) -> [u32; 2] {
+        let texts = self.examples.iter().flat_map(|e| [Some(e.text.as_bytes()), e.pair.as_deref().map(str::as_bytes)]);
+        fingerprint::of(texts)
+    }
+
     /// How many rows carry a label.
     pub fn labelled(&self) -> usize {
         self.examples.iter().filter(|e| e.label.is_some()).count()
@@ -130,7 +137,7 @@ fn dataset(path: PathBuf, mut table: Table, flags: &ColumnFlags) -> Result<Datas
     let found = columns::resolve(&path, &table, flags)?;
     let lines = std::mem::take(&mut table.lines);
     let mut examples = Vec::with_capacity(table.rows.len());
-    for (i, row) in table.rows.iter_mut().enumerate() {
+    for (i, mut row) in table.rows.into_iter().enumerate() {
         let at = || table::place(&path, &lines, i);
         let text = if found.chat {
             columns::last_user_message(row.take(found.text), &found.names.text, &at)?

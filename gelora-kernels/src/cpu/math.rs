@@ -33,8 +33,11 @@ super::vectorised! {
 pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits; a conversion that saturates would not be vector code.
+    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);
-    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let (n, exponent) = (shifted - ROUND, shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32);
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -44,9 +47,9 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 5e-1;
     let e = p * r * r + r + 1.0;
     // 2^n in two factors: n reaches 128, one past the largest exponent.
-    let half = (n as i32) >> 1;
-    let pow2 = |k: i32| f32::from_bits(((k + 127) << 23) as u32);
-    let value = e * pow2(half) * pow2(n as i32 - half);
+    let half = exponent >> 1;
+    let pow2 = |k: i32| f32::from_bits((k.wrapping_add(127) << 23) as u32);
+    let value = e * pow2(half) * pow2(exponent.wrapping_sub(half));
     if x < -87.3 {
         0.0
     } else if x > 88.7 {

@@ -1,0 +1,53 @@
+//! Whether data is what it was: a hash that does not depend on the machine or the version of Rust.
+
+use std::iter;
+
+use gelora_kernels::random;
+
+/// Any but 0, with which zeros at the beginning would not count.
+const SEED: u64 = 0x6461_7461; // "data"
+
+/// A hash of byte strings, some of which may be absent, that knows where each ends. It tells mistakes, not attacks.
+pub fn of<'a>(parts: impl IntoIterator<Item = Option<&'a [u8]>>) -> [u32; 2] {
+    of_numbers(parts.into_iter().flat_map(words))
+}
+
+/// A hash of numbers in their order.
+pub fn of_numbers(numbers: impl IntoIterator<Item = u64>) -> [u32; 2] {
+    random::key_of(SEED, numbers)
+}
+
+fn words(part: Option<&[u8]>) -> impl Iterator<Item = u64> {
+    let length = part.map_or(0, |bytes| bytes.len() as u64 + 1);
+    let word = |bytes: &[u8]| {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        u64::from_le_bytes(word)
+    };
+    iter::once(length).chain(part.unwrap_or_default().chunks(8).map(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_and_boundary_counts() {
+        let of = |parts: &[Option<&str>]| of(parts.iter().map(|p| p.map(str::as_bytes)));
+        let different: [&[Option<&str>]; 8] = [
+            &[],
+            &[None],
+            &[Some("")],
+            &[Some("a good film"), Some("bad")],
+            &[Some("bad"), Some("a good film")],
+            &[Some("a good"), Some(" filmbad")],
+            &[Some("a good film"), Some("bad\0")],
+            &[Some("a good filn"), Some("bad")],
+        ];
+        for (i, a) in different.iter().enumerate() {
+            for (j, b) in different.iter().enumerate() {
+                assert_eq!(of(a) == of(b), i == j, "{a:?} {b:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::{recycle, verify};
+
+/// Read-only bytes that tensors can share without a copy, such as a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A type that CPU tensors hold.
+pub(crate) trait Element: bytemuck::Pod {
+    /// Takes back a buffer that [`recycle`] lent, which lends f32 alone.
+    fn give_back(_: Vec<Self>) {}
+}
+
+impl Element for f32 {
+    fn give_back(values: Vec<f32>) {
+        recycle::give_back(values);
+    }
+}
+
+impl Element for bf16 {}
+impl Element for f16 {}
+impl Element for f64 {}
+
+/// The values of a CPU tensor.
+pub(crate) struct Buffer<T: Element>(Values<T>);
+
+enum Values<T> {
+    Owned(Vec<T>),
+    /// Between guard values, [`verify::GUARD_LEN`] on each side.
+    Guarded(Vec<T>),
+    /// The first `len` of a buffer that goes back to [`recycle`].
+    Lent {
+        data: Vec<T>,
+        len: usize,
+    },
+    /// Aligned, and as many bytes as whole values have.
+    Shared {
+        owner: SharedBytes,
+        range: Range<usize>,
+    },
+}
+
+impl<T: Element> Buffer<T> {
+    pub fn new(data: Vec<T>) -> Arc<Self> {
+        Arc::new(Self(Values::Owned(data)))
+    }
+
+    /// The values of these bytes, in this machine's byte order: shared, or copied if they are not aligned.
+    pub fn shared(owner: SharedBytes, range: Range<usize>) -> Arc<Self> {
+        let bytes = &(*owner).as_ref()[range.clone()];
+        match bytemuck::try_cast_slice::<u8, T>(bytes) {
+            Ok(_) => Arc::new(Self(Values::Shared { owner, range })),
+            Err(_) => Self::new(bytemuck::pod_collect_to_vec(bytes)),
+        }
+    }
+
+    pub fn as_slice(&self) -> &[T] {
+        match &self.0 {
+            Values::Owned(data) => data,
+            Values::Guarded(data) => &data[verify::GUARD_LEN..data.len() - verify::GUARD_LEN],
+            Values::Lent { data, len } => &data[..*len],
+            Values::Shared { owner, range } => bytemuck::cast_slice(&(**owner).as_ref()[range.clone()]),
+        }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        if let Values::Shared { .. } = self.0 {
+            self.0 = Values::Owned(self.as_slice().to_vec());
+        }
+        match &mut self.0 {
+            Values::Owned(data) => data,
+            Values::Guarded(data) => {
+                let end = data.len() - verify::GUARD_LEN;
+                &mut data[verify::GUARD_LEN..end]
+            }
+            Values::Lent { data, len } => &mut data[..*len],
+            Values::Shared { .. } => unreachable!("copied above"),
+        }
+    }
+}
+
+impl Buffer<f32> {
+    /// `len` values that the caller overwrites: zeros or stale ones, or under [`verify::guarded`] NaN between guards.
+    pub fn output(len: usize) -> Arc<Self> {
+        Arc::new(Self(if verify::guards_are_on() {
+            let mut data = vec![verify::GUARD; len + 2 * verify::GUARD_LEN];
+            data[verify::GUARD_LEN..][..len].fill(f32::NAN);
+            Values::Guarded(data)
+        } else if len >= recycle::SMALLEST {
+            Values::Lent { data: recycle::take(len), len }
+        } else {
+            Values::Owned(vec![0.0; len])
+        }))
+    }
+
+    /// The values before and after the tensor's own; none if it is not guarded.
+    pub fn guards(&self) -> [&[f32]; 2] {
+        match &self.0 {
+            Values::Guarded(data) => [&data[..verify::GUARD_LEN], &data[data.len() - verify::GUARD_LEN..]],
+            _ => [&[]; 2],
+        }
+    }
+}
+
+/// A copy of its own.
+impl<T: Element> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        Self(match &self.0 {
+            Values::Guarded(data) => Values::Guarded(data.clone()),
+            _ => Values::Owned(self.as_slice().to_vec()),
+        })
+    }
+}
+
+impl<T: Element> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if let Values::Lent { data, .. } = &mut self.0 {
+            T::give_back(std::mem::take(data));
+        }
+    }
+}
+
+impl<T: Element + fmt::Debug> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_slice().fmt(f)
+    }
+}

@@ -1,0 +1,153 @@
+//! Memory of large CPU outputs, kept when a tensor is dropped and handed out again as it is.
+//!
+//! A training step needs the same buffers as the step before. Asking the system for them costs zeroing and page faults
+//! each time; here an output takes the smallest kept buffer of one to two times its length, and its stale values are
+//! overwritten by whoever computes it. Lengths are rounded up to four sizes an octave, so that a batch with a few more
+//! tokens still fits. What is kept and what is in use stay together below 5/4 of the most that was ever in use at once, and
+//! what is kept below 1 GiB; the buffer that lay longest goes first.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Values from which on a buffer is kept: 64 KiB.
+pub(crate) const SMALLEST: usize = 16 * 1024;
+/// Values that are kept at most: 1 GiB.
+const MOST: usize = 1 << 28;
+
+static POOL: Mutex<Pool> = Mutex::new(Pool::new());
+
+/// Lengths are in values.
+struct Pool {
+    /// The longest unused first.
+    kept: Vec<Vec<f32>>,
+    kept_len: usize,
+    lent_len: usize,
+    most_lent: usize,
+    fresh: u64,
+    reused: u64,
+}
+
+/// What happened so far in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Large buffers that were asked of the system.
+    pub fresh: u64,
+    /// Large buffers that were handed out again.
+    pub reused: u64,
+    /// Bytes that are kept now.
+    pub kept_bytes: usize,
+}
+
+/// Counts of large buffers.
+pub fn stats() -> Stats {
+    let pool = pool();
+    Stats { fresh: pool.fresh, reused: pool.reused, kept_bytes: pool.kept_len * size_of::<f32>() }
+}
+
+/// Gives everything that is kept back to the system.
+pub fn clear() {
+    let mut pool = pool();
+    pool.kept = Vec::new();
+    pool.kept_len = 0;
+    pool.most_lent = pool.lent_len;
+}
+
+/// A buffer of at least `len` values, whatever they are; [`give_back`] wants it back.
+pub(crate) fn take(len: usize) -> Vec<f32> {
+    pool().take(len)
+}
+
+/// Returns a buffer of [`take`].
+pub(crate) fn give_back(values: Vec<f32>) {
+    pool().give_back(values);
+}
+
+/// Nothing panics while the lock is held.
+fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    const fn new() -> Self {
+        Self { kept: Vec::new(), kept_len: 0, lent_len: 0, most_lent: 0, fresh: 0, reused: 0 }
+    }
+
+    fn take(&mut self, len: usize) -> Vec<f32> {
+        let fits = |values: &Vec<f32>| (len..=2 * len).contains(&values.len());
+        // Of equals the one that was used last: it may still be in a cache.
+        let kept = self.kept.iter().enumerate().rev().filter(|(_, v)| fits(v)).min_by_key(|(_, v)| v.len());
+        let values = match kept.map(|(i, _)| i) {
+            Some(i) => {
+                let values = self.kept.remove(i);
+                self.kept_len -= values.len();
+                self.reused += 1;
+                values
+            }
+            None => {
+                self.fresh += 1;
+                vec![0.0; rounded(len)]
+            }
+        };
+        self.lent_len += values.len();
+        self.most_lent = self.most_lent.max(self.lent_len);
+        self.trim();
+        values
+    }
+
+    fn give_back(&mut self, values: Vec<f32>) {
+        self.lent_len -= values.len();
+        self.kept_len += values.len();
+        self.kept.push(values);
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        let most = (self.most_lent + self.most_lent / 4 - self.lent_len).min(MOST);
+        while self.kept_len > most {
+            self.kept_len -= self.kept.remove(0).len();
+        }
+    }
+}
+
+/// The next of four sizes an octave.
+fn rounded(len: usize) -> usize {
+    len.next_multiple_of((len.next_power_of_two() / 8).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_at_most_a_quarter_larger() {
+        for len in [1, 2, 5, 9, 1000, 16_384, 16_385, 100_000, (1 << 20) + 1] {
+            let size = rounded(len);
+            assert!(len <= size && size <= len + len / 4 + 1, "{len}: {size}");
+            assert_eq!(rounded(size), size);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_fits_and_is_bounded() {
+        let mut pool = Pool::new();
+        let (a, b) = (pool.take(1000), pool.take(3000));
+        let sizes = (a.len(), b.len());
+        pool.give_back(a);
+        pool.give_back(b);
+        assert_eq!((pool.take(900).len(), pool.fresh, pool.reused), (sizes.0, 2, 1));
+        assert_eq!((pool.take(1400).len(), pool.fresh), (rounded(1400), 3), "twice the length at most");
+        assert_eq!(pool.kept, Vec::<Vec<f32>>::new(), "too much was kept");
+        let c = pool.take(sizes.1);
+        pool.give_back(c);
+        assert_eq!((pool.take(1600).len(), pool.fresh, pool.reused), (sizes.1, 4, 2));
+        let all: Vec<Vec<f32>> = (0..50).map(|_| pool.take(5000)).collect();
+        all.into_iter().for_each(|v| pool.give_back(v));
+        let lent = pool.lent_len;
+        for len in 1..200 {
+            let values = pool.take(len * 100);
+            pool.give_back(values);
+            assert_eq!(pool.lent_len, lent);
+            assert_eq!(pool.kept_len, pool.kept.iter().map(Vec::len).sum::<usize>());
+            assert!(pool.kept_len + pool.lent_len <= pool.most_lent + pool.most_lent / 4);
+        }
+    }
+}
