@@ -58,6 +58,17 @@ impl<'a> View<'a> {
         self.col_stride
     }
 
+    /// Values from one row to the next.
+    pub(super) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// The values of a column, where they stand one after the other.
+    pub(super) fn column(&self, j: usize) -> &'a [f32] {
+        debug_assert_eq!(self.row_stride, 1);
+        &self.data[j * self.col_stride..][..self.rows]
+    }
+
     #[inline(always)]
     pub(super) fn at(&self, i: usize, j: usize) -> f32 {
         self.data[i * self.row_stride + j * self.col_stride]
@@ -195,6 +206,17 @@ pub fn gemm_serial(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b:
     };
     let c = Destination::new(dst, a.rows, b.cols);
     assert_eq!(a.cols, b.rows, "inner dimensions");
+    sweep(Left::new(a), &right, None, c, onto, scale, 0..right.panels(shape), shape);
+}
+
+/// [`gemm_serial`] with a right factor in f32 that is packed already.
+///
+/// # Panics
+/// If the shapes do not fit together, or the right factor is in bf16.
+pub fn gemm_packed(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: &Packed) {
+    let (shape, right) = (tile::shape(), Right::packed(b));
+    assert!(!right.bf16 && a.cols == b.rows(), "factors in f32 of one inner dimension");
+    let c = Destination::new(dst, a.rows, right.n);
     sweep(Left::new(a), &right, None, c, onto, scale, 0..right.panels(shape), shape);
 }
 

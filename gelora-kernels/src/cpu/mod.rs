@@ -9,7 +9,7 @@ mod scratch;
 mod simd;
 mod tile;
 
-pub use gemm::{Onto, Rider, Rows, View, ViewMut, block, gemm, gemm_serial, panel_width, product};
+pub use gemm::{Onto, Rider, Rows, View, ViewMut, block, gemm, gemm_packed, gemm_serial, panel_width, product};
 pub(crate) use level::vectorised;
 pub use level::{Level, VARIABLE, level};
 pub use packed::Packed;

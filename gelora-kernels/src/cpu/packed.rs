@@ -60,6 +60,8 @@ impl Packed {
             if bf16 {
                 let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
                 fill(b, first, columns, |k, j, v| panel[(k / 2 * width + j) * 2 + k % 2] = math::to_bf16(v * factor));
+            } else if b.row_stride() == 1 {
+                transpose(b, first, columns, width, factor, panel);
             } else {
                 // A factor of 1 leaves bits as they are, also those of pairs of bf16.
                 fill(b, first, columns, |k, j, v| panel[k * width + j] = if factor == 1.0 { v } else { v * factor });
@@ -102,6 +104,30 @@ impl Packed {
     pub(super) fn as_ptr(&self) -> *const f32 {
         self.data.as_ptr()
     }
+}
+
+/// Fills a panel from columns whose values stand one after the other, in square blocks that stay in registers.
+fn transpose(b: View<'_>, first: usize, columns: usize, width: usize, factor: f32, panel: &mut [f32]) {
+    const SIDE: usize = 8;
+    let (whole_rows, whole_columns) = (b.rows() / SIDE * SIDE, columns / SIDE * SIDE);
+    for j in (0..whole_columns).step_by(SIDE) {
+        let sources: [&[[f32; SIDE]]; SIDE] = std::array::from_fn(|l| b.column(first + j + l).as_chunks().0);
+        for (block, rows) in panel.chunks_exact_mut(SIDE * width).enumerate() {
+            let square: [[f32; SIDE]; SIDE] = std::array::from_fn(|l| sources[l][block]);
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                let values: [f32; SIDE] = std::array::from_fn(|l| square[l][i]);
+                // A factor of 1 leaves bits as they are, also those of pairs of bf16.
+                let scaled = if factor == 1.0 { values } else { values.map(|v| v * factor) };
+                row[j..j + SIDE].copy_from_slice(&scaled);
+            }
+        }
+    }
+    let mut put = |k: usize, j: usize| {
+        let v = b.at(k, first + j);
+        panel[k * width + j] = if factor == 1.0 { v } else { v * factor };
+    };
+    (whole_columns..columns).for_each(|j| (0..whole_rows).for_each(|k| put(k, j)));
+    (whole_rows..b.rows()).for_each(|k| (0..columns).for_each(|j| put(k, j)));
 }
 
 /// Calls `put(k, j, value)` for all rows and `columns` columns of b, in an order that reads whole cache lines.

@@ -3,7 +3,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Attention, Gradients, Saved};
-use crate::cpu::{Onto, Scratch, View, ViewMut, gemm_serial, math, vectorised};
+use crate::cpu::{Onto, Packed, Scratch, View, ViewMut, gemm_packed, gemm_serial, math, vectorised};
 use crate::ops::dropout::{Dropout, factor};
 use crate::{Result, Tensor};
 
@@ -63,10 +63,10 @@ impl Head {
         let t = self.rows.len();
         let stride = t.next_multiple_of(LANES);
         let mut s = Scratch::new(BLOCK.min(t) * stride);
-        let (k, v) = (self.view(k, self.all()), self.view(v, self.all()));
+        let (keys, v) = (Packed::f32(self.view(k, self.all()).t()), self.view(v, self.all()));
         for rows in self.blocks() {
             let scores = ViewMut::strided(&mut s, rows.len(), t, stride);
-            gemm_serial(scores, Onto::Nothing, self.scale, self.view(q, rows.clone()), k.t());
+            gemm_packed(scores, Onto::Nothing, self.scale, self.view(q, rows.clone()), &keys);
             for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
                 s[t..].fill(f32::NEG_INFINITY);
                 lse.row_mut(i)[0] = softmax(s);
@@ -90,13 +90,14 @@ impl Head {
         let size = BLOCK.min(t) * stride;
         let (mut p, mut dp) = (Scratch::new(size), Scratch::new(size));
         let mut dropped = self.dropout.map(|_| Scratch::new(size));
-        let (k, v) = (self.view(k, self.all()), self.view(v, self.all()));
+        let k = self.view(k, self.all());
+        let (keys, values) = (Packed::f32(k.t()), Packed::f32(self.view(v, self.all()).t()));
         for rows in self.blocks() {
             let onto = if rows.start == 0 { Onto::Nothing } else { Onto::Destination };
             let (q, d_o_rows) = (self.view(q, rows.clone()), self.view(d_o, rows.clone()));
             let n = rows.len();
-            gemm_serial(ViewMut::strided(&mut p, n, t, stride), Onto::Nothing, self.scale, q, k.t());
-            gemm_serial(ViewMut::strided(&mut dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, v.t());
+            gemm_packed(ViewMut::strided(&mut p, n, t, stride), Onto::Nothing, self.scale, q, &keys);
+            gemm_packed(ViewMut::strided(&mut dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, &values);
             for (i, p) in rows.clone().zip(p.chunks_exact_mut(stride)) {
                 p[t..].fill(f32::NEG_INFINITY);
                 probabilities_from_lse(p, lse[self.row_at(i)]);
@@ -191,8 +192,9 @@ vectorised! {
             *s = math::exp(*s - peak);
         }
         let sum = math::sum(s);
+        let share = 1.0 / sum;
         for s in s.iter_mut() {
-            *s /= sum;
+            *s *= share;
         }
         peak + sum.ln()
     }
