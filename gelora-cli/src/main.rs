@@ -17,9 +17,14 @@ use std::process::ExitCode;
 
 use args::{Cli, Command};
 use clap::Parser;
+use gelora_kernels::cpu::Level;
 
 fn main() -> ExitCode {
     let cli = Cli::parse(); // wrong usage ends here, with exit code 2
+    if let Err(problem) = Level::asked_for() {
+        ui::note(false, format!("error: {problem}"));
+        return ExitCode::from(2);
+    }
     let done = match &cli.command {
         Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args)),
         Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),

@@ -180,6 +180,15 @@ fn points() {
 }
 
 #[test]
+fn vector_instructions_that_do_not_exist() {
+    let run =
+        std::process::Command::new(env!("CARGO_BIN_EXE_gelora")).arg("devices").env("GELORA_CPU", "sse9").output();
+    let run = run.expect("the program starts");
+    let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(run.status.code() == Some(2) && stderr.contains("GELORA_CPU = sse9: expected portable"), "{stderr}");
+}
+
+#[test]
 fn a_device_that_is_not_there() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("points.csv");

@@ -5,8 +5,9 @@ mod golden;
 use std::path::PathBuf;
 
 use gelora_kernels::ops::pool;
+use gelora_kernels::{DType, Tensor};
 use gelora_lora::Adapter;
-use gelora_model::{Classifier, Encoder, Targets};
+use gelora_model::{Classifier, Encoder, Grads, Pass, Targets};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
 
 fn model() -> PathBuf {
@@ -57,4 +58,44 @@ fn an_adapter_trains_as_in_peft() {
     let compared =
         assert_trains_like_peft(&golden, "train.", &adapter, &mut classifier, &batch(&rows, &chosen), targets);
     assert_eq!(compared, 6 * 4 * 2 + 2);
+}
+
+/// What products in bf16 (2^-9 relative a factor) do to hidden states, loss and gradients; where the CPU has none, nothing.
+#[test]
+fn bf16_stays_near_f32() {
+    let rows = rows(&Golden::open("minilm.golden.safetensors"));
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let distance = |got: &[f32], want: &[f32]| {
+        norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
+    };
+
+    let states = |dtype| {
+        let mut encoder = Encoder::load(&model()).expect("it loads");
+        encoder.compute_in(dtype).expect("f32 or bf16");
+        let (batch, mut states) = (batch(&rows, &(0..64).collect::<Vec<_>>()), Vec::new());
+        let visit = |_, tokens: &Tensor| Ok(states.push(pool::mean(tokens, batch.sequences())?.to_vec()?));
+        encoder.hidden_states(&batch, visit).expect("it runs");
+        states
+    };
+    for (l, (got, want)) in states(DType::Bf16).iter().zip(&states(DType::F32)).enumerate() {
+        let error = distance(got, want);
+        assert!(error < 8e-3, "state {l}: relative error {error:.1e}");
+    }
+
+    let chosen: Vec<usize> = (0..16).map(|i| 4 * i).collect();
+    let labels: Vec<usize> = (0..16).map(|i| i % 2).collect();
+    let gradients = |dtype| {
+        let adapter = Adapter::read(&fixture("minilm-peft")).expect("a PEFT folder");
+        let mut classifier = Classifier::with_adapter(&model(), adapter, None).expect("it fits");
+        classifier.compute_in(dtype).expect("f32 or bf16");
+        let (batch, mut grads) = (batch(&rows, &chosen), Grads::new());
+        let loss = classifier.backward(&batch, Targets::Classes(&labels), &Pass::inference(), 1.0, &mut grads);
+        (loss.expect("backward"), grads)
+    };
+    let ((loss, got), (want_loss, want)) = (gradients(DType::Bf16), gradients(DType::F32));
+    assert!((loss - want_loss).abs() < 2e-3, "loss {loss}, in f32 {want_loss}");
+    for (name, want) in &want {
+        let error = distance(&got[name].to_vec().expect("on the CPU"), &want.to_vec().expect("on the CPU"));
+        assert!(error < 3e-2, "{name}: relative error {error:.1e}");
+    }
 }

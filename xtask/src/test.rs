@@ -2,7 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use gelora_kernels::cpu;
 
 use crate::{cargo, say, testbed, tidy, verify};
 
@@ -21,7 +22,24 @@ pub fn run() -> Result<()> {
     cargo(&[tests, &["--release", "--workspace"], &TESTBED].concat())?;
     cargo(&["test", "--release", "--workspace", "--doc"])?;
     verify::run(&verify::Args::everything())?;
+    for level in ["avx512", "avx2", "portable"] {
+        lower(level)?;
+    }
     say("\nall good");
+    Ok(())
+}
+
+/// Verifies the CPU paths with no more than these vector instructions: what they are is decided once a process.
+fn lower(level: &str) -> Result<()> {
+    say(format!("$ {}={level} cargo xtask verify --device cpu", cpu::VARIABLE));
+    let mut verify = Command::new(std::env::current_exe()?);
+    let output = verify.args(["verify", "--device", "cpu"]).env(cpu::VARIABLE, level).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    if !output.status.success() {
+        bail!("verify with {level}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    say(last);
     Ok(())
 }
 

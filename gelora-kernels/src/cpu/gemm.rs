@@ -1,144 +1,15 @@
-//! Matrix products on the [kernel](super::tile).
+//! Matrix products on the [kernel](super::tile): tasks for threads, and what rides on a product.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::packed::Packed;
 use super::scratch::Scratch;
-use super::tile::{self, Kernel, Start, Tile};
-use super::{Level, for_row_blocks, level, math, tile::Shape};
-
-/// A read-only matrix inside a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
-#[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-impl<'a> View<'a> {
-    /// A dense row-major matrix.
-    ///
-    /// # Panics
-    /// As [`View::strided`].
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Self::strided(data, rows, cols, cols)
-    }
-
-    /// A matrix whose rows begin `row_stride` apart.
-    ///
-    /// # Panics
-    /// If it is empty or the last element would be outside the slice.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows > 0 && cols > 0 && (rows - 1) * row_stride + cols <= data.len(), "view outside its slice");
-        Self { data, rows, cols, row_stride, col_stride: 1 }
-    }
-
-    /// The transpose, without moving data.
-    pub fn t(self) -> Self {
-        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Values from one column to the next.
-    pub(super) fn col_stride(&self) -> usize {
-        self.col_stride
-    }
-
-    /// Values from one row to the next.
-    pub(super) fn row_stride(&self) -> usize {
-        self.row_stride
-    }
-
-    /// The values of a column, where they stand one after the other.
-    pub(super) fn column(&self, j: usize) -> &'a [f32] {
-        debug_assert_eq!(self.row_stride, 1);
-        &self.data[j * self.col_stride..][..self.rows]
-    }
-
-    #[inline(always)]
-    pub(super) fn at(&self, i: usize, j: usize) -> f32 {
-        self.data[i * self.row_stride + j * self.col_stride]
-    }
-}
-
-/// A block of a matrix that may be written: `rows` rows of `cols` values, the rows `stride` apart.
-#[derive(Debug)]
-pub struct ViewMut<'a> {
-    data: *mut f32,
-    rows: usize,
-    cols: usize,
-    stride: usize,
-    of: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: an exclusive borrow of numbers, in effect.
-unsafe impl Send for ViewMut<'_> {}
-
-impl<'a> ViewMut<'a> {
-    /// A dense row-major matrix.
-    ///
-    /// # Panics
-    /// As [`ViewMut::strided`].
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        Self::strided(data, rows, cols, cols)
-    }
-
-    /// A matrix whose rows begin `stride` apart.
-    ///
-    /// # Panics
-    /// If it is empty or the last element would be outside the slice.
-    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(rows > 0 && cols > 0 && stride >= cols, "empty or overlapping rows");
-        assert!((rows - 1) * stride + cols <= data.len(), "destination outside its slice");
-        Self { data: data.as_mut_ptr(), rows, cols, stride, of: PhantomData }
-    }
-
-    /// Blocks of `width` columns side by side.
-    ///
-    /// # Panics
-    /// If `width` does not divide the columns.
-    pub fn columns(self, width: usize) -> impl Iterator<Item = ViewMut<'a>> {
-        assert!(width > 0 && self.cols.is_multiple_of(width), "width of a block");
-        (0..self.cols / width).map(move |i| {
-            let data = self.data.wrapping_add(i * width);
-            Self { data, rows: self.rows, cols: width, stride: self.stride, of: PhantomData }
-        })
-    }
-
-    /// Some of the rows, for as long as self is not used.
-    ///
-    /// # Panics
-    /// If there are not as many.
-    pub fn rows_mut(&mut self, rows: Range<usize>) -> ViewMut<'_> {
-        assert!(rows.start < rows.end && rows.end <= self.rows, "rows of a view");
-        let data = self.data.wrapping_add(rows.start * self.stride);
-        ViewMut { data, rows: rows.len(), cols: self.cols, stride: self.stride, of: PhantomData }
-    }
-
-    /// One row.
-    ///
-    /// # Panics
-    /// If there are not as many.
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        assert!(i < self.rows, "row of a view");
-        // SAFETY: the constructor checked that the row is inside the borrowed slice, whose part this view alone may reach.
-        unsafe { std::slice::from_raw_parts_mut(self.data.wrapping_add(i * self.stride), self.cols) }
-    }
-}
+use super::sweep::{Destination, Left, Right, sweep};
+use super::tile::{self, Shape};
+use super::view::{View, ViewMut};
+use super::{Level, for_row_blocks, level, math};
 
 /// What a product is added to.
 #[derive(Clone, Copy, Debug)]
@@ -162,10 +33,6 @@ pub struct Rider<'a> {
     /// What x is put through before `down`: (index of the first value, x, result).
     pub mask: Option<&'a (dyn Fn(usize, &[f32], &mut [f32]) + Sync)>,
 }
-
-/// Rows and pairs of rows of the right factor that one sweep over the panels reads: with a block of the left factor they fit
-/// a core's L2 cache.
-const K_BLOCK: usize = 512;
 
 /// Rows that a task works on at least and at most, in tiles.
 const TASK_TILES: (usize, usize) = (3, 16);
@@ -215,8 +82,8 @@ pub fn gemm_serial(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b:
 /// If the shapes do not fit together, or the right factor is in bf16.
 pub fn gemm_packed(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: &Packed) {
     let (shape, right) = (tile::shape(), Right::packed(b));
-    assert!(!right.bf16 && a.cols == b.rows(), "factors in f32 of one inner dimension");
-    let c = Destination::new(dst, a.rows, right.n);
+    assert!(!b.is_bf16() && a.cols == b.rows(), "factors in f32 of one inner dimension");
+    let c = Destination::new(dst, a.rows, b.cols());
     sweep(Left::new(a), &right, None, c, onto, scale, 0..right.panels(shape), shape);
 }
 
@@ -352,98 +219,6 @@ fn task_rows(m: usize, threads: usize, shape: Shape) -> usize {
     m.div_ceil(4 * threads).next_multiple_of(shape.mr).clamp(TASK_TILES.0 * shape.mr, TASK_TILES.1 * shape.mr)
 }
 
-/// The left factor: f32 of any strides, or rows of bf16 pairs.
-#[derive(Clone, Copy)]
-struct Left<'a> {
-    data: &'a [f32],
-    rows: usize,
-    steps: usize,
-    row_stride: usize,
-    step_stride: usize,
-}
-
-impl<'a> Left<'a> {
-    fn new(a: View<'a>) -> Self {
-        Self { data: a.data, rows: a.rows, steps: a.cols, row_stride: a.row_stride, step_stride: a.col_stride }
-    }
-
-    /// Dense rows (m, k), rounded to bf16 if asked for; `rounded` then keeps them.
-    fn of(x: &'a [f32], k: usize, bf16: bool, rounded: &'a mut Option<Scratch>) -> Self {
-        let m = x.len() / k;
-        if !bf16 {
-            return Self::new(View::new(x, m, k));
-        }
-        let steps = k.div_ceil(2);
-        let rounded = rounded.get_or_insert_with(|| {
-            let mut rounded = Scratch::new(m * steps);
-            math::rows_to_bf16(x, k, bytemuck::cast_slice_mut(&mut rounded));
-            rounded
-        });
-        Self::pairs(rounded, m, k)
-    }
-
-    /// Rows of k values as pairs of bf16.
-    fn pairs(data: &'a [f32], m: usize, k: usize) -> Self {
-        let steps = k.div_ceil(2);
-        Self { data, rows: m, steps, row_stride: steps, step_stride: 1 }
-    }
-
-    fn slice(self, first: usize, rows: usize) -> Self {
-        Self { data: &self.data[first * self.row_stride..], rows, ..self }
-    }
-}
-
-/// The right factor: panels, or the rows of a row-major matrix.
-#[derive(Clone, Copy)]
-struct Right {
-    data: *const f32,
-    steps: usize,
-    n: usize,
-    /// Rows apart, if it is not in panels.
-    row_stride: Option<usize>,
-    bf16: bool,
-}
-
-// SAFETY: a shared borrow of numbers, in effect.
-unsafe impl Sync for Right {}
-
-impl Right {
-    fn packed(p: &Packed) -> Self {
-        Self { data: p.as_ptr(), steps: p.steps(), n: p.cols(), row_stride: None, bf16: p.is_bf16() }
-    }
-
-    fn rows(b: View<'_>) -> Self {
-        Self { data: b.data.as_ptr(), steps: b.rows, n: b.cols, row_stride: Some(b.row_stride), bf16: false }
-    }
-
-    fn panels(&self, shape: Shape) -> usize {
-        self.n.div_ceil(shape.width())
-    }
-}
-
-/// Where a product goes.
-#[derive(Clone, Copy)]
-struct Destination {
-    data: *mut f32,
-    stride: usize,
-}
-
-// SAFETY: threads write to rows or columns of their own.
-unsafe impl Send for Destination {}
-// SAFETY: as above.
-unsafe impl Sync for Destination {}
-
-impl Destination {
-    fn new(dst: ViewMut<'_>, rows: usize, cols: usize) -> Self {
-        assert_eq!((dst.rows, dst.cols), (rows, cols), "shape of the destination");
-        Self { data: dst.data, stride: dst.stride }
-    }
-
-    fn from_row(self, row: usize) -> Self {
-        Self { data: self.data.wrapping_add(row * self.stride), ..self }
-    }
-}
-
 /// Tasks of rows, or of columns where there are few rows.
 fn parallel(left: Left<'_>, right: &Right, c: Destination, onto: Onto<'_>, scale: f32, shape: Shape) {
     assert_eq!(left.steps, right.steps, "inner dimensions");
@@ -472,93 +247,6 @@ fn split_columns(
     (0..panels.div_ceil(each)).into_par_iter().for_each(|i| {
         sweep(left, right, second, c, onto, scale, i * each..panels.min((i + 1) * each), shape);
     });
-}
-
-/// The product for some panels of columns, on the calling thread.
-#[allow(clippy::too_many_arguments)] // all of one product
-fn sweep(
-    left: Left<'_>,
-    right: &Right,
-    second: Option<&(Left<'_>, Right)>,
-    c: Destination,
-    onto: Onto<'_>,
-    scale: f32,
-    panels: Range<usize>,
-    shape: Shape,
-) {
-    let width = shape.width();
-    let blocks = left.steps.div_ceil(K_BLOCK);
-    let block = left.steps.div_ceil(blocks);
-    for from in (0..left.steps).step_by(block) {
-        let k = block.min(left.steps - from);
-        let is_last = from + k == left.steps;
-        for panel in panels.clone() {
-            let first = panel * width;
-            let columns = width.min(right.n - first);
-            let nv = columns.div_ceil(shape.lanes);
-            let (b, b_k) = match right.row_stride {
-                Some(stride) => (right.data.wrapping_add(from * stride + first), stride),
-                None => {
-                    let stride = nv * shape.lanes;
-                    (right.data.wrapping_add(panel * width * right.steps + from * stride), stride)
-                }
-            };
-            let masked = right.row_stride.is_some() && columns % shape.lanes != 0;
-            let kernel = |mr: usize| -> Kernel {
-                match right.bf16 {
-                    true => tile::kernel_bf16(mr, nv).unwrap_or_else(|| unreachable!("packed as bf16 on this machine")),
-                    false => tile::kernel_f32(mr, nv, masked),
-                }
-            };
-            let start = match onto {
-                _ if from > 0 => Start::Accumulate,
-                Onto::Nothing => Start::Zero,
-                Onto::Destination => Start::Accumulate,
-                Onto::Row(row) => Start::Row(row[first..first + columns].as_ptr()),
-            };
-            let mut t = Tile {
-                k,
-                a: std::ptr::null(),
-                a_row: left.row_stride,
-                a_k: left.step_stride,
-                b,
-                b_k,
-                k2: 0,
-                a2: std::ptr::null(),
-                a2_row: 0,
-                b2: std::ptr::null(),
-                b2_k: 0,
-                c: std::ptr::null_mut(),
-                c_row: c.stride,
-                start,
-                scale,
-                last: columns - (nv - 1) * shape.lanes,
-            };
-            if let Some((inner, up)) = second
-                && is_last
-            {
-                t.k2 = up.steps;
-                t.a2_row = inner.row_stride;
-                t.b2_k = nv * shape.lanes;
-                t.b2 = up.data.wrapping_add(panel * width * up.steps);
-            }
-            let full = kernel(shape.mr.min(left.rows));
-            for row in (0..left.rows).step_by(shape.mr) {
-                let mr = shape.mr.min(left.rows - row);
-                t.a = left.data[row * left.row_stride + from * left.step_stride..].as_ptr();
-                t.c = c.data.wrapping_add(row * c.stride + first);
-                if let Some((inner, _)) = second
-                    && t.k2 > 0
-                {
-                    t.a2 = inner.data[row * inner.row_stride..].as_ptr();
-                }
-                let kernel = if row + shape.mr <= left.rows { full } else { kernel(mr) };
-                // SAFETY: `View` and `Destination` were checked against their slices for all rows and columns, panels
-                // hold `steps` rows of whole vectors, and the kernel reads no more of them than the tile says.
-                unsafe { kernel(&t) };
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,14 +7,17 @@ mod packed;
 pub mod peak;
 mod scratch;
 mod simd;
+mod sweep;
 mod tile;
+mod view;
 
-pub use gemm::{Onto, Rider, Rows, View, ViewMut, block, gemm, gemm_packed, gemm_serial, panel_width, product};
+pub use gemm::{Onto, Rider, Rows, block, gemm, gemm_packed, gemm_serial, panel_width, product};
 pub(crate) use level::vectorised;
 pub use level::{Level, VARIABLE, level};
 pub use packed::Packed;
 pub(crate) use scratch::Scratch;
 pub(crate) use simd::{Portable, Vector, by_vector};
+pub use view::{View, ViewMut};
 
 use rayon::prelude::*;
 

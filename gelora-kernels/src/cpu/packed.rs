@@ -60,7 +60,7 @@ impl Packed {
             if bf16 {
                 let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
                 fill(b, first, columns, |k, j, v| panel[(k / 2 * width + j) * 2 + k % 2] = math::to_bf16(v * factor));
-            } else if b.row_stride() == 1 {
+            } else if b.row_stride == 1 {
                 transpose(b, first, columns, width, factor, panel);
             } else {
                 // A factor of 1 leaves bits as they are, also those of pairs of bf16.
@@ -136,7 +136,7 @@ fn fill(b: View<'_>, first: usize, columns: usize, mut put: impl FnMut(usize, us
     const BLOCK: usize = 16;
     for start in (0..b.rows()).step_by(BLOCK) {
         let rows = start..b.rows().min(start + BLOCK);
-        if b.col_stride() == 1 {
+        if b.col_stride == 1 {
             for k in rows {
                 (0..columns).for_each(|j| put(k, j, b.at(k, first + j)));
             }

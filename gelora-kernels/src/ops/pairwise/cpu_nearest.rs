@@ -28,13 +28,9 @@ use rayon::prelude::*;
 
 use super::Neighbours;
 use super::cpu::sum_of_squares;
-use crate::cpu::{
-    self, Level, Packed, Rows, Scratch, Vector, View, ViewMut, by_vector, level, math, panel_width, vectorised,
-};
+use super::cpu_shortlist::{Shortlist, keep_for_columns, keep_for_rows};
+use crate::cpu::{self, Level, Packed, Rows, Scratch, View, ViewMut, level, math, panel_width, vectorised};
 use crate::{Error, Result};
-
-/// Candidates that a row may have: so many, and so many more for each neighbour.
-const ROOM: (usize, usize) = (24, 4);
 
 /// Rows and columns of a tile, at most: two blocks of x' and the product stay near a core's L2 cache.
 const BLOCK: usize = 192;
@@ -252,81 +248,6 @@ impl Cloud {
     }
 }
 
-/// For each row of a block, the columns that may be among its k nearest.
-struct Shortlist {
-    /// The first row of the block.
-    first: usize,
-    k: usize,
-    /// Room for candidates.
-    room: usize,
-    /// (rows, k): the least upper bounds, ascending.
-    least: Vec<f32>,
-    /// A column with a lower bound above this is not among the k nearest; negative infinity for a row that has too many.
-    limit: Vec<f32>,
-    /// What the row's own norm adds to the limit.
-    width: Vec<f32>,
-    /// (rows, room): lower bounds and columns, in no order.
-    candidates: Vec<(f32, u32)>,
-    /// How many there are of each row.
-    found: Vec<usize>,
-}
-
-impl Shortlist {
-    /// Lists of rows with these widths.
-    fn new(first: usize, width: &[f32], k: usize) -> Self {
-        let (rows, room) = (width.len(), ROOM.0 + ROOM.1 * k);
-        Self {
-            first,
-            k,
-            room,
-            least: vec![f32::INFINITY; rows * k],
-            limit: vec![f32::MAX; rows],
-            width: width.to_vec(),
-            candidates: vec![(0.0, 0); rows * room],
-            found: vec![0; rows],
-        }
-    }
-
-    /// Adds a column with this lower bound, which is within the limit.
-    #[inline(always)]
-    fn insert(&mut self, i: usize, bound: f32, column_width: f32, column: usize) {
-        let least = &mut self.least[i * self.k..][..self.k];
-        let upper = bound + column_width;
-        if upper < least[self.k - 1] {
-            let mut at = self.k - 1;
-            while at > 0 && least[at - 1] > upper {
-                least[at] = least[at - 1];
-                at -= 1;
-            }
-            least[at] = upper;
-            self.limit[i] = (least[self.k - 1] + self.width[i]).min(f32::MAX);
-        }
-        let candidates = &mut self.candidates[i * self.room..][..self.room];
-        candidates[self.found[i]] = (bound, column as u32);
-        self.found[i] += 1;
-        if self.found[i] == self.room {
-            self.prune(i);
-        }
-    }
-
-    /// Drops the candidates that are none any more; gives the row up if most are still.
-    #[cold]
-    fn prune(&mut self, i: usize) {
-        let candidates = &mut self.candidates[i * self.room..][..self.room];
-        let mut kept = 0;
-        for at in 0..self.room {
-            if candidates[at].0 <= self.limit[i] {
-                candidates[kept] = candidates[at];
-                kept += 1;
-            }
-        }
-        self.found[i] = kept;
-        if 4 * kept > 3 * self.room {
-            self.limit[i] = f32::NEG_INFINITY;
-        }
-    }
-}
-
 type Lists = Vec<Mutex<Shortlist>>;
 
 /// Lists of rows with these widths, a block each.
@@ -409,12 +330,7 @@ fn of_rows(cloud: &Cloud, bounds: &Bounds, wanted: &[usize], k: usize) -> (Vec<S
 
 /// The candidates of a row, the i-th of its list: (squared distance, column), ascending; None if they were too many.
 fn resolve<T: Coordinate>(list: &Shortlist, i: usize, row: usize, values: &[T], dim: usize) -> Option<Vec<(f64, u32)>> {
-    let limit = list.limit[i];
-    if limit == f32::NEG_INFINITY {
-        return None;
-    }
-    let candidates = &list.candidates[i * list.room..][..list.found[i]];
-    let columns: Vec<u32> = candidates.iter().filter(|c| c.0 <= limit).map(|c| c.1).collect();
+    let columns: Vec<u32> = list.candidates(i)?.collect();
     let mut exact = vec![0.0; columns.len()];
     T::squared_distances(&values[row * dim..][..dim], values, &columns, &mut exact);
     let mut found: Vec<(f64, u32)> = exact.into_iter().zip(columns).collect();
@@ -454,100 +370,5 @@ vectorised! {
             }
         }
         lanes.iter().sum::<f64>() + rest.iter().map(|x| error(x) * error(x)).sum::<f64>()
-    }
-}
-
-/// A bit for each value that is at most the limit when the addend is added.
-///
-/// # Safety
-/// As of [`Vector`].
-#[inline(always)]
-unsafe fn at_most<V: Vector>(values: &[f32], addend: V, limit: V) -> u32 {
-    // SAFETY: by the contract.
-    let mask = unsafe { load::<V>(values).add(addend).at_most(limit) };
-    mask & (u32::MAX >> (32 - values.len()))
-}
-
-/// A vector of a slice that may be shorter.
-///
-/// # Safety
-/// As of [`Vector`].
-#[inline(always)]
-unsafe fn load<V: Vector>(values: &[f32]) -> V {
-    // SAFETY: by the contract; no more is read than there is.
-    unsafe {
-        if values.len() == V::LANES { V::load(values.as_ptr()) } else { V::load_first(values.as_ptr(), values.len()) }
-    }
-}
-
-/// The positions of the bits that are set, ascending.
-fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let at = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
-        mask &= mask - 1;
-        Some(at)
-    })
-}
-
-by_vector! {
-    /// Merges a tile into the lists of its rows: the lower bound of row i and column j is `products[i][j] + lower[j]`.
-    fn keep_for_rows(products: &[f32], lower: &[f32], width: &[f32], first_column: usize, list: &mut Shortlist) = for_rows
-}
-
-by_vector! {
-    /// Merges a tile into the lists of its columns: the lower bound of column j and row i is `products[i][j] + lower[i]`.
-    fn keep_for_columns(products: &[f32], lower: &[f32], width: &[f32], first_row: usize, list: &mut Shortlist) = for_columns
-}
-
-/// Nearly all columns are too far: whole vectors of them are passed over by one comparison.
-#[inline(always)]
-unsafe fn for_rows<V: Vector>(
-    products: &[f32],
-    lower: &[f32],
-    width: &[f32],
-    first_column: usize,
-    list: &mut Shortlist,
-) {
-    let cols = lower.len();
-    for (i, products) in products.chunks_exact(cols).enumerate() {
-        let own = (list.first + i).wrapping_sub(first_column);
-        for (group, (products, lower)) in products.chunks(V::LANES).zip(lower.chunks(V::LANES)).enumerate() {
-            // SAFETY: by the contract of `by_vector`.
-            let hits = unsafe {
-                let limit = V::splat(list.limit[i]);
-                at_most(products, load::<V>(lower), limit)
-            };
-            for l in bits(hits) {
-                let (j, bound) = (group * V::LANES + l, products[l] + lower[l]);
-                if bound <= list.limit[i] && j != own {
-                    list.insert(i, bound, width[j], first_column + j);
-                }
-            }
-        }
-    }
-}
-
-/// Each column has a list of its own.
-#[inline(always)]
-unsafe fn for_columns<V: Vector>(
-    products: &[f32],
-    lower: &[f32],
-    width: &[f32],
-    first_row: usize,
-    list: &mut Shortlist,
-) {
-    let cols = list.limit.len();
-    for (i, (products, &lower)) in products.chunks_exact(cols).zip(lower).enumerate() {
-        for (group, products) in products.chunks(V::LANES).enumerate() {
-            let first = group * V::LANES;
-            // SAFETY: by the contract of `by_vector`.
-            let hits = unsafe {
-                let limit = load::<V>(&list.limit[first..first + products.len()]);
-                at_most(products, V::splat(lower), limit)
-            };
-            for l in bits(hits) {
-                list.insert(first + l, products[l] + lower, width[i], first_row + i);
-            }
-        }
     }
 }

@@ -20,6 +20,7 @@
 pub(crate) mod cases;
 mod cpu;
 mod cpu_nearest;
+mod cpu_shortlist;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 pub mod reference;

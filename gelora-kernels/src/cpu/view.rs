@@ -1,0 +1,124 @@
+//! Matrices inside slices.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A read-only matrix inside a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// A dense row-major matrix.
+    ///
+    /// # Panics
+    /// As [`View::strided`].
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A matrix whose rows begin `row_stride` apart.
+    ///
+    /// # Panics
+    /// If it is empty or the last element would be outside the slice.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(rows > 0 && cols > 0 && (rows - 1) * row_stride + cols <= data.len(), "view outside its slice");
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transpose, without moving data.
+    pub fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The values of a column, where they stand one after the other.
+    pub(super) fn column(&self, j: usize) -> &'a [f32] {
+        debug_assert_eq!(self.row_stride, 1);
+        &self.data[j * self.col_stride..][..self.rows]
+    }
+
+    #[inline(always)]
+    pub(super) fn at(&self, i: usize, j: usize) -> f32 {
+        self.data[i * self.row_stride + j * self.col_stride]
+    }
+}
+
+/// A block of a matrix that may be written: `rows` rows of `cols` values, the rows `stride` apart.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    pub(super) data: *mut f32,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) stride: usize,
+    of: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: an exclusive borrow of numbers, in effect.
+unsafe impl Send for ViewMut<'_> {}
+
+impl<'a> ViewMut<'a> {
+    /// A dense row-major matrix.
+    ///
+    /// # Panics
+    /// As [`ViewMut::strided`].
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A matrix whose rows begin `stride` apart.
+    ///
+    /// # Panics
+    /// If it is empty or the last element would be outside the slice.
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(rows > 0 && cols > 0 && stride >= cols, "empty or overlapping rows");
+        assert!((rows - 1) * stride + cols <= data.len(), "destination outside its slice");
+        Self { data: data.as_mut_ptr(), rows, cols, stride, of: PhantomData }
+    }
+
+    /// Blocks of `width` columns side by side.
+    ///
+    /// # Panics
+    /// If `width` does not divide the columns.
+    pub fn columns(self, width: usize) -> impl Iterator<Item = ViewMut<'a>> {
+        assert!(width > 0 && self.cols.is_multiple_of(width), "width of a block");
+        (0..self.cols / width).map(move |i| {
+            let data = self.data.wrapping_add(i * width);
+            Self { data, rows: self.rows, cols: width, stride: self.stride, of: PhantomData }
+        })
+    }
+
+    /// Some of the rows, for as long as self is not used.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn rows_mut(&mut self, rows: Range<usize>) -> ViewMut<'_> {
+        assert!(rows.start < rows.end && rows.end <= self.rows, "rows of a view");
+        let data = self.data.wrapping_add(rows.start * self.stride);
+        ViewMut { data, rows: rows.len(), cols: self.cols, stride: self.stride, of: PhantomData }
+    }
+
+    /// One row.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows, "row of a view");
+        // SAFETY: the constructor checked that the row is inside the borrowed slice, whose part this view alone may reach.
+        unsafe { std::slice::from_raw_parts_mut(self.data.wrapping_add(i * self.stride), self.cols) }
+    }
+}
