@@ -73,7 +73,10 @@ fn bf16_stays_near_f32() {
         let mut encoder = Encoder::load(&model()).expect("it loads");
         encoder.compute_in(dtype).expect("f32 or bf16");
         let (batch, mut states) = (batch(&rows, &(0..64).collect::<Vec<_>>()), Vec::new());
-        let visit = |_, tokens: &Tensor| Ok(states.push(pool::mean(tokens, batch.sequences())?.to_vec()?));
+        let visit = |_, tokens: &Tensor| {
+            states.push(pool::mean(tokens, batch.sequences())?.to_vec()?);
+            Ok(())
+        };
         encoder.hidden_states(&batch, visit).expect("it runs");
         states
     };

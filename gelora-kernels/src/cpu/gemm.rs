@@ -31,8 +31,11 @@ pub struct Rider<'a> {
     /// (M, r): written.
     pub inner: &'a mut [f32],
     /// What x is put through before `down`: (index of the first value, x, result).
-    pub mask: Option<&'a (dyn Fn(usize, &[f32], &mut [f32]) + Sync)>,
+    pub mask: Option<&'a Mask<'a>>,
 }
+
+/// What x is put through: (index of the first value, x, result).
+pub type Mask<'a> = dyn Fn(usize, &[f32], &mut [f32]) + Sync + 'a;
 
 /// Rows that a task works on at least and at most, in tiles.
 const TASK_TILES: (usize, usize) = (3, 16);
@@ -229,7 +232,7 @@ fn parallel(left: Left<'_>, right: &Right, c: Destination, onto: Onto<'_>, scale
     let rows = task_rows(left.rows, threads, shape);
     (0..left.rows.div_ceil(rows)).into_par_iter().for_each(|i| {
         let left = left.slice(i * rows, rows.min(left.rows - i * rows));
-        sweep(left, right, None, c.from_row(i * rows), onto, scale, 0..right.panels(shape), shape);
+        sweep(left, right, None, c.row(i * rows), onto, scale, 0..right.panels(shape), shape);
     });
 }
 

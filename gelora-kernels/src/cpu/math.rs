@@ -11,7 +11,7 @@ pub fn to_bf16(x: f32) -> u16 {
 super::vectorised! {
     /// Rows of k values as rows of bf16 pairs; an odd last value is paired with zero.
     pub fn rows_to_bf16(x: &[f32], k: usize, out: &mut [u16]) {
-        if k % 2 == 0 {
+        if k.is_multiple_of(2) {
             for (out, x) in out.iter_mut().zip(x) {
                 *out = to_bf16(*x);
             }

@@ -11,7 +11,7 @@ mod sweep;
 mod tile;
 mod view;
 
-pub use gemm::{Onto, Rider, Rows, block, gemm, gemm_packed, gemm_serial, panel_width, product};
+pub use gemm::{Mask, Onto, Rider, Rows, block, gemm, gemm_packed, gemm_serial, panel_width, product};
 pub(crate) use level::vectorised;
 pub use level::{Level, VARIABLE, level};
 pub use packed::Packed;

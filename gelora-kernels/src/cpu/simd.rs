@@ -105,13 +105,9 @@ unsafe impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn mul_add(self, x: Self, y: Self) -> Self {
-        let mut z = y.0;
-        for l in 0..4 {
-            // A fused multiply-add that the target lacks would be a function call.
-            z[l] =
-                if cfg!(target_arch = "aarch64") { self.0[l].mul_add(x.0[l], z[l]) } else { self.0[l] * x.0[l] + z[l] };
-        }
-        Self(z)
+        // A fused multiply-add that the target lacks would be a function call.
+        let one = |s: f32, x: f32, y: f32| if cfg!(target_arch = "aarch64") { s.mul_add(x, y) } else { s * x + y };
+        Self(std::array::from_fn(|l| one(self.0[l], x.0[l], y.0[l])))
     }
 
     #[inline(always)]

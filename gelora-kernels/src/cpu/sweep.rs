@@ -100,7 +100,7 @@ impl Destination {
         Self { data: dst.data, stride: dst.stride }
     }
 
-    pub(super) fn from_row(self, row: usize) -> Self {
+    pub(super) fn row(self, row: usize) -> Self {
         Self { data: self.data.wrapping_add(row * self.stride), ..self }
     }
 }
@@ -134,7 +134,7 @@ pub(super) fn sweep(
                     (right.data.wrapping_add(panel * width * right.steps + from * stride), stride)
                 }
             };
-            let masked = right.row_stride.is_some() && columns % shape.lanes != 0;
+            let masked = right.row_stride.is_some() && !columns.is_multiple_of(shape.lanes);
             let kernel = |mr: usize| -> Kernel {
                 match right.bf16 {
                     true => tile::kernel_bf16(mr, nv).unwrap_or_else(|| unreachable!("packed as bf16 on this machine")),

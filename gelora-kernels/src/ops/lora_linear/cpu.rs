@@ -2,7 +2,7 @@
 //! x W^T + s xa B^T is one sum over C_in + R terms, held in registers.
 
 use super::{Gradients, LoraLinear, Sizes};
-use crate::cpu::{Onto, Packed, Rider, Scratch, View, ViewMut, for_row_blocks, gemm, product};
+use crate::cpu::{Mask, Onto, Packed, Rider, Scratch, View, ViewMut, for_row_blocks, gemm, product};
 use crate::ops::dropout;
 use crate::{Result, Tensor};
 
@@ -15,7 +15,7 @@ pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tens
     let mask = layer
         .active_dropout()
         .map(|d| move |first: usize, x: &[f32], dropped: &mut [f32]| dropout::cpu::block(d, first as u32, x, dropped));
-    let mask = mask.as_ref().map(|f| f as &(dyn Fn(usize, &[f32], &mut [f32]) + Sync));
+    let mask = mask.as_ref().map(|f| f as &Mask<'_>);
     let rider = Rider { down: &down, up: &up, inner: xa.as_mut_slice()?, mask };
     let onto = layer.bias.map(Tensor::as_slice).transpose()?.map_or(Onto::Nothing, Onto::Row);
     product(y.as_mut_slice()?, onto, x.as_slice()?, w, Some(rider));

@@ -66,14 +66,14 @@ macro_rules! coordinate {
 
             vectorised! {
                 fn add(row: &[$type], sums: &mut [f64]) -> bool {
-                    let mut large = 0u32;
+                    let mut small = 1u32;
                     for (sum, &v) in sums.iter_mut().zip(row) {
                         let v = f64::from(v);
                         *sum += v;
-                        // A NaN is not below either.
-                        large |= u32::from(!(v.abs() < 1e150));
+                        // A NaN is not small either.
+                        small &= u32::from(v.abs() < 1e150);
                     }
-                    large == 0
+                    small == 1
                 }
             }
 
