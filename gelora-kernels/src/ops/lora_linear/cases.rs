@@ -58,6 +58,11 @@ pub fn cases() -> Vec<Case> {
         bf16(Products::Bf16Exact, (63, 65, 49, 1), true, 0.5),
         bf16(Products::Bf16Exact, (257, 48, 104, 8), true, 0.0),
         bf16(Products::Bf16Exact, (7, 257, 48, 64), false, 0.0),
+        // Inner sums of several blocks: the adapter's terms are added once.
+        setup((33, 1100, 49, 3), true, 0.0, F32),
+        setup((33, 49, 1100, 3), true, 0.0, F32),
+        bf16(Products::Bf16Exact, (33, 1100, 49, 8), true, 0.0),
+        bf16(Products::Bf16Exact, (33, 49, 1100, 8), true, 0.0),
     ]
     .into_iter()
     .flat_map(of)
