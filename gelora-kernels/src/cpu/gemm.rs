@@ -202,6 +202,7 @@ impl<'a> Rows<'a> {
 pub fn block(dst: ViewMut<'_>, scale: f32, x: &Rows<'_>, rows: Range<usize>, right: &Packed, columns: Range<usize>) {
     let shape = tile::shape();
     assert!(columns.start.is_multiple_of(shape.width()) && columns.end <= right.cols(), "columns of a block");
+    assert!(rows.start < rows.end && rows.end <= x.x.len() / x.k, "rows of a block");
     assert_eq!((x.k, x.rounded.is_some()), (right.rows(), right.is_bf16()), "factors of one layout");
     let c = Destination::new(dst, rows.len(), columns.len());
     let panels = columns.start / shape.width()..columns.end.div_ceil(shape.width());
