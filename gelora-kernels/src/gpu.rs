@@ -25,7 +25,7 @@ use half::{bf16, f16};
 
 use crate::device::on_device;
 use crate::verify::{GUARD, GUARD_LEN, guards_are_on};
-use crate::{DType, Device, DeviceKind, Error, Result, Tensor};
+use crate::{DType, Device, DeviceKind, Error, Offsets, Result, Tensor};
 
 /// Cubes in one dimension of a launch: what every backend takes.
 pub const MAX_CUBES: u32 = 65_535;
@@ -70,6 +70,8 @@ pub struct GpuBuffer {
     guard: usize,
     /// The element type.
     pub dtype: DType,
+    /// One reference for each tensor that shares the memory.
+    owners: Arc<()>,
 }
 
 impl GpuBuffer {
@@ -79,8 +81,24 @@ impl GpuBuffer {
         unsafe { ArrayArg::from_raw_parts(self.handle.clone(), self.len) }
     }
 
+    /// Whether another tensor has the same memory, so that it must be copied before it is written to.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.owners) > 1
+    }
+
+    fn new(handle: Handle, len: usize, guard: usize, dtype: DType) -> Self {
+        Self { handle, len, guard, dtype, owners: Arc::new(()) }
+    }
+
     fn size(&self) -> u64 {
         (self.len * self.dtype.size()) as u64
+    }
+}
+
+#[cube(launch)]
+fn copy_kernel(from: &Array<f32>, to: &mut Array<f32>) {
+    if ABSOLUTE_POS < to.len() {
+        to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
     }
 }
 
@@ -108,14 +126,41 @@ impl<R: Backend> Gpu<R> {
         } else {
             self.client.empty(4 * len)
         };
-        let buffer = GpuBuffer { handle, len, guard, dtype: DType::F32 };
-        Ok(Tensor::from_gpu(shape, R::device(self.clone()), buffer))
+        Ok(Tensor::from_gpu(shape, R::device(self.clone()), GpuBuffer::new(handle, len, guard, DType::F32)))
+    }
+
+    /// A copy of an f32 tensor in memory of its own.
+    fn copy(&self, from: &Tensor) -> Result<Tensor> {
+        let to = self.output(from.shape())?;
+        copy_kernel::launch::<R>(
+            self.client(),
+            elementwise(from.len()),
+            CubeDim::new_1d(ELEMENTWISE_UNITS),
+            from.gpu("copy")?.arg(),
+            to.gpu("copy")?.arg(),
+        );
+        Ok(to)
+    }
+
+    /// Values that a kernel reads as u32, such as token ids.
+    pub fn upload_u32(&self, values: &[u32]) -> GpuBuffer {
+        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
+        GpuBuffer::new(handle, values.len(), 0, DType::F32)
+    }
+
+    /// Where each sequence begins and, last, the number of rows, as u32; uploaded once for each batch.
+    pub fn starts(&self, sequences: &Offsets) -> Result<GpuBuffer> {
+        self.check_len(sequences.tokens())?;
+        Ok(sequences.on_gpu(R::KIND, || {
+            let starts: Vec<u32> = sequences.starts().iter().map(|&start| start as u32).collect();
+            self.upload_u32(&starts)
+        }))
     }
 
     /// Memory for `len` 32-bit values that stay inside an operator.
     pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;
-        Ok(GpuBuffer { handle: self.client.empty(4 * len), len, guard: 0, dtype: DType::F32 })
+        Ok(GpuBuffer::new(self.client.empty(4 * len), len, 0, DType::F32))
     }
 
     /// The bytes of a buffer, after everything queued before.
@@ -165,7 +210,7 @@ impl<R: Backend> Gpu<R> {
         }
         self.check_len(tensor.len())?;
         let handle = self.client.create_from_slice(tensor.bytes()?);
-        let buffer = GpuBuffer { handle, len: tensor.len(), guard: 0, dtype };
+        let buffer = GpuBuffer::new(handle, tensor.len(), 0, dtype);
         Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
     }
 
@@ -190,6 +235,14 @@ pub fn upload(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     on_device!(device, Ok(tensor.clone()), gpu => gpu.upload(tensor))
 }
 
+/// A copy of a tensor in memory of its own, on its device.
+///
+/// # Errors
+/// If the device fails.
+pub fn copy(tensor: &Tensor) -> Result<Tensor> {
+    on_device!(tensor.device(), Ok(tensor.clone()), gpu => gpu.copy(tensor))
+}
+
 /// The values of a buffer, widened to f32.
 ///
 /// # Errors
@@ -208,6 +261,11 @@ pub fn guards(device: &Device, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
 
 fn not_there() -> Error {
     Error::MixedDevices { op: "read", left: "cpu".into(), right: "gpu".into() }
+}
+
+/// The launch size for kernels with one unit an element, in cubes of [`ELEMENTWISE_UNITS`].
+pub fn elementwise(len: usize) -> CubeCount {
+    cubes(len.div_ceil(ELEMENTWISE_UNITS as usize))
 }
 
 /// The launch size for `n` cubes that find their work by their linear position; more than `n` may run.

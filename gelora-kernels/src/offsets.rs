@@ -1,5 +1,8 @@
 use crate::{Error, Result};
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+type OnGpu = std::sync::Mutex<Vec<(crate::DeviceKind, crate::gpu::GpuBuffer)>>;
+
 /// Where each sequence of an unpadded batch begins: sequence `b` is the rows `starts[b]..starts[b + 1]`.
 ///
 /// ```
@@ -8,10 +11,21 @@ use crate::{Error, Result};
 /// assert_eq!(offsets.range(2), 4..6);
 /// # Ok::<(), gelora_kernels::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Offsets {
     starts: Vec<usize>,
+    /// Copies on GPUs, made when first asked for; clones share them.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    on_gpu: std::sync::Arc<OnGpu>,
 }
+
+impl PartialEq for Offsets {
+    fn eq(&self, other: &Self) -> bool {
+        self.starts == other.starts
+    }
+}
+
+impl Eq for Offsets {}
 
 impl Offsets {
     /// Offsets of sequences that stand one after the other.
@@ -34,7 +48,27 @@ impl Offsets {
             at += length;
             starts.push(at);
         }
-        Ok(Self { starts })
+        Ok(Self {
+            starts,
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            on_gpu: Default::default(),
+        })
+    }
+
+    /// The copy on this kind of device, uploaded if it is not there yet.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn on_gpu(
+        &self,
+        kind: crate::DeviceKind,
+        upload: impl FnOnce() -> crate::gpu::GpuBuffer,
+    ) -> crate::gpu::GpuBuffer {
+        let mut copies = self.on_gpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, copy)) = copies.iter().find(|(there, _)| *there == kind) {
+            return copy.clone();
+        }
+        let copy = upload();
+        copies.push((kind, copy.clone()));
+        copy
     }
 
     /// Number of sequences, B.

@@ -144,6 +144,15 @@ impl Tensor {
         }
     }
 
+    /// The memory of a GPU tensor, to be written. Copies it first if another tensor shares it.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn gpu_mut(&mut self, op: &'static str) -> Result<&crate::gpu::GpuBuffer> {
+        if self.gpu(op)?.is_shared() {
+            *self = crate::gpu::copy(self)?;
+        }
+        self.gpu(op)
+    }
+
     /// False if a value beside the tensor's memory was overwritten (see [`verify::guarded`]).
     pub(crate) fn guards_hold(&self) -> Result<bool> {
         let intact = |guard: &[f32]| guard.iter().all(|v| v.to_bits() == verify::GUARD.to_bits());

@@ -287,8 +287,11 @@ mod tests {
     use crate::DeviceKind;
 
     fn check_all(device: &Device) {
+        // While one operator is worked on: GELORA_OP=attention cargo test -p gelora-kernels every_case
+        let only = std::env::var("GELORA_OP").unwrap_or_default();
         let failures: Vec<String> = cases()
             .iter()
+            .filter(|case| case.op.starts_with(&only))
             .filter_map(|case| match case.check(device, false).verdict {
                 Verdict::Failed { reason, .. } => Some(format!("{case:?}: {reason}")),
                 _ => None,

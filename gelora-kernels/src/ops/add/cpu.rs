@@ -1,17 +1,23 @@
 use crate::cpu::for_row_blocks;
+use crate::{Result, Tensor};
 
-pub fn add(x: &[f32], z: &[f32], y: &mut [f32]) {
-    for_row_blocks(y, 1, |at, y| {
+pub fn forward(x: &Tensor, z: &Tensor) -> Result<Tensor> {
+    let mut y = Tensor::output(x.shape())?;
+    let (x, z) = (x.as_slice()?, z.as_slice()?);
+    for_row_blocks(y.as_mut_slice()?, 1, |at, y| {
         for ((y, x), z) in y.iter_mut().zip(&x[at..]).zip(&z[at..]) {
             *y = x + z;
         }
     });
+    Ok(y)
 }
 
-pub fn accumulate(acc: &mut [f32], x: &[f32]) {
-    for_row_blocks(acc, 1, |at, acc| {
+pub fn accumulate(acc: &mut Tensor, x: &Tensor) -> Result<()> {
+    let x = x.as_slice()?;
+    for_row_blocks(acc.as_mut_slice()?, 1, |at, acc| {
         for (acc, x) in acc.iter_mut().zip(&x[at..]) {
             *acc += x;
         }
     });
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::Dropout;
-use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, cubes};
+use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
 use crate::{Result, Tensor};
 
 /// A [`Dropout`] as a kernel takes it: everything that does not depend on the element is computed on the host.
@@ -53,7 +53,7 @@ pub fn apply<R: Backend>(gpu: &Gpu<R>, x: &Tensor, d: Dropout) -> Result<Tensor>
     let y = gpu.output(x.shape())?;
     apply_kernel::launch::<R>(
         gpu.client(),
-        cubes(x.len().div_ceil(ELEMENTWISE_UNITS as usize)),
+        elementwise(x.len()),
         CubeDim::new_1d(ELEMENTWISE_UNITS),
         x.gpu("dropout")?.arg(),
         y.gpu("dropout")?.arg(),

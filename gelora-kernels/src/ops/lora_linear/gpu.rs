@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use super::{LoraLinear, Sizes};
 use crate::gpu::tile::{Lines, Sum, Tile, accumulate, staging, unit_origin, zeros};
-use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, cubes};
+use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
 use crate::ops::dropout::gpu::{Mask, MaskLaunch, factor, mask, no_mask};
 use crate::{DType, Result, Tensor};
 
@@ -436,7 +436,7 @@ fn over_rows<R: Backend>(
     if parts > 1 {
         add_parts_kernel::launch::<R>(
             gpu.client(),
-            cubes((rows * cols).div_ceil(ELEMENTWISE_UNITS as usize)),
+            elementwise(rows * cols),
             CubeDim::new_1d(ELEMENTWISE_UNITS),
             partial.arg(),
             out.gpu(OP)?.arg(),
