@@ -208,7 +208,7 @@ pub struct RankArgs {
     /// Type that the model's matrix products are computed in
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub dtype: DTypeArg,
-    /// Device of the neighbour search (the model runs on the CPU in this version)
+    /// Device of the model and the neighbour search; auto takes a GPU if there is one in hardware
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
     /// Seed of everything random
@@ -300,7 +300,7 @@ pub struct TrainArgs {
     /// Type that the model's matrix products are computed in
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub dtype: DTypeArg,
-    /// Device (training runs on the CPU in this version)
+    /// Device; auto takes a GPU if there is one in hardware
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
     /// Seed of everything random
@@ -336,7 +336,7 @@ pub struct EvalArgs {
     /// Type that the model's matrix products are computed in
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub dtype: DTypeArg,
-    /// Device (evaluation runs on the CPU in this version)
+    /// Device; auto takes a GPU if there is one in hardware
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
     #[command(flatten)]

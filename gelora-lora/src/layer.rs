@@ -4,11 +4,11 @@
 //! belong to the model and are lent to [`LoraLayer::bind`]; forward and backward are
 //! [`gelora_kernels::ops::lora_linear`].
 
-use gelora_kernels::Tensor;
 use gelora_kernels::ops::dropout::Dropout;
 use gelora_kernels::ops::linear::Weight;
 use gelora_kernels::ops::lora_linear::LoraLinear;
 use gelora_kernels::random::Stream;
+use gelora_kernels::{Device, Tensor};
 
 use crate::{ModuleConfig, Result, ranks};
 
@@ -55,6 +55,16 @@ impl LoraLayer {
     /// R (C_in + C_out): what is trained.
     pub fn parameters(&self) -> usize {
         self.a.len() + self.b.len()
+    }
+
+    /// Moves A and B to a device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.a = self.a.to_device(device)?;
+        self.b = self.b.to_device(device)?;
+        Ok(())
     }
 
     /// The layer with its frozen weight W (C_out, C_in) and bias b (C_out), ready for forward and backward. Dropout is on

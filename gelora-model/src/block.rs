@@ -1,7 +1,7 @@
 use gelora_kernels::ops::activation::{self, Activation};
 use gelora_kernels::ops::dropout::Dropout;
 use gelora_kernels::ops::{add, attention, layer_norm};
-use gelora_kernels::{Offsets, Tensor};
+use gelora_kernels::{Device, Offsets, Tensor};
 
 use crate::Result;
 use crate::linear::{Grads, Linear, Saved as LinearSaved};
@@ -161,6 +161,12 @@ impl Block {
 
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.attention.linears().into_iter().chain(self.mlp.linears())
+    }
+
+    /// Moves everything but the linear maps to a device.
+    pub fn move_norms_to(&mut self, device: &Device) -> Result<()> {
+        self.attention_norm.move_to(device)?;
+        self.mlp_norm.move_to(device)
     }
 
     pub fn linears_mut(&mut self) -> [&mut Linear; 6] {

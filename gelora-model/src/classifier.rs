@@ -5,7 +5,7 @@ use gelora_kernels::ops::activation::{self, Activation};
 use gelora_kernels::ops::linear::{self, Weight};
 use gelora_kernels::ops::{loss, pool};
 use gelora_kernels::random::Stream;
-use gelora_kernels::{DType, Tensor};
+use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::merge::merge;
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer, files};
 use serde_json::{Map, Value, json};
@@ -174,8 +174,9 @@ impl Classifier {
     }
 
     fn attach(&mut self, mut layers: BTreeMap<String, LoraLayer>) -> Result<()> {
+        let device = self.encoder.device().clone();
         for linear in self.encoder.linears_mut() {
-            let Some(layer) = layers.remove(&linear.name) else {
+            let Some(mut layer) = layers.remove(&linear.name) else {
                 continue;
             };
             let (c_out, c_in) = (linear.weight.c_out(), linear.weight.c_in());
@@ -183,6 +184,7 @@ impl Classifier {
                 let (a, b, name) = (layer.a.shape(), layer.b.shape(), &linear.name);
                 return Err(Error::Value(format!("{name} is {c_in} -> {c_out}; the adapter has A {a:?} and B {b:?}")));
             }
+            layer.move_to(&device)?;
             linear.lora = Some(layer);
         }
         match layers.keys().next() {
@@ -240,12 +242,22 @@ impl Classifier {
         self.encoder.compute_in(dtype)
     }
 
+    /// As [`Encoder::move_to`], with the head.
+    ///
+    /// # Errors
+    /// As [`Encoder::move_to`].
+    pub fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.weight = self.weight.to_device(device)?;
+        self.bias = self.bias.to_device(device)?;
+        self.encoder.move_to(device)
+    }
+
     /// The head's weight as it is now, ready for products.
     fn head(&self) -> Result<Weight> {
         Ok(Weight::new(self.weight.clone(), DType::F32)?)
     }
 
-    /// The mean loss of a batch; its gradients times `weight` are added to `grads` (gradient accumulation weighs each batch by
+    /// The mean loss of a batch, as one value on the model's device; its gradients times `weight` are added to `grads` (gradient accumulation weighs each batch by
     /// its share of the step's rows).
     ///
     /// # Errors
@@ -257,7 +269,7 @@ impl Classifier {
         pass: &Pass,
         weight: f32,
         grads: &mut Grads,
-    ) -> Result<f32> {
+    ) -> Result<Tensor> {
         let (last, saved) = self.encoder.forward(batch, pass)?;
         let (logits, head) = self.head_forward(&last, batch, pass)?;
         let n = last.rows();
@@ -275,7 +287,7 @@ impl Classifier {
         if let Some(d_last) = self.head_backward(&d_logits, head, n, grads)? {
             self.encoder.backward(d_last, batch, saved, grads)?;
         }
-        Ok(loss.item()?)
+        Ok(loss)
     }
 
     fn head_forward(&self, last: &Tensor, batch: &Batch, pass: &Pass) -> Result<(Tensor, HeadSaved)> {

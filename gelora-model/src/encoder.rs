@@ -2,11 +2,11 @@ use std::path::Path;
 
 use gelora_kernels::ops::dropout::Dropout;
 use gelora_kernels::ops::embedding;
-use gelora_kernels::{DType, Tensor};
+use gelora_kernels::{DType, Device, Tensor};
 
 use crate::block::{Block, Saved as BlockSaved};
 use crate::family::{self, Tables};
-use crate::linear::{Grads, Linear};
+use crate::linear::{Grads, Linear, stored_on};
 use crate::norm::LayerNorm;
 use crate::pass::{self, Pass, Site};
 use crate::weights::Weights;
@@ -15,6 +15,7 @@ use crate::{Batch, Config, Error, Result};
 /// A transformer encoder: embeddings and L blocks, so L + 1 hidden states.
 pub struct Encoder {
     config: Config,
+    device: Device,
     prefix: &'static str,
     tables: Tables,
     norm: LayerNorm,
@@ -56,7 +57,7 @@ impl Encoder {
     pub(crate) fn from_weights(config: Config, weights: &mut Weights) -> Result<Self> {
         let parts = family::load(&config, weights)?;
         let family::Parts { prefix, tables, norm, blocks, pooler } = parts;
-        Ok(Self { config, prefix, tables, norm, blocks, pooler })
+        Ok(Self { config, device: Device::Cpu, prefix, tables, norm, blocks, pooler })
     }
 
     /// Computes the products with frozen weights in f32 (the default) or bf16 from now on: bf16 rounds their factors, and sums
@@ -66,6 +67,28 @@ impl Encoder {
     /// If the type is neither.
     pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
         self.linears_mut().try_for_each(|linear| linear.compute_in(dtype))
+    }
+
+    /// Moves all weights and adapters to a device, where everything runs from now on. Weights of a type that the device lacks
+    /// become f32.
+    ///
+    /// # Errors
+    /// If the device fails or its memory does not suffice.
+    pub fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.linears_mut().try_for_each(|linear| linear.move_to(device))?;
+        self.blocks.iter_mut().try_for_each(|block| block.move_norms_to(device))?;
+        self.norm.move_to(device)?;
+        let tables = &mut self.tables;
+        for table in [&mut tables.words, &mut tables.positions, &mut tables.types] {
+            *table = stored_on(table, device)?;
+        }
+        self.device = device.clone();
+        Ok(())
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Sizes and options.

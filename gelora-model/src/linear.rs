@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use gelora_kernels::ops::linear::{self, Weight};
 use gelora_kernels::ops::{add, lora_linear};
-use gelora_kernels::{DType, Tensor};
+use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::LoraLayer;
 
 use crate::Result;
@@ -20,6 +20,14 @@ pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> R
         }
     }
     Ok(())
+}
+
+/// A frozen weight on a device, in its own type where the device has it and in f32 otherwise.
+pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
+    match t.to_device(device) {
+        Err(gelora_kernels::Error::Unsupported { .. }) => Ok(t.to_dtype(DType::F32)?.to_device(device)?),
+        other => Ok(other?),
+    }
 }
 
 /// A frozen affine map, with a LoRA adapter or without.
@@ -47,6 +55,18 @@ impl Linear {
     /// Computes products with W in f32 or bf16 from now on.
     pub(crate) fn compute_in(&mut self, dtype: DType) -> Result<()> {
         self.weight = Weight::new(self.weight.tensor().clone(), dtype)?;
+        Ok(())
+    }
+
+    /// Moves weight, bias and adapter to a device.
+    pub(crate) fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.weight = Weight::new(stored_on(self.weight.tensor(), device)?, self.weight.compute())?;
+        if let Some(bias) = &mut self.bias {
+            *bias = bias.to_device(device)?;
+        }
+        if let Some(layer) = &mut self.lora {
+            layer.move_to(device)?;
+        }
         Ok(())
     }
 

@@ -1,5 +1,5 @@
-use gelora_kernels::Tensor;
 use gelora_kernels::ops::layer_norm::{self, Saved};
+use gelora_kernels::{Device, Tensor};
 
 use crate::Result;
 
@@ -12,6 +12,12 @@ pub(crate) struct LayerNorm {
 }
 
 impl LayerNorm {
+    pub fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.gamma = self.gamma.to_device(device)?;
+        self.beta = self.beta.to_device(device)?;
+        Ok(())
+    }
+
     pub fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<(Tensor, Saved)> {
         Ok(layer_norm::forward_saving(x, residual, &self.gamma, &self.beta, self.eps)?)
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use gelora_kernels::Tensor;
-use gelora_kernels::ops::adamw::{self, AdamW, Moments};
+use gelora_kernels::ops::adamw::{self, AdamW, Clip, Moments};
+use gelora_kernels::{Device, Tensor};
 use gelora_lora::files;
 
 use crate::{Error, Grads, Result};
@@ -23,6 +23,18 @@ pub fn linear_schedule(step: usize, total: usize, warmup: f64) -> f64 {
     let rising = (step + 1.0) / warmup.max(1.0);
     let falling = ((total - step) / (total - warmup).max(1.0)).max(0.0);
     rising.min(falling)
+}
+
+/// The gradient norm that [`Optimizer::step`] returned for `step`, counted from 1. Waits for the device.
+///
+/// # Errors
+/// If it is not finite, or the device failed.
+pub fn finite_norm(norm: &Tensor, step: u64) -> Result<f64> {
+    let norm = norm.item()?;
+    if norm.is_finite() {
+        return Ok(f64::from(norm));
+    }
+    Err(Error::Value(format!("step {step}: the gradient is not finite; a lower learning rate may help")))
 }
 
 /// AdamW with the state of every parameter.
@@ -47,20 +59,14 @@ impl Optimizer {
         self.t
     }
 
-    /// One step over all parameters that have a gradient; returns the gradients' global norm before clipping.
+    /// One step over all parameters that have a gradient; returns the gradients' global norm before clipping, as one value on
+    /// their device, for [`finite_norm`]. If it is not finite, the step changes no parameter.
     ///
     /// # Errors
-    /// If a gradient is not finite (nothing is changed then), or does not fit its parameter.
-    pub fn step(&mut self, parameters: Vec<(String, &mut Tensor)>, grads: &Grads, lr: f32) -> Result<f64> {
+    /// If there is no gradient, or one does not fit its parameter.
+    pub fn step(&mut self, parameters: Vec<(String, &mut Tensor)>, grads: &Grads, lr: f32) -> Result<Tensor> {
         let norm = adamw::global_norm(grads.values())?;
-        if !norm.is_finite() {
-            let step = self.t + 1;
-            return Err(Error::Value(format!(
-                "step {step}: the gradient is not finite; a lower learning rate may help"
-            )));
-        }
-        // As PyTorch's clip_grad_norm_: max / (norm + 1e-6), never above 1.
-        let scale = self.clip.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0)) as f32;
+        let clip = Clip { norm: &norm, max_norm: self.clip.map_or(f32::INFINITY, |max| max as f32) };
         self.t += 1;
         for (name, parameter) in parameters {
             let Some(gradient) = grads.get(&name) else {
@@ -70,7 +76,7 @@ impl Optimizer {
                 std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
                 std::collections::btree_map::Entry::Vacant(e) => e.insert(Moments::zeros(parameter)?),
             };
-            adamw::step(&AdamW { lr, ..self.settings }, self.t, parameter, gradient, scale, moments)?;
+            adamw::step(&AdamW { lr, ..self.settings }, self.t, parameter, gradient, clip, moments)?;
         }
         Ok(norm)
     }
@@ -84,11 +90,11 @@ impl Optimizer {
         Ok(files::write_tensors(path, all)?)
     }
 
-    /// Reads back what [`Optimizer::save`] wrote after `steps` steps.
+    /// Reads back what [`Optimizer::save`] wrote after `steps` steps, to a device.
     ///
     /// # Errors
     /// If the file cannot be read or a moment lacks its twin.
-    pub fn restore(&mut self, path: &Path, steps: u64) -> Result<()> {
+    pub fn restore(&mut self, path: &Path, steps: u64, device: &Device) -> Result<()> {
         let mut tensors = files::read_tensors(path, |_| true)?;
         let names: Vec<String> = tensors.keys().filter_map(|n| Some(n.strip_suffix(".m")?.to_string())).collect();
         self.moments.clear();
@@ -97,7 +103,7 @@ impl Optimizer {
             let (Some(m), Some(v)) = (m, tensors.remove(&format!("{name}.v"))) else {
                 return Err(Error::file(path, format!("{name} needs both .m and .v")));
             };
-            self.moments.insert(name, Moments { m, v });
+            self.moments.insert(name, Moments { m: m.to_device(device)?, v: v.to_device(device)? });
         }
         self.t = steps;
         Ok(())

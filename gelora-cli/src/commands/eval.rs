@@ -7,7 +7,7 @@ use gelora_lora::files;
 use gelora_model::{Classifier, Task};
 use serde_json::{Map, Value, json};
 
-use super::{adapter_info, check_not_input, load_classifier, open_tokenizer, require_cpu};
+use super::{adapter_info, check_not_input, load_classifier, open_device, open_tokenizer};
 use crate::args::{EvalArgs, SplitArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
 use crate::metrics;
@@ -18,9 +18,10 @@ use crate::ui::{self, Progress, TableStyle};
 pub type Logits = Vec<Vec<f32>>;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
-    require_cpu("eval", args.device)?;
+    let device = open_device(args.device)?;
     let mut classifier = load_classifier(&args.model, args.adapter.as_deref())?;
     classifier.compute_in(args.dtype.into())?;
+    classifier.move_to(&device)?;
     let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     if let Some(path) = &args.predictions {
         check_not_input(path, "--predictions", &[&args.model, &dataset.path])?;

@@ -102,14 +102,18 @@ pub fn points(
     for chunk in examples.chunks(batch_size) {
         let batch = super::batch(chunk.iter().copied())?;
         let rows = chosen_rows(&batch, pool, &mut stream);
-        encoder.hidden_states(&batch, |l, tokens| {
-            let points = match &rows {
+        let mut pooled = Vec::new();
+        encoder.hidden_states(&batch, |_, tokens| {
+            pooled.push(match &rows {
                 None => pool::mean(tokens, batch.sequences())?,
                 Some(rows) => pool::rows(tokens, rows)?,
-            };
-            states[l].extend_from_slice(points.as_slice()?);
+            });
             Ok(())
         })?;
+        // Read when the whole pass is on its way, so that a GPU is waited for once.
+        for (state, points) in states.iter_mut().zip(&pooled) {
+            state.extend(points.to_vec()?);
+        }
         progress.inc(chunk.len() as u64);
     }
     progress.finish();

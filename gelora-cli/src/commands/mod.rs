@@ -14,7 +14,7 @@ mod trainer;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use gelora_kernels::{Device, DeviceKind};
+use gelora_kernels::Device;
 use gelora_lora::{Adapter, CONFIG_NAME};
 use gelora_model::{Batch, Classifier};
 use serde::{Deserialize, Serialize};
@@ -28,16 +28,6 @@ pub fn open_device(arg: DeviceArg) -> Result<Device> {
     match arg.kind() {
         None => Ok(Device::auto()),
         Some(kind) => Ok(Device::open(kind)?),
-    }
-}
-
-/// Commands that run the model: on the CPU, whose kernels are complete.
-pub fn require_cpu(command: &str, arg: DeviceArg) -> Result<()> {
-    match arg.kind() {
-        None | Some(DeviceKind::Cpu) => Ok(()),
-        Some(kind) => {
-            bail!("--device {kind}: `gelora {command}` runs on the CPU in this version; expected cpu or auto")
-        }
     }
 }
 

@@ -26,6 +26,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
     mark("data read");
     let mut encoder = Encoder::load(&args.model)?;
     encoder.compute_in(args.dtype.into())?;
+    encoder.move_to(&open_device(args.device)?)?;
     mark("model loaded");
     let policy = match (args.policy, args.rank) {
         (Some(PolicyArg::Gelora), Some(_)) => {
@@ -61,7 +62,6 @@ pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset
     if let Some(path) = &args.points {
         check_not_input(path, "--points", &[&args.model, &dataset.path])?;
     }
-    let device = open_device(args.device)?;
     let tokenizer = open_tokenizer(&args.model, &args.data, config.max_positions, config.vocabulary)?;
     mark("tokenizer loaded");
     let rows = measure::sample(dataset.examples.len(), args.measure.samples, args.seed);
@@ -73,7 +73,7 @@ pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset
     let encoded: Vec<_> = encoded.iter().collect();
     let points = measure::points(encoder, &encoded, args.measure.pool, args.batch_size, args.seed, quiet)?;
     mark("hidden states");
-    let states = measure::dimensions(&points, &device, &args.measure, quiet)?;
+    let states = measure::dimensions(&points, encoder.device(), &args.measure, quiet)?;
     mark("dimensions");
     if let Some(path) = &args.points {
         files::write_tensors(path, points.iter().enumerate().map(|(l, t)| (format!("layer_{l}"), t)))?;

@@ -13,8 +13,8 @@ use super::measure::{self, ModuleRank, Ranks};
 use super::order::Order;
 use super::prefetch::Source;
 use super::trainer::{CHECKPOINT, LOG, Trainer};
-use super::{AdapterInfo, INFO_NAME, check_model, eval, open_tokenizer, rank, read_json, require_cpu};
-use crate::args::{DeviceArg, ProfileArgs, RankArgs, TaskArg, TrainArgs};
+use super::{AdapterInfo, INFO_NAME, check_model, eval, open_device, open_tokenizer, rank, read_json};
+use crate::args::{ProfileArgs, RankArgs, TaskArg, TrainArgs};
 use crate::data::{self, Dataset, Example, LabelSet, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
@@ -23,7 +23,7 @@ use crate::ui;
 const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, rank::RANKS_NAME, CHECKPOINT];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
-    require_cpu("train", args.device)?;
+    let device = open_device(args.device)?;
     check_model(&args.model)?;
     let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
     let held_out = held_out(args)?;
@@ -43,6 +43,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 
     let mut classifier = Classifier::new(&args.model, model_task(&label_set), args.seed)?;
     classifier.compute_in(args.dtype.into())?;
+    classifier.move_to(&device)?;
     mark("model loaded");
     let modules = module_ranks(args, classifier.encoder(), &dataset, &out)?;
     let mut config = measure::peft_config(classifier.encoder(), &args.model, &modules)?;
@@ -57,7 +58,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     mark("tokenizer loaded");
     let max_length = tokenizer.max_length();
     let source = Source { order: order(args, &dataset), dataset, tokenizer };
-    let mut trainer = Trainer { args, out: &out, config, classifier, source: &source, targets };
+    let mut trainer = Trainer { args, out: &out, config, classifier, source: &source, targets, finished: None };
     ui::note(
         args.output.quiet,
         format!(
@@ -176,8 +177,7 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         points: None,
         batch_size: args.batch_size,
         dtype: args.dtype,
-        // Looking for a GPU takes longer than the search on the CPU, where training runs.
-        device: DeviceArg::Cpu,
+        device: args.device,
         seed: args.seed,
         out: PathBuf::new(),
         profile: ProfileArgs::default(),

@@ -9,10 +9,10 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use gelora_kernels::DType;
 use gelora_kernels::ops::adamw::AdamW;
+use gelora_kernels::{DType, DeviceKind, Tensor};
 use gelora_lora::{Adapter, AdapterConfig};
-use gelora_model::optim::{Optimizer, linear_schedule};
+use gelora_model::optim::{Optimizer, finite_norm, linear_schedule};
 use gelora_model::{Classifier, Grads, Pass, Targets as ModelTargets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -43,6 +43,19 @@ pub struct Trainer<'a> {
     pub classifier: Classifier,
     pub source: &'a Source,
     pub targets: Targets,
+    /// When the last step was finished.
+    pub finished: Option<Instant>,
+}
+
+/// A step that was launched; on a GPU it may still run.
+struct Running {
+    step: usize,
+    lr: f64,
+    /// The loss of each part, with its share of the rows.
+    losses: Vec<(f64, Tensor)>,
+    norm: Tensor,
+    tokens: usize,
+    began: Instant,
 }
 
 /// Where a checkpoint was taken, and what must be the same to go on from it.
@@ -92,21 +105,21 @@ impl Trainer<'_> {
         let (args, total, epoch) = (self.args, steps.end, self.source.order.steps());
         let mut log = self.open_log(steps.start)?;
         let progress = Progress::new(args.output.quiet, "train", steps.len() as u64);
-        let mut last_scores = None;
+        let (mut last_scores, mut running) = (None, None);
+        let on_cpu = self.classifier.encoder().device().kind() == DeviceKind::Cpu;
         for step in steps {
             let rows = batches.recv().context("the rows of the next step")??;
-            let began = Instant::now();
-            let lr = args.lr * linear_schedule(step, total, args.warmup * total as f64);
-            let (loss, norm, tokens) = self.step(&rows, step, lr as f32, optimizer)?;
-            let seconds = began.elapsed().as_secs_f64();
-            let line = json!({"step": step + 1, "epoch": (step + 1) as f64 / epoch as f64, "loss": loss, "lr": lr,
-                "grad_norm": norm, "ms": seconds * 1e3, "tokens_per_s": (tokens as f64 / seconds).round()});
-            writeln!(log, "{line}").with_context(|| self.out.file(LOG).display().to_string())?;
-            profile::step(tokens);
-            progress.message(format!("loss {loss:.4}"));
-            progress.inc(1);
-            let end = step + 1 == total;
-            if end || (step + 1) % epoch == 0 {
+            let before = running.replace(self.step(&rows, step, optimizer)?);
+            let (end, epoch_ends) = (step + 1 == total, (step + 1) % epoch == 0);
+            let checkpoint = !end && (step + 1) % args.checkpoint_every.unwrap_or(epoch) == 0;
+            // A GPU computes this step while the host reads the loss of the one before and prepares the next.
+            let now = if on_cpu || end || epoch_ends || checkpoint { running.take() } else { None };
+            for done in before.into_iter().chain(now) {
+                let loss = self.finish(done, epoch, &mut log)?;
+                progress.message(format!("loss {loss:.4}"));
+                progress.inc(1);
+            }
+            if end || epoch_ends {
                 last_scores = evaluate(&self.classifier)?;
                 if let Some(scores) = &last_scores {
                     let named: serde_json::Map<_, _> = scores.iter().map(|(n, v)| (n.to_string(), json!(v))).collect();
@@ -115,7 +128,7 @@ impl Trainer<'_> {
                     ui::note(args.output.quiet, format!("step {}: {}", step + 1, text.join(", ")));
                 }
             }
-            if !end && (step + 1) % args.checkpoint_every.unwrap_or(epoch) == 0 {
+            if checkpoint {
                 log.flush().with_context(|| self.out.file(LOG).display().to_string())?;
                 self.checkpoint(step + 1, optimizer)?;
             }
@@ -126,10 +139,11 @@ impl Trainer<'_> {
         Ok(last_scores)
     }
 
-    /// (mean loss, gradient norm, tokens) of one optimiser step on these rows.
-    fn step(&mut self, rows: &Rows, step: usize, lr: f32, optimizer: &mut Optimizer) -> Result<(f64, f64, usize)> {
-        let args = self.args;
-        let (mut grads, mut loss, mut tokens) = (Grads::new(), 0.0, 0);
+    /// One optimiser step on these rows.
+    fn step(&mut self, rows: &Rows, step: usize, optimizer: &mut Optimizer) -> Result<Running> {
+        let (args, total, began) = (self.args, self.total(), Instant::now());
+        let lr = args.lr * linear_schedule(step, total, args.warmup * total as f64);
+        let (mut grads, mut losses, mut tokens) = (Grads::new(), Vec::new(), 0);
         let size = rows.indices.len().div_ceil(args.accumulate);
         for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
             let share = indices.len() as f64 / rows.indices.len() as f64;
@@ -147,10 +161,28 @@ impl Trainer<'_> {
                     ModelTargets::Scores(&scores)
                 }
             };
-            loss += share * f64::from(self.classifier.backward(&batch, targets, &pass, share as f32, &mut grads)?);
+            losses.push((share, self.classifier.backward(&batch, targets, &pass, share as f32, &mut grads)?));
         }
-        let norm = optimizer.step(self.classifier.parameters_mut(), &grads, lr)?;
-        Ok((loss, norm, tokens))
+        let norm = optimizer.step(self.classifier.parameters_mut(), &grads, lr as f32)?;
+        Ok(Running { step, lr, losses, norm, tokens, began })
+    }
+
+    /// Waits for a step and logs it; its mean loss.
+    fn finish(&mut self, done: Running, steps_an_epoch: usize, log: &mut impl Write) -> Result<f64> {
+        let Running { step, lr, losses, norm, tokens, began } = done;
+        let norm = finite_norm(&norm, step as u64 + 1)?;
+        let mut loss = 0.0;
+        for (share, of_part) in losses {
+            loss += share * f64::from(of_part.item()?);
+        }
+        let now = Instant::now();
+        let seconds = now.duration_since(self.finished.map_or(began, |before| before.max(began))).as_secs_f64();
+        self.finished = Some(now);
+        let line = json!({"step": step + 1, "epoch": (step + 1) as f64 / steps_an_epoch as f64, "loss": loss, "lr": lr,
+            "grad_norm": norm, "ms": seconds * 1e3, "tokens_per_s": (tokens as f64 / seconds).round()});
+        writeln!(log, "{line}").with_context(|| self.out.file(LOG).display().to_string())?;
+        profile::step(tokens);
+        Ok(loss)
     }
 
     /// The trained adapter and head.
@@ -212,9 +244,11 @@ impl Trainer<'_> {
             gelora_model::Task::Classification { labels } => Some(labels.clone()),
             gelora_model::Task::Regression => None,
         };
+        let device = self.classifier.encoder().device().clone();
         self.classifier = Classifier::with_adapter(&self.args.model, Adapter::read(&files)?, labels)?;
         self.classifier.compute_in(self.args.dtype.into())?;
-        optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64)?;
+        self.classifier.move_to(&device)?;
+        optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64, &device)?;
         ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, self.total()));
         Ok(state.step)
     }

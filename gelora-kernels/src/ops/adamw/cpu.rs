@@ -1,14 +1,18 @@
-use super::{AdamW, Moments};
+use super::{AdamW, Clip, Moments, corrections};
 use crate::cpu::vectorised;
 use crate::{Result, Tensor};
 
-pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, scale: f32, moments: &mut Moments) -> Result<()> {
-    // 1 - beta^t in f64: for beta near 1 and small t it is a difference of near-equal numbers.
-    let correction = |beta: f32| (1.0 - f64::from(beta).powf(t as f64)) as f32;
-    let corrections = [correction(s.beta1), correction(s.beta2)];
+pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, clip: Clip<'_>, moments: &mut Moments) -> Result<()> {
+    let norm = clip.norm.item()?;
+    if !norm.is_finite() {
+        return Ok(());
+    }
+    // As PyTorch's clip_grad_norm_: max / (norm + 1e-6), never above 1.
+    let length = norm + 1e-6;
+    let scale = if length > clip.max_norm { clip.max_norm / length } else { 1.0 };
     update(
         s,
-        corrections,
+        corrections(s, t),
         scale,
         p.as_mut_slice()?,
         g.as_slice()?,
@@ -30,6 +34,10 @@ vectorised! {
     }
 }
 
-pub fn sum_of_squares(x: &[f32]) -> f64 {
-    x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum()
+pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
+    let mut sum = 0.0;
+    for t in tensors {
+        sum += t.as_slice()?.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
+    }
+    Tensor::from_vec(vec![sum.sqrt() as f32], [1])
 }

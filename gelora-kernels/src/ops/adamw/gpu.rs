@@ -1,0 +1,148 @@
+//! One unit an element. The norm is summed in two stages, so that its bits do not depend on the order in which cubes run:
+//! every cube of a tensor sums its own elements, then one cube adds the sums of all cubes in a fixed order.
+
+use cubecl::prelude::*;
+
+use super::{AdamW, Clip, Moments, corrections};
+use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
+use crate::{Result, Tensor};
+
+/// Cubes that sum one tensor, at most: a unit then adds few enough squares that f32 keeps six digits.
+const MAX_PARTS: usize = 256;
+
+/// Sums over the units of a cube, as a tree; the result is in the first place.
+#[cube]
+fn sum_units(own: f32, shared: &mut SharedMemory<f32>) {
+    let unit = UNIT_POS as usize;
+    shared[unit] = own;
+    sync_cube();
+    let mut half = comptime!(ELEMENTWISE_UNITS as usize / 2).runtime();
+    while half > 0 {
+        if unit < half {
+            let other = shared[unit + half];
+            shared[unit] += other;
+        }
+        sync_cube();
+        half /= 2;
+    }
+}
+
+/// parts[first + cube] = sum of squares of the elements that are this cube's.
+#[cube(launch)]
+fn squares_kernel(x: &Array<f32>, parts: &mut Array<f32>, first: usize, cubes: usize) {
+    let mut shared = SharedMemory::<f32>::new(ELEMENTWISE_UNITS as usize);
+    let mut sum = 0.0f32;
+    for at in range_stepped(ABSOLUTE_POS, x.len(), cubes * ELEMENTWISE_UNITS as usize) {
+        sum += x[at] * x[at];
+    }
+    sum_units(sum, &mut shared);
+    if UNIT_POS == 0 {
+        parts[first + CUBE_POS_X as usize] = shared[0];
+    }
+}
+
+#[cube(launch)]
+fn root_kernel(parts: &Array<f32>, norm: &mut Array<f32>) {
+    let mut shared = SharedMemory::<f32>::new(ELEMENTWISE_UNITS as usize);
+    let mut sum = 0.0f32;
+    for at in range_stepped(UNIT_POS as usize, parts.len(), ELEMENTWISE_UNITS as usize) {
+        sum += parts[at];
+    }
+    sum_units(sum, &mut shared);
+    if UNIT_POS == 0 {
+        norm[0] = shared[0].sqrt();
+    }
+}
+
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Settings {
+    lr: f32,
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    keep: f32,
+    correction1: f32,
+    correction2: f32,
+    max_norm: f32,
+}
+
+#[cube(launch)]
+fn step_kernel(
+    p: &mut Array<f32>,
+    m: &mut Array<f32>,
+    v: &mut Array<f32>,
+    gradient: &Array<f32>,
+    norm: &Array<f32>,
+    s: &Settings,
+) {
+    let at = ABSOLUTE_POS;
+    // A shader may assume that there are no NaNs and no infinities, so the bits are asked.
+    let finite = u32::reinterpret(norm[0]) & 0x7f80_0000u32 != 0x7f80_0000u32;
+    if at < p.len() && finite {
+        let length = norm[0] + 1e-6f32;
+        let mut g = gradient[at];
+        if length > s.max_norm {
+            g *= s.max_norm / length;
+        }
+        let first = s.beta1 * m[at] + (1.0f32 - s.beta1) * g;
+        let second = s.beta2 * v[at] + (1.0f32 - s.beta2) * g * g;
+        m[at] = first;
+        v[at] = second;
+        p[at] = p[at] * s.keep - s.lr * (first / s.correction1) / ((second / s.correction2).sqrt() + s.eps);
+    }
+}
+
+pub fn step<R: Backend>(
+    gpu: &Gpu<R>,
+    s: &AdamW,
+    t: u64,
+    p: &mut Tensor,
+    gradient: &Tensor,
+    clip: Clip<'_>,
+    moments: &mut Moments,
+) -> Result<()> {
+    const OP: &str = "adamw";
+    let [correction1, correction2] = corrections(s, t);
+    let keep = 1.0 - s.lr * s.weight_decay;
+    step_kernel::launch::<R>(
+        gpu.client(),
+        elementwise(gradient.len()),
+        CubeDim::new_1d(ELEMENTWISE_UNITS),
+        p.gpu_mut(OP)?.arg(),
+        moments.m.gpu_mut(OP)?.arg(),
+        moments.v.gpu_mut(OP)?.arg(),
+        gradient.gpu(OP)?.arg(),
+        clip.norm.gpu(OP)?.arg(),
+        SettingsLaunch::new(s.lr, s.beta1, s.beta2, s.eps, keep, correction1, correction2, clip.max_norm.min(f32::MAX)),
+    );
+    Ok(())
+}
+
+/// The root of the sum of all squares, as a tensor of one value.
+pub fn global_norm<R: Backend>(gpu: &Gpu<R>, tensors: &[&Tensor]) -> Result<Tensor> {
+    const OP: &str = "global_norm";
+    let cubes = |t: &Tensor| t.len().div_ceil(ELEMENTWISE_UNITS as usize).min(MAX_PARTS);
+    let parts = gpu.scratch(tensors.iter().map(|t| cubes(t)).sum())?;
+    let mut first = 0;
+    for t in tensors {
+        squares_kernel::launch::<R>(
+            gpu.client(),
+            CubeCount::Static(cubes(t) as u32, 1, 1),
+            CubeDim::new_1d(ELEMENTWISE_UNITS),
+            t.gpu(OP)?.arg(),
+            parts.arg(),
+            first,
+            cubes(t),
+        );
+        first += cubes(t);
+    }
+    let norm = gpu.output([1])?;
+    root_kernel::launch::<R>(
+        gpu.client(),
+        CubeCount::Static(1, 1, 1),
+        CubeDim::new_1d(ELEMENTWISE_UNITS),
+        parts.arg(),
+        norm.gpu(OP)?.arg(),
+    );
+    Ok(norm)
+}
