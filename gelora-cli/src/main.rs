@@ -36,10 +36,25 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            ui::note(false, format!("error: {}", in_one_line(&error)));
+            ui::note(false, format!("error: {}{}", in_one_line(&error), way_out(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What to do about it, where that is the same whatever the command.
+fn way_out(error: &anyhow::Error) -> &'static str {
+    // Errors that only pass on another's words are not causes of their own in a chain.
+    let of_kernels = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<gelora_model::Error>() {
+        Some(gelora_model::Error::Kernel(e) | gelora_model::Error::Lora(gelora_lora::Error::Kernel(e))) => {
+            Some(e.clone())
+        }
+        _ => cause.downcast_ref::<gelora_kernels::Error>().cloned(),
+    };
+    if error.chain().filter_map(of_kernels).any(|e| matches!(e, gelora_kernels::Error::OutOfMemory { .. })) {
+        return "; a smaller --batch-size or --max-length, or --accumulate, needs less";
+    }
+    ""
 }
 
 /// The error and its causes, without those that an outer one has quoted already.

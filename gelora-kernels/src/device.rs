@@ -75,6 +75,10 @@ pub struct DeviceInfo {
     pub name: String,
     /// Whether it is a GPU in hardware (a software rasteriser is not; the CPU is not).
     pub hardware_gpu: bool,
+    /// Its memory in bytes, where the driver tells.
+    pub memory: Option<u64>,
+    /// What kernels can make use of, such as f16 storage.
+    pub features: Vec<String>,
     /// Whether [`Device::open`] would open it, or why not.
     pub status: Result<(), String>,
 }
@@ -130,6 +134,8 @@ impl Device {
             kind: DeviceKind::Cpu,
             name: crate::cpu::describe(),
             hardware_gpu: false,
+            memory: crate::cpu::memory(),
+            features: vec!["f32 and bf16 products".into()],
             status: Ok(()),
         });
         all
@@ -163,11 +169,15 @@ impl Device {
     }
 }
 
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 impl DeviceInfo {
+    /// A kind of which there is no device.
+    pub(crate) fn none(kind: DeviceKind, why: String) -> Self {
+        Self { kind, name: "-".into(), hardware_gpu: false, memory: None, features: Vec::new(), status: Err(why) }
+    }
+
+    #[cfg(not(all(feature = "wgpu", feature = "cuda")))]
     fn not_built(kind: DeviceKind) -> Self {
-        let status = Err(format!("this build has no {kind} support; build with --features {kind}"));
-        Self { kind, name: "-".into(), hardware_gpu: false, status }
+        Self::none(kind, format!("this build has no {kind} support; build with --features {kind}"))
     }
 }
 

@@ -67,6 +67,14 @@ pub enum Error {
         /// What is missing, and how to get it.
         reason: String,
     },
+    /// The device's memory does not suffice.
+    #[error("{device}: out of memory: could not allocate {}", in_units(*needed))]
+    OutOfMemory {
+        /// The device.
+        device: DeviceKind,
+        /// The bytes of the allocation that failed.
+        needed: u64,
+    },
     /// A kernel failed on the device.
     #[error("{device}: {message}")]
     Runtime {
@@ -75,4 +83,13 @@ pub enum Error {
         /// What the runtime said.
         message: String,
     },
+}
+
+/// Bytes as a person reads them.
+fn in_units(bytes: u64) -> String {
+    let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(size, _)| bytes >= *size) {
+        Some((size, unit)) => format!("{:.1} {unit}", bytes as f64 / size as f64),
+        None => format!("{bytes} bytes"),
+    }
 }

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod failure;
 pub mod tile;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -16,11 +17,12 @@ pub use cuda::{list as list_cuda, open as open_cuda};
 pub use wgpu::{list as list_wgpu, open as open_wgpu};
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
-use cubecl::server::Handle;
+use cubecl::server::{Handle, IoError, ServerError};
 use half::{bf16, f16};
 
 use crate::device::on_device;
@@ -171,7 +173,16 @@ impl<R: Backend> Gpu<R> {
     }
 
     fn read_handle(&self, handle: Handle, size: u64) -> Result<Vec<u8>> {
-        let mut bytes = self.client.read_one(handle).map_err(Self::error)?.to_vec();
+        // A device that is lost can take CubeCL's thread with it, which shows as a panic here.
+        let read = catch_unwind(AssertUnwindSafe(|| self.client.read_one(handle)));
+        if let Some(message) = failure::of(R::KIND) {
+            return Err(Error::Runtime { device: R::KIND, message });
+        }
+        let Ok(read) = read else {
+            let message = "the device does not answer any more".into();
+            return Err(Error::Runtime { device: R::KIND, message });
+        };
+        let mut bytes = read.map_err(|e| Self::error(&e))?.to_vec();
         bytes.truncate(size as usize);
         Ok(bytes)
     }
@@ -214,16 +225,37 @@ impl<R: Backend> Gpu<R> {
         Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
     }
 
+    /// Of values of four bytes or less.
     fn check_len(&self, len: usize) -> Result<()> {
         // Kernels index by u32, and a tile may reach past the last element.
-        if len <= u32::MAX as usize - (1 << 20) {
-            return Ok(());
+        if len > u32::MAX as usize - (1 << 20) {
+            return Err(Error::Unsupported {
+                op: "tensor",
+                device: R::KIND,
+                what: "tensors of more than 2^32 elements",
+            });
         }
-        Err(Error::Unsupported { op: "tensor", device: R::KIND, what: "tensors of more than 2^32 elements" })
+        let needed = 4 * len as u64;
+        if needed > self.client.properties().memory.max_page_size {
+            return Err(Error::OutOfMemory { device: R::KIND, needed });
+        }
+        Ok(())
     }
 
-    fn error(e: cubecl::server::ServerError) -> Error {
-        Error::Runtime { device: R::KIND, message: e.to_string() }
+    fn error(e: &ServerError) -> Error {
+        let causes = match e {
+            ServerError::ServerUnhealthy { errors, .. } => &errors[..],
+            one => std::slice::from_ref(one),
+        };
+        for cause in causes {
+            if let ServerError::Io(IoError::BufferTooBig { size, .. }) = cause {
+                return Error::OutOfMemory { device: R::KIND, needed: *size };
+            }
+        }
+        // What follows the first cause is a list of CubeCL's own functions.
+        let text = causes.first().unwrap_or(e).to_string();
+        let message = text.split("Backtrace").next().unwrap_or_default().trim_end().to_string();
+        Error::Runtime { device: R::KIND, message }
     }
 }
 
@@ -323,6 +355,17 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn more_than_the_device_can_hold_is_an_error_that_says_how_much() {
+        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return };
+        let len = gpu.client().properties().memory.max_page_size as usize / 4 + 1;
+        match gpu.output([len]).map(|_| ()) {
+            Err(Error::OutOfMemory { needed, .. }) => assert_eq!(needed, 4 * len as u64),
+            Err(Error::Unsupported { .. }) => assert!(len > 1 << 31), // beyond what kernels can index
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

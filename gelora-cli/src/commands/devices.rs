@@ -7,6 +7,8 @@ use serde_json::json;
 use crate::args::OutputArgs;
 use crate::ui::{self, TableStyle};
 
+const GIB: f64 = (1u64 << 30) as f64;
+
 pub fn run(args: &OutputArgs) -> Result<()> {
     let devices = Device::list();
     if args.json {
@@ -14,7 +16,7 @@ pub fn run(args: &OutputArgs) -> Result<()> {
             .iter()
             .map(|d| {
                 json!({"device": d.kind.to_string(), "name": d.name, "hardware_gpu": d.hardware_gpu,
-                       "available": d.status.is_ok(), "problem": d.status.as_ref().err()})
+                       "memory": d.memory, "features": d.features, "available": d.status.is_ok(), "problem": d.status.as_ref().err()})
             })
             .collect();
         return Ok(ui::result(serde_json::to_string(&all)?)?);
@@ -27,10 +29,11 @@ pub fn run(args: &OutputArgs) -> Result<()> {
                 Ok(()) => "available, but software: used only when asked for".to_string(),
                 Err(problem) => problem.clone(),
             };
-            vec![d.kind.to_string(), d.name.clone(), status]
+            let memory = d.memory.map_or("-".to_string(), |bytes| format!("{:.1} GiB", bytes as f64 / GIB));
+            vec![d.kind.to_string(), d.name.clone(), memory, d.features.join(", "), status]
         })
         .collect();
-    ui::result(ui::table(&["device", "name", "status"], &rows, TableStyle::of_stdout()))?;
+    ui::result(ui::table(&["device", "name", "memory", "features", "status"], &rows, TableStyle::of_stdout()))?;
     ui::result(format!("--device auto means {}", Device::auto().kind()))?;
     Ok(())
 }

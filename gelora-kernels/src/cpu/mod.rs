@@ -43,3 +43,10 @@ pub fn rows_per_task(rows: usize, cols: usize) -> usize {
 pub fn describe() -> String {
     format!("{} threads, {}", rayon::current_num_threads(), level())
 }
+
+/// Bytes of memory of this machine, where the system tells without being linked to.
+pub(crate) fn memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim();
+    Some(kib.parse::<u64>().ok()? * 1024)
+}

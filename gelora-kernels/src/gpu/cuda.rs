@@ -22,20 +22,43 @@ impl Backend for CudaRuntime {
     }
 }
 
-/// The names of all devices, or what is missing.
-fn devices() -> Result<Vec<String>, String> {
+/// What the driver says of a device.
+struct Found {
+    name: String,
+    memory: u64,
+    /// Compute capability.
+    major: c_int,
+    minor: c_int,
+}
+
+impl Found {
+    fn info(self, kind: DeviceKind) -> DeviceInfo {
+        let Self { name, memory, major, minor } = self;
+        let mut features = vec![format!("compute capability {major}.{minor}")];
+        if major >= 7 {
+            features.push("f16 tensor cores".into());
+        }
+        if major >= 8 {
+            features.push("bf16 tensor cores".into());
+        }
+        DeviceInfo { kind, name, hardware_gpu: true, memory: Some(memory), features, status: Ok(()) }
+    }
+}
+
+/// All devices, or what is missing.
+fn devices() -> Result<Vec<Found>, String> {
     // The names that CubeCL's CUDA bindings try.
     let driver = first_library(&["libcuda.so", "libcuda.so.1", "nvcuda.dll"])
         .ok_or("no NVIDIA driver (libcuda.so not found); install the driver of an NVIDIA GPU")?;
-    let names = device_names(&driver)?;
-    if names.is_empty() {
+    let found = ask_driver(&driver)?;
+    if found.is_empty() {
         return Err("the NVIDIA driver sees no GPU".into());
     }
     let nvrtc =
         ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
     first_library(&nvrtc).ok_or("no CUDA run-time compiler (libnvrtc.so not found); install the CUDA toolkit")?;
     match cubecl_cuda::install::cuda_path() {
-        Some(path) if path.join("include").is_dir() => Ok(names),
+        Some(path) if path.join("include").is_dir() => Ok(found),
         Some(path) => {
             Err(format!("no CUDA headers in {}/include; point CUDA_PATH to the CUDA toolkit", path.display()))
         }
@@ -48,11 +71,15 @@ fn first_library(names: &[&str]) -> Option<Library> {
     names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
 }
 
-fn device_names(driver: &Library) -> Result<Vec<String>, String> {
+fn ask_driver(driver: &Library) -> Result<Vec<Found>, String> {
     type Init = unsafe extern "C" fn(c_uint) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
     type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
     type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+    type Memory = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+    type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+    const CAPABILITY: [c_int; 2] = [75, 76];
     let broken = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
     let checked =
         |what: &str, code: c_int| if code == 0 { Ok(()) } else { Err(format!("{what} failed with CUDA error {code}")) };
@@ -63,17 +90,24 @@ fn device_names(driver: &Library) -> Result<Vec<String>, String> {
         let count_of = driver.get::<Count>(b"cuDeviceGetCount\0").map_err(broken)?;
         let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(broken)?;
         let name_of = driver.get::<Name>(b"cuDeviceGetName\0").map_err(broken)?;
+        let memory_of = driver.get::<Memory>(b"cuDeviceTotalMem_v2\0").map_err(broken)?;
+        let attribute_of = driver.get::<Attribute>(b"cuDeviceGetAttribute\0").map_err(broken)?;
         checked("cuInit", init(0))?;
         let mut count = 0;
         checked("cuDeviceGetCount", count_of(&mut count))?;
-        let mut names = Vec::new();
+        let mut all = Vec::new();
         for index in 0..count {
-            let (mut device, mut name) = (0, [0 as c_char; 256]);
+            let (mut device, mut name, mut memory, mut capability) = (0, [0 as c_char; 256], 0, [0; 2]);
             checked("cuDeviceGet", get(&mut device, index))?;
             checked("cuDeviceGetName", name_of(name.as_mut_ptr(), 255, device))?;
-            names.push(CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned());
+            checked("cuDeviceTotalMem", memory_of(&mut memory, device))?;
+            for (value, attribute) in capability.iter_mut().zip(CAPABILITY) {
+                checked("cuDeviceGetAttribute", attribute_of(value, attribute, device))?;
+            }
+            let name = CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned();
+            all.push(Found { name, memory: memory as u64, major: capability[0], minor: capability[1] });
         }
-        Ok(names)
+        Ok(all)
     }
 }
 
@@ -85,7 +119,7 @@ pub fn open() -> Result<Device> {
 
 fn open_first() -> Result<Device> {
     let failed = |reason| Error::Device { kind: DeviceKind::Cuda, reason };
-    let name = devices().map_err(failed)?.swap_remove(0);
+    let name = devices().map_err(failed)?.swap_remove(0).name;
     // What the checks before could not foresee, such as a device in exclusive use.
     let client = catch_unwind(|| CudaRuntime::client(&CudaDevice::new(0)))
         .map_err(|_| failed(format!("{name} was found but could not be opened")))?;
@@ -96,9 +130,7 @@ fn open_first() -> Result<Device> {
 pub fn list() -> Vec<DeviceInfo> {
     let kind = DeviceKind::Cuda;
     match devices() {
-        Ok(names) => {
-            names.into_iter().map(|name| DeviceInfo { kind, name, hardware_gpu: true, status: Ok(()) }).collect()
-        }
-        Err(reason) => vec![DeviceInfo { kind, name: "-".into(), hardware_gpu: false, status: Err(reason) }],
+        Ok(all) => all.into_iter().map(|found| found.info(kind)).collect(),
+        Err(reason) => vec![DeviceInfo::none(kind, reason)],
     }
 }

@@ -4,11 +4,11 @@
 //! and in the same order.
 
 use std::panic::catch_unwind;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use cubecl::prelude::*;
-use cubecl_wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime};
-use wgpu::{AdapterInfo, DeviceType, Instance, InstanceDescriptor};
+use cubecl_wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime, init_setup};
+use wgpu::{Adapter, AdapterInfo, DeviceType, Features, Instance, InstanceDescriptor};
 
 use super::{Backend, Gpu};
 use crate::{Device, DeviceInfo, DeviceKind, Error, Result};
@@ -21,17 +21,25 @@ impl Backend for WgpuRuntime {
     }
 }
 
-/// Every adapter, best first, with the name CubeCL knows it by.
-fn adapters() -> Vec<(WgpuDevice, AdapterInfo)> {
+/// An adapter, with the name CubeCL knows it by.
+struct Found {
+    device: WgpuDevice,
+    info: AdapterInfo,
+    memory: Option<u64>,
+    features: Vec<String>,
+}
+
+/// Every adapter, best first.
+fn adapters() -> Vec<Found> {
     let instance = Instance::new(InstanceDescriptor {
         backends: AutoGraphicsApi::backend().into(),
         ..InstanceDescriptor::new_without_display_handle()
     });
     let found = cubecl::future::block_on(instance.enumerate_adapters(AutoGraphicsApi::backend().into()));
-    let mut all: Vec<(WgpuDevice, AdapterInfo)> = Vec::new();
+    let mut all: Vec<Found> = Vec::new();
     for adapter in found {
         let info = adapter.get_info();
-        let index = all.iter().filter(|(_, other)| other.device_type == info.device_type).count();
+        let index = all.iter().filter(|other| other.info.device_type == info.device_type).count();
         let device = match info.device_type {
             DeviceType::DiscreteGpu => WgpuDevice::DiscreteGpu(index),
             DeviceType::IntegratedGpu => WgpuDevice::IntegratedGpu(index),
@@ -39,15 +47,42 @@ fn adapters() -> Vec<(WgpuDevice, AdapterInfo)> {
             DeviceType::Cpu => WgpuDevice::Cpu,
             DeviceType::Other => WgpuDevice::DefaultDevice,
         };
-        all.push((device, info));
+        let (memory, features) = (memory(&adapter), features(&adapter));
+        all.push(Found { device, info, memory, features });
     }
-    all.sort_by_key(|(_, info)| match info.device_type {
+    all.sort_by_key(|found| match found.info.device_type {
         DeviceType::DiscreteGpu => 0,
         DeviceType::IntegratedGpu => 1,
         DeviceType::VirtualGpu => 2,
         DeviceType::Other => 3,
         DeviceType::Cpu => 4,
     });
+    all
+}
+
+/// Bytes of the largest heap that is the device's own. WebGPU does not tell; Vulkan does.
+#[cfg(any(target_os = "linux", target_os = "windows"))]
+fn memory(adapter: &Adapter) -> Option<u64> {
+    const DEVICE_LOCAL: u32 = 1; // VK_MEMORY_HEAP_DEVICE_LOCAL_BIT
+    // SAFETY: the adapter is alive, and only asked for its properties.
+    let properties = unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+    };
+    let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
+    heaps.iter().filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "windows")))]
+fn memory(_: &Adapter) -> Option<u64> {
+    None
+}
+
+fn features(adapter: &Adapter) -> Vec<String> {
+    let has = [(Features::SHADER_F16, "f16 storage"), (Features::SUBGROUP, "plane operations")];
+    let mut all: Vec<String> = vec![format!("{:?}", adapter.get_info().backend)];
+    all.extend(has.into_iter().filter(|(f, _)| adapter.features().contains(*f)).map(|(_, name)| name.to_string()));
     all
 }
 
@@ -67,11 +102,18 @@ pub fn open() -> Result<Device> {
 
 fn open_best() -> Result<Device> {
     let failed = |reason| Error::Device { kind: DeviceKind::Wgpu, reason };
-    let Some((device, info)) = adapters().into_iter().next() else { return Err(failed(missing())) };
+    let Some(Found { device, info, .. }) = adapters().into_iter().next() else { return Err(failed(missing())) };
     // An adapter can be listed and still refuse; CubeCL unwraps that.
-    let client = catch_unwind(|| WgpuRuntime::client(&device)).map_err(|_| {
-        failed(format!("the adapter {} ({:?}) was found but could not be opened", info.name, info.backend))
-    })?;
+    let client = catch_unwind(|| {
+        let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
+        // Without these, wgpu panics in a thread of its own.
+        setup.device.on_uncaptured_error(Arc::new(|e| super::failure::record(DeviceKind::Wgpu, e.to_string())));
+        setup.device.set_device_lost_callback(|reason, message| {
+            super::failure::record(DeviceKind::Wgpu, format!("the device was lost ({reason:?}): {message}"));
+        });
+        WgpuRuntime::client(&device)
+    })
+    .map_err(|_| failed(format!("the adapter {} ({:?}) was found but could not be opened", info.name, info.backend)))?;
     Ok(Device::Wgpu(Gpu { client, name: info.name.into() }))
 }
 
@@ -80,15 +122,17 @@ pub fn list() -> Vec<DeviceInfo> {
     let kind = DeviceKind::Wgpu;
     let all: Vec<DeviceInfo> = adapters()
         .into_iter()
-        .map(|(_, info)| DeviceInfo {
+        .map(|Found { info, memory, features, .. }| DeviceInfo {
             kind,
             hardware_gpu: info.device_type != DeviceType::Cpu,
             name: info.name,
+            memory,
+            features,
             status: Ok(()),
         })
         .collect();
     if all.is_empty() {
-        return vec![DeviceInfo { kind, name: "-".into(), hardware_gpu: false, status: Err(missing()) }];
+        return vec![DeviceInfo::none(kind, missing())];
     }
     all
 }
