@@ -141,6 +141,15 @@ impl Device {
         all
     }
 
+    /// Waits until everything launched before is done: operators on a GPU return when they are queued. On the CPU they return
+    /// when they are done.
+    ///
+    /// # Errors
+    /// If a kernel failed, or the device did.
+    pub fn wait(&self) -> Result<()> {
+        on_device!(self, Ok(()), gpu => gpu.wait())
+    }
+
     /// The kind of this device.
     pub fn kind(&self) -> DeviceKind {
         match self {

@@ -7,6 +7,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod failure;
+mod peak;
 pub mod tile;
 #[cfg(feature = "wgpu")]
 mod wgpu;

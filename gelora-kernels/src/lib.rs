@@ -33,6 +33,7 @@ mod error;
 mod gpu;
 mod offsets;
 pub mod ops;
+pub mod peak;
 pub mod profile;
 pub mod random;
 pub mod recycle;

@@ -1,0 +1,160 @@
+//! What a GPU can do at most, measured: multiply-adds that never leave the registers, and a large copy.
+
+use std::time::Instant;
+
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind, StorageType};
+use cubecl::{cmma, prelude::*};
+use half::bf16;
+
+use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, copy_kernel, elementwise};
+use crate::Result;
+
+/// Values of the copy: 256 MiB, beyond any cache, or what the device takes at once.
+const COPY_LEN: usize = 64 << 20;
+/// Independent sums of a unit or a plane, so that none waits for the one before.
+const CHAINS: usize = 8;
+const CUBES: u32 = 2048;
+/// A run is made to last so long, in seconds, that its launch does not count.
+const LASTING: f64 = 0.01;
+/// Each figure is the best of so many runs, since a peak is what nothing slowed down.
+const RUNS: usize = 5;
+
+#[cube(launch)]
+fn multiply_adds(out: &mut Array<f32>, factor: f32, rounds: usize) {
+    let mut sums = Array::<f32>::new(CHAINS);
+    #[unroll]
+    for i in 0..CHAINS {
+        sums[i] = factor;
+    }
+    for _ in 0..rounds {
+        #[unroll]
+        for i in 0..CHAINS {
+            sums[i] = fma(sums[i], factor, factor);
+        }
+    }
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..CHAINS {
+        sum += sums[i];
+    }
+    out[ABSOLUTE_POS] = sum;
+}
+
+#[cube(launch)]
+fn matrix_multiply_adds(out: &mut Array<f32>, factor: f32, rounds: usize) {
+    let ones = bf16::cast_from(factor);
+    let a = cmma::Matrix::<bf16>::from_value(
+        cmma::MatrixIdent::A,
+        16usize,
+        16usize,
+        16usize,
+        cmma::MatrixLayout::RowMajor,
+        ones,
+    );
+    let b = cmma::Matrix::<bf16>::from_value(
+        cmma::MatrixIdent::B,
+        16usize,
+        16usize,
+        16usize,
+        cmma::MatrixLayout::ColMajor,
+        ones,
+    );
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..CHAINS {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator,
+            16usize,
+            16usize,
+            16usize,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+    for _ in 0..rounds {
+        #[unroll]
+        for i in 0..CHAINS {
+            cmma::execute::<bf16, bf16, f32, f32>(&a, &b, sums.index(i), sums.index(i));
+        }
+    }
+    #[unroll]
+    for i in 0..CHAINS {
+        let at = (CUBE_POS_X as usize * CHAINS + i) * 256;
+        cmma::store(&mut out.slice_mut(at, at + 256), sums.index(i), 16u32, cmma::MatrixLayout::RowMajor);
+    }
+}
+
+impl<R: Backend> Gpu<R> {
+    /// Whether the device multiplies 16 x 16 blocks of bf16 and sums them in f32.
+    pub fn has_bf16_matrix_units(&self) -> bool {
+        let storage = |kind| StorageType::Scalar(ElemType::Float(kind));
+        let (factor, sum) = (storage(FloatKind::BF16), storage(FloatKind::F32));
+        let config = MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n: 16, k: 16 };
+        self.client().features().matmul.cmma.contains(&config)
+    }
+
+    /// Waits for everything launched before.
+    pub fn wait(&self) -> Result<()> {
+        cubecl::future::block_on(self.client().sync()).map_err(|e| Self::error(&e))
+    }
+
+    /// Rounds a second of the fastest run of so many rounds.
+    fn fastest(&self, launch: impl Fn(usize)) -> Result<f64> {
+        let run = |rounds| {
+            let began = Instant::now();
+            launch(rounds);
+            self.wait()?;
+            Ok(began.elapsed().as_secs_f64())
+        };
+        run(1)?; // compiles it
+        let mut rounds = 1;
+        while run(rounds)? < LASTING && rounds < 1 << 24 {
+            rounds *= 2;
+        }
+        let mut best = f64::INFINITY;
+        for _ in 0..RUNS {
+            best = best.min(run(rounds)?);
+        }
+        Ok(rounds as f64 / best)
+    }
+
+    /// Billions of bytes a second, read and written, of a large copy.
+    pub fn copy_gbs(&self) -> Result<f64> {
+        let most = self.client().properties().memory.max_page_size / 4;
+        let len = COPY_LEN.min(most as usize);
+        let (from, to): (GpuBuffer, GpuBuffer) = (self.scratch(len)?, self.scratch(len)?);
+        let copies = self.fastest(|copies| {
+            for _ in 0..copies {
+                let dim = CubeDim::new_1d(ELEMENTWISE_UNITS);
+                copy_kernel::launch::<R>(self.client(), elementwise(len), dim, from.arg(), to.arg());
+            }
+        })?;
+        Ok(8.0 * len as f64 * copies / 1e9)
+    }
+
+    /// Billions of f32 operations a second, a multiply-add being two.
+    pub fn gflops_f32(&self) -> Result<f64> {
+        let units = (CUBES * ELEMENTWISE_UNITS) as usize;
+        let out = self.scratch(units)?;
+        let rounds = self.fastest(|rounds| {
+            let (count, dim) = (CubeCount::Static(CUBES, 1, 1), CubeDim::new_1d(ELEMENTWISE_UNITS));
+            multiply_adds::launch::<R>(self.client(), count, dim, out.arg(), 0.5, rounds);
+        })?;
+        Ok(2.0 * (units * CHAINS) as f64 * rounds / 1e9)
+    }
+
+    /// Billions of operations a second in products of bf16 that are summed in f32; none without matrix units.
+    pub fn gflops_bf16(&self) -> Result<Option<f64>> {
+        if !self.has_bf16_matrix_units() {
+            return Ok(None);
+        }
+        let plane = self.client().properties().hardware.plane_size_max;
+        let out = self.scratch(CUBES as usize * CHAINS * 256)?;
+        let rounds = self.fastest(|rounds| {
+            let (count, dim) = (CubeCount::Static(CUBES, 1, 1), CubeDim::new_1d(plane));
+            matrix_multiply_adds::launch::<R>(self.client(), count, dim, out.arg(), 0.5, rounds);
+        })?;
+        Ok(Some(2.0 * 4096.0 * CUBES as f64 * CHAINS as f64 * rounds / 1e9))
+    }
+}
