@@ -150,6 +150,14 @@ impl Device {
         on_device!(self, Ok(()), gpu => gpu.wait())
     }
 
+    /// Bytes that this process holds on a GPU, in use or kept for later; None on the CPU.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    pub fn memory_held(&self) -> Result<Option<u64>> {
+        on_device!(self, Ok(None), gpu => gpu.memory_held().map(Some))
+    }
+
     /// The kind of this device.
     pub fn kind(&self) -> DeviceKind {
         match self {

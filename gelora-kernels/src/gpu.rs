@@ -160,6 +160,16 @@ impl<R: Backend> Gpu<R> {
         }))
     }
 
+    /// Waits for everything launched before.
+    pub fn wait(&self) -> Result<()> {
+        cubecl::future::block_on(self.client().sync()).map_err(|e| Self::error(&e))
+    }
+
+    /// Bytes held, in use or kept for later.
+    pub fn memory_held(&self) -> Result<u64> {
+        Ok(self.client.memory_usage().map_err(|e| Self::error(&e))?.bytes_reserved)
+    }
+
     /// Memory for `len` 32-bit values that stay inside an operator.
     pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;

@@ -94,11 +94,6 @@ impl<R: Backend> Gpu<R> {
         self.client().features().matmul.cmma.contains(&config)
     }
 
-    /// Waits for everything launched before.
-    pub fn wait(&self) -> Result<()> {
-        cubecl::future::block_on(self.client().sync()).map_err(|e| Self::error(&e))
-    }
-
     /// Rounds a second of the fastest run of so many rounds.
     fn fastest(&self, launch: impl Fn(usize)) -> Result<f64> {
         let run = |rounds| {

@@ -3,9 +3,10 @@
 use anyhow::Result;
 use gelora_kernels::ops::linear::{self, Weight};
 use gelora_kernels::ops::{lora_linear::LoraLinear, pairwise};
+use gelora_kernels::peak::Peak;
 use gelora_kernels::verify::random;
-use gelora_kernels::{DType, Tensor};
-use serde_json::json;
+use gelora_kernels::{DType, Device, DeviceKind, Error, Tensor};
+use serde_json::{Value, json};
 
 use super::line::Line;
 use super::memory::own_peak_mb;
@@ -21,6 +22,9 @@ pub struct TwoNnArgs {
     d: usize,
     #[arg(long, default_value_t = 10)]
     repeats: usize,
+    /// cpu, wgpu or cuda
+    #[arg(long, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
 }
 
 #[derive(clap::Args)]
@@ -37,43 +41,90 @@ pub struct LoraArgs {
     r: usize,
     #[arg(long, default_value_t = 30)]
     repeats: usize,
+    /// cpu, wgpu or cuda
+    #[arg(long, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
 }
 
 /// Types that the products with the frozen weight are computed in.
 const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
 
 pub fn two_nn(args: &TwoNnArgs) -> Result<()> {
-    let points = random([args.n, args.d], 0);
-    let times = timed(args.repeats, || {
+    let device = Device::open(args.device)?;
+    let peak = Peak::of(&device)?;
+    let points = random([args.n, args.d], 0).to_device(&device)?;
+    let before = device.memory_held()?;
+    let times = timed(&device, args.repeats, || {
         let found = pairwise::nearest(&points, 2)?;
         Ok(found.distances.chunks_exact(2).map(|r| (r[1] / r[0]).ln()).sum::<f64>())
     })?;
-    let params = json!({"n": args.n, "d": args.d, "threads": rayon::current_num_threads()});
-    Line::new("two-nn/gelora", params, &times, own_peak_mb()).emit()
+    let params = params(&device, json!({"n": args.n, "d": args.d}));
+    // A multiply-add for each dimension of each pair, once.
+    let flops = (args.n * args.n * args.d) as f64;
+    let bytes = 4.0 * (args.n * args.d) as f64;
+    let mut line = Line::new("two-nn/gelora", params, &times, own_peak_mb());
+    if let (Some(before), Some(after)) = (before, device.memory_held()?) {
+        line = line.with("device_mb_beside_points", after.saturating_sub(before) as f64 / 1e6, 1);
+    }
+    rates(line, flops, bytes, DType::F32, &peak).emit()
 }
 
 pub fn lora(args: &LoraArgs) -> Result<()> {
-    let LoraArgs { tokens, d_in, d_out, r, repeats } = *args;
-    let (a, b, bias) = (random([r, d_in], 2), random([d_out, r], 3), random([d_out], 4));
-    let (x, dy) = (random([tokens, d_in], 5), random([tokens, d_out], 6));
+    let LoraArgs { tokens, d_in, d_out, r, repeats, device } = *args;
+    let device = Device::open(device)?;
+    let peak = Peak::of(&device)?;
+    let there = |t: Tensor| t.to_device(&device);
+    let (a, b, bias) = (there(random([r, d_in], 2))?, there(random([d_out, r], 3))?, there(random([d_out], 4))?);
+    let (x, dy) = (there(random([tokens, d_in], 5))?, there(random([tokens, d_out], 6))?);
+    let base = 2.0 * (tokens * d_in * d_out) as f64;
+    let adapter = 2.0 * (tokens * r * (d_in + d_out)) as f64;
     for dtype in DTYPES {
-        let weight = frozen(random([d_out, d_in], 1), dtype)?;
+        let weight = frozen(random([d_out, d_in], 1), dtype, &device)?;
         let layer = LoraLinear { weight: &weight, bias: Some(&bias), a: &a, b: &b, scaling: 2.0, dropout: None };
-        let params = json!({"tokens": tokens, "in": d_in, "out": d_out, "r": r, "dtype": dtype.to_string(),
-            "threads": rayon::current_num_threads()});
-        let emit = |bench: &str, times: Vec<f64>| Line::new(bench, params.clone(), &times, own_peak_mb()).emit();
-        emit("lora/base-linear", timed(repeats, || Ok(linear::forward(&x, &weight, Some(&bias))?))?)?;
-        emit("lora/forward", timed(repeats, || Ok(layer.forward(&x)?))?)?;
+        let sizes = json!({"tokens": tokens, "in": d_in, "out": d_out, "r": r, "dtype": dtype.to_string()});
+        let params = params(&device, sizes);
+        let values = (weight.tensor().len() * weight.tensor().dtype().size() + 4 * tokens * (d_in + d_out)) as f64;
+        let emit = |bench: &str, times: Vec<f64>, flops: f64, bytes: f64| {
+            rates(Line::new(bench, params.clone(), &times, own_peak_mb()), flops, bytes, dtype, &peak).emit()
+        };
+        let times = timed(&device, repeats, || Ok(linear::forward(&x, &weight, Some(&bias))?))?;
+        emit("lora/base-linear", times, base, values)?;
+        emit("lora/forward", timed(&device, repeats, || Ok(layer.forward(&x)?))?, base + adapter, values)?;
         let both = || {
             let (y, saved) = layer.forward(&x)?;
             Ok((y, layer.backward(&x, &dy, saved)?))
         };
-        emit("lora/forward+backward", timed(repeats, both)?)?;
+        emit("lora/forward+backward", timed(&device, repeats, both)?, 2.0 * base + 3.0 * adapter, 2.0 * values)?;
     }
     Ok(())
 }
 
-/// A weight as a model holds it.
-fn frozen(weight: Tensor, dtype: DType) -> Result<Weight> {
-    Ok(Weight::new(weight, dtype)?)
+/// With the device; on the CPU with the number of threads too.
+fn params(device: &Device, mut params: Value) -> Value {
+    params["device"] = device.kind().to_string().into();
+    match device.kind() {
+        DeviceKind::Cpu => params["threads"] = rayon::current_num_threads().into(),
+        _ => params["name"] = device.name().into(),
+    }
+    params
+}
+
+/// With rates, and the larger of their shares of the device's ceilings.
+fn rates(line: Line, flops: f64, bytes: f64, dtype: DType, peak: &Peak) -> Line {
+    let (gflops, gbs) = (flops / line.ms / 1e6, bytes / line.ms / 1e6);
+    let most = peak.gflops_bf16.filter(|_| dtype == DType::Bf16).unwrap_or(peak.gflops_f32);
+    let share = (gflops / most).max(gbs / peak.gbs);
+    line.with("gflops", gflops, 1).with("gbs", gbs, 1).with("percent_of_peak", 100.0 * share, 1)
+}
+
+/// A weight as a model of that type holds it: on a GPU, stored in it where the device can.
+fn frozen(weight: Tensor, dtype: DType, device: &Device) -> Result<Weight> {
+    if device.kind() == DeviceKind::Cpu {
+        return Ok(Weight::new(weight, dtype)?);
+    }
+    let stored = match weight.to_dtype(dtype)?.to_device(device) {
+        Err(Error::Unsupported { .. }) => weight.to_device(device)?,
+        other => other?,
+    };
+    Ok(Weight::new(stored, dtype)?)
 }

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Subcommand;
+use gelora_kernels::{Device, DeviceKind};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -64,19 +65,27 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Milliseconds of each of `repeats` calls, after two that are not counted.
-fn timed<T>(repeats: usize, mut f: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
-    for _ in 0..2 {
-        std::hint::black_box(f()?);
-    }
-    let mut times = Vec::with_capacity(repeats);
-    for _ in 0..repeats.max(1) {
+/// Samples on a GPU last so long at least, in milliseconds: the host waits once a sample.
+const GPU_SAMPLE_MS: f64 = 10.0;
+
+/// Milliseconds of a call, `repeats` times, after two that are not counted. On a GPU a sample is a number of calls, and a wait
+/// at its end.
+fn timed<T>(device: &Device, repeats: usize, mut f: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
+    let mut sample = |calls: usize| {
         let began = Instant::now();
-        let result = f()?;
-        times.push(began.elapsed().as_secs_f64() * 1e3);
-        std::hint::black_box(result);
-    }
-    Ok(times)
+        for _ in 0..calls {
+            std::hint::black_box(f()?);
+        }
+        device.wait()?;
+        Ok::<_, anyhow::Error>(began.elapsed().as_secs_f64() * 1e3 / calls as f64)
+    };
+    sample(1)?;
+    let one = sample(1)?;
+    let calls = match device.kind() {
+        DeviceKind::Cpu => 1,
+        _ => (GPU_SAMPLE_MS / one).ceil().clamp(1.0, 1000.0) as usize,
+    };
+    (0..repeats.max(1)).map(|_| sample(calls)).collect()
 }
 
 /// The middle value, or the mean of the two; NaN for none.
@@ -105,7 +114,7 @@ mod tests {
     #[test]
     fn warm_up_is_not_counted() {
         let mut calls = 0;
-        let times = timed(5, || {
+        let times = timed(&Device::Cpu, 5, || {
             calls += 1;
             Ok(())
         });

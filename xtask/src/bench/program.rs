@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use gelora_kernels::DeviceKind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -34,6 +35,9 @@ pub struct HiddenArgs {
     max_length: usize,
     #[arg(long, value_delimiter = ',', default_value = "f32", value_name = "DTYPE,...")]
     dtypes: Vec<String>,
+    /// cpu, wgpu or cuda
+    #[arg(long, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
     #[command(flatten)]
     program: ProgramArgs,
 }
@@ -60,6 +64,9 @@ pub struct TrainArgs {
     ranks: Option<Vec<usize>>,
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16", value_name = "DTYPE,...")]
     dtypes: Vec<String>,
+    /// cpu, wgpu or cuda
+    #[arg(long, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
     #[command(flatten)]
     program: ProgramArgs,
 }
@@ -152,16 +159,18 @@ pub fn hidden(args: &HiddenArgs) -> Result<()> {
         let samples = first_rows(&args.data, args.samples, &data)?;
         let out = scratch.path().join("out");
         let line = format!(
-            "rank {{}} --data {{}} --out {{}} --samples {samples} --batch-size {} --max-length {} --device cpu --quiet{}",
+            "rank {{}} --data {{}} --out {{}} --samples {samples} --batch-size {} --max-length {} --device {} --quiet{}",
             args.batch,
             args.max_length,
+            args.device,
             dtype_option(dtype)
         );
         let run = run(&gelora, &words(&line, &[&args.model, &data, &out]), scratch.path())?;
         let ms = (run.end_of("hidden states")? - run.end_of("tokenizer loaded")?) * 1e3;
         let ranks: Value = serde_json::from_slice(&fs::read(out.join("ranks.json"))?)?;
         let layers = ranks["states"].as_array().map_or(0, Vec::len);
-        let params = json!({"samples": samples, "batch": args.batch, "layers": layers, "dtype": dtype});
+        let params = json!({"samples": samples, "batch": args.batch, "layers": layers, "dtype": dtype,
+            "device": args.device.to_string()});
         Line::new("hidden", params, &[ms], run.peak_rss_mb)
             .with("examples_per_s", samples as f64 / ms * 1e3, 1)
             .emit()?;
@@ -189,8 +198,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             Some(ranks) => Ranks::Layers(layer_ranks(&gelora, args, ranks, scratch.path())?),
             None => Ranks::Same(args.rank),
         };
-        let training =
-            Training { model: &args.model, data: &args.data, steps: args.steps, batch: args.batch, dtype, ranks };
+        let training = Training {
+            model: &args.model,
+            data: &args.data,
+            steps: args.steps,
+            batch: args.batch,
+            dtype,
+            ranks,
+            device: args.device,
+        };
         let run = training.run(&gelora, args.max_length, scratch.path())?;
         let losses = losses(&scratch.path().join("adapter/metrics.jsonl"))?;
         let last = &losses[losses.len().saturating_sub(10)..];
@@ -198,7 +214,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         let all_ms: f64 = run.profile.steps.iter().map(|s| s.ms).sum();
         let result: Value = serde_json::from_str(&run.stdout).context("the result of `gelora train --json`")?;
         let params = json!({"steps": args.steps, "batch": args.batch, "dtype": dtype, "max_length": args.max_length,
-            "adapter_parameters": result["parameters"]});
+            "adapter_parameters": result["parameters"], "device": args.device.to_string()});
         Line::new("train-step", params, &run.steady_ms(), run.peak_rss_mb)
             .with("tokens_per_s", tokens as f64 / all_ms * 1e3, 0)
             .with("process_start_to_first_step_s", run.start + run.end_of("first step")?, 2)
@@ -217,6 +233,7 @@ pub struct Training<'a> {
     pub batch: usize,
     pub dtype: &'a str,
     pub ranks: Ranks,
+    pub device: DeviceKind,
 }
 
 /// Ranks of the modules.
@@ -236,9 +253,10 @@ impl Training<'_> {
         // A checkpoint that comes after the last step is none.
         let line = format!(
             "train {{}} --data {{}} --out {{}} {ranks} --steps {0} --checkpoint-every {0} --batch-size {1} --max-length \
-             {max_length} --lr 5e-4 --device cpu --quiet --json{2}",
+             {max_length} --lr 5e-4 --device {2} --quiet --json{3}",
             self.steps,
             self.batch,
+            self.device,
             dtype_option(self.dtype)
         );
         let adapter = scratch.join("adapter");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use gelora_kernels::DeviceKind;
 use gelora_kernels::random::Stream;
 use serde_json::{Value, json};
 
@@ -123,8 +124,15 @@ fn step(
     let scratch = tempfile::tempdir()?;
     let data = scratch.path().join("rows.jsonl");
     fs::write(&data, rows(words, steps * batch, length))?;
-    let training =
-        Training { model: &args.model, data: &data, steps, batch, dtype: &args.dtype, ranks: Ranks::Same(8) };
+    let training = Training {
+        model: &args.model,
+        data: &data,
+        steps,
+        batch,
+        dtype: &args.dtype,
+        ranks: Ranks::Same(8),
+        device: DeviceKind::Cpu,
+    };
     let run = training.run(gelora, length, scratch.path())?;
     if let Some(step) = run.profile.steps.iter().find(|s| s.tokens != batch * length) {
         bail!("{}: {} tokens in a step of {batch} x {length}", args.model.display(), step.tokens);
