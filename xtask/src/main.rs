@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod gpu_report;
 mod test;
 mod testbed;
 mod tidy;
@@ -28,6 +29,8 @@ enum Task {
     Test,
     /// Measure time and memory, alone or in turns with another program
     Bench(bench::Args),
+    /// Verify and all benches on a GPU, beside PyTorch there, as a Markdown file
+    GpuReport(gpu_report::Args),
     /// Fetch a real model and real reviews, then rank, train, evaluate and merge
     Demo,
     /// Fetch the model and data of the demo and the tests into target/testbed
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Verify(args) => verify::run(&args),
         Task::Test => test::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::GpuReport(args) => gpu_report::run(&args),
         Task::Demo => demo::run(),
         Task::Testbed => testbed::prepare().map(|_| ()),
         Task::Tidy => tidy::run(),

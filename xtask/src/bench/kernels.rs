@@ -51,19 +51,20 @@ const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
 
 pub fn two_nn(args: &TwoNnArgs) -> Result<()> {
     let device = Device::open(args.device)?;
-    let peak = Peak::of(&device)?;
     let points = random([args.n, args.d], 0).to_device(&device)?;
     let before = device.memory_held()?;
     let times = timed(&device, args.repeats, || {
         let found = pairwise::nearest(&points, 2)?;
         Ok(found.distances.chunks_exact(2).map(|r| (r[1] / r[0]).ln()).sum::<f64>())
     })?;
+    let after = device.memory_held()?;
+    let peak = Peak::of(&device)?;
     let params = params(&device, json!({"n": args.n, "d": args.d}));
     // A multiply-add for each dimension of each pair, once.
     let flops = (args.n * args.n * args.d) as f64;
     let bytes = 4.0 * (args.n * args.d) as f64;
     let mut line = Line::new("two-nn/gelora", params, &times, own_peak_mb());
-    if let (Some(before), Some(after)) = (before, device.memory_held()?) {
+    if let (Some(before), Some(after)) = (before, after) {
         line = line.with("device_mb_beside_points", after.saturating_sub(before) as f64 / 1e6, 1);
     }
     rates(line, flops, bytes, DType::F32, &peak).emit()
