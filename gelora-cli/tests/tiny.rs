@@ -5,30 +5,8 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{assert_close, fixture, floats, gelora, logits, words};
+use common::{assert_close, data, fixture, floats, gelora, logits, words};
 use serde_json::{Value, json};
-
-/// A folder with train and validation files whose label is whether a sentence ends with one certain word.
-fn data(dir: &Path) -> PathBuf {
-    let folder = dir.join("data");
-    fs::create_dir_all(&folder).expect("a folder");
-    let vocabulary: Vec<String> =
-        fs::read_to_string(fixture("tiny-bert/vocab.txt")).expect("the vocabulary").lines().map(Into::into).collect();
-    let words: Vec<&String> = vocabulary.iter().filter(|w| w.len() > 2 && w.chars().all(char::is_alphabetic)).collect();
-    let (mark, rest) = words.split_first().expect("the vocabulary has words");
-    for (name, rows, offset) in [("train.jsonl", 96, 0), ("validation.jsonl", 32, 7)] {
-        let mut text = String::new();
-        for i in 0..rows {
-            let pick = |k: usize| rest[(i * 7 + k * 3 + offset) % rest.len()].as_str();
-            let marked = i % 2 == 0;
-            let last = if marked { mark.as_str() } else { pick(4) };
-            let sentence = format!("{} {} {} {last}", pick(0), pick(1), pick(2));
-            text.push_str(&format!("{}\n", json!({"text": sentence, "label": if marked { "yes" } else { "no" }})));
-        }
-        fs::write(folder.join(name), text).expect("a data file");
-    }
-    folder
-}
 
 #[test]
 fn rank_train_eval_merge() {
