@@ -150,6 +150,12 @@ impl Device {
         on_device!(self, Ok(()), gpu => gpu.wait())
     }
 
+    /// Whether products of bf16 have instructions of their own here: AVX-512 BF16 on a CPU, matrix units on a GPU. Where they
+    /// have none, a weight that computes in bf16 computes in f32.
+    pub fn multiplies_bf16(&self) -> bool {
+        on_device!(self, crate::cpu::level() == crate::cpu::Level::Avx512Bf16, gpu => gpu.has_bf16_matrix_units())
+    }
+
     /// Bytes that this process holds on a GPU, in use or kept for later; None on the CPU.
     ///
     /// # Errors

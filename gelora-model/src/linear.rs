@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use gelora_kernels::ops::linear::{self, Weight};
 use gelora_kernels::ops::{add, lora_linear};
-use gelora_kernels::{DType, Device, Tensor};
+use gelora_kernels::{DType, Device, DeviceKind, Tensor};
 use gelora_lora::LoraLayer;
 
 use crate::Result;
@@ -60,7 +60,11 @@ impl Linear {
 
     /// Moves weight, bias and adapter to a device.
     pub(crate) fn move_to(&mut self, device: &Device) -> Result<()> {
-        self.weight = Weight::new(stored_on(self.weight.tensor(), device)?, self.weight.compute())?;
+        let (mut weight, compute) = (self.weight.tensor().clone(), self.weight.compute());
+        if compute == DType::Bf16 && device.kind() != DeviceKind::Cpu && device.multiplies_bf16() {
+            weight = weight.to_dtype(DType::Bf16)?; // as every product would round it
+        }
+        self.weight = Weight::new(stored_on(&weight, device)?, compute)?;
         if let Some(bias) = &mut self.bias {
             *bias = bias.to_device(device)?;
         }
