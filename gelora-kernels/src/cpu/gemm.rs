@@ -114,8 +114,8 @@ pub fn product(y: &mut [f32], onto: Onto<'_>, x: &[f32], w: &Packed, rider: Opti
         None => (None, None, &mut [][..], None),
     };
     let r = down.map_or(0, Packed::cols);
-    // Few rows: all threads share them and split the columns.
-    let wide = !small && m < 2 * shape.mr * threads;
+    // Few rows: all threads share them and split the columns, if those are many.
+    let wide = !small && m < 2 * TASK_TILES.0 * shape.mr * threads && right.panels(shape) >= 2 * threads;
     let task = |first: usize, x: &[f32], y: &mut [f32], inner: &mut [f32]| {
         let m = x.len() / k;
         let (mut rounded, mut dropped, mut rounded_dropped) = (None, None, None);

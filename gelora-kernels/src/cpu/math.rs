@@ -59,7 +59,7 @@ pub fn exp(x: f32) -> f32 {
     }
 }
 
-/// The error function, within 1.5e-7 absolute.
+/// The error function, within 6e-7 absolute: 1.5e-7 of the formula, the rest of rounding.
 ///
 /// Source: Abramowitz and Stegun, equation 7.1.26.
 #[inline(always)]
@@ -159,9 +159,9 @@ mod tests {
             }
             sum * std::f64::consts::FRAC_2_SQRT_PI
         };
-        for i in -400..400 {
-            let x = i as f32 * 0.01;
-            assert!((f64::from(erf(x)) - erf64(f64::from(x))).abs() < 4e-7, "erf({x})");
+        for i in -40_000..40_000 {
+            let x = i as f32 * 1e-4;
+            assert!((f64::from(erf(x)) - erf64(f64::from(x))).abs() < 6e-7, "erf({x})");
             assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 2.4e-7, "tanh({x})");
         }
     }

@@ -49,7 +49,8 @@ impl Packed {
         let shape = tile::shape();
         let (k, n) = (b.rows(), b.cols());
         let steps = if bf16 { k.div_ceil(2) } else { k };
-        let mut data = Scratch::new(steps * n.next_multiple_of(shape.lanes));
+        let len = n.checked_next_multiple_of(shape.lanes).and_then(|width| width.checked_mul(steps));
+        let mut data = Scratch::new(len.expect("a matrix that fits into memory"));
         let one = |(p, panel): (usize, &mut [f32])| {
             let first = p * shape.width();
             let columns = shape.width().min(n - first);

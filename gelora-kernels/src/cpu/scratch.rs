@@ -11,6 +11,8 @@ struct Line([f32; 16]);
 /// Buffers that a thread keeps, and bytes of the largest that it keeps.
 const KEPT: usize = 8;
 const LARGEST: usize = 8 << 20;
+/// Lines that nobody misses: 16 KiB.
+const SMALL: usize = 256;
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
@@ -27,9 +29,10 @@ impl Scratch {
     pub fn new(len: usize) -> Self {
         let needed = len.div_ceil(16);
         let mut lines = FREE.with_borrow_mut(|free| {
-            // The smallest that is large enough, else the last.
-            let fits = (0..free.len()).filter(|&i| free[i].capacity() >= needed).min_by_key(|&i| free[i].capacity());
-            fits.map(|i| free.swap_remove(i)).or_else(|| free.pop()).unwrap_or_default()
+            // The smallest that is large enough, and not so large that it would be missed.
+            let fits = |lines: &Vec<Line>| (needed..=needed.max(SMALL).saturating_mul(4)).contains(&lines.capacity());
+            let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].capacity());
+            best.map(|i| free.swap_remove(i)).unwrap_or_default()
         });
         if lines.len() < needed {
             lines.resize(needed, Line([0.0; 16]));
@@ -59,9 +62,10 @@ impl Drop for Scratch {
             // While a thread ends there is no list any more.
             let _ = FREE.try_with(|free| {
                 let mut free = free.borrow_mut();
-                if free.len() < KEPT {
-                    free.push(lines);
+                if free.len() == KEPT {
+                    free.remove(0);
                 }
+                free.push(lines);
             });
         }
     }

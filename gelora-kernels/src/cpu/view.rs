@@ -27,7 +27,7 @@ impl<'a> View<'a> {
     /// # Panics
     /// If it is empty or the last element would be outside the slice.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows > 0 && cols > 0 && (rows - 1) * row_stride + cols <= data.len(), "view outside its slice");
+        assert!(rows > 0 && cols > 0 && last_end(rows, cols, row_stride) <= data.len(), "view outside its slice");
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
@@ -58,6 +58,11 @@ impl<'a> View<'a> {
     }
 }
 
+/// Where the last row ends; beyond any slice if that cannot be computed.
+fn last_end(rows: usize, cols: usize, stride: usize) -> usize {
+    (rows - 1).checked_mul(stride).and_then(|first| first.checked_add(cols)).unwrap_or(usize::MAX)
+}
+
 /// A block of a matrix that may be written: `rows` rows of `cols` values, the rows `stride` apart.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
@@ -86,7 +91,7 @@ impl<'a> ViewMut<'a> {
     /// If it is empty or the last element would be outside the slice.
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(rows > 0 && cols > 0 && stride >= cols, "empty or overlapping rows");
-        assert!((rows - 1) * stride + cols <= data.len(), "destination outside its slice");
+        assert!(last_end(rows, cols, stride) <= data.len(), "destination outside its slice");
         Self { data: data.as_mut_ptr(), rows, cols, stride, of: PhantomData }
     }
 

@@ -73,6 +73,8 @@ impl Weight {
         let values = self.0.tensor.to_f32()?;
         let view = order(View::new(&values, self.0.c_out, self.0.c_in));
         let pack = if self.0.compute == DType::Bf16 { Packed::bf16 } else { Packed::f32 };
-        Ok(slot.get_or_init(|| pack(view)))
+        // Packed before the slot is locked: a thread of the pool that waits for others may take up work that comes back here.
+        let packed = pack(view);
+        Ok(slot.get_or_init(|| packed))
     }
 }
