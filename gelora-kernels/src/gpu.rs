@@ -7,7 +7,9 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod failure;
+pub mod math;
 mod peak;
+pub mod rows;
 pub mod tile;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -35,6 +37,28 @@ pub const MAX_CUBES: u32 = 65_535;
 
 /// Units of a cube that works on elements one by one.
 pub const ELEMENTWISE_UNITS: u32 = 256;
+
+/// Runs an expression with `$type` bound to the type in which a GPU stores values of `$dtype`.
+macro_rules! by_dtype {
+    ($dtype:expr, $type:ident => $run:expr) => {
+        match $dtype {
+            $crate::DType::Bf16 => {
+                type $type = half::bf16;
+                $run
+            }
+            $crate::DType::F16 => {
+                type $type = half::f16;
+                $run
+            }
+            // No GPU stores f64: uploading it is an error.
+            $crate::DType::F32 | $crate::DType::F64 => {
+                type $type = f32;
+                $run
+            }
+        }
+    };
+}
+pub(crate) use by_dtype;
 
 /// A runtime that [`Device`] has a variant for.
 pub trait Backend: Runtime {
@@ -147,6 +171,18 @@ impl<R: Backend> Gpu<R> {
 
     /// Values that a kernel reads as u32, such as token ids.
     pub fn upload_u32(&self, values: &[u32]) -> GpuBuffer {
+        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
+        GpuBuffer::new(handle, values.len(), 0, DType::F32)
+    }
+
+    /// Indices into a tensor, which has at most 2^32 elements, as u32.
+    pub fn upload_indices(&self, indices: &[usize]) -> GpuBuffer {
+        let indices: Vec<u32> = indices.iter().map(|&i| i as u32).collect();
+        self.upload_u32(&indices)
+    }
+
+    /// Values that are given with a call and are no tensor, such as targets.
+    pub fn upload_f32(&self, values: &[f32]) -> GpuBuffer {
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
         GpuBuffer::new(handle, values.len(), 0, DType::F32)
     }

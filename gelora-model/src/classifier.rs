@@ -3,7 +3,7 @@ use std::path::Path;
 
 use gelora_kernels::ops::activation::{self, Activation};
 use gelora_kernels::ops::linear::{self, Weight};
-use gelora_kernels::ops::{loss, pool};
+use gelora_kernels::ops::{loss, pool, scale};
 use gelora_kernels::random::Stream;
 use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::merge::merge;
@@ -282,7 +282,7 @@ impl Classifier {
             }
         };
         if weight != 1.0 {
-            d_logits.as_mut_slice()?.iter_mut().for_each(|d| *d *= weight);
+            scale::in_place(weight, &mut d_logits)?;
         }
         if let Some(d_last) = self.head_backward(&d_logits, head, n, grads)? {
             self.encoder.backward(d_last, batch, saved, grads)?;

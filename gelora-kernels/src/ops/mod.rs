@@ -13,6 +13,9 @@ pub mod lora_linear;
 pub mod loss;
 pub mod pairwise;
 pub mod pool;
+pub mod rms_norm;
+pub mod rotary;
+pub mod scale;
 
 use crate::verify::Case;
 
@@ -31,5 +34,8 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(pairwise::cases::cases());
     all.extend(loss::cases::cases());
     all.extend(pool::cases::cases());
+    all.extend(rms_norm::cases::cases());
+    all.extend(rotary::cases::cases());
+    all.extend(scale::cases::cases());
     all
 }

@@ -1,19 +1,41 @@
+use rayon::prelude::*;
+
 use super::Activation;
-use crate::cpu::{for_row_blocks, math, vectorised};
+use crate::cpu::{for_row_blocks, math, rows_per_task, vectorised};
 use crate::{Result, Tensor};
+
+/// Runs an expression with `$type` bound to the nonlinearity, so that a loop is compiled for each of them.
+macro_rules! by_activation {
+    ($f:expr, $type:ident => $run:expr) => {
+        match $f {
+            Activation::Gelu => {
+                type $type = Gelu;
+                $run
+            }
+            Activation::GeluTanh => {
+                type $type = GeluTanh;
+                $run
+            }
+            Activation::Silu => {
+                type $type = Silu;
+                $run
+            }
+            Activation::Relu => {
+                type $type = Relu;
+                $run
+            }
+            Activation::Tanh => {
+                type $type = Tanh;
+                $run
+            }
+        }
+    };
+}
 
 pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::output(x.shape())?;
     let x = x.as_slice()?;
-    for_row_blocks(y.as_mut_slice()?, 1, |at, y| {
-        let x = &x[at..at + y.len()];
-        match f {
-            Activation::Gelu => gelu(x, y),
-            Activation::GeluTanh => gelu_tanh(x, y),
-            Activation::Relu => x.iter().zip(y).for_each(|(x, y)| *y = x.max(0.0)),
-            Activation::Tanh => tanh(x, y),
-        }
-    });
+    for_row_blocks(y.as_mut_slice()?, 1, |at, y| forward_block(f, &x[at..at + y.len()], y));
     Ok(y)
 }
 
@@ -21,71 +43,164 @@ pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut dx = Tensor::output(x.shape())?;
     let (dy, x) = (dy.as_slice()?, x.as_slice()?);
     for_row_blocks(dx.as_mut_slice()?, 1, |at, dx| {
-        let (dy, x) = (&dy[at..at + dx.len()], &x[at..at + dx.len()]);
-        match f {
-            Activation::Gelu => gelu_backward(dy, x, dx),
-            Activation::GeluTanh => gelu_tanh_backward(dy, x, dx),
-            Activation::Relu => {
-                dx.iter_mut().zip(dy).zip(x).for_each(|((dx, dy), x)| *dx = if *x > 0.0 { *dy } else { 0.0 });
-            }
-            Activation::Tanh => tanh_backward(dy, x, dx),
-        }
+        let block = at..at + dx.len();
+        backward_block(f, &dy[block.clone()], &x[block], dx);
     });
     Ok(dx)
+}
+
+pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let mut y = Tensor::output(gate.shape())?;
+    let (gate, up) = (gate.as_slice()?, up.as_slice()?);
+    for_row_blocks(y.as_mut_slice()?, 1, |at, y| {
+        let block = at..at + y.len();
+        gated_block(f, &gate[block.clone()], &up[block], y);
+    });
+    Ok(y)
+}
+
+pub fn gated_backward(f: Activation, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (mut d_gate, mut d_up) = (Tensor::output(gate.shape())?, Tensor::output(gate.shape())?);
+    let (dy, gate, up) = (dy.as_slice()?, gate.as_slice()?, up.as_slice()?);
+    let len = rows_per_task(dy.len(), 1);
+    let blocks = d_gate.as_mut_slice()?.par_chunks_mut(len).zip(d_up.as_mut_slice()?.par_chunks_mut(len));
+    blocks.enumerate().for_each(|(i, (d_gate, d_up))| {
+        let block = i * len..i * len + d_up.len();
+        gated_backward_block(f, &dy[block.clone()], &gate[block.clone()], &up[block], d_gate, d_up);
+    });
+    Ok((d_gate, d_up))
+}
+
+vectorised! {
+    fn forward_block(f: Activation, x: &[f32], y: &mut [f32]) {
+        by_activation!(f, F => for (y, x) in y.iter_mut().zip(x) {
+            *y = F::value(*x);
+        });
+    }
+}
+
+vectorised! {
+    fn backward_block(f: Activation, dy: &[f32], x: &[f32], dx: &mut [f32]) {
+        by_activation!(f, F => for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+            *dx = dy * F::derivative(*x);
+        });
+    }
+}
+
+vectorised! {
+    fn gated_block(f: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
+        by_activation!(f, F => for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+            *y = F::value(*gate) * up;
+        });
+    }
+}
+
+vectorised! {
+    fn gated_backward_block(
+        f: Activation,
+        dy: &[f32],
+        gate: &[f32],
+        up: &[f32],
+        d_gate: &mut [f32],
+        d_up: &mut [f32],
+    ) {
+        let values = dy.iter().zip(gate).zip(up);
+        by_activation!(f, F =>
+            for ((d_gate, d_up), ((dy, gate), up)) in d_gate.iter_mut().zip(d_up).zip(values) {
+                *d_gate = dy * up * F::derivative(*gate);
+                *d_up = dy * F::value(*gate);
+            }
+        );
+    }
+}
+
+trait Nonlinearity {
+    fn value(x: f32) -> f32;
+    fn derivative(x: f32) -> f32;
+}
+
+struct Gelu;
+
+impl Nonlinearity for Gelu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2))
+    }
+
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        const INV_SQRT_TAU: f32 = 0.398_942_3;
+        let density = INV_SQRT_TAU * math::exp(-0.5 * x * x);
+        0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density
+    }
 }
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
-vectorised! {
-    fn gelu(x: &[f32], y: &mut [f32]) {
-        for (x, y) in x.iter().zip(y) {
-            *y = 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
-        }
+struct GeluTanh;
+
+impl Nonlinearity for GeluTanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
+    }
+
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        let t = math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
+        let slope = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+        0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope
     }
 }
 
-vectorised! {
-    fn gelu_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
-        const INV_SQRT_TAU: f32 = 0.398_942_3;
-        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-            let density = INV_SQRT_TAU * math::exp(-0.5 * x * x);
-            *dx = dy * (0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density);
-        }
+struct Silu;
+
+/// 1 / (1 + e^-x); e^-|x| cannot overflow.
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    let e = math::exp(-x.abs());
+    (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
+}
+
+impl Nonlinearity for Silu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        let s = sigmoid(x);
+        s * (1.0 + x * (1.0 - s))
     }
 }
 
-vectorised! {
-    fn gelu_tanh(x: &[f32], y: &mut [f32]) {
-        for (x, y) in x.iter().zip(y) {
-            *y = 0.5 * x * (1.0 + math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)));
-        }
+struct Relu;
+
+impl Nonlinearity for Relu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x.max(0.0)
+    }
+
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        if x > 0.0 { 1.0 } else { 0.0 }
     }
 }
 
-vectorised! {
-    fn gelu_tanh_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
-        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-            let t = math::tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
-            let slope = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-            *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
-        }
-    }
-}
+struct Tanh;
 
-vectorised! {
-    fn tanh(x: &[f32], y: &mut [f32]) {
-        for (x, y) in x.iter().zip(y) {
-            *y = math::tanh(*x);
-        }
+impl Nonlinearity for Tanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        math::tanh(x)
     }
-}
 
-vectorised! {
-    fn tanh_backward(dy: &[f32], x: &[f32], dx: &mut [f32]) {
-        for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-            let t = math::tanh(*x);
-            *dx = dy * (1.0 - t * t);
-        }
+    #[inline(always)]
+    fn derivative(x: f32) -> f32 {
+        let t = math::tanh(x);
+        1.0 - t * t
     }
 }

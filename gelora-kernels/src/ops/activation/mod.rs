@@ -1,17 +1,22 @@
-//! Elementwise nonlinearities: y = f(x), dx = dy f'(x).
+//! Elementwise nonlinearities: y = f(x), dx = dy f'(x); and gated ones: y = f(gate) up, d_gate = dy up f'(gate),
+//! d_up = dy f(gate). With SiLU a gate is SwiGLU, with GELU or its approximation GeGLU (Shazeer, arXiv 2002.05202).
 //!
 //! - GELU: x Phi(x) with the normal distribution function Phi (Hendrycks and Gimpel, arXiv 1606.08415);
 //!   GELU-tanh: its approximation x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+//! - SiLU: x / (1 + e^-x) (Elfwing, Uchibe, Doya, arXiv 1702.03118).
 //! - ReLU: max(x, 0); its derivative at 0 is 0.
 //! - tanh.
 //!
-//! x, y, dy, dx have one shape, any. No accumulation: every value is computed alone, in f32.
+//! All tensors of a call have one shape, any. No accumulation: every value is computed alone, in f32.
 
 pub(crate) mod cases;
 mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
+use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
 /// Which nonlinearity.
@@ -22,6 +27,8 @@ pub enum Activation {
     Gelu,
     /// GELU's tanh approximation.
     GeluTanh,
+    /// x times the logistic function.
+    Silu,
     /// max(x, 0).
     Relu,
     /// The hyperbolic tangent.
@@ -35,9 +42,8 @@ pub enum Activation {
 pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "activation";
     check::f32(OP, "x", x)?;
-    check::cpu_only(OP, x)?;
     let _span = profile::span(OP, 0.0, 8.0 * x.len() as f64);
-    cpu::forward(f, x)
+    on_device!(x.device(), cpu::forward(f, x), gpu => gpu::forward(gpu, f, x))
 }
 
 /// dx = dy f'(x): dy and x of one shape.
@@ -46,11 +52,43 @@ pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
 /// If shapes, types or devices differ.
 pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "activation.backward";
-    check::shape(OP, "dy", dy, x.shape())?;
-    check::f32(OP, "x", x)?;
-    check::f32(OP, "dy", dy)?;
-    check::same_device(OP, &[dy, x])?;
-    check::cpu_only(OP, x)?;
+    check_like(OP, x, &[("x", x), ("dy", dy)])?;
     let _span = profile::span(OP, 0.0, 12.0 * x.len() as f64);
-    cpu::backward(f, dy, x)
+    on_device!(x.device(), cpu::backward(f, dy, x), gpu => gpu::backward(gpu, f, dy, x))
+}
+
+/// y = f(gate) up: gate and up of one shape.
+///
+/// # Errors
+/// If shapes, types or devices differ.
+pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    const OP: &str = "activation.gated";
+    check_like(OP, gate, &[("gate", gate), ("up", up)])?;
+    let _span = profile::span(OP, 0.0, 12.0 * gate.len() as f64);
+    on_device!(gate.device(), cpu::gated(f, gate, up), gpu => gpu::gated(gpu, f, gate, up))
+}
+
+/// (d_gate, d_up) = (dy up f'(gate), dy f(gate)): dy, gate and up of one shape.
+///
+/// # Errors
+/// If shapes, types or devices differ.
+pub fn gated_backward(f: Activation, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "activation.gated_backward";
+    check_like(OP, gate, &[("gate", gate), ("up", up), ("dy", dy)])?;
+    let _span = profile::span(OP, 0.0, 20.0 * gate.len() as f64);
+    on_device!(
+        gate.device(),
+        cpu::gated_backward(f, dy, gate, up),
+        gpu => gpu::gated_backward(gpu, f, dy, gate, up)
+    )
+}
+
+/// All are f32, of one shape and on one device.
+fn check_like(op: &'static str, first: &Tensor, all: &[(&'static str, &Tensor)]) -> Result<()> {
+    for (name, t) in all {
+        check::shape(op, name, t, first.shape())?;
+        check::f32(op, name, t)?;
+        check::same_device(op, &[first, t])?;
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ pub fn value(f: Activation, x: f64) -> f64 {
     match f {
         Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
         Activation::GeluTanh => 0.5 * x * (1.0 + inner(x).tanh()),
+        Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Relu => x.max(0.0),
         Activation::Tanh => x.tanh(),
     }
@@ -24,9 +25,23 @@ pub fn derivative(f: Activation, x: f64) -> f64 {
             let slope = (2.0 / std::f64::consts::PI).sqrt() * (1.0 + 3.0 * 0.044715 * x * x);
             0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope
         }
+        Activation::Silu => {
+            let s = 1.0 / (1.0 + (-x).exp());
+            s * (1.0 + x * (1.0 - s))
+        }
         Activation::Relu => f64::from(x > 0.0),
         Activation::Tanh => 1.0 - x.tanh().powi(2),
     }
+}
+
+/// (d_gate, d_up) of y = f(gate) up.
+pub fn gated_backward(f: Activation, dy: &[f64], gate: &[f64], up: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let (mut d_gate, mut d_up) = (Vec::new(), Vec::new());
+    for i in 0..dy.len() {
+        d_gate.push(dy[i] * up[i] * derivative(f, gate[i]));
+        d_up.push(dy[i] * value(f, gate[i]));
+    }
+    (d_gate, d_up)
 }
 
 fn inner(x: f64) -> f64 {

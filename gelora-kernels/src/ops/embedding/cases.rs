@@ -5,7 +5,7 @@ use crate::verify::{Case, random};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (n, c, v) in [(1, 1, 1), (7, 3, 65), (257, 63, 100), (64, 384, 3000)] {
+    for (n, c, v) in [(1, 1, 1), (7, 3, 65), (257, 63, 100), (70_001, 1, 104), (64, 384, 3000)] {
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             let mut stream = Stream::new(9);
             let words: Vec<u32> = (0..n).map(|_| stream.below(v) as u32).collect();
@@ -22,6 +22,23 @@ pub fn cases() -> Vec<Case> {
                     .work((n * c) as f64, (n * c * (dtype.size() + 8)) as f64),
             );
         }
+    }
+    // Three tables of three types, as far as the device stores them.
+    for second in [DType::F16, DType::Bf16] {
+        let ids: Vec<u32> = (0..48).collect();
+        let want = ids.clone();
+        let (Ok(b), Ok(c)) = (random([65, 48], 2).to_dtype(second), random([48, 48], 3).to_dtype(DType::F16)) else {
+            continue;
+        };
+        all.push(
+            Case::new("embedding", "48x48 of 50 + 65 + 48")
+                .dtype(second)
+                .inputs([random([50, 48], 1), b, c])
+                .run(move |t| Ok(vec![forward(&[(&t[0], &ids), (&t[1], &ids), (&t[2], &ids)])?]))
+                .reference(move |v| vec![reference::forward(&[(&v[0], &want), (&v[1], &want), (&v[2], &want)], 48)])
+                .bound(1e-6)
+                .work(2.0 * 48.0 * 48.0, 12.0 * 48.0 * 48.0),
+        );
     }
     all
 }

@@ -5,9 +5,12 @@
 
 pub(crate) mod cases;
 mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
+use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
 /// y (N, C), the sum of one row of each table.
@@ -35,9 +38,9 @@ pub fn forward(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
             });
         }
     }
-    check::cpu_only(OP, first)?;
     let values = (first_ids.len() * c) as f64;
     let stored: usize = tables.iter().map(|(table, _)| table.dtype().size()).sum();
     let _span = profile::span(OP, (tables.len() - 1) as f64 * values, (stored + 4) as f64 * values);
-    cpu::forward(tables, first_ids.len(), c)
+    let n = first_ids.len();
+    on_device!(first.device(), cpu::forward(tables, n, c), gpu => gpu::forward(gpu, tables, n, c))
 }

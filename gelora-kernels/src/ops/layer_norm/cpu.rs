@@ -1,60 +1,59 @@
 use rayon::prelude::*;
 
-use super::Saved;
-use crate::cpu::{math, rows_per_task, vectorised};
+use super::{Norm, Normalized};
+use crate::cpu::{for_row_blocks, math, rows_per_task, vectorised};
 use crate::{Result, Tensor};
 
-pub fn forward(
-    x: &Tensor,
-    residual: Option<&Tensor>,
-    gamma: &Tensor,
-    beta: &Tensor,
-    eps: f32,
-    save: bool,
-) -> Result<(Tensor, Tensor, Tensor)> {
+pub fn forward(norm: Norm<'_>, x: &Tensor, residual: Option<&Tensor>, keep_sum: bool) -> Result<Normalized> {
     let (n, c) = (x.rows(), x.cols());
+    let writes_sum = keep_sum && residual.is_some();
     let mut y = Tensor::output([n, c])?;
-    // Without saving, the normalised rows are not kept and a token tensor stands in for them.
-    let mut normalized = Tensor::output(if save { [n, c] } else { [1, 1] })?;
-    let mut rstd = Tensor::output([n])?;
+    // A token tensor stands in for a sum that is not kept.
+    let mut sums = Tensor::output(if writes_sum { [n, c] } else { [1, 1] })?;
+    let (mut mean, mut rstd) = (Tensor::output([n])?, Tensor::output([n])?);
     {
         let x = x.as_slice()?;
         let residual = residual.map(Tensor::as_slice).transpose()?;
-        let (gamma, beta) = (gamma.to_f32()?, beta.to_f32()?);
+        let gamma = norm.gamma.to_f32()?;
+        let beta = norm.beta.map(Tensor::to_f32).transpose()?;
         let rows = rows_per_task(n, c);
-        let kept: Vec<&mut [f32]> = if save {
-            normalized.as_mut_slice()?.chunks_mut(rows * c).collect()
+        let sums: Vec<&mut [f32]> = if writes_sum {
+            sums.as_mut_slice()?.chunks_mut(rows * c).collect()
         } else {
             (0..n.div_ceil(rows)).map(|_| <&mut [f32]>::default()).collect()
         };
         y.as_mut_slice()?
             .par_chunks_mut(rows * c)
+            .zip(mean.as_mut_slice()?.par_chunks_mut(rows))
             .zip(rstd.as_mut_slice()?.par_chunks_mut(rows))
-            .zip(kept)
+            .zip(sums)
             .enumerate()
-            .for_each(|(i, ((y, rstd), kept))| {
+            .for_each(|(i, (((y, mean), rstd), sums))| {
                 let at = i * rows * c..i * rows * c + y.len();
-                normalize(&x[at.clone()], residual.map(|r| &r[at]), &gamma, &beta, eps, y, kept, rstd);
+                let (x, residual) = (&x[at.clone()], residual.map(|r| &r[at]));
+                normalize(x, residual, &gamma, beta.as_deref(), norm.eps, norm.centred, y, sums, mean, rstd);
             });
     }
-    Ok((y, normalized, rstd))
+    Ok(Normalized { y, h: if writes_sum { sums } else { x.clone() }, mean, rstd })
 }
 
 vectorised! {
-    /// Normalises whole rows; keeps the normalised values if `kept` is not empty.
+    /// Normalises whole rows; keeps the sums of x and the residual if `sums` is not empty.
     fn normalize(
         x: &[f32],
         residual: Option<&[f32]>,
         gamma: &[f32],
-        beta: &[f32],
+        beta: Option<&[f32]>,
         eps: f32,
+        centred: bool,
         y: &mut [f32],
-        kept: &mut [f32],
+        sums: &mut [f32],
+        means: &mut [f32],
         rstds: &mut [f32],
     ) {
         let c = gamma.len();
         let scale = 1.0 / c as f32;
-        for (i, (y, rstd)) in y.chunks_exact_mut(c).zip(rstds).enumerate() {
+        for (i, ((y, row_mean), rstd)) in y.chunks_exact_mut(c).zip(means).zip(rstds).enumerate() {
             let x = &x[i * c..(i + 1) * c];
             match residual {
                 Some(r) => {
@@ -64,50 +63,82 @@ vectorised! {
                 }
                 None => y.copy_from_slice(x),
             }
-            let mean = math::sum(y) * scale;
-            for h in y.iter_mut() {
-                *h -= mean;
+            if !sums.is_empty() {
+                sums[i * c..(i + 1) * c].copy_from_slice(y);
+            }
+            let mean = if centred { math::sum(y) * scale } else { 0.0 };
+            if centred {
+                for h in y.iter_mut() {
+                    *h -= mean;
+                }
             }
             let r = 1.0 / (math::dot(y, y) * scale + eps).sqrt();
-            *rstd = r;
-            for h in y.iter_mut() {
-                *h *= r;
-            }
-            if !kept.is_empty() {
-                kept[i * c..(i + 1) * c].copy_from_slice(y);
-            }
-            for ((y, gamma), beta) in y.iter_mut().zip(gamma).zip(beta) {
-                *y = *y * gamma + beta;
+            (*row_mean, *rstd) = (mean, r);
+            match beta {
+                Some(beta) => {
+                    for ((y, gamma), beta) in y.iter_mut().zip(gamma).zip(beta) {
+                        *y = *y * r * gamma + beta;
+                    }
+                }
+                None => {
+                    for (y, gamma) in y.iter_mut().zip(gamma) {
+                        *y = *y * r * gamma;
+                    }
+                }
             }
         }
     }
 }
 
-pub fn backward(dy: &Tensor, gamma: &Tensor, saved: &Saved) -> Result<Tensor> {
+/// Without means, those of a norm that is not centred.
+pub fn backward(
+    dy: &Tensor,
+    d_h: Option<&Tensor>,
+    gamma: &Tensor,
+    h: &Tensor,
+    mean: Option<&Tensor>,
+    rstd: &Tensor,
+) -> Result<Tensor> {
     let (n, c) = (dy.rows(), dy.cols());
     let mut dh = Tensor::output([n, c])?;
-    let (dy, gamma) = (dy.as_slice()?, gamma.to_f32()?);
-    let (normalized, rstd) = (saved.normalized.as_slice()?, saved.rstd.as_slice()?);
-    crate::cpu::for_row_blocks(dh.as_mut_slice()?, c, |row, dh| {
+    let (dy, gamma, h, rstd) = (dy.as_slice()?, gamma.to_f32()?, h.as_slice()?, rstd.as_slice()?);
+    let (d_h, mean) = (d_h.map(Tensor::as_slice).transpose()?, mean.map(Tensor::as_slice).transpose()?);
+    for_row_blocks(dh.as_mut_slice()?, c, |row, dh| {
         let at = row * c..row * c + dh.len();
-        backward_rows(&dy[at.clone()], &gamma, &normalized[at], &rstd[row..], dh);
+        let mut normalized = vec![0.0; c];
+        let mean = mean.map(|m| &m[row..]);
+        backward_rows(&dy[at.clone()], &gamma, &h[at.clone()], mean, &rstd[row..], &mut normalized, dh);
+        if let Some(d_h) = d_h {
+            dh.iter_mut().zip(&d_h[at]).for_each(|(dh, d)| *dh += d);
+        }
     });
     Ok(dh)
 }
 
 vectorised! {
-    fn backward_rows(dy: &[f32], gamma: &[f32], normalized: &[f32], rstd: &[f32], dh: &mut [f32]) {
+    fn backward_rows(
+        dy: &[f32],
+        gamma: &[f32],
+        h: &[f32],
+        means: Option<&[f32]>,
+        rstds: &[f32],
+        normalized: &mut [f32],
+        dh: &mut [f32],
+    ) {
         let c = gamma.len();
         let scale = 1.0 / c as f32;
         for (i, dh) in dh.chunks_exact_mut(c).enumerate() {
-            let normalized = &normalized[i * c..(i + 1) * c];
+            let (mean, rstd) = (means.map_or(0.0, |m| m[i]), rstds[i]);
+            for (normalized, h) in normalized.iter_mut().zip(&h[i * c..(i + 1) * c]) {
+                *normalized = (h - mean) * rstd;
+            }
             for ((dh, dy), gamma) in dh.iter_mut().zip(&dy[i * c..(i + 1) * c]).zip(gamma) {
                 *dh = dy * gamma;
             }
-            let mean = math::sum(dh) * scale;
+            let mean = if means.is_some() { math::sum(dh) * scale } else { 0.0 };
             let projection = math::dot(dh, normalized) * scale;
-            for (dh, normalized) in dh.iter_mut().zip(normalized) {
-                *dh = rstd[i] * (*dh - mean - normalized * projection);
+            for (dh, normalized) in dh.iter_mut().zip(normalized.iter()) {
+                *dh = rstd * (*dh - mean - normalized * projection);
             }
         }
     }

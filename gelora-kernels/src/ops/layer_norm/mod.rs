@@ -4,18 +4,23 @@
 //! rstd = 1 / sqrt(variance + eps); normalized = (h - mean) rstd; y = normalized gamma + beta.
 //!
 //! Backward, with g = dy gamma: dh = rstd (g - mean(g) - normalized mean(g normalized)); it is the gradient of x and of
-//! the residual alike. gamma and beta are frozen in LoRA training and get no gradient.
+//! the residual alike. Where h itself goes on too, as in a block that normalises first, the gradient that comes back to it
+//! is added. gamma and beta are frozen in LoRA training and get no gradient.
 //!
-//! x, residual, y (N, C); gamma, beta (C); rstd (N). Accumulation: two passes over a row (mean, then variance of the
-//! differences) in 16 interleaved f32 partial sums.
+//! x, residual, h, y (N, C); gamma, beta (C), of any storage type; mean, rstd (N). Accumulation: two passes over a row
+//! (mean, then variance of the differences), on the CPU in 16 interleaved f32 partial sums, on a GPU in one partial sum a
+//! unit, which are added as a tree.
 //!
 //! Source: Ba, Kiros, Hinton, arXiv 1607.06450.
 
 pub(crate) mod cases;
 mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
+use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
 const OP: &str = "layer_norm";
@@ -23,8 +28,10 @@ const OP: &str = "layer_norm";
 /// What [`backward`] needs.
 #[derive(Debug)]
 pub struct Saved {
-    /// (h - mean) rstd, (N, C).
-    pub normalized: Tensor,
+    /// x + residual, (N, C); x itself if there was no residual.
+    pub h: Tensor,
+    /// The mean of each row of h, (N).
+    pub mean: Tensor,
     /// 1 / sqrt(variance + eps), (N).
     pub rstd: Tensor,
 }
@@ -32,11 +39,9 @@ pub struct Saved {
 /// y = layer norm of x + residual: x, residual (N, C), gamma, beta (C).
 ///
 /// # Errors
-/// If shapes, types or devices do not fit together, or eps is negative.
+/// If shapes, types or devices do not fit together, or eps is negative; on a GPU, if C is above 16384.
 pub fn forward(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
-    check_arguments(OP, x, residual, gamma, beta, eps)?;
-    let _span = forward_span(x, residual, false);
-    Ok(cpu::forward(x, residual, gamma, beta, eps, false)?.0)
+    Ok(run_forward(OP, Norm { gamma, beta: Some(beta), eps, centred: true }, x, residual, false)?.y)
 }
 
 /// As [`forward`], with what [`backward`] needs.
@@ -50,52 +55,113 @@ pub fn forward_saving(
     beta: &Tensor,
     eps: f32,
 ) -> Result<(Tensor, Saved)> {
-    check_arguments(OP, x, residual, gamma, beta, eps)?;
-    let _span = forward_span(x, residual, true);
-    let (y, normalized, rstd) = cpu::forward(x, residual, gamma, beta, eps, true)?;
-    Ok((y, Saved { normalized, rstd }))
+    let norm = Norm { gamma, beta: Some(beta), eps, centred: true };
+    let Normalized { y, h, mean, rstd } = run_forward(OP, norm, x, residual, true)?;
+    Ok((y, Saved { h, mean, rstd }))
 }
 
 /// dh, the gradient of x and of the residual: dy (N, C), gamma (C); dh (N, C).
 ///
 /// # Errors
-/// If shapes, types or devices do not fit together.
+/// If shapes, types or devices do not fit together; on a GPU, if C is above 16384.
 pub fn backward(dy: &Tensor, gamma: &Tensor, saved: Saved) -> Result<Tensor> {
-    const OP: &str = "layer_norm.backward";
-    check::shape(OP, "dy", dy, saved.normalized.shape())?;
-    check::shape(OP, "gamma", gamma, &[dy.cols()])?;
-    check::f32(OP, "dy", dy)?;
-    check::same_device(OP, &[dy, gamma, &saved.normalized])?;
-    check::cpu_only(OP, dy)?;
-    let _span = profile::span(OP, 8.0 * dy.len() as f64, 12.0 * dy.len() as f64);
-    cpu::backward(dy, gamma, &saved)
+    run_backward("layer_norm.backward", dy, None, gamma, &saved.h, Some(&saved.mean), &saved.rstd)
 }
 
-/// A value of h takes eight operations: one for the mean, three for the variance, four to normalise and scale it.
-fn forward_span(x: &Tensor, residual: Option<&Tensor>, saving: bool) -> profile::Span {
-    let (residual, saved) = (f64::from(u8::from(residual.is_some())), f64::from(u8::from(saving)));
-    let len = x.len() as f64;
-    profile::span(OP, (8.0 + residual) * len, 4.0 * (2.0 + residual + saved) * len)
+/// As [`backward`] where h went on beside y: its gradient from above, `d_h` (N, C), is added.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_onto(d_h: &Tensor, dy: &Tensor, gamma: &Tensor, saved: Saved) -> Result<Tensor> {
+    run_backward("layer_norm.backward", dy, Some(d_h), gamma, &saved.h, Some(&saved.mean), &saved.rstd)
 }
 
-fn check_arguments(
+/// A norm of rows as this room and [`super::rms_norm`] share it: without `centred` the mean counts as 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Norm<'a> {
+    pub gamma: &'a Tensor,
+    pub beta: Option<&'a Tensor>,
+    pub eps: f32,
+    pub centred: bool,
+}
+
+/// What a norm computes: h is x where there is no residual or the sum was not to be kept; the mean holds nothing if it was
+/// not taken off.
+#[derive(Debug)]
+pub(super) struct Normalized {
+    pub y: Tensor,
+    pub h: Tensor,
+    pub mean: Tensor,
+    pub rstd: Tensor,
+}
+
+/// A value of h takes eight operations, one for the mean, three for the variance and four to normalise and scale it; half as
+/// many without mean and beta.
+pub(super) fn run_forward(
     op: &'static str,
+    norm: Norm<'_>,
     x: &Tensor,
     residual: Option<&Tensor>,
-    gamma: &Tensor,
-    beta: &Tensor,
-    eps: f32,
-) -> Result<()> {
+    keep_sum: bool,
+) -> Result<Normalized> {
     let (_, c) = check::matrix(op, "x", x)?;
     check::f32(op, "x", x)?;
-    check::shape(op, "gamma", gamma, &[c])?;
-    check::shape(op, "beta", beta, &[c])?;
-    check::same_device(op, &[x, gamma, beta])?;
+    for (name, t) in [("gamma", Some(norm.gamma)), ("beta", norm.beta)] {
+        if let Some(t) = t {
+            check::shape(op, name, t, &[c])?;
+            check::same_device(op, &[x, t])?;
+        }
+    }
     if let Some(residual) = residual {
         check::shape(op, "residual", residual, x.shape())?;
         check::f32(op, "residual", residual)?;
         check::same_device(op, &[x, residual])?;
     }
-    check::value(op, eps >= 0.0, || format!("eps must be at least 0, got {eps}"))?;
-    check::cpu_only(op, x)
+    check::value(op, norm.eps >= 0.0, || format!("eps must be at least 0, got {}", norm.eps))?;
+    let (len, per_value) = (x.len() as f64, if norm.centred { 8.0 } else { 4.0 });
+    let (sum, kept) = (f64::from(u8::from(residual.is_some())), f64::from(u8::from(residual.is_some() && keep_sum)));
+    let _span = profile::span(op, (per_value + sum) * len, 4.0 * (2.0 + sum + kept) * len);
+    on_device!(
+        x.device(),
+        cpu::forward(norm, x, residual, keep_sum),
+        gpu => gpu::forward(gpu, op, norm, x, residual, keep_sum)
+    )
+}
+
+/// Without means, the backward of a norm that is not centred.
+pub(super) fn run_backward(
+    op: &'static str,
+    dy: &Tensor,
+    d_h: Option<&Tensor>,
+    gamma: &Tensor,
+    h: &Tensor,
+    mean: Option<&Tensor>,
+    rstd: &Tensor,
+) -> Result<Tensor> {
+    let (n, c) = check::matrix(op, "h", h)?;
+    check::shape(op, "gamma", gamma, &[c])?;
+    check::same_device(op, &[h, gamma])?;
+    let (values, of_rows) = ([n, c], [n]);
+    let wanted: [(_, _, &[usize]); 5] = [
+        ("h", Some(h), &values),
+        ("dy", Some(dy), &values),
+        ("d_h", d_h, &values),
+        ("mean", mean, &of_rows),
+        ("rstd", Some(rstd), &of_rows),
+    ];
+    for (name, t, shape) in wanted {
+        if let Some(t) = t {
+            check::shape(op, name, t, shape)?;
+            check::f32(op, name, t)?;
+            check::same_device(op, &[h, t])?;
+        }
+    }
+    let (len, added) = (dy.len() as f64, f64::from(u8::from(d_h.is_some())));
+    let per_value = if mean.is_some() { 10.0 } else { 7.0 };
+    let _span = profile::span(op, (per_value + added) * len, 4.0 * (3.0 + added) * len);
+    on_device!(
+        dy.device(),
+        cpu::backward(dy, d_h, gamma, h, mean, rstd),
+        gpu => gpu::backward(gpu, op, dy, d_h, gamma, h, mean, rstd)
+    )
 }

@@ -4,7 +4,7 @@ use crate::verify::{Case, random};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (b, k) in [(1, 1), (1, 2), (7, 3), (65, 63), (32, 3000)] {
+    for (b, k) in [(1, 1), (1, 2), (7, 3), (65, 63), (257, 48), (104, 65), (70_001, 2), (32, 3000), (3, 200_000)] {
         let mut stream = Stream::new(4);
         let labels: Vec<usize> = (0..b).map(|_| stream.below(k)).collect();
         let want = labels.clone();
@@ -39,7 +39,7 @@ pub fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Tensor;
+    use crate::{Device, DeviceKind, Result, Tensor};
 
     #[test]
     fn gradients_match_finite_differences() {
@@ -58,12 +58,17 @@ mod tests {
     }
 
     #[test]
-    fn extreme_logits_stay_finite() -> crate::Result<()> {
+    fn extreme_logits_stay_finite() -> Result<()> {
         let logits = Tensor::from_vec(vec![1e4, -1e4, 0.0, -1e4, 1e4, 0.0], [2, 3])?;
-        let (loss, d) = cross_entropy(&logits, &[0, 0])?;
-        assert_eq!(loss.item()?, 1e4);
-        assert_eq!(d.to_vec()?, [0.0, 0.0, 0.0, -0.5, 0.5, 0.0]);
-        assert!(cross_entropy(&logits, &[0, 3]).is_err());
+        let mut devices = vec![Device::Cpu];
+        devices.extend(Device::open(DeviceKind::Wgpu));
+        for device in devices {
+            let logits = logits.to_device(&device)?;
+            let (loss, d) = cross_entropy(&logits, &[0, 0])?;
+            assert_eq!(loss.item()?, 1e4);
+            assert_eq!(d.to_vec()?, [0.0, 0.0, 0.0, -0.5, 0.5, 0.0]);
+            assert!(cross_entropy(&logits, &[0, 3]).is_err());
+        }
         Ok(())
     }
 }

@@ -3,13 +3,17 @@
 //! - cross entropy: -1/B sum_b ln softmax(logits_b)[label_b]; d_logits = (softmax - one-hot) / B.
 //! - squared error: 1/B sum_b (prediction_b - target_b)^2; d_prediction = 2 (prediction - target) / B.
 //!
-//! logits (B, K), prediction (B, 1); the loss is in nats, or in squared units of the target. Sums over rows in f64.
+//! logits (B, K), prediction (B, 1); the loss is in nats, or in squared units of the target. Sums are in f64 on the
+//! CPU; on a GPU in f32, within a row as over rows in one partial sum a unit, which are added as a tree.
 
 pub(crate) mod cases;
 mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
+use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
 /// (loss as one value, d_logits (B, K)): logits (B, K), a label below K for each row.
@@ -24,9 +28,8 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
     check::value(OP, labels.iter().all(|l| *l < k), || {
         format!("labels must be below {k}, got {:?}", labels.iter().max())
     })?;
-    check::cpu_only(OP, logits)?;
     let _span = profile::span(OP, 0.0, 8.0 * (b * k) as f64);
-    cpu::cross_entropy(logits, labels)
+    on_device!(logits.device(), cpu::cross_entropy(logits, labels), gpu => gpu::cross_entropy(gpu, logits, labels))
 }
 
 /// (loss as one value, d_prediction (B, 1)): prediction (B, 1), a finite target for each row.
@@ -38,7 +41,10 @@ pub fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Te
     check::shape(OP, "prediction", prediction, &[targets.len(), 1])?;
     check::f32(OP, "prediction", prediction)?;
     check::value(OP, targets.iter().all(|t| t.is_finite()), || "targets must be finite".into())?;
-    check::cpu_only(OP, prediction)?;
     let _span = profile::span(OP, 0.0, 12.0 * targets.len() as f64);
-    cpu::squared_error(prediction, targets)
+    on_device!(
+        prediction.device(),
+        cpu::squared_error(prediction, targets),
+        gpu => gpu::squared_error(gpu, prediction, targets)
+    )
 }

@@ -3,13 +3,16 @@
 //! mean: y_b = 1/T_b sum of the rows of sequence b; its backward dx_i = dy_b / T_b for every row i of b.
 //! rows: y_b = x[rows_b]; its backward puts dy_b in row rows_b of a zero matrix (rows are distinct).
 //!
-//! x (N, C), y (B, C). A mean is summed over rows in ascending order, in f32.
+//! x (N, C), y (B, C). A mean is summed over rows in ascending order, in f32; on a GPU in blocks of 256.
 
 pub(crate) mod cases;
 mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
+use crate::device::on_device;
 use crate::{Offsets, Result, Tensor, profile};
 
 /// The mean of each sequence's rows: x (N, C) -> (B, C).
@@ -21,9 +24,8 @@ pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     let (_, c) = check::matrix(OP, "x", x)?;
     check::shape(OP, "x", x, &[sequences.tokens(), c])?;
     check::f32(OP, "x", x)?;
-    check::cpu_only(OP, x)?;
     let _span = mean_span(OP, sequences, c);
-    cpu::mean(x, sequences)
+    on_device!(x.device(), cpu::mean(x, sequences), gpu => gpu::mean(gpu, x, sequences))
 }
 
 /// Backward of [`mean`]: dy (B, C) -> dx (N, C).
@@ -35,9 +37,8 @@ pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     let (_, c) = check::matrix(OP, "dy", dy)?;
     check::shape(OP, "dy", dy, &[sequences.sequences(), c])?;
     check::f32(OP, "dy", dy)?;
-    check::cpu_only(OP, dy)?;
     let _span = mean_span(OP, sequences, c);
-    cpu::mean_backward(dy, sequences)
+    on_device!(dy.device(), cpu::mean_backward(dy, sequences), gpu => gpu::mean_backward(gpu, dy, sequences))
 }
 
 /// The chosen rows: x (N, C) -> (number of rows, C).
@@ -49,9 +50,8 @@ pub fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     let (n, c) = check::matrix(OP, "x", x)?;
     check::f32(OP, "x", x)?;
     check_rows(OP, rows, n)?;
-    check::cpu_only(OP, x)?;
     let _span = profile::span(OP, 0.0, 8.0 * (rows.len() * c) as f64);
-    cpu::rows(x, rows)
+    on_device!(x.device(), cpu::rows(x, rows), gpu => gpu::rows(gpu, x, rows))
 }
 
 /// Backward of [`rows`] with distinct ascending rows: dy (number of rows, C) -> dx (n, C).
@@ -65,9 +65,8 @@ pub fn rows_backward(dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
     check::f32(OP, "dy", dy)?;
     check_rows(OP, rows, n)?;
     check::value(OP, rows.windows(2).all(|w| w[0] < w[1]), || "rows must ascend".into())?;
-    check::cpu_only(OP, dy)?;
     let _span = profile::span(OP, 0.0, 4.0 * ((n + rows.len()) * c) as f64);
-    cpu::rows_backward(dy, rows, n)
+    on_device!(dy.device(), cpu::rows_backward(dy, rows, n), gpu => gpu::rows_backward(gpu, dy, rows, n))
 }
 
 fn mean_span(op: &'static str, sequences: &Offsets, c: usize) -> profile::Span {
