@@ -9,6 +9,7 @@ mod cuda;
 mod failure;
 pub mod math;
 mod peak;
+pub mod product;
 pub mod rows;
 pub mod tile;
 #[cfg(feature = "wgpu")]
@@ -111,6 +112,11 @@ impl GpuBuffer {
     /// Whether another tensor has the same memory, so that it must be copied before it is written to.
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.owners) > 1
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     fn new(handle: Handle, len: usize, guard: usize, dtype: DType) -> Self {

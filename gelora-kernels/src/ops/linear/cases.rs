@@ -4,7 +4,18 @@ use crate::{DType, Result, Tensor};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (n, c_in, c_out) in [(1, 1, 1), (3, 7, 3), (63, 64, 65), (257, 48, 104), (64, 384, 1536)] {
+    for (n, c_in, c_out) in [
+        (1, 1, 1),
+        (1, 104, 48),
+        (3, 7, 3),
+        (48, 104, 7),
+        (63, 64, 65),
+        (257, 48, 104),
+        (64, 384, 1536),
+        (66_000, 3, 2),   // more rows than a GPU has cubes in one dimension
+        (1500, 20, 1400), // enough for a GPU's largest blocks, in fours
+        (1409, 7, 1501),  // and in single values
+    ] {
         let shape = format!("{n}x{c_in}->{c_out}");
         let (x, w, b, dy) = (random([n, c_in], 1), random([c_out, c_in], 2), random([c_out], 3), random([n, c_out], 4));
         let flops = 2.0 * (n * c_in * c_out) as f64;

@@ -8,12 +8,15 @@
 
 pub(crate) mod cases;
 mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 mod weight;
 
 pub use weight::Weight;
 
 use super::check;
+use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
 /// y = x W^T + b: x (N, C_in) f32, W (C_out, C_in), b (C_out); y (N, C_out).
@@ -28,9 +31,8 @@ pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>) -> Result<Tensor> {
         check::f32(OP, "b", b)?;
         check::same_device(OP, &[x, b])?;
     }
-    check::cpu_only(OP, x)?;
     let _span = product_span(OP, n, c_in, c_out);
-    cpu::forward(x, w, b, n)
+    on_device!(x.device(), cpu::forward(x, w, b, n), gpu => gpu::forward(gpu, x, w, b))
 }
 
 /// dx = dy W: dy (N, C_out) f32, W (C_out, C_in); dx (N, C_in).
@@ -40,9 +42,8 @@ pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>) -> Result<Tensor> {
 pub fn backward_input(dy: &Tensor, w: &Weight) -> Result<Tensor> {
     const OP: &str = "linear.backward_input";
     let (n, c_out, c_in) = shapes(OP, "dy", dy, w, 0)?;
-    check::cpu_only(OP, dy)?;
     let _span = product_span(OP, n, c_in, c_out);
-    cpu::backward_input(dy, w, n)
+    on_device!(dy.device(), cpu::backward_input(dy, w, n), gpu => gpu::backward_input(gpu, dy, w))
 }
 
 /// dW = dy^T x and db = sum over rows of dy: dy (N, C_out), x (N, C_in); dW (C_out, C_in), db (C_out).
@@ -57,9 +58,8 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
     check::f32(OP, "x", x)?;
     check::f32(OP, "dy", dy)?;
     check::same_device(OP, &[dy, x])?;
-    check::cpu_only(OP, dy)?;
     let _span = product_span(OP, n, c_in, c_out);
-    cpu::backward_weight(dy, x, n, c_in, c_out)
+    on_device!(dy.device(), cpu::backward_weight(dy, x, n, c_in, c_out), gpu => gpu::backward_weight(gpu, dy, x))
 }
 
 /// (rows of t, columns of t, the other dimension of W), where t's columns are W's dimension `axis`.

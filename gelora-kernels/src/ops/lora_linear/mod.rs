@@ -110,7 +110,7 @@ impl LoraLinear<'_> {
         const OP: &str = "lora_linear";
         let sizes = self.check(OP, x)?;
         let _span = sizes.span(OP, self.weight, 1.0, 1.0);
-        let (y, xa) = on_device!(x.device(), cpu::forward(self, x, sizes), gpu => gpu::forward(gpu, self, x, sizes))?;
+        let (y, xa) = on_device!(x.device(), cpu::forward(self, x, sizes), gpu => gpu::forward(gpu, self, x))?;
         Ok((y, Saved { xa }))
     }
 
@@ -123,9 +123,9 @@ impl LoraLinear<'_> {
         let sizes = self.check_backward(OP, x, dy, &saved)?;
         let _span = sizes.span(OP, self.weight, 1.0, 2.0);
         on_device!(x.device(), cpu::backward(self, x, dy, &saved.xa, sizes), gpu => {
-            let dxa = gpu::d_xa(gpu, self, dy, sizes)?;
-            let (da, db) = gpu::d_parameters(gpu, self, x, dy, &saved.xa, &dxa, sizes)?;
-            Ok(Gradients { dx: gpu::d_input(gpu, self, dy, &dxa, sizes)?, da, db })
+            let dxa = gpu::d_xa(gpu, self, dy)?;
+            let (da, db) = gpu::d_parameters(gpu, self, x, dy, &saved.xa, &dxa)?;
+            Ok(Gradients { dx: gpu::d_input(gpu, self, dy, &dxa)?, da, db })
         })
     }
 
@@ -138,8 +138,8 @@ impl LoraLinear<'_> {
         let sizes = self.check_backward(OP, x, dy, &saved)?;
         let _span = sizes.span(OP, self.weight, 0.0, 2.0);
         on_device!(x.device(), cpu::backward_parameters(self, x, dy, &saved.xa, sizes), gpu => {
-            let dxa = gpu::d_xa(gpu, self, dy, sizes)?;
-            gpu::d_parameters(gpu, self, x, dy, &saved.xa, &dxa, sizes)
+            let dxa = gpu::d_xa(gpu, self, dy)?;
+            gpu::d_parameters(gpu, self, x, dy, &saved.xa, &dxa)
         })
     }
 

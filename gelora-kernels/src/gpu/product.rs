@@ -1,0 +1,260 @@
+//! Matrix products, one description for all of them: out = scale * left right + adapter + bias.
+//!
+//! Accumulation: f32, each output by one unit in ascending order of the shared dimension, the adapter's terms before the
+//! base's. A long shared dimension of a small output is split into parts that depend on the sizes alone and are added in
+//! order, so results have the same bits in every run.
+
+mod block;
+
+use cubecl::prelude::*;
+use half::{bf16, f16};
+
+pub use super::tile::Lines;
+use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, MAX_CUBES, elementwise};
+use crate::ops::dropout::Dropout;
+use crate::ops::dropout::gpu::mask;
+use crate::{DType, Result, Tensor};
+use block::{Addend, Block, ExtentLaunch, Plan, Side, Sum, product_kernel};
+
+/// Cubes that keep a large GPU busy.
+const CUBES: usize = 128;
+/// Steps of a part, at least, and parts, at most.
+const PART: usize = 512;
+const MAX_PARTS: usize = 16;
+/// Rows of which one unit sums a column.
+const SUMMED_ROWS: usize = 256;
+
+/// A matrix and which way it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    tensor: &'a Tensor,
+    lines: Lines,
+    dropout: Option<Dropout>,
+}
+
+/// The rows of a matrix (lines, shared) as lines.
+pub fn rows(tensor: &Tensor) -> Operand<'_> {
+    Operand { tensor, lines: Lines::AreRows, dropout: None }
+}
+
+/// The columns of a matrix (shared, lines) as lines.
+pub fn columns(tensor: &Tensor) -> Operand<'_> {
+    Operand { tensor, lines: Lines::AreColumns, dropout: None }
+}
+
+impl Operand<'_> {
+    /// The same after dropout, or as it is without.
+    pub fn dropped(self, dropout: Option<Dropout>) -> Self {
+        Self { dropout, ..self }
+    }
+
+    /// Lines, and values of each.
+    fn sizes(&self) -> (usize, usize) {
+        let (rows, cols) = (self.tensor.rows(), self.tensor.cols());
+        if self.lines == Lines::AreRows { (rows, cols) } else { (cols, rows) }
+    }
+
+    fn side(&self) -> Side {
+        let vector = if self.tensor.cols().is_multiple_of(4) { 4 } else { 1 };
+        Side { lines: self.lines, vector, dropped: self.dropout.is_some() }
+    }
+}
+
+/// scale * mask * left right, with the dropout's mask over the output: what an adapter adds.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapter<'a> {
+    /// Lines are the output's rows; f32.
+    pub left: Operand<'a>,
+    /// Lines are the output's columns; f32.
+    pub right: Operand<'a>,
+    /// What its sums are multiplied by.
+    pub scale: f32,
+    /// Dropout on what it gives.
+    pub dropout: Option<Dropout>,
+}
+
+/// A product to compute. The shapes of the tensors must fit: nothing here checks them.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// The operator that errors name.
+    pub op: &'static str,
+    /// Lines are the output's rows; f32.
+    pub left: Operand<'a>,
+    /// Lines are the output's columns; f32, bf16 or f16.
+    pub right: Operand<'a>,
+    /// What the sums are multiplied by.
+    pub scale: f32,
+    /// What is added. At most one of the operands and the adapter has dropout.
+    pub adapter: Option<Adapter<'a>>,
+    /// A row that is added to every row, f32.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl<'a> Product<'a> {
+    /// left right, and nothing else.
+    pub fn new(op: &'static str, left: Operand<'a>, right: Operand<'a>) -> Self {
+        Self { op, left, right, scale: 1.0, adapter: None, bias: None }
+    }
+
+    /// Computes it.
+    pub fn run<R: Backend>(&self, gpu: &Gpu<R>) -> Result<Tensor> {
+        let (rows, depth) = self.left.sizes();
+        let (cols, _) = self.right.sizes();
+        let out = gpu.output([rows, cols])?;
+        let block = choose(gpu, rows, cols);
+        let cubes = rows.div_ceil(block.rows) * cols.div_ceil(block.cols);
+        let may_split = self.left.lines == Lines::AreColumns && self.right.lines == Lines::AreColumns;
+        let part = if may_split { part(depth, cubes) } else { depth };
+        let parts = depth.div_ceil(part);
+        let partial = if parts == 1 { out.gpu(self.op)?.clone() } else { gpu.scratch(parts * rows * cols)? };
+        match self.right.tensor.dtype() {
+            DType::Bf16 => self.launch::<R, bf16>(gpu, &partial, block, part)?,
+            DType::F16 => self.launch::<R, f16>(gpu, &partial, block, part)?,
+            DType::F32 | DType::F64 => self.launch::<R, f32>(gpu, &partial, block, part)?,
+        }
+        if parts > 1 {
+            add_parts(gpu, &partial, out.gpu(self.op)?, parts);
+        }
+        Ok(out)
+    }
+
+    fn launch<R: Backend, W: Float>(&self, gpu: &Gpu<R>, out: &GpuBuffer, block: Block, part: usize) -> Result<()> {
+        let (rows, depth) = self.left.sizes();
+        let (cols, _) = self.right.sizes();
+        // Arguments that the settings leave unused still need a buffer.
+        let unused = Adapter { left: self.left, right: self.left, scale: 1.0, dropout: None };
+        let adapter = self.adapter.unwrap_or(unused);
+        let sum = |left: Operand<'_>, right: Operand<'_>| Sum { block, left: left.side(), right: right.side() };
+        let plan = Plan {
+            sum: sum(self.left, self.right),
+            adapter: self.adapter.map(|a| Addend { sum: sum(a.left, a.right), dropped: a.dropout.is_some() }),
+            biased: self.bias.is_some(),
+            vector: if cols.is_multiple_of(4) { 4 } else { 1 },
+        };
+        let row_blocks = rows.div_ceil(block.rows).min(MAX_CUBES as usize);
+        let count =
+            CubeCount::Static(cols.div_ceil(block.cols) as u32, row_blocks as u32, depth.div_ceil(part) as u32);
+        // SAFETY: the kernel reads and writes inside the matrices that the sizes describe, and the callers have checked that
+        // the tensors have these sizes.
+        unsafe {
+            product_kernel::launch_unchecked::<W, R>(
+                gpu.client(),
+                count,
+                CubeDim::new_1d(block.units() as u32),
+                self.left.side().vector,
+                self.right.side().vector,
+                adapter.left.side().vector,
+                adapter.right.side().vector,
+                plan.vector,
+                self.left.tensor.gpu(self.op)?.arg(),
+                self.right.tensor.gpu(self.op)?.arg(),
+                adapter.left.tensor.gpu(self.op)?.arg(),
+                adapter.right.tensor.gpu(self.op)?.arg(),
+                self.bias.unwrap_or(self.left.tensor).gpu(self.op)?.arg(),
+                out.arg(),
+                mask(self.left.dropout.or(self.right.dropout).or(adapter.dropout)),
+                ExtentLaunch::new(rows, cols, depth, part, adapter.left.sizes().1),
+                self.scale,
+                adapter.scale,
+                plan,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The block that wastes least on an output of this size, among those that the device can run.
+fn choose<R: Backend>(gpu: &Gpu<R>, rows: usize, cols: usize) -> Block {
+    let large = Block::LARGE;
+    let hardware = &gpu.client().properties().hardware;
+    if cols <= Block::FEW_COLS.cols {
+        Block::FEW_COLS
+    } else if rows <= Block::FEW_ROWS.rows {
+        Block::FEW_ROWS
+    } else if rows.div_ceil(large.rows) * cols.div_ceil(large.cols) >= CUBES
+        && hardware.max_shared_memory_size >= large.shared()
+        && hardware.max_units_per_cube as usize >= large.units()
+    {
+        large
+    } else {
+        Block::SQUARE
+    }
+}
+
+/// Steps in each part of a shared dimension that an output of so many cubes sums.
+fn part(depth: usize, cubes: usize) -> usize {
+    let parts = (2 * CUBES).div_ceil(cubes).clamp(1, MAX_PARTS);
+    depth.div_ceil(parts).max(PART).min(depth)
+}
+
+/// out_i = sum over parts, in order.
+#[cube(launch)]
+fn add_parts_kernel(parts: &Array<f32>, out: &mut Array<f32>, count: usize) {
+    let len = out.len();
+    if ABSOLUTE_POS < len {
+        let mut sum = 0.0f32;
+        for part in 0..count {
+            sum += parts[part * len + ABSOLUTE_POS];
+        }
+        out[ABSOLUTE_POS] = sum;
+    }
+}
+
+fn add_parts<R: Backend>(gpu: &Gpu<R>, parts: &GpuBuffer, out: &GpuBuffer, count: usize) {
+    let len = out.len();
+    add_parts_kernel::launch::<R>(
+        gpu.client(),
+        elementwise(len),
+        CubeDim::new_1d(ELEMENTWISE_UNITS),
+        parts.arg(),
+        out.arg(),
+        count,
+    );
+}
+
+/// sums (parts, cols): each part of `SUMMED_ROWS` rows, or what is left of them.
+#[cube(launch)]
+fn column_sums_kernel(x: &Array<f32>, sums: &mut Array<f32>, rows: usize, cols: usize, parts: usize) {
+    let part = ABSOLUTE_POS / cols;
+    if part < parts {
+        let from = part * comptime!(SUMMED_ROWS);
+        let mut sum = 0.0f32;
+        for row in from..(from + comptime!(SUMMED_ROWS)).min(rows) {
+            sum += x[row * cols + ABSOLUTE_POS % cols];
+        }
+        sums[ABSOLUTE_POS] = sum;
+    }
+}
+
+/// The sums of a matrix's columns (cols): in ascending order in parts of 256 rows, and the parts in order.
+pub fn column_sums<R: Backend>(gpu: &Gpu<R>, op: &'static str, x: &Tensor) -> Result<Tensor> {
+    let (rows, cols) = (x.rows(), x.cols());
+    let parts = rows.div_ceil(SUMMED_ROWS);
+    let out = gpu.output([cols])?;
+    let partial = if parts == 1 { out.gpu(op)?.clone() } else { gpu.scratch(parts * cols)? };
+    column_sums_kernel::launch::<R>(
+        gpu.client(),
+        elementwise(parts * cols),
+        CubeDim::new_1d(ELEMENTWISE_UNITS),
+        x.gpu(op)?.arg(),
+        partial.arg(),
+        rows,
+        cols,
+        parts,
+    );
+    if parts > 1 {
+        add_parts(gpu, &partial, out.gpu(op)?, parts);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_sums_of_small_outputs_are_split() {
+        assert_eq!((part(300, 1), part(1030, 1), part(100_000, 1)), (300, 515.max(PART), 6250));
+        assert_eq!(part(100_000, 2 * CUBES), 100_000);
+    }
+}

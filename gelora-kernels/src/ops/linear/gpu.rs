@@ -1,0 +1,20 @@
+//! Each is one product; see [`crate::gpu::product`].
+
+use super::Weight;
+use crate::gpu::product::{Product, column_sums, columns, rows};
+use crate::gpu::{Backend, Gpu};
+use crate::{Result, Tensor};
+
+pub fn forward<R: Backend>(gpu: &Gpu<R>, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    Product { bias, ..Product::new("linear", rows(x), rows(w.tensor())) }.run(gpu)
+}
+
+pub fn backward_input<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, w: &Weight) -> Result<Tensor> {
+    Product::new("linear.backward_input", rows(dy), columns(w.tensor())).run(gpu)
+}
+
+pub fn backward_weight<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "linear.backward_weight";
+    let dw = Product::new(OP, columns(dy), columns(x)).run(gpu)?;
+    Ok((dw, column_sums(gpu, OP, dy)?))
+}
