@@ -157,9 +157,19 @@ impl<R: Backend> Gpu<R> {
         }))
     }
 
+    /// The longest [`Gpu::scratch`].
+    pub fn max_scratch(&self) -> usize {
+        (self.client.properties().memory.max_page_size / 4) as usize
+    }
+
     /// Memory for `len` 32-bit values that stay inside an operator.
     pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;
+        if len > self.max_scratch() {
+            // CubeCL would panic in a thread of its own, and the kernel would silently not run.
+            let what = "as much memory in one piece as this needs";
+            return Err(Error::Unsupported { op: "scratch", device: R::KIND, what });
+        }
         Ok(GpuBuffer::new(self.client.empty(4 * len), len, 0, DType::F32))
     }
 
@@ -304,6 +314,13 @@ mod tests {
         assert_ne!(guards_hold_after_writing_at(5)?, Some(true));
         assert_ne!(guards_hold_after_writing_at(260)?, Some(true));
         Ok(())
+    }
+
+    #[test]
+    fn too_much_memory_is_an_error() {
+        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return };
+        assert!(matches!(gpu.scratch(gpu.max_scratch() + 1), Err(Error::Unsupported { .. })));
+        assert!(gpu.scratch(1).is_ok());
     }
 
     #[test]

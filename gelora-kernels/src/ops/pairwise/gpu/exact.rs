@@ -22,8 +22,8 @@ const UNITS: usize = 256;
 /// found (N, 2, k): bits of the squared distances, then columns. In a row that is not proved the first column is `OPEN`, and in a
 /// row of a wild point `WILD`.
 #[cube(launch)]
-fn exact_kernel<N: Size>(
-    points: &Array<Vector<f32, N>>,
+fn exact_kernel<V: Size>(
+    points: &Array<Vector<f32, V>>,
     lower: &Array<f32>,
     bounds: &Array<f32>,
     columns: &Array<u32>,
@@ -49,7 +49,7 @@ fn exact_kernel<N: Size>(
             for at in 0..length {
                 let difference = points[row * length + at] - points[other + at];
                 #[unroll]
-                for l in 0..N::value() {
+                for l in 0..V::value() {
                     sum += difference[l] * difference[l];
                 }
             }

@@ -91,9 +91,9 @@ fn centre_kernel(points: &Array<f32>, centre: &mut Array<f32>, n: usize, dim: us
 
 /// l of every row, [`SIDE`] units a row; and empty lists.
 #[cube(launch)]
-fn lower_kernel<N: Size>(
-    points: &Array<Vector<f32, N>>,
-    centre: &Array<Vector<f32, N>>,
+fn lower_kernel<V: Size>(
+    points: &Array<Vector<f32, V>>,
+    centre: &Array<Vector<f32, V>>,
     lower: &mut Array<f32>,
     bounds: &mut Array<f32>,
     columns: &mut Array<u32>,
@@ -116,7 +116,7 @@ fn lower_kernel<N: Size>(
             let x = points[row * length + at];
             let centred = x - centre[at];
             #[unroll]
-            for l in 0..N::value() {
+            for l in 0..V::value() {
                 sum += centred[l] * centred[l];
                 let bits = u32::reinterpret(x[l]) & 0x7fff_ffffu32;
                 if bits > top {
@@ -207,7 +207,7 @@ pub fn shortlist<R: Backend>(gpu: &Gpu<R>, points: &Tensor, room: usize, shape: 
     let (width, bound) = (width(dim), Bound::of(dim));
     let blocks = n.div_ceil(shape.side());
     let all_laps = blocks / 2 + 1;
-    let most_laps = (tiles / blocks).clamp(1, all_laps);
+    let most_laps = (tiles / blocks).min(gpu.max_scratch() / (2 * room * n)).clamp(1, all_laps);
     let slots = [gpu.scratch(2 * most_laps * room * n)?, gpu.scratch(2 * most_laps * room * n)?];
     let centre = gpu.scratch(dim)?;
     let lists = Lists { room, bounds: gpu.scratch(room * n)?, columns: gpu.scratch(room * n)?, lower: gpu.scratch(n)? };

@@ -1,7 +1,5 @@
 //! The search in two steps against the direct search, bit by bit, and against brute force.
 
-use std::time::Instant;
-
 use proptest::prelude::*;
 
 use super::super::reference;
@@ -11,6 +9,7 @@ use crate::verify::random;
 use crate::{Device, DeviceKind};
 
 const SMALL: Shape = Shape { per_unit: 4, depth: 8, buffers: 2 };
+/// What fits into 32 KiB.
 const LARGE: Shape = Shape { per_unit: 8, depth: 8, buffers: 1 };
 
 type Wgpu = Gpu<cubecl_wgpu::WgpuRuntime>;
@@ -145,47 +144,5 @@ fn distances_to_many_points() -> Result<()> {
     let d = super::super::distances(&x, &y, false)?.to_vec()?;
     let wrong = (0..2 * m).find(|&at| d[at] != ((at % m) as f32 - (at / m + 1) as f32).abs());
     assert_eq!(wrong, None);
-    Ok(())
-}
-
-/// More cubes than one dimension of a launch takes.
-#[test]
-#[ignore = "takes a minute on a software adapter"]
-fn launches_of_many_tiles() -> Result<()> {
-    let Some((device, gpu)) = device() else { return Ok(()) };
-    let points = cloud(64 * 400, 1, |row, _, _| (row * 7919 % 25_600) as f64);
-    let found = search(&gpu, &points.to_device(&device)?, 1, SMALL, usize::MAX)?;
-    assert!(found.squared.iter().all(|&d| d == 1.0));
-    Ok(())
-}
-
-#[test]
-#[ignore = "a measurement"]
-fn how_long_the_two_steps_and_the_direct_search_take() -> Result<()> {
-    let Some((device, gpu)) = device() else { return Ok(()) };
-    let n = 2048;
-    let points = random([n, 384], 1).to_device(&device)?;
-    let rows: Vec<u32> = (0..n as u32).collect();
-    let median = |mut times: Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let mut times = [(); 3].map(|()| Vec::new());
-    for turn in 0..6 {
-        for (way, times) in times.iter_mut().enumerate() {
-            let start = Instant::now();
-            match way {
-                0 => drop(direct::nearest(&gpu, &points, &rows, 2)?),
-                1 => drop(search(&gpu, &points, 2, SMALL, shortlist::TILES)?),
-                _ => drop(search(&gpu, &points, 2, LARGE, shortlist::TILES)?),
-            }
-            // The first turn compiles.
-            if turn > 0 {
-                times.push(start.elapsed().as_secs_f64());
-            }
-        }
-    }
-    let [direct, small, large] = times.map(median);
-    println!("{n} points: direct {direct:.3} s, tiles of 64 {small:.3} s, tiles of 128 {large:.3} s");
     Ok(())
 }

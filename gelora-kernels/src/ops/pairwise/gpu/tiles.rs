@@ -50,9 +50,10 @@ impl Shape {
 
     /// The tile for so many points on a device with so much shared memory.
     pub fn of(n: usize, width: usize, shared: usize) -> Self {
-        // Few points make too few large tiles to go round.
-        let per_unit = if n < 32 * 128 { 4 } else { 8 };
-        [(16, 2), (8, 2), (8, 1)]
+        // Few points make too few large tiles to go round. Large ones read less far ahead: 128 registers are all that a unit
+        // may have if an NVIDIA GPU is to run two cubes side by side, and with 16 coordinates it would be 212.
+        let (per_unit, farthest) = if n < 32 * 128 { (4, 16) } else { (8, 8) };
+        [(farthest, 2), (8, 2), (8, 1)]
             .map(|(depth, buffers)| Self { per_unit, depth, buffers })
             .into_iter()
             .find(|shape| shape.shared(width) <= shared)
@@ -71,9 +72,9 @@ pub fn goes(block: usize, lap: usize, blocks: usize) -> bool {
 /// bounds (room, N): the lists so far. `slot_bounds` and `slot_columns` (2 laps, room, N): what the rows of a tile found, for
 /// each lap, then what its columns found.
 #[cube(launch)]
-pub fn tile_kernel<N: Size>(
-    points: &Array<Vector<f32, N>>,
-    centre: &Array<Vector<f32, N>>,
+pub fn tile_kernel<V: Size>(
+    points: &Array<Vector<f32, V>>,
+    centre: &Array<Vector<f32, V>>,
     lower: &Array<f32>,
     bounds: &Array<f32>,
     slot_bounds: &mut Array<f32>,
@@ -86,10 +87,10 @@ pub fn tile_kernel<N: Size>(
     #[comptime] room: usize,
     #[comptime] shape: Shape,
 ) {
-    let width = N::value();
+    let width = V::value();
     let per_unit = comptime!(shape.per_unit);
     let side = comptime!(shape.side());
-    let mut staged = SharedMemory::<Vector<f32, N>>::new(comptime!(shape.buffers * shape.staged(width)));
+    let mut staged = SharedMemory::<Vector<f32, V>>::new(comptime!(shape.buffers * shape.staged(width)));
     let mut strip = SharedMemory::<f32>::new(comptime!(2 * side * STRIP));
     let unit = UNIT_POS as usize;
     // 32 adjacent units take 4 rows by 8 columns: few distinct vectors are read at a time.
@@ -106,16 +107,16 @@ pub fn tile_kernel<N: Size>(
         for at in 0..comptime!(per_unit * per_unit) {
             sums[at] = 0.0f32;
         }
-        let mut fetched = Array::<Vector<f32, N>>::new(comptime!(2 * side * shape.depth / width / UNITS));
-        fetch::<N>(points, centre, &mut fetched, row, col, n, length, 0, shape);
+        let mut fetched = Array::<Vector<f32, V>>::new(comptime!(2 * side * shape.depth / width / UNITS));
+        fetch::<V>(points, centre, &mut fetched, row, col, n, length, 0, shape);
         let depth = comptime!(shape.depth / width);
         let steps = length.div_ceil(depth);
         for step in 0..steps {
             let buffer = step % comptime!(shape.buffers) * comptime!(shape.staged(width));
-            store::<N>(&fetched, &mut staged, buffer, shape);
+            store::<V>(&fetched, &mut staged, buffer, shape);
             sync_cube();
-            fetch::<N>(points, centre, &mut fetched, row, col, n, length, (step + 1) * depth, shape);
-            multiply::<N>(&staged, &mut sums, buffer, unit_row, unit_col, shape);
+            fetch::<V>(points, centre, &mut fetched, row, col, n, length, (step + 1) * depth, shape);
+            multiply::<V>(&staged, &mut sums, buffer, unit_row, unit_col, shape);
             if comptime!(shape.buffers == 1) {
                 // The next step overwrites what slower units still read.
                 sync_cube();
@@ -198,8 +199,8 @@ pub fn tile_kernel<N: Size>(
 
 /// Where the `load`-th vector that a unit copies belongs: (line of both operands, vector in the line).
 #[cube]
-fn place<N: Size>(#[comptime] load: usize, #[comptime] shape: Shape) -> (usize, usize) {
-    let width = N::value();
+fn place<V: Size>(#[comptime] load: usize, #[comptime] shape: Shape) -> (usize, usize) {
+    let width = V::value();
     let depth = comptime!(shape.depth / width);
     let at = UNIT_POS as usize + comptime!(load * UNITS);
     (at / depth, at % depth)
@@ -208,10 +209,10 @@ fn place<N: Size>(#[comptime] load: usize, #[comptime] shape: Shape) -> (usize, 
 /// Reads the coordinates from vector `from` of the lines of both operands, less the centre; beyond the last they are 0.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-fn fetch<N: Size>(
-    points: &Array<Vector<f32, N>>,
-    centre: &Array<Vector<f32, N>>,
-    fetched: &mut Array<Vector<f32, N>>,
+fn fetch<V: Size>(
+    points: &Array<Vector<f32, V>>,
+    centre: &Array<Vector<f32, V>>,
+    fetched: &mut Array<Vector<f32, V>>,
     row: usize,
     col: usize,
     n: usize,
@@ -219,14 +220,14 @@ fn fetch<N: Size>(
     from: usize,
     #[comptime] shape: Shape,
 ) {
-    let width = N::value();
+    let width = V::value();
     let side = comptime!(shape.side());
     #[unroll]
     for load in 0..comptime!(2 * side * shape.depth / width / UNITS) {
-        let (line, k) = place::<N>(load, shape);
+        let (line, k) = place::<V>(load, shape);
         // Lines beyond the last point repeat it; their products are dropped.
         let point = select(line < side, row + line, col + line - side).min(n - 1);
-        let mut value = Vector::<f32, N>::new(0.0f32);
+        let mut value = Vector::<f32, V>::new(0.0f32);
         if from + k < length {
             value = points[point * length + from + k] - centre[from + k];
         }
@@ -235,36 +236,36 @@ fn fetch<N: Size>(
 }
 
 #[cube]
-fn store<N: Size>(
-    fetched: &Array<Vector<f32, N>>,
-    staged: &mut SharedMemory<Vector<f32, N>>,
+fn store<V: Size>(
+    fetched: &Array<Vector<f32, V>>,
+    staged: &mut SharedMemory<Vector<f32, V>>,
     buffer: usize,
     #[comptime] shape: Shape,
 ) {
-    let width = N::value();
+    let width = V::value();
     #[unroll]
     for load in 0..comptime!(2 * shape.side() * shape.depth / width / UNITS) {
-        let (line, k) = place::<N>(load, shape);
+        let (line, k) = place::<V>(load, shape);
         staged[buffer + line * comptime!(shape.pitch(width)) + k] = fetched[load];
     }
 }
 
 #[cube]
-fn multiply<N: Size>(
-    staged: &SharedMemory<Vector<f32, N>>,
+fn multiply<V: Size>(
+    staged: &SharedMemory<Vector<f32, V>>,
     sums: &mut Array<f32>,
     buffer: usize,
     unit_row: usize,
     unit_col: usize,
     #[comptime] shape: Shape,
 ) {
-    let width = N::value();
+    let width = V::value();
     let per_unit = comptime!(shape.per_unit);
     let pitch = comptime!(shape.pitch(width));
     let left = buffer + unit_row * pitch;
     let right = buffer + (comptime!(shape.side()) + unit_col) * pitch;
     for k in 0..comptime!(shape.depth / width) {
-        let mut rows = Array::<Vector<f32, N>>::new(per_unit);
+        let mut rows = Array::<Vector<f32, V>>::new(per_unit);
         #[unroll]
         for i in 0..per_unit {
             rows[i] = staged[left + comptime!(i * SIDE * pitch) + k];
@@ -276,7 +277,7 @@ fn multiply<N: Size>(
             for i in 0..per_unit {
                 let row = rows[i];
                 #[unroll]
-                for l in 0..N::value() {
+                for l in 0..V::value() {
                     sums[comptime!(i * per_unit + j)] += row[l] * other[l];
                 }
             }
