@@ -212,6 +212,11 @@ impl<R: Backend> Gpu<R> {
         Ok(self.client.memory_usage().map_err(|e| Self::error(&e))?.bytes_reserved)
     }
 
+    /// The longest [`Gpu::scratch`].
+    pub fn max_scratch(&self) -> usize {
+        (self.client.properties().memory.max_page_size / 4) as usize
+    }
+
     /// Memory for `len` 32-bit values that stay inside an operator.
     pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;
@@ -289,6 +294,7 @@ impl<R: Backend> Gpu<R> {
             });
         }
         let needed = 4 * len as u64;
+        // Beyond it CubeCL panics in a thread of its own, and the kernel silently does not run.
         if needed > self.client.properties().memory.max_page_size {
             return Err(Error::OutOfMemory { device: R::KIND, needed });
         }
@@ -389,6 +395,13 @@ mod tests {
         assert_ne!(guards_hold_after_writing_at(5)?, Some(true));
         assert_ne!(guards_hold_after_writing_at(260)?, Some(true));
         Ok(())
+    }
+
+    #[test]
+    fn too_much_memory_is_an_error() {
+        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return };
+        assert!(matches!(gpu.scratch(gpu.max_scratch() + 1), Err(Error::Unsupported { .. })));
+        assert!(gpu.scratch(1).is_ok());
     }
 
     #[test]

@@ -132,8 +132,7 @@ impl<'a> Product<'a> {
             vector: if cols.is_multiple_of(4) { 4 } else { 1 },
         };
         let row_blocks = rows.div_ceil(block.rows).min(MAX_CUBES as usize);
-        let count =
-            CubeCount::Static(cols.div_ceil(block.cols) as u32, row_blocks as u32, depth.div_ceil(part) as u32);
+        let count = CubeCount::Static(cols.div_ceil(block.cols) as u32, row_blocks as u32, depth.div_ceil(part) as u32);
         // SAFETY: the kernel reads and writes inside the matrices that the sizes describe, and the callers have checked that
         // the tensors have these sizes.
         unsafe {

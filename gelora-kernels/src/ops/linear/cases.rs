@@ -49,7 +49,8 @@ pub fn cases() -> Vec<Case> {
                     let (dw, db) = reference::backward_weight(&v[0], &v[1], c_in);
                     vec![dw, db]
                 })
-                .bound(1e-6)
+                // A long sum in f32 loses digits.
+                .bound(if n > 60_000 { 3e-5 } else { 1e-6 })
                 .work(flops, bytes),
         );
     }

@@ -12,11 +12,8 @@ const OP: &str = "lora_linear";
 pub fn forward<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, x: &Tensor) -> Result<(Tensor, Tensor)> {
     let xa = Product::new(OP, rows(x).dropped(layer.active_dropout()), rows(layer.a)).run(gpu)?;
     let adapter = Adapter { left: rows(&xa), right: rows(layer.b), scale: layer.scaling, dropout: None };
-    let y = Product {
-        adapter: Some(adapter),
-        bias: layer.bias,
-        ..Product::new(OP, rows(x), rows(layer.weight.tensor()))
-    };
+    let y =
+        Product { adapter: Some(adapter), bias: layer.bias, ..Product::new(OP, rows(x), rows(layer.weight.tensor())) };
     Ok((y.run(gpu)?, xa))
 }
 

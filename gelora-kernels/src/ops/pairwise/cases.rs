@@ -13,7 +13,17 @@ pub fn cases() -> Vec<Case> {
         all.push(between(name, points.clone(), points.clone(), false));
         all.push(among(name, n, dim, k, points));
     }
-    for (n, dim, k) in [(2, 1, 1), (3, 1, 2), (7, 3, 5), (64, 48, 2), (65, 7, 1), (257, 48, 5), (257, 384, 2)] {
+    for (n, dim, k) in [
+        (2, 1, 1),
+        (3, 1, 2),
+        (7, 3, 5),
+        (64, 48, 2),
+        (65, 7, 1),
+        (257, 48, 5),
+        (257, 384, 2),
+        (300, 768, 2),
+        (1000, 104, 16),
+    ] {
         all.push(among("cloud", n, dim, k, random([n, dim], 5)));
     }
     all.push(among("far from the origin", 65, 7, 2, points_f64([65, 7], |_, _, z| 1e6 + 1e-6 * z)));

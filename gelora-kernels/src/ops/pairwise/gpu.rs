@@ -1,17 +1,41 @@
-//! Tiles of (x - y)^2 sums in f32, with no norms and no matrix product: nothing cancels.
+//! Distances are tiles of (x - y)^2 sums in f32, with no norms and no matrix product: nothing cancels.
+//!
+//! Neighbours are found in two steps on the device: products shortlist a few columns for every row
+//! (`gpu/shortlist.rs`), and sums of squared differences choose among them and prove that no other column was nearer
+//! (`gpu/exact.rs`). A row that cannot be proved (many points nearly as near as the k-th, or a cloud that the products cannot
+//! tell from a point) is searched directly (`gpu/direct.rs`), which gives the same bits. Beside the points that takes 16 (k +
+//! 4) bytes of lists a point, and at most some 8 (k + 4) MB of slots unless the points are more than half a million.
+
+mod direct;
+mod exact;
+mod shortlist;
+mod tiles;
 
 use cubecl::prelude::*;
 
+use self::tiles::Shape;
 use crate::gpu::tile::{Lines, Sum, Tile, accumulate, staging, unit_origin, zeros};
-use crate::gpu::{Backend, Gpu, MAX_CUBES};
+use crate::gpu::{Backend, Gpu, cubes};
 use crate::ops::dropout::gpu::no_mask;
 use crate::{Error, Result, Tensor};
 
 /// The longest list of neighbours that stays in registers.
 const MAX_K: usize = 16;
 
-/// Cubes that keep a large GPU busy.
-const CUBES: usize = 256;
+/// Candidates beyond the k that are asked for: the proof needs the distance to what comes after them to be larger.
+const SLACK: usize = 4;
+
+/// A squared distance that no pair has.
+const FAR: f32 = f32::MAX;
+
+/// In place of a column: none.
+const EMPTY: u32 = u32::MAX;
+
+/// In place of a row's first neighbour: not proved.
+const OPEN: u32 = u32::MAX - 1;
+
+/// In place of a row's first neighbour: the point has a coordinate that no product should meet.
+const WILD: u32 = u32::MAX - 2;
 
 const SETTINGS: Sum = Sum { squared_difference: true, ..Sum::products(Tile::SQUARE, Lines::AreRows, Lines::AreRows) };
 
@@ -31,9 +55,10 @@ fn distances_kernel(
     let mut y_staged = staging(tile.cols, tile);
     let (unit_row, unit_col) = unit_origin(tile);
     let mask = no_mask();
-    let col = CUBE_POS_X as usize * comptime!(tile.cols);
-    for block in range_stepped(CUBE_POS_Y as usize, n.div_ceil(tile.rows), CUBE_COUNT_Y as usize) {
-        let row = block * comptime!(tile.rows);
+    let col_blocks = m.div_ceil(tile.cols);
+    let row = CUBE_POS / col_blocks * comptime!(tile.rows);
+    let col = CUBE_POS % col_blocks * comptime!(tile.cols);
+    if row < n {
         let mut sums = zeros(tile);
         accumulate::<f32, f32>(
             &mut sums,
@@ -77,7 +102,7 @@ pub fn distances<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, squared: bool
     let d = gpu.output([n, m])?;
     distances_kernel::launch::<R>(
         gpu.client(),
-        SETTINGS.tile.cube_count(n, m, 1),
+        cubes(n.div_ceil(SETTINGS.tile.rows) * m.div_ceil(SETTINGS.tile.cols)),
         SETTINGS.tile.cube_dim(),
         x.gpu(OP)?.arg(),
         y.gpu(OP)?.arg(),
@@ -89,93 +114,6 @@ pub fn distances<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, squared: bool
         SETTINGS,
     );
     Ok(d)
-}
-
-/// Each cube owns a block of rows and streams over the column blocks of its part, `blocks` of them. When a block of squared
-/// distances is complete, one unit a row merges it into the row's k least.
-///
-/// distances, indices (parts, N, k); places that no column filled keep `unfilled` and u32::MAX.
-#[cube(launch)]
-fn nearest_kernel(
-    points: &Array<f32>,
-    distances: &mut Array<f32>,
-    indices: &mut Array<u32>,
-    n: usize,
-    dim: usize,
-    blocks: usize,
-    unfilled: f32,
-    #[comptime] k: usize,
-    #[comptime] sum: Sum,
-) {
-    let tile = comptime!(sum.tile);
-    let pitch = comptime!(tile.cols + 1);
-    let mut row_staged = staging(tile.rows, tile);
-    let mut col_staged = staging(tile.cols, tile);
-    let mut block = SharedMemory::<f32>::new(comptime!(tile.rows * pitch));
-    let (unit_row, unit_col) = unit_origin(tile);
-    let mask = no_mask();
-    let row = CUBE_POS_X as usize * comptime!(tile.rows);
-    let part = CUBE_POS_Y as usize;
-    let own = row + UNIT_POS as usize;
-    let merges = UNIT_POS < comptime!(tile.rows as u32) && own < n;
-
-    let mut nearest = Array::<f32>::new(k);
-    let mut columns = Array::<u32>::new(k);
-    #[unroll]
-    for slot in 0..k {
-        nearest[slot] = unfilled;
-        columns[slot] = 0xffff_ffffu32;
-    }
-
-    let last = (part * blocks + blocks).min(n.div_ceil(tile.cols));
-    for col_block in part * blocks..last {
-        let col = col_block * comptime!(tile.cols);
-        let mut sums = zeros(tile);
-        accumulate::<f32, f32>(
-            &mut sums,
-            points,
-            points,
-            &mut row_staged,
-            &mut col_staged,
-            &mask,
-            row,
-            n,
-            dim,
-            col,
-            n,
-            dim,
-            0,
-            dim,
-            sum,
-        );
-        #[unroll]
-        for i in 0..comptime!(tile.unit_rows) {
-            #[unroll]
-            for j in 0..comptime!(tile.unit_cols) {
-                let at = (unit_row + i) * pitch + unit_col + comptime!(j * tile.units_x());
-                block[at] = sums[comptime!(i * tile.unit_cols + j)];
-            }
-        }
-        sync_cube();
-        if merges {
-            for j in 0..comptime!(tile.cols) {
-                let column = col + j;
-                let d = block[UNIT_POS as usize * pitch + j];
-                if column < n && column != own && d < nearest[comptime!(k - 1)] {
-                    insert(&mut nearest, &mut columns, d, column as u32, k);
-                }
-            }
-        }
-        // `accumulate` synchronises before any unit writes the block again.
-    }
-    if merges {
-        #[unroll]
-        for slot in 0..k {
-            let at = (part * n + own) * k + slot;
-            distances[at] = nearest[slot];
-            indices[at] = columns[slot];
-        }
-    }
 }
 
 /// Puts a column into its place of an ascending list, behind equals: columns come in ascending order. Indices are comptime,
@@ -199,59 +137,52 @@ fn insert(nearest: &mut Array<f32>, columns: &mut Array<u32>, d: f32, column: u3
     }
 }
 
+/// What was found for every point, and which rows had to be searched directly.
+struct Found {
+    /// (N, k): squared distances.
+    squared: Vec<f32>,
+    /// (N, k): columns.
+    indices: Vec<u32>,
+    /// Rows that the shortlist was not proved complete for.
+    #[cfg_attr(not(test), allow(dead_code))] // tests ask whether the fallback ran
+    open: Vec<u32>,
+}
+
 /// (squared distances, rows) of the k nearest, each (N, k). A row that has fewer than k at a finite distance has
 /// u32::MAX in the places left.
 pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize) -> Result<(Vec<f32>, Vec<u32>)> {
-    const OP: &str = "pairwise.nearest";
-    let (n, dim, tile) = (points.rows(), points.cols(), SETTINGS.tile);
-    let (row_blocks, col_blocks) = (n.div_ceil(tile.rows), n.div_ceil(tile.cols));
-    let unsupported = |what| Err(Error::Unsupported { op: OP, device: R::KIND, what });
     if k > MAX_K {
-        return unsupported("more than 16 neighbours; use the CPU");
+        let what = "more than 16 neighbours; use the CPU";
+        return Err(Error::Unsupported { op: "pairwise.nearest", device: R::KIND, what });
     }
-    if row_blocks > MAX_CUBES as usize {
-        return unsupported("more than 4 million points; use the CPU");
-    }
-    // Few rows leave units idle unless the columns are shared out too. The host merges the parts, in order.
-    let blocks = col_blocks.div_ceil((CUBES / row_blocks).clamp(1, col_blocks));
-    let parts = col_blocks.div_ceil(blocks);
-    let (distances, indices) = (gpu.scratch(parts * n * k)?, gpu.scratch(parts * n * k)?);
-    nearest_kernel::launch::<R>(
-        gpu.client(),
-        CubeCount::Static(row_blocks as u32, parts as u32, 1),
-        tile.cube_dim(),
-        points.gpu(OP)?.arg(),
-        distances.arg(),
-        indices.arg(),
-        n,
-        dim,
-        blocks,
-        f32::MAX,
-        k,
-        SETTINGS,
-    );
-    let distances: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.read_bytes(&distances)?);
-    let indices: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read_bytes(&indices)?);
-    if parts == 1 {
-        return Ok((distances, indices));
-    }
-    Ok(merge(&distances, &indices, n, k, parts))
+    let shared = gpu.client().properties().hardware.max_shared_memory_size;
+    let shape = Shape::of(points.rows(), shortlist::width(points.cols()), shared);
+    let found = search(gpu, points, k, shape, shortlist::TILES)?;
+    Ok((found.squared, found.indices))
 }
 
-fn merge(distances: &[f32], indices: &[u32], n: usize, k: usize, parts: usize) -> (Vec<f32>, Vec<u32>) {
-    let mut merged = (Vec::with_capacity(n * k), Vec::with_capacity(n * k));
-    let mut row: Vec<(f32, u32)> = Vec::with_capacity(parts * k);
-    for i in 0..n {
-        row.clear();
-        for part in 0..parts {
-            let at = (part * n + i) * k;
-            row.extend(distances[at..at + k].iter().copied().zip(indices[at..at + k].iter().copied()));
-        }
-        row.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        for &(d, j) in &row[..k] {
-            merged.0.push(d);
-            merged.1.push(j);
-        }
+/// The search by tiles of this shape, so many a launch.
+fn search<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize, shape: Shape, tiles: usize) -> Result<Found> {
+    let n = points.rows();
+    let lists = shortlist::shortlist(gpu, points, k + SLACK, shape, tiles)?;
+    let found = exact::exact(gpu, points, &lists, k)?;
+    drop(lists);
+    let found: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read_bytes(&found)?);
+    let (mut squared, mut indices) = (Vec::with_capacity(n * k), Vec::with_capacity(n * k));
+    for row in found.chunks_exact(2 * k) {
+        squared.extend(row[..k].iter().map(|&bits| f32::from_bits(bits)));
+        indices.extend_from_slice(&row[k..]);
     }
-    merged
+    // What a wild point's products did to the lists of others is not known.
+    let wild = indices.iter().step_by(k).any(|&first| first == WILD);
+    let open: Vec<u32> = (0..n).filter(|row| wild || indices[row * k] == OPEN).map(|row| row as u32).collect();
+    let (direct_squared, direct_indices) = direct::nearest(gpu, points, &open, k)?;
+    for (i, row) in open.iter().map(|&row| row as usize).enumerate() {
+        squared[row * k..][..k].copy_from_slice(&direct_squared[i * k..][..k]);
+        indices[row * k..][..k].copy_from_slice(&direct_indices[i * k..][..k]);
+    }
+    Ok(Found { squared, indices, open })
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests;

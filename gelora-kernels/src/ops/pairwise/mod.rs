@@ -5,8 +5,8 @@
 //! r1 and r2, a point's distances to its two nearest neighbours, are all that the TwoNN estimate of intrinsic dimension
 //! sees. Near duplicates, or a cloud far from the origin, make |x|^2 + |y|^2 - 2 x.y a difference of near-equal numbers
 //! whose f32 value can be all rounding. So every distance that leaves here is a sum of (x - y)^2, right relative to
-//! itself; on the CPU the matrix product only shortlists, and a bound on its rounding proves for every point that no
-//! other point was nearer (see `cpu_nearest.rs`).
+//! itself; the matrix product only shortlists, and a bound on its rounding proves for every point that no other point was
+//! nearer (see `cpu_nearest.rs` and `gpu/shortlist.rs`).
 //!
 //! Accumulation: [`distances`] in f32 (in f64 if a set is f64), [`nearest`] in f64 on the CPU, in f32 on a GPU. On a GPU
 //! points are f32 and differences are taken before squaring, so a cloud far from the origin loses nothing that its f32
@@ -65,7 +65,8 @@ pub fn distances(x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
 
 /// The k nearest other points of every point: points (N, D), f32 or f64, k from 1 to N - 1.
 ///
-/// A point is not its own neighbour, but a duplicate of it is, at distance 0. Memory is O(N k), never N x N.
+/// A point is not its own neighbour, but a duplicate of it is, at distance 0. Every pair of points is multiplied once.
+/// Memory is O(N k), never N x N.
 ///
 /// # Errors
 /// If k is out of range (a GPU takes up to 16), or a value is not finite; the message names its row.

@@ -1,0 +1,286 @@
+//! One tile of lower bounds a cube: products in registers, then the least of every row and of every column.
+//!
+//! Shared memory holds the coordinates of both operands as vectors along the dimension, line by line, so that copying needs
+//! no transposition and every unit reads whole vectors. While one part is multiplied the next is on its way to registers.
+
+use cubecl::prelude::*;
+
+use super::{EMPTY, FAR, insert};
+
+/// Units of a cube along the rows of its tile, and along the columns.
+pub const SIDE: usize = 16;
+
+/// Units of a cube.
+pub const UNITS: usize = SIDE * SIDE;
+
+/// Values of a line of a strip, with one of padding against bank conflicts.
+const STRIP: usize = SIDE + 1;
+
+/// The comptime sizes of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Rows, and columns, of a unit.
+    pub per_unit: usize,
+    /// Coordinates that are in shared memory at a time.
+    pub depth: usize,
+    /// 2 where the next coordinates have a place of their own beside those in use, else 1.
+    pub buffers: usize,
+}
+
+impl Shape {
+    /// Rows, and columns, of a tile.
+    pub const fn side(self) -> usize {
+        SIDE * self.per_unit
+    }
+
+    /// Vectors from one line to the next: an odd number spreads lines over the banks.
+    const fn pitch(self, width: usize) -> usize {
+        self.depth / width + 1
+    }
+
+    /// Vectors of a buffer.
+    const fn staged(self, width: usize) -> usize {
+        2 * self.side() * self.pitch(width)
+    }
+
+    /// Bytes of shared memory.
+    const fn shared(self, width: usize) -> usize {
+        4 * (self.buffers * self.staged(width) * width + 2 * self.side() * STRIP)
+    }
+
+    /// The tile for so many points on a device with so much shared memory.
+    pub fn of(n: usize, width: usize, shared: usize) -> Self {
+        // Few points make too few large tiles to go round. Large ones read less far ahead: 128 registers are all that a unit
+        // may have if an NVIDIA GPU is to run two cubes side by side, and with 16 coordinates it would be 212.
+        let (per_unit, farthest) = if n < 32 * 128 { (4, 16) } else { (8, 8) };
+        [(farthest, 2), (8, 2), (8, 1)]
+            .map(|(depth, buffers)| Self { per_unit, depth, buffers })
+            .into_iter()
+            .find(|shape| shape.shared(width) <= shared)
+            .unwrap_or(Self { per_unit: 4, depth: 8, buffers: 1 })
+    }
+}
+
+/// Whether block `block` met another `lap` further on: of two that are half a circle apart, the first alone goes.
+#[cube]
+pub fn goes(block: usize, lap: usize, blocks: usize) -> bool {
+    2 * lap != blocks || block < blocks / 2
+}
+
+/// One tile a cube.
+///
+/// bounds (room, N): the lists so far. `slot_bounds` and `slot_columns` (2 laps, room, N): what the rows of a tile found, for
+/// each lap, then what its columns found.
+#[cube(launch)]
+pub fn tile_kernel<V: Size>(
+    points: &Array<Vector<f32, V>>,
+    centre: &Array<Vector<f32, V>>,
+    lower: &Array<f32>,
+    bounds: &Array<f32>,
+    slot_bounds: &mut Array<f32>,
+    slot_columns: &mut Array<u32>,
+    n: usize,
+    length: usize,
+    blocks: usize,
+    first_lap: usize,
+    laps: usize,
+    #[comptime] room: usize,
+    #[comptime] shape: Shape,
+) {
+    let width = V::value();
+    let per_unit = comptime!(shape.per_unit);
+    let side = comptime!(shape.side());
+    let mut staged = SharedMemory::<Vector<f32, V>>::new(comptime!(shape.buffers * shape.staged(width)));
+    let mut strip = SharedMemory::<f32>::new(comptime!(2 * side * STRIP));
+    let unit = UNIT_POS as usize;
+    // 32 adjacent units take 4 rows by 8 columns: few distinct vectors are read at a time.
+    let unit_col = unit / 32 % 2 * 8 + unit % 8;
+    let unit_row = unit / 64 * 4 + unit / 8 % 4;
+
+    let block = CUBE_POS / laps;
+    let lap = first_lap + CUBE_POS % laps;
+    if block < blocks && goes(block, lap, blocks) {
+        let row = block * side;
+        let col = (block + lap) % blocks * side;
+        let mut sums = Array::<f32>::new(comptime!(per_unit * per_unit));
+        #[unroll]
+        for at in 0..comptime!(per_unit * per_unit) {
+            sums[at] = 0.0f32;
+        }
+        let mut fetched = Array::<Vector<f32, V>>::new(comptime!(2 * side * shape.depth / width / UNITS));
+        fetch::<V>(points, centre, &mut fetched, row, col, n, length, 0, shape);
+        let depth = comptime!(shape.depth / width);
+        let steps = length.div_ceil(depth);
+        for step in 0..steps {
+            let buffer = step % comptime!(shape.buffers) * comptime!(shape.staged(width));
+            store::<V>(&fetched, &mut staged, buffer, shape);
+            sync_cube();
+            fetch::<V>(points, centre, &mut fetched, row, col, n, length, (step + 1) * depth, shape);
+            multiply::<V>(&staged, &mut sums, buffer, unit_row, unit_col, shape);
+            if comptime!(shape.buffers == 1) {
+                // The next step overwrites what slower units still read.
+                sync_cube();
+            }
+        }
+
+        // Products become bounds; what is no pair becomes too far for any list.
+        let mut col_lower = Array::<f32>::new(per_unit);
+        #[unroll]
+        for j in 0..per_unit {
+            col_lower[j] = lower[(col + unit_col + comptime!(j * SIDE)).min(n - 1)];
+        }
+        #[unroll]
+        for i in 0..per_unit {
+            let at_row = row + unit_row + comptime!(i * SIDE);
+            let row_lower = lower[at_row.min(n - 1)];
+            #[unroll]
+            for j in 0..per_unit {
+                let at = comptime!(i * per_unit + j);
+                let at_col = col + unit_col + comptime!(j * SIDE);
+                let bound = row_lower + col_lower[j] - 2.0f32 * sums[at];
+                sums[at] = select(at_row < n && at_col < n && at_row != at_col, bound, f32::new(FAR));
+            }
+        }
+
+        // The first units own a row each, those behind them a column each.
+        let owns_row = unit < side;
+        let line = unit % side;
+        let own = select(owns_row, row, col) + line;
+        let others = select(owns_row, col, row);
+        // A block that meets itself has found all by its rows.
+        let keeps = own < n && (owns_row || (unit < 2 * side && lap != 0));
+        let mut limit = f32::new(FAR);
+        if keeps {
+            limit = bounds[comptime!(room - 1) * n + own];
+        }
+        let mut kept = Array::<f32>::new(room);
+        let mut kept_columns = Array::<u32>::new(room);
+        #[unroll]
+        for entry in 0..room {
+            kept[entry] = limit;
+            kept_columns[entry] = EMPTY;
+        }
+        #[unroll]
+        for pass in 0..per_unit {
+            // Slower units may still compute from memory that this is laid over, or read the last strip.
+            sync_cube();
+            #[unroll]
+            for i in 0..per_unit {
+                let at = (unit_row + comptime!(i * SIDE)) * STRIP + unit_col;
+                strip[at] = sums[comptime!(i * per_unit + pass)];
+            }
+            #[unroll]
+            for j in 0..per_unit {
+                let at = (side + unit_col + comptime!(j * SIDE)) * STRIP + unit_row;
+                strip[at] = sums[comptime!(pass * per_unit + j)];
+            }
+            sync_cube();
+            if keeps {
+                for t in 0..SIDE {
+                    let bound = strip[unit * STRIP + t];
+                    if bound < kept[comptime!(room - 1)] {
+                        let column = others + comptime!(pass * SIDE) + t;
+                        insert(&mut kept, &mut kept_columns, bound, column as u32, room);
+                    }
+                }
+            }
+        }
+        if keeps {
+            let slot = CUBE_POS % laps + select(owns_row, 0, laps);
+            #[unroll]
+            for entry in 0..room {
+                let at = (slot * room + entry) * n + own;
+                slot_bounds[at] = kept[entry];
+                slot_columns[at] = kept_columns[entry];
+            }
+        }
+    }
+}
+
+/// Where the `load`-th vector that a unit copies belongs: (line of both operands, vector in the line).
+#[cube]
+fn place<V: Size>(#[comptime] load: usize, #[comptime] shape: Shape) -> (usize, usize) {
+    let width = V::value();
+    let depth = comptime!(shape.depth / width);
+    let at = UNIT_POS as usize + comptime!(load * UNITS);
+    (at / depth, at % depth)
+}
+
+/// Reads the coordinates from vector `from` of the lines of both operands, less the centre; beyond the last they are 0.
+#[cube]
+#[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
+fn fetch<V: Size>(
+    points: &Array<Vector<f32, V>>,
+    centre: &Array<Vector<f32, V>>,
+    fetched: &mut Array<Vector<f32, V>>,
+    row: usize,
+    col: usize,
+    n: usize,
+    length: usize,
+    from: usize,
+    #[comptime] shape: Shape,
+) {
+    let width = V::value();
+    let side = comptime!(shape.side());
+    #[unroll]
+    for load in 0..comptime!(2 * side * shape.depth / width / UNITS) {
+        let (line, k) = place::<V>(load, shape);
+        // Lines beyond the last point repeat it; their products are dropped.
+        let point = select(line < side, row + line, col + line - side).min(n - 1);
+        let mut value = Vector::<f32, V>::new(0.0f32);
+        if from + k < length {
+            value = points[point * length + from + k] - centre[from + k];
+        }
+        fetched[load] = value;
+    }
+}
+
+#[cube]
+fn store<V: Size>(
+    fetched: &Array<Vector<f32, V>>,
+    staged: &mut SharedMemory<Vector<f32, V>>,
+    buffer: usize,
+    #[comptime] shape: Shape,
+) {
+    let width = V::value();
+    #[unroll]
+    for load in 0..comptime!(2 * shape.side() * shape.depth / width / UNITS) {
+        let (line, k) = place::<V>(load, shape);
+        staged[buffer + line * comptime!(shape.pitch(width)) + k] = fetched[load];
+    }
+}
+
+#[cube]
+fn multiply<V: Size>(
+    staged: &SharedMemory<Vector<f32, V>>,
+    sums: &mut Array<f32>,
+    buffer: usize,
+    unit_row: usize,
+    unit_col: usize,
+    #[comptime] shape: Shape,
+) {
+    let width = V::value();
+    let per_unit = comptime!(shape.per_unit);
+    let pitch = comptime!(shape.pitch(width));
+    let left = buffer + unit_row * pitch;
+    let right = buffer + (comptime!(shape.side()) + unit_col) * pitch;
+    for k in 0..comptime!(shape.depth / width) {
+        let mut rows = Array::<Vector<f32, V>>::new(per_unit);
+        #[unroll]
+        for i in 0..per_unit {
+            rows[i] = staged[left + comptime!(i * SIDE * pitch) + k];
+        }
+        #[unroll]
+        for j in 0..per_unit {
+            let other = staged[right + comptime!(j * SIDE * pitch) + k];
+            #[unroll]
+            for i in 0..per_unit {
+                let row = rows[i];
+                #[unroll]
+                for l in 0..V::value() {
+                    sums[comptime!(i * per_unit + j)] += row[l] * other[l];
+                }
+            }
+        }
+    }
+}
