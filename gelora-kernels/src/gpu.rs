@@ -196,7 +196,7 @@ impl<R: Backend> Gpu<R> {
     /// Where each sequence begins and, last, the number of rows, as u32; uploaded once for each batch.
     pub fn starts(&self, sequences: &Offsets) -> Result<GpuBuffer> {
         self.check_len(sequences.tokens())?;
-        Ok(sequences.on_gpu(R::KIND, || {
+        Ok(sequences.on_gpu(R::KIND, 0, || {
             let starts: Vec<u32> = sequences.starts().iter().map(|&start| start as u32).collect();
             self.upload_u32(&starts)
         }))

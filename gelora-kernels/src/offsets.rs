@@ -1,7 +1,7 @@
 use crate::{Error, Result};
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-type OnGpu = std::sync::Mutex<Vec<(crate::DeviceKind, crate::gpu::GpuBuffer)>>;
+type OnGpu = std::sync::Mutex<Vec<((crate::DeviceKind, usize), crate::gpu::GpuBuffer)>>;
 
 /// Where each sequence of an unpadded batch begins: sequence `b` is the rows `starts[b]..starts[b + 1]`.
 ///
@@ -14,7 +14,7 @@ type OnGpu = std::sync::Mutex<Vec<(crate::DeviceKind, crate::gpu::GpuBuffer)>>;
 #[derive(Clone, Debug)]
 pub struct Offsets {
     starts: Vec<usize>,
-    /// Copies on GPUs, made when first asked for; clones share them.
+    /// Lists on GPUs, made when first asked for; clones share them.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     on_gpu: std::sync::Arc<OnGpu>,
 }
@@ -55,20 +55,22 @@ impl Offsets {
         })
     }
 
-    /// The copy on this kind of device, uploaded if it is not there yet.
+    /// A list that these offsets determine, on this kind of device, uploaded if it is not there yet: the starts themselves
+    /// (`block` 0), or the blocks of so many rows.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     pub(crate) fn on_gpu(
         &self,
         kind: crate::DeviceKind,
+        block: usize,
         upload: impl FnOnce() -> crate::gpu::GpuBuffer,
     ) -> crate::gpu::GpuBuffer {
-        let mut copies = self.on_gpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((_, copy)) = copies.iter().find(|(there, _)| *there == kind) {
-            return copy.clone();
+        let mut lists = self.on_gpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, list)) = lists.iter().find(|(key, _)| *key == (kind, block)) {
+            return list.clone();
         }
-        let copy = upload();
-        copies.push((kind, copy.clone()));
-        copy
+        let list = upload();
+        lists.push(((kind, block), list.clone()));
+        list
     }
 
     /// Number of sequences, B.

@@ -70,7 +70,7 @@ impl Attention {
 
     fn call<'a>(&self, sequences: &'a Offsets, channels: usize, dropout: Option<Dropout>) -> attention::Attention<'a> {
         let scale = 1.0 / ((channels / self.heads) as f32).sqrt();
-        attention::Attention { sequences, heads: self.heads, scale, dropout }
+        attention::Attention { sequences, heads: self.heads, kv_heads: self.heads, scale, causal: false, dropout }
     }
 
     fn forward(&self, x: &Tensor, sequences: &Offsets, layer: usize, pass: &Pass) -> Result<(Tensor, AttentionSaved)> {

@@ -27,21 +27,6 @@ pub struct Tile {
 impl Tile {
     /// For outputs that are large both ways: 8 KiB of shared memory, 16 registers of sums.
     pub const SQUARE: Self = Self { rows: 64, cols: 64, depth: 16, unit_rows: 4, unit_cols: 4 };
-    /// For few columns: x A^T and dY B.
-    pub const FEW_COLS: Self = Self { rows: 64, cols: 16, depth: 16, unit_rows: 4, unit_cols: 1 };
-    /// For few rows: dA.
-    pub const FEW_ROWS: Self = Self { rows: 16, cols: 64, depth: 16, unit_rows: 1, unit_cols: 4 };
-
-    /// The tile that wastes least on an output of this size.
-    pub fn of(rows: usize, cols: usize) -> Self {
-        if cols <= Self::FEW_COLS.cols {
-            Self::FEW_COLS
-        } else if rows <= Self::FEW_ROWS.rows {
-            Self::FEW_ROWS
-        } else {
-            Self::SQUARE
-        }
-    }
 
     /// Units side by side.
     pub const fn units_x(&self) -> usize {

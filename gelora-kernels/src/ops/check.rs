@@ -41,11 +41,3 @@ pub fn same_device(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
 pub fn value(op: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::Value { op, message: message() }) }
 }
-
-/// This operator runs on the CPU only; everything else is told so.
-pub fn cpu_only(op: &'static str, t: &Tensor) -> Result<()> {
-    match t.device().kind() {
-        crate::DeviceKind::Cpu => Ok(()),
-        device => Err(Error::Unsupported { op, device, what: "no GPU kernel yet" }),
-    }
-}

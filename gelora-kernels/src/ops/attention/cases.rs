@@ -6,31 +6,40 @@ use crate::verify::{Case, random as tensor};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (lengths, heads, d, p) in [
-        (&[1][..], 1, 1, 0.0),
-        (&[3, 7], 2, 3, 0.0),
-        (&[63, 1, 65], 3, 7, 0.0),
-        (&[130], 2, 64, 0.0),
-        (&[20, 33, 11], 12, 32, 0.0),
-        (&[3, 70, 7], 2, 8, 0.3),
+    for (lengths, heads, kv_heads, d, causal, p) in [
+        (&[1][..], 1, 1, 1, false, 0.0),
+        (&[3, 7], 2, 2, 3, false, 0.0),
+        (&[63, 1, 65], 3, 3, 7, false, 0.0),
+        (&[130], 2, 2, 64, false, 0.0),
+        (&[20, 33, 11], 12, 12, 32, false, 0.0),
+        (&[3, 70, 7], 2, 2, 8, false, 0.3),
+        (&[65, 1, 40], 4, 2, 32, false, 0.0),
+        (&[63, 33], 6, 2, 8, true, 0.0),
+        (&[130, 3], 3, 1, 64, true, 0.2),
+        (&[17, 34], 2, 1, 80, true, 0.0),
+        (&[33], 2, 2, 128, false, 0.1),
     ] {
         let Ok(sequences) = Offsets::from_lengths(lengths) else { continue };
-        let (n, c) = (sequences.tokens(), heads * d);
+        let (n, c, kv_c) = (sequences.tokens(), heads * d, kv_heads * d);
         let t = |seed| tensor([n, c], seed);
+        let of_key = |seed| tensor([n, kv_c], seed);
         let dropout = (p > 0.0).then(|| Dropout { p, key: random::key(5, &[1]) });
-        let shape = format!("{lengths:?} {heads}x{d}{}", if p > 0.0 { format!(" drop {p}") } else { String::new() });
-        let pairs: f64 = lengths.iter().map(|t| (t * t) as f64).sum();
+        let grouped = if kv_heads < heads { format!("/{kv_heads}") } else { String::new() };
+        let drop_label = if p > 0.0 { format!(" drop {p}") } else { String::new() };
+        let shape = format!("{lengths:?} {heads}{grouped}x{d}{}{drop_label}", if causal { " causal" } else { "" });
+        let seen = |t: &usize| if causal { t * (t + 1) / 2 } else { t * t };
+        let pairs: f64 = lengths.iter().map(|t| seen(t) as f64).sum();
         let scale = 1.0 / (d as f32).sqrt();
 
-        let want = oracle(&sequences, heads, d, scale);
+        let want = oracle(&sequences, [heads, kv_heads], d, scale, causal);
         let mask = masks(dropout, heads, sequences.longest());
         let (call, m) = (sequences.clone(), mask.clone());
         all.push(
             Case::new("attention", &shape)
-                .inputs([t(1), t(2), t(3)])
+                .inputs([t(1), of_key(2), of_key(3)])
                 .run(move |t| {
-                    let (o, saved) =
-                        Attention { sequences: &call, heads, scale, dropout }.forward(&t[0], &t[1], &t[2])?;
+                    let call = Attention { sequences: &call, heads, kv_heads, scale, causal, dropout };
+                    let (o, saved) = call.forward(&t[0], &t[1], &t[2])?;
                     Ok(vec![o, saved.lse])
                 })
                 .reference(move |v| {
@@ -40,12 +49,12 @@ pub fn cases() -> Vec<Case> {
                 .bound(2e-6)
                 .work(4.0 * pairs * c as f64, 16.0 * (n * c) as f64),
         );
-        let (call, want) = (sequences.clone(), oracle(&sequences, heads, d, scale));
+        let (call, want) = (sequences.clone(), oracle(&sequences, [heads, kv_heads], d, scale, causal));
         all.push(
             Case::new("attention.backward", &shape)
-                .inputs([t(4), t(1), t(2), t(3)])
+                .inputs([t(4), t(1), of_key(2), of_key(3)])
                 .run(move |t| {
-                    let call = Attention { sequences: &call, heads, scale, dropout };
+                    let call = Attention { sequences: &call, heads, kv_heads, scale, causal, dropout };
                     let (_, saved) = call.forward(&t[1], &t[2], &t[3])?;
                     let Saved { o, lse } = saved;
                     let g = call.backward(&t[0], &t[1], &t[2], &t[3], Saved { o, lse })?;
@@ -62,8 +71,14 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-fn oracle(sequences: &Offsets, heads: usize, head_size: usize, scale: f32) -> reference::Shape {
-    reference::Shape { starts: sequences.starts().to_vec(), heads, head_size, scale: scale.into() }
+fn oracle(
+    sequences: &Offsets,
+    [heads, kv_heads]: [usize; 2],
+    head_size: usize,
+    scale: f32,
+    causal: bool,
+) -> reference::Shape {
+    reference::Shape { starts: sequences.starts().to_vec(), heads, kv_heads, head_size, scale: scale.into(), causal }
 }
 
 /// The dropout mask by the documented index.
@@ -88,10 +103,11 @@ mod tests {
 
     #[test]
     fn backward_matches_finite_differences() {
-        let shape = reference::Shape { starts: vec![0, 3, 5], heads: 2, head_size: 3, scale: 0.6 };
-        let values = |seed| tensor([5 * 6], seed).to_vec_f64().unwrap_or_default();
-        let inputs = [values(1), values(2), values(3)];
-        let d_o = values(4);
+        let shape =
+            reference::Shape { starts: vec![0, 3, 5], heads: 2, kv_heads: 1, head_size: 3, scale: 0.6, causal: true };
+        let values = |heads: usize, seed| tensor([5 * 3 * heads], seed).to_vec_f64().unwrap_or_default();
+        let inputs = [values(2, 1), values(1, 2), values(1, 3)];
+        let d_o = values(2, 4);
         let mask = |i: usize, h: usize, j: usize| if (i + h + j).is_multiple_of(3) { 0.0 } else { 1.5 };
         let loss = |x: &[Vec<f64>; 3]| -> f64 {
             shape.forward(&x[0], &x[1], &x[2], mask).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
@@ -112,7 +128,8 @@ mod tests {
         let run = |lengths: &[usize], rows: usize| -> Result<Vec<f32>> {
             let sequences = Offsets::from_lengths(lengths)?;
             let cut = |seed| Tensor::from_vec(tensor([40, 8], seed).to_vec()?[..rows * 8].to_vec(), [rows, 8]);
-            let call = Attention { sequences: &sequences, heads: 2, scale: 0.5, dropout: None };
+            let call =
+                Attention { sequences: &sequences, heads: 2, kv_heads: 2, scale: 0.5, causal: false, dropout: None };
             call.forward(&cut(1)?, &cut(2)?, &cut(3)?)?.0.to_vec()
         };
         assert_eq!(run(&[9], 9)?, run(&[9, 31], 40)?[..9 * 8]);
@@ -122,10 +139,13 @@ mod tests {
     #[test]
     fn misfits_are_errors() -> Result<()> {
         let sequences = Offsets::from_lengths(&[4])?;
-        let call = Attention { sequences: &sequences, heads: 3, scale: 1.0, dropout: None };
+        let call = Attention { sequences: &sequences, heads: 3, kv_heads: 3, scale: 1.0, causal: false, dropout: None };
         let t = tensor([4, 8], 1);
         assert!(call.forward(&t, &t, &t).unwrap_err().to_string().contains("3 heads do not divide 8 channels"));
         let call = Attention { heads: 2, ..call };
+        let three = Attention { kv_heads: 3, ..call }.forward(&t, &t, &t).unwrap_err().to_string();
+        assert!(three.contains("3 key heads do not divide 2 query heads"), "{three}");
+        let call = Attention { kv_heads: 2, ..call };
         let short = tensor([3, 8], 1);
         assert!(call.forward(&short, &short, &short).unwrap_err().to_string().contains("q has 3 rows"));
         assert!(call.forward(&t, &short, &t).unwrap_err().to_string().contains("k must be [4, 8]"));

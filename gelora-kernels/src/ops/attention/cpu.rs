@@ -13,28 +13,45 @@ const BLOCK: usize = 64;
 /// Values that the rows of scores are padded to a multiple of, so that loops over them are whole vectors.
 const LANES: usize = 16;
 
-/// One head of one sequence, with everything to address it.
+/// One query head of one sequence, with everything to address it.
 struct Head {
     rows: Range<usize>,
     h: usize,
     heads: usize,
+    kv_heads: usize,
     d: usize,
     scale: f32,
+    causal: bool,
     dropout: Option<Dropout>,
     longest: usize,
 }
 
 impl Head {
     fn new(call: &Attention<'_>, channels: usize, rows: Range<usize>, h: usize) -> Self {
-        let (heads, longest) = (call.heads, call.sequences.longest());
-        Self { rows, h, heads, d: channels / heads, scale: call.scale, dropout: call.dropout, longest }
+        let &Attention { heads, kv_heads, scale, causal, dropout, .. } = call;
+        let longest = call.sequences.longest();
+        Self { rows, h, heads, kv_heads, d: channels / heads, scale, causal, dropout, longest }
     }
 
     /// Rows `rows` (within the sequence) of this head in a tensor of (N, H D).
     fn view<'t>(&self, t: &'t [f32], rows: Range<usize>) -> View<'t> {
-        let c = self.heads * self.d;
-        let from = (self.rows.start + rows.start) * c + self.h * self.d;
+        self.head_of(t, rows, self.h, self.heads)
+    }
+
+    /// Rows `rows` (within the sequence) of the keys or values that this head reads.
+    fn kv_view<'t>(&self, t: &'t [f32], rows: Range<usize>) -> View<'t> {
+        self.head_of(t, rows, self.h / (self.heads / self.kv_heads), self.kv_heads)
+    }
+
+    fn head_of<'t>(&self, t: &'t [f32], rows: Range<usize>, h: usize, heads: usize) -> View<'t> {
+        let c = heads * self.d;
+        let from = (self.rows.start + rows.start) * c + h * self.d;
         View::strided(&t[from..], rows.len(), self.d, c)
+    }
+
+    /// How many keys row `i` sees.
+    fn seen(&self, i: usize) -> usize {
+        if self.causal { i + 1 } else { self.rows.len() }
     }
 
     fn all(&self) -> Range<usize> {
@@ -63,12 +80,12 @@ impl Head {
         let t = self.rows.len();
         let stride = t.next_multiple_of(LANES);
         let mut s = Scratch::new(BLOCK.min(t) * stride);
-        let (keys, v) = (Packed::f32(self.view(k, self.all()).t()), self.view(v, self.all()));
+        let (keys, v) = (Packed::f32(self.kv_view(k, self.all()).t()), self.kv_view(v, self.all()));
         for rows in self.blocks() {
             let scores = ViewMut::strided(&mut s, rows.len(), t, stride);
             gemm_packed(scores, Onto::Nothing, self.scale, self.view(q, rows.clone()), &keys);
             for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
-                s[t..].fill(f32::NEG_INFINITY);
+                s[self.seen(i)..].fill(f32::NEG_INFINITY);
                 lse.row_mut(i)[0] = softmax(s);
                 self.drop_row(i, &mut s[..t]);
             }
@@ -76,7 +93,7 @@ impl Head {
         }
     }
 
-    /// Writes dq, dk, dv (T, D).
+    /// Writes dq (T, D); writes dk and dv (T, D), or adds to them what comes of another query head of the group.
     fn backward(
         &self,
         d_o: &[f32],
@@ -84,22 +101,23 @@ impl Head {
         o: &[f32],
         lse: &[f32],
         [dq, dk, dv]: [&mut ViewMut<'_>; 3],
+        add: bool,
     ) {
         let (t, d) = (self.rows.len(), self.d);
         let stride = t.next_multiple_of(LANES);
         let size = BLOCK.min(t) * stride;
         let (mut p, mut dp) = (Scratch::new(size), Scratch::new(size));
         let mut dropped = self.dropout.map(|_| Scratch::new(size));
-        let k = self.view(k, self.all());
-        let (keys, values) = (Packed::f32(k.t()), Packed::f32(self.view(v, self.all()).t()));
+        let k = self.kv_view(k, self.all());
+        let (keys, values) = (Packed::f32(k.t()), Packed::f32(self.kv_view(v, self.all()).t()));
         for rows in self.blocks() {
-            let onto = if rows.start == 0 { Onto::Nothing } else { Onto::Destination };
+            let onto = if rows.start == 0 && !add { Onto::Nothing } else { Onto::Destination };
             let (q, d_o_rows) = (self.view(q, rows.clone()), self.view(d_o, rows.clone()));
             let n = rows.len();
             gemm_packed(ViewMut::strided(&mut p, n, t, stride), Onto::Nothing, self.scale, q, &keys);
             gemm_packed(ViewMut::strided(&mut dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, &values);
             for (i, p) in rows.clone().zip(p.chunks_exact_mut(stride)) {
-                p[t..].fill(f32::NEG_INFINITY);
+                p[self.seen(i)..].fill(f32::NEG_INFINITY);
                 probabilities_from_lse(p, lse[self.row_at(i)]);
             }
             let kept: &[f32] = match &mut dropped {
@@ -131,7 +149,8 @@ pub fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Resu
     let (n, c) = (q.rows(), q.cols());
     let (mut o, mut lse) = (Tensor::output([n, c])?, Tensor::output([n, call.heads])?);
     let (q, k, v) = (q.as_slice()?, k.as_slice()?, v.as_slice()?);
-    let parts = by_head(call, o.as_mut_slice()?, c).into_par_iter().zip(by_head(call, lse.as_mut_slice()?, call.heads));
+    let heads = by_head(call, o.as_mut_slice()?, c, call.heads);
+    let parts = heads.into_par_iter().zip(by_head(call, lse.as_mut_slice()?, call.heads, call.heads));
     parts.enumerate().for_each(|(i, (mut o, mut lse))| {
         head_at(call, c, i).forward(q, k, v, &mut o, &mut lse);
     });
@@ -146,26 +165,31 @@ pub fn backward(
     v: &Tensor,
     saved: &Saved,
 ) -> Result<Gradients> {
-    let (n, c) = (q.rows(), q.cols());
-    let (mut dq, mut dk, mut dv) = (Tensor::output([n, c])?, Tensor::output([n, c])?, Tensor::output([n, c])?);
+    let (c, kv_c, group) = (q.cols(), k.cols(), call.heads / call.kv_heads);
+    let (mut dq, mut dk, mut dv) = (Tensor::output(q.shape())?, Tensor::output(k.shape())?, Tensor::output(v.shape())?);
     let (d_o, qkv) = (d_o.as_slice()?, [q.as_slice()?, k.as_slice()?, v.as_slice()?]);
     let (o, lse) = (saved.o.as_slice()?, saved.lse.as_slice()?);
-    let parts = by_head(call, dq.as_mut_slice()?, c)
-        .into_par_iter()
-        .zip(by_head(call, dk.as_mut_slice()?, c))
-        .zip(by_head(call, dv.as_mut_slice()?, c));
-    parts.enumerate().for_each(|(i, ((mut dq, mut dk), mut dv))| {
-        head_at(call, c, i).backward(d_o, qkv, o, lse, [&mut dq, &mut dk, &mut dv]);
+    // A task is one key head with all query heads of its group.
+    let mut of_queries = by_head(call, dq.as_mut_slice()?, c, call.heads);
+    let parts = of_queries
+        .par_chunks_mut(group)
+        .zip(by_head(call, dk.as_mut_slice()?, kv_c, call.kv_heads))
+        .zip(by_head(call, dv.as_mut_slice()?, kv_c, call.kv_heads));
+    parts.enumerate().for_each(|(i, ((of_group, mut dk), mut dv))| {
+        for (member, dq) in of_group.iter_mut().enumerate() {
+            let head = head_at(call, c, i * group + member);
+            head.backward(d_o, qkv, o, lse, [dq, &mut dk, &mut dv], member > 0);
+        }
     });
     Ok(Gradients { dq, dk, dv })
 }
 
-/// The part of each head of each sequence, head by head.
-fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize) -> Vec<ViewMut<'t>> {
-    let mut parts = Vec::with_capacity(call.sequences.sequences() * call.heads);
+/// The part of each of `heads` heads of each sequence, head by head.
+fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize, heads: usize) -> Vec<ViewMut<'t>> {
+    let mut parts = Vec::with_capacity(call.sequences.sequences() * heads);
     for rows in call.sequences.ranges() {
         let (part, rest) = data.split_at_mut(rows.len() * cols);
-        parts.extend(ViewMut::new(part, rows.len(), cols).columns(cols / call.heads));
+        parts.extend(ViewMut::new(part, rows.len(), cols).columns(cols / heads));
         data = rest;
     }
     parts

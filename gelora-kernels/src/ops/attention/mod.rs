@@ -1,25 +1,32 @@
-//! Multi-head scaled dot-product attention within each sequence of an unpadded batch.
+//! Multi-head scaled dot-product attention within each sequence of an unpadded batch, with grouped heads and causal masks.
 //!
 //! For one sequence of T tokens and one head of size D, with Q, K, V (T, D):
 //! S = scale Q K^T; P = softmax of each row of S; O = drop(P) V; lse_i = ln sum_j exp(S_ij).
+//! With a causal mask, row i sees the keys j <= i alone: S_ij is -inf for the others.
+//! Query head h reads the key and value head h / (H / G) of G: G = H is the usual attention, G = 1 shares one among all.
 //!
 //! Backward, given dO: dV = drop(P)^T dO; dP = dropped(dO V^T); dS_ij = P_ij (dP_ij - sum_k P_ik dP_ik);
 //! dQ = scale dS K; dK = scale dS^T Q. P is recomputed from lse; no (T, T) matrix is kept, forward or backward.
 //!
-//! q, k, v, o (N, H D), heads side by side; lse (N, H). The dropout of P_ij of head h has the index
+//! q, o (N, H D), k, v (N, G D), heads side by side; lse (N, H). The dropout of P_ij of head h has the index
 //! ((row i of the batch) H + h) longest + j, where j counts from the sequence's start.
 //!
-//! Accumulation: products in f32 in the GEMM crate's order, a row's softmax sum in 16 interleaved partial sums, dK and dV
-//! over blocks of query rows in ascending order.
+//! Accumulation, in f32: on the CPU products as in `linear`, a row's softmax sum in 16 interleaved partial sums, dK and dV over
+//! blocks of query rows in ascending order; on a GPU all of them key by key, or row by row, in ascending order. Query heads of a
+//! group are added in order.
 //!
-//! Sources: Vaswani et al., arXiv 1706.03762; recomputation from lse: Dao et al., arXiv 2205.14135.
+//! Sources: Vaswani et al., arXiv 1706.03762; recomputation from lse: Dao et al., arXiv 2205.14135; grouped heads: Ainslie et
+//! al., arXiv 2305.13245.
 
 pub(crate) mod cases;
 mod cpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub mod reference;
 
 use super::check;
 use super::dropout::Dropout;
+use crate::device::on_device;
 use crate::{Offsets, Result, Tensor, profile};
 
 /// What attention needs to know beside its inputs.
@@ -27,10 +34,14 @@ use crate::{Offsets, Result, Tensor, profile};
 pub struct Attention<'a> {
     /// Where each sequence begins.
     pub sequences: &'a Offsets,
-    /// Number of heads, H.
+    /// Number of query heads, H.
     pub heads: usize,
+    /// Number of key and value heads, G, which divides H.
+    pub kv_heads: usize,
     /// What S is multiplied by, usually 1 / sqrt(D).
     pub scale: f32,
+    /// Whether a row sees only itself and the rows before it.
+    pub causal: bool,
     /// Dropout of the probabilities.
     pub dropout: Option<Dropout>,
 }
@@ -44,27 +55,27 @@ pub struct Saved {
     pub lse: Tensor,
 }
 
-/// Gradients of the inputs, each (N, H D).
+/// Gradients of the inputs.
 #[derive(Debug)]
 pub struct Gradients {
-    /// Of q.
+    /// Of q, (N, H D).
     pub dq: Tensor,
-    /// Of k.
+    /// Of k, (N, G D).
     pub dk: Tensor,
-    /// Of v.
+    /// Of v, (N, G D).
     pub dv: Tensor,
 }
 
 impl Attention<'_> {
-    /// (o, what backward needs): q, k, v and o (N, H D).
+    /// (o, what backward needs): q and o (N, H D), k and v (N, G D).
     ///
     /// # Errors
     /// If shapes, types or devices do not fit together or the heads do not divide the channels.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
         const OP: &str = "attention";
-        self.check(OP, &[("q", q), ("k", k), ("v", v)])?;
-        let _span = self.span(OP, 4.0, 4.0, q);
-        let (o, lse) = cpu::forward(self, q, k, v)?;
+        self.check(OP, &[("q", q)], &[("k", k), ("v", v)])?;
+        let _span = self.span(OP, 4.0, 2.0, q);
+        let (o, lse) = on_device!(q.device(), cpu::forward(self, q, k, v), gpu => gpu::forward(gpu, self, q, k, v))?;
         Ok((o.clone(), Saved { o, lse }))
     }
 
@@ -74,20 +85,32 @@ impl Attention<'_> {
     /// As [`Attention::forward`].
     pub fn backward(&self, d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, saved: Saved) -> Result<Gradients> {
         const OP: &str = "attention.backward";
-        self.check(OP, &[("q", q), ("k", k), ("v", v), ("d_o", d_o), ("o", &saved.o)])?;
+        self.check(OP, &[("q", q), ("d_o", d_o), ("o", &saved.o)], &[("k", k), ("v", v)])?;
         check::shape(OP, "lse", &saved.lse, &[q.rows(), self.heads])?;
-        let _span = self.span(OP, 10.0, 8.0, q);
-        cpu::backward(self, d_o, q, k, v, &saved)
+        check::same_device(OP, &[q, &saved.lse])?;
+        let _span = self.span(OP, 10.0, 4.0, q);
+        on_device!(
+            q.device(),
+            cpu::backward(self, d_o, q, k, v, &saved),
+            gpu => gpu::backward(gpu, self, d_o, [q, k, v], &saved)
+        )
     }
 
-    /// A call with so many operations for each pair of tokens and channel, and so many tensors of the shape of q.
+    /// A call with so many operations for each pair of tokens and channel, and so many tensors of the shape of q, and of k.
     fn span(&self, op: &'static str, flops: f64, tensors: f64, q: &Tensor) -> profile::Span {
-        let pairs: f64 = self.sequences.ranges().map(|r| (r.len() * r.len()) as f64).sum();
-        profile::span(op, flops * pairs * q.cols() as f64, 4.0 * tensors * q.len() as f64)
+        let seen = |t: f64| if self.causal { t * (t + 1.0) / 2.0 } else { t * t };
+        let pairs: f64 = self.sequences.ranges().map(|r| seen(r.len() as f64)).sum();
+        let of_keys = self.kv_heads as f64 / self.heads as f64;
+        profile::span(op, flops * pairs * q.cols() as f64, 4.0 * tensors * (1.0 + of_keys) * q.len() as f64)
     }
 
-    fn check(&self, op: &'static str, tensors: &[(&'static str, &Tensor)]) -> Result<()> {
-        let (_, q) = tensors[0];
+    fn check(
+        &self,
+        op: &'static str,
+        of_queries: &[(&'static str, &Tensor)],
+        of_keys: &[(&'static str, &Tensor)],
+    ) -> Result<()> {
+        let (_, q) = of_queries[0];
         let (n, c) = check::matrix(op, "q", q)?;
         check::value(op, n == self.sequences.tokens(), || {
             format!("q has {n} rows, the sequences have {} tokens", self.sequences.tokens())
@@ -95,14 +118,19 @@ impl Attention<'_> {
         check::value(op, self.heads > 0 && c % self.heads == 0, || {
             format!("{} heads do not divide {c} channels", self.heads)
         })?;
+        check::value(op, self.kv_heads > 0 && self.heads % self.kv_heads == 0, || {
+            format!("{} key heads do not divide {} query heads", self.kv_heads, self.heads)
+        })?;
         if let Some(d) = self.dropout {
             d.check(op, n * self.heads * self.sequences.longest())?;
         }
-        for (name, t) in tensors {
-            check::shape(op, name, t, q.shape())?;
+        let (of_query, of_key) = ([n, c], [n, c / self.heads * self.kv_heads]);
+        for ((name, t), shape) in of_queries.iter().map(|t| (t, &of_query)).chain(of_keys.iter().map(|t| (t, &of_key)))
+        {
+            check::shape(op, name, t, shape)?;
             check::f32(op, name, t)?;
             check::same_device(op, &[q, t])?;
         }
-        check::cpu_only(op, q)
+        Ok(())
     }
 }

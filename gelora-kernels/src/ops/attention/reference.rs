@@ -5,12 +5,16 @@
 pub struct Shape {
     /// First row of each sequence and, last, the number of rows.
     pub starts: Vec<usize>,
-    /// Number of heads.
+    /// Number of query heads.
     pub heads: usize,
+    /// Number of key and value heads.
+    pub kv_heads: usize,
     /// Head size.
     pub head_size: usize,
     /// What S is multiplied by.
     pub scale: f64,
+    /// Whether a row sees only itself and the rows before it.
+    pub causal: bool,
 }
 
 impl Shape {
@@ -21,19 +25,28 @@ impl Shape {
         (scores.iter().map(|s| (s - peak).exp() / sum).collect(), peak + sum.ln())
     }
 
+    /// Channel d of query head h.
     fn at(&self, row: usize, h: usize, d: usize) -> usize {
         (row * self.heads + h) * self.head_size + d
     }
 
-    fn dot(&self, a: &[f64], i: usize, b: &[f64], j: usize, h: usize) -> f64 {
-        (0..self.head_size).map(|d| a[self.at(i, h, d)] * b[self.at(j, h, d)]).sum()
+    /// Channel d of the key and value head that query head h reads.
+    fn kv_at(&self, row: usize, h: usize, d: usize) -> usize {
+        let group = self.heads / self.kv_heads;
+        (row * self.kv_heads + h / group) * self.head_size + d
     }
 
+    /// Row i of a query-like matrix times row j of a key-like one.
+    fn dot(&self, a: &[f64], i: usize, b: &[f64], j: usize, h: usize) -> f64 {
+        (0..self.head_size).map(|d| a[self.at(i, h, d)] * b[self.kv_at(j, h, d)]).sum()
+    }
+
+    /// Every (row, head) with the rows that it sees.
     fn each_row(&self, mut f: impl FnMut(usize, usize, std::ops::Range<usize>)) {
         for s in self.starts.windows(2) {
             for h in 0..self.heads {
                 for i in s[0]..s[1] {
-                    f(i, h, s[0]..s[1]);
+                    f(i, h, s[0]..if self.causal { i + 1 } else { s[1] });
                 }
             }
         }
@@ -53,7 +66,7 @@ impl Shape {
             lse[i * self.heads + h] = l;
             for (j, row) in rows.enumerate() {
                 for d in 0..self.head_size {
-                    o[self.at(i, h, d)] += p[j] * mask(i, h, j) * v[self.at(row, h, d)];
+                    o[self.at(i, h, d)] += p[j] * mask(i, h, j) * v[self.kv_at(row, h, d)];
                 }
             }
         });
@@ -69,7 +82,7 @@ impl Shape {
         v: &[f64],
         mask: impl Fn(usize, usize, usize) -> f64,
     ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; q.len()]);
+        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         self.each_row(|i, h, rows| {
             let (p, _) = self.probabilities(q, k, i, h, rows.clone());
             let dp: Vec<f64> =
@@ -78,7 +91,7 @@ impl Shape {
             for (j, row) in rows.enumerate() {
                 let ds = p[j] * (dp[j] - mean) * self.scale;
                 for d in 0..self.head_size {
-                    let (here, there) = (self.at(i, h, d), self.at(row, h, d));
+                    let (here, there) = (self.at(i, h, d), self.kv_at(row, h, d));
                     dq[here] += ds * k[there];
                     dk[there] += ds * q[here];
                     dv[there] += p[j] * mask(i, h, j) * d_o[here];

@@ -1,0 +1,242 @@
+//! One pass over the keys. A cube owns a block of queries (forward, dQ) or of keys (dK and dV) of one head, streams over the
+//! blocks of the other side through shared memory, and holds its sums in registers; scores exist for one pair of blocks.
+//!
+//! A cube is 8 x 8 units. Of a block of scores a unit has every eighth row and every eighth column, of a block of outputs
+//! every eighth row and every eighth channel, so that adjacent units read adjacent banks and write adjacent values.
+
+mod backward;
+mod forward;
+
+pub use backward::backward;
+pub use forward::forward;
+
+use cubecl::prelude::*;
+
+use super::Attention;
+use crate::gpu::{Backend, Gpu, GpuBuffer};
+use crate::ops::dropout::gpu::{Mask, factor};
+use crate::{Error, Result};
+
+/// Units of a cube side by side, and one above the other.
+const SIDE: usize = 8;
+const UNITS: usize = SIDE * SIDE;
+
+/// The score of a key that a row does not see. Finite: shaders need not know infinities.
+const UNSEEN: f32 = -1e30;
+
+/// The comptime settings of every kernel here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    /// Rows of a block of queries and of a block of keys.
+    block: usize,
+    /// Head size.
+    d: usize,
+    /// Query heads to a key head.
+    group: usize,
+    heads: usize,
+    causal: bool,
+    dropped: bool,
+}
+
+impl Plan {
+    /// The largest blocks of which `rooms` matrices of a head and `scores` blocks of scores fit into shared memory.
+    fn new<R: Backend>(gpu: &Gpu<R>, call: &Attention<'_>, d: usize, rooms: usize, scores: usize) -> Result<Self> {
+        let most = gpu.client().properties().hardware.max_shared_memory_size;
+        let size = |block: usize| 4 * (rooms * block * (d + 1) + scores * block * (block + 1) + 2 * block);
+        let Some(block) = [32, 16, 8].into_iter().find(|block| size(*block) <= most && d * block <= 2048) else {
+            let what = "heads of this size, in the shared memory of this device";
+            return Err(Error::Unsupported { op: "attention", device: R::KIND, what });
+        };
+        let (heads, group) = (call.heads, call.heads / call.kv_heads);
+        Ok(Self { block, d, group, heads, causal: call.causal, dropped: call.dropout.is_some() })
+    }
+
+    /// Rows of a block that a unit has.
+    const fn unit_rows(&self) -> usize {
+        self.block / SIDE
+    }
+
+    /// Channels that a unit has.
+    const fn unit_channels(&self) -> usize {
+        self.d.div_ceil(SIDE)
+    }
+
+    const fn kv_heads(&self) -> usize {
+        self.heads / self.group
+    }
+}
+
+/// Rows of one head in shared memory, and their distance: one value more than there are channels, against bank conflicts.
+#[cube]
+fn room(#[comptime] plan: Plan) -> SharedMemory<f32> {
+    SharedMemory::<f32>::new(comptime!(plan.block * (plan.d + 1)))
+}
+
+#[cube]
+fn score_room(#[comptime] plan: Plan) -> SharedMemory<f32> {
+    SharedMemory::<f32>::new(comptime!(plan.block * (plan.block + 1)))
+}
+
+#[cube]
+fn zeros(#[comptime] len: usize) -> Array<f32> {
+    let mut all = Array::<f32>::new(len);
+    #[unroll]
+    for i in 0..len {
+        all[i] = 0.0f32;
+    }
+    all
+}
+
+/// Copies the rows from `first` of a head into shared memory; rows at or beyond `end` become 0.
+#[cube]
+fn load(
+    source: &Array<f32>,
+    room: &mut SharedMemory<f32>,
+    first: usize,
+    end: usize,
+    head: usize,
+    #[comptime] heads: usize,
+    #[comptime] plan: Plan,
+) {
+    for at in range_stepped(UNIT_POS as usize, comptime!(plan.block * plan.d), comptime!(UNITS)) {
+        let row = at / comptime!(plan.d);
+        let channel = at % comptime!(plan.d);
+        let mut value = 0.0f32;
+        if first + row < end {
+            value = source[((first + row) * heads + head) * comptime!(plan.d) + channel];
+        }
+        room[row * comptime!(plan.d + 1) + channel] = value;
+    }
+}
+
+/// left right^T of this unit's rows and columns.
+#[cube]
+fn scores(left: &SharedMemory<f32>, right: &SharedMemory<f32>, #[comptime] plan: Plan) -> Array<f32> {
+    let n = comptime!(plan.unit_rows());
+    let pitch = comptime!(plan.d + 1);
+    let unit_y = UNIT_POS as usize / comptime!(SIDE);
+    let unit_x = UNIT_POS as usize % comptime!(SIDE);
+    let mut sums = zeros(comptime!(n * n));
+    for channel in 0..comptime!(plan.d) {
+        let mut column = Array::<f32>::new(n);
+        #[unroll]
+        for i in 0..n {
+            column[i] = left[(unit_y + comptime!(i * SIDE)) * pitch + channel];
+        }
+        #[unroll]
+        for j in 0..n {
+            let other = right[(unit_x + comptime!(j * SIDE)) * pitch + channel];
+            #[unroll]
+            for i in 0..n {
+                sums[comptime!(i * n + j)] += column[i] * other;
+            }
+        }
+    }
+    sums
+}
+
+/// sums += weights values: weights (block, block), or their transpose, times the rows in `values`.
+#[cube]
+fn accumulate(
+    sums: &mut Array<f32>,
+    weights: &SharedMemory<f32>,
+    values: &SharedMemory<f32>,
+    #[comptime] transposed: bool,
+    #[comptime] plan: Plan,
+) {
+    let n = comptime!(plan.unit_rows());
+    let channels = comptime!(plan.unit_channels());
+    let pitch = comptime!(plan.block + 1);
+    let unit_y = UNIT_POS as usize / comptime!(SIDE);
+    let unit_x = UNIT_POS as usize % comptime!(SIDE);
+    for k in 0..comptime!(plan.block) {
+        let mut column = Array::<f32>::new(n);
+        #[unroll]
+        for i in 0..n {
+            let row = unit_y + comptime!(i * SIDE);
+            if comptime!(transposed) {
+                column[i] = weights[k * pitch + row];
+            } else {
+                column[i] = weights[row * pitch + k];
+            }
+        }
+        #[unroll]
+        for c in 0..channels {
+            // The last channels of a unit may be beyond the head; their sums are not used.
+            let channel = (unit_x + comptime!(c * SIDE)).min(comptime!(plan.d - 1));
+            let value = values[k * comptime!(plan.d + 1) + channel];
+            #[unroll]
+            for i in 0..n {
+                sums[comptime!(i * channels + c)] += column[i] * value;
+            }
+        }
+    }
+}
+
+/// Writes what [`accumulate`] summed to the rows from `first` of a head.
+#[cube]
+fn store(
+    sums: &Array<f32>,
+    out: &mut Array<f32>,
+    first: usize,
+    end: usize,
+    head: usize,
+    #[comptime] heads: usize,
+    #[comptime] plan: Plan,
+) {
+    let channels = comptime!(plan.unit_channels());
+    #[unroll]
+    for i in 0..comptime!(plan.unit_rows()) {
+        let row = first + UNIT_POS as usize / comptime!(SIDE) + comptime!(i * SIDE);
+        #[unroll]
+        for c in 0..channels {
+            let channel = UNIT_POS as usize % comptime!(SIDE) + comptime!(c * SIDE);
+            if row < end && channel < comptime!(plan.d) {
+                out[(row * heads + head) * comptime!(plan.d) + channel] = sums[comptime!(i * channels + c)];
+            }
+        }
+    }
+}
+
+/// Whether `row` sees `key`, both rows of the batch in a sequence that ends at `end`.
+#[cube]
+fn sees(row: usize, key: usize, end: usize, #[comptime] plan: Plan) -> bool {
+    let mut seen = key < end;
+    if comptime!(plan.causal) {
+        seen = seen && key <= row;
+    }
+    seen
+}
+
+/// Where the keys end that a block of queries from `row` sees.
+#[cube]
+fn last_key(row: usize, end: usize, #[comptime] plan: Plan) -> usize {
+    let mut last = end;
+    if comptime!(plan.causal) {
+        last = (row + comptime!(plan.block)).min(end);
+    }
+    last
+}
+
+/// What P of a row, a head and a key is multiplied by.
+#[cube]
+fn kept(dropout: &Mask, row: usize, head: usize, key: usize, longest: usize, #[comptime] plan: Plan) -> f32 {
+    let mut kept = 1.0f32;
+    if comptime!(plan.dropped) {
+        kept = factor(dropout, ((row * plan.heads + head) * longest + key) as u32);
+    }
+    kept
+}
+
+/// The blocks of all sequences on the device, and how many there are.
+fn blocks<R: Backend>(gpu: &Gpu<R>, call: &Attention<'_>, block: usize) -> (GpuBuffer, usize) {
+    let count = call.sequences.ranges().map(|rows| rows.len().div_ceil(block)).sum();
+    let list = call.sequences.on_gpu(R::KIND, block, || {
+        let of = |rows: std::ops::Range<usize>| {
+            let (start, end) = (rows.start as u32, rows.end as u32);
+            rows.step_by(block).flat_map(move |row| [row as u32, start, end])
+        };
+        gpu.upload_u32(&call.sequences.ranges().flat_map(of).collect::<Vec<u32>>())
+    });
+    (list, count)
+}
