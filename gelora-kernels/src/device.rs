@@ -13,6 +13,8 @@ macro_rules! on_device {
             $crate::Device::Wgpu($gpu) => $on_gpu,
             #[cfg(feature = "cuda")]
             $crate::Device::Cuda($gpu) => $on_gpu,
+            #[cfg(feature = "cuda-compile")]
+            $crate::Device::CudaCompile($gpu) => $on_gpu,
         }
     };
 }
@@ -27,6 +29,8 @@ pub enum DeviceKind {
     Wgpu,
     /// An NVIDIA GPU through CUDA.
     Cuda,
+    /// No GPU: kernels are compiled for CUDA and not run.
+    CudaCompile,
 }
 
 impl fmt::Display for DeviceKind {
@@ -35,6 +39,7 @@ impl fmt::Display for DeviceKind {
             DeviceKind::Cpu => "cpu",
             DeviceKind::Wgpu => "wgpu",
             DeviceKind::Cuda => "cuda",
+            DeviceKind::CudaCompile => "cuda-compile",
         })
     }
 }
@@ -47,6 +52,7 @@ impl FromStr for DeviceKind {
             "cpu" => Ok(DeviceKind::Cpu),
             "wgpu" => Ok(DeviceKind::Wgpu),
             "cuda" => Ok(DeviceKind::Cuda),
+            "cuda-compile" => Ok(DeviceKind::CudaCompile),
             _ => Err(Error::Value { op: "device", message: format!("expected cpu, wgpu or cuda, got {s:?}") }),
         }
     }
@@ -64,6 +70,9 @@ pub enum Device {
     /// An NVIDIA GPU through CUDA.
     #[cfg(feature = "cuda")]
     Cuda(crate::gpu::Gpu<cubecl_cuda::CudaRuntime>),
+    /// One architecture that kernels are compiled for; nothing runs, and what is read back is zero.
+    #[cfg(feature = "cuda-compile")]
+    CudaCompile(crate::gpu::Gpu<crate::gpu::cuda_compile::CompileRuntime>),
 }
 
 /// What [`Device::list`] found about one device.
@@ -96,6 +105,8 @@ impl Device {
             DeviceKind::Wgpu => crate::gpu::open_wgpu(),
             #[cfg(feature = "cuda")]
             DeviceKind::Cuda => crate::gpu::open_cuda(),
+            #[cfg(feature = "cuda-compile")]
+            DeviceKind::CudaCompile => crate::gpu::cuda_compile::open(90),
             #[allow(unreachable_patterns)] // reachable only without the features
             _ => Err(Error::Device {
                 kind,
@@ -172,6 +183,8 @@ impl Device {
             Device::Wgpu(_) => DeviceKind::Wgpu,
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => DeviceKind::Cuda,
+            #[cfg(feature = "cuda-compile")]
+            Device::CudaCompile(_) => DeviceKind::CudaCompile,
         }
     }
 
@@ -183,12 +196,14 @@ impl Device {
             Device::Wgpu(gpu) => gpu.name().to_string(),
             #[cfg(feature = "cuda")]
             Device::Cuda(gpu) => gpu.name().to_string(),
+            #[cfg(feature = "cuda-compile")]
+            Device::CudaCompile(gpu) => gpu.name().to_string(),
         }
     }
 
     /// Whether two handles mean the same device. One device of a kind is open at a time.
     pub fn same(&self, other: &Device) -> bool {
-        self.kind() == other.kind()
+        self.kind() == other.kind() && (self.kind() != DeviceKind::CudaCompile || self.name() == other.name())
     }
 }
 

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda-compile")]
+pub mod cuda_compile;
 mod failure;
 pub mod math;
 mod peak;

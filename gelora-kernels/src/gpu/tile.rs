@@ -42,13 +42,6 @@ impl Tile {
     pub fn cube_dim(&self) -> CubeDim {
         CubeDim::new_1d(self.units() as u32)
     }
-
-    /// The cubes of a launch over an output: column blocks, row blocks (kernels step through those beyond the limit) and
-    /// `parts`.
-    pub fn cube_count(&self, rows: usize, cols: usize, parts: usize) -> CubeCount {
-        let row_blocks = rows.div_ceil(self.rows).min(super::MAX_CUBES as usize);
-        CubeCount::Static(cols.div_ceil(self.cols) as u32, row_blocks as u32, parts as u32)
-    }
 }
 
 /// How an operand lies in memory, so that adjacent units read adjacent values.

@@ -1,0 +1,135 @@
+//! A CUDA device that only compiles: for machines without a GPU or its driver.
+//!
+//! A launch turns the kernel into CUDA C++ with CubeCL's own compiler and gives that to NVRTC for one architecture, with
+//! ptxas behind it; nothing is run, and whatever is read back is zero. Because launchers do not know which device they
+//! launch on, running the cases of verify here compiles every kernel that they launch, in every setting.
+
+mod nvrtc;
+mod server;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cubecl::ir::TargetProperties;
+use cubecl::prelude::*;
+use cubecl::zspace::{Shape, Strides};
+use cubecl_common::device::DeviceId;
+use cubecl_cuda::{CudaCompiler, CudaRuntime};
+
+use super::{Backend, Gpu};
+use crate::{Device, DeviceKind, Error, Result};
+use server::CompileServer;
+
+/// The architectures that kernels are compiled for, as compute capabilities times ten.
+pub const ARCHITECTURES: [u32; 2] = [80, 90];
+
+/// One kernel instance, compiled for one architecture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// The kernel's name.
+    pub kernel: String,
+    /// The architecture, such as 90 for sm_90.
+    pub architecture: u32,
+    /// What ptxas said of it, or what is wrong.
+    pub outcome: Result<Resources, String>,
+}
+
+/// What a kernel takes of a multiprocessor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of shared memory of a block.
+    pub shared: u32,
+    /// Bytes that a thread stores to memory for want of registers.
+    pub spills: u32,
+}
+
+/// A kernel's source has one outcome an architecture, however often it is launched.
+static OUTCOMES: Mutex<Option<HashMap<(u32, u64), Compiled>>> = Mutex::new(None);
+
+fn outcomes() -> MutexGuard<'static, Option<HashMap<(u32, u64), Compiled>>> {
+    OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Every kernel instance that was launched so far, by name and architecture.
+pub fn compiled() -> Vec<Compiled> {
+    let mut all: Vec<Compiled> = outcomes().iter().flat_map(HashMap::values).cloned().collect();
+    all.sort_by(|a, b| (&a.kernel, a.architecture).cmp(&(&b.kernel, b.architecture)));
+    all
+}
+
+/// The runtime of devices that compile.
+#[derive(Clone, Debug)]
+pub struct CompileRuntime;
+
+/// One architecture of [`ARCHITECTURES`].
+#[derive(Clone, Debug, Default)]
+pub struct CompileDevice(usize);
+
+impl cubecl_common::device::Device for CompileDevice {
+    fn from_id(id: DeviceId) -> Self {
+        Self(id.index_id as usize)
+    }
+
+    fn to_id(&self) -> DeviceId {
+        DeviceId { type_id: 0, index_id: self.0 as u16 }
+    }
+}
+
+impl Runtime for CompileRuntime {
+    type Compiler = CudaCompiler;
+    type Server = CompileServer;
+    type Device = CompileDevice;
+
+    fn client(device: &Self::Device) -> ComputeClient<Self> {
+        ComputeClient::load(device)
+    }
+
+    fn name(_: &ComputeClient<Self>) -> &'static str {
+        "cuda-compile"
+    }
+
+    fn require_array_lengths() -> bool {
+        CudaRuntime::require_array_lengths()
+    }
+
+    fn max_cube_count() -> (u32, u32, u32) {
+        CudaRuntime::max_cube_count()
+    }
+
+    fn can_read_tensor(shape: &Shape, strides: &Strides) -> bool {
+        CudaRuntime::can_read_tensor(shape, strides)
+    }
+
+    fn target_properties() -> TargetProperties {
+        CudaRuntime::target_properties()
+    }
+
+    fn enumerate_devices(_: u16, _: &()) -> Vec<DeviceId> {
+        (0..ARCHITECTURES.len() as u16).map(|index_id| DeviceId { type_id: 0, index_id }).collect()
+    }
+}
+
+impl Backend for CompileRuntime {
+    const KIND: DeviceKind = DeviceKind::CudaCompile;
+
+    fn device(gpu: Gpu<Self>) -> Device {
+        Device::CudaCompile(gpu)
+    }
+}
+
+/// The compiling device of an architecture.
+///
+/// # Errors
+/// If NVRTC or CUDA's headers are not found; the message says where they are looked for.
+pub fn open(architecture: u32) -> Result<Device> {
+    let failed = |reason| Error::Device { kind: DeviceKind::CudaCompile, reason };
+    nvrtc::shared().as_ref().map_err(|reason| failed(reason.clone()))?;
+    let Some(index) = ARCHITECTURES.iter().position(|a| *a == architecture) else {
+        return Err(failed(format!("no sm_{architecture}; expected one of {ARCHITECTURES:?}")));
+    };
+    static CLIENTS: [OnceLock<ComputeClient<CompileRuntime>>; ARCHITECTURES.len()] = [const { OnceLock::new() }; 2];
+    let client = CLIENTS[index].get_or_init(|| CompileRuntime::client(&CompileDevice(index))).clone();
+    Ok(Device::CudaCompile(Gpu { client, name: format!("NVRTC for sm_{architecture}").into() }))
+}
