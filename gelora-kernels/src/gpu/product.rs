@@ -5,6 +5,7 @@
 //! order, so results have the same bits in every run.
 
 mod block;
+mod matrix;
 
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -88,12 +89,14 @@ pub struct Product<'a> {
     pub adapter: Option<Adapter<'a>>,
     /// A row that is added to every row, f32.
     pub bias: Option<&'a Tensor>,
+    /// Whether factors may be rounded to bf16, if the device has matrix units for them.
+    pub bf16: bool,
 }
 
 impl<'a> Product<'a> {
     /// left right, and nothing else.
     pub fn new(op: &'static str, left: Operand<'a>, right: Operand<'a>) -> Self {
-        Self { op, left, right, scale: 1.0, adapter: None, bias: None }
+        Self { op, left, right, scale: 1.0, adapter: None, bias: None, bf16: false }
     }
 
     /// Computes it.
@@ -101,6 +104,14 @@ impl<'a> Product<'a> {
         let (rows, depth) = self.left.sizes();
         let (cols, _) = self.right.sizes();
         let out = gpu.output([rows, cols])?;
+        if self.fits_matrix_units(gpu) {
+            match self.right.tensor.dtype() {
+                DType::Bf16 => self.launch_on_matrix_units::<R, bf16>(gpu, out.gpu(self.op)?)?,
+                DType::F16 => self.launch_on_matrix_units::<R, f16>(gpu, out.gpu(self.op)?)?,
+                DType::F32 | DType::F64 => self.launch_on_matrix_units::<R, f32>(gpu, out.gpu(self.op)?)?,
+            }
+            return Ok(out);
+        }
         let block = choose(gpu, rows, cols);
         let cubes = rows.div_ceil(block.rows) * cols.div_ceil(block.cols);
         let may_split = self.left.lines == Lines::AreColumns && self.right.lines == Lines::AreColumns;
@@ -121,16 +132,7 @@ impl<'a> Product<'a> {
     fn launch<R: Backend, W: Float>(&self, gpu: &Gpu<R>, out: &GpuBuffer, block: Block, part: usize) -> Result<()> {
         let (rows, depth) = self.left.sizes();
         let (cols, _) = self.right.sizes();
-        // Arguments that the settings leave unused still need a buffer.
-        let unused = Adapter { left: self.left, right: self.left, scale: 1.0, dropout: None };
-        let adapter = self.adapter.unwrap_or(unused);
-        let sum = |left: Operand<'_>, right: Operand<'_>| Sum { block, left: left.side(), right: right.side() };
-        let plan = Plan {
-            sum: sum(self.left, self.right),
-            adapter: self.adapter.map(|a| Addend { sum: sum(a.left, a.right), dropped: a.dropout.is_some() }),
-            biased: self.bias.is_some(),
-            vector: if cols.is_multiple_of(4) { 4 } else { 1 },
-        };
+        let (adapter, plan) = (self.adapter_or_unused(), self.plan(block));
         let row_blocks = rows.div_ceil(block.rows).min(MAX_CUBES as usize);
         let count = CubeCount::Static(cols.div_ceil(block.cols) as u32, row_blocks as u32, depth.div_ceil(part) as u32);
         // SAFETY: the kernel reads and writes inside the matrices that the sizes describe, and the callers have checked that
@@ -156,6 +158,68 @@ impl<'a> Product<'a> {
                 self.scale,
                 adapter.scale,
                 plan,
+            );
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Product<'a> {
+    /// The adapter, or arguments that the settings leave unused but that still need a buffer.
+    fn adapter_or_unused(&self) -> Adapter<'a> {
+        self.adapter.unwrap_or(Adapter { left: self.left, right: self.left, scale: 1.0, dropout: None })
+    }
+
+    fn plan(&self, block: Block) -> Plan {
+        let sum = |left: Operand<'_>, right: Operand<'_>| Sum { block, left: left.side(), right: right.side() };
+        Plan {
+            sum: sum(self.left, self.right),
+            adapter: self.adapter.map(|a| Addend { sum: sum(a.left, a.right), dropped: a.dropout.is_some() }),
+            biased: self.bias.is_some(),
+            vector: if self.right.sizes().0.is_multiple_of(4) { 4 } else { 1 },
+        }
+    }
+
+    /// Where bf16 is allowed and there, and there is no dropout in the way.
+    fn fits_matrix_units<R: Backend>(&self, gpu: &Gpu<R>) -> bool {
+        let dropout = self.left.dropout.or(self.right.dropout).or(self.adapter.and_then(|a| a.dropout));
+        let hardware = &gpu.client().properties().hardware;
+        self.bf16
+            && gpu.has_bf16_matrix_units()
+            && (hardware.plane_size_min, hardware.plane_size_max) == (32, 32)
+            && hardware.max_shared_memory_size >= matrix::SHARED
+            && hardware.max_units_per_cube as usize >= matrix::BLOCK.units()
+            && self.left.lines == Lines::AreRows
+            && self.adapter.is_none_or(|a| a.left.lines == Lines::AreRows)
+            && self.scale == 1.0
+            && dropout.is_none()
+    }
+
+    fn launch_on_matrix_units<R: Backend, W: Float>(&self, gpu: &Gpu<R>, out: &GpuBuffer) -> Result<()> {
+        let (rows, depth) = self.left.sizes();
+        let (cols, _) = self.right.sizes();
+        let (adapter, block) = (self.adapter_or_unused(), matrix::BLOCK);
+        let row_blocks = rows.div_ceil(block.rows).min(MAX_CUBES as usize);
+        // SAFETY: as in `launch`.
+        unsafe {
+            matrix::matrix_kernel::launch_unchecked::<W, R>(
+                gpu.client(),
+                CubeCount::Static(cols.div_ceil(block.cols) as u32, row_blocks as u32, 1),
+                CubeDim::new_1d(block.units() as u32),
+                self.left.side().vector,
+                self.right.side().vector,
+                adapter.left.side().vector,
+                adapter.right.side().vector,
+                self.left.tensor.gpu(self.op)?.arg(),
+                self.right.tensor.gpu(self.op)?.arg(),
+                adapter.left.tensor.gpu(self.op)?.arg(),
+                adapter.right.tensor.gpu(self.op)?.arg(),
+                self.bias.unwrap_or(self.left.tensor).gpu(self.op)?.arg(),
+                out.arg(),
+                mask(None),
+                ExtentLaunch::new(rows, cols, depth, depth, adapter.left.sizes().1),
+                adapter.scale,
+                self.plan(block),
             );
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! `cargo xtask verify`: the registry of cases on every device.
 
 mod compile;
+mod matrix;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use gelora_kernels::{Device, DeviceKind};
 use serde_json::json;
 
 use crate::say;
+use matrix::Matrix;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -58,6 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
     table.set_header(["operator", "shape", "dtype", "device", "error", "bound", "verdict"]);
     let (mut results, mut failures, mut skips) = (Vec::new(), Vec::new(), BTreeMap::<String, usize>::new());
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let mut matrix = Matrix::default();
     for device in &devices {
         let kind = device.kind();
         let large = |case: &Case| case.near_limit && kind == DeviceKind::Cpu;
@@ -80,6 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
                     failures.push(format!("{} {} {} {kind}: {reason}", case.op, case.shape, case.dtype));
                 }
             }
+            matrix.add(case, kind, verdict);
             results.push(json!({"op": case.op, "shape": case.shape, "dtype": case.dtype.to_string(),
                 "device": kind.to_string(), "error": error.filter(|e| e.is_finite()), "bound": case.bound,
                 "verdict": verdict.to_lowercase(), "reason": reason}));
@@ -103,6 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     say(table.to_string());
+    say(matrix.table());
     for (what, count) in &skips {
         say(format!("skipped {count} x {what}"));
     }

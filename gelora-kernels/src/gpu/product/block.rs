@@ -12,7 +12,8 @@ use cubecl::prelude::*;
 use super::Lines;
 use crate::ops::dropout::gpu::{Mask, factor};
 
-type Four = Vector<f32, Const<4>>;
+/// What units fetch and stage.
+pub type Four = Vector<f32, Const<4>>;
 
 /// The comptime sizes of a block. All are multiples of 4, and the units divide `rows * depth / 4` and `cols * depth / 4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,15 +110,15 @@ pub struct Plan {
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub struct Extent {
     /// Output rows.
-    rows: usize,
+    pub rows: usize,
     /// Output columns.
-    cols: usize,
+    pub cols: usize,
     /// Steps of the base product.
-    depth: usize,
+    pub depth: usize,
     /// Steps of the base product in each part.
-    part: usize,
+    pub part: usize,
     /// Steps of the adapter's product.
-    rank: usize,
+    pub rank: usize,
 }
 
 /// out (parts, rows, cols) = scale * left right + mask * adapter_scale * adapter_left adapter_right + bias, each part over
@@ -321,7 +322,7 @@ fn multiply(
 /// Reads this unit's share of `lines` lines from line `first`, at the steps from `step`. What is beyond `end` or `to` is 0.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-fn fetch<E: Float, N: Size>(
+pub fn fetch<E: Float, N: Size>(
     source: &Array<Vector<E, N>>,
     fetched: &mut Array<Four>,
     mask: &Mask,
@@ -446,7 +447,7 @@ const fn offset(i: usize, units: usize) -> usize {
 }
 
 /// Fours that each unit reads of `lines` lines.
-const fn fetched_fours(block: Block, lines: usize) -> usize {
+pub const fn fetched_fours(block: Block, lines: usize) -> usize {
     lines * block.depth / 4 / block.units()
 }
 

@@ -1,7 +1,8 @@
 use super::{forward, reference};
-use crate::DType;
+use crate::ops::{add, pool};
 use crate::random::Stream;
 use crate::verify::{Case, random};
+use crate::{DType, Offsets};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
@@ -40,7 +41,35 @@ pub fn cases() -> Vec<Case> {
                 .work(2.0 * 48.0 * 48.0, 12.0 * 48.0 * 48.0),
         );
     }
+    all.push(near_the_limits());
     all
+}
+
+/// More rows than a launch has cubes in one dimension, in a matrix of more than 128 MiB: made of a small table, summed
+/// with itself and pooled, so that what is kept on the host is small.
+fn near_the_limits() -> Case {
+    let (n, c) = (600_001, 60);
+    let ids = move || (0..n as u32).map(|i| i % 7).collect::<Vec<u32>>();
+    let lengths = [vec![1000; 600], vec![1]].concat();
+    Case::new("embedding", format!("{n}x{c} of 7, + itself, mean of 601"))
+        .near_limit()
+        .inputs([random([7, c], 1)])
+        .run(move |t| {
+            let x = forward(&[(&t[0], &ids())])?;
+            let mut sum = add::forward(&x, &x)?;
+            add::accumulate(&mut sum, &x)?;
+            Ok(vec![pool::mean(&sum, &Offsets::from_lengths(&lengths)?)?])
+        })
+        .reference(move |v| {
+            let mean = |rows: std::ops::Range<usize>, channel: usize| {
+                let len = rows.len() as f64;
+                rows.map(|i| 3.0 * v[0][i % 7 * c + channel]).sum::<f64>() / len
+            };
+            let starts = (0..n).step_by(1000);
+            vec![starts.flat_map(|s| (0..c).map(move |j| (s, j))).map(|(s, j)| mean(s..(s + 1000).min(n), j)).collect()]
+        })
+        .bound(1e-5)
+        .work((3 * n * c) as f64, (36 * n * c) as f64)
 }
 
 #[cfg(test)]

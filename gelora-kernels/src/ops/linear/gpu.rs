@@ -3,14 +3,16 @@
 use super::Weight;
 use crate::gpu::product::{Product, column_sums, columns, rows};
 use crate::gpu::{Backend, Gpu};
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
 
 pub fn forward<R: Backend>(gpu: &Gpu<R>, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-    Product { bias, ..Product::new("linear", rows(x), rows(w.tensor())) }.run(gpu)
+    let bf16 = w.compute() == DType::Bf16;
+    Product { bias, bf16, ..Product::new("linear", rows(x), rows(w.tensor())) }.run(gpu)
 }
 
 pub fn backward_input<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, w: &Weight) -> Result<Tensor> {
-    Product::new("linear.backward_input", rows(dy), columns(w.tensor())).run(gpu)
+    let bf16 = w.compute() == DType::Bf16;
+    Product { bf16, ..Product::new("linear.backward_input", rows(dy), columns(w.tensor())) }.run(gpu)
 }
 
 pub fn backward_weight<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {

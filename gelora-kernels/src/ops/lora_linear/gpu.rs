@@ -4,7 +4,7 @@
 use super::LoraLinear;
 use crate::gpu::product::{Adapter, Product, columns, rows};
 use crate::gpu::{Backend, Gpu};
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
 
 const OP: &str = "lora_linear";
 
@@ -12,8 +12,12 @@ const OP: &str = "lora_linear";
 pub fn forward<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, x: &Tensor) -> Result<(Tensor, Tensor)> {
     let xa = Product::new(OP, rows(x).dropped(layer.active_dropout()), rows(layer.a)).run(gpu)?;
     let adapter = Adapter { left: rows(&xa), right: rows(layer.b), scale: layer.scaling, dropout: None };
-    let y =
-        Product { adapter: Some(adapter), bias: layer.bias, ..Product::new(OP, rows(x), rows(layer.weight.tensor())) };
+    let y = Product {
+        adapter: Some(adapter),
+        bias: layer.bias,
+        bf16: layer.weight.compute() == DType::Bf16,
+        ..Product::new(OP, rows(x), rows(layer.weight.tensor()))
+    };
     Ok((y.run(gpu)?, xa))
 }
 
@@ -25,7 +29,8 @@ pub fn d_xa<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor) -> Re
 /// dX = dY W + mask / (1 - p) * (dxa A).
 pub fn d_input<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor, dxa: &Tensor) -> Result<Tensor> {
     let adapter = Adapter { left: rows(dxa), right: columns(layer.a), scale: 1.0, dropout: layer.active_dropout() };
-    Product { adapter: Some(adapter), ..Product::new(OP, rows(dy), columns(layer.weight.tensor())) }.run(gpu)
+    let bf16 = layer.weight.compute() == DType::Bf16;
+    Product { adapter: Some(adapter), bf16, ..Product::new(OP, rows(dy), columns(layer.weight.tensor())) }.run(gpu)
 }
 
 /// (dA = dxa^T drop(x), dB = s dY^T xa).
