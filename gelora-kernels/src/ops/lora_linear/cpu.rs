@@ -60,11 +60,11 @@ pub fn backward_parameters(
     d_parameters(layer, x, dy, xa, &d_xa(layer, dy, sizes)?, sizes)
 }
 
-/// dxa = s dY B.
+/// dxa = s dY B. Of the weight only the type matters; its forward order is there already.
 fn d_xa(layer: &LoraLinear<'_>, dy: &Tensor, sizes: Sizes) -> Result<Tensor> {
     let Sizes { n, c_out, r, .. } = sizes;
     let mut dxa = Tensor::output([n, r])?;
-    let down = Packed::like(layer.weight.backward()?, View::new(layer.b.as_slice()?, c_out, r), layer.scaling);
+    let down = Packed::like(layer.weight.forward()?, View::new(layer.b.as_slice()?, c_out, r), layer.scaling);
     product(dxa.as_mut_slice()?, Onto::Nothing, dy.as_slice()?, &down, None);
     Ok(dxa)
 }

@@ -15,9 +15,11 @@
 //! W and b get no gradient, and a dense B A is never formed: the adapter costs 2 N R (C_in + C_out) operations forward.
 //!
 //! Accumulation: f32 throughout. CPU: in ascending order of the inner dimension (the adapter's terms after the base's), in
-//! blocks of 512 steps, whatever the number of threads; with a weight that computes in bf16, the factors of y, xa, dX and
-//! dxa are rounded to bf16, those of dA and dB are not. GPU: each sum in ascending order by one unit, the adapter's before the
-//! base's; dA and dB in parts of the rows, likewise. No atomics, so a gradient is the same on every run.
+//! blocks of at most 512 steps, whatever the number of threads; with a weight that computes in bf16, the factors of the base
+//! products, of xa and of dxa are rounded to bf16, those of the adapter's second products and of dA and dB are not. GPU: each
+//! sum in ascending order by one unit, the adapter's before the base's; dA and dB in parts of the rows, likewise. On matrix
+//! units (bf16, without dropout) the factors of the base products, and B in y and A in dX, are rounded; xa, dxa, dA and dB are
+//! f32. No atomics, so a gradient is the same on every run.
 //!
 //! Source: Hu et al., "LoRA: low-rank adaptation of large language models" (arXiv 2106.09685), section 4.1; s with
 //! sqrt(R) from Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA" (arXiv 2312.03732).

@@ -34,7 +34,7 @@ use crate::{DType, Error, Result, Tensor, profile};
 pub struct Neighbours {
     /// Neighbours per point.
     pub k: usize,
-    /// (N, k): rows of the neighbours, nearest first; among equal distances the lower row first.
+    /// (N, k): rows of the neighbours, nearest first; among equal squared distances the lower row first.
     pub indices: Vec<u32>,
     /// (N, k): distances, not squared.
     pub distances: Vec<f64>,
@@ -66,7 +66,7 @@ pub fn distances(x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
 /// The k nearest other points of every point: points (N, D), f32 or f64, k from 1 to N - 1.
 ///
 /// A point is not its own neighbour, but a duplicate of it is, at distance 0. Every pair of points is multiplied once.
-/// Memory is O(N k), never N x N.
+/// Memory is O(N (D + k)), without a matrix of all distances.
 ///
 /// # Errors
 /// If k is out of range (a GPU takes up to 16), or a value is not finite; the message names its row.
