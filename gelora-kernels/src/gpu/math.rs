@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 #[cube]
 pub fn exp(x: f32) -> f32 {
     let clamped = clamp(x, -87.0f32, 88.0f32);
-    let n = (clamped * 1.442_695f32).round();
+    let n = (clamped * std::f32::consts::LOG2_E).round();
     // ln 2 in two parts, of which the first has few bits: n times it is exact.
     let r = clamped - n * 0.693_359_4f32 + n * 2.121_944_4e-4f32;
     let mut p = 1.987_569_1e-4f32;

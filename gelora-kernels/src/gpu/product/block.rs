@@ -125,6 +125,7 @@ pub struct Extent {
 /// its steps of the base product.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
+#[allow(clippy::collapsible_if)] // one condition is comptime, the other is not
 pub fn product_kernel<W: Float, NL: Size, NR: Size, NAL: Size, NAR: Size, NO: Size>(
     left: &Array<Vector<f32, NL>>,
     right: &Array<Vector<W, NR>>,

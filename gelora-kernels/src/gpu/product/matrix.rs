@@ -316,6 +316,6 @@ mod tests {
         assert_eq!(fetched_fours(BLOCK, BLOCK.rows) * BLOCK.units() * 4, BLOCK.rows * BLOCK.depth);
         // Either lie of a staged operand fits.
         assert!(BLOCK.depth * pitch(Lines::AreColumns) <= BLOCK.cols * pitch(Lines::AreRows));
-        assert!(SHARED <= 48 << 10);
+        const { assert!(SHARED <= 48 << 10) };
     }
 }

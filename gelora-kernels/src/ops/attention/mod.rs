@@ -118,7 +118,7 @@ impl Attention<'_> {
         check::value(op, self.heads > 0 && c % self.heads == 0, || {
             format!("{} heads do not divide {c} channels", self.heads)
         })?;
-        check::value(op, self.kv_heads > 0 && self.heads % self.kv_heads == 0, || {
+        check::value(op, self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), || {
             format!("{} key heads do not divide {} query heads", self.kv_heads, self.heads)
         })?;
         if let Some(d) = self.dropout {

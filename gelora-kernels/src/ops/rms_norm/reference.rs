@@ -20,12 +20,12 @@ pub fn forward(x: &[f64], residual: Option<&[f64]>, gamma: &[f64], eps: f64) -> 
 pub fn backward(dy: &[f64], d_h: Option<&[f64]>, gamma: &[f64], h: &[f64], rstd: &[f64]) -> Vec<f64> {
     let c = gamma.len();
     let mut dh = Vec::new();
-    for i in 0..rstd.len() {
+    for (i, rstd) in rstd.iter().enumerate() {
         let at = |j: usize| i * c + j;
-        let projection = (0..c).map(|j| dy[at(j)] * gamma[j] * h[at(j)] * rstd[i]).sum::<f64>() / c as f64;
+        let projection = (0..c).map(|j| dy[at(j)] * gamma[j] * h[at(j)] * rstd).sum::<f64>() / c as f64;
         for j in 0..c {
             let above = d_h.map_or(0.0, |d| d[at(j)]);
-            dh.push(rstd[i] * (dy[at(j)] * gamma[j] - h[at(j)] * rstd[i] * projection) + above);
+            dh.push(rstd * (dy[at(j)] * gamma[j] - h[at(j)] * rstd * projection) + above);
         }
     }
     dh

@@ -5,10 +5,10 @@ pub fn rotate(x: &[f64], inverse_frequencies: &[f32], positions: &[u32], sign: f
     let half = inverse_frequencies.len();
     let cols = x.len() / positions.len();
     let mut y = vec![0.0; x.len()];
-    for i in 0..positions.len() {
+    for (i, position) in positions.iter().enumerate() {
         for h in 0..cols / (2 * half) {
-            for j in 0..half {
-                let angle = sign * f64::from(positions[i] as f32 * inverse_frequencies[j]);
+            for (j, frequency) in inverse_frequencies.iter().enumerate() {
+                let angle = sign * f64::from(*position as f32 * frequency);
                 let (first, second) = (i * cols + h * 2 * half + j, i * cols + h * 2 * half + half + j);
                 y[first] = x[first] * angle.cos() - x[second] * angle.sin();
                 y[second] = x[second] * angle.cos() + x[first] * angle.sin();
