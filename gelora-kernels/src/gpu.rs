@@ -12,6 +12,7 @@ mod failure;
 pub mod math;
 mod peak;
 pub mod product;
+mod reading;
 pub mod rows;
 pub mod tile;
 #[cfg(feature = "wgpu")]
@@ -22,8 +23,9 @@ pub use cuda::{list as list_cuda, open as open_cuda};
 #[cfg(feature = "wgpu")]
 pub use wgpu::{list as list_wgpu, open as open_wgpu};
 
+pub use reading::{Coming, wait_for};
+
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use cubecl::ir::{ElemType, FloatKind};
@@ -74,13 +76,14 @@ pub trait Backend: Runtime {
 
 /// An open GPU. Cheap to clone.
 pub struct Gpu<R: Runtime> {
-    client: ComputeClient<R>,
+    /// A device is opened once and never closed; reads that are under way may then borrow its queue for as long as they like.
+    client: &'static ComputeClient<R>,
     name: Arc<str>,
 }
 
 impl<R: Runtime> Clone for Gpu<R> {
     fn clone(&self) -> Self {
-        Self { client: self.client.clone(), name: self.name.clone() }
+        Self { client: self.client, name: self.name.clone() }
     }
 }
 
@@ -138,6 +141,11 @@ fn copy_kernel(from: &Array<f32>, to: &mut Array<f32>) {
 }
 
 impl<R: Backend> Gpu<R> {
+    /// A device that was just opened.
+    fn new(client: ComputeClient<R>, name: impl Into<Arc<str>>) -> Self {
+        Self { client: Box::leak(Box::new(client)), name: name.into() }
+    }
+
     /// The name the driver gives.
     pub fn name(&self) -> &str {
         &self.name
@@ -145,7 +153,7 @@ impl<R: Backend> Gpu<R> {
 
     /// The queue that kernels are launched on.
     pub fn client(&self) -> &ComputeClient<R> {
-        &self.client
+        self.client
     }
 
     /// An f32 output, all of which a kernel writes. Under [`crate::verify::guarded`] it is filled with NaN and fenced.
@@ -227,24 +235,7 @@ impl<R: Backend> Gpu<R> {
 
     /// The bytes of a buffer, after everything queued before.
     pub fn read_bytes(&self, buffer: &GpuBuffer) -> Result<Vec<u8>> {
-        let handle = buffer.handle.clone();
-        let used = handle.size_in_used();
-        self.read_handle(handle.offset_end(used - buffer.size().next_multiple_of(4).min(used)), buffer.size())
-    }
-
-    fn read_handle(&self, handle: Handle, size: u64) -> Result<Vec<u8>> {
-        // A device that is lost can take CubeCL's thread with it, which shows as a panic here.
-        let read = catch_unwind(AssertUnwindSafe(|| self.client.read_one(handle)));
-        if let Some(message) = failure::of(R::KIND) {
-            return Err(Error::Runtime { device: R::KIND, message });
-        }
-        let Ok(read) = read else {
-            let message = "the device does not answer any more".into();
-            return Err(Error::Runtime { device: R::KIND, message });
-        };
-        let mut bytes = read.map_err(|e| Self::error(&e))?.to_vec();
-        bytes.truncate(size as usize);
-        Ok(bytes)
+        self.read_handle(self.handle_of(buffer), buffer.size())
     }
 
     fn read(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {

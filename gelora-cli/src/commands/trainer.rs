@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::ops::adamw::AdamW;
-use gelora_kernels::{DType, DeviceKind, Tensor};
+use gelora_kernels::{DType, DeviceKind, Pending, Tensor};
 use gelora_lora::{Adapter, AdapterConfig};
 use gelora_model::optim::{Optimizer, finite_norm, linear_schedule};
 use gelora_model::{Classifier, Grads, Pass, Targets as ModelTargets};
@@ -51,9 +51,10 @@ pub struct Trainer<'a> {
 struct Running {
     step: usize,
     lr: f64,
-    /// The loss of each part, with its share of the rows.
-    losses: Vec<(f64, Tensor)>,
-    norm: Tensor,
+    /// Shares of the rows of its parts.
+    shares: Vec<f64>,
+    /// The norm of the gradients, and the loss of each part.
+    values: Pending,
     tokens: usize,
     began: Instant,
 }
@@ -143,7 +144,7 @@ impl Trainer<'_> {
     fn step(&mut self, rows: &Rows, step: usize, optimizer: &mut Optimizer) -> Result<Running> {
         let (args, total, began) = (self.args, self.total(), Instant::now());
         let lr = args.lr * linear_schedule(step, total, args.warmup * total as f64);
-        let (mut grads, mut losses, mut tokens) = (Grads::new(), Vec::new(), 0);
+        let (mut grads, mut shares, mut losses, mut tokens) = (Grads::new(), Vec::new(), Vec::new(), 0);
         let size = rows.indices.len().div_ceil(args.accumulate);
         for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
             let share = indices.len() as f64 / rows.indices.len() as f64;
@@ -161,20 +162,20 @@ impl Trainer<'_> {
                     ModelTargets::Scores(&scores)
                 }
             };
-            losses.push((share, self.classifier.backward(&batch, targets, &pass, share as f32, &mut grads)?));
+            shares.push(share);
+            losses.push(self.classifier.backward(&batch, targets, &pass, share as f32, &mut grads)?);
         }
         let norm = optimizer.step(self.classifier.parameters_mut(), &grads, lr as f32)?;
-        Ok(Running { step, lr, losses, norm, tokens, began })
+        let wanted: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
+        Ok(Running { step, lr, shares, values: Pending::read(&wanted)?, tokens, began })
     }
 
     /// Waits for a step and logs it; its mean loss.
     fn finish(&mut self, done: Running, steps_an_epoch: usize, log: &mut impl Write) -> Result<f64> {
-        let Running { step, lr, losses, norm, tokens, began } = done;
-        let norm = finite_norm(&norm, step as u64 + 1)?;
-        let mut loss = 0.0;
-        for (share, of_part) in losses {
-            loss += share * f64::from(of_part.item()?);
-        }
+        let Running { step, lr, shares, values, tokens, began } = done;
+        let mut values = values.wait()?.into_iter().flatten();
+        let norm = finite_norm(values.next().unwrap_or(f32::NAN), step as u64 + 1)?;
+        let loss: f64 = shares.iter().zip(values).map(|(share, of_part)| share * f64::from(of_part)).sum();
         let now = Instant::now();
         let seconds = now.duration_since(self.finished.map_or(began, |before| before.max(began))).as_secs_f64();
         self.finished = Some(now);

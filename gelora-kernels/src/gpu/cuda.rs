@@ -123,7 +123,7 @@ fn open_first() -> Result<Device> {
     // What the checks before could not foresee, such as a device in exclusive use.
     let client = catch_unwind(|| CudaRuntime::client(&CudaDevice::new(0)))
         .map_err(|_| failed(format!("{name} was found but could not be opened")))?;
-    Ok(Device::Cuda(Gpu { client, name: name.into() }))
+    Ok(Device::Cuda(Gpu::new(client, name)))
 }
 
 /// Every device; if there is none, one entry that says why.

@@ -129,7 +129,7 @@ pub fn open(architecture: u32) -> Result<Device> {
     let Some(index) = ARCHITECTURES.iter().position(|a| *a == architecture) else {
         return Err(failed(format!("no sm_{architecture}; expected one of {ARCHITECTURES:?}")));
     };
-    static CLIENTS: [OnceLock<ComputeClient<CompileRuntime>>; ARCHITECTURES.len()] = [const { OnceLock::new() }; 2];
-    let client = CLIENTS[index].get_or_init(|| CompileRuntime::client(&CompileDevice(index))).clone();
-    Ok(Device::CudaCompile(Gpu { client, name: format!("NVRTC for sm_{architecture}").into() }))
+    static OPENED: [OnceLock<Gpu<CompileRuntime>>; ARCHITECTURES.len()] = [const { OnceLock::new() }; 2];
+    let open = || Gpu::new(CompileRuntime::client(&CompileDevice(index)), format!("NVRTC for sm_{architecture}"));
+    Ok(Device::CudaCompile(OPENED[index].get_or_init(open).clone()))
 }

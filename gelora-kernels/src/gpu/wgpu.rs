@@ -114,7 +114,7 @@ fn open_best() -> Result<Device> {
         WgpuRuntime::client(&device)
     })
     .map_err(|_| failed(format!("the adapter {} ({:?}) was found but could not be opened", info.name, info.backend)))?;
-    Ok(Device::Wgpu(Gpu { client, name: info.name.into() }))
+    Ok(Device::Wgpu(Gpu::new(client, info.name)))
 }
 
 /// Every adapter; if there is none, one entry that says so.

@@ -4,7 +4,7 @@ pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
-mod check;
+pub(crate) mod check;
 pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
