@@ -62,7 +62,11 @@ impl<R: Backend> Gpu<R> {
         let reading = begun.map_err(|_| silent(R::KIND))?;
         let bytes = async move {
             let all = reading.await.map_err(|e| Self::error(&e))?;
-            Ok(all.into_iter().zip(sizes).map(|(bytes, size)| bytes[..size as usize].to_vec()).collect())
+            Ok(all
+                .into_iter()
+                .zip(sizes)
+                .map(|(bytes, size)| bytes[..(size as usize).min(bytes.len())].to_vec())
+                .collect())
         };
         Ok(Coming { kind: R::KIND, bytes: Box::pin(bytes) })
     }

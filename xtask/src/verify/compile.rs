@@ -104,7 +104,7 @@ mod again {
 mod here {
     use std::collections::BTreeMap;
 
-    use anyhow::{Context, Result, bail};
+    use anyhow::{Context, Result, anyhow, bail};
     use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
     use gelora_kernels::cuda_compile::{ARCHITECTURES, Compiled, compiled, open};
     use gelora_kernels::peak::Peak;
@@ -126,20 +126,14 @@ mod here {
 
     /// Launches every case, then says what became of its kernels.
     pub fn run(args: &super::super::Args) -> Result<()> {
-        let mut problems = Vec::new();
-        for architecture in ARCHITECTURES {
-            let device = open(architecture)?;
-            for case in cases().into_iter().filter(|case| args.wants(case.op)) {
-                let launched = case.prepare(&device).and_then(|inputs| case.launch(&inputs));
-                match launched {
-                    Ok(_) | Err(Error::Unsupported { .. }) => {}
-                    Err(problem) => problems.push(format!("{case:?} sm_{architecture}: {problem}")),
-                }
+        let mut problems = std::thread::scope(|scope| {
+            let threads = ARCHITECTURES.map(|architecture| scope.spawn(move || launch_all(args, architecture)));
+            let mut problems = Vec::new();
+            for thread in threads {
+                problems.extend(thread.join().map_err(|_| anyhow!("a launch panicked"))??);
             }
-            if args.wants("peak") {
-                ceilings(&device)?;
-            }
-        }
+            Ok::<_, anyhow::Error>(problems)
+        })?;
         let all = compiled();
         say(table(&all));
         for Compiled { kernel, architecture, outcome } in &all {
@@ -158,6 +152,22 @@ mod here {
             bail!("verify: {} of {} kernel instances failed", problems.len(), all.len());
         }
         Ok(())
+    }
+
+    /// Launches every case on the device of an architecture; what went wrong before there was a kernel.
+    fn launch_all(args: &super::super::Args, architecture: u32) -> Result<Vec<String>> {
+        let (device, mut problems) = (open(architecture)?, Vec::new());
+        for case in cases().into_iter().filter(|case| args.wants(case.op)) {
+            let launched = case.prepare(&device).and_then(|inputs| case.launch(&inputs));
+            match launched {
+                Ok(_) | Err(Error::Unsupported { .. }) => {}
+                Err(problem) => problems.push(format!("{case:?} sm_{architecture}: {problem}")),
+            }
+        }
+        if args.wants("peak") {
+            ceilings(&device)?;
+        }
+        Ok(problems)
     }
 
     /// The kernels that measure a device's ceilings have no cases.

@@ -47,7 +47,7 @@ pub fn cases() -> Vec<Case> {
                     vec![o, lse]
                 })
                 .bound(2e-6)
-                .work(4.0 * pairs * c as f64, 16.0 * (n * c) as f64),
+                .work(4.0 * pairs * c as f64, 8.0 * (n * (c + kv_c)) as f64),
         );
         let (call, want) = (sequences.clone(), oracle(&sequences, [heads, kv_heads], d, scale, causal));
         all.push(
@@ -65,7 +65,7 @@ pub fn cases() -> Vec<Case> {
                     vec![dq, dk, dv]
                 })
                 .bound(3e-6)
-                .work(14.0 * pairs * c as f64, 48.0 * (n * c) as f64),
+                .work(14.0 * pairs * c as f64, 24.0 * (n * (c + kv_c)) as f64),
         );
     }
     all
