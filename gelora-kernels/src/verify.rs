@@ -155,7 +155,7 @@ impl Case {
         self
     }
 
-    /// Marks a case that is there for the limits of GPUs.
+    /// Marks a case that is there for the limits of GPUs; it is skipped where buffers are smaller.
     pub fn near_limit(mut self) -> Self {
         self.near_limit = true;
         self
@@ -184,6 +184,7 @@ impl Case {
             Ok((error, None)) => Verdict::Passed { error },
             Ok((error, Some(reason))) => Verdict::Failed { error: Some(error), reason },
             Err(Error::Unsupported { what, .. }) => Verdict::Skipped { reason: what.to_string() },
+            Err(e @ Error::OutOfMemory { .. }) if self.near_limit => Verdict::Skipped { reason: e.to_string() },
             Err(e) => Verdict::Failed { error: None, reason: e.to_string() },
         };
         Outcome { verdict }
