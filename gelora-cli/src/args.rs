@@ -155,7 +155,7 @@ pub struct MeasureArgs {
     /// How the tokens of an example become one point
     #[arg(long, value_enum, default_value_t = PoolArg::Mean)]
     pub pool: PoolArg,
-    /// Estimator of the intrinsic dimension: two-nn-fit or two-nn-mle
+    /// Estimator of the intrinsic dimension, as of `gelora id`
     #[arg(long, default_value_t = Estimator::default())]
     pub estimator: Estimator,
     /// Confidence of the intervals
@@ -374,7 +374,7 @@ pub struct IdArgs {
     /// Columns to take from a table [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     pub columns: Vec<String>,
-    /// Estimators: two-nn-fit, two-nn-mle
+    /// Estimators: two-nn-fit, two-nn-trimmed, two-nn-mle, two-nn-bayes, gride, mle, corr-dim, local-pca
     #[arg(long, value_delimiter = ',', default_value = "two-nn-fit", value_name = "NAME,...")]
     pub estimator: Vec<Estimator>,
     /// Confidence of the intervals

@@ -1,18 +1,41 @@
-//! How often do the intervals hold the true dimension? Draws uniform cubes and prints a Markdown table.
+//! How often do the intervals hold the true dimension? Draws clouds and prints a Markdown table.
 //!
-//!     cargo run --release -p gelora-id --example coverage -- [--draws 100] [--n 10000] [--dims 2,5,10,20]
+//!     cargo run --release -p gelora-id --example coverage -- [--draws 100] [--n 2000] [--clouds cube-2,sphere-5,..]
+//!         [--estimators two-nn-fit,..]
 //!
-//! "coverage" counts the intervals that hold the cube's dimension; "without bias" those that hold the mean estimate of all
-//! draws, which is what an interval for a biased estimator can hope for. "spread" is the standard deviation of the
-//! estimates, in per cent of their mean.
+//! A cloud is a family and its dimension, ball-10, with noise-0.05 in front for Gaussian noise of that deviation. "coverage"
+//! counts the intervals that hold the cloud's dimension; "without bias" those that hold the mean estimate of all draws, which
+//! is what an interval for a biased estimator can hope for. "spread" is the standard deviation of the estimates, in per cent
+//! of their mean.
 
 use std::collections::HashMap;
 use std::io::Write;
 
-use gelora_id::{Estimator, Neighbourhood, Options};
-use gelora_kernels::{Tensor, random::Stream};
+use gelora_id::{Estimator, Neighbourhood, Options, manifolds};
+use gelora_kernels::Tensor;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const CLOUDS: &str = "cube-2,cube-10,ball-5,ball-20,sphere-5,sphere-20,nonlinear-4,swiss-roll-2,noise-0.3-swiss-roll-2";
+
+/// A cloud by its name.
+fn cloud(name: &str, n: usize, seed: u64) -> Result<Tensor> {
+    if let Some((deviation, rest)) = name.strip_prefix("noise-").and_then(|rest| rest.split_once('-')) {
+        return Ok(manifolds::noisy(&cloud(rest, n, seed)?, deviation.parse()?, seed)?);
+    }
+    let (family, dim) = name.rsplit_once('-').ok_or("a cloud is a family and its dimension, such as ball-5")?;
+    let dim = dim.parse()?;
+    Ok(match family {
+        "cube" => manifolds::cube(n, dim, seed)?,
+        "ball" => manifolds::ball(n, dim, seed)?,
+        "sphere" => manifolds::sphere(n, dim, seed)?,
+        "nonlinear" => manifolds::nonlinear(n, dim, 4 * dim, seed)?,
+        "swiss-roll" => manifolds::swiss_roll(n, seed)?,
+        _ => return Err(format!("{name}: known are cube, ball, sphere, nonlinear and swiss-roll").into()),
+    })
+}
+
+fn main() -> Result {
     let mut given = HashMap::new();
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
@@ -20,25 +43,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         given.insert(name, value);
     }
     let text = |name: &str, default: &str| given.get(name).cloned().unwrap_or(default.to_string());
-    let (draws, n): (usize, usize) = (text("--draws", "100").parse()?, text("--n", "10000").parse()?);
+    let (draws, n): (usize, usize) = (text("--draws", "100").parse()?, text("--n", "2000").parse()?);
+    let estimators = text("--estimators", &Estimator::names().join(","));
+    let estimators = estimators.split(',').map(str::parse).collect::<std::result::Result<Vec<Estimator>, _>>()?;
 
     let mut out = std::io::stdout().lock();
-    writeln!(out, "| dimension | estimator | mean id | bias | spread | coverage of 95 % | without bias |")?;
+    writeln!(out, "| cloud | estimator | mean id | bias | spread | coverage of 95 % | without bias |")?;
     writeln!(out, "|---|---|---|---|---|---|---|")?;
-    for dim in text("--dims", "2,5,10,20").split(',') {
-        let dim: usize = dim.parse()?;
-        let options =
-            [Estimator::default(), Estimator::TwoNnMle].map(|estimator| Options { estimator, confidence: 0.95 });
-        let mut estimates = [Vec::new(), Vec::new()];
+    for name in text("--clouds", CLOUDS).split(',') {
+        let dim: f64 = name.rsplit('-').next().unwrap_or_default().parse()?;
+        let mut estimates = vec![Vec::new(); estimators.len()];
         for draw in 0..draws {
-            let mut random = Stream::at(draw as u64, &[dim as u64]);
-            let cube = (0..n * dim).map(|_| random.uniform()).collect();
-            let neighbourhood = Neighbourhood::of(&Tensor::from_f64(cube, [n, dim])?)?;
-            for (estimates, options) in estimates.iter_mut().zip(&options) {
-                estimates.push(neighbourhood.estimate(options)?);
+            let neighbourhood = Neighbourhood::for_estimators(&cloud(name, n, draw as u64)?, &estimators)?;
+            for (estimates, estimator) in estimates.iter_mut().zip(&estimators) {
+                estimates.push(neighbourhood.estimate(&Options { estimator: *estimator, confidence: 0.95 })?);
             }
         }
-        for (estimates, options) in estimates.iter().zip(&options) {
+        for (estimates, estimator) in estimates.iter().zip(&estimators) {
             let mean = estimates.iter().map(|e| e.id).sum::<f64>() / draws as f64;
             let spread = (estimates.iter().map(|e| (e.id - mean).powi(2)).sum::<f64>() / draws as f64).sqrt();
             let coverage = |value: f64| {
@@ -47,11 +68,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             };
             writeln!(
                 out,
-                "| {dim} | {} | {mean:.3} | {:+.1} % | {:.2} % | {:.0} % | {:.0} % |",
-                options.estimator,
-                100.0 * (mean / dim as f64 - 1.0),
+                "| {name} | {estimator} | {mean:.3} | {:+.1} % | {:.2} % | {:.0} % | {:.0} % |",
+                100.0 * (mean / dim - 1.0),
                 100.0 * spread / mean,
-                coverage(dim as f64),
+                coverage(dim),
                 coverage(mean),
             )?;
         }

@@ -62,14 +62,28 @@ pub enum Error {
         n: usize,
     },
     /// The discarded fraction leaves less than a line needs.
-    #[error("two-nn-fit needs at least 2 ratios: discarding the largest {discard} of {n} keeps {kept}")]
+    #[error("{estimator} needs at least 2 ratios: discarding the largest {discard} of {n} keeps {kept}")]
     KeptTooFew {
+        /// Its name.
+        estimator: &'static str,
         /// Number of ratios kept.
         kept: usize,
         /// Number of ratios.
         n: usize,
         /// The fraction to discard.
         discard: f64,
+    },
+    /// An estimator needs more neighbours than there are.
+    #[error("{estimator} needs {needed} neighbours of every point; of {points} distinct points {k} each are known")]
+    Neighbours {
+        /// Its name.
+        estimator: String,
+        /// How many it needs.
+        needed: usize,
+        /// Number of distinct points.
+        points: usize,
+        /// How many are known.
+        k: usize,
     },
     /// An option is out of range.
     #[error("{name} must be {expected}, got {got}")]
@@ -82,7 +96,7 @@ pub enum Error {
         got: f64,
     },
     /// No estimator has this name.
-    #[error("unknown estimator {got:?}; known are two-nn-fit and two-nn-mle")]
+    #[error("unknown estimator {got:?}; known are {}", crate::Estimator::names().join(", "))]
     UnknownEstimator {
         /// What came.
         got: String,

@@ -36,17 +36,27 @@
 //! What the interval covers: the spread of the estimate under the model, from which `README.md` says how far real points
 //! stray. It does not cover the bias of TwoNN, which grows with the dimension.
 
+pub mod corr_dim;
 mod error;
 mod estimator;
+pub mod gride;
+pub mod local_pca;
+pub mod manifolds;
+pub mod mle;
 mod neighbourhood;
 mod ratios;
+pub mod scale;
+mod summary;
+pub mod two_nn_bayes;
 pub mod two_nn_fit;
 pub mod two_nn_mle;
+pub mod two_nn_trimmed;
 
 pub use error::{Error, Result};
 pub use estimator::Estimator;
-pub use neighbourhood::Neighbourhood;
+pub use neighbourhood::{GROUPS, Neighbourhood};
 pub use ratios::{Ratios, ratios};
+pub use summary::{Growth, Summary};
 
 use gelora_kernels::Tensor;
 use serde::{Deserialize, Serialize};
@@ -94,7 +104,7 @@ pub struct Estimate {
 /// if an option is out of range; if the device fails.
 pub fn estimate(points: &Tensor, options: &Options) -> Result<Estimate> {
     check_confidence(options)?; // before the search, which may take a while
-    Neighbourhood::of(points)?.estimate(options)
+    Neighbourhood::for_estimators(points, &[options.estimator])?.estimate(options)
 }
 
 /// The intrinsic dimension from every point's distances r1 <= r2 to its nearest and second nearest neighbour.
@@ -107,10 +117,7 @@ pub fn estimate(points: &Tensor, options: &Options) -> Result<Estimate> {
 pub fn estimate_from_neighbours(r1: &[f64], r2: &[f64], options: &Options) -> Result<Estimate> {
     check_confidence(options)?;
     let ratios = ratios(r1, r2)?;
-    let (id, interval) = match options.estimator {
-        Estimator::TwoNnFit { discard } => two_nn_fit::estimate(&ratios, discard, options.confidence)?,
-        Estimator::TwoNnMle => two_nn_mle::estimate(&ratios, options.confidence)?,
-    };
+    let (id, interval) = of_ratios(&ratios, options)?;
     Ok(Estimate {
         estimator: options.estimator.to_string(),
         id,
@@ -119,6 +126,21 @@ pub fn estimate_from_neighbours(r1: &[f64], r2: &[f64], options: &Options) -> Re
         n: ratios.ln_mu().len(),
         duplicates: ratios.dropped(),
     })
+}
+
+/// ID and interval of an estimator that needs r1 and r2 only.
+fn of_ratios(ratios: &Ratios, options: &Options) -> Result<(f64, [f64; 2])> {
+    let confidence = options.confidence;
+    match options.estimator {
+        Estimator::TwoNnFit { discard } => two_nn_fit::estimate(ratios, discard, confidence),
+        Estimator::TwoNnMle => two_nn_mle::estimate(ratios, confidence),
+        Estimator::TwoNnTrimmed { discard } => two_nn_trimmed::estimate(ratios, discard, confidence),
+        Estimator::TwoNnBayes { shape, rate } => two_nn_bayes::estimate(ratios, shape, rate, confidence),
+        other => {
+            let (estimator, needed) = (other.to_string(), other.neighbours());
+            Err(Error::Neighbours { estimator, needed, points: ratios.ln_mu().len(), k: 2 })
+        }
+    }
 }
 
 fn check_confidence(options: &Options) -> Result<()> {

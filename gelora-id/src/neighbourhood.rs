@@ -1,27 +1,58 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use gelora_kernels::{DType, Tensor, ops::pairwise};
+use gelora_kernels::random::Stream;
+use gelora_kernels::{DType, Device, DeviceKind, Tensor, ops::pairwise};
 
-use crate::{Error, Estimate, Options, Result, estimate_from_neighbours};
+use crate::{Error, Estimate, Estimator, Options, Result, Summary, corr_dim, gride, local_pca, mle, ratios};
+use crate::{two_nn_bayes, two_nn_fit, two_nn_mle, two_nn_trimmed};
 
-/// Every point's distances to its two nearest neighbours: one search, from which any estimator can work.
-#[derive(Clone, Debug, PartialEq)]
+/// Parts that the points are divided into at random for the jackknife, each left out once.
+pub const GROUPS: usize = 40;
+
+/// Neighbours that are kept beyond those an estimator asks for, so that every point still has enough of them when a group
+/// of the jackknife is left out.
+const SPARE: usize = 6;
+
+/// The most neighbours that the search on a GPU finds; more are searched for on the CPU.
+const MOST_ON_GPU: usize = 16;
+
+/// Every point's nearest neighbours: one search, from which any estimator can work that needs no more of them.
+#[derive(Clone, Debug)]
 pub struct Neighbourhood {
-    /// Distance to the nearest neighbour.
-    pub r1: Vec<f64>,
-    /// Distance to the second nearest, r2 >= r1.
-    pub r2: Vec<f64>,
-    /// Number of points that were left out as further copies of one that was kept.
-    pub duplicates: usize,
-    /// How many times larger the variance of a mean of ln mu is than if the points were independent, from 1 to 2: mutual
-    /// nearest neighbours share r1 (see [`Neighbourhood::estimate`]). 1 if nothing is known about who is whose.
-    pub inflation: f64,
+    /// The distinct points, (N, D).
+    points: Tensor,
+    /// (N): the group of each point, which depends on its row among the given points only.
+    groups: Vec<u8>,
+    k: usize,
+    /// (N, k)
+    distances: Vec<f64>,
+    /// (N, k)
+    indices: Vec<u32>,
+    duplicates: usize,
+    inflation: f64,
 }
 
 impl Neighbourhood {
-    /// The two nearest neighbours of every distinct row of a matrix (n, D), on any device. Distances are Euclidean, the
-    /// root of sum (x - y)^2, in f64 on the CPU and in f32 on a GPU.
+    /// The neighbours that the default estimator needs: see [`Neighbourhood::with_neighbours`].
+    ///
+    /// # Errors
+    /// As [`Neighbourhood::with_neighbours`].
+    pub fn of(points: &Tensor) -> Result<Self> {
+        Self::with_neighbours(points, 2)
+    }
+
+    /// The neighbours that these estimators need.
+    ///
+    /// # Errors
+    /// As [`Neighbourhood::with_neighbours`].
+    pub fn for_estimators(points: &Tensor, estimators: &[Estimator]) -> Result<Self> {
+        Self::with_neighbours(points, estimators.iter().map(Estimator::neighbours).max().unwrap_or(2))
+    }
+
+    /// At least `k` nearest neighbours of every distinct row of a matrix (n, D), on any device. Distances are Euclidean, the
+    /// root of sum (x - y)^2, in f64 on the CPU and in f32 on a GPU, which finds up to 16 neighbours; more are found on
+    /// the CPU. Fewer than `k` are kept if there are fewer points.
     ///
     /// Of identical rows (bit by bit, -0.0 being 0.0) one copy stays; the others are left out and counted. Were all
     /// copies left out instead, that place would be missing from the cloud and its neighbours would seem lonelier; were
@@ -32,7 +63,7 @@ impl Neighbourhood {
     /// # Errors
     /// If `points` is not a matrix, has a value that is not finite, has fewer than 3 distinct rows or only one, or if the
     /// device fails.
-    pub fn of(points: &Tensor) -> Result<Self> {
+    pub fn with_neighbours(points: &Tensor, k: usize) -> Result<Self> {
         let &[n, columns] = points.shape() else {
             return Err(Error::Shape { got: points.shape().to_vec() });
         };
@@ -47,48 +78,216 @@ impl Neighbourhood {
             _ => {}
         }
         let searchable = matches!(points.dtype(), DType::F32 | DType::F64);
-        let distinct = if rows.len() == n && searchable {
+        let mut distinct = if rows.len() == n && searchable {
             Cow::Borrowed(points)
         } else {
             Cow::Owned(take_rows(points, &values, &rows)?)
         };
-        let neighbours = pairwise::nearest(&distinct, 2)?;
-        let (r1, r2): (Vec<f64>, Vec<f64>) = neighbours.distances.chunks_exact(2).map(|r| (r[0], r[1])).unzip();
-        let nearest: Vec<u32> = neighbours.indices.iter().step_by(2).copied().collect();
-        let inflation = inflation(&r1, &r2, &nearest);
-        Ok(Self { r1, r2, duplicates: n - rows.len(), inflation })
+        drop(values);
+        let mut k = (k.max(2) + SPARE).min(rows.len() - 1);
+        if distinct.device().kind() != DeviceKind::Cpu {
+            if k > MOST_ON_GPU && k - SPARE <= MOST_ON_GPU {
+                k = MOST_ON_GPU;
+            } else if k > MOST_ON_GPU {
+                distinct = Cow::Owned(distinct.to_device(&Device::Cpu)?);
+            }
+        }
+        let pairwise::Neighbours { distances, indices, .. } = pairwise::nearest(&distinct, k)?;
+        let groups = groups(n);
+        let mut cloud = Self {
+            points: distinct.into_owned(),
+            groups: rows.iter().map(|&row| groups[row]).collect(),
+            k,
+            distances,
+            indices,
+            duplicates: n - rows.len(),
+            inflation: 1.0,
+        };
+        cloud.inflation = inflation(&cloud.column(0), &cloud.column(1), |i| cloud.indices_of(i)[0]);
+        Ok(cloud)
+    }
+
+    /// Number of distinct points, N.
+    #[expect(clippy::len_without_is_empty, reason = "there are always at least 3")]
+    pub fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Neighbours of each point that are known.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The distinct points, (N, D).
+    pub fn points(&self) -> &Tensor {
+        &self.points
+    }
+
+    /// Number of points that were left out as further copies of one that was kept.
+    pub fn duplicates(&self) -> usize {
+        self.duplicates
+    }
+
+    /// Number of points with a near-duplicate: a nearest neighbour at less than a hundredth of the median of r1. They have
+    /// huge ratios, which dominate estimators that use all of them.
+    pub fn near_duplicates(&self) -> usize {
+        let r1 = self.column(0);
+        let near = median(r1.clone()) / 100.0;
+        r1.iter().filter(|&&r| r < near).count()
+    }
+
+    /// How many times larger the variance of a mean of ln mu is than if the points were independent, from 1 to 2: mutual
+    /// nearest neighbours share r1 (see [`Neighbourhood::estimate`]).
+    pub fn inflation(&self) -> f64 {
+        self.inflation
+    }
+
+    /// The distances of a point to its neighbours, ascending.
+    pub fn distances_of(&self, point: usize) -> &[f64] {
+        &self.distances[point * self.k..][..self.k]
+    }
+
+    /// The neighbours of a point, nearest first, as rows of [`Neighbourhood::points`].
+    pub fn indices_of(&self, point: usize) -> &[u32] {
+        &self.indices[point * self.k..][..self.k]
+    }
+
+    /// Every point's distance to its neighbour of an order, counted from 0.
+    pub fn column(&self, order: usize) -> Vec<f64> {
+        self.distances.iter().skip(order).step_by(self.k).copied().collect()
+    }
+
+    pub(crate) fn group_of(&self, point: usize) -> u8 {
+        self.groups[point]
     }
 
     /// The intrinsic dimension.
     ///
-    /// The estimators' intervals suppose independent ratios. Points that are each other's nearest neighbour share r1, so
-    /// their ratios rise and fall together; most points have such a partner. With x_i = ln mu_i, c_i = x_i - mean(x) and
-    /// M the points whose nearest neighbour j(i) has them as its own, the variance of the mean is larger by
-    /// f = 1 + sum over M of c_i c_j(i) / sum of c_i^2, and both ends of the interval move away from the ID by sqrt(f)
-    /// on the log scale. Measured against 300 simulated clouds, f was 1.73 where the variance was 1.73 times the
-    /// independent one (D = 2), and 1.62 for 1.62 (D = 5).
+    /// Intervals of the TwoNN estimators are those of their formulas, which suppose independent ratios, widened. Points that
+    /// are each other's nearest neighbour share r1, so their ratios rise and fall together; most points have such a
+    /// partner. With x_i = ln mu_i, c_i = x_i - mean(x) and M the points whose nearest neighbour j(i) has them as
+    /// its own, the variance of the mean is larger by f = 1 + sum over M of c_i c_j(i) / sum of c_i^2, and both ends of
+    /// the interval move away from the ID by sqrt(f) on the log scale. Measured against 300 simulated clouds, f was 1.73
+    /// where the variance was 1.73 times the independent one (D = 2), and 1.62 for 1.62 (D = 5).
+    ///
+    /// Intervals of the other estimators are those of the jackknife: see [`Neighbourhood::replicates`].
     ///
     /// # Errors
-    /// As [`estimate_from_neighbours`].
+    /// If an option is out of range or asks for more neighbours than are known; if fewer than 3 points have r1 > 0; if
+    /// every ratio is 1.
     pub fn estimate(&self, options: &Options) -> Result<Estimate> {
-        let mut estimate = estimate_from_neighbours(&self.r1, &self.r2, options)?;
-        estimate.duplicates += self.duplicates;
-        let id = estimate.id;
-        estimate.interval = estimate.interval.map(|end| id * (end / id).powf(self.inflation.sqrt()));
-        Ok(estimate)
+        crate::check_confidence(options)?;
+        let Options { estimator, confidence } = *options;
+        if let Some((id, interval, n)) = self.two_nn(options)? {
+            let interval = interval.map(|end| id * (end / id).powf(self.inflation.sqrt()));
+            let duplicates = self.duplicates + self.len() - n;
+            return Ok(Estimate { estimator: estimator.to_string(), id, interval, confidence, n, duplicates });
+        }
+        let all = self.replicates(&estimator)?;
+        let (id, interval) = (all.value, all.interval(confidence));
+        let (n, duplicates) = (self.len(), self.duplicates);
+        Ok(Estimate { estimator: estimator.to_string(), id, interval, confidence, n, duplicates })
+    }
+
+    /// ID, interval by the formula and number of ratios of an estimator of the TwoNN family, None for others.
+    fn two_nn(&self, options: &Options) -> Result<Option<(f64, [f64; 2], usize)>> {
+        if options.estimator.neighbours() > 2 || !options.estimator.is_two_nn() {
+            return Ok(None);
+        }
+        let ratios = ratios(&self.column(0), &self.column(1))?;
+        let (id, interval) = crate::of_ratios(&ratios, options)?;
+        Ok(Some((id, interval, ratios.ln_mu().len())))
+    }
+
+    /// The estimate, and the [`GROUPS`] estimates that leave out one random group of points each, which tell how far it would
+    /// scatter over other draws of the data: a delete-group jackknife. The group of a point depends on its row among the given points and on
+    /// nothing else, so replicates of two clouds of the same examples go together, one by one.
+    ///
+    /// # Errors
+    /// As [`Neighbourhood::estimate`].
+    pub fn replicates(&self, estimator: &Estimator) -> Result<Summary> {
+        let needed = estimator.neighbours();
+        if needed > self.k {
+            return Err(Error::Neighbours { estimator: estimator.to_string(), needed, points: self.len(), k: self.k });
+        }
+        let of_lists = |statistic: &dyn Fn(&[f64]) -> Result<f64>| -> Result<Summary> {
+            let value = statistic(&self.lists(needed, None))?;
+            let without = self.present().into_iter().map(|g| statistic(&self.lists(needed, Some(g))));
+            Ok(Summary { value, without: without.collect::<Result<_>>()?, widening: 1.0 })
+        };
+        let of_ratios = |estimator| {
+            of_lists(&move |lists| {
+                let (r1, r2): (Vec<f64>, Vec<f64>) = lists.chunks_exact(2).map(|r| (r[0], r[1])).unzip();
+                Ok(match estimator {
+                    Estimator::TwoNnFit { discard } => two_nn_fit::id(&ratios(&r1, &r2)?, discard)?,
+                    Estimator::TwoNnTrimmed { discard } => two_nn_trimmed::id(&ratios(&r1, &r2)?, discard)?,
+                    Estimator::TwoNnBayes { shape, rate } => two_nn_bayes::id(&ratios(&r1, &r2)?, shape, rate)?,
+                    _ => two_nn_mle::id(&ratios(&r1, &r2)?)?,
+                })
+            })
+        };
+        match *estimator {
+            Estimator::Gride { order } => of_lists(&|lists| gride::id(lists, order)),
+            Estimator::Mle { k } => of_lists(&|lists| mle::id(lists, k)),
+            Estimator::CorrDim { inner, outer } => corr_dim::replicates(self, inner, outer),
+            Estimator::LocalPca { k, threshold } => local_pca::replicates(self, k, threshold),
+            two_nn => of_ratios(two_nn),
+        }
+    }
+
+    /// The groups that some point belongs to.
+    pub(crate) fn present(&self) -> Vec<u8> {
+        (0..GROUPS as u8).filter(|g| self.groups.contains(g)).collect()
+    }
+
+    /// The distances of every point to its `needed` nearest neighbours, (n, needed), as if a group were not there. A point
+    /// of which fewer are known is left out.
+    fn lists(&self, needed: usize, without: Option<u8>) -> Vec<f64> {
+        let mut lists = Vec::with_capacity(self.len() * needed);
+        for i in 0..self.len() {
+            let Some(gone) = without else {
+                lists.extend(&self.distances_of(i)[..needed]);
+                continue;
+            };
+            if self.groups[i] == gone {
+                continue;
+            }
+            let start = lists.len();
+            let there = self.indices_of(i).iter().zip(self.distances_of(i));
+            lists.extend(there.filter(|(j, _)| self.groups[**j as usize] != gone).take(needed).map(|(_, r)| r));
+            if lists.len() - start < needed {
+                lists.truncate(start);
+            }
+        }
+        lists
     }
 }
 
-/// f of [`Neighbourhood::estimate`]; `nearest` is the index of every point's nearest neighbour.
-fn inflation(r1: &[f64], r2: &[f64], nearest: &[u32]) -> f64 {
+/// A group for each of n rows: as equal in size as can be, at random, always the same for the same n.
+fn groups(n: usize) -> Vec<u8> {
+    let mut groups: Vec<u8> = (0..n).map(|i| (i % GROUPS) as u8).collect();
+    Stream::at(0, &[0x6772_6f75, n as u64]).shuffle(&mut groups); // "grou"
+    groups
+}
+
+/// The median; of an even number of values the mean of the two in the middle. NaN of none.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n => 0.5 * (values[(n - 1) / 2] + values[n / 2]),
+    }
+}
+
+/// f of [`Neighbourhood::estimate`]; `nearest` gives every point's nearest neighbour.
+fn inflation(r1: &[f64], r2: &[f64], nearest: impl Fn(usize) -> u32) -> f64 {
     let x: Vec<f64> = r1.iter().zip(r2).map(|(r1, r2)| if *r1 > 0.0 { (r2 / r1).ln() } else { 0.0 }).collect();
     let mean = x.iter().sum::<f64>() / x.len() as f64;
     let variance: f64 = x.iter().map(|x| (x - mean).powi(2)).sum();
-    let shared: f64 = nearest
-        .iter()
-        .enumerate()
-        .filter(|(i, j)| nearest[**j as usize] as usize == *i)
-        .map(|(i, j)| (x[i] - mean) * (x[*j as usize] - mean))
+    let shared: f64 = (0..x.len())
+        .map(|i| (i, nearest(i) as usize))
+        .filter(|&(i, j)| nearest(j) as usize == i)
+        .map(|(i, j)| (x[i] - mean) * (x[j] - mean))
         .sum();
     if variance > 0.0 { (1.0 + shared / variance).clamp(1.0, 2.0) } else { 1.0 }
 }
@@ -112,90 +311,4 @@ fn take_rows(points: &Tensor, values: &[f64], rows: &[usize]) -> Result<Tensor> 
 }
 
 #[cfg(test)]
-mod tests {
-    use gelora_kernels::random::Stream;
-
-    use super::*;
-
-    #[test]
-    fn one_copy_of_each_row_stays() -> Result<()> {
-        // 0 and -0 are one place; the origin stays a neighbour of (3, 4).
-        let values = [0.0, 0.0, 3.0, 4.0, -0.0, 0.0, 0.0, -0.0, 6.0, 8.0, 3.0, 4.0];
-        let cloud = Neighbourhood::of(&Tensor::from_f64(values.to_vec(), [6, 2])?)?;
-        assert_eq!((&cloud.r1[..], &cloud.r2[..], cloud.duplicates), (&[5.0; 3][..], &[10.0, 5.0, 10.0][..], 3));
-        assert!((1.0..=2.0).contains(&cloud.inflation));
-        assert_eq!(cloud, Neighbourhood::of(&Tensor::from_vec(values.map(|v| v as f32).to_vec(), [6, 2])?)?);
-        Ok(())
-    }
-
-    #[test]
-    fn near_twins_are_not_twins() -> Result<()> {
-        let values = vec![1.0, 1.0 + f64::EPSILON, 2.0, 4.0];
-        let cloud = Neighbourhood::of(&Tensor::from_f64(values, [4, 1])?)?;
-        assert_eq!((cloud.duplicates, cloud.r1[0]), (0, f64::EPSILON));
-        Ok(())
-    }
-
-    #[test]
-    fn distances_are_those_of_brute_force_in_every_type() -> Result<()> {
-        for (n, columns) in [(3, 1), (7, 3), (64, 20), (257, 65)] {
-            let mut random = Stream::at(2, &[n as u64]);
-            let values = (0..n * columns).map(|_| random.normal() + 100.0).collect();
-            let points = Tensor::from_f64(values, [n, columns])?;
-            for dtype in [DType::F64, DType::F32, DType::Bf16, DType::F16] {
-                // Half precision leaves some rows the same where there are few columns.
-                let points = points.to_dtype(dtype)?;
-                let values = points.to_vec_f64()?;
-                let rows = distinct_rows(&values, columns);
-                let Ok(cloud) = Neighbourhood::of(&points) else {
-                    assert!(rows.len() < 3);
-                    continue;
-                };
-                assert_eq!((cloud.r1.len(), cloud.duplicates), (rows.len(), n - rows.len()));
-                for (at, &i) in rows.iter().enumerate() {
-                    let (r1, r2) = brute_force(&values, columns, &rows, i);
-                    approx::assert_relative_eq!(cloud.r1[at], r1, max_relative = 1e-12);
-                    approx::assert_relative_eq!(cloud.r2[at], r2, max_relative = 1e-12);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn brute_force(values: &[f64], columns: usize, rows: &[usize], i: usize) -> (f64, f64) {
-        let row = |i: usize| &values[i * columns..][..columns];
-        let squared = |j: usize| row(i).iter().zip(row(j)).map(|(x, y)| (x - y) * (x - y)).sum::<f64>();
-        let mut distances: Vec<f64> = rows.iter().filter(|&&j| j != i).map(|&j| squared(j).sqrt()).collect();
-        distances.sort_by(f64::total_cmp);
-        (distances[0], distances[1])
-    }
-
-    #[test]
-    fn bad_points_say_what_is_wrong() -> Result<()> {
-        let message = |values: &[f64], shape: &[usize]| -> Result<String> {
-            Ok(Neighbourhood::of(&Tensor::from_f64(values.to_vec(), shape)?).unwrap_err().to_string())
-        };
-        assert!(message(&[1.0; 8], &[2, 2, 2])?.contains("[2, 2, 2]"));
-        assert!(message(&[1.0, 2.0, 3.0, 4.0, f64::NAN, 6.0], &[2, 3])?.contains("NaN in row 1, column 1"));
-        assert!(message(&[1.0, f64::INFINITY, 3.0], &[3, 1])?.contains("inf in row 1, column 0"));
-        assert!(message(&[7.0; 10], &[5, 2])?.contains("all 5 points are identical"));
-        assert!(message(&[7.0; 2], &[1, 2])?.contains("got 1 among 1"));
-        assert!(message(&[1.0, 1.0, 2.0, 2.0], &[4, 1])?.contains("got 2 among 4"));
-        Ok(())
-    }
-
-    #[test]
-    fn mutual_neighbours_widen_the_interval() -> Result<()> {
-        // Three pairs of mutual neighbours whose ratios are alike, and far from those of other pairs.
-        let (r1, r2) = ([1.0; 6], [2.0, 2.0, 8.0, 8.0, 3.0, 3.0]);
-        assert!((inflation(&r1, &r2, &[1, 0, 3, 2, 5, 4]) - 2.0).abs() < 1e-12, "c_i c_j(i) = c_i^2 for every point");
-        assert_eq!(inflation(&r1, &r2, &[1, 2, 3, 4, 5, 0]), 1.0, "no one is mutual");
-        let mut cloud = Neighbourhood { r1: r1.to_vec(), r2: r2.to_vec(), duplicates: 0, inflation: 1.0 };
-        let narrow = cloud.estimate(&Options::default())?;
-        cloud.inflation = 2.0;
-        let wide = cloud.estimate(&Options::default())?;
-        assert_eq!(narrow.id, wide.id);
-        assert!(wide.interval[0] < narrow.interval[0] && narrow.interval[1] < wide.interval[1]);
-        Ok(())
-    }
-}
+mod tests;

@@ -61,21 +61,31 @@ pub const DISCARD: f64 = 0.1;
 /// # Errors
 /// If every kept ratio is 1; if fewer than 2 are kept; if `discard` is not in [0, 1) or the confidence not in (0, 1).
 pub fn estimate(ratios: &Ratios, discard: f64, confidence: f64) -> Result<(f64, [f64; 2])> {
-    if !(0.0..1.0).contains(&discard) {
-        return Err(Error::Option { name: "discard", expected: "at least 0 and below 1", got: discard });
-    }
+    let (slope, kept) = fit(ratios, discard)?;
     if !(confidence > 0.0 && confidence < 1.0) {
         return Err(Error::Option { name: "confidence", expected: "strictly between 0 and 1", got: confidence });
+    }
+    let (g0, sigma) = pivot(ratios.ln_mu().len(), kept);
+    let spread = (Normal::standard().inverse_cdf(0.5 + confidence / 2.0) * sigma / g0).exp();
+    Ok((slope, [slope / g0 / spread, slope / g0 * spread]))
+}
+
+/// The ID alone.
+pub(crate) fn id(ratios: &Ratios, discard: f64) -> Result<f64> {
+    Ok(fit(ratios, discard)?.0)
+}
+
+/// The slope, and the number of ratios it was fitted to.
+fn fit(ratios: &Ratios, discard: f64) -> Result<(f64, usize)> {
+    if !(0.0..1.0).contains(&discard) {
+        return Err(Error::Option { name: "discard", expected: "at least 0 and below 1", got: discard });
     }
     let n = ratios.ln_mu().len();
     let kept = ((n as f64 * (1.0 - discard)) as usize).min(n - 1);
     if kept < 2 {
-        return Err(Error::KeptTooFew { kept, n, discard });
+        return Err(Error::KeptTooFew { estimator: "two-nn-fit", kept, n, discard });
     }
-    let slope = slope(ratios.smallest(kept)?, n);
-    let (g0, sigma) = pivot(n, kept);
-    let spread = (Normal::standard().inverse_cdf(0.5 + confidence / 2.0) * sigma / g0).exp();
-    Ok((slope, [slope / g0 / spread, slope / g0 * spread]))
+    Ok((slope(ratios.smallest(kept)?, n), kept))
 }
 
 /// -ln(1 - F_i) with F_i = i / N for i = 1..

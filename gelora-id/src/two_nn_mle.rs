@@ -35,8 +35,14 @@ pub fn estimate(ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
     Ok(((n - 1) as f64 / sum, [low / sum, high / sum]))
 }
 
+/// The ID alone.
+pub(crate) fn id(ratios: &Ratios) -> Result<f64> {
+    let n = ratios.ln_mu().len();
+    Ok((n - 1) as f64 / ratios.smallest(n)?.iter().sum::<f64>())
+}
+
 /// The central interval of Gamma(shape, 1) that holds a probability.
-fn gamma_quantiles(shape: f64, confidence: f64) -> Result<[f64; 2]> {
+pub(crate) fn gamma_quantiles(shape: f64, confidence: f64) -> Result<[f64; 2]> {
     let wrong = Error::Option { name: "confidence", expected: "strictly between 0 and 1", got: confidence };
     let tail = (1.0 - confidence) / 2.0;
     match Gamma::new(shape, 1.0) {

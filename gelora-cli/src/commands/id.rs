@@ -26,7 +26,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
             // A GPU computes in f32, which near the origin loses least.
             _ => pairwise::centred(&points).with_context(at)?.to_device(&device)?,
         };
-        let neighbourhood = match Neighbourhood::of(&points) {
+        let neighbourhood = match Neighbourhood::for_estimators(&points, &args.estimator) {
             // Among several matrices one may be a single point, as the first token before the first block is.
             Err(gelora_id::Error::Identical { points, .. }) if several => {
                 let constant = |e: &Estimator| measure::constant(*e, args.confidence, points);

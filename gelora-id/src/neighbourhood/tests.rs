@@ -1,0 +1,131 @@
+use gelora_kernels::random::Stream;
+
+use super::*;
+use crate::manifolds;
+
+#[test]
+fn one_copy_of_each_row_stays() -> Result<()> {
+    // 0 and -0 are one place; the origin stays a neighbour of (3, 4).
+    let values = [0.0, 0.0, 3.0, 4.0, -0.0, 0.0, 0.0, -0.0, 6.0, 8.0, 3.0, 4.0];
+    let cloud = Neighbourhood::of(&Tensor::from_f64(values.to_vec(), [6, 2])?)?;
+    assert_eq!((cloud.column(0), cloud.column(1), cloud.duplicates()), (vec![5.0; 3], vec![10.0, 5.0, 10.0], 3));
+    assert!((1.0..=2.0).contains(&cloud.inflation()));
+    let single = Neighbourhood::of(&Tensor::from_vec(values.map(|v| v as f32).to_vec(), [6, 2])?)?;
+    assert_eq!((cloud.distances, cloud.indices, cloud.groups), (single.distances, single.indices, single.groups));
+    Ok(())
+}
+
+#[test]
+fn near_twins_are_not_twins() -> Result<()> {
+    let values = vec![1.0, 1.0 + f64::EPSILON, 2.0, 4.0];
+    let cloud = Neighbourhood::of(&Tensor::from_f64(values, [4, 1])?)?;
+    assert_eq!((cloud.duplicates(), cloud.column(0)[0]), (0, f64::EPSILON));
+    Ok(())
+}
+
+#[test]
+fn distances_are_those_of_brute_force_in_every_type() -> Result<()> {
+    for (n, columns) in [(3, 1), (7, 3), (64, 20), (257, 65)] {
+        let mut random = Stream::at(2, &[n as u64]);
+        let values = (0..n * columns).map(|_| random.normal() + 100.0).collect();
+        let points = Tensor::from_f64(values, [n, columns])?;
+        for dtype in [DType::F64, DType::F32, DType::Bf16, DType::F16] {
+            // Half precision leaves some rows the same where there are few columns.
+            let points = points.to_dtype(dtype)?;
+            let values = points.to_vec_f64()?;
+            let rows = distinct_rows(&values, columns);
+            let Ok(cloud) = Neighbourhood::of(&points) else {
+                assert!(rows.len() < 3);
+                continue;
+            };
+            assert_eq!((cloud.len(), cloud.duplicates()), (rows.len(), n - rows.len()));
+            for (at, &i) in rows.iter().enumerate() {
+                let (r1, r2) = brute_force(&values, columns, &rows, i);
+                approx::assert_relative_eq!(cloud.distances_of(at)[0], r1, max_relative = 1e-12);
+                approx::assert_relative_eq!(cloud.distances_of(at)[1], r2, max_relative = 1e-12);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn brute_force(values: &[f64], columns: usize, rows: &[usize], i: usize) -> (f64, f64) {
+    let row = |i: usize| &values[i * columns..][..columns];
+    let squared = |j: usize| row(i).iter().zip(row(j)).map(|(x, y)| (x - y) * (x - y)).sum::<f64>();
+    let mut distances: Vec<f64> = rows.iter().filter(|&&j| j != i).map(|&j| squared(j).sqrt()).collect();
+    distances.sort_by(f64::total_cmp);
+    (distances[0], distances[1])
+}
+
+#[test]
+fn bad_points_say_what_is_wrong() -> Result<()> {
+    let message = |values: &[f64], shape: &[usize]| -> Result<String> {
+        Ok(Neighbourhood::of(&Tensor::from_f64(values.to_vec(), shape)?).unwrap_err().to_string())
+    };
+    assert!(message(&[1.0; 8], &[2, 2, 2])?.contains("[2, 2, 2]"));
+    assert!(message(&[1.0, 2.0, 3.0, 4.0, f64::NAN, 6.0], &[2, 3])?.contains("NaN in row 1, column 1"));
+    assert!(message(&[1.0, f64::INFINITY, 3.0], &[3, 1])?.contains("inf in row 1, column 0"));
+    assert!(message(&[7.0; 10], &[5, 2])?.contains("all 5 points are identical"));
+    assert!(message(&[7.0; 2], &[1, 2])?.contains("got 1 among 1"));
+    assert!(message(&[1.0, 1.0, 2.0, 2.0], &[4, 1])?.contains("got 2 among 4"));
+    Ok(())
+}
+
+#[test]
+fn mutual_neighbours_widen_the_interval() -> Result<()> {
+    // Three pairs of mutual neighbours whose ratios are alike, and far from those of other pairs.
+    let (r1, r2) = ([1.0; 6], [2.0, 2.0, 8.0, 8.0, 3.0, 3.0]);
+    assert!((inflation(&r1, &r2, |i| [1, 0, 3, 2, 5, 4][i]) - 2.0).abs() < 1e-12, "c_i c_j(i) = c_i^2 for every point");
+    assert_eq!(inflation(&r1, &r2, |i| [1, 2, 3, 4, 5, 0][i]), 1.0, "no one is mutual");
+    let mut cloud = Neighbourhood::of(&manifolds::cube(50, 2, 1)?)?;
+    cloud.inflation = 1.0;
+    let narrow = cloud.estimate(&Options::default())?;
+    cloud.inflation = 2.0;
+    let wide = cloud.estimate(&Options::default())?;
+    assert_eq!(narrow.id, wide.id);
+    assert!(wide.interval[0] < narrow.interval[0] && narrow.interval[1] < wide.interval[1]);
+    Ok(())
+}
+
+/// Leaving a group out of the lists is searching the points without it.
+#[test]
+fn replicates_are_estimates_of_the_points_without_a_group() -> Result<()> {
+    let (n, dim) = (300, 4);
+    let points = manifolds::cube(n, dim, 3)?;
+    let estimators =
+        [Estimator::default(), Estimator::TwoNnMle, Estimator::Gride { order: 4 }, Estimator::Mle { k: 12 }];
+    let cloud = Neighbourhood::for_estimators(&points, &estimators)?;
+    let values = points.to_vec_f64()?;
+    for group in [0, 17] {
+        let rows: Vec<usize> = (0..n).filter(|&i| cloud.group_of(i) != group).collect();
+        let rest: Vec<f64> = rows.iter().flat_map(|&i| values[i * dim..][..dim].to_vec()).collect();
+        let rest = Neighbourhood::for_estimators(&Tensor::from_f64(rest, [rows.len(), dim])?, &estimators)?;
+        for estimator in &estimators {
+            let (all, alone) = (cloud.replicates(estimator)?, rest.replicates(estimator)?.value);
+            approx::assert_relative_eq!(all.without[group as usize], alone, max_relative = 1e-12);
+            let id = cloud.estimate(&Options { estimator: *estimator, confidence: 0.9 })?.id;
+            approx::assert_relative_eq!(all.value, id, max_relative = 1e-12);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_estimator_that_needs_more_neighbours_says_so() -> Result<()> {
+    let few = Neighbourhood::of(&manifolds::cube(12, 2, 1)?)?;
+    let options = Options { estimator: Estimator::Mle { k: 20 }, confidence: 0.95 };
+    let message = few.estimate(&options).unwrap_err().to_string();
+    assert!(message.contains("mle needs 20 neighbours") && message.contains("12 distinct points"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn near_duplicates_are_counted() -> Result<()> {
+    let mut values = manifolds::cube(200, 3, 5)?.to_vec_f64()?;
+    for c in 0..3 {
+        values[3 + c] = values[c] + 1e-6;
+    }
+    let cloud = Neighbourhood::of(&Tensor::from_f64(values, [200, 3])?)?;
+    assert_eq!((cloud.near_duplicates(), cloud.duplicates()), (2, 0));
+    Ok(())
+}

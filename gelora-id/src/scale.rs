@@ -1,0 +1,185 @@
+//! How the dimension depends on the scale it is measured at, and where it does not.
+//!
+//! Two curves. The decimation curve estimates from n, n / 2, n / 4, .. of the points, of each several disjoint draws: fewer points
+//! are further apart. The GRIDE curve estimates from the neighbours of orders 1 and 2, 2 and 4, 4 and 8, .. of all points.
+//! Small scales see noise and near-duplicates, large ones curvature and the boundary; between them a cloud that has a
+//! dimension shows a plateau.
+//!
+//! The rule ([`plateau`]): a plateau is a run of at least 3 neighbouring scales (a factor of 4 in points or neighbours) over which the
+//! largest estimate is at most 1.1 times the smallest. Of several runs it is the longest, of equally long ones the one of the
+//! finest scale, and its dimension that of its finest scale, which has the most points. Where there is none, an estimate says
+//! more about the number of points than about the cloud.
+//!
+//! Sources: Facco et al. 2017 for decimation; Denti et al. 2022 for GRIDE's curve. The numbers 3 and 1.1 are ours.
+
+use gelora_kernels::{Tensor, random::Stream};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Estimator, Neighbourhood, Options, Result};
+
+/// The least number of scales in a plateau.
+pub const SHORTEST: usize = 3;
+/// The most that the estimates of a plateau may differ by, as a factor.
+pub const FLAT: f64 = 1.1;
+/// The most draws of one size.
+const DRAWS: usize = 8;
+
+/// An estimate at one scale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AtScale {
+    /// Number of points (decimation), or order of the outer neighbour (GRIDE).
+    pub scale: usize,
+    /// The dimension: the geometric mean over the draws.
+    pub id: f64,
+    /// Its interval, at the confidence asked for.
+    pub interval: [f64; 2],
+    /// Number of draws.
+    pub draws: usize,
+}
+
+/// Where the dimension does not depend on the scale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plateau {
+    /// The dimension at its finest scale.
+    pub id: f64,
+    /// The interval there.
+    pub interval: [f64; 2],
+    /// Its finest and its coarsest scale.
+    pub scales: [usize; 2],
+}
+
+/// The estimate from n, n / 2, n / 4, .. points down to `least`, finest first. Of n / 2^j points at most 8 disjoint draws are taken.
+///
+/// # Errors
+/// As [`crate::estimate`] of all points; a draw that has no estimate is left out.
+pub fn decimation(points: &Tensor, options: &Options, least: usize, seed: u64) -> Result<Vec<AtScale>> {
+    let all = crate::estimate(points, options)?;
+    let n = points.rows();
+    let mut curve = vec![AtScale { scale: n, id: all.id, interval: all.interval, draws: 1 }];
+    let mut parts = 2;
+    while n / parts >= least.max(3) {
+        let size = n / parts;
+        let mut order: Vec<usize> = (0..n).collect();
+        Stream::at(seed, &[0x6465_6369, parts as u64]).shuffle(&mut order); // "deci"
+        let mut draws = Vec::new();
+        for rows in order.chunks_exact(size).take(DRAWS.min(parts)) {
+            match crate::estimate(&subset(points, rows)?, options) {
+                Ok(estimate) => draws.push(estimate),
+                Err(Error::Kernels(e)) => return Err(e.into()),
+                Err(_) => {}
+            }
+        }
+        if !draws.is_empty() {
+            let mean = |of: &dyn Fn(usize) -> f64| (0..draws.len()).map(of).sum::<f64>() / draws.len() as f64;
+            let id = mean(&|i| draws[i].id.ln()).exp();
+            // The draws are disjoint, so their mean is surer than each by the root of their number.
+            let end = |end: usize| mean(&|i| (draws[i].interval[end] / draws[i].id).ln()) / (draws.len() as f64).sqrt();
+            curve.push(AtScale { scale: size, id, interval: [0, 1].map(|e| id * end(e).exp()), draws: draws.len() });
+        }
+        parts *= 2;
+    }
+    Ok(curve)
+}
+
+/// GRIDE's estimates from neighbours of orders 1 and 2, 2 and 4, .. as far as neighbours are known, finest first.
+///
+/// # Errors
+/// As [`Neighbourhood::estimate`].
+pub fn gride(cloud: &Neighbourhood, confidence: f64) -> Result<Vec<AtScale>> {
+    let orders = std::iter::successors(Some(1), |n1| Some(2 * n1)).take_while(|n1| 2 * n1 <= cloud.k());
+    orders
+        .map(|order| {
+            let e = cloud.estimate(&Options { estimator: Estimator::Gride { order }, confidence })?;
+            Ok(AtScale { scale: 2 * order, id: e.id, interval: e.interval, draws: 1 })
+        })
+        .collect()
+}
+
+/// The plateau of a curve, finest scale first, by the rule at the head of this module.
+pub fn plateau(curve: &[AtScale]) -> Option<Plateau> {
+    let mut best: Option<&[AtScale]> = None;
+    for start in 0..curve.len() {
+        let (mut low, mut high) = (f64::INFINITY, 0.0f64);
+        let flat = curve[start..].iter().take_while(|at| {
+            (low, high) = (low.min(at.id), high.max(at.id));
+            high <= FLAT * low
+        });
+        let run = &curve[start..start + flat.count()];
+        if run.len() >= SHORTEST && best.is_none_or(|best| run.len() > best.len()) {
+            best = Some(run);
+        }
+    }
+    let (first, last) = (best?.first()?, best?.last()?);
+    Some(Plateau { id: first.id, interval: first.interval, scales: [first.scale, last.scale] })
+}
+
+/// How much the estimate moves when three quarters of the points are taken away: the larger of the two over the smaller, or
+/// None where the curve is too short to say.
+pub fn drift(curve: &[AtScale]) -> Option<f64> {
+    let (a, b) = (curve.first()?.id, curve.get(2)?.id);
+    Some((a / b).max(b / a))
+}
+
+/// Some rows of a matrix, in f32 or f64 as it is, on its device.
+///
+/// # Errors
+/// If the device fails.
+pub fn subset(points: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let columns = points.cols();
+    let shape = [rows.len(), columns];
+    if let Some(values) = points.as_f64() {
+        let taken = rows.iter().flat_map(|&row| &values[row * columns..][..columns]).copied();
+        return Ok(Tensor::from_f64(taken.collect(), shape)?);
+    }
+    let values = points.to_vec()?;
+    let taken = rows.iter().flat_map(|&row| &values[row * columns..][..columns]).copied();
+    Ok(Tensor::from_vec(taken.collect(), shape)?.to_device(points.device())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifolds;
+
+    fn curve(ids: &[f64]) -> Vec<AtScale> {
+        let at = |(i, &id): (usize, &f64)| AtScale { scale: 1024 >> i, id, interval: [id - 1.0, id + 1.0], draws: 1 };
+        ids.iter().enumerate().map(at).collect()
+    }
+
+    #[test]
+    fn the_rule_by_hand() {
+        assert_eq!(plateau(&curve(&[30.0, 20.0, 12.0, 8.0])), None);
+        assert_eq!(plateau(&curve(&[10.0, 10.0])), None, "two scales are no plateau");
+        // Within 1.1 from the second on; the first is outside.
+        let found = plateau(&curve(&[15.0, 12.0, 11.5, 11.0, 5.0])).unwrap();
+        assert_eq!((found.id, found.scales, found.interval), (12.0, [512, 128], [11.0, 13.0]));
+        // Of two of the same length the finer; the longer wins over the finer.
+        assert_eq!(plateau(&curve(&[5.0, 5.0, 5.0, 9.0, 9.0, 9.0])).unwrap().scales, [1024, 256]);
+        assert_eq!(plateau(&curve(&[5.0, 5.0, 5.0, 9.0, 9.0, 9.0, 9.0])).unwrap().scales, [128, 16]);
+        assert_eq!(drift(&curve(&[30.0, 20.0, 12.0])), Some(2.5));
+        assert_eq!(drift(&curve(&[30.0, 20.0])), None);
+    }
+
+    #[test]
+    fn a_noisy_roll_has_its_plateau_above_the_noise() -> Result<()> {
+        // Noise of 0.3 fills the third dimension where neighbours are 0.4 apart, and not where they are 3 apart.
+        let roll = manifolds::noisy(&manifolds::swiss_roll(4000, 1)?, 0.3, 2)?;
+        let curve = decimation(&roll, &Options::default(), 50, 0)?;
+        assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [4000, 2000, 1000, 500, 250, 125, 62]);
+        assert_eq!(curve.iter().map(|at| at.draws).collect::<Vec<_>>(), [1, 2, 4, 8, 8, 8, 8]);
+        assert!(curve[0].id > 2.5, "{curve:?}");
+        let found = plateau(&curve).unwrap();
+        assert!((1.8..2.4).contains(&found.id) && found.scales[0] <= 2000, "{found:?} {curve:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn gride_goes_as_far_as_neighbours_are_known() -> Result<()> {
+        let cloud = Neighbourhood::with_neighbours(&manifolds::sphere(1500, 3, 1)?, 32)?;
+        let curve = gride(&cloud, 0.95)?;
+        assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [2, 4, 8, 16, 32]);
+        assert!(curve.iter().all(|at| at.interval[0] < at.id && at.id < at.interval[1]));
+        assert!((2.7..3.2).contains(&plateau(&curve).unwrap().id), "{curve:?}");
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
+/// An estimate with the estimates that leave out one group of points each: what the jackknife makes intervals of.
+///
+/// With g groups and v_j the estimate without group j, the standard error is
+///
+/// ```text
+/// se^2 = (g - 1) / g  sum_j (v_j - mean v)^2
+/// ```
+///
+/// and (value - truth) / se is taken as Student's t with g - 1 degrees of freedom.
+///
+/// Source: B. Efron, C. Stein, "The jackknife estimate of variance", Annals of Statistics 9 (1981); for blocks of points,
+/// J. Shao, C. F. J. Wu, "A general theory for jackknife variance estimation", Annals of Statistics 17 (1989).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// The estimate from all points.
+    pub value: f64,
+    /// The estimates without one group each.
+    pub without: Vec<f64>,
+    /// What the standard error is multiplied by, for an estimator whose replicates move together (local PCA); else 1.
+    pub widening: f64,
+}
+
+/// The growth of the dimension from one cloud to another of the same examples.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// Second dimension less the first.
+    pub delta: f64,
+    /// Its standard error.
+    pub error: f64,
+    /// The interval that holds the growth with the confidence asked for.
+    pub interval: [f64; 2],
+    /// The bound that the growth is below with the confidence asked for (one-sided).
+    pub upper: f64,
+}
+
+impl Summary {
+    /// The standard error of the logarithm of the estimate.
+    pub fn log_error(&self) -> f64 {
+        self.widening * error(self.without.iter().map(|v| v.ln()))
+    }
+
+    /// The interval at a confidence strictly between 0 and 1, symmetric on the log scale.
+    pub fn interval(&self, confidence: f64) -> [f64; 2] {
+        let spread = (quantile(0.5 + confidence / 2.0, self.without.len()) * self.log_error()).exp();
+        [self.value / spread, self.value * spread]
+    }
+
+    /// The growth from this cloud to the next. Both estimates leave out the same examples together, so what they share
+    /// drops out of the error: it is smaller than that of two independent estimates.
+    pub fn growth(&self, next: &Summary, confidence: f64) -> Growth {
+        let delta = next.value - self.value;
+        let (a, b) = (&self.without, &next.without);
+        let error = if a.len() == b.len() {
+            self.widening.max(next.widening) * error(b.iter().zip(a).map(|(b, a)| b - a))
+        } else {
+            // One of the two is a single point, or so small that a group is empty: as of independent estimates.
+            let plain = |s: &Summary| s.widening * error(s.without.iter().copied());
+            plain(self).hypot(plain(next))
+        };
+        let groups = a.len().max(b.len());
+        let wide = quantile(0.5 + confidence / 2.0, groups) * error;
+        let upper = delta + (quantile(confidence, groups) * error).max(0.0);
+        Growth { delta, error, interval: [delta - wide, delta + wide], upper }
+    }
+
+    /// What is said of a cloud that is a single point: the dimension 0, for sure.
+    pub fn of_a_point() -> Self {
+        Self { value: 0.0, without: Vec::new(), widening: 1.0 }
+    }
+}
+
+/// The jackknife's standard error; 0 of fewer than two replicates.
+fn error(without: impl Iterator<Item = f64>) -> f64 {
+    let all: Vec<f64> = without.collect();
+    if all.len() < 2 {
+        return 0.0;
+    }
+    let g = all.len() as f64;
+    let mean = all.iter().sum::<f64>() / g;
+    ((g - 1.0) / g * all.iter().map(|v| (v - mean).powi(2)).sum::<f64>()).sqrt()
+}
+
+/// Student's quantile for a number of groups.
+fn quantile(probability: f64, groups: usize) -> f64 {
+    let freedom = groups.saturating_sub(1).max(1) as f64;
+    StudentsT::new(0.0, 1.0, freedom).map_or(f64::NAN, |t| t.inverse_cdf(probability))
+}
+
+#[cfg(test)]
+mod tests {
+    use approx::assert_relative_eq;
+    use gelora_kernels::random::Stream;
+
+    use super::*;
+
+    #[test]
+    fn of_a_mean_it_is_the_standard_error() {
+        // Of a mean of g values the jackknife is exactly s / sqrt(g).
+        let x = [3.0, 5.0, 4.0, 9.0];
+        let without: Vec<f64> = x.iter().map(|left_out| (21.0 - left_out) / 3.0).collect();
+        let s2 = x.iter().map(|v| (v - 5.25f64).powi(2)).sum::<f64>() / 3.0;
+        assert_relative_eq!(error(without.into_iter()), (s2 / 4.0).sqrt(), max_relative = 1e-12);
+    }
+
+    #[test]
+    fn shared_scatter_drops_out_of_the_growth() {
+        let mut random = Stream::new(4);
+        let shared: Vec<f64> = (0..40).map(|_| random.normal()).collect();
+        let cloud = |value: f64| Summary { value, without: shared.iter().map(|s| value + s).collect(), widening: 1.0 };
+        let growth = cloud(10.0).growth(&cloud(12.5), 0.9);
+        assert_relative_eq!(growth.delta, 2.5);
+        assert!(growth.error < 1e-12 && growth.upper - 2.5 < 1e-9);
+        let from_point = Summary::of_a_point().growth(&cloud(12.5), 0.9);
+        assert!(from_point.error > 1.0 && from_point.interval[0] < 12.5 && from_point.upper < from_point.interval[1]);
+    }
+}
