@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gelora_id::Estimator;
 use gelora_kernels::{DType, DeviceKind};
-use gelora_lora::ranks::Rounding;
+use gelora_lora::ranks::{Rounding, Server};
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
 #[derive(Debug, Parser)]
@@ -123,10 +123,28 @@ pub enum PoolArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PolicyArg {
-    /// max(round(d[l+1] - d[l]), 0) + 1
+    /// The published rule: max(round(growth), 0) + 1
     Gelora,
+    /// The rule on the upper confidence bound of the growth
+    GeloraUpper,
+    /// A budget (--budget or --budget-rank) spent in proportion to the published rule's ranks, never below them
+    Budget,
     /// The same rank everywhere (--rank)
-    Fixed,
+    #[value(alias = "fixed")]
+    Uniform,
+    /// A control: the same number of parameters, or --budget, handed out at random
+    Random,
+    /// A control: the published rule's ranks, dealt to the wrong layers
+    Shuffled,
+}
+
+/// Where hidden states are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GranularityArg {
+    /// Before the first block and after each
+    Block,
+    /// Also between attention and MLP, so that the two have ranks of their own
+    Sublayer,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -158,7 +176,10 @@ pub struct MeasureArgs {
     /// Estimator of the intrinsic dimension, as of `gelora id`
     #[arg(long, default_value_t = Estimator::default())]
     pub estimator: Estimator,
-    /// Confidence of the intervals
+    /// Where hidden states are taken
+    #[arg(long, value_enum, default_value_t = GranularityArg::Block)]
+    pub granularity: GranularityArg,
+    /// Confidence of the intervals, and of the bound of --policy gelora-upper
     #[arg(long, default_value_t = 0.95, value_name = "P", value_parser = inside_unit)]
     pub confidence: f64,
     /// Rounding of the growth of the dimension
@@ -170,6 +191,9 @@ pub struct MeasureArgs {
     /// The greatest rank
     #[arg(long, value_name = "R", value_parser = at_least_one)]
     pub max_rank: Option<usize>,
+    /// Round ranks up to a multiple of this
+    #[arg(long, default_value_t = 1, value_name = "M", value_parser = at_least_one)]
+    pub rank_multiple: usize,
 }
 
 /// Which modules get adapters, and how strong.
@@ -193,12 +217,27 @@ pub struct RankArgs {
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub targets: TargetArgs,
-    /// How dimensions become ranks [default: gelora, or fixed if --rank is given]
+    /// How dimensions become ranks [default: gelora, or uniform if --rank, budget if a budget is given]
     #[arg(long, value_enum)]
     pub policy: Option<PolicyArg>,
-    /// The rank of the policy fixed
-    #[arg(long, value_name = "R", required_if_eq("policy", "fixed"), value_parser = at_least_one)]
+    /// The rank of the policy uniform
+    #[arg(long, value_name = "R", value_parser = at_least_one)]
     pub rank: Option<usize>,
+    /// Parameters of all adapters together, for the policies budget and random
+    #[arg(long, value_name = "PARAMETERS", value_parser = at_least_one)]
+    pub budget: Option<usize>,
+    /// The same as the parameters of one rank everywhere
+    #[arg(long, value_name = "R", conflicts_with = "budget", value_parser = at_least_one)]
+    pub budget_rank: Option<usize>,
+    /// Repeat on S random halves and S quarters of the examples, and show how the ranks move
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    pub stability: usize,
+    /// Say what rank a server must be started with for this adapter: vllm
+    #[arg(long, value_name = "SERVER")]
+    pub serve: Option<Server>,
+    /// Run the model even if it was run on the same texts before
+    #[arg(long)]
+    pub no_cache: bool,
     /// Also write the pooled points, layer_0 .. layer_L of shape (n, D) each
     #[arg(long, value_name = "FILE.safetensors")]
     pub points: Option<PathBuf>,
@@ -214,7 +253,7 @@ pub struct RankArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Folder for ranks.json, adapter_config.json and id_profile.svg
+    /// Folder for ranks.json, report.html, adapter_config.json and id_profile.svg
     #[arg(long, default_value = "gelora-ranks", value_name = "DIR")]
     pub out: PathBuf,
     #[command(flatten)]
@@ -232,7 +271,8 @@ pub enum TaskArg {
 }
 
 /// Options of the measurement, which say nothing where ranks are given.
-const MEASURING: [&str; 7] = ["samples", "pool", "estimator", "confidence", "rounding", "min_rank", "max_rank"];
+const MEASURING: [&str; 9] =
+    ["samples", "pool", "estimator", "granularity", "confidence", "rounding", "min_rank", "max_rank", "rank_multiple"];
 
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {

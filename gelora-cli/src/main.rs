@@ -1,6 +1,7 @@
 //! `gelora`: measure LoRA ranks from your data, train, evaluate, merge.
 
 mod args;
+mod cache;
 mod commands;
 mod contained;
 mod data;

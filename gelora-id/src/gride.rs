@@ -10,15 +10,15 @@
 //! with B the beta function. With s = ln mu the derivative of the log-likelihood is
 //!
 //! ```text
-//! l'(d) = N / d + (n2 - n1 - 1) sum s_i / (1 - exp(-d s_i)) - (n2 - 1) sum s_i
+//! l'(d) = (N - 1) / d + (n2 - n1 - 1) sum s_i / (1 - exp(-d s_i)) - (n2 - 1) sum s_i
 //! ```
 //!
-//! which falls in d; its root is the estimate, found by Newton's method inside a bracket, to 1e-12 relative. With n1 = 1 it is
-//! N / sum ln mu, TwoNN without its correction by (N - 1) / N. A larger n1 looks over the noise of small scales, at the price of a
+//! with N - 1 in the place of N, as for TwoNN. It falls in d; its root is the estimate, found by Newton's method inside a
+//! bracket, to 1e-12 relative. With n1 = 1 it is `two-nn-mle`. A larger n1 looks over the noise of small scales, at the price of a
 //! larger ball in which the density is supposed to be constant.
 //!
 //! Source: F. Denti, D. Doimo, A. Laio, A. Mira, "The generalized ratios intrinsic dimension estimator", Scientific Reports
-//! 12, 20005 (2022). The same as DADApy's `return_id_scaling_gride`.
+//! 12, 20005 (2022). The same as DADApy's `return_id_scaling_gride`, which also leaves out ratios far beyond the 95th percentile.
 
 use crate::{Error, Result};
 
@@ -33,7 +33,7 @@ pub(crate) fn id(lists: &[f64], n1: usize) -> Result<f64> {
     if s.len() < 3 {
         return Err(Error::TooFew { distinct: s.len(), points: lists.len() / n2 });
     }
-    let (n, sum) = (s.len() as f64, s.iter().sum::<f64>());
+    let (n, sum) = ((s.len() - 1) as f64, s.iter().sum::<f64>());
     if sum <= 1e-12 * n {
         return Err(Error::AllRatiosOne { n: s.len() });
     }
@@ -46,14 +46,14 @@ pub(crate) fn id(lists: &[f64], n1: usize) -> Result<f64> {
         let (mut first, mut second) = (0.0, 0.0);
         for &s in &s {
             let x = d * s;
-            // s / (1 - exp(-x)) tends to 1 / d, and its derivative to -1 / (2 d^2) ... where s is 0.
+            // As s goes to 0, s / (1 - exp(-x)) goes to 1 / d, and its derivative to -1 / d^2.
             let gone = -(-x).exp_m1();
             first += if x > 1e-300 { s / gone } else { 1.0 / d };
             second -= if x > 1e-8 { s * s * (1.0 - gone) / (gone * gone) } else { 1.0 / (d * d) };
         }
         (n / d + between * first - (n2 - 1) as f64 * sum, -n / (d * d) + between * second)
     };
-    // Without the sum in the middle, which is at least N / d each, l' would be below: this is left of the root.
+    // A first bracket, widened until the root is inside.
     let (mut low, mut high) = (n / sum / n2 as f64, n / sum * n2 as f64);
     while slopes(low).0 < 0.0 {
         low /= 2.0;

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use approx::assert_relative_eq;
-use gelora_id::{Estimate, Estimator, Options, estimate, estimate_from_neighbours};
-use gelora_kernels::Tensor;
+use gelora_id::{Estimate, Estimator, Neighbourhood, Options, estimate, estimate_from_neighbours};
+use gelora_kernels::{DType, Tensor};
 use serde_json::Value;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -130,5 +130,45 @@ fn json_has_the_agreed_fields() -> Result {
     assert_eq!(fields, ["confidence", "duplicates", "estimator", "id", "interval", "n"]);
     assert_eq!((&json["estimator"], &json["n"], &json["duplicates"]), (&"two-nn-fit".into(), &4.into(), &1.into()));
     assert_eq!(serde_json::from_value::<Estimate>(json)?, estimate);
+    Ok(())
+}
+
+/// The other estimators, whose numbers `fixtures/estimators.py` made, of the points of the same files.
+#[test]
+fn other_estimators_are_those_of_the_packages() -> Result {
+    let two_nn = goldens()?;
+    let all: Value = serde_json::from_str(&fs::read_to_string(fixtures().join("estimators.golden.json"))?)?;
+    let mut compared = 0;
+    for (name, golden) in all.as_object().ok_or("golden")? {
+        let points = match two_nn.iter().find(|(n, ..)| n == name) {
+            Some((_, _, points)) => points.to_dtype(DType::F64)?,
+            None => return Err(format!("{name} has no points").into()),
+        };
+        let cloud = Neighbourhood::with_neighbours(&points, 64)?;
+        let mut check = |estimator: Estimator, want: &Value, tolerance: f64| -> Result {
+            let want = want.as_f64().ok_or("a number")?;
+            let got = cloud.estimate(&Options { estimator, confidence: 0.95 })?;
+            assert!((got.id / want - 1.0).abs() < tolerance, "{name}: {estimator:?} is {}, not {want}", got.id);
+            assert!(got.interval[0] <= got.id && got.id <= got.interval[1], "{got:?}");
+            assert_eq!(got.n as u64, golden["n"].as_u64().ok_or("n")?);
+            compared += 1;
+            Ok(())
+        };
+        check(Estimator::TwoNnTrimmed { discard: 0.1 }, &golden["two-nn-trimmed"], 1e-12)?;
+        check(Estimator::TwoNnBayes { shape: 2.0, rate: 5.0 }, &golden["two-nn-bayes"]["2,5"], 1e-9)?;
+        check(Estimator::TwoNnBayes { shape: 1.0, rate: 1.0 }, &golden["two-nn-bayes"]["1,1"], 1e-9)?;
+        for order in [1, 2, 4, 8, 16, 32] {
+            check(Estimator::Gride { order }, &golden["gride"][order.to_string()], 1e-6)?;
+        }
+        for k in [5, 10, 20] {
+            check(Estimator::Mle { k }, &golden["mle"][k.to_string()], 1e-9)?;
+        }
+        check(Estimator::CorrDim { inner: 5, outer: 10 }, &golden["corr-dim"]["5,10"], 1e-9)?;
+        check(Estimator::CorrDim { inner: 10, outer: 20 }, &golden["corr-dim"]["10,20"], 1e-9)?;
+        for k in [20, 50] {
+            check(Estimator::LocalPca { k, threshold: 0.05 }, &golden["local-pca"][k.to_string()], 1e-9)?;
+        }
+    }
+    assert_eq!(compared, 3 * 16);
     Ok(())
 }

@@ -10,17 +10,19 @@
 //! This crate knows modules by their names only: which names a model has, and their weights, come from the caller.
 //!
 //! ```
-//! use gelora_lora::ranks::{self, Limits, Policy};
+//! use gelora_lora::ranks::{self, Limits, Policy, Step};
 //! use gelora_lora::{AdapterConfig, LoraLayer};
 //!
 //! // Intrinsic dimensions of the 4 hidden states of a model with 3 layers.
-//! let layers = ranks::assign(&[6.1, 8.9, 9.3, 8.0], &Policy::default(), 2.0, Limits::default())?;
+//! let step = |delta| Step { delta, upper: delta, cost: 2 * (384 + 384), most: 384 };
+//! let steps: Vec<Step> = ranks::differences(&[6.1, 8.9, 9.3, 8.0])?.into_iter().map(step).collect();
+//! let layers = ranks::assign(&steps, &Policy::default(), 2.0, &Limits::default())?;
 //! assert_eq!(layers.iter().map(|l| l.rank).collect::<Vec<_>>(), [4, 2, 1]);
 //!
 //! // One config for all query and value projections, to be trained here or in PEFT.
 //! let name = |layer, projection| format!("bert.encoder.layer.{layer}.attention.self.{projection}");
 //! let modules: Vec<_> =
-//!     layers.iter().flat_map(|l| ["query", "value"].map(|p| (name(l.layer, p), l.rank, l.alpha))).collect();
+//!     layers.iter().zip(0..).flat_map(|(s, l)| ["query", "value"].map(|p| (name(l, p), s.rank, s.alpha))).collect();
 //! let others = ["bert.pooler.dense", "classifier"];
 //! let config = AdapterConfig {
 //!     task_type: Some("SEQ_CLS".into()),

@@ -102,10 +102,13 @@ fn modules_match_as_in_peft() -> TestResult {
 #[test]
 fn the_config_that_peft_was_shown() -> TestResult {
     let ids = [4.0, 6.5, 9.9, 9.0, 12.2, 12.0, 11.0, 13.5, 13.6, 17.9, 17.0, 23.0, 21.0];
-    let layers = ranks::assign(&ids, &Policy::default(), 1.5, Limits::default())?;
+    let step = |delta| ranks::Step { delta, upper: delta, cost: 64, most: 64 };
+    let steps: Vec<_> = ranks::differences(&ids)?.into_iter().map(step).collect();
+    let layers = ranks::assign(&steps, &Policy::default(), 1.5, &Limits::default())?;
     let name = |layer: usize, m: &str| format!("bert.encoder.layer.{layer}.{m}");
     let adapted = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"];
-    let modules: Vec<_> = layers.iter().flat_map(|l| adapted.map(|m| (name(l.layer, m), l.rank, l.alpha))).collect();
+    let modules: Vec<_> =
+        layers.iter().enumerate().flat_map(|(l, of)| adapted.map(|m| (name(l, m), of.rank, of.alpha))).collect();
     let linear = (0..12).flat_map(|l| ["intermediate.dense", "output.dense"].map(|m| name(l, m)));
     let others: Vec<String> = linear.chain(["bert.pooler.dense".into(), "classifier".into()]).collect();
     let config = AdapterConfig::for_modules(&modules, "bert.", &others)?;

@@ -37,15 +37,18 @@ pub(crate) struct Block {
 
 /// What [`Block::backward`] needs.
 pub(crate) struct Saved {
-    attention: AttentionSaved,
-    attention_dropout: Option<Dropout>,
-    attention_norm: layer_norm::Saved,
-    mlp: MlpSaved,
-    mlp_dropout: Option<Dropout>,
-    mlp_norm: layer_norm::Saved,
+    attention: HalfSaved<AttentionSaved>,
+    mlp: HalfSaved<MlpSaved>,
 }
 
-struct AttentionSaved {
+/// What the backward pass of one half needs.
+pub(crate) struct HalfSaved<T> {
+    inner: T,
+    dropout: Option<Dropout>,
+    norm: layer_norm::Saved,
+}
+
+pub(crate) struct AttentionSaved {
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -57,7 +60,7 @@ struct AttentionSaved {
     core: attention::Saved,
 }
 
-struct MlpSaved {
+pub(crate) struct MlpSaved {
     up: LinearSaved,
     down: LinearSaved,
     inner: Tensor,
@@ -128,13 +131,30 @@ impl Mlp {
 
 impl Block {
     pub fn forward(&self, x: &Tensor, sequences: &Offsets, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let (a, attention) = self.attention.forward(x, sequences, self.index, pass)?;
-        let attention_dropout = pass.dropout(Site::AttentionOutput, self.index, self.dropout);
-        let (h, attention_norm) = self.attention_norm.forward(&pass::apply(attention_dropout, a)?, Some(x))?;
-        let (m, mlp) = self.mlp.forward(&h, pass)?;
-        let mlp_dropout = pass.dropout(Site::MlpOutput, self.index, self.dropout);
-        let (y, mlp_norm) = self.mlp_norm.forward(&pass::apply(mlp_dropout, m)?, Some(&h))?;
-        Ok((y, Saved { attention, attention_dropout, attention_norm, mlp, mlp_dropout, mlp_norm }))
+        let (h, attention) = self.attention_half(x, sequences, pass)?;
+        let (y, mlp) = self.mlp_half(&h, pass)?;
+        Ok((y, Saved { attention, mlp }))
+    }
+
+    /// h = norm(x + attention(x)).
+    pub fn attention_half(
+        &self,
+        x: &Tensor,
+        sequences: &Offsets,
+        pass: &Pass,
+    ) -> Result<(Tensor, HalfSaved<AttentionSaved>)> {
+        let (a, inner) = self.attention.forward(x, sequences, self.index, pass)?;
+        let dropout = pass.dropout(Site::AttentionOutput, self.index, self.dropout);
+        let (h, norm) = self.attention_norm.forward(&pass::apply(dropout, a)?, Some(x))?;
+        Ok((h, HalfSaved { inner, dropout, norm }))
+    }
+
+    /// y = norm(h + mlp(h)).
+    pub fn mlp_half(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, HalfSaved<MlpSaved>)> {
+        let (m, inner) = self.mlp.forward(h, pass)?;
+        let dropout = pass.dropout(Site::MlpOutput, self.index, self.dropout);
+        let (y, norm) = self.mlp_norm.forward(&pass::apply(dropout, m)?, Some(h))?;
+        Ok((y, HalfSaved { inner, dropout, norm }))
     }
 
     /// dx, or None where nothing below wants it.
@@ -146,13 +166,14 @@ impl Block {
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let residual = self.mlp_norm.backward(dy, saved.mlp_norm)?;
-        let dm = pass::apply(saved.mlp_dropout, residual.clone())?;
-        let mut dh = self.mlp.backward(&dm, saved.mlp, grads)?;
+        let Saved { attention, mlp } = saved;
+        let residual = self.mlp_norm.backward(dy, mlp.norm)?;
+        let dm = pass::apply(mlp.dropout, residual.clone())?;
+        let mut dh = self.mlp.backward(&dm, mlp.inner, grads)?;
         add::accumulate(&mut dh, &residual)?;
-        let residual = self.attention_norm.backward(&dh, saved.attention_norm)?;
-        let da = pass::apply(saved.attention_dropout, residual.clone())?;
-        let Some(mut dx) = self.attention.backward(&da, sequences, saved.attention, grads, want_dx)? else {
+        let residual = self.attention_norm.backward(&dh, attention.norm)?;
+        let da = pass::apply(attention.dropout, residual.clone())?;
+        let Some(mut dx) = self.attention.backward(&da, sequences, attention.inner, grads, want_dx)? else {
             return Ok(None);
         };
         add::accumulate(&mut dx, &residual)?;

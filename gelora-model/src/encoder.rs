@@ -23,6 +23,34 @@ pub struct Encoder {
     pub(crate) pooler: Option<Linear>,
 }
 
+/// Where hidden states are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Granularity {
+    /// Before the first block and after each.
+    #[default]
+    Block,
+    /// Also between the two halves of each block: after attention, before the MLP.
+    Sublayer,
+}
+
+impl Granularity {
+    /// Steps from state to state in one block.
+    pub fn steps_per_block(self) -> usize {
+        match self {
+            Granularity::Block => 1,
+            Granularity::Sublayer => 2,
+        }
+    }
+
+    /// The step that a linear module of a block belongs to.
+    pub fn step_of(self, block: usize, attention: bool) -> usize {
+        match self {
+            Granularity::Block => block,
+            Granularity::Sublayer => 2 * block + usize::from(!attention),
+        }
+    }
+}
+
 /// A linear module that can carry an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearInfo {
@@ -124,18 +152,30 @@ impl Encoder {
         blocks.chain(self.pooler.iter().map(|p| info(p, None, false))).collect()
     }
 
-    /// Calls `visit(l, state)` with each of the L + 1 hidden states (N, C), l = 0 being the embeddings. Only one state is in
-    /// memory at a time.
+    /// Calls `visit(s, state)` with each hidden state (N, C) from the input up, s = 0 being the embeddings: L + 1 of them, or
+    /// 2 L + 1 where the halves of a block count. Only one state is in memory at a time.
     ///
     /// # Errors
     /// If a token id, type or position is outside its table, or `visit` fails.
-    pub fn hidden_states(&self, batch: &Batch, mut visit: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+    pub fn hidden_states(
+        &self,
+        batch: &Batch,
+        granularity: Granularity,
+        mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
         let pass = Pass::inference();
         let mut x = self.embed(batch, &pass)?;
-        visit(0, &x)?;
+        let mut seen = 0;
+        visit(seen, &x)?;
         for block in &self.blocks {
-            x = block.forward(&x, batch.sequences(), &pass)?.0;
-            visit(block.index + 1, &x)?;
+            let h = block.attention_half(&x, batch.sequences(), &pass)?.0;
+            if granularity == Granularity::Sublayer {
+                seen += 1;
+                visit(seen, &h)?;
+            }
+            x = block.mlp_half(&h, &pass)?.0;
+            seen += 1;
+            visit(seen, &x)?;
         }
         Ok(())
     }

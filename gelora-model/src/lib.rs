@@ -15,11 +15,11 @@
 //!
 //! ```no_run
 //! use gelora_kernels::ops::pool;
-//! use gelora_model::{Batch, Encoder};
+//! use gelora_model::{Batch, Encoder, Granularity};
 //!
 //! let encoder = Encoder::load("all-MiniLM-L6-v2".as_ref())?;
 //! let batch = Batch::new(&[(vec![101, 7592, 102], vec![0, 0, 0])])?;
-//! encoder.hidden_states(&batch, |state, tokens| {
+//! encoder.hidden_states(&batch, Granularity::Block, |state, tokens| {
 //!     let point = pool::mean(tokens, batch.sequences())?; // (1, D)
 //!     println!("state {state}: {:?}", &point.to_vec()?[..4]);
 //!     Ok(())
@@ -43,7 +43,7 @@ mod weights;
 pub use batch::Batch;
 pub use classifier::{Classifier, Targets, Task};
 pub use config::Config;
-pub use encoder::{Encoder, LinearInfo};
+pub use encoder::{Encoder, Granularity, LinearInfo};
 pub use error::{Error, Result};
 pub use linear::{Grads, Linear};
 pub use pass::Pass;

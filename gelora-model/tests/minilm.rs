@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use gelora_kernels::ops::pool;
 use gelora_kernels::{DType, Tensor};
 use gelora_lora::Adapter;
-use gelora_model::{Classifier, Encoder, Grads, Pass, Targets};
+use gelora_model::{Classifier, Encoder, Grads, Granularity, Pass, Targets};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
 
 fn model() -> PathBuf {
@@ -32,7 +32,7 @@ fn pooled_hidden_states_are_those_of_transformers() {
     let encoder = Encoder::load(&model()).expect("it loads");
     let batch = batch(&rows, &(0..64).collect::<Vec<_>>());
     encoder
-        .hidden_states(&batch, |l, tokens| {
+        .hidden_states(&batch, Granularity::Block, |l, tokens| {
             let pooled = pool::mean(tokens, batch.sequences())?;
             let every_fourth: Vec<f32> = pooled.as_slice()?.iter().step_by(4).copied().collect();
             assert_close(&format!("state {l}"), &every_fourth, &golden.floats(&format!("layer_{l}")), 1e-5);
@@ -77,7 +77,7 @@ fn bf16_stays_near_f32() {
             states.push(pool::mean(tokens, batch.sequences())?.to_vec()?);
             Ok(())
         };
-        encoder.hidden_states(&batch, visit).expect("it runs");
+        encoder.hidden_states(&batch, Granularity::Block, visit).expect("it runs");
         states
     };
     for (l, (got, want)) in states(DType::Bf16).iter().zip(&states(DType::F32)).enumerate() {

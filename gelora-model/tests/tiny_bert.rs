@@ -4,7 +4,7 @@ mod golden;
 
 use gelora_kernels::{Tensor, ops::pool};
 use gelora_lora::Adapter;
-use gelora_model::{Classifier, Encoder, Grads, Pass, Targets, Task};
+use gelora_model::{Classifier, Encoder, Grads, Granularity, Pass, Targets, Task};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
 
 type Row = (Vec<u32>, Vec<u32>);
@@ -38,7 +38,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
     let encoder = Encoder::load(&fixture("tiny-bert")).expect("it loads");
     let mut states = 0;
     encoder
-        .hidden_states(&batch, |l, tokens| {
+        .hidden_states(&batch, Granularity::Block, |l, tokens| {
             let padded = golden.floats(&format!("hidden_{l}"));
             let want: Vec<f32> = rows
                 .iter()
@@ -57,6 +57,33 @@ fn hidden_states_and_logits_are_those_of_transformers() {
     assert_eq!(classifier.task().outputs(), 3);
     let logits = classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
     assert_close("logits", &logits, &golden.floats("base.logits"), 1e-5);
+}
+
+/// What LayerNorm returns between the halves is not in transformers' hidden_states; the MLP half of it is.
+#[test]
+fn states_between_the_halves_stand_among_those_of_blocks() {
+    let batch = batch(&rows(&Golden::open("tiny-bert.golden.safetensors")), &ALL);
+    let encoder = Encoder::load(&fixture("tiny-bert")).expect("it loads");
+    let states = |granularity| {
+        let mut states = Vec::new();
+        let keep = |s: usize, tokens: &Tensor| {
+            assert_eq!(s, states.len());
+            states.push(tokens.to_vec()?);
+            Ok(())
+        };
+        encoder.hidden_states(&batch, granularity, keep).expect("it runs");
+        states
+    };
+    let (blocks, halves) = (states(Granularity::Block), states(Granularity::Sublayer));
+    assert_eq!((blocks.len(), halves.len()), (4, 7));
+    for (l, state) in blocks.iter().enumerate() {
+        assert_eq!(state, &halves[2 * l], "state {l}");
+    }
+    for half in halves.iter().skip(1).step_by(2) {
+        assert!(halves.iter().filter(|state| *state == half).count() == 1, "a state of its own");
+    }
+    assert_eq!([(1, true), (1, false)].map(|(l, attention)| Granularity::Sublayer.step_of(l, attention)), [2, 3]);
+    assert_eq!([(1, true), (1, false)].map(|(l, attention)| Granularity::Block.step_of(l, attention)), [1, 1]);
 }
 
 #[test]

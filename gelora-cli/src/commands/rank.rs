@@ -1,14 +1,13 @@
 //! `gelora rank`: measure, and write what the ranks came from.
 
-use anyhow::{Result, bail};
-use gelora_kernels::DType;
+use anyhow::Result;
+use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::Policy;
-use gelora_lora::{CONFIG_NAME, files};
 use gelora_model::Encoder;
 
-use super::measure::{self, LimitsUsed, PolicyUsed, Ranks};
-use super::{check_model, check_not_input, open_device, open_tokenizer};
-use crate::args::{PolicyArg, RankArgs};
+use super::measure::{self, Outcome, Ranks};
+use super::{check_model, open_device};
+use crate::args::RankArgs;
 use crate::data;
 use crate::output::OutDir;
 use crate::plot::id_profile_svg;
@@ -28,14 +27,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
     encoder.compute_in(args.dtype.into())?;
     encoder.move_to(&open_device(args.device)?)?;
     mark("model loaded");
-    let policy = match (args.policy, args.rank) {
-        (Some(PolicyArg::Gelora), Some(_)) => {
-            bail!("--rank is the rank of --policy fixed; expected only one of the two")
-        }
-        (_, Some(rank)) => Policy::Fixed { rank },
-        _ => Policy::Gelora { rounding: args.measure.rounding.into() },
-    };
-    let ranks = measure_ranks(args, &encoder, &dataset, &policy)?;
+    let ranks = measure::ranks(args, &encoder, &dataset)?;
 
     out.write_json(RANKS_NAME, &ranks)?;
     measure::peft_config(&encoder, &args.model, &ranks.modules)?.write(&out.file(CONFIG_NAME))?;
@@ -44,7 +36,11 @@ pub fn run(args: &RankArgs) -> Result<()> {
         return Ok(ui::result(serde_json::to_string(&ranks)?)?);
     }
     ui::result(table(&ranks))?;
-    ui::result(summary(&ranks))?;
+    ui::result(format!("\n{}", policies(&ranks)))?;
+    if ranks.stability.is_some() {
+        ui::result(format!("\n{}", stability(&ranks)))?;
+    }
+    ui::result(format!("\n{}", summary(&ranks)))?;
     ui::note(
         args.output.quiet,
         format!("written: {}/{{{RANKS_NAME}, {CONFIG_NAME}, {PROFILE_NAME}}}", args.out.display()),
@@ -52,91 +48,115 @@ pub fn run(args: &RankArgs) -> Result<()> {
     Ok(())
 }
 
-/// The whole measurement; also writes the points if they are asked for.
-pub fn measure_ranks(args: &RankArgs, encoder: &Encoder, dataset: &data::Dataset, policy: &Policy) -> Result<Ranks> {
-    let config = encoder.config();
-    let quiet = args.output.quiet;
-    // What can be wrong with the options is said before the model runs.
-    gelora_lora::ranks::assign(&[0.0, 0.0], policy, args.targets.alpha_ratio, measure::limits(&args.measure))?;
-    measure::targets(&encoder.linear_infos(), &args.targets)?;
-    if let Some(path) = &args.points {
-        check_not_input(path, "--points", &[&args.model, &dataset.path])?;
-    }
-    let tokenizer = open_tokenizer(&args.model, &args.data, config.max_positions, config.vocabulary)?;
-    mark("tokenizer loaded");
-    let rows = measure::sample(dataset.examples.len(), args.measure.samples, args.seed);
-    if rows.len() < 3 {
-        anyhow::bail!("{}: {} rows; two nearest neighbours need at least 3", dataset.path.display(), rows.len());
-    }
-    let encoded = tokenizer.encode_all(rows.iter().map(|&i| &dataset.examples[i]))?;
-    mark("tokenised");
-    let encoded: Vec<_> = encoded.iter().collect();
-    let points = measure::points(encoder, &encoded, args.measure.pool, args.batch_size, args.seed, quiet)?;
-    mark("hidden states");
-    let states = measure::dimensions(&points, encoder.device(), &args.measure, quiet)?;
-    mark("dimensions");
-    if let Some(path) = &args.points {
-        files::write_tensors(path, points.iter().enumerate().map(|(l, t)| (format!("layer_{l}"), t)))?;
-    }
-    let (layers, modules, parameters) = measure::assign(encoder, &states, policy, &args.measure, &args.targets)?;
-    Ok(Ranks {
-        model: args.model.display().to_string(),
-        data: dataset.path.display().to_string(),
-        pool: format!("{:?}", args.measure.pool).to_lowercase(),
-        samples: rows.len(),
-        dtype: DType::from(args.dtype).to_string(),
-        seed: args.seed,
-        policy: PolicyUsed {
-            policy: policy.clone(),
-            limits: LimitsUsed { min_rank: args.measure.min_rank, max_rank: args.measure.max_rank },
-            alpha_ratio: args.targets.alpha_ratio,
-        },
-        states,
-        layers,
-        modules,
-        parameters,
-    })
-}
-
 /// The picture of the measurement.
 pub fn profile(ranks: &Ranks) -> Result<String> {
-    let states: Vec<_> = ranks.states.iter().map(|e| (e.id, e.interval)).collect();
+    let states: Vec<_> = ranks.states.iter().map(|s| (s.estimate.id, s.estimate.interval)).collect();
     let bars: Vec<usize> = ranks.layers.iter().map(|l| l.rank).collect();
     id_profile_svg(&states, &bars)
 }
 
+/// Columns of a bar at most.
+const BAR: usize = 14;
+
+/// A bar of a share from 0 to 1, in eighths of a column on a terminal.
+fn bar(share: f64, style: TableStyle) -> String {
+    let share = share.clamp(0.0, 1.0);
+    if style == TableStyle::Plain {
+        return "#".repeat((share * BAR as f64).round() as usize);
+    }
+    const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (share * BAR as f64 * 8.0).round() as usize;
+    format!("{}{}", "█".repeat(eighths / 8), PARTS[eighths % 8])
+}
+
 /// States and layers, one above the other.
 pub fn table(ranks: &Ranks) -> String {
-    let percent = ranks.states.first().map_or(95.0, |e| e.confidence * 100.0);
-    let interval = format!("{percent} % interval");
-    let header = ["state", "id", &interval, "n", "duplicates", "layer", "growth", "rank", "alpha"];
+    let style = TableStyle::of_stdout();
+    let percent = ranks.policy.confidence * 100.0;
+    let (interval, growth) = (format!("{percent} % interval"), format!("growth, {percent} %"));
+    let header = ["state", "id", "", &interval, "plateau", "layer", &growth, "rank", ""];
+    let highest = ranks.states.iter().map(|s| s.estimate.id).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let largest = ranks.layers.iter().map(|l| l.rank).max().unwrap_or(1) as f64;
     let mut rows = Vec::new();
-    for (l, e) in ranks.states.iter().enumerate() {
-        let name = if l == 0 { "embeddings".to_string() } else { format!("after layer {}", l - 1) };
-        let constant = e.n == 1;
+    for (s, state) in ranks.states.iter().enumerate() {
+        let e = &state.estimate;
         let mut row = vec![
-            name,
-            if constant { "constant".into() } else { format!("{:.2}", e.id) },
-            if constant { "-".into() } else { format!("{:.2} .. {:.2}", e.interval[0], e.interval[1]) },
-            e.n.to_string(),
-            e.duplicates.to_string(),
+            state.name.clone(),
+            if state.is_constant() { "constant".into() } else { format!("{:.2}", e.id) },
+            bar(e.id / highest, style),
+            if state.is_constant() { "-".into() } else { format!("{:.2} .. {:.2}", e.interval[0], e.interval[1]) },
+            state.plateau.as_ref().map_or("-".into(), |p| format!("n {} .. {}", p.scales[1], p.scales[0])),
         ];
-        // The layer that this state enters stands on its line.
-        row.extend(match ranks.layers.get(l) {
+        // The step that this state enters stands on its line.
+        row.extend(match ranks.layers.get(s) {
             Some(layer) => [
-                layer.layer.to_string(),
-                format!("{:+.2}", layer.delta),
+                layer.name().trim_start_matches("layer ").to_owned(),
+                format!("{:+.2} ± {:.2}", layer.delta, (layer.interval[1] - layer.interval[0]) / 2.0),
                 layer.rank.to_string(),
-                layer.alpha.to_string(),
+                bar(layer.rank as f64 / largest, style),
             ],
             None => Default::default(),
         });
         rows.push(row);
     }
-    ui::table(&header, &rows, TableStyle::of_stdout())
+    ui::table(&header, &rows, style)
 }
 
-/// The measurement in a sentence or two.
+/// What each policy would do, against one rank everywhere.
+fn policies(ranks: &Ranks) -> String {
+    let style = TableStyle::of_stdout();
+    let most = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1) as f64;
+    let row = |p: &Outcome| {
+        let chosen = if p.policy.name() == ranks.policy.policy.name() { "*" } else { "" };
+        vec![
+            format!("{}{chosen}", title(&p.policy)),
+            p.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            ui::count(p.parameters as u64),
+            bar(p.parameters as f64 / most, style),
+        ]
+    };
+    let rows: Vec<_> = ranks.policies.iter().map(row).collect();
+    ui::table(&["policy (* chosen)", "ranks, from the first layer", "parameters", ""], &rows, style)
+}
+
+/// A policy with the number that matters.
+pub fn title(policy: &Policy) -> String {
+    match policy {
+        Policy::Uniform { rank } => format!("uniform {rank}"),
+        Policy::Budget { parameters, .. } => format!("budget {}", ui::count(*parameters as u64)),
+        Policy::Random { parameters, .. } => format!("random {}", ui::count(*parameters as u64)),
+        other => other.name().to_owned(),
+    }
+}
+
+/// The ranks of resamples, a line a step: how often which rank.
+fn stability(ranks: &Ranks) -> String {
+    let Some(stability) = &ranks.stability else { return String::new() };
+    let of_size = |s: &measure::OfSize| format!("ranks in {} x {} examples", stability.resamples, s.n);
+    let mut header = vec!["layer".to_owned(), "rank".to_owned()];
+    header.extend(stability.sizes.iter().map(of_size));
+    let row = |(step, layer): (usize, &measure::Layer)| {
+        let mut row = vec![layer.name(), layer.rank.to_string()];
+        row.extend(stability.sizes.iter().map(|size| counts(&size.ranks[step])));
+        row
+    };
+    let rows: Vec<_> = ranks.layers.iter().enumerate().map(row).collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    format!("{}\n{}", ui::table(&header, &rows, TableStyle::of_stdout()), stability.verdict)
+}
+
+/// "3 x12, 4 x8": which value how often, ascending; of many different ones the range.
+fn counts(values: &[usize]) -> String {
+    let mut counted = std::collections::BTreeMap::new();
+    values.iter().for_each(|v| *counted.entry(v).or_insert(0) += 1);
+    let shown: Vec<String> = counted.iter().map(|(value, times)| format!("{value} x{times}")).collect();
+    match (shown.len() > 6, counted.first_key_value(), counted.last_key_value()) {
+        (true, Some((low, _)), Some((high, _))) => format!("{low} to {high}, {} different", shown.len()),
+        _ => shown.join(", "),
+    }
+}
+
+/// The measurement in a few sentences.
 pub fn summary(ranks: &Ranks) -> String {
     let mut text = format!(
         "{} modules, {} adapter parameters; measured on {} examples",
@@ -144,18 +164,29 @@ pub fn summary(ranks: &Ranks) -> String {
         ui::count(ranks.parameters as u64),
         ui::count(ranks.samples as u64)
     );
-    let grows = ranks.layers.iter().filter(|l| l.delta > 0.0).count();
-    if grows == 0 {
-        text.push_str("\nThe dimension grows in no layer: the rule gives every layer its least rank.");
+    if let Some(serve) = &ranks.serve {
+        text.push_str(&format!("\nServe it with {} --max-lora-rank {}.", serve.server, serve.max_lora_rank));
     }
-    let unsure =
-        |w: &[gelora_id::Estimate]| w[0].interval[1] >= w[1].interval[0] && w[1].interval[1] >= w[0].interval[0];
-    let overlapping = ranks.states.windows(2).filter(|w| unsure(w)).count();
-    if overlapping > 0 {
-        text.push_str(&format!(
-            "\nIn {overlapping} of {} layers the intervals before and after overlap: there the growth is within the noise, and more --samples make it surer.",
-            ranks.layers.len()
-        ));
+    for warning in &ranks.warnings {
+        text.push_str(&format!("\nwarning: {warning}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_of_eighths_or_of_hashes() {
+        assert_eq!(bar(0.5, TableStyle::Plain), "#######");
+        assert_eq!(bar(0.5 / 14.0, TableStyle::Terminal), "▌");
+        assert_eq!((bar(7.0, TableStyle::Terminal), bar(-1.0, TableStyle::Plain)), ("█".repeat(14), String::new()));
+    }
+
+    #[test]
+    fn ranks_are_counted_or_given_as_a_range() {
+        assert_eq!(counts(&[3, 4, 3, 3]), "3 x3, 4 x1");
+        assert_eq!(counts(&[1, 2, 3, 4, 5, 6, 9]), "1 to 9, 7 different");
+    }
 }

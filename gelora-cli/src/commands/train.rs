@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
-use gelora_lora::ranks::{Policy, check_rank};
+use gelora_lora::ranks::check_rank;
 use gelora_model::{Classifier, Encoder, Task as ModelTask};
+use serde::Deserialize;
 use serde_json::json;
 
-use super::measure::{self, ModuleRank, Ranks};
+use super::measure::{self, ModuleRank, Targets};
 use super::order::Order;
 use super::prefetch::Source;
 use super::trainer::{CHECKPOINT, LOG, Trainer};
@@ -119,6 +120,12 @@ fn model_task(labels: &LabelSet) -> ModelTask {
     }
 }
 
+/// What training needs of a ranks.json.
+#[derive(Deserialize)]
+struct RanksFile {
+    modules: BTreeMap<String, ModuleRank>,
+}
+
 /// Rank and alpha of every module: one for all, from a file, or measured now.
 fn module_ranks(
     args: &TrainArgs,
@@ -129,8 +136,10 @@ fn module_ranks(
     let infos = encoder.linear_infos();
     if let Some(rank) = args.rank {
         let alpha = args.targets.alpha_ratio * rank as f64;
-        let targets = measure::targets(&infos, &args.targets)?;
+        let layers = encoder.config().layers;
+        let targets = Targets::new(&infos, layers, args.measure.granularity.into(), &args.targets)?;
         return targets
+            .modules
             .into_iter()
             .map(|(info, _)| {
                 check_rank(&info.name, rank, info.c_in, info.c_out)?;
@@ -141,17 +150,15 @@ fn module_ranks(
     let Some(path) = &args.ranks else {
         let measured = out.file(rank::RANKS_NAME);
         if args.resume && measured.is_file() {
-            return Ok(read_json::<Ranks>(&measured)?.modules);
+            return Ok(read_json::<RanksFile>(&measured)?.modules);
         }
-        let rank_args = rank_args(args);
-        let policy = Policy::Gelora { rounding: args.measure.rounding.into() };
-        let ranks = rank::measure_ranks(&rank_args, encoder, dataset, &policy)?;
+        let ranks = measure::ranks(&rank_args(args), encoder, dataset)?;
         out.write_json(rank::RANKS_NAME, &ranks)?;
         ui::note(args.output.quiet, rank::table(&ranks));
         ui::note(args.output.quiet, rank::summary(&ranks));
         return Ok(ranks.modules);
     };
-    let ranks: Ranks = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
+    let ranks: RanksFile = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
     for (name, module) in &ranks.modules {
         let Some(info) = infos.iter().find(|i| i.name == *name) else {
             bail!(
@@ -174,6 +181,11 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         targets: args.targets.clone(),
         policy: None,
         rank: None,
+        budget: None,
+        budget_rank: None,
+        stability: 0,
+        serve: None,
+        no_cache: false,
         points: None,
         batch_size: args.batch_size,
         dtype: args.dtype,

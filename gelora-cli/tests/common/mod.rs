@@ -72,6 +72,7 @@ impl Run {
 pub fn gelora<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
     let output = Command::new(env!("CARGO_BIN_EXE_gelora"))
         .args(args)
+        .env("GELORA_CACHE", std::env::temp_dir().join("gelora-tests")) // not the user's
         .env("NODEVICE_SELECT", "1") // a Vulkan layer of Mesa that writes to stderr where there is no desktop
         .output()
         .expect("the program starts");

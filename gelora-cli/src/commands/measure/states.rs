@@ -1,0 +1,112 @@
+//! From points to dimensions, with what tells how far to trust them.
+
+use anyhow::{Context, Result};
+use gelora_id::scale::{self, AtScale, Plateau};
+use gelora_id::{Estimate, Estimator, Growth, Neighbourhood, Options, Summary};
+use gelora_kernels::{DeviceKind, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::ui::Progress;
+
+/// The fewest points that a decimation goes down to.
+const LEAST: usize = 60;
+/// Neighbours for the curve of GRIDE, on the CPU and on a GPU.
+const REACH: [usize; 2] = [64, 16];
+
+/// The dimension of a hidden state. In JSON it has the fields of an [`Estimate`] and more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// "embeddings", "after layer 0", "after attention 0".
+    pub name: String,
+    /// The dimension and its interval.
+    #[serde(flatten)]
+    pub estimate: Estimate,
+    /// Points with a neighbour at less than a hundredth of the usual distance.
+    pub near_duplicates: usize,
+    /// The estimate from n, n / 2, n / 4, .. points.
+    pub decimation: Vec<AtScale>,
+    /// The estimate from neighbours of orders 1 and 2, 2 and 4, ..
+    pub gride: Vec<AtScale>,
+    /// Where the decimation curve is flat, if anywhere.
+    pub plateau: Option<Plateau>,
+}
+
+impl State {
+    /// Whether it is one and the same point for every example.
+    pub fn is_constant(&self) -> bool {
+        self.estimate.n == 1
+    }
+}
+
+/// How to estimate.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    pub estimator: Estimator,
+    pub confidence: f64,
+    pub seed: u64,
+}
+
+impl How {
+    fn options(&self) -> Options {
+        Options { estimator: self.estimator, confidence: self.confidence }
+    }
+}
+
+/// Every state with its curves, and its replicates, of which growths are made. A state that is one and the same point for
+/// every example (the first token before block 0) has no dimension; it is given as 0, that of a single point.
+pub fn states(points: &[Tensor], names: Vec<String>, how: &How, quiet: bool) -> Result<(Vec<State>, Vec<Summary>)> {
+    let progress = Progress::new(quiet, "intrinsic dimension", points.len() as u64);
+    let (mut states, mut summaries) = (Vec::new(), Vec::new());
+    for (s, (points, name)) in points.iter().zip(names).enumerate() {
+        let reach = REACH[usize::from(points.device().kind() != DeviceKind::Cpu)];
+        let cloud = match Neighbourhood::with_neighbours(points, how.estimator.neighbours().max(reach)) {
+            Err(gelora_id::Error::Identical { points, .. }) if s == 0 => {
+                let estimate = constant(how.estimator, how.confidence, points);
+                let (decimation, gride) = (Vec::new(), Vec::new());
+                states.push(State { name, estimate, near_duplicates: 0, decimation, gride, plateau: None });
+                summaries.push(Summary::of_a_point());
+                progress.inc(1);
+                continue;
+            }
+            other => other.with_context(|| format!("hidden state {s} ({name})"))?,
+        };
+        let of_state = || -> Result<(State, Summary)> {
+            let estimate = cloud.estimate(&how.options())?;
+            let summary = cloud.replicates(&how.estimator)?;
+            let decimation = scale::decimation(points, &how.options(), LEAST, how.seed)?;
+            // On points with many ties a coarser scale may have no finite dimension.
+            let gride = scale::gride(&cloud, how.confidence).unwrap_or_default();
+            let (plateau, near_duplicates) = (scale::plateau(&decimation), cloud.near_duplicates());
+            Ok((State { name: name.clone(), estimate, near_duplicates, decimation, gride, plateau }, summary))
+        };
+        let (state, summary) = of_state().with_context(|| format!("hidden state {s} ({name})"))?;
+        states.push(state);
+        summaries.push(summary);
+        progress.inc(1);
+    }
+    progress.finish();
+    Ok((states, summaries))
+}
+
+/// The replicates of every state and nothing else: what ranks are made of.
+pub fn summaries(points: &[Tensor], rows: &[usize], estimator: &Estimator) -> Result<Vec<Summary>> {
+    let of_state = |(s, points): (usize, &Tensor)| match Neighbourhood::for_estimators(
+        &scale::subset(points, rows)?,
+        &[*estimator],
+    ) {
+        Err(gelora_id::Error::Identical { .. }) if s == 0 => Ok(Summary::of_a_point()),
+        cloud => Ok(cloud?.replicates(estimator)?),
+    };
+    points.iter().enumerate().map(of_state).collect()
+}
+
+/// The growth of the dimension in every step.
+pub fn growths(summaries: &[Summary], confidence: f64) -> Vec<Growth> {
+    summaries.windows(2).map(|pair| pair[0].growth(&pair[1], confidence)).collect()
+}
+
+/// What is said of a cloud that is one and the same point: the dimension 0 of a single point.
+pub fn constant(estimator: Estimator, confidence: f64, points: usize) -> Estimate {
+    let (estimator, interval) = (estimator.to_string(), [0.0, 0.0]);
+    Estimate { estimator, id: 0.0, interval, confidence, n: 1, duplicates: points - 1 }
+}
