@@ -11,6 +11,7 @@ mod output;
 mod plot;
 mod points;
 mod profile;
+mod report;
 mod tokenize;
 mod ui;
 

@@ -12,15 +12,17 @@ use crate::data;
 use crate::output::OutDir;
 use crate::plot::id_profile_svg;
 use crate::profile::mark;
+use crate::report;
 use crate::ui::{self, TableStyle};
 
 /// Its files.
 pub const RANKS_NAME: &str = "ranks.json";
 const PROFILE_NAME: &str = "id_profile.svg";
+const REPORT_NAME: &str = "report.html";
 
 pub fn run(args: &RankArgs) -> Result<()> {
     check_model(&args.model)?;
-    let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME], "--out")?;
+    let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
     let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
     mark("data read");
     let mut encoder = Encoder::load(&args.model)?;
@@ -32,6 +34,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
     out.write_json(RANKS_NAME, &ranks)?;
     measure::peft_config(&encoder, &args.model, &ranks.modules)?.write(&out.file(CONFIG_NAME))?;
     out.write(PROFILE_NAME, profile(&ranks)?.as_bytes())?;
+    out.write(REPORT_NAME, report::html(&ranks).as_bytes())?;
     if args.output.json {
         return Ok(ui::result(serde_json::to_string(&ranks)?)?);
     }
@@ -43,7 +46,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
     ui::result(format!("\n{}", summary(&ranks)))?;
     ui::note(
         args.output.quiet,
-        format!("written: {}/{{{RANKS_NAME}, {CONFIG_NAME}, {PROFILE_NAME}}}", args.out.display()),
+        format!("written: {}/{{{RANKS_NAME}, {REPORT_NAME}, {CONFIG_NAME}, {PROFILE_NAME}}}", args.out.display()),
     );
     Ok(())
 }

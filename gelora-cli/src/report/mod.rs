@@ -1,0 +1,242 @@
+//! report.html: the measurement on one page that needs nothing else: no network, no script, light and dark.
+
+mod charts;
+mod svg;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write;
+
+use gelora_lora::ranks::Policy;
+
+use crate::commands::measure::{Layer, Outcome, Ranks, Stability};
+use crate::commands::rank::title;
+use crate::ui::count;
+use svg::escaped;
+
+const STYLE: &str = include_str!("style.css");
+
+/// The page.
+pub fn html(ranks: &Ranks) -> String {
+    let mut page = String::new();
+    let head = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>LoRA ranks of {}</title><style>{STYLE}</style></head>",
+        escaped(&ranks.model)
+    );
+    let parts = [
+        head,
+        "<body><main>".into(),
+        headline(ranks),
+        warnings(&ranks.warnings),
+        section(
+            "Profile",
+            "The dimension that the states of your data need, from the embeddings up. What a layer's rank is bounded by is its growth.",
+            &figure(&charts::profile(ranks)),
+        ),
+        section(
+            "Growth of the dimension",
+            "Each layer's growth with its interval, from a jackknife over the examples. Where it holds 0, the growth is within the noise.",
+            &figure(&charts::growth(&ranks.layers)),
+        ),
+        policies(ranks),
+        ranks.stability.as_ref().map_or(String::new(), |s| stability(s, &ranks.layers)),
+        scales(ranks),
+        modules(ranks),
+        facts(ranks),
+        "</main></body></html>\n".into(),
+    ];
+    parts.iter().for_each(|part| page.push_str(part));
+    page
+}
+
+fn section(title: &str, lead: &str, body: &str) -> String {
+    format!("<section><h2>{}</h2><p class=\"soft\">{}</p>{body}</section>\n", escaped(title), escaped(lead))
+}
+
+fn figure(svg: &str) -> String {
+    format!("<figure class=\"scroll\" tabindex=\"0\">{svg}</figure>")
+}
+
+fn headline(ranks: &Ranks) -> String {
+    let least = ranks.layers.iter().map(|l| l.rank).min().unwrap_or(0);
+    let most = ranks.layers.iter().map(|l| l.rank).max().unwrap_or(0);
+    let range = if least == most { format!("rank {least} everywhere") } else { format!("ranks {least} to {most}") };
+    let uniform = ranks.policies.iter().find(|p| matches!(p.policy, Policy::Uniform { .. }));
+    let against = uniform.filter(|u| u.parameters > 0).map_or(String::new(), |u| {
+        let share = 100.0 * ranks.parameters as f64 / u.parameters as f64;
+        format!(", {share:.0} % of what {} takes", title(&u.policy))
+    });
+    let serve = ranks.serve.as_ref().map_or(String::new(), |s| {
+        format!(" Serve it with {} <code>--max-lora-rank {}</code>.", escaped(&s.server), s.max_lora_rank)
+    });
+    format!(
+        "<header><h1>{range} in {} modules</h1><p class=\"lead\">{} adapter parameters{against}, by the policy {}, \
+         measured on {} examples.{serve}</p></header>\n",
+        ranks.modules.len(),
+        count(ranks.parameters as u64),
+        escaped(&title(&ranks.policy.policy)),
+        count(ranks.samples as u64),
+    )
+}
+
+fn warnings(warnings: &[String]) -> String {
+    if warnings.is_empty() {
+        return String::new();
+    }
+    let items: String = warnings.iter().map(|w| format!("<li>{}</li>", escaped(w))).collect();
+    format!("<ul class=\"warnings\" aria-label=\"Warnings\">{items}</ul>\n")
+}
+
+fn policies(ranks: &Ranks) -> String {
+    let most = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1).max(1);
+    let row = |p: &Outcome| {
+        let chosen = if p.policy.name() == ranks.policy.policy.name() { " class=\"chosen\"" } else { "" };
+        let list: Vec<String> = p.ranks.iter().map(ToString::to_string).collect();
+        format!(
+            "<tr{chosen}><td>{}</td><td class=\"n\">{}</td><td><span class=\"meter\" style=\"width:{:.1}rem\"></span></td>\
+             <td>{}</td><td class=\"wrap\">{}</td></tr>",
+            escaped(&title(&p.policy)),
+            count(p.parameters as u64),
+            8.0 * p.parameters as f64 / most as f64,
+            list.join(" "),
+            what(&p.policy),
+        )
+    };
+    let rows: String = ranks.policies.iter().map(row).collect();
+    section(
+        "What each policy would do",
+        "Parameters of all adapters together, and ranks from the first layer on. The one that was chosen stands out.",
+        &table(&[("policy", false), ("parameters", true), ("", false), ("ranks", false), ("what it is", false)], &rows),
+    )
+}
+
+/// A policy in a sentence.
+fn what(policy: &Policy) -> &'static str {
+    match policy {
+        Policy::Gelora { .. } => {
+            "The published rule: the growth, rounded, and one more; the least rank where it falls."
+        }
+        Policy::GeloraUpper { .. } => {
+            "The rule on the upper bound of the growth: sure at the confidence of the intervals."
+        }
+        Policy::Budget { .. } => "A budget, spent in proportion to the published rule's ranks and never below them.",
+        Policy::Uniform { .. } => "One rank everywhere, whatever the data: the usual LoRA.",
+        Policy::Random { .. } => "A control: parameters handed out blindly.",
+        Policy::Shuffled { .. } => "A control: the published rule's ranks, dealt to the wrong layers.",
+        _ => "",
+    }
+}
+
+/// A table whose columns have a name and may hold numbers.
+fn table(header: &[(&str, bool)], rows: &str) -> String {
+    let cell = |(name, number): &(&str, bool)| {
+        format!("<th scope=\"col\"{}>{}</th>", if *number { " class=\"n\"" } else { "" }, escaped(name))
+    };
+    let header: String = header.iter().map(cell).collect();
+    format!(
+        "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+}
+
+fn stability(stability: &Stability, layers: &[Layer]) -> String {
+    let all = || stability.sizes.iter().flat_map(|s| s.ranks.iter().flatten()).chain(layers.iter().map(|l| &l.rank));
+    let range = [all().min().copied().unwrap_or(1), all().max().copied().unwrap_or(1)];
+    let mut rows = String::new();
+    for (step, layer) in layers.iter().enumerate() {
+        let _ = write!(rows, "<tr><td>{}</td><td class=\"n\">{}</td>", escaped(&layer.name()), layer.rank);
+        for size in &stability.sizes {
+            let ranks = &size.ranks[step];
+            let (low, high) = (ranks.iter().min().unwrap_or(&0), ranks.iter().max().unwrap_or(&0));
+            let said = if low == high { format!("{low}") } else { format!("{low} to {high}") };
+            let _ = write!(
+                rows,
+                "<td style=\"min-width:9rem\">{}</td><td>{said}</td>",
+                charts::histogram(ranks, layer.rank, range)
+            );
+        }
+        rows.push_str("</tr>");
+    }
+    let mut header = vec![("layer".to_owned(), false), ("rank".to_owned(), true)];
+    for size in &stability.sizes {
+        header.push((format!("in {} × {} examples", stability.resamples, count(size.n as u64)), false));
+        header.push((String::new(), false));
+    }
+    let header: Vec<(&str, bool)> = header.iter().map(|(name, number)| (name.as_str(), *number)).collect();
+    let axis = format!("Bars: how often each rank came, from {} on the left to {} on the right.", range[0], range[1]);
+    section("Stability", &format!("{} {axis}", stability.verdict), &table(&header, &rows))
+}
+
+fn scales(ranks: &Ranks) -> String {
+    let curves = || ranks.states.iter().flat_map(|s| s.decimation.iter().chain(&s.gride)).map(|at| at.id);
+    let top = curves().filter(|v| v.is_finite()).fold(1.0, f64::max) * 1.05;
+    let one = |s: &crate::commands::measure::State| {
+        let flat = match &s.plateau {
+            Some(p) => format!("{:.1} from {} to {} points", p.id, p.scales[0], p.scales[1]),
+            None => "no plateau".into(),
+        };
+        let body = if s.is_constant() {
+            "<p>One and the same point for every example.</p>".into()
+        } else {
+            charts::scales(s, top)
+        };
+        format!(
+            "<figure style=\"margin:0\"><h3>{}</h3>{body}<figcaption>{flat}</figcaption></figure>",
+            escaped(&s.name)
+        )
+    };
+    let all: String = ranks.states.iter().map(one).collect();
+    section(
+        "Scale",
+        "Blue: the estimate from n, n/2, n/4, .. points (labelled), with its interval; a plateau is marked. Orange, dashed: GRIDE, from the first and second neighbour on the left to ever further ones. A dimension to rely on is flat.",
+        &format!("<div class=\"small\">{all}</div>"),
+    )
+}
+
+fn modules(ranks: &Ranks) -> String {
+    let most = ranks.modules.values().map(|m| m.rank).max().unwrap_or(1).max(1) as f64;
+    let row = |(name, m): (&String, &crate::commands::measure::ModuleRank)| {
+        format!(
+            "<tr><td><code>{}</code></td><td class=\"n\">{}</td><td><span class=\"meter rank\" style=\"width:{:.1}rem\"></span></td><td class=\"n\">{}</td></tr>",
+            escaped(name),
+            m.rank,
+            6.0 * m.rank as f64 / most,
+            m.alpha
+        )
+    };
+    let rows: String = ranks.modules.iter().map(row).collect();
+    let table = table(&[("module", false), ("rank", true), ("", false), ("alpha", true)], &rows);
+    format!("<details><summary>All {} modules</summary>{table}</details>\n", ranks.modules.len())
+}
+
+fn facts(ranks: &Ranks) -> String {
+    let first = ranks.states.first();
+    let facts = [
+        ("model", ranks.model.clone()),
+        ("data", ranks.data.clone()),
+        ("examples", count(ranks.samples as u64)),
+        ("pooling", ranks.pool.clone()),
+        ("states", format!("{} (granularity {})", ranks.states.len(), ranks.granularity)),
+        ("estimator", first.map_or(String::new(), |s| s.estimate.estimator.clone())),
+        ("confidence", format!("{} %", 100.0 * ranks.policy.confidence)),
+        ("type", ranks.dtype.clone()),
+        ("seed", ranks.seed.to_string()),
+        ("alpha / rank", ranks.policy.alpha_ratio.to_string()),
+        ("gelora", env!("CARGO_PKG_VERSION").into()),
+    ];
+    let facts: String =
+        facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value))).collect();
+    let duplicates = ranks.states.iter().map(|s| s.estimate.duplicates).max().unwrap_or(0);
+    let near = ranks.states.iter().map(|s| s.near_duplicates).max().unwrap_or(0);
+    format!(
+        "<section><h2>How to read it</h2>\
+         <p>The method is GeLoRA as reconstructed from <a href=\"https://arxiv.org/abs/2412.09250\">arXiv 2412.09250</a>: the growth \
+         of the intrinsic dimension over a layer bounds from below the rank that the layer's LoRA needs. It is a lower bound from two \
+         estimates, each with its own error.</p>\
+         <p>Nearest-neighbour estimators are biased low in high dimension, and more so with fewer points: compare dimensions of one n \
+         with each other, and read 16 as \"at least 16\".</p>\
+         <p>Identical points count once: at most {duplicates} examples of a state were copies of others, and at most {near} had a near-duplicate.</p>\
+         <h2>How it was measured</h2><dl>{facts}</dl></section>\n"
+    )
+}
