@@ -115,11 +115,10 @@ pub fn scales(state: &State, top: f64) -> String {
         state.decimation.iter().enumerate().map(edge).collect::<Vec<_>>()
     };
     if let Some(plateau) = &state.plateau {
-        let inside = |at: &&AtScale| plateau.scales[1] <= at.scale && at.scale <= plateau.scales[0];
-        let first = state.decimation.iter().position(|at| inside(&at)).unwrap_or(0);
-        let run: Vec<[f64; 2]> =
-            line(&state.decimation)[first..][..state.decimation.iter().filter(inside).count()].to_vec();
-        svg.path("flat", run);
+        let inside = |at: &AtScale| plateau.scales[1] <= at.scale && at.scale <= plateau.scales[0];
+        let first = state.decimation.iter().position(inside).unwrap_or(0);
+        let last = state.decimation.iter().rposition(inside).unwrap_or(first);
+        svg.segment("flat", [x.at(first as f64), 137.0], [x.at(last as f64), 137.0]);
     }
     svg.path("band", band(0).into_iter().chain(band(1).into_iter().rev()));
     svg.path("other", line(&state.gride));

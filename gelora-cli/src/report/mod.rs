@@ -62,7 +62,7 @@ fn figure(svg: &str) -> String {
 fn headline(ranks: &Ranks) -> String {
     let least = ranks.layers.iter().map(|l| l.rank).min().unwrap_or(0);
     let most = ranks.layers.iter().map(|l| l.rank).max().unwrap_or(0);
-    let range = if least == most { format!("rank {least} everywhere") } else { format!("ranks {least} to {most}") };
+    let range = if least == most { format!("Rank {least} everywhere") } else { format!("Ranks {least} to {most}") };
     let uniform = ranks.policies.iter().find(|p| matches!(p.policy, Policy::Uniform { .. }));
     let against = uniform.filter(|u| u.parameters > 0).map_or(String::new(), |u| {
         let share = 100.0 * ranks.parameters as f64 / u.parameters as f64;
@@ -189,7 +189,7 @@ fn scales(ranks: &Ranks) -> String {
     let all: String = ranks.states.iter().map(one).collect();
     section(
         "Scale",
-        "Blue: the estimate from n, n/2, n/4, .. points (labelled), with its interval; a plateau is marked. Orange, dashed: GRIDE, from the first and second neighbour on the left to ever further ones. A dimension to rely on is flat.",
+        "Blue: the estimate from n, n/2, n/4, .. points (labelled), with its interval; the bar at the bottom is the plateau. Orange, dashed: GRIDE, from the first and second neighbour on the left to ever further ones. A dimension to rely on is flat.",
         &format!("<div class=\"small\">{all}</div>"),
     )
 }

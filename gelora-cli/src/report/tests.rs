@@ -47,7 +47,7 @@ fn the_page_is_whole_and_says_everything() {
     let page = html(&sample(4.0, 100)).replace("</body></html>", "</body>");
     assert!(left_open(&page).is_empty());
     let said = [
-        "ranks 1 to 3 in 1 modules",
+        "Ranks 1 to 3 in 1 modules",
         "25 % of what uniform 8 takes",
         "first &lt; warning",
         "second warning",

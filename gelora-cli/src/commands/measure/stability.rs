@@ -114,7 +114,7 @@ fn verdict(sizes: &[OfSize], n: usize, given: &[usize], names: &[String]) -> Str
     let shown: Vec<String> = unsure.iter().take(4).map(spread).collect();
     let more = if unsure.len() > 4 { format!(" and {} more", unsure.len() - 4) } else { String::new() };
     format!(
-        "{n} examples were not enough for {} of {} layers: over halves of them the ranks move by more than one in {}{more}. More --samples, or a policy that does not follow single differences (budget, uniform), make the ranks surer.",
+        "{n} examples were not enough for {} of {} layers: over halves of them the ranks move by more than one in {}{more}. More --samples make the ranks surer.",
         unsure.len(),
         given.len(),
         shown.join(", ")

@@ -24,7 +24,7 @@ pub fn warnings(states: &[State], layers: &[Layer], policy: &Policy, stability: 
 fn no_growth(layers: &[Layer]) -> Option<String> {
     let grows = layers.iter().filter(|l| l.delta > 0.0).count();
     (2 * grows <= layers.len()).then(|| {
-        let how_many = if grows == 0 { "no layer".to_owned() } else { format!("only {grows} of {} layers", layers.len()) };
+        let how_many = if grows == 0 { "no layer".to_owned() } else { format!("only {grows} of {} steps", layers.len()) };
         format!(
             "The dimension grows in {how_many}, as in many sentence encoders: where it falls, the published rule gives the least rank. The table of policies shows what the others would do."
         )
@@ -32,8 +32,8 @@ fn no_growth(layers: &[Layer]) -> Option<String> {
 }
 
 fn noise(layers: &[Layer]) -> Option<String> {
-    let unsure: Vec<String> =
-        layers.iter().filter(|l| l.interval[0] <= 0.0 && l.interval[1] >= 0.0).map(|l| l.layer.to_string()).collect();
+    let noisy = layers.iter().filter(|l| l.interval[0] <= 0.0 && l.interval[1] >= 0.0);
+    let unsure: Vec<String> = noisy.map(|l| l.name().trim_start_matches("layer ").to_owned()).collect();
     (!unsure.is_empty()).then(|| {
         format!(
             "In {} of {} steps the growth is within the noise (its interval holds 0): layers {}. Their ranks are noise too; more --samples narrow the intervals.",
