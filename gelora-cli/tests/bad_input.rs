@@ -212,9 +212,10 @@ fn a_full_disk_leaves_the_previous_file() {
     let limited = std::process::Command::new("bash")
         .args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$@\"", "limited", env!("CARGO_BIN_EXE_gelora")])
         .args(words(line, &[&model, &data, &out]))
+        .env("GELORA_CACHE", dir.path().join("cache"))
         .output()
         .expect("bash starts");
     assert_eq!(limited.status.code(), Some(1), "{}", String::from_utf8_lossy(&limited.stderr));
     assert_eq!(fs::read(out.join("ranks.json")).expect("ranks.json"), before);
-    assert_eq!(fs::read_dir(&out).expect("a folder").count(), 3, "no temporary file stays");
+    assert_eq!(fs::read_dir(&out).expect("a folder").count(), 4, "no temporary file stays");
 }

@@ -24,7 +24,7 @@ fn rank_train_eval_merge() {
     let parameters: u64 = (0..3).map(|l| of_layer(l) * 4 * 64).sum();
     assert_eq!(ranks["parameters"], parameters);
     assert_eq!(floats(&at("points.safetensors"))["layer_3"].len(), 96 * 32);
-    for name in ["ranks.json", "adapter_config.json", "id_profile.svg"] {
+    for name in ["ranks.json", "report.html", "adapter_config.json", "id_profile.svg"] {
         assert!(at("ranks").join(name).is_file(), "{name}");
     }
 
