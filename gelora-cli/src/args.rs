@@ -138,6 +138,15 @@ pub enum PolicyArg {
     Shuffled,
 }
 
+/// How many points growths are measured at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScaleArg {
+    /// All examples
+    All,
+    /// The finest scale that lies in the plateau of most states, averaged over draws
+    Plateau,
+}
+
 /// Where hidden states are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GranularityArg {
@@ -229,6 +238,9 @@ pub struct RankArgs {
     /// The same as the parameters of one rank everywhere
     #[arg(long, value_name = "R", conflicts_with = "budget", value_parser = at_least_one)]
     pub budget_rank: Option<usize>,
+    /// The number of points that growths are measured at
+    #[arg(long, value_enum, default_value_t = ScaleArg::All)]
+    pub scale: ScaleArg,
     /// Repeat on S random halves and S quarters of the examples, and show how the ranks move
     #[arg(long, default_value_t = 0, value_name = "S")]
     pub stability: usize,

@@ -52,6 +52,7 @@ fn every_policy_does_what_it_says() {
     (dealt.sort_unstable(), dealt_from.sort_unstable());
     assert_eq!(dealt, dealt_from);
 
+    assert_eq!(gelora["scale"], 96);
     assert!(ranks(&of("multiple", "--rank-multiple 4")).iter().all(|r| r % 4 == 0));
     assert_eq!(of("served", "--rank 9 --serve vllm")["serve"]["max_lora_rank"], 16);
     let names: Vec<&str> =
@@ -147,6 +148,8 @@ fn wrong_options_are_named() {
     fails("--policy uniform", &["--rank R"]);
     fails("--policy gelora --rank 3", &["--rank", "uniform"]);
     fails("--policy gelora --budget 3000", &["--budget", "random"]);
+    // 96 examples have one scale.
+    fails("--scale plateau", &["--scale plateau", "no state has a plateau"]);
     fails("--budget 700", &["768 parameters", "700"]);
     fails("--rank 33", &["1 to 32", "33"]);
     fails("--min-rank 9 --max-rank 8", &["min 9 and max 8"]);

@@ -128,12 +128,16 @@ impl Neighbourhood {
         self.duplicates
     }
 
-    /// Number of points with a near-duplicate: a nearest neighbour at less than a hundredth of the median of r1. They have
-    /// huge ratios, which dominate estimators that use all of them.
+    /// Number of points with a near-duplicate: those whose ln mu is above ln(100 N) / d, with d of `two-nn-trimmed`. In a cloud
+    /// without near-duplicates one in a hundred such clouds would have a single such point. Their ratios dominate estimators that
+    /// use all of them. 0 where there is no d.
     pub fn near_duplicates(&self) -> usize {
-        let r1 = self.column(0);
-        let near = median(r1.clone()) / 100.0;
-        r1.iter().filter(|&&r| r < near).count()
+        let of = |ratios: crate::Ratios| -> Result<usize> {
+            let d = two_nn_trimmed::id(&ratios, two_nn_trimmed::DISCARD)?;
+            let far = (100.0 * self.len() as f64).ln() / d;
+            Ok(ratios.ln_mu().iter().filter(|x| **x > far).count() + ratios.dropped())
+        };
+        ratios(&self.column(0), &self.column(1)).and_then(of).unwrap_or(0)
     }
 
     /// How many times larger the variance of a mean of ln mu is than if the points were independent, from 1 to 2: mutual

@@ -59,11 +59,9 @@ pub fn decimation(points: &Tensor, options: &Options, least: usize, seed: u64) -
     let mut parts = 2;
     while n / parts >= least.max(3) {
         let size = n / parts;
-        let mut order: Vec<usize> = (0..n).collect();
-        Stream::at(seed, &[0x6465_6369, parts as u64]).shuffle(&mut order); // "deci"
         let mut draws = Vec::new();
-        for rows in order.chunks_exact(size).take(DRAWS.min(parts)) {
-            match crate::estimate(&subset(points, rows)?, options) {
+        for rows in self::draws(n, size, seed) {
+            match crate::estimate(&subset(points, &rows)?, options) {
                 Ok(estimate) => draws.push(estimate),
                 Err(Error::Kernels(e)) => return Err(e.into()),
                 Err(_) => {}
@@ -113,11 +111,30 @@ pub fn plateau(curve: &[AtScale]) -> Option<Plateau> {
     Some(Plateau { id: first.id, interval: first.interval, scales: [first.scale, last.scale] })
 }
 
+/// The scale to compare states at: the finest one that lies in as many of their plateaus as any does. None where no state has
+/// one.
+pub fn common(curves: &[Vec<AtScale>]) -> Option<usize> {
+    let plateaus: Vec<Plateau> = curves.iter().filter_map(|curve| plateau(curve)).collect();
+    let inside = |scale: usize| plateaus.iter().filter(|p| p.scales[1] <= scale && scale <= p.scales[0]).count();
+    let scales = curves.iter().flatten().map(|at| at.scale);
+    scales.filter(|scale| inside(*scale) > 0).max_by_key(|scale| (inside(*scale), *scale))
+}
+
 /// How much the estimate moves when three quarters of the points are taken away: the larger of the two over the smaller, or
 /// None where the curve is too short to say.
 pub fn drift(curve: &[AtScale]) -> Option<f64> {
     let (a, b) = (curve.first()?.id, curve.get(2)?.id);
     Some((a / b).max(b / a))
+}
+
+/// The disjoint draws of `size` out of n rows that [`decimation`] takes: at most 8 of them.
+pub fn draws(n: usize, size: usize, seed: u64) -> Vec<Vec<usize>> {
+    let parts = n / size.max(1);
+    let mut order: Vec<usize> = (0..n).collect();
+    if parts > 1 {
+        Stream::at(seed, &[0x6465_6369, parts as u64]).shuffle(&mut order); // "deci"
+    }
+    order.chunks_exact(size.max(1)).take(DRAWS).map(<[usize]>::to_vec).collect()
 }
 
 /// Some rows of a matrix, in f32 or f64 as it is, on its device.
@@ -156,6 +173,8 @@ mod tests {
         // Of two of the same length the finer; the longer wins over the finer.
         assert_eq!(plateau(&curve(&[5.0, 5.0, 5.0, 9.0, 9.0, 9.0])).unwrap().scales, [1024, 256]);
         assert_eq!(plateau(&curve(&[5.0, 5.0, 5.0, 9.0, 9.0, 9.0, 9.0])).unwrap().scales, [128, 16]);
+        let three = [curve(&[9.0, 5.0, 5.0, 5.0]), curve(&[5.0, 5.0, 5.0, 9.0]), curve(&[9.0, 6.0, 5.0, 3.0])];
+        assert_eq!((common(&three), common(&three[2..])), (Some(512), None));
         assert_eq!(drift(&curve(&[30.0, 20.0, 12.0])), Some(2.5));
         assert_eq!(drift(&curve(&[30.0, 20.0])), None);
     }

@@ -65,6 +65,20 @@ impl Summary {
         Growth { delta, error, interval: [delta - wide, delta + wide], upper }
     }
 
+    /// The mean of estimates from disjoint draws of the same examples, whose errors are independent: surer than each by the root
+    /// of their number. None of no estimates, or of unequal numbers of replicates.
+    pub fn mean(draws: &[Summary]) -> Option<Self> {
+        let first = draws.first()?;
+        let n = draws.len() as f64;
+        let of = |value: &dyn Fn(&Summary) -> f64| draws.iter().map(value).sum::<f64>() / n;
+        let even = draws.iter().all(|d| d.without.len() == first.without.len());
+        even.then(|| Self {
+            value: of(&|d| d.value),
+            without: (0..first.without.len()).map(|g| of(&|d| d.without[g])).collect(),
+            widening: first.widening,
+        })
+    }
+
     /// What is said of a cloud that is a single point: the dimension 0, for sure.
     pub fn of_a_point() -> Self {
         Self { value: 0.0, without: Vec::new(), widening: 1.0 }
@@ -102,6 +116,19 @@ mod tests {
         let without: Vec<f64> = x.iter().map(|left_out| (21.0 - left_out) / 3.0).collect();
         let s2 = x.iter().map(|v| (v - 5.25f64).powi(2)).sum::<f64>() / 3.0;
         assert_relative_eq!(error(without.into_iter()), (s2 / 4.0).sqrt(), max_relative = 1e-12);
+    }
+
+    #[test]
+    fn a_mean_of_draws_is_surer() {
+        let mut random = Stream::new(6);
+        let mut draw =
+            || Summary { value: 9.0, without: (0..40).map(|_| 9.0 + random.normal()).collect(), widening: 1.0 };
+        let draws: Vec<Summary> = (0..8).map(|_| draw()).collect();
+        let mean = Summary::mean(&draws).unwrap();
+        let alone = draws.iter().map(Summary::log_error).sum::<f64>() / 8.0;
+        assert_eq!(mean.value, 9.0);
+        assert_relative_eq!(mean.log_error(), alone / 8f64.sqrt(), max_relative = 0.4);
+        assert!(Summary::mean(&[]).is_none());
     }
 
     #[test]

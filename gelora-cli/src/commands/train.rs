@@ -15,7 +15,7 @@ use super::order::Order;
 use super::prefetch::Source;
 use super::trainer::{CHECKPOINT, LOG, Trainer};
 use super::{AdapterInfo, INFO_NAME, check_model, eval, open_device, open_tokenizer, rank, read_json};
-use crate::args::{ProfileArgs, RankArgs, TaskArg, TrainArgs};
+use crate::args::{ProfileArgs, RankArgs, ScaleArg, TaskArg, TrainArgs};
 use crate::data::{self, Dataset, Example, LabelSet, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
@@ -184,6 +184,7 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         budget: None,
         budget_rank: None,
         stability: 0,
+        scale: ScaleArg::All,
         serve: None,
         no_cache: false,
         points: None,

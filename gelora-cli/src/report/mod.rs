@@ -216,6 +216,7 @@ fn facts(ranks: &Ranks) -> String {
         ("model", ranks.model.clone()),
         ("data", ranks.data.clone()),
         ("examples", count(ranks.samples as u64)),
+        ("growths are of", format!("{} points", count(ranks.scale as u64))),
         ("pooling", ranks.pool.clone()),
         ("states", format!("{} (granularity {})", ranks.states.len(), ranks.granularity)),
         ("estimator", first.map_or(String::new(), |s| s.estimate.estimator.clone())),

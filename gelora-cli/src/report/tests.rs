@@ -14,7 +14,7 @@ fn sample(id: f64, n: usize) -> Ranks {
     let policies = json!([{"name": "gelora", "rounding": "ceil", "ranks": [3, 1], "parameters": 400},
         {"name": "uniform", "rank": 8, "ranks": [8, 8], "parameters": 1600}]);
     serde_json::from_value(json!({
-        "model": "a <b> & \"c\"", "data": "d", "pool": "mean", "samples": 100, "dtype": "f32", "seed": 0, "granularity": "block",
+        "model": "a <b> & \"c\"", "data": "d", "pool": "mean", "samples": 100, "dtype": "f32", "seed": 0, "granularity": "block", "scale": 100,
         "policy": {"name": "gelora", "rounding": "ceil", "min_rank": 1, "rank_multiple": 1, "alpha_ratio": 2.0, "confidence": 0.95},
         "states": [state("embeddings", id, n), state("after layer 0", 5.0, 100), state("after layer 1", 6.0, 100)],
         "layers": [layer(0, 3), layer(1, 1)], "modules": {"m.<0>": {"rank": 3, "alpha": 6.0}}, "parameters": 400,

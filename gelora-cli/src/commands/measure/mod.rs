@@ -18,7 +18,7 @@ use gelora_model::{Encoder, Granularity};
 use serde::{Deserialize, Serialize};
 
 use super::{check_not_input, open_tokenizer};
-use crate::args::{GranularityArg, MeasureArgs, RankArgs};
+use crate::args::{GranularityArg, MeasureArgs, RankArgs, ScaleArg};
 use crate::cache::Entry;
 use crate::data::Dataset;
 use crate::profile::mark;
@@ -46,6 +46,8 @@ pub struct Ranks {
     pub seed: u64,
     /// Where hidden states were taken: "block" or "sublayer".
     pub granularity: String,
+    /// The number of points that growths are of: all examples, or the scale of the common plateau.
+    pub scale: usize,
     /// How growths became ranks.
     pub policy: PolicyUsed,
     /// The hidden states, from the input up.
@@ -151,6 +153,16 @@ pub fn ranks(args: &RankArgs, encoder: &Encoder, dataset: &Dataset) -> Result<Ra
     let how = states::How { estimator, confidence, seed: args.seed };
     let names = points::state_names(config.layers, granularity);
     let (states, summaries) = states::states(&points, names, &how, quiet)?;
+    let scale = match args.scale {
+        ScaleArg::All => rows.len(),
+        ScaleArg::Plateau => {
+            let curves: Vec<_> = states.iter().map(|s| s.decimation.clone()).collect();
+            let common = gelora_id::scale::common(&curves);
+            common
+                .context("--scale plateau: the dimension of no state has a plateau; --scale all takes all examples")?
+        }
+    };
+    let summaries = if scale < rows.len() { states::at_scale(&points, scale, &how)? } else { summaries };
     mark("dimensions");
 
     let growths = states::growths(&summaries, confidence);
@@ -184,6 +196,7 @@ pub fn ranks(args: &RankArgs, encoder: &Encoder, dataset: &Dataset) -> Result<Ra
         dtype: DType::from(args.dtype).to_string(),
         seed: args.seed,
         granularity: format!("{granularity:?}").to_lowercase(),
+        scale,
         warnings: words::warnings(&states, &layers, &policy, stability.as_ref()),
         policies: policies::compare(&steps, &policy, args),
         parameters: ranks::parameters(&steps, of_steps.iter().copied()),

@@ -100,6 +100,20 @@ pub fn summaries(points: &[Tensor], rows: &[usize], estimator: &Estimator) -> Re
     points.iter().enumerate().map(of_state).collect()
 }
 
+/// The replicates of every state at a scale: the mean over the draws of so many points that the decimation took.
+pub fn at_scale(points: &[Tensor], size: usize, how: &How) -> Result<Vec<Summary>> {
+    let n = points.first().map_or(0, Tensor::rows);
+    let mut draws = Vec::new();
+    for rows in scale::draws(n, size, how.seed) {
+        draws.push(summaries(points, &rows, &how.estimator)?);
+    }
+    let of_state = |s: usize| {
+        let of_draws: Vec<Summary> = draws.iter().map(|draw| draw[s].clone()).collect();
+        Summary::mean(&of_draws).with_context(|| format!("hidden state {s} at {size} points"))
+    };
+    (0..points.len()).map(of_state).collect()
+}
+
 /// The growth of the dimension in every step.
 pub fn growths(summaries: &[Summary], confidence: f64) -> Vec<Growth> {
     summaries.windows(2).map(|pair| pair[0].growth(&pair[1], confidence)).collect()
