@@ -55,14 +55,15 @@ pub fn swiss_roll(n: usize, seed: u64) -> Result<Tensor> {
 }
 
 /// A flat torus bent through `columns` dimensions: angles u uniform in (0, 2 pi)^dim, and column c is
-/// sin(a_c . u + b_c) with whole numbers a_c of -2 to 2 (not all 0) and phases b_c from the seed; the first 2 `dim` columns are
-/// cos and sin of each angle, so that no two points coincide. It has no boundary.
+/// sin(a_c . u + b_c) with whole numbers a_c of -2 to 2 (not all 0) and phases b_c; the first 2 `dim` columns are cos and sin of
+/// each angle, so that no two points coincide. It has no boundary. The torus depends on `dim` and `columns`, the points on it on
+/// the seed.
 ///
 /// # Errors
 /// If n or `dim` is 0.
 pub fn nonlinear(n: usize, dim: usize, columns: usize, seed: u64) -> Result<Tensor> {
-    let mut random = Stream::at(seed, &[0x6265_6e64, dim as u64]); // "bend"
     let columns = columns.max(2 * dim);
+    let mut random = Stream::at(0, &[0x6265_6e64, dim as u64, columns as u64]); // "bend"
     let waves: Vec<(Vec<f64>, f64)> = (0..columns)
         .map(|c| {
             let mut a: Vec<f64> = (0..dim).map(|_| random.below(5) as f64 - 2.0).collect();
@@ -77,6 +78,7 @@ pub fn nonlinear(n: usize, dim: usize, columns: usize, seed: u64) -> Result<Tens
             (a, phase)
         })
         .collect();
+    let mut random = Stream::at(seed, &[0x6265_6e64, dim as u64]);
     let mut values = Vec::with_capacity(n * columns);
     for _ in 0..n {
         let u: Vec<f64> = (0..dim).map(|_| 2.0 * PI * random.uniform()).collect();

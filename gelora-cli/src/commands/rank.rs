@@ -167,6 +167,12 @@ pub fn summary(ranks: &Ranks) -> String {
         ui::count(ranks.parameters as u64),
         ui::count(ranks.samples as u64)
     );
+    if ranks.scale < ranks.samples {
+        text.push_str(&format!(
+            "\nGrowths and ranks are of {} examples, the scale of most plateaus.",
+            ui::count(ranks.scale as u64)
+        ));
+    }
     if let Some(serve) = &ranks.serve {
         text.push_str(&format!("\nServe it with {} --max-lora-rank {}.", serve.server, serve.max_lora_rank));
     }
