@@ -1,9 +1,14 @@
 //! Intrinsic dimension (ID) of a cloud of points, with its uncertainty.
 //!
-//! The ID is the number of coordinates that the points need locally, however many columns they are written in. It is
-//! estimated by TwoNN: r1 < r2 are a point's distances to its two nearest neighbours, and mu = r2 / r1 tells the
-//! dimension. If the density is constant over a point's two nearest neighbours, mu is Pareto(d) distributed,
-//! F(mu) = 1 - mu^-d, so ln mu is exponential with rate d, whatever the density is.
+//! The ID is the number of coordinates that the points need locally, however many columns they are written in. Eight
+//! [`Estimator`]s read it off the distances to the nearest neighbours. The default is TwoNN: r1 < r2 are a point's distances to
+//! its two nearest neighbours, and mu = r2 / r1 tells the dimension. If the density is constant over a point's two nearest
+//! neighbours, mu is Pareto(d) distributed, F(mu) = 1 - mu^-d, so ln mu is exponential with rate d, whatever the density
+//! is. The others stand in a module each: [`two_nn_trimmed`], [`two_nn_bayes`], [`gride`], [`mle`], [`corr_dim`],
+//! [`local_pca`].
+//!
+//! [`scale`] tells how the ID depends on the scale, [`Summary`] how two IDs of the same examples differ, and [`manifolds`] has
+//! clouds to try estimators on.
 //!
 //! Source: E. Facco, M. d'Errico, A. Rodriguez, A. Laio, "Estimating the intrinsic dimension of datasets by a minimal
 //! neighborhood information", Scientific Reports 7, 12140 (2017), equations 1 to 5.
@@ -33,8 +38,8 @@
 //!
 //! Units: the ID has none; distances may be in any unit, since only their ratios count.
 //!
-//! What the interval covers: the spread of the estimate under the model, from which `README.md` says how far real points
-//! stray. It does not cover the bias of TwoNN, which grows with the dimension.
+//! What the interval covers: the spread of the estimate over draws of the points. It does not cover the bias, which grows with
+//! the dimension; docs/intrinsic-dimension.md has both, measured.
 
 pub mod corr_dim;
 mod error;

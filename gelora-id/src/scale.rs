@@ -12,7 +12,7 @@
 //!
 //! Sources: Facco et al. 2017 for decimation; Denti et al. 2022 for GRIDE's curve. The numbers 3 and 1.1 are ours.
 
-use gelora_kernels::{Tensor, random::Stream};
+use gelora_kernels::{DType, Tensor, random::Stream};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Estimator, Neighbourhood, Options, Result};
@@ -148,7 +148,15 @@ pub fn subset(points: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let taken = rows.iter().flat_map(|&row| &values[row * columns..][..columns]).copied();
         return Ok(Tensor::from_f64(taken.collect(), shape)?);
     }
-    let values = points.to_vec()?;
+    let read;
+    let values = match points.as_slice() {
+        Ok(values) => values,
+        // On a GPU, or of half precision.
+        Err(_) => {
+            read = points.to_dtype(DType::F32)?.to_vec()?;
+            &read
+        }
+    };
     let taken = rows.iter().flat_map(|&row| &values[row * columns..][..columns]).copied();
     Ok(Tensor::from_vec(taken.collect(), shape)?.to_device(points.device())?)
 }
