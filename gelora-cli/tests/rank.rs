@@ -49,7 +49,8 @@ fn every_policy_does_what_it_says() {
     assert_eq!(ranks(&random).iter().sum::<u64>(), 5000 / one);
     let mut dealt = ranks(&of("shuffled", "--policy shuffled --seed 4"));
     let mut dealt_from = ranks(&of("seed", "--seed 4"));
-    (dealt.sort_unstable(), dealt_from.sort_unstable());
+    dealt.sort_unstable();
+    dealt_from.sort_unstable();
     assert_eq!(dealt, dealt_from);
 
     assert_eq!(gelora["scale"], 96);

@@ -243,7 +243,7 @@ fn pooled(args: &RankArgs, encoder: &Encoder, encoded: &[Encoded]) -> Result<Vec
 
 fn layer(step: usize, granularity: Granularity, given: &ranks::StepRank, growth: &Growth) -> Layer {
     let halves = granularity.steps_per_block();
-    let part = (halves > 1).then(|| if step % 2 == 0 { "attention" } else { "mlp" }.to_owned());
+    let part = (halves > 1).then(|| if step.is_multiple_of(2) { "attention" } else { "mlp" }.to_owned());
     let &Growth { delta, error, interval, upper } = growth;
     Layer { layer: step / halves, part, delta, error, interval, upper, rank: given.rank, alpha: given.alpha }
 }
