@@ -18,7 +18,8 @@ pub struct Summary {
     pub value: f64,
     /// The estimates without one group each.
     pub without: Vec<f64>,
-    /// What the standard error is multiplied by, for an estimator whose replicates move together (local PCA); else 1.
+    /// What the standard error is multiplied by, for points that are worth fewer because they share distances (TwoNN) or
+    /// neighbours (local PCA); else 1.
     pub widening: f64,
 }
 

@@ -1,6 +1,7 @@
 //! Clouds of known dimension, and what must not change the answer.
+#![allow(clippy::print_stdout)] // coverages are worth seeing when a test fails
 
-use gelora_id::{Error, Estimator, Neighbourhood, Options, Result, estimate};
+use gelora_id::{Error, Estimator, Neighbourhood, Options, Result, estimate, manifolds};
 use gelora_kernels::{Tensor, random::Stream};
 use proptest::prelude::*;
 
@@ -143,4 +144,58 @@ proptest! {
         prop_assert_eq!((got.n, got.duplicates), (60, copies.len()));
         prop_assert!((got.id / ids(&values).unwrap()[0] - 1.0).abs() < 1e-12);
     }
+}
+
+/// The share of draws in which something held.
+fn share(held: impl Iterator<Item = bool>) -> f64 {
+    let all: Vec<bool> = held.collect();
+    all.iter().filter(|h| **h).count() as f64 / all.len() as f64
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let all: Vec<f64> = values.collect();
+    all.iter().sum::<f64>() / all.len() as f64
+}
+
+/// An interval of 90 % holds the mean of all estimates nine times in ten, or more: the jackknife is on the wide side. Too narrow
+/// by a fifth would be 81 %.
+#[test]
+fn every_interval_covers_what_it_promises() -> Result<()> {
+    let draws: Vec<Vec<_>> = (0..150)
+        .map(|seed| {
+            let cloud = Neighbourhood::for_estimators(&manifolds::sphere(300, 3, seed)?, &Estimator::ALL)?;
+            let of = |e: &Estimator| cloud.estimate(&Options { estimator: *e, confidence: 0.9 });
+            Estimator::ALL.iter().map(of).collect()
+        })
+        .collect::<Result<_>>()?;
+    for (e, estimator) in Estimator::ALL.iter().enumerate() {
+        let mean = mean(draws.iter().map(|draw| draw[e].id));
+        let covered = share(draws.iter().map(|draw| draw[e].interval[0] <= mean && mean <= draw[e].interval[1]));
+        println!("{estimator}: {covered:.2}");
+        assert!(covered >= 0.86, "{estimator}: {covered}");
+    }
+    Ok(())
+}
+
+/// The growth from three columns of a cube to all five, of the same points.
+#[test]
+fn growths_cover_what_they_promise() -> Result<()> {
+    let n = 300;
+    let draws: Vec<_> = (0..150)
+        .map(|seed| {
+            let all = cube(seed, n, 5);
+            let three: Vec<f64> = all.chunks_exact(5).flat_map(|p| p[..3].to_vec()).collect();
+            let of = |values: Vec<f64>, dim| {
+                let cloud = Neighbourhood::of(&Tensor::from_f64(values, [n, dim])?)?;
+                cloud.replicates(&Estimator::default())
+            };
+            Ok(of(three, 3)?.growth(&of(all, 5)?, 0.9))
+        })
+        .collect::<Result<_>>()?;
+    let truth = mean(draws.iter().map(|g| g.delta));
+    let covered = share(draws.iter().map(|g| g.interval[0] <= truth && truth <= g.interval[1]));
+    let below = share(draws.iter().map(|g| truth <= g.upper));
+    println!("growth {truth:.2}: interval {covered:.2}, upper bound {below:.2}");
+    assert!(covered >= 0.86 && below >= 0.86, "{covered} {below}");
+    Ok(())
 }

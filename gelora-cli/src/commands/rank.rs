@@ -145,7 +145,9 @@ fn stability(ranks: &Ranks) -> String {
     };
     let rows: Vec<_> = ranks.layers.iter().enumerate().map(row).collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    format!("{}\n{}", ui::table(&header, &rows, TableStyle::of_stdout()), stability.verdict)
+    let table = ui::table(&header, &rows, TableStyle::of_stdout());
+    // Where it is bad news it is among the warnings.
+    if ranks.warnings.contains(&stability.verdict) { table } else { format!("{table}\n{}", stability.verdict) }
 }
 
 /// "3 x12, 4 x8": which value how often, ascending; of many different ones the range.

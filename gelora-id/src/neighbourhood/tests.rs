@@ -92,8 +92,7 @@ fn mutual_neighbours_widen_the_interval() -> Result<()> {
 fn replicates_are_estimates_of_the_points_without_a_group() -> Result<()> {
     let (n, dim) = (300, 4);
     let points = manifolds::cube(n, dim, 3)?;
-    let estimators =
-        [Estimator::default(), Estimator::TwoNnMle, Estimator::Gride { order: 4 }, Estimator::Mle { k: 12 }];
+    let estimators = [Estimator::Gride { order: 1 }, Estimator::Gride { order: 4 }, Estimator::Mle { k: 12 }];
     let cloud = Neighbourhood::for_estimators(&points, &estimators)?;
     let values = points.to_vec_f64()?;
     for group in [0, 17] {
