@@ -247,7 +247,8 @@ pub struct RankArgs {
     /// Say what rank a server must be started with for this adapter: vllm
     #[arg(long, value_name = "SERVER")]
     pub serve: Option<Server>,
-    /// Run the model even if it was run on the same texts before
+    /// Run the model even if it was run on the same texts before. Pooled states are kept in the folder GELORA_CACHE, or in the
+    /// user's cache folder, 4 GiB at most
     #[arg(long)]
     pub no_cache: bool,
     /// Also write the pooled points, layer_0 .. layer_L of shape (n, D) each

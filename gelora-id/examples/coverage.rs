@@ -16,8 +16,7 @@ use gelora_kernels::Tensor;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const CLOUDS: &str =
-    "cube-2,cube-10,ball-5,ball-20,sphere-5,sphere-20,nonlinear-2,swiss-roll-2,noise-0.3-swiss-roll-2";
+const CLOUDS: &str = "cube-2,cube-10,ball-5,ball-20,sphere-5,sphere-20,nonlinear-2,swiss-roll-2,noise-0.3-swiss-roll-2";
 
 /// A cloud by its name.
 fn cloud(name: &str, n: usize, seed: u64) -> Result<Tensor> {

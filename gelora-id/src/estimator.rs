@@ -80,6 +80,19 @@ impl Estimator {
         }
     }
 
+    /// That its numbers of neighbours make sense; what else is wrong with its options the estimate itself says.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let (name, least, got) = match *self {
+            Estimator::Gride { order } => ("the order of gride", 1, order),
+            Estimator::Mle { k } => ("k of mle", 2, k),
+            Estimator::LocalPca { k, .. } => ("k of local-pca", 2, k),
+            Estimator::CorrDim { inner, .. } => ("the inner order of corr-dim", 1, inner),
+            _ => return Ok(()),
+        };
+        let expected = if least == 1 { "at least 1" } else { "at least 2" };
+        if got >= least { Ok(()) } else { Err(Error::Option { name, expected, got: got as f64 }) }
+    }
+
     /// Whether it needs nothing but r1 and r2 of every point.
     pub fn is_two_nn(&self) -> bool {
         use Estimator::{TwoNnBayes, TwoNnFit, TwoNnMle, TwoNnTrimmed};

@@ -212,17 +212,21 @@ impl Neighbourhood {
     /// That takes account of every dependence, and on average never understates the error (Efron and Stein 1981); it
     /// overstates it by up to half.
     ///
+    /// Where so few points are left that there is no estimate, the replicate is missing; of fewer than two replicates the error
+    /// is infinite.
+    ///
     /// # Errors
     /// As [`Neighbourhood::estimate`].
     pub fn replicates(&self, estimator: &Estimator) -> Result<Summary> {
+        estimator.check()?;
         let needed = estimator.neighbours();
         if needed > self.k {
             return Err(Error::Neighbours { estimator: estimator.to_string(), needed, points: self.len(), k: self.k });
         }
         let of_lists = |statistic: &dyn Fn(&[f64]) -> Result<f64>| -> Result<Summary> {
             let value = statistic(&self.lists(needed, None))?;
-            let without = self.present().into_iter().map(|g| statistic(&self.lists(needed, Some(g))));
-            Ok(Summary { value, without: without.collect::<Result<_>>()?, widening: 1.0 })
+            let without = self.present().into_iter().filter_map(|g| statistic(&self.lists(needed, Some(g))).ok());
+            Ok(Summary { value, without: without.collect(), widening: 1.0 })
         };
         let of_ratios = |estimator| -> Result<Summary> {
             let id = |gone: Option<u8>| {
@@ -236,7 +240,7 @@ impl Neighbourhood {
                     _ => two_nn_mle::id(&ratios),
                 }
             };
-            let without = self.present().into_iter().map(|g| id(Some(g))).collect::<Result<_>>()?;
+            let without = self.present().into_iter().filter_map(|g| id(Some(g)).ok()).collect();
             Ok(Summary { value: id(None)?, without, widening: self.inflation.sqrt() })
         };
         match *estimator {

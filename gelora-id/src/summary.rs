@@ -56,7 +56,7 @@ impl Summary {
         let error = if a.len() == b.len() {
             self.widening.max(next.widening) * error(b.iter().zip(a).map(|(b, a)| b - a))
         } else {
-            // One of the two is a single point, or so small that a group is empty: as of independent estimates.
+            // One of the two has so few points that a group is empty: as of independent estimates.
             let plain = |s: &Summary| s.widening * error(s.without.iter().copied());
             plain(self).hypot(plain(next))
         };
@@ -82,15 +82,15 @@ impl Summary {
 
     /// What is said of a cloud that is a single point: the dimension 0, for sure.
     pub fn of_a_point() -> Self {
-        Self { value: 0.0, without: Vec::new(), widening: 1.0 }
+        Self { value: 0.0, without: vec![0.0; crate::GROUPS], widening: 1.0 }
     }
 }
 
-/// The jackknife's standard error; 0 of fewer than two replicates.
+/// The jackknife's standard error; infinite of fewer than two replicates.
 fn error(without: impl Iterator<Item = f64>) -> f64 {
     let all: Vec<f64> = without.collect();
     if all.len() < 2 {
-        return 0.0;
+        return f64::INFINITY;
     }
     let g = all.len() as f64;
     let mean = all.iter().sum::<f64>() / g;
@@ -130,6 +130,8 @@ mod tests {
         assert_eq!(mean.value, 9.0);
         assert_relative_eq!(mean.log_error(), alone / 8f64.sqrt(), max_relative = 0.4);
         assert!(Summary::mean(&[]).is_none());
+        let alone = Summary { value: 3.0, without: vec![3.0], widening: 1.0 };
+        assert_eq!(alone.interval(0.9), [0.0, f64::INFINITY], "one replicate says nothing");
     }
 
     #[test]
@@ -141,6 +143,6 @@ mod tests {
         assert_relative_eq!(growth.delta, 2.5);
         assert!(growth.error < 1e-12 && growth.upper - 2.5 < 1e-9);
         let from_point = Summary::of_a_point().growth(&cloud(12.5), 0.9);
-        assert!(from_point.error > 1.0 && from_point.interval[0] < 12.5 && from_point.upper < from_point.interval[1]);
+        assert!(from_point.error > 0.5 && from_point.interval[0] < 12.5 && from_point.upper < from_point.interval[1]);
     }
 }

@@ -119,6 +119,25 @@ fn an_estimator_that_needs_more_neighbours_says_so() -> Result<()> {
 }
 
 #[test]
+fn wrong_numbers_of_neighbours_are_named() -> Result<()> {
+    let cloud = Neighbourhood::with_neighbours(&manifolds::cube(60, 2, 1)?, 20)?;
+    let fails = |estimator| cloud.estimate(&Options { estimator, confidence: 0.95 }).unwrap_err().to_string();
+    assert!(fails(Estimator::Gride { order: 0 }).contains("the order of gride must be at least 1, got 0"));
+    assert!(fails(Estimator::Mle { k: 1 }).contains("k of mle must be at least 2, got 1"));
+    assert!(fails(Estimator::LocalPca { k: 0, threshold: 0.05 }).contains("k of local-pca"));
+    assert!(fails(Estimator::CorrDim { inner: 0, outer: 5 }).contains("inner order"));
+    Ok(())
+}
+
+#[test]
+fn three_points_have_an_estimate_but_no_error() -> Result<()> {
+    let cloud = Neighbourhood::of(&Tensor::from_f64(vec![0.0, 1.0, 3.0], [3, 1])?)?;
+    let all = cloud.replicates(&Estimator::default())?;
+    assert!(all.value.is_finite() && all.without.is_empty() && all.log_error().is_infinite());
+    Ok(())
+}
+
+#[test]
 fn near_duplicates_are_counted() -> Result<()> {
     let mut values = manifolds::cube(200, 3, 5)?.to_vec_f64()?;
     for c in 0..3 {
