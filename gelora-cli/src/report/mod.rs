@@ -95,12 +95,12 @@ fn policies(ranks: &Ranks) -> String {
         let chosen = if p.policy.name() == ranks.policy.policy.name() { " class=\"chosen\"" } else { "" };
         let list: Vec<String> = p.ranks.iter().map(ToString::to_string).collect();
         format!(
-            "<tr{chosen}><td>{}</td><td class=\"n\">{}</td><td><span class=\"meter\" style=\"width:{:.1}rem\"></span></td>\
-             <td>{}</td><td class=\"wrap\">{}</td></tr>",
+            "<tr{chosen}><td>{}</td><td>{}</td><td class=\"n\">{}</td>\
+             <td><span class=\"meter\" style=\"width:{:.1}rem\"></span></td><td class=\"wrap\">{}</td></tr>",
             escaped(&title(&p.policy)),
-            count(p.parameters as u64),
-            8.0 * p.parameters as f64 / most as f64,
             list.join(" "),
+            count(p.parameters as u64),
+            6.0 * p.parameters as f64 / most as f64,
             what(&p.policy),
         )
     };
@@ -108,7 +108,7 @@ fn policies(ranks: &Ranks) -> String {
     section(
         "What each policy would do",
         "Parameters of all adapters together, and ranks from the first layer on. The one that was chosen stands out.",
-        &table(&[("policy", false), ("parameters", true), ("", false), ("ranks", false), ("what it is", false)], &rows),
+        &table(&[("policy", false), ("ranks", false), ("parameters", true), ("", false), ("what it is", false)], &rows),
     )
 }
 

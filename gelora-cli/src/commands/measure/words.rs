@@ -33,10 +33,10 @@ fn no_growth(layers: &[Layer]) -> Option<String> {
 
 fn noise(layers: &[Layer]) -> Option<String> {
     let noisy = layers.iter().filter(|l| l.interval[0] <= 0.0 && l.interval[1] >= 0.0);
-    let unsure: Vec<String> = noisy.map(|l| l.name().trim_start_matches("layer ").to_owned()).collect();
+    let unsure: Vec<String> = noisy.map(Layer::name).collect();
     (!unsure.is_empty()).then(|| {
         format!(
-            "In {} of {} steps the growth is within the noise (its interval holds 0): layers {}. Their ranks are noise too; more --samples narrow the intervals.",
+            "In {} of {} steps the growth is within the noise (its interval holds 0): {}. There the rank is noise too; more --samples narrow the intervals.",
             unsure.len(),
             layers.len(),
             unsure.join(", ")
