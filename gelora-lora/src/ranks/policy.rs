@@ -111,8 +111,14 @@ impl Policy {
             Policy::Random { parameters, seed } => scatter(steps, parameters, seed, limits)?,
             Policy::Shuffled { seed, rounding } => {
                 let mut ranks = gelora(rounding);
-                Stream::at(seed, &[0x6465_616c]).shuffle(&mut ranks); // "deal"
-                ranks.into_iter().zip(steps).map(|(rank, step)| limits.fit(rank, step.most)).collect()
+                // A rank that no module bears would be lost, so steps without modules keep theirs.
+                let bearing: Vec<usize> = (0..steps.len()).filter(|s| steps[*s].cost > 0).collect();
+                let mut hand: Vec<usize> = bearing.iter().map(|s| ranks[*s]).collect();
+                Stream::at(seed, &[0x6465_616c]).shuffle(&mut hand); // "deal"
+                for (s, rank) in bearing.into_iter().zip(hand) {
+                    ranks[s] = limits.fit(rank, steps[s].most);
+                }
+                ranks
             }
         })
     }

@@ -47,6 +47,10 @@ fn a_step_without_modules_costs_nothing_and_gets_no_more() {
     let mut steps = steps(&[2.5, -1.0, 0.4]);
     steps[1].cost = 0;
     assert_eq!(ranks_of(&steps, &budget(1800), &Limits::default()), [12, 1, 6]);
+    for seed in 0..20 {
+        let dealt = ranks_of(&steps, &Policy::Shuffled { seed, rounding: Rounding::Ceil }, &Limits::default());
+        assert!(dealt == [4, 1, 2] || dealt == [2, 1, 4], "{dealt:?}");
+    }
 }
 
 #[test]

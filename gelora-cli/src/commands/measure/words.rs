@@ -54,6 +54,9 @@ fn near_duplicates(states: &[State]) -> Option<String> {
 }
 
 fn no_plateau(states: &[State]) -> Option<String> {
+    if states.iter().all(|s| s.decimation.len() < scale::SHORTEST) {
+        return Some("There are too few examples to tell whether the dimension depends on their number.".into());
+    }
     let flat = |s: &&State| s.is_constant() || s.plateau.is_some();
     let without: Vec<&State> = states.iter().filter(|s| !flat(s)).collect();
     let moves = |s: &State| scale::drift(&s.decimation).unwrap_or(1.0);
