@@ -72,8 +72,7 @@ impl Attention {
     }
 
     fn call<'a>(&self, sequences: &'a Offsets, channels: usize, dropout: Option<Dropout>) -> attention::Attention<'a> {
-        let scale = 1.0 / ((channels / self.heads) as f32).sqrt();
-        attention::Attention { sequences, heads: self.heads, kv_heads: self.heads, scale, causal: false, dropout }
+        attention::Attention { dropout, ..attention::Attention::new(sequences, self.heads, channels / self.heads) }
     }
 
     fn forward(&self, x: &Tensor, sequences: &Offsets, layer: usize, pass: &Pass) -> Result<(Tensor, AttentionSaved)> {

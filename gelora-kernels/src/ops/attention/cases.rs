@@ -4,63 +4,155 @@ use crate::ops::dropout::Dropout;
 use crate::random;
 use crate::verify::{Case, random as tensor};
 
+/// One case.
+#[derive(Clone, Copy)]
+struct Shape {
+    lengths: &'static [usize],
+    /// Keys of each sequence beyond its queries.
+    past: &'static [usize],
+    heads: usize,
+    kv_heads: usize,
+    d: usize,
+    causal: bool,
+    window: Option<usize>,
+    /// M of the bias.
+    bias: Option<usize>,
+    p: f32,
+}
+
+const PLAIN: Shape =
+    Shape { lengths: &[1], past: &[], heads: 1, kv_heads: 1, d: 1, causal: false, window: None, bias: None, p: 0.0 };
+
+const SHAPES: [Shape; 17] = [
+    PLAIN,
+    Shape { lengths: &[3, 7], heads: 2, kv_heads: 2, d: 3, ..PLAIN },
+    Shape { lengths: &[63, 1, 65], heads: 3, kv_heads: 3, d: 7, ..PLAIN },
+    Shape { lengths: &[130], heads: 2, kv_heads: 2, d: 64, ..PLAIN },
+    Shape { lengths: &[20, 33, 11], heads: 12, kv_heads: 12, d: 32, ..PLAIN },
+    Shape { lengths: &[3, 70, 7], heads: 2, kv_heads: 2, d: 8, p: 0.3, ..PLAIN },
+    Shape { lengths: &[65, 1, 40], heads: 4, kv_heads: 2, d: 32, ..PLAIN },
+    Shape { lengths: &[63, 33], heads: 6, kv_heads: 2, d: 8, causal: true, ..PLAIN },
+    Shape { lengths: &[130, 3], heads: 3, kv_heads: 1, d: 64, causal: true, p: 0.2, ..PLAIN },
+    Shape { lengths: &[17, 34], heads: 2, kv_heads: 1, d: 80, causal: true, ..PLAIN },
+    Shape { lengths: &[33], heads: 2, kv_heads: 2, d: 128, p: 0.1, ..PLAIN },
+    Shape { lengths: &[90, 3], heads: 2, kv_heads: 1, d: 16, causal: true, window: Some(21), ..PLAIN },
+    Shape { lengths: &[70], heads: 1, kv_heads: 1, d: 8, causal: true, window: Some(1), p: 0.1, ..PLAIN },
+    Shape { lengths: &[40, 67], heads: 3, kv_heads: 3, d: 8, bias: Some(67), ..PLAIN },
+    Shape { lengths: &[65, 2], heads: 2, kv_heads: 1, d: 8, causal: true, bias: Some(100), p: 0.2, ..PLAIN },
+    Shape { lengths: &[1, 5, 1], past: &[40, 66, 0], heads: 4, kv_heads: 2, d: 16, causal: true, ..PLAIN },
+    Shape {
+        lengths: &[34, 1],
+        past: &[7, 99],
+        heads: 2,
+        kv_heads: 2,
+        d: 8,
+        causal: true,
+        window: Some(30),
+        bias: Some(100),
+        ..PLAIN
+    },
+];
+
+impl Shape {
+    fn name(&self) -> String {
+        let Self { lengths, past, heads, kv_heads, d, causal, window, bias, p } = self;
+        let mut name = format!("{lengths:?} {heads}");
+        if kv_heads < heads {
+            name.push_str(&format!("/{kv_heads}"));
+        }
+        name.push_str(&format!("x{d}"));
+        let said = [
+            (!past.is_empty()).then(|| format!(" after {past:?}")),
+            causal.then(|| " causal".to_owned()),
+            window.map(|window| format!(" window {window}")),
+            bias.map(|_| " bias".to_owned()),
+            (*p > 0.0).then(|| format!(" drop {p}")),
+        ];
+        said.into_iter().flatten().for_each(|part| name.push_str(&part));
+        name
+    }
+
+    /// Pairs of rows and keys that see each other.
+    fn pairs(&self) -> f64 {
+        let of_row = |position: usize, keys: usize| {
+            let seen = if self.causal { position + 1 } else { keys };
+            self.window.map_or(seen, |window| seen.min(window))
+        };
+        let of_sequence = |(s, t): (usize, &usize)| {
+            let past = self.past.get(s).unwrap_or(&0);
+            (0..*t).map(|i| of_row(past + i, past + t)).sum::<usize>()
+        };
+        self.lengths.iter().enumerate().map(of_sequence).sum::<usize>() as f64
+    }
+}
+
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (lengths, heads, kv_heads, d, causal, p) in [
-        (&[1][..], 1, 1, 1, false, 0.0),
-        (&[3, 7], 2, 2, 3, false, 0.0),
-        (&[63, 1, 65], 3, 3, 7, false, 0.0),
-        (&[130], 2, 2, 64, false, 0.0),
-        (&[20, 33, 11], 12, 12, 32, false, 0.0),
-        (&[3, 70, 7], 2, 2, 8, false, 0.3),
-        (&[65, 1, 40], 4, 2, 32, false, 0.0),
-        (&[63, 33], 6, 2, 8, true, 0.0),
-        (&[130, 3], 3, 1, 64, true, 0.2),
-        (&[17, 34], 2, 1, 80, true, 0.0),
-        (&[33], 2, 2, 128, false, 0.1),
-    ] {
-        let Ok(sequences) = Offsets::from_lengths(lengths) else { continue };
-        let (n, c, kv_c) = (sequences.tokens(), heads * d, kv_heads * d);
+    for shape in SHAPES {
+        let Shape { lengths, past, heads, kv_heads, d, causal, window, bias, p } = shape;
+        let key_lengths: Vec<usize> = lengths.iter().enumerate().map(|(s, t)| t + past.get(s).unwrap_or(&0)).collect();
+        let both = (Offsets::from_lengths(lengths), Offsets::from_lengths(&key_lengths));
+        let (Ok(sequences), Ok(keys)) = both else { continue };
+        let (n, c, kv_n, kv_c) = (sequences.tokens(), heads * d, keys.tokens(), kv_heads * d);
         let t = |seed| tensor([n, c], seed);
-        let of_key = |seed| tensor([n, kv_c], seed);
+        let of_key = |seed| tensor([kv_n, kv_c], seed);
         let dropout = (p > 0.0).then(|| Dropout { p, key: random::key(5, &[1]) });
-        let grouped = if kv_heads < heads { format!("/{kv_heads}") } else { String::new() };
-        let drop_label = if p > 0.0 { format!(" drop {p}") } else { String::new() };
-        let shape = format!("{lengths:?} {heads}{grouped}x{d}{}{drop_label}", if causal { " causal" } else { "" });
-        let seen = |t: &usize| if causal { t * (t + 1) / 2 } else { t * t };
-        let pairs: f64 = lengths.iter().map(|t| seen(t) as f64).sum();
         let scale = 1.0 / (d as f32).sqrt();
+        let pairs = shape.pairs();
+        let biases: Vec<_> = bias.map(|m| tensor([heads, 2 * m - 1], 7)).into_iter().collect();
 
-        let want = oracle(&sequences, [heads, kv_heads], d, scale, causal);
-        let mask = masks(dropout, heads, sequences.longest());
-        let (call, m) = (sequences.clone(), mask.clone());
+        let oracle = {
+            let (starts, key_starts) = (sequences.starts().to_vec(), keys.starts().to_vec());
+            move |bias: &[f64]| reference::Shape {
+                starts: starts.clone(),
+                key_starts: key_starts.clone(),
+                heads,
+                kv_heads,
+                head_size: d,
+                scale: scale.into(),
+                causal,
+                window,
+                bias: bias.to_vec(),
+            }
+        };
+        let none = Vec::new();
+        let mask = masks(dropout, heads, keys.longest());
+        let (call, call_keys, want, m, empty) =
+            (sequences.clone(), keys.clone(), oracle.clone(), mask.clone(), none.clone());
         all.push(
-            Case::new("attention", &shape)
-                .inputs([t(1), of_key(2), of_key(3)])
+            Case::new("attention", &shape.name())
+                .inputs([t(1), of_key(2), of_key(3)].into_iter().chain(biases.clone()).collect::<Vec<_>>())
                 .run(move |t| {
-                    let call = Attention { sequences: &call, heads, kv_heads, scale, causal, dropout };
+                    let keys = (!past.is_empty()).then_some(&call_keys);
+                    let plain = Attention::new(&call, heads, d);
+                    let call = Attention { keys, kv_heads, causal, window, bias: t.get(3), dropout, ..plain };
                     let (o, saved) = call.forward(&t[0], &t[1], &t[2])?;
                     Ok(vec![o, saved.lse])
                 })
                 .reference(move |v| {
-                    let (o, lse) = want.forward(&v[0], &v[1], &v[2], &m);
+                    let (o, lse) = want(v.get(3).unwrap_or(&empty)).forward(&v[0], &v[1], &v[2], &m);
                     vec![o, lse]
                 })
                 .bound(2e-6)
-                .work(4.0 * pairs * c as f64, 8.0 * (n * (c + kv_c)) as f64),
+                .work(4.0 * pairs * c as f64, 8.0 * (n * c + kv_n * kv_c) as f64),
         );
-        let (call, want) = (sequences.clone(), oracle(&sequences, [heads, kv_heads], d, scale, causal));
+        if !past.is_empty() {
+            continue;
+        }
+        let (call, want) = (sequences.clone(), oracle);
         all.push(
-            Case::new("attention.backward", &shape)
-                .inputs([t(4), t(1), of_key(2), of_key(3)])
+            Case::new("attention.backward", &shape.name())
+                .inputs([t(4), t(1), of_key(2), of_key(3)].into_iter().chain(biases).collect::<Vec<_>>())
                 .run(move |t| {
-                    let call = Attention { sequences: &call, heads, kv_heads, scale, causal, dropout };
+                    let plain = Attention::new(&call, heads, d);
+                    let call = Attention { kv_heads, causal, window, bias: t.get(4), dropout, ..plain };
                     let (_, saved) = call.forward(&t[1], &t[2], &t[3])?;
                     let Saved { o, lse } = saved;
                     let g = call.backward(&t[0], &t[1], &t[2], &t[3], Saved { o, lse })?;
                     Ok(vec![g.dq, g.dk, g.dv])
                 })
                 .reference(move |v| {
+                    let want = want(v.get(4).unwrap_or(&none));
                     let (dq, dk, dv) = want.backward(&v[0], &v[1], &v[2], &v[3], &mask);
                     vec![dq, dk, dv]
                 })
@@ -69,16 +161,6 @@ pub fn cases() -> Vec<Case> {
         );
     }
     all
-}
-
-fn oracle(
-    sequences: &Offsets,
-    [heads, kv_heads]: [usize; 2],
-    head_size: usize,
-    scale: f32,
-    causal: bool,
-) -> reference::Shape {
-    reference::Shape { starts: sequences.starts().to_vec(), heads, kv_heads, head_size, scale: scale.into(), causal }
 }
 
 /// The dropout mask by the documented index.
@@ -103,8 +185,18 @@ mod tests {
 
     #[test]
     fn backward_matches_finite_differences() {
-        let shape =
-            reference::Shape { starts: vec![0, 3, 5], heads: 2, kv_heads: 1, head_size: 3, scale: 0.6, causal: true };
+        let starts = vec![0, 3, 5];
+        let shape = reference::Shape {
+            key_starts: starts.clone(),
+            starts,
+            heads: 2,
+            kv_heads: 1,
+            head_size: 3,
+            scale: 0.6,
+            causal: true,
+            window: Some(2),
+            bias: vec![0.3, -0.2, 0.4, 0.1, -0.7, 0.6, 0.5, -0.1, 0.2, 0.8],
+        };
         let values = |heads: usize, seed| tensor([5 * 3 * heads], seed).to_vec_f64().unwrap_or_default();
         let inputs = [values(2, 1), values(1, 2), values(1, 3)];
         let d_o = values(2, 4);
@@ -128,9 +220,7 @@ mod tests {
         let run = |lengths: &[usize], rows: usize| -> Result<Vec<f32>> {
             let sequences = Offsets::from_lengths(lengths)?;
             let cut = |seed| Tensor::from_vec(tensor([40, 8], seed).to_vec()?[..rows * 8].to_vec(), [rows, 8]);
-            let call =
-                Attention { sequences: &sequences, heads: 2, kv_heads: 2, scale: 0.5, causal: false, dropout: None };
-            call.forward(&cut(1)?, &cut(2)?, &cut(3)?)?.0.to_vec()
+            Attention::new(&sequences, 2, 4).forward(&cut(1)?, &cut(2)?, &cut(3)?)?.0.to_vec()
         };
         assert_eq!(run(&[9], 9)?, run(&[9, 31], 40)?[..9 * 8]);
         Ok(())
@@ -139,13 +229,21 @@ mod tests {
     #[test]
     fn misfits_are_errors() -> Result<()> {
         let sequences = Offsets::from_lengths(&[4])?;
-        let call = Attention { sequences: &sequences, heads: 3, kv_heads: 3, scale: 1.0, causal: false, dropout: None };
+        let call = Attention::new(&sequences, 3, 1);
         let t = tensor([4, 8], 1);
         assert!(call.forward(&t, &t, &t).unwrap_err().to_string().contains("3 heads do not divide 8 channels"));
         let call = Attention { heads: 2, ..call };
         let three = Attention { kv_heads: 3, ..call }.forward(&t, &t, &t).unwrap_err().to_string();
         assert!(three.contains("3 key heads do not divide 2 query heads"), "{three}");
         let call = Attention { kv_heads: 2, ..call };
+        let narrow = tensor([2, 5], 1);
+        let narrow = Attention { bias: Some(&narrow), ..call }.forward(&t, &t, &t).unwrap_err().to_string();
+        assert!(narrow.contains("a bias of 5 columns does not reach over sequences of 4"), "{narrow}");
+        let loose = Attention { window: Some(2), ..call }.forward(&t, &t, &t).unwrap_err().to_string();
+        assert!(loose.contains("a window must be causal"), "{loose}");
+        let few = Offsets::from_lengths(&[3])?;
+        let few = Attention { keys: Some(&few), ..call }.forward(&t, &t, &t).unwrap_err().to_string();
+        assert!(few.contains("as many keys as queries"), "{few}");
         let short = tensor([3, 8], 1);
         assert!(call.forward(&short, &short, &short).unwrap_err().to_string().contains("q has 3 rows"));
         assert!(call.forward(&t, &short, &t).unwrap_err().to_string().contains("k must be [4, 8]"));

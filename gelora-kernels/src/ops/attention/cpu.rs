@@ -14,48 +14,63 @@ const BLOCK: usize = 64;
 const LANES: usize = 16;
 
 /// One query head of one sequence, with everything to address it.
-struct Head {
+struct Head<'a> {
+    call: &'a Attention<'a>,
     rows: Range<usize>,
+    keys: Range<usize>,
     h: usize,
     heads: usize,
     kv_heads: usize,
     d: usize,
     scale: f32,
-    causal: bool,
-    dropout: Option<Dropout>,
+    /// b of this head.
+    bias: Option<&'a [f32]>,
     longest: usize,
 }
 
-impl Head {
-    fn new(call: &Attention<'_>, channels: usize, rows: Range<usize>, h: usize) -> Self {
-        let &Attention { heads, kv_heads, scale, causal, dropout, .. } = call;
-        let longest = call.sequences.longest();
-        Self { rows, h, heads, kv_heads, d: channels / heads, scale, causal, dropout, longest }
+impl<'a> Head<'a> {
+    fn new(call: &'a Attention<'a>, channels: usize, sequence: usize, h: usize) -> Result<Self> {
+        let &Attention { heads, kv_heads, scale, .. } = call;
+        let (rows, keys) = (call.sequences.range(sequence), call.all_keys().range(sequence));
+        let bias = match call.bias {
+            Some(bias) => Some(&bias.as_slice()?[h * bias.cols()..][..bias.cols()]),
+            None => None,
+        };
+        let longest = call.all_keys().longest();
+        Ok(Self { call, rows, keys, h, heads, kv_heads, d: channels / heads, scale, bias, longest })
     }
 
     /// Rows `rows` (within the sequence) of this head in a tensor of (N, H D).
     fn view<'t>(&self, t: &'t [f32], rows: Range<usize>) -> View<'t> {
-        self.head_of(t, rows, self.h, self.heads)
+        self.head_of(t, &self.rows, rows, self.h, self.heads)
     }
 
     /// Rows `rows` (within the sequence) of the keys or values that this head reads.
     fn kv_view<'t>(&self, t: &'t [f32], rows: Range<usize>) -> View<'t> {
-        self.head_of(t, rows, self.h / (self.heads / self.kv_heads), self.kv_heads)
+        self.head_of(t, &self.keys, rows, self.h / (self.heads / self.kv_heads), self.kv_heads)
     }
 
-    fn head_of<'t>(&self, t: &'t [f32], rows: Range<usize>, h: usize, heads: usize) -> View<'t> {
+    fn head_of<'t>(&self, t: &'t [f32], of: &Range<usize>, rows: Range<usize>, h: usize, heads: usize) -> View<'t> {
         let c = heads * self.d;
-        let from = (self.rows.start + rows.start) * c + h * self.d;
+        let from = (of.start + rows.start) * c + h * self.d;
         View::strided(&t[from..], rows.len(), self.d, c)
     }
 
-    /// How many keys row `i` sees.
-    fn seen(&self, i: usize) -> usize {
-        if self.causal { i + 1 } else { self.rows.len() }
+    /// Adds the bias to the scores of query row `i`, and hides the keys that it does not see.
+    fn finish_scores(&self, i: usize, s: &mut [f32]) {
+        if let Some(bias) = self.bias {
+            let position = self.keys.len() - self.rows.len() + i;
+            let by_key = &bias[bias.len() / 2 - position..][..self.keys.len()];
+            s.iter_mut().zip(by_key).for_each(|(s, b)| *s += b);
+        }
+        let seen = self.call.seen(i, &self.rows, &self.keys);
+        s[..seen.start].fill(f32::NEG_INFINITY);
+        s[seen.end..].fill(f32::NEG_INFINITY);
     }
 
+    /// All keys.
     fn all(&self) -> Range<usize> {
-        0..self.rows.len()
+        0..self.keys.len()
     }
 
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
@@ -70,22 +85,22 @@ impl Head {
 
     /// Multiplies the probabilities of query row `i` by the dropout mask.
     fn drop_row(&self, i: usize, p: &mut [f32]) {
-        if let Some(dropout) = self.dropout {
+        if let Some(dropout) = self.call.dropout {
             drop_slice(dropout, (self.row_at(i) * self.longest) as u32, p);
         }
     }
 
     /// Writes o (T, D) and lse (T, 1).
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32], o: &mut ViewMut<'_>, lse: &mut ViewMut<'_>) {
-        let t = self.rows.len();
+        let t = self.keys.len();
         let stride = t.next_multiple_of(LANES);
-        let mut s = Scratch::new(BLOCK.min(t) * stride);
+        let mut s = Scratch::new(BLOCK.min(self.rows.len()) * stride);
         let (keys, v) = (Packed::f32(self.kv_view(k, self.all()).t()), self.kv_view(v, self.all()));
         for rows in self.blocks() {
             let scores = ViewMut::strided(&mut s, rows.len(), t, stride);
             gemm_packed(scores, Onto::Nothing, self.scale, self.view(q, rows.clone()), &keys);
             for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
-                s[self.seen(i)..].fill(f32::NEG_INFINITY);
+                self.finish_scores(i, s);
                 lse.row_mut(i)[0] = softmax(s);
                 self.drop_row(i, &mut s[..t]);
             }
@@ -107,7 +122,7 @@ impl Head {
         let stride = t.next_multiple_of(LANES);
         let size = BLOCK.min(t) * stride;
         let (mut p, mut dp) = (Scratch::new(size), Scratch::new(size));
-        let mut dropped = self.dropout.map(|_| Scratch::new(size));
+        let mut dropped = self.call.dropout.map(|_| Scratch::new(size));
         let k = self.kv_view(k, self.all());
         let (keys, values) = (Packed::f32(k.t()), Packed::f32(self.kv_view(v, self.all()).t()));
         for rows in self.blocks() {
@@ -117,7 +132,7 @@ impl Head {
             gemm_packed(ViewMut::strided(&mut p, n, t, stride), Onto::Nothing, self.scale, q, &keys);
             gemm_packed(ViewMut::strided(&mut dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, &values);
             for (i, p) in rows.clone().zip(p.chunks_exact_mut(stride)) {
-                p[self.seen(i)..].fill(f32::NEG_INFINITY);
+                self.finish_scores(i, p);
                 probabilities_from_lse(p, lse[self.row_at(i)]);
             }
             let kept: &[f32] = match &mut dropped {
@@ -151,9 +166,10 @@ pub fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Resu
     let (q, k, v) = (q.as_slice()?, k.as_slice()?, v.as_slice()?);
     let heads = by_head(call, o.as_mut_slice()?, c, call.heads);
     let parts = heads.into_par_iter().zip(by_head(call, lse.as_mut_slice()?, call.heads, call.heads));
-    parts.enumerate().for_each(|(i, (mut o, mut lse))| {
-        head_at(call, c, i).forward(q, k, v, &mut o, &mut lse);
-    });
+    parts.enumerate().try_for_each(|(i, (mut o, mut lse))| {
+        head_at(call, c, i)?.forward(q, k, v, &mut o, &mut lse);
+        Ok::<_, crate::Error>(())
+    })?;
     Ok((o, lse))
 }
 
@@ -175,12 +191,13 @@ pub fn backward(
         .par_chunks_mut(group)
         .zip(by_head(call, dk.as_mut_slice()?, kv_c, call.kv_heads))
         .zip(by_head(call, dv.as_mut_slice()?, kv_c, call.kv_heads));
-    parts.enumerate().for_each(|(i, ((of_group, mut dk), mut dv))| {
+    parts.enumerate().try_for_each(|(i, ((of_group, mut dk), mut dv))| {
         for (member, dq) in of_group.iter_mut().enumerate() {
-            let head = head_at(call, c, i * group + member);
+            let head = head_at(call, c, i * group + member)?;
             head.backward(d_o, qkv, o, lse, [dq, &mut dk, &mut dv], member > 0);
         }
-    });
+        Ok::<_, crate::Error>(())
+    })?;
     Ok(Gradients { dq, dk, dv })
 }
 
@@ -196,8 +213,8 @@ fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize, heads
 }
 
 /// The head of a part of [`by_head`].
-fn head_at(call: &Attention<'_>, channels: usize, part: usize) -> Head {
-    Head::new(call, channels, call.sequences.range(part / call.heads), part % call.heads)
+fn head_at<'a>(call: &'a Attention<'a>, channels: usize, part: usize) -> Result<Head<'a>> {
+    Head::new(call, channels, part / call.heads, part % call.heads)
 }
 
 vectorised! {

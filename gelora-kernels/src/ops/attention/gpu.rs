@@ -15,6 +15,8 @@ use cubecl::prelude::*;
 use super::Attention;
 use crate::gpu::{Backend, Gpu, GpuBuffer};
 use crate::ops::dropout::gpu::{Mask, factor};
+use std::ops::Range;
+
 use crate::{Error, Result};
 
 /// Units of a cube side by side, and one above the other.
@@ -35,6 +37,8 @@ struct Plan {
     group: usize,
     heads: usize,
     causal: bool,
+    windowed: bool,
+    biased: bool,
     dropped: bool,
 }
 
@@ -48,7 +52,8 @@ impl Plan {
             return Err(Error::Unsupported { op: "attention", device: R::KIND, what });
         };
         let (heads, group) = (call.heads, call.heads / call.kv_heads);
-        Ok(Self { block, d, group, heads, causal: call.causal, dropped: call.dropout.is_some() })
+        let (windowed, biased, dropped) = (call.window.is_some(), call.bias.is_some(), call.dropout.is_some());
+        Ok(Self { block, d, group, heads, causal: call.causal, windowed, biased, dropped })
     }
 
     /// Rows of a block that a unit has.
@@ -198,24 +203,51 @@ fn store(
     }
 }
 
-/// Whether `row` sees `key`, both rows of the batch in a sequence that ends at `end`.
+/// Whether the row that stands where key `position` stands sees `key`, in a sequence whose keys end at `end`.
 #[cube]
-fn sees(row: usize, key: usize, end: usize, #[comptime] plan: Plan) -> bool {
+fn sees(position: usize, key: usize, end: usize, window: usize, #[comptime] plan: Plan) -> bool {
     let mut seen = key < end;
     if comptime!(plan.causal) {
-        seen = seen && key <= row;
+        seen = seen && key <= position;
+    }
+    if comptime!(plan.windowed) {
+        seen = seen && key + window > position;
     }
     seen
 }
 
-/// Where the keys end that a block of queries from `row` sees.
+/// Where the keys begin that a block of queries from `position` on sees.
 #[cube]
-fn last_key(row: usize, end: usize, #[comptime] plan: Plan) -> usize {
+fn first_key(position: usize, start: usize, window: usize, #[comptime] plan: Plan) -> usize {
+    let mut first = start;
+    if comptime!(plan.windowed) {
+        // Of the window's start and the sequence's start, the later.
+        first = (position + 1).max(start + window) - window;
+    }
+    first
+}
+
+/// Where the keys end that a block of queries from `position` on sees.
+#[cube]
+fn last_key(position: usize, end: usize, #[comptime] plan: Plan) -> usize {
     let mut last = end;
     if comptime!(plan.causal) {
-        last = (row + comptime!(plan.block)).min(end);
+        last = (position + comptime!(plan.block)).min(end);
     }
     last
+}
+
+/// What is added to the score of a key that the row at `position` sees.
+#[cube]
+fn bias_of(bias: &Array<f32>, position: usize, head: usize, key: usize, seen: bool, #[comptime] plan: Plan) -> f32 {
+    let mut value = 0.0f32;
+    if comptime!(plan.biased) {
+        let width = bias.len() / comptime!(plan.heads);
+        if seen {
+            value = bias[head * width + key + width / 2 - position];
+        }
+    }
+    value
 }
 
 /// What P of a row, a head and a key is multiplied by.
@@ -228,15 +260,23 @@ fn kept(dropout: &Mask, row: usize, head: usize, key: usize, longest: usize, #[c
     kept
 }
 
-/// The blocks of all sequences on the device, and how many there are.
+/// The blocks of queries of all sequences on the device, each as (first row, first row and end of its sequence, first key and end of
+/// the sequence's keys), and how many there are.
 fn blocks<R: Backend>(gpu: &Gpu<R>, call: &Attention<'_>, block: usize) -> (GpuBuffer, usize) {
     let count = call.sequences.ranges().map(|rows| rows.len().div_ceil(block)).sum();
-    let list = call.sequences.on_gpu(R::KIND, block, || {
-        let of = |rows: std::ops::Range<usize>| {
-            let (start, end) = (rows.start as u32, rows.end as u32);
-            rows.step_by(block).flat_map(move |row| [row as u32, start, end])
+    let upload = || {
+        let of = |(rows, keys): (Range<usize>, Range<usize>)| {
+            let at = [rows.start, rows.end, keys.start, keys.end].map(|at| at as u32);
+            rows.step_by(block).flat_map(move |row| [row as u32, at[0], at[1], at[2], at[3]])
         };
-        gpu.upload_u32(&call.sequences.ranges().flat_map(of).collect::<Vec<u32>>())
-    });
+        gpu.upload_u32(&call.parts().flat_map(of).collect::<Vec<u32>>())
+    };
+    // Keys of their own change with every token.
+    let list = if call.keys.is_some() { upload() } else { call.sequences.on_gpu(R::KIND, block, upload) };
     (list, count)
+}
+
+/// The bias on the device, or any memory where there is none.
+fn bias<'t>(op: &'static str, call: &Attention<'t>, other: &'t crate::Tensor) -> Result<&'t GpuBuffer> {
+    call.bias.unwrap_or(other).gpu(op)
 }

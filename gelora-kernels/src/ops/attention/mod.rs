@@ -2,7 +2,9 @@
 //!
 //! For one sequence of T tokens and one head of size D, with Q, K, V (T, D):
 //! S = scale Q K^T; P = softmax of each row of S; O = drop(P) V; lse_i = ln sum_j exp(S_ij).
-//! With a causal mask, row i sees the keys j <= i alone: S_ij is -inf for the others.
+//! With a causal mask, row i sees the keys j <= i alone: S_ij is -inf for the others. With a window of w, it sees the last w of
+//! those. A bias b (H, 2 M - 1) is added to the scores by distance: S_ij = scale Q_i K_j + b_(h, j - i + M - 1).
+//! Keys of their own (a cache while generating): the T queries are the last T positions of their sequence's keys.
 //! Query head h reads the key and value head h / (H / G) of G: G = H is the usual attention, G = 1 shares one among all.
 //!
 //! Backward, given dO: dV = drop(P)^T dO; dP = dropped(dO V^T); dS_ij = P_ij (dP_ij - sum_k P_ik dP_ik);
@@ -15,7 +17,7 @@
 //! blocks of query rows in ascending order; on a GPU all of them key by key, or row by row, in ascending order. Query heads of a
 //! group are added in order.
 //!
-//! Sources: Vaswani et al., arXiv 1706.03762; recomputation from lse: Dao et al., arXiv 2205.14135; grouped heads: Ainslie et
+//! Sources: Vaswani et al., arXiv 1706.03762; windows: Beltagy et al., arXiv 2004.05150; biases: Raffel et al., arXiv 1910.10683; recomputation from lse: Dao et al., arXiv 2205.14135; grouped heads: Ainslie et
 //! al., arXiv 2305.13245.
 
 pub(crate) mod cases;
@@ -23,6 +25,8 @@ mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 pub mod reference;
+
+use std::ops::Range;
 
 use super::check;
 use super::dropout::Dropout;
@@ -32,8 +36,10 @@ use crate::{Offsets, Result, Tensor, profile};
 /// What attention needs to know beside its inputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
-    /// Where each sequence begins.
+    /// Where the queries of each sequence begin.
     pub sequences: &'a Offsets,
+    /// Where its keys and values begin, if there are more of them than queries; forward alone.
+    pub keys: Option<&'a Offsets>,
     /// Number of query heads, H.
     pub heads: usize,
     /// Number of key and value heads, G, which divides H.
@@ -42,6 +48,11 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// Whether a row sees only itself and the rows before it.
     pub causal: bool,
+    /// How many rows a row sees at most, itself included; with `causal` alone.
+    pub window: Option<usize>,
+    /// What is added to the scores by distance, (H, 2 M - 1): column M - 1 is for a row itself, the columns after it for keys
+    /// that follow. No sequence is longer than M. It is frozen.
+    pub bias: Option<&'a Tensor>,
     /// Dropout of the probabilities.
     pub dropout: Option<Dropout>,
 }
@@ -66,11 +77,19 @@ pub struct Gradients {
     pub dv: Tensor,
 }
 
-impl Attention<'_> {
+impl<'a> Attention<'a> {
+    /// Plain attention of H heads of size D: scale 1 / sqrt(D), every row sees every row of its sequence.
+    pub fn new(sequences: &'a Offsets, heads: usize, head_size: usize) -> Self {
+        let scale = 1.0 / (head_size as f32).sqrt();
+        let (keys, window, bias, dropout) = (None, None, None, None);
+        Self { sequences, keys, heads, kv_heads: heads, scale, causal: false, window, bias, dropout }
+    }
+
     /// (o, what backward needs): q and o (N, H D), k and v (N, G D).
     ///
     /// # Errors
-    /// If shapes, types or devices do not fit together or the heads do not divide the channels.
+    /// If shapes, types or devices do not fit together, the heads do not divide the channels, a window is not causal, a bias is
+    /// narrower than the longest sequence, or a sequence has fewer keys than queries.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
         const OP: &str = "attention";
         self.check(OP, &[("q", q)], &[("k", k), ("v", v)])?;
@@ -82,9 +101,10 @@ impl Attention<'_> {
     /// dq, dk, dv from the gradient of o, (N, H D).
     ///
     /// # Errors
-    /// As [`Attention::forward`].
+    /// As [`Attention::forward`]; if there are keys of their own.
     pub fn backward(&self, d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, saved: Saved) -> Result<Gradients> {
         const OP: &str = "attention.backward";
+        check::value(OP, self.keys.is_none(), || "keys of their own have no backward".into())?;
         self.check(OP, &[("q", q), ("d_o", d_o), ("o", &saved.o)], &[("k", k), ("v", v)])?;
         check::shape(OP, "lse", &saved.lse, &[q.rows(), self.heads])?;
         check::same_device(OP, &[q, &saved.lse])?;
@@ -98,10 +118,28 @@ impl Attention<'_> {
 
     /// A call with so many operations for each pair of tokens and channel, and so many tensors of the shape of q, and of k.
     fn span(&self, op: &'static str, flops: f64, tensors: f64, q: &Tensor) -> profile::Span {
-        let seen = |t: f64| if self.causal { t * (t + 1.0) / 2.0 } else { t * t };
-        let pairs: f64 = self.sequences.ranges().map(|r| seen(r.len() as f64)).sum();
-        let of_keys = self.kv_heads as f64 / self.heads as f64;
-        profile::span(op, flops * pairs * q.cols() as f64, 4.0 * tensors * (1.0 + of_keys) * q.len() as f64)
+        let pairs: usize = self
+            .parts()
+            .map(|(rows, keys)| (0..rows.len()).map(|i| self.seen(i, &rows, &keys).len()).sum::<usize>())
+            .sum();
+        let of_keys = self.kv_heads as f64 / self.heads as f64 * (self.all_keys().tokens() as f64 / q.rows() as f64);
+        profile::span(op, flops * (pairs * q.cols()) as f64, 4.0 * tensors * (1.0 + of_keys) * q.len() as f64)
+    }
+
+    fn all_keys(&self) -> &Offsets {
+        self.keys.unwrap_or(self.sequences)
+    }
+
+    /// The rows of queries and of keys of every sequence.
+    fn parts(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+        self.sequences.ranges().zip(self.all_keys().ranges())
+    }
+
+    /// The keys that the `i`-th query of a sequence sees, counted from its first.
+    fn seen(&self, i: usize, rows: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let position = keys.len() - rows.len() + i;
+        let end = if self.causal { position + 1 } else { keys.len() };
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
     fn check(
@@ -121,10 +159,28 @@ impl Attention<'_> {
         check::value(op, self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), || {
             format!("{} key heads do not divide {} query heads", self.kv_heads, self.heads)
         })?;
+        let keys = self.all_keys();
+        check::value(
+            op,
+            keys.sequences() == self.sequences.sequences() && self.parts().all(|(q, k)| q.len() <= k.len()),
+            || "every sequence needs at least as many keys as queries".into(),
+        )?;
+        check::value(op, self.window.is_none_or(|window| self.causal && window > 0), || {
+            "a window must be causal and of at least 1".into()
+        })?;
         if let Some(d) = self.dropout {
-            d.check(op, n * self.heads * self.sequences.longest())?;
+            d.check(op, n * self.heads * keys.longest())?;
         }
-        let (of_query, of_key) = ([n, c], [n, c / self.heads * self.kv_heads]);
+        if let Some(bias) = self.bias {
+            let (_, width) = check::matrix(op, "bias", bias)?;
+            check::shape(op, "bias", bias, &[self.heads, width])?;
+            check::f32(op, "bias", bias)?;
+            check::same_device(op, &[q, bias])?;
+            check::value(op, width % 2 == 1 && width.div_ceil(2) >= keys.longest(), || {
+                format!("a bias of {width} columns does not reach over sequences of {}", keys.longest())
+            })?;
+        }
+        let (of_query, of_key) = ([n, c], [keys.tokens(), c / self.heads * self.kv_heads]);
         for ((name, t), shape) in of_queries.iter().map(|t| (t, &of_query)).chain(of_keys.iter().map(|t| (t, &of_key)))
         {
             check::shape(op, name, t, shape)?;

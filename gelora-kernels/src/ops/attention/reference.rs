@@ -3,8 +3,10 @@
 /// Shapes of one call.
 #[derive(Debug)]
 pub struct Shape {
-    /// First row of each sequence and, last, the number of rows.
+    /// First query of each sequence and, last, the number of queries.
     pub starts: Vec<usize>,
+    /// The same of the keys.
+    pub key_starts: Vec<usize>,
     /// Number of query heads.
     pub heads: usize,
     /// Number of key and value heads.
@@ -15,11 +17,16 @@ pub struct Shape {
     pub scale: f64,
     /// Whether a row sees only itself and the rows before it.
     pub causal: bool,
+    /// How many rows a row sees at most.
+    pub window: Option<usize>,
+    /// What is added to the scores, by head and by distance j - i, from 1 - M to M - 1; none if it is empty.
+    pub bias: Vec<f64>,
 }
 
 impl Shape {
-    fn probabilities(&self, q: &[f64], k: &[f64], i: usize, h: usize, rows: std::ops::Range<usize>) -> (Vec<f64>, f64) {
-        let scores: Vec<f64> = rows.map(|j| self.scale * self.dot(q, i, k, j, h)).collect();
+    fn probabilities(&self, q: &[f64], k: &[f64], i: usize, h: usize, rows: &[(usize, isize)]) -> (Vec<f64>, f64) {
+        let score = |&(j, distance): &(usize, isize)| self.scale * self.dot(q, i, k, j, h) + self.bias(h, distance);
+        let scores: Vec<f64> = rows.iter().map(score).collect();
         let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - peak).exp()).sum();
         (scores.iter().map(|s| (s - peak).exp() / sum).collect(), peak + sum.ln())
@@ -41,12 +48,24 @@ impl Shape {
         (0..self.head_size).map(|d| a[self.at(i, h, d)] * b[self.kv_at(j, h, d)]).sum()
     }
 
-    /// Every (row, head) with the rows that it sees.
-    fn each_row(&self, mut f: impl FnMut(usize, usize, std::ops::Range<usize>)) {
-        for s in self.starts.windows(2) {
+    fn bias(&self, h: usize, distance: isize) -> f64 {
+        if self.bias.is_empty() {
+            return 0.0;
+        }
+        let width = self.bias.len() / self.heads;
+        self.bias[h * width + (distance + (width / 2) as isize) as usize]
+    }
+
+    /// Every (row, head) with the first key of its sequence and the keys that it sees, each with its distance.
+    fn each_row(&self, mut f: impl FnMut(usize, usize, usize, Vec<(usize, isize)>)) {
+        for (s, t) in self.starts.windows(2).zip(self.key_starts.windows(2)) {
             for h in 0..self.heads {
                 for i in s[0]..s[1] {
-                    f(i, h, s[0]..if self.causal { i + 1 } else { s[1] });
+                    // The last query stands where the last key stands.
+                    let distance = |j: usize| (j as isize - t[1] as isize) - (i as isize - s[1] as isize);
+                    let sees = |d: isize| (!self.causal || d <= 0) && self.window.is_none_or(|w| -d < w as isize);
+                    let keys = (t[0]..t[1]).map(|j| (j, distance(j))).filter(|(_, d)| sees(*d));
+                    f(i, h, t[0], keys.collect());
                 }
             }
         }
@@ -61,12 +80,12 @@ impl Shape {
         mask: impl Fn(usize, usize, usize) -> f64,
     ) -> (Vec<f64>, Vec<f64>) {
         let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; q.len() / self.head_size]);
-        self.each_row(|i, h, rows| {
-            let (p, l) = self.probabilities(q, k, i, h, rows.clone());
+        self.each_row(|i, h, first, rows| {
+            let (p, l) = self.probabilities(q, k, i, h, &rows);
             lse[i * self.heads + h] = l;
-            for (j, row) in rows.enumerate() {
+            for (p, (row, _)) in p.into_iter().zip(rows) {
                 for d in 0..self.head_size {
-                    o[self.at(i, h, d)] += p[j] * mask(i, h, j) * v[self.kv_at(row, h, d)];
+                    o[self.at(i, h, d)] += p * mask(i, h, row - first) * v[self.kv_at(row, h, d)];
                 }
             }
         });
@@ -83,18 +102,18 @@ impl Shape {
         mask: impl Fn(usize, usize, usize) -> f64,
     ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-        self.each_row(|i, h, rows| {
-            let (p, _) = self.probabilities(q, k, i, h, rows.clone());
+        self.each_row(|i, h, first, rows| {
+            let (p, _) = self.probabilities(q, k, i, h, &rows);
             let dp: Vec<f64> =
-                rows.clone().enumerate().map(|(j, row)| self.dot(d_o, i, v, row, h) * mask(i, h, j)).collect();
+                rows.iter().map(|(row, _)| self.dot(d_o, i, v, *row, h) * mask(i, h, row - first)).collect();
             let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
-            for (j, row) in rows.enumerate() {
+            for (j, (row, _)) in rows.into_iter().enumerate() {
                 let ds = p[j] * (dp[j] - mean) * self.scale;
                 for d in 0..self.head_size {
                     let (here, there) = (self.at(i, h, d), self.kv_at(row, h, d));
                     dq[here] += ds * k[there];
                     dk[there] += ds * q[here];
-                    dv[there] += p[j] * mask(i, h, j) * d_o[here];
+                    dv[there] += p[j] * mask(i, h, row - first) * d_o[here];
                 }
             }
         });

@@ -30,6 +30,7 @@ fn gradients_of_scores(
     dp: &Array<f32>,
     lse: &Array<f32>,
     delta: &Array<f32>,
+    bias: &Array<f32>,
     dropped: &mut SharedMemory<f32>,
     ds: &mut SharedMemory<f32>,
     dropout: &Mask,
@@ -39,6 +40,7 @@ fn gradients_of_scores(
     start: usize,
     end: usize,
     longest: usize,
+    window: usize,
     scale: f32,
     #[comptime] want_dropped: bool,
     #[comptime] plan: Plan,
@@ -58,8 +60,10 @@ fn gradients_of_scores(
         for j in 0..n {
             let c = UNIT_POS as usize % comptime!(SIDE) + comptime!(j * SIDE);
             let mut p = 0.0f32;
-            if row + r < end && sees(row + r, first + c, end, plan) {
-                p = exp(scale * s[comptime!(i * n + j)] - row_lse);
+            let seen = row + r < end && sees(row + r, first + c, end, window, plan);
+            if seen {
+                let added = bias_of(bias, row + r, head, first + c, seen, plan);
+                p = exp(scale * s[comptime!(i * n + j)] + added - row_lse);
             }
             let kept = kept(dropout, row + r, head, first - start + c, longest, plan);
             if comptime!(want_dropped) {
@@ -79,11 +83,13 @@ fn d_query_kernel(
     d_o: &Array<f32>,
     lse: &Array<f32>,
     delta: &Array<f32>,
+    bias: &Array<f32>,
     blocks: &Array<u32>,
     dq: &mut Array<f32>,
     dropout: &Mask,
     count: usize,
     longest: usize,
+    window: usize,
     scale: f32,
     #[comptime] plan: Plan,
 ) {
@@ -96,14 +102,15 @@ fn d_query_kernel(
     if CUBE_POS < count {
         let at = CUBE_POS / comptime!(plan.heads);
         let head = CUBE_POS % comptime!(plan.heads);
-        let row = blocks[3 * at] as usize;
-        let start = blocks[3 * at + 1] as usize;
-        let end = blocks[3 * at + 2] as usize;
+        let row = blocks[5 * at] as usize;
+        let start = blocks[5 * at + 1] as usize;
+        let end = blocks[5 * at + 2] as usize;
         let kv_head = head / comptime!(plan.group);
         load(q, &mut queries, row, end, head, plan.heads, plan);
         load(d_o, &mut d_outputs, row, end, head, plan.heads, plan);
         let mut sums = zeros(comptime!(plan.unit_rows() * plan.unit_channels()));
-        for first in range_stepped(start, last_key(row, end, plan), comptime!(plan.block)) {
+        for first in range_stepped(first_key(row, start, window, plan), last_key(row, end, plan), comptime!(plan.block))
+        {
             sync_cube();
             load(k, &mut keys, first, end, kv_head, comptime!(plan.kv_heads()), plan);
             load(v, &mut values, first, end, kv_head, comptime!(plan.kv_heads()), plan);
@@ -115,6 +122,7 @@ fn d_query_kernel(
                 &dp,
                 lse,
                 delta,
+                bias,
                 &mut unused,
                 &mut ds,
                 dropout,
@@ -124,6 +132,7 @@ fn d_query_kernel(
                 start,
                 end,
                 longest,
+                window,
                 scale,
                 false,
                 plan,
@@ -144,12 +153,14 @@ fn d_key_value_kernel(
     d_o: &Array<f32>,
     lse: &Array<f32>,
     delta: &Array<f32>,
+    bias: &Array<f32>,
     blocks: &Array<u32>,
     dk: &mut Array<f32>,
     dv: &mut Array<f32>,
     dropout: &Mask,
     count: usize,
     longest: usize,
+    window: usize,
     scale: f32,
     #[comptime] plan: Plan,
 ) {
@@ -163,9 +174,9 @@ fn d_key_value_kernel(
     if CUBE_POS < count {
         let at = CUBE_POS / kv_heads;
         let kv_head = CUBE_POS % kv_heads;
-        let first = blocks[3 * at] as usize;
-        let start = blocks[3 * at + 1] as usize;
-        let end = blocks[3 * at + 2] as usize;
+        let first = blocks[5 * at] as usize;
+        let start = blocks[5 * at + 1] as usize;
+        let end = blocks[5 * at + 2] as usize;
         load(k, &mut keys, first, end, kv_head, kv_heads, plan);
         load(v, &mut values, first, end, kv_head, kv_heads, plan);
         let mut dk_sums = zeros(comptime!(plan.unit_rows() * plan.unit_channels()));
@@ -175,9 +186,14 @@ fn d_key_value_kernel(
         if comptime!(plan.causal) {
             from = first;
         }
+        // Nor do rows whose windows begin after the last key.
+        let mut to = end;
+        if comptime!(plan.windowed) {
+            to = (first + comptime!(plan.block) + window).min(end);
+        }
         for member in 0..comptime!(plan.group) {
             let head = kv_head * comptime!(plan.group) + member;
-            for row in range_stepped(from, end, comptime!(plan.block)) {
+            for row in range_stepped(from, to, comptime!(plan.block)) {
                 sync_cube();
                 load(q, &mut queries, row, end, head, plan.heads, plan);
                 load(d_o, &mut d_outputs, row, end, head, plan.heads, plan);
@@ -189,6 +205,7 @@ fn d_key_value_kernel(
                     &dp,
                     lse,
                     delta,
+                    bias,
                     &mut dropped,
                     &mut ds,
                     dropout,
@@ -198,6 +215,7 @@ fn d_key_value_kernel(
                     start,
                     end,
                     longest,
+                    window,
                     scale,
                     true,
                     plan,
@@ -244,11 +262,13 @@ pub fn backward<R: Backend>(
         d_o.gpu(OP)?.arg(),
         saved.lse.gpu(OP)?.arg(),
         delta.arg(),
+        bias(OP, call, q)?.arg(),
         list.arg(),
         dq.gpu(OP)?.arg(),
         mask(call.dropout),
         count * call.heads,
         call.sequences.longest(),
+        call.window.unwrap_or(0),
         call.scale,
         plan,
     );
@@ -265,12 +285,14 @@ pub fn backward<R: Backend>(
         d_o.gpu(OP)?.arg(),
         saved.lse.gpu(OP)?.arg(),
         delta.arg(),
+        bias(OP, call, q)?.arg(),
         list.arg(),
         dk.gpu(OP)?.arg(),
         dv.gpu(OP)?.arg(),
         mask(call.dropout),
         count * call.kv_heads,
         call.sequences.longest(),
+        call.window.unwrap_or(0),
         call.scale,
         plan,
     );

@@ -8,18 +8,19 @@ use crate::gpu::cubes;
 use crate::gpu::math::exp;
 use crate::ops::dropout::gpu::mask;
 
-/// blocks: (first row, first row of the sequence, its end) of each.
 #[cube(launch)]
 fn forward_kernel(
     q: &Array<f32>,
     k: &Array<f32>,
     v: &Array<f32>,
+    bias: &Array<f32>,
     blocks: &Array<u32>,
     o: &mut Array<f32>,
     lse: &mut Array<f32>,
     dropout: &Mask,
     count: usize,
     longest: usize,
+    window: usize,
     scale: f32,
     #[comptime] plan: Plan,
 ) {
@@ -37,9 +38,11 @@ fn forward_kernel(
     if CUBE_POS < count {
         let at = CUBE_POS / comptime!(plan.heads);
         let head = CUBE_POS % comptime!(plan.heads);
-        let row = blocks[3 * at] as usize;
-        let start = blocks[3 * at + 1] as usize;
-        let end = blocks[3 * at + 2] as usize;
+        let row = blocks[5 * at] as usize;
+        let end = blocks[5 * at + 2] as usize;
+        let start = blocks[5 * at + 3] as usize;
+        let key_end = blocks[5 * at + 4] as usize;
+        let position = row + key_end - end;
         let kv_head = head / comptime!(plan.group);
         let own = UNIT_POS as usize; // the row whose softmax this unit computes, if there is one
         let mut denominator = 0.0f32;
@@ -48,10 +51,14 @@ fn forward_kernel(
             peaks[own] = UNSEEN;
         }
         let mut sums = zeros(comptime!(n * channels));
-        for first in range_stepped(start, last_key(row, end, plan), comptime!(plan.block)) {
+        for first in range_stepped(
+            first_key(position, start, window, plan),
+            last_key(position, key_end, plan),
+            comptime!(plan.block),
+        ) {
             // Slower units may still read the values of the block before.
             sync_cube();
-            load(k, &mut others, first, end, kv_head, comptime!(plan.kv_heads()), plan);
+            load(k, &mut others, first, key_end, kv_head, comptime!(plan.kv_heads()), plan);
             sync_cube();
             let s = scores(&queries, &others, plan);
             #[unroll]
@@ -60,12 +67,15 @@ fn forward_kernel(
                 for j in 0..n {
                     let r = unit_y + comptime!(i * SIDE);
                     let c = unit_x + comptime!(j * SIDE);
-                    let score = select(sees(row + r, first + c, end, plan), scale * s[comptime!(i * n + j)], UNSEEN);
+                    let seen = sees(position + r, first + c, key_end, window, plan);
+                    let score =
+                        scale * s[comptime!(i * n + j)] + bias_of(bias, position + r, head, first + c, seen, plan);
+                    let score = select(seen, score, UNSEEN);
                     weights[r * pitch + c] = score;
                 }
             }
             sync_cube();
-            load(v, &mut others, first, end, kv_head, comptime!(plan.kv_heads()), plan);
+            load(v, &mut others, first, key_end, kv_head, comptime!(plan.kv_heads()), plan);
             if own < comptime!(plan.block) {
                 let mut peak = peaks[own];
                 for c in 0..comptime!(plan.block) {
@@ -133,12 +143,14 @@ pub fn forward<R: Backend>(
         q.gpu(OP)?.arg(),
         k.gpu(OP)?.arg(),
         v.gpu(OP)?.arg(),
+        bias(OP, call, q)?.arg(),
         list.arg(),
         o.gpu(OP)?.arg(),
         lse.gpu(OP)?.arg(),
         mask(call.dropout),
         count * call.heads,
-        call.sequences.longest(),
+        call.all_keys().longest(),
+        call.window.unwrap_or(0),
         call.scale,
         plan,
     );
