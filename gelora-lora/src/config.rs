@@ -41,7 +41,7 @@ pub struct AdapterConfig {
     pub lora_dropout: f32,
     /// Which biases are trained; only "none" is supported.
     pub bias: String,
-    /// Whether the base weights are (in, out); only false is supported.
+    /// Whether the base weights are stored as (in, out), as GPT-2's are; A and B are the same either way.
     pub fan_in_fan_out: bool,
     /// s = alpha / sqrt(r) if true, else alpha / r.
     pub use_rslora: bool,
@@ -193,7 +193,6 @@ impl AdapterConfig {
             false => Err(Error::option(option, expected, got.to_string())),
         };
         require("bias", "\"none\"", self.bias == "none", &format!("{:?}", self.bias))?;
-        require("fan_in_fan_out", "false", !self.fan_in_fan_out, &self.fan_in_fan_out)?;
         require("use_dora", "false", !self.use_dora, &self.use_dora)?;
         if let Init::Named(name) = &self.init_lora_weights
             && !INITS.contains(&name.as_str())
@@ -303,7 +302,6 @@ mod tests {
         let cases = [
             (r#""use_dora": true"#, "use_dora is true; expected false"),
             (r#""bias": "lora_only""#, "bias is \"lora_only\"; expected \"none\""),
-            (r#""fan_in_fan_out": true"#, "fan_in_fan_out is true"),
             (r#""lora_bias": true"#, "lora_bias is true"),
             (r#""use_qalora": true"#, "use_qalora is true"),
             (r#""layer_replication": [[0, 4], [2, 5]]"#, "layer_replication is [[0,4],[2,5]]"),

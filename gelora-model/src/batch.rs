@@ -33,6 +33,22 @@ impl Batch {
         Ok(batch)
     }
 
+    /// A batch of texts without token types.
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn of_ids<I: AsRef<[u32]>>(sequences: &[I]) -> Result<Self> {
+        let zeros: Vec<Vec<u32>> = sequences.iter().map(|ids| vec![0; ids.as_ref().len()]).collect();
+        Self::new(&sequences.iter().map(AsRef::as_ref).zip(&zeros).collect::<Vec<_>>())
+    }
+
+    /// Tokens of one sequence that follow `past` others.
+    pub(crate) fn after(ids: &[u32], past: usize) -> Result<Self> {
+        let mut batch = Self::of_ids(&[ids])?;
+        batch.positions.iter_mut().for_each(|p| *p += past as u32);
+        Ok(batch)
+    }
+
     /// Token ids, N of them.
     pub fn ids(&self) -> &[u32] {
         &self.ids

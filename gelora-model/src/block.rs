@@ -1,196 +1,189 @@
-use gelora_kernels::ops::activation::{self, Activation};
+use gelora_kernels::Tensor;
+use gelora_kernels::ops::add;
 use gelora_kernels::ops::dropout::Dropout;
-use gelora_kernels::ops::{add, attention, layer_norm};
-use gelora_kernels::{Device, Offsets, Tensor};
 
 use crate::Result;
-use crate::linear::{Grads, Linear, Saved as LinearSaved};
-use crate::norm::LayerNorm;
-use crate::pass::{self, Pass, Site};
+use crate::attention::{Attention, Context};
+use crate::linear::{Grads, Linear};
+use crate::mlp::Mlp;
+use crate::norm::{Norm, Saved as NormSaved};
+use crate::pass::{self, Site};
 
-/// Self-attention with its four projections.
-pub(crate) struct Attention {
-    pub query: Linear,
-    pub key: Linear,
-    pub value: Linear,
-    pub output: Linear,
-    pub heads: usize,
-    pub dropout: f32,
-}
+/// What a half of a block does between its norms.
+pub(crate) trait Sublayer {
+    type Saved;
 
-/// Two linear maps with a nonlinearity between them.
-pub(crate) struct Mlp {
-    pub up: Linear,
-    pub down: Linear,
-    pub activation: Activation,
-}
-
-/// One transformer block: h = norm(x + attention(x)), y = norm(h + mlp(h)), dropout on each half.
-pub(crate) struct Block {
-    pub index: usize,
-    pub attention: Attention,
-    pub attention_norm: LayerNorm,
-    pub mlp: Mlp,
-    pub mlp_norm: LayerNorm,
-    pub dropout: f32,
-}
-
-/// What [`Block::backward`] needs.
-pub(crate) struct Saved {
-    attention: HalfSaved<AttentionSaved>,
-    mlp: HalfSaved<MlpSaved>,
-}
-
-/// What the backward pass of one half needs.
-pub(crate) struct HalfSaved<T> {
-    inner: T,
-    dropout: Option<Dropout>,
-    norm: layer_norm::Saved,
-}
-
-pub(crate) struct AttentionSaved {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query: LinearSaved,
-    key: LinearSaved,
-    value: LinearSaved,
-    output: LinearSaved,
-    dropout: Option<Dropout>,
-    core: attention::Saved,
-}
-
-pub(crate) struct MlpSaved {
-    up: LinearSaved,
-    down: LinearSaved,
-    inner: Tensor,
-}
-
-impl Attention {
-    pub fn linears(&self) -> [&Linear; 4] {
-        [&self.query, &self.key, &self.value, &self.output]
-    }
-
-    fn call<'a>(&self, sequences: &'a Offsets, channels: usize, dropout: Option<Dropout>) -> attention::Attention<'a> {
-        attention::Attention { dropout, ..attention::Attention::new(sequences, self.heads, channels / self.heads) }
-    }
-
-    fn forward(&self, x: &Tensor, sequences: &Offsets, layer: usize, pass: &Pass) -> Result<(Tensor, AttentionSaved)> {
-        let (q, query) = self.query.forward(x, pass)?;
-        let (k, key) = self.key.forward(x, pass)?;
-        let (v, value) = self.value.forward(x, pass)?;
-        let dropout = pass.dropout(Site::AttentionProbabilities, layer, self.dropout);
-        let (o, core) = self.call(sequences, q.cols(), dropout).forward(&q, &k, &v)?;
-        let (y, output) = self.output.forward(&o, pass)?;
-        Ok((y, AttentionSaved { q, k, v, query, key, value, output, dropout, core }))
-    }
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Self::Saved)>;
 
     /// dx, or None where nothing below wants it.
     fn backward(
         &self,
         dy: &Tensor,
-        sequences: &Offsets,
-        saved: AttentionSaved,
+        context: &Context<'_>,
+        saved: Self::Saved,
         grads: &mut Grads,
         want_dx: bool,
-    ) -> Result<Option<Tensor>> {
-        let d_o = self.output.backward(dy, saved.output, grads)?;
-        let call = self.call(sequences, d_o.cols(), saved.dropout);
-        let g = call.backward(&d_o, &saved.q, &saved.k, &saved.v, saved.core)?;
-        if !want_dx {
-            self.query.backward_parameters(&g.dq, saved.query, grads)?;
-            self.key.backward_parameters(&g.dk, saved.key, grads)?;
-            self.value.backward_parameters(&g.dv, saved.value, grads)?;
-            return Ok(None);
-        }
-        let mut dx = self.query.backward(&g.dq, saved.query, grads)?;
-        add::accumulate(&mut dx, &self.key.backward(&g.dk, saved.key, grads)?)?;
-        add::accumulate(&mut dx, &self.value.backward(&g.dv, saved.value, grads)?)?;
-        Ok(Some(dx))
-    }
+    ) -> Result<Option<Tensor>>;
 }
 
-impl Mlp {
-    pub fn linears(&self) -> [&Linear; 2] {
-        [&self.up, &self.down]
-    }
-
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, MlpSaved)> {
-        let (inner, up) = self.up.forward(x, pass)?;
-        let (y, down) = self.down.forward(&activation::forward(self.activation, &inner)?, pass)?;
-        Ok((y, MlpSaved { up, down, inner }))
-    }
-
-    fn backward(&self, dy: &Tensor, saved: MlpSaved, grads: &mut Grads) -> Result<Tensor> {
-        let d_activated = self.down.backward(dy, saved.down, grads)?;
-        let d_inner = activation::backward(self.activation, &d_activated, &saved.inner)?;
-        self.up.backward(&d_inner, saved.up, grads)
-    }
+/// y = last(x + drop(after(inner(before(x))))), each norm where the model has one: after the sum (BERT), before the
+/// sublayer (GPT-2, Llama), or around it (Gemma 3).
+pub(crate) struct Half<S> {
+    pub before: Option<Norm>,
+    pub inner: S,
+    pub after: Option<Norm>,
+    pub last: Option<Norm>,
+    pub dropout: f32,
 }
 
-impl Block {
-    pub fn forward(&self, x: &Tensor, sequences: &Offsets, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let (h, attention) = self.attention_half(x, sequences, pass)?;
-        let (y, mlp) = self.mlp_half(&h, pass)?;
-        Ok((y, Saved { attention, mlp }))
-    }
+/// One transformer block: attention, then the MLP.
+pub(crate) struct Block {
+    pub index: usize,
+    pub attention: Half<Attention>,
+    pub mlp: Half<Mlp>,
+}
 
-    /// h = norm(x + attention(x)).
-    pub fn attention_half(
+/// What the backward pass of a half needs.
+pub(crate) struct HalfSaved<T> {
+    before: Option<NormSaved>,
+    inner: T,
+    after: Option<NormSaved>,
+    dropout: Option<Dropout>,
+    last: Option<NormSaved>,
+}
+
+type Halves = (HalfSaved<<Attention as Sublayer>::Saved>, HalfSaved<<Mlp as Sublayer>::Saved>);
+
+/// What [`Block::backward`] needs.
+pub(crate) enum Saved {
+    /// Everything.
+    Whole(Box<Halves>),
+    /// The block's input alone, from which the rest is computed again.
+    Input(Tensor),
+}
+
+impl<S: Sublayer> Half<S> {
+    pub fn forward(
         &self,
         x: &Tensor,
-        sequences: &Offsets,
-        pass: &Pass,
-    ) -> Result<(Tensor, HalfSaved<AttentionSaved>)> {
-        let (a, inner) = self.attention.forward(x, sequences, self.index, pass)?;
-        let dropout = pass.dropout(Site::AttentionOutput, self.index, self.dropout);
-        let (h, norm) = self.attention_norm.forward(&pass::apply(dropout, a)?, Some(x))?;
-        Ok((h, HalfSaved { inner, dropout, norm }))
-    }
-
-    /// y = norm(h + mlp(h)).
-    pub fn mlp_half(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, HalfSaved<MlpSaved>)> {
-        let (m, inner) = self.mlp.forward(h, pass)?;
-        let dropout = pass.dropout(Site::MlpOutput, self.index, self.dropout);
-        let (y, norm) = self.mlp_norm.forward(&pass::apply(dropout, m)?, Some(h))?;
-        Ok((y, HalfSaved { inner, dropout, norm }))
+        site: Site,
+        layer: usize,
+        context: &Context<'_>,
+    ) -> Result<(Tensor, HalfSaved<S::Saved>)> {
+        let normed = self.before.as_ref().map(|norm| norm.forward(x, None)).transpose()?;
+        let (input, before) = match normed {
+            Some((input, saved)) => (input, Some(saved)),
+            None => (x.clone(), None),
+        };
+        let (mut y, inner) = self.inner.forward(&input, context)?;
+        drop(input);
+        let mut after = None;
+        if let Some(norm) = &self.after {
+            let (normed, saved) = norm.forward(&y, None)?;
+            (y, after) = (normed, Some(saved));
+        }
+        let dropout = context.pass.dropout(site, layer, self.dropout);
+        y = pass::apply(dropout, y)?;
+        let mut last = None;
+        match &self.last {
+            Some(norm) => {
+                let (normed, saved) = norm.forward(&y, Some(x))?;
+                (y, last) = (normed, Some(saved));
+            }
+            None => add::accumulate(&mut y, x)?,
+        }
+        Ok((y, HalfSaved { before, inner, after, dropout, last }))
     }
 
     /// dx, or None where nothing below wants it.
     pub fn backward(
         &self,
         dy: &Tensor,
-        sequences: &Offsets,
-        saved: Saved,
+        context: &Context<'_>,
+        saved: HalfSaved<S::Saved>,
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let Saved { attention, mlp } = saved;
-        let residual = self.mlp_norm.backward(dy, mlp.norm)?;
-        let dm = pass::apply(mlp.dropout, residual.clone())?;
-        let mut dh = self.mlp.backward(&dm, mlp.inner, grads)?;
-        add::accumulate(&mut dh, &residual)?;
-        let residual = self.attention_norm.backward(&dh, attention.norm)?;
-        let da = pass::apply(attention.dropout, residual.clone())?;
-        let Some(mut dx) = self.attention.backward(&da, sequences, attention.inner, grads, want_dx)? else {
+        let residual = through(&self.last, saved.last, dy)?;
+        let d = pass::apply(saved.dropout, residual.clone())?;
+        let d = through(&self.after, saved.after, &d)?;
+        let Some(d_input) = self.inner.backward(&d, context, saved.inner, grads, want_dx)? else {
             return Ok(None);
         };
+        let mut dx = through(&self.before, saved.before, &d_input)?;
+        drop(d_input);
         add::accumulate(&mut dx, &residual)?;
         Ok(Some(dx))
     }
 
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        self.before.iter_mut().chain(&mut self.after).chain(&mut self.last)
+    }
+}
+
+/// Backward through a norm, if there is one.
+fn through(norm: &Option<Norm>, saved: Option<NormSaved>, dy: &Tensor) -> Result<Tensor> {
+    match norm.as_ref().zip(saved) {
+        Some((norm, saved)) => norm.backward(dy, saved),
+        None => Ok(dy.clone()),
+    }
+}
+
+impl Block {
+    /// h = attention half of x.
+    pub fn attention_half(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        Ok(self.attention.forward(x, Site::AttentionOutput, self.index, context)?.0)
+    }
+
+    /// y = MLP half of h.
+    pub fn mlp_half(&self, h: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        Ok(self.mlp.forward(h, Site::MlpOutput, self.index, context)?.0)
+    }
+
+    pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Saved)> {
+        let (y, halves) = self.halves(x, context)?;
+        let recomputed = context.pass.recomputes();
+        Ok((y, if recomputed { Saved::Input(x.clone()) } else { Saved::Whole(Box::new(halves)) }))
+    }
+
+    fn halves(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Halves)> {
+        let (h, attention) = self.attention.forward(x, Site::AttentionOutput, self.index, context)?;
+        let (y, mlp) = self.mlp.forward(&h, Site::MlpOutput, self.index, context)?;
+        Ok((y, (attention, mlp)))
+    }
+
+    /// dx, or None where nothing below wants it.
+    pub fn backward(
+        &self,
+        dy: &Tensor,
+        context: &Context<'_>,
+        saved: Saved,
+        grads: &mut Grads,
+        want_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let (attention, mlp) = match saved {
+            Saved::Whole(halves) => *halves,
+            Saved::Input(x) => self.halves(&x, context)?.1,
+        };
+        // Where attention has no adapter and nothing below wants dx, neither does it.
+        let of_attention = self.attention.inner.linears().iter().any(|linear| linear.lora.is_some());
+        let Some(dh) = self.mlp.backward(dy, context, mlp, grads, want_dx || of_attention)? else {
+            return Ok(None);
+        };
+        self.attention.backward(&dh, context, attention, grads, want_dx)
+    }
+
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.attention.linears().into_iter().chain(self.mlp.linears())
+        self.attention.inner.linears().into_iter().chain(self.mlp.inner.linears())
     }
 
-    /// Moves everything but the linear maps to a device.
-    pub fn move_norms_to(&mut self, device: &Device) -> Result<()> {
-        self.attention_norm.move_to(device)?;
-        self.mlp_norm.move_to(device)
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.attention.inner.linears_mut().into_iter().chain(self.mlp.inner.linears_mut())
     }
 
-    pub fn linears_mut(&mut self) -> [&mut Linear; 6] {
-        let a = &mut self.attention;
-        [&mut a.query, &mut a.key, &mut a.value, &mut a.output, &mut self.mlp.up, &mut self.mlp.down]
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let Half { before, inner, after, last, .. } = &mut self.attention;
+        let of_attention = before.iter_mut().chain(after).chain(last).chain(inner.norms_mut());
+        of_attention.chain(self.mlp.norms_mut())
     }
 }

@@ -1,3 +1,5 @@
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use gelora_kernels::ops::activation::Activation;
@@ -5,12 +7,14 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result, family};
 
-/// The sizes and options of an encoder, whatever its family calls them.
+/// The sizes and options of a model, whatever its family calls them.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
     /// The family, as `model_type` in config.json.
     pub family: String,
+    /// Whether a token sees itself and those before it alone.
+    pub causal: bool,
     /// Rows of the word embedding, V.
     pub vocabulary: usize,
     /// Channels, C.
@@ -19,13 +23,17 @@ pub struct Config {
     pub layers: usize,
     /// Heads of attention, H.
     pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Channels of a head, D.
+    pub head_size: usize,
     /// Channels inside the MLP.
     pub intermediate: usize,
     /// The longest sequence.
     pub max_positions: usize,
-    /// Rows of the token type embedding.
+    /// Rows of the token type embedding, 0 without one.
     pub token_types: usize,
-    /// Added to the variance in layer norm.
+    /// Added to the variance in norms.
     pub norm_eps: f32,
     /// The MLP's nonlinearity.
     pub activation: Activation,
@@ -37,14 +45,34 @@ pub struct Config {
     pub head_dropout: f32,
     /// Names of the classes, if the checkpoint has a task head.
     pub labels: Vec<String>,
+    /// How rotations turn queries and keys, the kinds that the layers have; none in a model without them.
+    pub(crate) ropes: Vec<RopeConfig>,
+    /// Which of them each layer has, and how many tokens a token of it sees.
+    pub(crate) layer_kinds: Vec<LayerKind>,
+    /// Whether the language-model head is the word embedding.
+    pub(crate) tied: bool,
+}
+
+/// A rotation's inverse frequencies, scaled as the model scales them, and what its cosines and sines are multiplied by.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RopeConfig {
+    pub frequencies: Vec<f32>,
+    pub factor: f32,
+}
+
+/// What tells a layer from others.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct LayerKind {
+    pub rope: usize,
+    pub window: Option<usize>,
 }
 
 impl Config {
-    /// Reads MODEL/config.json.
+    /// Reads MODEL/config.json, or the metadata of a .gguf file.
     ///
     /// # Errors
     /// If the file is missing or no JSON object, the family is not supported, a key is missing or of the wrong type, or an
-    /// option has a value that is not supported.
+    /// option is not known or has a value that is not supported.
     pub fn load(model: &Path) -> Result<Self> {
         let json = Json::load(model)?;
         family::config(&json)
@@ -55,9 +83,99 @@ impl Config {
 pub(crate) struct Json {
     pub path: PathBuf,
     pub map: Map<String, Value>,
+    /// The keys that were looked up.
+    seen: RefCell<BTreeSet<String>>,
 }
 
+/// Keys of every family that do not change what the model computes, or that are looked at elsewhere.
+const HARMLESS: &[&str] = &[
+    "_name_or_path",
+    "_attn_implementation_autoset",
+    "_attn_implementation",
+    "attn_implementation",
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "transformers.js_config",
+    "use_cache",
+    "cache_implementation",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "sep_token_id",
+    "cls_token_id",
+    "mask_token_id",
+    "unk_token_id",
+    "decoder_start_token_id",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "finetuning_task",
+    "initializer_range",
+    "initializer_factor",
+    "output_attentions",
+    "output_hidden_states",
+    "output_past",
+    "return_dict",
+    "use_return_dict",
+    "torchscript",
+    "gradient_checkpointing",
+    "chunk_size_feed_forward",
+    "tokenizer_class",
+    "task_specific_params",
+    "prefix",
+    "max_length",
+    "min_length",
+    "do_sample",
+    "early_stopping",
+    "num_beams",
+    "num_beam_groups",
+    "diversity_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "num_return_sequences",
+    "output_scores",
+    "return_dict_in_generate",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "bad_words_ids",
+    "remove_invalid_values",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "tf_legacy_loss",
+    "use_bfloat16",
+    "pretraining_tp",
+    "is_llama_config",
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+    "tie_encoder_decoder",
+    "tie_weights_",
+    "n_ctx",
+    "predict_special_tokens",
+    "unsloth_version",
+    "unsloth_fixed",
+    "tie_word_embeddings",
+];
+
 impl Json {
+    pub fn new(path: PathBuf, map: Map<String, Value>) -> Self {
+        Self { path, map, seen: RefCell::default() }
+    }
+
     pub fn load(model: &Path) -> Result<Self> {
         let path = model.join("config.json");
         if !path.exists() {
@@ -65,7 +183,7 @@ impl Json {
         }
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         match serde_json::from_str(&text) {
-            Ok(Value::Object(map)) => Ok(Self { path, map }),
+            Ok(Value::Object(map)) => Ok(Self::new(path, map)),
             Ok(_) => Err(Error::file(&path, "expected a JSON object")),
             Err(e) => Err(Error::file(&path, format!("not valid JSON: {e}"))),
         }
@@ -75,17 +193,54 @@ impl Json {
         Error::file(&self.path, problem)
     }
 
+    /// The value of a key, unless it is absent or null.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.seen.borrow_mut().insert(key.to_owned());
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// That every key was looked up, or cannot change what the model computes.
+    pub fn all_known(&self) -> Result<()> {
+        let seen = self.seen.borrow();
+        let unknown = |(key, value): &(&String, &Value)| {
+            !value.is_null() && !seen.contains(*key) && !HARMLESS.contains(&key.as_str())
+        };
+        match self.map.iter().find(unknown) {
+            Some((key, value)) => {
+                let family = self.text("model_type").unwrap_or("this family");
+                Err(self.error(format!(
+                    "the option {key} = {value} is not known for {family}, and might change what the model computes; if it \
+                     does not, remove it"
+                )))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub fn size(&self, key: &str) -> Result<usize> {
-        match self.map.get(key).map(Value::as_u64) {
+        match self.get(key).map(Value::as_u64) {
             Some(Some(n)) if n > 0 => Ok(n as usize),
             Some(_) => Err(self.error(format!("{key} must be a positive integer, got {}", self.map[key]))),
             None => Err(self.error(format!("the key {key} is missing; expected a positive integer"))),
         }
     }
 
+    /// A size that may be absent or null.
+    pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
+        if self.get(key).is_some() { self.size(key) } else { Ok(default) }
+    }
+
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => Err(self.error(format!("{key} must be true or false, got {value}"))),
+        }
+    }
+
     pub fn number(&self, key: &str, default: f64) -> Result<f32> {
-        match self.map.get(key) {
-            None | Some(Value::Null) => Ok(default as f32),
+        match self.get(key) {
+            None => Ok(default as f32),
             Some(value) => match value.as_f64() {
                 Some(v) if v.is_finite() && v >= 0.0 => Ok(v as f32),
                 _ => Err(self.error(format!("{key} must be a number of at least 0, got {value}"))),
@@ -94,13 +249,13 @@ impl Json {
     }
 
     pub fn text(&self, key: &str) -> Option<&str> {
-        self.map.get(key).and_then(Value::as_str)
+        self.get(key).and_then(Value::as_str)
     }
 
     /// The option is absent, null or has its one supported value.
     pub fn only(&self, key: &str, supported: &Value) -> Result<()> {
-        match self.map.get(key) {
-            None | Some(Value::Null) => Ok(()),
+        match self.get(key) {
+            None => Ok(()),
             Some(value) if value == supported => Ok(()),
             Some(value) => Err(self.error(format!("{key} = {value} is not supported; expected {supported}"))),
         }
@@ -111,10 +266,11 @@ impl Json {
             Some("gelu") => Ok(Activation::Gelu),
             Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
             Some("relu") => Ok(Activation::Relu),
+            Some("silu" | "swish") => Ok(Activation::Silu),
             Some(other) => {
-                Err(self.error(format!("{key} = {other:?} is not supported; expected gelu, gelu_new or relu")))
+                Err(self.error(format!("{key} = {other:?} is not supported; expected gelu, gelu_new, relu or silu")))
             }
-            None => Err(self.error(format!("the key {key} is missing; expected gelu, gelu_new or relu"))),
+            None => Err(self.error(format!("the key {key} is missing; expected gelu, gelu_new, relu or silu"))),
         }
     }
 

@@ -1,10 +1,11 @@
-//! A minimal transformer: load one from a Hugging Face folder, take its hidden states, train LoRA adapters and a task head
-//! with explicit backward functions, and write the result back.
+//! A minimal transformer: load one from a Hugging Face folder or a GGUF file, take its hidden states, train LoRA adapters and
+//! a head with explicit backward functions, and write the result back.
 //!
-//! - [`Encoder`]: embeddings, blocks, hidden states.
-//! - [`Classifier`]: an encoder with a task head, in training or not; loss, gradients and logits.
+//! - [`Transformer`]: embeddings, blocks, hidden states.
+//! - [`Classifier`]: a transformer with a task head, in training or not; loss, gradients and logits.
+//! - [`CausalLm`]: a decoder that predicts the next token: loss, gradients, and text that goes on.
 //! - [`optim`]: AdamW over named parameters, the schedule, clipping.
-//! - A family (BERT, ...) is one file under `family/` that translates a config.json and weight names into an encoder; no
+//! - A family (BERT, ...) is one file under `family/` that translates a config.json and weight names into blocks; no
 //!   model code is copied per family.
 //!
 //! Training has no tape. `forward` returns what the matching `backward` needs as a typed value, which `backward` takes by
@@ -15,11 +16,11 @@
 //!
 //! ```no_run
 //! use gelora_kernels::ops::pool;
-//! use gelora_model::{Batch, Encoder, Granularity};
+//! use gelora_model::{Batch, Transformer, Granularity};
 //!
-//! let encoder = Encoder::load("all-MiniLM-L6-v2".as_ref())?;
+//! let model = Transformer::load("all-MiniLM-L6-v2".as_ref())?;
 //! let batch = Batch::new(&[(vec![101, 7592, 102], vec![0, 0, 0])])?;
-//! encoder.hidden_states(&batch, Granularity::Block, |state, tokens| {
+//! model.hidden_states(&batch, Granularity::Block, |state, tokens| {
 //!     let point = pool::mean(tokens, batch.sequences())?; // (1, D)
 //!     println!("state {state}: {:?}", &point.to_vec()?[..4]);
 //!     Ok(())
@@ -27,23 +28,31 @@
 //! # Ok::<(), gelora_model::Error>(())
 //! ```
 
+mod attention;
 mod batch;
 mod block;
+mod causal;
 mod classifier;
 mod config;
-mod encoder;
 mod error;
 mod family;
+mod generate;
+mod head;
 mod linear;
+mod mlp;
 mod norm;
 pub mod optim;
 mod pass;
+mod position;
+mod transformer;
 mod weights;
 
 pub use batch::Batch;
+pub use causal::CausalLm;
 pub use classifier::{Classifier, Targets, Task};
 pub use config::Config;
-pub use encoder::{Encoder, Granularity, LinearInfo};
 pub use error::{Error, Result};
+pub use generate::Sampling;
 pub use linear::{Grads, Linear};
 pub use pass::Pass;
+pub use transformer::{Granularity, LinearInfo, Transformer};

@@ -43,6 +43,8 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// The adapter.
     pub lora: Option<LoraLayer>,
+    /// Whether the checkpoint stores W as (C_in, C_out).
+    pub(crate) transposed: bool,
 }
 
 /// What [`Linear::backward`] needs: nothing, without an adapter.

@@ -1,29 +1,66 @@
-use gelora_kernels::ops::layer_norm::{self, Saved};
+use gelora_kernels::ops::{layer_norm, rms_norm};
 use gelora_kernels::{Device, Tensor};
 
 use crate::Result;
 
-/// A frozen layer norm with the residual sum before it.
+/// A frozen normalisation of each row.
 #[derive(Clone, Debug)]
-pub(crate) struct LayerNorm {
-    pub gamma: Tensor,
-    pub beta: Tensor,
-    pub eps: f32,
+pub(crate) enum Norm {
+    Layer { gamma: Tensor, beta: Tensor, eps: f32 },
+    Rms { gamma: Tensor, eps: f32 },
 }
 
-impl LayerNorm {
+/// What [`Norm::backward`] needs.
+pub(crate) enum Saved {
+    Layer(layer_norm::Saved),
+    Rms(rms_norm::Saved),
+}
+
+impl Norm {
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
-        self.gamma = self.gamma.to_device(device)?;
-        self.beta = self.beta.to_device(device)?;
+        let (Norm::Layer { gamma, .. } | Norm::Rms { gamma, .. }) = self;
+        *gamma = gamma.to_device(device)?;
+        if let Norm::Layer { beta, .. } = self {
+            *beta = beta.to_device(device)?;
+        }
         Ok(())
     }
 
+    /// The norm of x, or of x + residual.
     pub fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<(Tensor, Saved)> {
-        Ok(layer_norm::forward_saving(x, residual, &self.gamma, &self.beta, self.eps)?)
+        Ok(match self {
+            Norm::Layer { gamma, beta, eps } => {
+                let (y, saved) = layer_norm::forward_saving(x, residual, gamma, beta, *eps)?;
+                (y, Saved::Layer(saved))
+            }
+            Norm::Rms { gamma, eps } => {
+                let (y, saved) = rms_norm::forward_saving(x, residual, gamma, *eps)?;
+                (y, Saved::Rms(saved))
+            }
+        })
     }
 
     /// The gradient of x and of the residual alike.
     pub fn backward(&self, dy: &Tensor, saved: Saved) -> Result<Tensor> {
-        Ok(layer_norm::backward(dy, &self.gamma, saved)?)
+        match (self, saved) {
+            (Norm::Layer { gamma, .. }, Saved::Layer(saved)) => Ok(layer_norm::backward(dy, gamma, saved)?),
+            (Norm::Rms { gamma, .. }, Saved::Rms(saved)) => Ok(rms_norm::backward(dy, None, gamma, saved)?),
+            _ => unreachable!("forward of this norm saved it"),
+        }
+    }
+
+    /// [`Norm::forward`] of every `size` values of a row by themselves: the heads of queries or keys.
+    pub fn forward_heads(&self, x: Tensor, size: usize) -> Result<(Tensor, Saved)> {
+        let shape = x.shape().to_vec();
+        let heads = x.len() / size;
+        let (y, saved) = self.forward(&x.reshape([heads, size])?, None)?;
+        Ok((y.reshape(shape)?, saved))
+    }
+
+    /// Backward of [`Norm::forward_heads`].
+    pub fn backward_heads(&self, dy: Tensor, size: usize, saved: Saved) -> Result<Tensor> {
+        let shape = dy.shape().to_vec();
+        let heads = dy.len() / size;
+        Ok(self.backward(&dy.reshape([heads, size])?, saved)?.reshape(shape)?)
     }
 }

@@ -18,18 +18,29 @@ pub(crate) enum Site {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pass {
     training: Option<(u64, u64)>,
+    recompute: bool,
 }
 
 impl Pass {
     /// Inference: no dropout.
     pub fn inference() -> Self {
-        Self { training: None }
+        Self::default()
     }
 
     /// Training: dropout masks are drawn from the seed and the step. Steps that run several batches (gradient accumulation)
     /// count each of them.
     pub fn training(seed: u64, step: u64) -> Self {
-        Self { training: Some((seed, step)) }
+        Self { training: Some((seed, step)), recompute: false }
+    }
+
+    /// The same pass with activation checkpointing: of each block the input alone is kept for backward, which computes the
+    /// rest again. A step takes a third longer and needs a fraction of the memory; its result is the same, bit for bit.
+    pub fn recomputing(self) -> Self {
+        Self { recompute: true, ..self }
+    }
+
+    pub(crate) fn recomputes(&self) -> bool {
+        self.recompute
     }
 
     /// The key of a mask, or None in inference. `index` tells layers or modules apart.

@@ -7,7 +7,7 @@ use gelora_lora::files::read_tensors;
 use serde_json::Value;
 
 use crate::linear::Linear;
-use crate::norm::LayerNorm;
+use crate::norm::Norm;
 use crate::{Error, Result};
 
 /// The tensors of a model folder, single file or sharded, taken out one by one as modules are built.
@@ -23,12 +23,14 @@ pub(crate) struct Weights {
 
 /// Buffers that old checkpoints carry; they are not weights.
 fn is_weight(name: &str) -> bool {
-    !name.ends_with("position_ids") && !name.ends_with("token_type_ids")
+    const BUFFERS: [&str; 5] =
+        ["position_ids", "token_type_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
+    !BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 
 impl Weights {
     pub fn open(model: &Path) -> Result<Self> {
-        let (path, tensors) = read_folder(model)?;
+        let (path, tensors) = read(model)?;
         Ok(Self { path, tensors, prefix: "", prefixed: false, linears: 0 })
     }
 
@@ -69,24 +71,61 @@ impl Weights {
     }
 
     pub fn linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
-        let weight = Weight::new(self.tensor(&format!("{name}.weight"), &[c_out, c_in])?, DType::F32)?;
-        let bias = Some(self.tensor(&format!("{name}.bias"), &[c_out])?);
+        self.linear_with(name, c_in, c_out, true)
+    }
+
+    /// A linear map with a bias or without.
+    pub fn linear_with(&mut self, name: &str, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
+        let weight = self.tensor(&format!("{name}.weight"), &[c_out, c_in])?;
+        self.assemble(name, weight, c_out, bias, false)
+    }
+
+    /// A linear map whose weight is stored as (C_in, C_out), as GPT-2's are.
+    pub fn transposed_linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
+        let weight = transpose(&self.tensor(&format!("{name}.weight"), &[c_in, c_out])?)?;
+        self.assemble(name, weight, c_out, true, true)
+    }
+
+    fn assemble(&mut self, name: &str, weight: Tensor, c_out: usize, bias: bool, transposed: bool) -> Result<Linear> {
+        let weight = Weight::new(weight, DType::F32)?;
+        let bias = match bias {
+            true => Some(self.tensor(&format!("{name}.bias"), &[c_out])?.to_dtype(DType::F32)?),
+            false => None,
+        };
         let index = self.linears;
         self.linears += 1;
-        Ok(Linear { name: format!("{}{name}", self.prefix), index, weight, bias, lora: None })
+        Ok(Linear { name: format!("{}{name}", self.prefix), index, weight, bias, lora: None, transposed })
     }
 
     /// A layer norm; old checkpoints call its parameters gamma and beta.
-    pub fn layer_norm(&mut self, name: &str, c: usize, eps: f32) -> Result<LayerNorm> {
+    pub fn layer_norm(&mut self, name: &str, c: usize, eps: f32) -> Result<Norm> {
         let old = self.has(&format!("{name}.gamma"));
         let (gamma, beta) = if old { ("gamma", "beta") } else { ("weight", "bias") };
-        let gamma = self.tensor(&format!("{name}.{gamma}"), &[c])?;
-        Ok(LayerNorm { gamma, beta: self.tensor(&format!("{name}.{beta}"), &[c])?, eps })
+        let gamma = self.tensor(&format!("{name}.{gamma}"), &[c])?.to_dtype(DType::F32)?;
+        Ok(Norm::Layer { gamma, beta: self.tensor(&format!("{name}.{beta}"), &[c])?.to_dtype(DType::F32)?, eps })
+    }
+
+    /// An RMS norm that scales by its weight plus `offset`.
+    pub fn rms_norm(&mut self, name: &str, c: usize, eps: f32, offset: f32) -> Result<Norm> {
+        let mut gamma = self.tensor(&format!("{name}.weight"), &[c])?.to_vec()?;
+        gamma.iter_mut().for_each(|v| *v += offset);
+        Ok(Norm::Rms { gamma: Tensor::from_vec(gamma, [c])?, eps })
     }
 }
 
-/// All weights of a model folder, and the file that names them.
-pub(crate) fn read_folder(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
+/// The transpose of a matrix, in its own type.
+pub(crate) fn transpose(t: &Tensor) -> Result<Tensor> {
+    let (rows, cols, values) = (t.rows(), t.cols(), t.to_f32()?);
+    let at = |i: usize| values[i % rows * cols + i / rows];
+    Ok(Tensor::from_vec((0..rows * cols).map(at).collect(), [cols, rows])?.to_dtype(t.dtype())?)
+}
+
+/// All weights of a model, and the file that names them.
+pub(crate) fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
+    read_folder(model)
+}
+
+fn read_folder(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
     let (single, index) = (model.join("model.safetensors"), model.join("model.safetensors.index.json"));
     if single.exists() {
         let tensors = read_tensors(&single, is_weight)?;

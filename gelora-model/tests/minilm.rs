@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use gelora_kernels::ops::pool;
 use gelora_kernels::{DType, Tensor};
 use gelora_lora::Adapter;
-use gelora_model::{Classifier, Encoder, Grads, Granularity, Pass, Targets};
+use gelora_model::{Classifier, Grads, Granularity, Pass, Targets, Transformer};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
 
 fn model() -> PathBuf {
@@ -29,7 +29,7 @@ fn rows(golden: &Golden) -> Vec<(Vec<u32>, Vec<u32>)> {
 fn pooled_hidden_states_are_those_of_transformers() {
     let golden = Golden::open("minilm.golden.safetensors");
     let rows = rows(&golden);
-    let encoder = Encoder::load(&model()).expect("it loads");
+    let encoder = Transformer::load(&model()).expect("it loads");
     let batch = batch(&rows, &(0..64).collect::<Vec<_>>());
     encoder
         .hidden_states(&batch, Granularity::Block, |l, tokens| {
@@ -70,7 +70,7 @@ fn bf16_stays_near_f32() {
     };
 
     let states = |dtype| {
-        let mut encoder = Encoder::load(&model()).expect("it loads");
+        let mut encoder = Transformer::load(&model()).expect("it loads");
         encoder.compute_in(dtype).expect("f32 or bf16");
         let (batch, mut states) = (batch(&rows, &(0..64).collect::<Vec<_>>()), Vec::new());
         let visit = |_, tokens: &Tensor| {

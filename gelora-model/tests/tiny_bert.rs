@@ -4,7 +4,7 @@ mod golden;
 
 use gelora_kernels::{Tensor, ops::pool};
 use gelora_lora::Adapter;
-use gelora_model::{Classifier, Encoder, Grads, Granularity, Pass, Targets, Task};
+use gelora_model::{Classifier, Grads, Granularity, Pass, Targets, Task, Transformer};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
 
 type Row = (Vec<u32>, Vec<u32>);
@@ -35,7 +35,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
     let rows = rows(&golden);
     let batch = batch(&rows, &ALL);
-    let encoder = Encoder::load(&fixture("tiny-bert")).expect("it loads");
+    let encoder = Transformer::load(&fixture("tiny-bert")).expect("it loads");
     let mut states = 0;
     encoder
         .hidden_states(&batch, Granularity::Block, |l, tokens| {
@@ -63,7 +63,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
 #[test]
 fn states_between_the_halves_stand_among_those_of_blocks() {
     let batch = batch(&rows(&Golden::open("tiny-bert.golden.safetensors")), &ALL);
-    let encoder = Encoder::load(&fixture("tiny-bert")).expect("it loads");
+    let encoder = Transformer::load(&fixture("tiny-bert")).expect("it loads");
     let states = |granularity| {
         let mut states = Vec::new();
         let keep = |s: usize, tokens: &Tensor| {

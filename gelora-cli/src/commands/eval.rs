@@ -34,7 +34,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         let trained = adapter_info(args.adapter.as_ref().unwrap_or(&args.model))?;
         data_args.max_length = trained.map(|info| info.max_length);
     }
-    let config = classifier.encoder().config();
+    let config = classifier.transformer().config();
     let tokenizer = open_tokenizer(&args.model, &data_args, config.max_positions, config.vocabulary)?;
     let logits = predict(&classifier, &tokenizer, &dataset, args.batch_size, args.output.quiet)?;
     if let Some(path) = &args.predictions {

@@ -35,7 +35,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     if let Some(info) = adapter_info(&args.adapter)? {
         out.write_json(INFO_NAME, &info)?;
     }
-    let adapted = classifier.encoder().linears().filter(|linear| linear.lora.is_some()).count();
+    let adapted = classifier.transformer().linears().filter(|linear| linear.lora.is_some()).count();
     if args.output.json {
         ui::result(serde_json::json!({"out": args.out, "modules": adapted}).to_string())?;
     } else {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::Policy;
-use gelora_model::Encoder;
+use gelora_model::Transformer;
 
 use super::measure::{self, Outcome, Ranks};
 use super::{check_model, open_device};
@@ -25,7 +25,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
     let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
     mark("data read");
-    let mut encoder = Encoder::load(&args.model)?;
+    let mut encoder = Transformer::load(&args.model)?;
     encoder.compute_in(args.dtype.into())?;
     encoder.move_to(&open_device(args.device)?)?;
     mark("model loaded");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::check_rank;
-use gelora_model::{Classifier, Encoder, Task as ModelTask};
+use gelora_model::{Classifier, Task as ModelTask, Transformer};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -46,15 +46,15 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     classifier.compute_in(args.dtype.into())?;
     classifier.move_to(&device)?;
     mark("model loaded");
-    let modules = module_ranks(args, classifier.encoder(), &dataset, &out)?;
-    let mut config = measure::peft_config(classifier.encoder(), &args.model, &modules)?;
+    let modules = module_ranks(args, classifier.transformer(), &dataset, &out)?;
+    let mut config = measure::peft_config(classifier.transformer(), &args.model, &modules)?;
     config.lora_dropout = args.lora_dropout as f32;
     config.use_rslora = args.rslora;
     config.inference_mode = true;
     let parameters = classifier.add_adapters(&config, args.seed)?;
     mark("adapters added");
 
-    let sizes = classifier.encoder().config();
+    let sizes = classifier.transformer().config();
     let tokenizer = open_tokenizer(&args.model, &args.data, sizes.max_positions, sizes.vocabulary)?;
     mark("tokenizer loaded");
     let max_length = tokenizer.max_length();
@@ -129,7 +129,7 @@ struct RanksFile {
 /// Rank and alpha of every module: one for all, from a file, or measured now.
 fn module_ranks(
     args: &TrainArgs,
-    encoder: &Encoder,
+    encoder: &Transformer,
     dataset: &Dataset,
     out: &OutDir,
 ) -> Result<BTreeMap<String, ModuleRank>> {

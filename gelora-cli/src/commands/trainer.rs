@@ -107,7 +107,7 @@ impl Trainer<'_> {
         let mut log = self.open_log(steps.start)?;
         let progress = Progress::new(args.output.quiet, "train", steps.len() as u64);
         let (mut last_scores, mut running) = (None, None);
-        let on_cpu = self.classifier.encoder().device().kind() == DeviceKind::Cpu;
+        let on_cpu = self.classifier.transformer().device().kind() == DeviceKind::Cpu;
         for step in steps {
             let rows = batches.recv().context("the rows of the next step")??;
             let before = running.replace(self.step(&rows, step, optimizer)?);
@@ -245,7 +245,7 @@ impl Trainer<'_> {
             gelora_model::Task::Classification { labels } => Some(labels.clone()),
             gelora_model::Task::Regression => None,
         };
-        let device = self.classifier.encoder().device().clone();
+        let device = self.classifier.transformer().device().clone();
         self.classifier = Classifier::with_adapter(&self.args.model, Adapter::read(&files)?, labels)?;
         self.classifier.compute_in(self.args.dtype.into())?;
         self.classifier.move_to(&device)?;

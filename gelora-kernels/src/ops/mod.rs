@@ -5,6 +5,7 @@ pub mod adamw;
 pub mod add;
 pub mod attention;
 pub(crate) mod check;
+pub mod concat;
 pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
@@ -26,6 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(adamw::cases::cases());
     all.extend(add::cases::cases());
     all.extend(attention::cases::cases());
+    all.extend(concat::cases::cases());
     all.extend(dropout::cases::cases());
     all.extend(embedding::cases::cases());
     all.extend(layer_norm::cases::cases());

@@ -1,5 +1,6 @@
 //! Golden files made by transformers and PEFT (see fixtures/README.md), and comparisons with them.
 #![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
+#![allow(dead_code)] // each test file takes what it needs
 
 use std::path::{Path, PathBuf};
 
@@ -56,6 +57,7 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}: number of values");
     let worst = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
     println!("{what}: largest difference {worst:.1e}");
+    assert!(got.iter().chain(want).all(|v| v.is_finite()), "{what}: not finite");
     assert!(worst <= tolerance, "{what}: largest difference {worst}, at most {tolerance}");
 }
 

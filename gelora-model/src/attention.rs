@@ -1,0 +1,209 @@
+use std::cell::RefCell;
+
+use gelora_kernels::ops::rotary::{self, Angles};
+use gelora_kernels::ops::{add, attention, concat};
+use gelora_kernels::{Offsets, Tensor};
+
+use crate::Result;
+use crate::block::Sublayer;
+use crate::generate::Cache;
+use crate::linear::{Grads, Linear, Saved as LinearSaved};
+use crate::norm::{Norm, Saved as NormSaved};
+use crate::pass::{Pass, Site};
+
+/// What all blocks of a pass share.
+pub(crate) struct Context<'a> {
+    pub pass: &'a Pass,
+    pub sequences: &'a Offsets,
+    /// The angles of each of the model's rotations.
+    pub angles: Vec<Angles>,
+    /// The bias by distance, if the model has one.
+    pub bias: Option<Tensor>,
+    /// Keys and values of tokens before these, while generating.
+    pub cache: Option<&'a RefCell<Cache>>,
+}
+
+/// How queries, keys and values come about.
+pub(crate) enum Projections {
+    /// Each by its own map.
+    Separate([Linear; 3]),
+    /// Side by side, by one map.
+    Fused(Linear),
+}
+
+/// Self-attention with its projections.
+pub(crate) struct Attention {
+    /// The block it belongs to.
+    pub layer: usize,
+    pub projections: Projections,
+    pub output: Linear,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_size: usize,
+    pub scale: f32,
+    pub causal: bool,
+    /// How many tokens a token sees at most.
+    pub window: Option<usize>,
+    /// Norms of each head of queries and of keys.
+    pub norms: Option<[Norm; 2]>,
+    /// Which of the model's rotations turns queries and keys.
+    pub rope: Option<usize>,
+    pub dropout: f32,
+}
+
+pub(crate) struct Saved {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projections: Vec<LinearSaved>,
+    norms: Option<[NormSaved; 2]>,
+    output: LinearSaved,
+    core: attention::Saved,
+}
+
+impl Attention {
+    pub fn linears(&self) -> Vec<&Linear> {
+        let projections = match &self.projections {
+            Projections::Separate(all) => all.iter(),
+            Projections::Fused(one) => std::slice::from_ref(one).iter(),
+        };
+        projections.chain([&self.output]).collect()
+    }
+
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let projections = match &mut self.projections {
+            Projections::Separate(all) => all.iter_mut(),
+            Projections::Fused(one) => std::slice::from_mut(one).iter_mut(),
+        };
+        projections.chain([&mut self.output]).collect()
+    }
+
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        self.norms.iter_mut().flatten()
+    }
+
+    /// Channels of queries, keys and values.
+    fn widths(&self) -> [usize; 3] {
+        [self.heads, self.kv_heads, self.kv_heads].map(|heads| heads * self.head_size)
+    }
+
+    fn project(&self, x: &Tensor, pass: &Pass) -> Result<([Tensor; 3], Vec<LinearSaved>)> {
+        match &self.projections {
+            Projections::Separate(all) => {
+                let mut outputs = Vec::with_capacity(3);
+                let mut saved = Vec::with_capacity(3);
+                for linear in all {
+                    let (y, s) = linear.forward(x, pass)?;
+                    outputs.push(y);
+                    saved.push(s);
+                }
+                Ok((three(outputs), saved))
+            }
+            Projections::Fused(one) => {
+                let (y, saved) = one.forward(x, pass)?;
+                Ok((three(concat::split_columns(&y, &self.widths())?), vec![saved]))
+            }
+        }
+    }
+
+    fn project_backward(
+        &self,
+        d: [&Tensor; 3],
+        saved: Vec<LinearSaved>,
+        grads: &mut Grads,
+        want_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let joined;
+        let (linears, d) = match &self.projections {
+            Projections::Separate(all) => (&all[..], d.to_vec()),
+            Projections::Fused(one) => {
+                joined = concat::columns(&d)?;
+                (std::slice::from_ref(one), vec![&joined])
+            }
+        };
+        let mut dx: Option<Tensor> = None;
+        for ((linear, d), saved) in linears.iter().zip(d).zip(saved) {
+            if !want_dx {
+                linear.backward_parameters(d, saved, grads)?;
+                continue;
+            }
+            let part = linear.backward(d, saved, grads)?;
+            match &mut dx {
+                Some(dx) => add::accumulate(dx, &part)?,
+                None => dx = Some(part),
+            }
+        }
+        Ok(dx)
+    }
+
+    fn call<'a>(&self, context: &'a Context<'_>, keys: Option<&'a Offsets>) -> attention::Attention<'a> {
+        attention::Attention {
+            keys,
+            kv_heads: self.kv_heads,
+            scale: self.scale,
+            causal: self.causal,
+            window: self.window,
+            bias: context.bias.as_ref(),
+            dropout: context.pass.dropout(Site::AttentionProbabilities, self.layer, self.dropout),
+            ..attention::Attention::new(context.sequences, self.heads, self.head_size)
+        }
+    }
+}
+
+/// Queries, keys and values out of a list of them.
+fn three(mut all: Vec<Tensor>) -> [Tensor; 3] {
+    let (v, k, q) = (all.pop(), all.pop(), all.pop());
+    match (q, k, v) {
+        (Some(q), Some(k), Some(v)) => [q, k, v],
+        _ => unreachable!("three projections, or one split in three"),
+    }
+}
+
+impl Sublayer for Attention {
+    type Saved = Saved;
+
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Saved)> {
+        let ([mut q, mut k, mut v], projections) = self.project(x, context.pass)?;
+        let mut norms = None;
+        if let Some([of_q, of_k]) = &self.norms {
+            let (normed_q, saved_q) = of_q.forward_heads(q, self.head_size)?;
+            let (normed_k, saved_k) = of_k.forward_heads(k, self.head_size)?;
+            (q, k, norms) = (normed_q, normed_k, Some([saved_q, saved_k]));
+        }
+        if let Some(rope) = self.rope {
+            let angles = &context.angles[rope];
+            (q, k) = (rotary::forward(&q, angles)?, rotary::forward(&k, angles)?);
+        }
+        let mut keys = None;
+        if let Some(cache) = context.cache {
+            let mut cache = cache.borrow_mut();
+            (k, v) = cache.extend(self.layer, k, v)?;
+            keys = Some(Offsets::from_lengths(&[k.rows()])?);
+        }
+        let (o, core) = self.call(context, keys.as_ref()).forward(&q, &k, &v)?;
+        let (y, output) = self.output.forward(&o, context.pass)?;
+        Ok((y, Saved { q, k, v, projections, norms, output, core }))
+    }
+
+    fn backward(
+        &self,
+        dy: &Tensor,
+        context: &Context<'_>,
+        saved: Saved,
+        grads: &mut Grads,
+        want_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let d_o = self.output.backward(dy, saved.output, grads)?;
+        let attention::Gradients { mut dq, mut dk, dv } =
+            self.call(context, None).backward(&d_o, &saved.q, &saved.k, &saved.v, saved.core)?;
+        if let Some(rope) = self.rope {
+            let angles = &context.angles[rope];
+            (dq, dk) = (rotary::backward(&dq, angles)?, rotary::backward(&dk, angles)?);
+        }
+        if let (Some([of_q, of_k]), Some([saved_q, saved_k])) = (&self.norms, saved.norms) {
+            dq = of_q.backward_heads(dq, self.head_size, saved_q)?;
+            dk = of_k.backward_heads(dk, self.head_size, saved_k)?;
+        }
+        self.project_backward([&dq, &dk, &dv], saved.projections, grads, want_dx)
+    }
+}

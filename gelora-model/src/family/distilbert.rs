@@ -1,0 +1,69 @@
+//! DistilBERT: BERT's blocks under other names, without token types (Sanh et al., arXiv 1910.01108).
+
+use serde_json::json;
+
+use super::bert::Names;
+use super::{Parts, Tables, split_heads};
+use crate::config::{Json, LayerKind};
+use crate::weights::Weights;
+use crate::{Config, Result};
+
+/// The family's `layer_norm_eps`, which its config does not have.
+const EPS: f32 = 1e-12;
+
+pub fn config(json: &Json) -> Result<Config> {
+    json.only("sinusoidal_pos_embds", &json!(false))?;
+    json.get("qa_dropout");
+    let (heads, layers) = (json.size("n_heads")?, json.size("n_layers")?);
+    Ok(Config {
+        family: String::new(),
+        causal: false,
+        vocabulary: json.size("vocab_size")?,
+        hidden: json.size("dim")?,
+        layers,
+        heads,
+        kv_heads: heads,
+        head_size: split_heads(json, ["dim", "n_heads"])?,
+        intermediate: json.size("hidden_dim")?,
+        max_positions: json.size("max_position_embeddings")?,
+        token_types: 0,
+        norm_eps: EPS,
+        activation: json.activation("activation")?,
+        hidden_dropout: json.number("dropout", 0.1)?,
+        attention_dropout: json.number("attention_dropout", 0.1)?,
+        head_dropout: json.number("seq_classif_dropout", 0.2)?,
+        labels: json.labels(),
+        ropes: Vec::new(),
+        layer_kinds: vec![LayerKind::default(); layers],
+        tied: true,
+    })
+}
+
+pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
+    w.prefix("distilbert.");
+    let positions = w.tensor("embeddings.position_embeddings.weight", &[c.max_positions, c.hidden])?;
+    let tables = Tables {
+        words: w.tensor("embeddings.word_embeddings.weight", &[c.vocabulary, c.hidden])?,
+        positions: Some((positions, 0)),
+        types: None,
+        scale: 1.0,
+    };
+    let norm = Some(w.layer_norm("embeddings.LayerNorm", c.hidden, c.norm_eps)?);
+    let names = Names {
+        query: "attention.q_lin",
+        key: "attention.k_lin",
+        value: "attention.v_lin",
+        output: "attention.out_lin",
+        attention_norm: "sa_layer_norm",
+        up: "ffn.lin1",
+        down: "ffn.lin2",
+        mlp_norm: "output_layer_norm",
+    };
+    let mut blocks = Vec::with_capacity(c.layers);
+    for l in 0..c.layers {
+        let mut block = names.block(c, w, l, &format!("transformer.layer.{l}"))?;
+        block.attention.dropout = 0.0; // this family has none there
+        blocks.push(block);
+    }
+    Ok(Parts { prefix: "distilbert.", tables, norm, blocks, last_norm: None, bias: None, pooler: None })
+}

@@ -1,0 +1,217 @@
+//! Llama 2 and 3, SmolLM2 (Touvron et al., arXiv 2307.09288), and what differs from them in an option or a norm: Mistral
+//! (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388), Gemma 3 (arXiv 2503.19786).
+
+use gelora_kernels::ops::activation::Activation;
+use serde_json::{Value, json};
+
+use super::{Parts, Tables, rope};
+use crate::attention::{Attention, Projections};
+use crate::block::{Block, Half};
+use crate::config::{Json, LayerKind};
+use crate::mlp::Mlp;
+use crate::norm::Norm;
+use crate::weights::Weights;
+use crate::{Config, Result};
+
+/// What all of them say alike.
+fn common(json: &Json) -> Result<Config> {
+    let (hidden, heads) = (json.size("hidden_size")?, json.size("num_attention_heads")?);
+    let layers = json.size("num_hidden_layers")?;
+    let head_size = json.size_or("head_dim", hidden / heads)?;
+    json.number("rope_theta", 0.0)?; // read where the rotations are
+    Ok(Config {
+        family: String::new(),
+        causal: true,
+        vocabulary: json.size("vocab_size")?,
+        hidden,
+        layers,
+        heads,
+        kv_heads: json.size_or("num_key_value_heads", heads)?,
+        head_size,
+        intermediate: json.size("intermediate_size")?,
+        max_positions: json.size("max_position_embeddings")?,
+        token_types: 0,
+        norm_eps: json.number("rms_norm_eps", 1e-6)?,
+        activation: if json.text("hidden_act").is_some() { json.activation("hidden_act")? } else { Activation::Silu },
+        hidden_dropout: 0.0,
+        attention_dropout: json.number("attention_dropout", 0.0)?,
+        head_dropout: 0.0,
+        labels: json.labels(),
+        ropes: Vec::new(),
+        layer_kinds: vec![LayerKind::default(); layers],
+        tied: json.flag("tie_word_embeddings", false)?,
+    })
+}
+
+/// With one rotation for all layers.
+fn one_rope(json: &Json) -> Result<Config> {
+    let config = common(json)?;
+    let ropes = vec![rope::of_config(json, config.head_size)?];
+    Ok(Config { ropes, ..config })
+}
+
+pub fn llama(json: &Json) -> Result<Config> {
+    json.only("attention_bias", &json!(false))?;
+    json.only("mlp_bias", &json!(false))?;
+    json.only("rope_interleaved", &json!(false))?;
+    one_rope(json)
+}
+
+pub fn mistral(json: &Json) -> Result<Config> {
+    let mut config = one_rope(json)?;
+    let window = json.get("sliding_window").is_some().then(|| json.size("sliding_window")).transpose()?;
+    config.layer_kinds.iter_mut().for_each(|kind| kind.window = window);
+    Ok(config)
+}
+
+/// The layers of Qwen2 and Qwen3 that have a window: those in `layer_types`, or those from `max_window_layers` on.
+fn qwen(json: &Json) -> Result<Config> {
+    let mut config = one_rope(json)?;
+    let used = json.flag("use_sliding_window", false)?;
+    let first = json.size_or("max_window_layers", config.layers).unwrap_or(0);
+    let window = json.get("sliding_window").filter(|_| used).map(|_| json.size("sliding_window")).transpose()?;
+    let sliding = sliding_layers(json, config.layers)?;
+    for (l, kind) in config.layer_kinds.iter_mut().enumerate() {
+        let slides = sliding.as_ref().map_or(l >= first, |layers| layers[l]);
+        if slides {
+            kind.window = window;
+        }
+    }
+    Ok(config)
+}
+
+pub fn qwen2(json: &Json) -> Result<Config> {
+    qwen(json)
+}
+
+pub fn qwen3(json: &Json) -> Result<Config> {
+    json.only("attention_bias", &json!(false))?;
+    qwen(json)
+}
+
+/// Which layers slide, by `layer_types`.
+fn sliding_layers(json: &Json, layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(value) = json.get("layer_types") else { return Ok(None) };
+    let kinds: Vec<Option<bool>> = value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|kind| match kind.as_str() {
+            Some("sliding_attention") => Some(true),
+            Some("full_attention") => Some(false),
+            _ => None,
+        })
+        .collect();
+    let known: Option<Vec<bool>> = kinds.into_iter().collect();
+    match known.filter(|known| known.len() == layers) {
+        Some(known) => Ok(Some(known)),
+        None => {
+            Err(json.error(format!("layer_types must be {layers} of full_attention or sliding_attention, got {value}")))
+        }
+    }
+}
+
+pub fn gemma3(json: &Json) -> Result<Config> {
+    json.only("attention_bias", &json!(false))?;
+    json.only("attn_logit_softcapping", &Value::Null)?;
+    json.only("final_logit_softcapping", &Value::Null)?;
+    json.only("use_bidirectional_attention", &json!(false))?;
+    let mut config = Config { tied: json.flag("tie_word_embeddings", true)?, ..common(json)? };
+    config.activation =
+        json.activation(if json.text("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" })?;
+    json.get("hidden_act");
+    // Full layers have a rotation of their own.
+    let of_kind =
+        |kind: &str| rope::parameters(json).map(|all| all.and_then(|all| all.get(kind)).and_then(Value::as_object));
+    let head = config.head_size;
+    let local = match of_kind("sliding_attention")? {
+        Some(map) => rope::scaled(json, map, map.get("rope_theta").and_then(Value::as_f64), head)?,
+        None => rope::plain(json, json.number("rope_local_base_freq", 10_000.0)?.into(), head)?,
+    };
+    let global = match of_kind("full_attention")? {
+        Some(map) => rope::scaled(json, map, map.get("rope_theta").and_then(Value::as_f64), head)?,
+        None => match rope::parameters(json)? {
+            Some(map) => rope::scaled(json, map, Some(json.number("rope_theta", 1e6)?.into()), head)?,
+            None => rope::plain(json, json.number("rope_theta", 1e6)?.into(), head)?,
+        },
+    };
+    let (window, pattern) = (json.size("sliding_window")?, json.size_or("sliding_window_pattern", 6)?);
+    json.size_or("_sliding_window_pattern", pattern)?;
+    let sliding = match sliding_layers(json, config.layers)? {
+        Some(layers) => layers,
+        None => (0..config.layers).map(|l| !(l + 1).is_multiple_of(pattern)).collect(),
+    };
+    config.ropes = vec![local, global];
+    for (kind, slides) in config.layer_kinds.iter_mut().zip(sliding) {
+        *kind = if slides { LayerKind { rope: 0, window: Some(window) } } else { LayerKind { rope: 1, window: None } };
+    }
+    let per_channel = json.number("query_pre_attn_scalar", config.head_size as f64)?;
+    // The scale of scores is 1 / sqrt(query_pre_attn_scalar): folded into what attention takes for every model.
+    for rope in &mut config.ropes {
+        rope.factor *= (config.head_size as f32 / per_channel).powf(0.25);
+    }
+    Ok(config)
+}
+
+pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
+    w.prefix("model.");
+    let gemma = c.family == "gemma3_text";
+    let offset = if gemma { 1.0 } else { 0.0 };
+    let scale = if gemma { (c.hidden as f32).sqrt() } else { 1.0 };
+    let words = w.tensor("embed_tokens.weight", &[c.vocabulary, c.hidden])?;
+    let tables = Tables { words, positions: None, types: None, scale };
+    let (wide, narrow) = (c.heads * c.head_size, c.kv_heads * c.head_size);
+    let biased = c.family == "qwen2";
+    let mut blocks = Vec::with_capacity(c.layers);
+    for (l, kind) in c.layer_kinds.iter().enumerate() {
+        let at = |module: &str| format!("layers.{l}.{module}");
+        let of_head = |w: &mut Weights, name: &str| w.rms_norm(&at(name), c.head_size, c.norm_eps, offset);
+        let normed_heads = gemma || c.family == "qwen3";
+        let norms = match normed_heads {
+            true => Some([of_head(w, "self_attn.q_norm")?, of_head(w, "self_attn.k_norm")?]),
+            false => None,
+        };
+        let factor = c.ropes[kind.rope].factor;
+        let attention = Attention {
+            layer: l,
+            projections: Projections::Separate([
+                w.linear_with(&at("self_attn.q_proj"), c.hidden, wide, biased)?,
+                w.linear_with(&at("self_attn.k_proj"), c.hidden, narrow, biased)?,
+                w.linear_with(&at("self_attn.v_proj"), c.hidden, narrow, biased)?,
+            ]),
+            output: w.linear_with(&at("self_attn.o_proj"), wide, c.hidden, false)?,
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_size: c.head_size,
+            scale: factor * factor / (c.head_size as f32).sqrt(),
+            causal: true,
+            window: kind.window,
+            norms,
+            rope: Some(kind.rope),
+            dropout: c.attention_dropout,
+        };
+        let mlp = Mlp {
+            gate: Some(w.linear_with(&at("mlp.gate_proj"), c.hidden, c.intermediate, false)?),
+            up: w.linear_with(&at("mlp.up_proj"), c.hidden, c.intermediate, false)?,
+            down: w.linear_with(&at("mlp.down_proj"), c.intermediate, c.hidden, false)?,
+            activation: c.activation,
+        };
+        let norm = |w: &mut Weights, name: &str| -> Result<Option<Norm>> {
+            w.rms_norm(&at(name), c.hidden, c.norm_eps, offset).map(Some)
+        };
+        let before_attention = norm(w, "input_layernorm")?;
+        let between = norm(w, "post_attention_layernorm")?;
+        let (after_attention, before_mlp, after_mlp) = match gemma {
+            true => (between, norm(w, "pre_feedforward_layernorm")?, norm(w, "post_feedforward_layernorm")?),
+            false => (None, between, None),
+        };
+        let dropout = 0.0;
+        blocks.push(Block {
+            index: l,
+            attention: Half { before: before_attention, inner: attention, after: after_attention, last: None, dropout },
+            mlp: Half { before: before_mlp, inner: mlp, after: after_mlp, last: None, dropout },
+        });
+    }
+    let last_norm = Some(w.rms_norm("norm", c.hidden, c.norm_eps, offset)?);
+    Ok(Parts { prefix: "model.", tables, norm: None, blocks, last_norm, bias: None, pooler: None })
+}

@@ -1,0 +1,68 @@
+//! MPNet: BERT's blocks with a bias by distance that all layers share (Song et al., arXiv 2004.09297).
+
+use super::bert::Names;
+use super::{Parts, Tables, split_heads};
+use crate::config::{Json, LayerKind};
+use crate::position::RelativeBias;
+use crate::weights::Weights;
+use crate::{Config, Result};
+
+/// The rows of the position table before the first position, whatever pad_token_id says.
+const PADDING: usize = 2;
+/// Buckets of distances, and the distance from which on there is one; neither can be set in transformers.
+const BUCKETS: usize = 32;
+const FURTHEST: usize = 128;
+
+pub fn config(json: &Json) -> Result<Config> {
+    json.only("relative_attention_num_buckets", &BUCKETS.into())?;
+    let (heads, layers) = (json.size("num_attention_heads")?, json.size("num_hidden_layers")?);
+    let max_positions = json.size("max_position_embeddings")?.checked_sub(PADDING).filter(|n| *n > 0);
+    let hidden_dropout = json.number("hidden_dropout_prob", 0.1)?;
+    Ok(Config {
+        family: String::new(),
+        causal: false,
+        vocabulary: json.size("vocab_size")?,
+        hidden: json.size("hidden_size")?,
+        layers,
+        heads,
+        kv_heads: heads,
+        head_size: split_heads(json, ["hidden_size", "num_attention_heads"])?,
+        intermediate: json.size("intermediate_size")?,
+        max_positions: max_positions.ok_or_else(|| json.error("max_position_embeddings must be at least 3"))?,
+        token_types: 0,
+        norm_eps: json.number("layer_norm_eps", 1e-12)?,
+        activation: json.activation("hidden_act")?,
+        hidden_dropout,
+        attention_dropout: json.number("attention_probs_dropout_prob", 0.1)?,
+        head_dropout: hidden_dropout,
+        labels: json.labels(),
+        ropes: Vec::new(),
+        layer_kinds: vec![LayerKind::default(); layers],
+        tied: true,
+    })
+}
+
+pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
+    w.prefix("mpnet.");
+    let positions = w.tensor("embeddings.position_embeddings.weight", &[c.max_positions + PADDING, c.hidden])?;
+    let tables = Tables {
+        words: w.tensor("embeddings.word_embeddings.weight", &[c.vocabulary, c.hidden])?,
+        positions: Some((positions, PADDING as u32)),
+        types: None,
+        scale: 1.0,
+    };
+    let norm = Some(w.layer_norm("embeddings.LayerNorm", c.hidden, c.norm_eps)?);
+    let names = Names {
+        query: "attention.attn.q",
+        key: "attention.attn.k",
+        value: "attention.attn.v",
+        output: "attention.attn.o",
+        attention_norm: "attention.LayerNorm",
+        up: "intermediate.dense",
+        down: "output.dense",
+        mlp_norm: "output.LayerNorm",
+    };
+    let blocks = (0..c.layers).map(|l| names.block(c, w, l, &format!("encoder.layer.{l}"))).collect::<Result<_>>()?;
+    let bias = RelativeBias::new(w.tensor("encoder.relative_attention_bias.weight", &[BUCKETS, c.heads])?, FURTHEST);
+    Ok(Parts { prefix: "mpnet.", tables, norm, blocks, last_norm: None, bias: Some(bias), pooler: None })
+}

@@ -1,0 +1,110 @@
+//! What attention knows of positions beside the embeddings: rotations, and biases by distance.
+
+use std::sync::{Mutex, PoisonError};
+
+use gelora_kernels::ops::rotary::{Angles, Table};
+use gelora_kernels::{Device, Tensor};
+
+use crate::Result;
+
+/// The rotation of a model's queries and keys; layers may have different ones.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    frequencies: Vec<f32>,
+    /// Cosines and sines of as many positions as were asked for so far, rounded up.
+    table: Mutex<Option<(Table, usize, Device)>>,
+}
+
+/// The fewest positions of a table.
+const LEAST: usize = 512;
+
+impl Rope {
+    pub fn new(frequencies: Vec<f32>) -> Self {
+        Self { frequencies, table: Mutex::new(None) }
+    }
+
+    /// The angles at these positions.
+    pub fn at(&self, positions: &[u32], device: &Device) -> Result<Angles> {
+        let needed = positions.iter().max().map_or(1, |p| *p as usize + 1);
+        let mut slot = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((table, size, there)) = &*slot
+            && *size >= needed
+            && there.same(device)
+        {
+            return Ok(table.at(positions)?);
+        }
+        let size = needed.next_power_of_two().max(LEAST);
+        let table = Table::new(&self.frequencies, size, device)?;
+        let angles = table.at(positions)?;
+        *slot = Some((table, size, device.clone()));
+        Ok(angles)
+    }
+}
+
+/// A bias of attention scores by the distance of key and query, in buckets that grow with it (T5, MPNet).
+#[derive(Clone, Debug)]
+pub(crate) struct RelativeBias {
+    /// (buckets, H), on the CPU.
+    table: Tensor,
+    /// The distance from which on all share the last bucket.
+    furthest: usize,
+}
+
+impl RelativeBias {
+    /// From the embedding (buckets, H).
+    pub fn new(table: Tensor, furthest: usize) -> Self {
+        Self { table, furthest }
+    }
+
+    /// The bias of every distance within `longest` tokens, as [`gelora_kernels::ops::attention`] takes it.
+    pub fn by_distance(&self, longest: usize, device: &Device) -> Result<Tensor> {
+        let (buckets, heads) = (self.table.rows(), self.table.cols());
+        let (values, width, last) = (self.table.to_f32()?, 2 * longest - 1, longest as isize - 1);
+        let mut bias = Vec::with_capacity(heads * width);
+        for h in 0..heads {
+            bias.extend((-last..=last).map(|distance| values[self.bucket(distance, buckets) * heads + h]));
+        }
+        Ok(Tensor::from_vec(bias, [heads, width])?.to_device(device)?)
+    }
+
+    /// Half of the buckets are for keys that follow; of each half, the first half are for one distance each, the others
+    /// for logarithmic ranges. Rounded in f32, as transformers rounds.
+    fn bucket(&self, distance: isize, buckets: usize) -> usize {
+        let half = buckets / 2;
+        let side = if distance > 0 { half } else { 0 };
+        let (n, exact) = (distance.unsigned_abs(), half / 2);
+        if n < exact {
+            return side + n;
+        }
+        let range = (self.furthest as f64 / exact as f64).ln() as f32;
+        let far = (n as f32 / exact as f32).ln() / range * (half - exact) as f32;
+        side + (exact + far as usize).min(half - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By transformers' `MPNetEncoder.relative_position_bucket`.
+    #[test]
+    fn buckets_are_those_of_transformers() {
+        let bias = RelativeBias::new(Tensor::from_vec(vec![0.0; 32], [32, 1]).unwrap(), 128);
+        for (distance, bucket) in [
+            (0, 0),
+            (1, 17),
+            (-1, 1),
+            (7, 23),
+            (-7, 7),
+            (8, 24),
+            (-8, 8),
+            (-15, 9),
+            (-16, 10),
+            (127, 31),
+            (-127, 15),
+            (-500, 15),
+        ] {
+            assert_eq!(bias.bucket(distance, 32), bucket, "{distance}");
+        }
+    }
+}

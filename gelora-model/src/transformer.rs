@@ -1,0 +1,397 @@
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use gelora_kernels::ops::{embedding, scale};
+use gelora_kernels::{DType, Device, Tensor};
+use gelora_lora::merge::merge;
+use gelora_lora::{AdapterConfig, LoraLayer};
+
+use crate::attention::Context;
+use crate::block::{Block, Saved as BlockSaved};
+use crate::family::{self, Family, Tables};
+use crate::generate::Cache;
+use crate::linear::{Grads, Linear, stored_on};
+use crate::norm::{Norm, Saved as NormSaved};
+use crate::pass::{self, Pass, Site};
+use crate::position::{RelativeBias, Rope};
+use crate::weights::{self, Weights};
+use crate::{Batch, Config, Error, Result};
+
+/// A transformer without a task head: embeddings and L blocks, so L + 1 hidden states.
+pub struct Transformer {
+    config: Config,
+    device: Device,
+    prefix: &'static str,
+    tables: Tables,
+    norm: Option<Norm>,
+    blocks: Vec<Block>,
+    last_norm: Option<Norm>,
+    ropes: Vec<Rope>,
+    bias: Option<RelativeBias>,
+    pub(crate) pooler: Option<Linear>,
+}
+
+/// Where hidden states are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Granularity {
+    /// Before the first block and after each.
+    #[default]
+    Block,
+    /// Also between the two halves of each block: after attention, before the MLP.
+    Sublayer,
+}
+
+impl Granularity {
+    /// Steps from state to state in one block.
+    pub fn steps_per_block(self) -> usize {
+        match self {
+            Granularity::Block => 1,
+            Granularity::Sublayer => 2,
+        }
+    }
+
+    /// The step that a linear module of a block belongs to.
+    pub fn step_of(self, block: usize, attention: bool) -> usize {
+        match self {
+            Granularity::Block => block,
+            Granularity::Sublayer => 2 * block + usize::from(!attention),
+        }
+    }
+}
+
+/// A linear module that can carry an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearInfo {
+    /// Its full name inside the task model.
+    pub name: String,
+    /// Its block, or None outside the blocks (the pooler).
+    pub layer: Option<usize>,
+    /// Whether it is one of attention's four projections, which the GeLoRA paper adapts.
+    pub attention: bool,
+    /// C_in.
+    pub c_in: usize,
+    /// C_out.
+    pub c_out: usize,
+}
+
+/// What [`Transformer::backward`] needs.
+pub(crate) struct Saved {
+    /// The lowest block with an adapter and all above it.
+    blocks: Vec<BlockSaved>,
+    last_norm: Option<NormSaved>,
+}
+
+impl Transformer {
+    /// Loads a Hugging Face folder (config.json and model.safetensors, single or sharded) or a .gguf file.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, the family is not supported, or a tensor is missing or of the wrong shape.
+    pub fn load(model: &Path) -> Result<Self> {
+        let config = Config::load(model)?;
+        Self::from_weights(config, &mut Weights::open(model)?)
+    }
+
+    pub(crate) fn from_weights(config: Config, weights: &mut Weights) -> Result<Self> {
+        let parts = family::load(&config, weights)?;
+        let family::Parts { prefix, tables, norm, blocks, last_norm, bias, pooler } = parts;
+        let ropes = config.ropes.iter().map(|rope| Rope::new(rope.frequencies.clone())).collect();
+        Ok(Self { config, device: Device::Cpu, prefix, tables, norm, blocks, last_norm, ropes, bias, pooler })
+    }
+
+    /// Computes the products with frozen weights in f32 (the default) or bf16 from now on: bf16 rounds their factors, and sums
+    /// stay in f32 (see [`gelora_kernels::ops::linear::Weight`]).
+    ///
+    /// # Errors
+    /// If the type is neither.
+    pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
+        self.linears_mut().try_for_each(|linear| linear.compute_in(dtype))
+    }
+
+    /// Moves all weights and adapters to a device, where everything runs from now on. Weights of a type that the device lacks
+    /// become f32.
+    ///
+    /// # Errors
+    /// If the device fails or its memory does not suffice.
+    pub fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.linears_mut().try_for_each(|linear| linear.move_to(device))?;
+        let of_blocks = self.blocks.iter_mut().flat_map(Block::norms_mut);
+        of_blocks.chain(&mut self.norm).chain(&mut self.last_norm).try_for_each(|norm| norm.move_to(device))?;
+        let Tables { words, positions, types, .. } = &mut self.tables;
+        for table in [words].into_iter().chain(positions.as_mut().map(|(table, _)| table)).chain(types) {
+            *table = stored_on(table, device)?;
+        }
+        self.device = device.clone();
+        Ok(())
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Sizes and options.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the model's module names begin with inside a task model, such as `bert.`.
+    pub fn prefix(&self) -> &'static str {
+        self.prefix
+    }
+
+    /// The head's modules inside a sequence classifier, which PEFT saves whole.
+    pub fn head_modules(&self) -> Vec<String> {
+        self.family().head.modules()
+    }
+
+    pub(crate) fn family(&self) -> &'static Family {
+        family::find(&self.config.family).expect("the config came of a family")
+    }
+
+    /// The word embedding, (V, C).
+    pub(crate) fn words(&self) -> &Tensor {
+        &self.tables.words
+    }
+
+    /// Every linear module, from the input up.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linears).chain(&self.pooler)
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.blocks.iter_mut().flat_map(Block::linears_mut).chain(&mut self.pooler)
+    }
+
+    /// Name, block and sizes of every linear module, from the input up.
+    pub fn linear_infos(&self) -> Vec<LinearInfo> {
+        let info = |linear: &Linear, layer, attention| {
+            let (c_out, c_in) = (linear.weight.c_out(), linear.weight.c_in());
+            LinearInfo { name: linear.name.clone(), layer, attention, c_in, c_out }
+        };
+        let of_block = |b: &Block| {
+            let attention = b.attention.inner.linears().into_iter().map(|linear| info(linear, Some(b.index), true));
+            attention.chain(b.mlp.inner.linears().map(|linear| info(linear, Some(b.index), false))).collect::<Vec<_>>()
+        };
+        let blocks = self.blocks.iter().flat_map(of_block);
+        blocks.chain(self.pooler.iter().map(|p| info(p, None, false))).collect()
+    }
+
+    /// Calls `visit(s, state)` with each hidden state (N, C) from the input up, s = 0 being the embeddings: L + 1 of them, or
+    /// 2 L + 1 where the halves of a block count. The last one is that after the last norm, where a model has one. Only one
+    /// state is in memory at a time.
+    ///
+    /// # Errors
+    /// If a token id, type or position is outside its table, or `visit` fails.
+    pub fn hidden_states(
+        &self,
+        batch: &Batch,
+        granularity: Granularity,
+        mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let pass = Pass::inference();
+        let context = self.context(batch, &pass, None)?;
+        let mut x = self.embed(batch, &pass)?;
+        let mut seen = 0;
+        visit(seen, &x)?;
+        for block in &self.blocks {
+            let h = block.attention_half(&x, &context)?;
+            if granularity == Granularity::Sublayer {
+                seen += 1;
+                visit(seen, &h)?;
+            }
+            x = block.mlp_half(&h, &context)?;
+            seen += 1;
+            match &self.last_norm {
+                Some(norm) if block.index + 1 == self.blocks.len() => visit(seen, &norm.forward(&x, None)?.0)?,
+                _ => visit(seen, &x)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What the blocks need to know of a batch.
+    fn context<'a>(&self, batch: &'a Batch, pass: &'a Pass, cache: Option<&'a RefCell<Cache>>) -> Result<Context<'a>> {
+        let sequences = batch.sequences();
+        let angles = self.ropes.iter().map(|rope| rope.at(batch.positions(), &self.device)).collect::<Result<_>>()?;
+        let bias = self.bias.as_ref().map(|bias| bias.by_distance(sequences.longest(), &self.device)).transpose()?;
+        Ok(Context { pass, sequences, angles, bias, cache })
+    }
+
+    fn embed(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
+        let most = self.config.max_positions;
+        if let Some(longest) = batch.positions().iter().max().map(|p| *p as usize + 1).filter(|n| *n > most) {
+            return Err(Error::Value(format!("a sequence has {longest} tokens; the model has {most} positions")));
+        }
+        let Tables { words, positions, types, scale } = &self.tables;
+        let rows: Vec<u32> = match positions {
+            Some((_, first)) => batch.positions().iter().map(|p| p + first).collect(),
+            None => Vec::new(),
+        };
+        let types = types.as_ref().map(|types| (types, batch.types()));
+        let positions = positions.as_ref().map(|(table, _)| (table, &rows[..]));
+        let all: Vec<_> = [(words, batch.ids())].into_iter().chain(types).chain(positions).collect();
+        let mut sum = embedding::forward(&all)?;
+        if *scale != 1.0 {
+            scale::in_place(*scale, &mut sum)?;
+        }
+        let dropout = pass.dropout(Site::Embeddings, 0, self.config.hidden_dropout);
+        let normed = match &self.norm {
+            Some(norm) => norm.forward(&sum, None)?.0,
+            None => sum,
+        };
+        pass::apply(dropout, normed)
+    }
+
+    /// The last hidden state (N, C), and what backward needs: nothing of blocks below the lowest one with an adapter.
+    pub(crate) fn forward(&self, batch: &Batch, pass: &Pass) -> Result<(Tensor, Saved)> {
+        self.run(batch, pass, None)
+    }
+
+    /// The last hidden state of tokens that follow those in the cache, which takes them in.
+    pub(crate) fn forward_cached(&self, batch: &Batch, cache: &RefCell<Cache>) -> Result<Tensor> {
+        Ok(self.run(batch, &Pass::inference(), Some(cache))?.0)
+    }
+
+    fn run(&self, batch: &Batch, pass: &Pass, cache: Option<&RefCell<Cache>>) -> Result<(Tensor, Saved)> {
+        let context = self.context(batch, pass, cache)?;
+        let lowest = self.lowest_adapted().filter(|_| cache.is_none());
+        let mut x = self.embed(batch, pass)?;
+        let mut blocks = Vec::new();
+        for block in &self.blocks {
+            let (y, saved) = block.forward(&x, &context)?;
+            if lowest.is_some_and(|lowest| block.index >= lowest) {
+                blocks.push(saved);
+            }
+            x = y;
+        }
+        let Some(norm) = &self.last_norm else { return Ok((x, Saved { blocks, last_norm: None })) };
+        let (y, saved) = norm.forward(&x, None)?;
+        Ok((y, Saved { blocks, last_norm: lowest.map(|_| saved) }))
+    }
+
+    /// The adapters' gradients, from the gradient of the last hidden state (N, C).
+    pub(crate) fn backward(
+        &self,
+        d_last: Tensor,
+        batch: &Batch,
+        pass: &Pass,
+        saved: Saved,
+        grads: &mut Grads,
+    ) -> Result<()> {
+        let Some(lowest) = self.lowest_adapted() else {
+            return Ok(());
+        };
+        let context = self.context(batch, pass, None)?;
+        let mut d = d_last;
+        if let Some((norm, saved)) = self.last_norm.as_ref().zip(saved.last_norm) {
+            d = norm.backward(&d, saved)?;
+        }
+        for (block, saved) in self.blocks[lowest..].iter().zip(saved.blocks).rev() {
+            match block.backward(&d, &context, saved, grads, block.index > lowest)? {
+                Some(dx) => d = dx,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn lowest_adapted(&self) -> Option<usize> {
+        self.blocks.iter().position(|b| b.linears().any(|linear| linear.lora.is_some()))
+    }
+
+    /// Puts fresh adapters on every module that the config targets, and returns how many parameters they have.
+    ///
+    /// # Errors
+    /// If no module is targeted or a rank is above min(C_in, C_out).
+    pub fn add_adapters(&mut self, config: &AdapterConfig, seed: u64) -> Result<usize> {
+        let mut layers = BTreeMap::new();
+        let matcher = config.matcher()?;
+        for info in self.linear_infos() {
+            if let Some(module) = matcher.module(&info.name)? {
+                layers.insert(info.name.clone(), LoraLayer::new(&info.name, info.c_in, info.c_out, &module, seed)?);
+            }
+        }
+        if layers.is_empty() {
+            return Err(Error::Value("the adapter config targets no linear module of this model".into()));
+        }
+        let parameters = layers.values().map(LoraLayer::parameters).sum();
+        self.attach(layers)?;
+        Ok(parameters)
+    }
+
+    /// Puts these adapters on the modules that they are named for.
+    ///
+    /// # Errors
+    /// If a module is not there or of other sizes.
+    pub(crate) fn attach(&mut self, mut layers: BTreeMap<String, LoraLayer>) -> Result<()> {
+        let device = self.device.clone();
+        for linear in self.linears_mut() {
+            let Some(mut layer) = layers.remove(&linear.name) else {
+                continue;
+            };
+            let (c_out, c_in) = (linear.weight.c_out(), linear.weight.c_in());
+            if layer.a.cols() != c_in || layer.b.rows() != c_out {
+                let (a, b, name) = (layer.a.shape(), layer.b.shape(), &linear.name);
+                return Err(Error::Value(format!("{name} is {c_in} -> {c_out}; the adapter has A {a:?} and B {b:?}")));
+            }
+            layer.move_to(&device)?;
+            linear.lora = Some(layer);
+        }
+        match layers.keys().next() {
+            Some(name) => Err(Error::Value(format!("the adapter is for a module {name} that the model does not have"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the adapters of a PEFT folder, which must have one for every module that its config targets.
+    pub(crate) fn attach_all(&mut self, config: &AdapterConfig, layers: BTreeMap<String, LoraLayer>) -> Result<()> {
+        let matcher = config.matcher()?;
+        for linear in self.linears() {
+            if matcher.module(&linear.name)?.is_some() && !layers.contains_key(&linear.name) {
+                let name = &linear.name;
+                return Err(Error::Value(format!(
+                    "the adapter's config targets {name}, but its file has no weights for it"
+                )));
+            }
+        }
+        self.attach(layers)
+    }
+
+    /// The adapters by the names of their modules.
+    pub(crate) fn adapters(&self) -> BTreeMap<String, LoraLayer> {
+        self.linears().filter_map(|linear| Some((linear.name.clone(), linear.lora.clone()?))).collect()
+    }
+
+    /// A and B of every adapter by their names, in a fixed order.
+    pub(crate) fn adapter_parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut all = Vec::new();
+        for linear in self.linears_mut() {
+            if let Some(layer) = &mut linear.lora {
+                all.push((format!("{}.lora_A.weight", linear.name), &mut layer.a));
+                all.push((format!("{}.lora_B.weight", linear.name), &mut layer.b));
+            }
+        }
+        all
+    }
+
+    /// The checkpoint's tensors under their names inside a task model, adapters merged.
+    pub(crate) fn merged(&self, model: &Path) -> Result<BTreeMap<String, Tensor>> {
+        let (_, base) = weights::read(model)?;
+        let prefix = self.prefix;
+        let prefixed = base.keys().any(|name| name.starts_with(prefix));
+        let mut tensors: BTreeMap<String, Tensor> = base
+            .into_iter()
+            .filter(|(name, _)| !prefixed || name.starts_with(prefix))
+            .map(|(name, t)| (if prefixed { name } else { format!("{prefix}{name}") }, t))
+            .collect();
+        for linear in self.linears() {
+            if let Some(layer) = &linear.lora {
+                let merged = merge(linear.weight.tensor(), layer)?;
+                let merged = if linear.transposed { weights::transpose(&merged)? } else { merged };
+                tensors.insert(format!("{}.weight", linear.name), merged);
+            }
+        }
+        Ok(tensors)
+    }
+}
