@@ -23,6 +23,8 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Measure a model, with or without an adapter, on labelled data
     Eval(EvalArgs),
+    /// Let a language model go on from a prompt
+    Generate(GenerateArgs),
     /// Merge an adapter into its base model; writes a folder that transformers loads
     Merge(MergeArgs),
     /// Intrinsic dimension of any points (.npy, .npz, .safetensors, .csv, .tsv, .parquet)
@@ -53,7 +55,7 @@ pub struct ProfileArgs {
 /// Where the texts are.
 #[derive(Clone, Debug, Args)]
 pub struct DataArgs {
-    /// Data file (.jsonl, .json, .csv, .tsv, .parquet) or a folder with train, validation or test files
+    /// Data file (.jsonl, .json, .csv, .tsv, .parquet, .txt) or a folder with train, validation or test files
     #[arg(long, value_name = "FILE_OR_DIR")]
     pub data: PathBuf,
     /// Column with the text [default: recognised by usual names: text, sentence, sentence1, ...]
@@ -65,7 +67,8 @@ pub struct DataArgs {
     /// Column with the label or score [default: recognised by usual names]
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
-    /// Tokens of one example at most, special tokens included [default: 128, or what the adapter was trained with]
+    /// Tokens of one example or block at most, special tokens included [default: 128, to train a language model 512, or what
+    /// the adapter was trained with]
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
 }
@@ -218,7 +221,7 @@ pub struct TargetArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct RankArgs {
-    /// Folder of a Hugging Face model: config.json, model.safetensors, tokenizer.json
+    /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), or a .gguf file
     pub model: PathBuf,
     #[command(flatten)]
     pub data: DataArgs,
@@ -277,10 +280,13 @@ pub struct RankArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TaskArg {
-    /// Regression if the labels are numbers with a decimal point, else classification
+    /// A language model if there are answers, or no labels and a decoder; regression if the labels are numbers with a decimal
+    /// point, else classification
     Auto,
     Classification,
     Regression,
+    /// A language model: answers (prompt and completion; instruction, input and output), or text in blocks
+    CausalLm,
 }
 
 /// Options of the measurement, which say nothing where ranks are given.
@@ -289,14 +295,14 @@ const MEASURING: [&str; 9] =
 
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
-    /// Folder of a Hugging Face model: config.json, model.safetensors, tokenizer.json
+    /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), or a .gguf file
     pub model: PathBuf,
     #[command(flatten)]
     pub data: DataArgs,
     /// Data to evaluate on after each epoch [default: the validation split, if --data is a folder that has one]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
-    /// What the labels are
+    /// What is learnt
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
     /// Ranks from `gelora rank` [default, without --rank: measured first, on the training data]
@@ -331,6 +337,9 @@ pub struct TrainArgs {
     /// Parts that a step's examples are run in, to save memory
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
     pub accumulate: usize,
+    /// Keep the input of each block alone for the backward pass and compute the rest again: less memory, a third more time
+    #[arg(long)]
+    pub checkpoint_activations: bool,
     /// Make batches of rows of similar length (in characters), as group_by_length of transformers does. Batches are never
     /// padded here, so this saves no time, and steps differ more in time and memory
     #[arg(long)]
@@ -377,6 +386,9 @@ pub struct EvalArgs {
     /// Adapter folder, from `gelora train` or PEFT
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// What is measured [default: what the adapter was trained for]
+    #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
+    pub task: TaskArg,
     /// Split to evaluate on if --data is a folder [default: validation, else test]
     #[arg(long, value_enum)]
     pub split: Option<SplitArg>,
@@ -401,6 +413,44 @@ pub enum SplitArg {
     Train,
     Validation,
     Test,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// Folder of a Hugging Face model, or a .gguf file: a decoder
+    pub model: PathBuf,
+    /// Text to go on from [default: standard input]
+    #[arg(long, value_name = "TEXT", conflicts_with = "instruction")]
+    pub prompt: Option<String>,
+    /// An instruction, in the form in which instruction rows are trained
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// What the instruction is about
+    #[arg(long, value_name = "TEXT", requires = "instruction")]
+    pub input: Option<String>,
+    /// Adapter folder, from `gelora train` or PEFT
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Tokens at most
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = at_least_one)]
+    pub max_tokens: usize,
+    /// 0 takes the most probable token; above 0 tokens are drawn, below 1 the probable ones more often than they are
+    #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = not_negative)]
+    pub temperature: f64,
+    /// Draw among the fewest tokens whose probabilities together reach this share
+    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = positive_share)]
+    pub top_p: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Type that the model's matrix products are computed in
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
+    /// Device; auto takes a GPU if there is one in hardware
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -462,6 +512,10 @@ fn not_negative(text: &str) -> Result<f64, String> {
 
 fn share(text: &str) -> Result<f64, String> {
     number(text, |v| (0.0..1.0).contains(&v), "of at least 0 and below 1")
+}
+
+fn positive_share(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0 && v <= 1.0, "above 0 and at most 1")
 }
 
 fn inside_unit(text: &str) -> Result<f64, String> {

@@ -70,7 +70,7 @@ impl Entry {
     /// # Errors
     /// If the folder cannot be made or the file written.
     pub fn write(&self, points: &[Tensor]) -> Result<()> {
-        let bytes: u64 = points.iter().map(|t| (t.len() * t.dtype().size()) as u64).sum();
+        let bytes: u64 = points.iter().map(|t| (t.dtype().bytes(t.len())) as u64).sum();
         if bytes > MOST {
             return Ok(());
         }
@@ -83,6 +83,9 @@ impl Entry {
 
 /// The files that a model's states depend on, in the order of their names.
 fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
+    if model.is_file() {
+        return Ok(vec![model.to_owned()]);
+    }
     let mut found = Vec::new();
     for entry in fs::read_dir(model).with_context(|| model.display().to_string())? {
         let path = entry.with_context(|| model.display().to_string())?.path();

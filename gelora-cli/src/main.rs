@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args)),
         Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Generate(args) => commands::generate::run(args),
         Command::Merge(args) => commands::merge::run(args),
         Command::Id(args) => commands::id::run(args),
         Command::Devices(args) => commands::devices::run(args),

@@ -3,12 +3,15 @@
 //! Padding and truncation stored in tokenizer.json are set aside: batches are padded, if at all, where they are made,
 //! and a pair that is too long loses tokens from its longer text first.
 
+mod gguf;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use gelora_model::gguf::is_gguf;
 use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
 
-use crate::data::Example;
+use crate::data::{Dataset, Example};
 use crate::fingerprint;
 
 /// The default of [`Tokenizer::with_max_length`]. Tokens beyond it are cut off.
@@ -20,6 +23,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     truncate_from: TruncationDirection,
     fingerprint: [u32; 2],
+    /// What ends a text, for a language model.
+    end: Option<u32>,
 }
 
 /// The tokens of one example, special tokens included.
@@ -29,14 +34,21 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// Which text each token belongs to, (T): 0 or 1.
     pub type_ids: Vec<u32>,
+    /// The first token that a language model is to predict.
+    pub answer: usize,
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer.json of a model folder, with [`DEFAULT_MAX_LENGTH`].
+    /// Opens the tokenizer.json of a model folder, or the tokenizer in a .gguf file, with [`DEFAULT_MAX_LENGTH`].
     ///
     /// # Errors
     /// If the file is missing or not a tokenizer.
     pub fn open(model_dir: &Path) -> Result<Self> {
+        if is_gguf(model_dir) {
+            let (inner, fingerprint) = gguf::tokenizer(model_dir)?;
+            let truncate_from = TruncationDirection::Right;
+            return Self { inner, truncate_from, fingerprint, end: None }.with_max_length(DEFAULT_MAX_LENGTH);
+        }
         let path = model_dir.join("tokenizer.json");
         if !path.is_file() {
             bail!(
@@ -52,7 +64,7 @@ impl Tokenizer {
         let truncate_from = truncation_side(model_dir)?;
         let side = format!("{truncate_from:?}");
         let fingerprint = fingerprint::of([Some(&bytes[..]), Some(side.as_bytes())]);
-        Self { inner, truncate_from, fingerprint }.with_max_length(DEFAULT_MAX_LENGTH)
+        Self { inner, truncate_from, fingerprint, end: None }.with_max_length(DEFAULT_MAX_LENGTH)
     }
 
     /// Sets the most tokens that an example may have, special tokens included. The caller keeps it within the positions
@@ -73,6 +85,12 @@ impl Tokenizer {
         };
         self.inner.with_truncation(Some(truncation)).map_err(|error| anyhow!("truncation to {max_length}: {error}"))?;
         Ok(self)
+    }
+
+    /// Sets the token that ends a text.
+    pub fn with_end(mut self, end: Option<u32>) -> Self {
+        self.end = end;
+        self
     }
 
     /// The most tokens that an example may have.
@@ -97,7 +115,7 @@ impl Tokenizer {
     pub fn encode(&self, example: &Example) -> Result<Encoded> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         let encoding = self.inner.encode(input(example), true).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        encoded(&encoding)
+        self.encoded(&encoding, example)
     }
 
     /// The tokens of examples, in their order, on all CPU cores.
@@ -106,24 +124,92 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Encoded>> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
-        let inputs = examples.into_iter().map(input).collect();
+        let examples: Vec<&Example> = examples.into_iter().collect();
+        let inputs = examples.iter().map(|example| input(example)).collect();
         let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        encodings.iter().map(encoded).collect()
+        encodings.iter().zip(examples).map(|(encoding, example)| self.encoded(encoding, example)).collect()
+    }
+
+    /// The tokens of an encoding; where there is an answer, from which on it is, and the end of the text if there is room.
+    fn encoded(&self, encoding: &Encoding, example: &Example) -> Result<Encoded> {
+        if encoding.is_empty() {
+            bail!("tokenizer: a text has no tokens");
+        }
+        let (mut ids, mut type_ids) = (encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec());
+        let Some(answer) = &example.answer else { return Ok(Encoded { ids, type_ids, answer: 0 }) };
+        let asked = example.text.len();
+        let first = encoding.get_offsets().iter().position(|(_, end)| *end > asked).unwrap_or(ids.len());
+        let whole = encoding.get_offsets().last().is_some_and(|(_, end)| *end >= asked + answer.trim_end().len());
+        if let Some(end) = self.end.filter(|_| whole && ids.len() < self.max_length()) {
+            ids.push(end);
+            type_ids.push(0);
+        }
+        Ok(Encoded { ids, type_ids, answer: first })
+    }
+
+    /// The texts one after the other, each ended unless they make up one, in blocks of the greatest length.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; if there are fewer than two tokens.
+    pub fn blocks(&self, dataset: &Dataset) -> Result<Vec<Encoded>> {
+        let mut whole = self.inner.clone();
+        whole.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        let encode = |text: &str| whole.encode(text, true).map_err(|error| anyhow!("tokenizer: {error}"));
+        let texts = dataset.examples.iter().map(|e| e.text.as_str());
+        let ids: Vec<u32> = if dataset.running {
+            encode(&texts.collect::<String>())?.get_ids().to_vec()
+        } else {
+            let mut ids = Vec::new();
+            for text in texts {
+                ids.extend_from_slice(encode(text)?.get_ids());
+                ids.extend(self.end);
+            }
+            ids
+        };
+        if ids.len() < 2 {
+            bail!("{}: a language model needs at least two tokens", dataset.path.display());
+        }
+        let block = |ids: &[u32]| Encoded { ids: ids.to_vec(), type_ids: vec![0; ids.len()], answer: 0 };
+        Ok(ids.chunks(self.max_length()).filter(|ids| ids.len() > 1).map(block).collect())
+    }
+
+    /// The tokens of a text to go on from.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut whole = self.inner.clone();
+        whole.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        Ok(whole.encode(text, true).map_err(|error| anyhow!("tokenizer: {error}"))?.get_ids().to_vec())
+    }
+
+    /// The text of tokens as they come: calls `say` with each piece that is whole.
+    pub fn stream<'t>(&'t self, mut say: impl FnMut(&str) + 't) -> impl FnMut(u32) + 't {
+        let mut stream = self.inner.decode_stream(true);
+        move |id| {
+            if let Ok(Some(piece)) = stream.step(id) {
+                say(&piece);
+            }
+        }
+    }
+
+    /// The text of tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot decode them.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|error| anyhow!("tokenizer: {error}"))
     }
 }
 
 fn input(example: &Example) -> EncodeInput<'_> {
+    if let Some(answer) = &example.answer {
+        return EncodeInput::Single(format!("{}{answer}", example.text).into());
+    }
     match &example.pair {
         Some(pair) => EncodeInput::Dual(example.text.as_str().into(), pair.as_str().into()),
         None => EncodeInput::Single(example.text.as_str().into()),
     }
-}
-
-fn encoded(encoding: &Encoding) -> Result<Encoded> {
-    if encoding.is_empty() {
-        bail!("tokenizer: a text has no tokens");
-    }
-    Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
 }
 
 /// transformers cuts where tokenizer_config.json says: at the end, unless it says "left".
@@ -149,7 +235,7 @@ mod tests {
     }
 
     fn example(text: &str, pair: Option<&str>) -> Example {
-        Example { text: text.into(), pair: pair.map(str::to_owned), label: None }
+        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, answer: None }
     }
 
     /// Rows 1 to 4 of the golden batch are the rows of tiny-bert.jsonl.

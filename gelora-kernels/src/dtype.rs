@@ -3,7 +3,7 @@ use std::fmt;
 /// The type of a tensor's elements.
 ///
 /// Sums are in f32. `Bf16` and `F16` store frozen weights in half the space, `Bf16` is also a type to compute products in; `F64` holds points whose distances are
-/// wanted to full precision (CPU only).
+/// wanted to full precision (CPU only). The quantised types hold the frozen weights of GGUF files (CPU only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision, the type of all activations, gradients and trained parameters.
@@ -14,16 +14,42 @@ pub enum DType {
     F16,
     /// IEEE double precision, for points.
     F64,
+    /// GGUF's Q4_0: frozen weights, CPU only, as the following.
+    Q4_0,
+    /// GGUF's Q4_1.
+    Q4_1,
+    /// GGUF's Q8_0.
+    Q8_0,
+    /// GGUF's Q4_K.
+    Q4K,
+    /// GGUF's Q6_K.
+    Q6K,
 }
 
 impl DType {
-    /// Bytes an element takes.
-    pub fn size(self) -> usize {
+    /// Values of a block, which a row has a whole number of, and its bytes.
+    pub fn block(self) -> (usize, usize) {
         match self {
-            DType::Bf16 | DType::F16 => 2,
-            DType::F32 => 4,
-            DType::F64 => 8,
+            DType::Bf16 | DType::F16 => (1, 2),
+            DType::F32 => (1, 4),
+            DType::F64 => (1, 8),
+            DType::Q4_0 => (32, 18),
+            DType::Q4_1 => (32, 20),
+            DType::Q8_0 => (32, 34),
+            DType::Q4K => (256, 144),
+            DType::Q6K => (256, 210),
         }
+    }
+
+    /// Bytes that so many values take.
+    pub fn bytes(self, values: usize) -> usize {
+        let (of_block, bytes) = self.block();
+        values.div_ceil(of_block) * bytes
+    }
+
+    /// Whether values are kept in blocks of few bits.
+    pub fn is_quantised(self) -> bool {
+        self.block().0 > 1
     }
 }
 
@@ -34,6 +60,11 @@ impl fmt::Display for DType {
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
             DType::F64 => "f64",
+            DType::Q4_0 => "q4_0",
+            DType::Q4_1 => "q4_1",
+            DType::Q8_0 => "q8_0",
+            DType::Q4K => "q4_k",
+            DType::Q6K => "q6_k",
         })
     }
 }

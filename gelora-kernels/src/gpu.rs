@@ -55,8 +55,8 @@ macro_rules! by_dtype {
                 type $type = half::f16;
                 $run
             }
-            // No GPU stores f64: uploading it is an error.
-            $crate::DType::F32 | $crate::DType::F64 => {
+            // No GPU stores another type: uploading it is an error.
+            _ => {
                 type $type = f32;
                 $run
             }
@@ -129,7 +129,7 @@ impl GpuBuffer {
     }
 
     fn size(&self) -> u64 {
-        (self.len * self.dtype.size()) as u64
+        self.dtype.bytes(self.len) as u64
     }
 }
 
@@ -268,6 +268,7 @@ impl<R: Backend> Gpu<R> {
             DType::F64 => return unsupported("f64; for points, see pairwise::centred"),
             DType::Bf16 if !has(FloatKind::BF16) => return unsupported("bf16 storage"),
             DType::F16 if !has(FloatKind::F16) => return unsupported("f16 storage"),
+            quantised if quantised.is_quantised() => return unsupported("weights in blocks of few bits"),
             _ => {}
         }
         self.check_len(tensor.len())?;

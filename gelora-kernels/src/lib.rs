@@ -36,6 +36,7 @@ pub mod ops;
 pub mod peak;
 mod pending;
 pub mod profile;
+mod quantised;
 pub mod random;
 pub mod recycle;
 mod tensor;

@@ -1,10 +1,13 @@
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
 use crate::buffer::{Buffer, SharedBytes};
+use crate::cpu::for_row_blocks;
+use crate::quantised::decode;
 use crate::{DType, Device, Error, Result, verify};
 
 /// A dense row-major array of numbers on one device. Clones share the data; writing to a shared tensor copies it first.
@@ -17,14 +20,30 @@ pub struct Tensor {
     storage: Storage,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Storage {
     F32(Arc<Buffer<f32>>),
     Bf16(Arc<Buffer<bf16>>),
     F16(Arc<Buffer<f16>>),
     F64(Arc<Buffer<f64>>),
+    /// Whole blocks of each row, in a quantised type.
+    Quantised(DType, SharedBytes, Range<usize>),
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     Gpu(crate::gpu::GpuBuffer),
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Storage::F32(b) => b.fmt(f),
+            Storage::Bf16(b) => b.fmt(f),
+            Storage::F16(b) => b.fmt(f),
+            Storage::F64(b) => b.fmt(f),
+            Storage::Quantised(dtype, _, range) => write!(f, "{} bytes of {dtype}", range.len()),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Storage::Gpu(b) => b.fmt(f),
+        }
+    }
 }
 
 fn check_len(shape: &[usize], len: usize) -> Result<()> {
@@ -108,7 +127,8 @@ impl Tensor {
         shape: impl Into<Vec<usize>>,
     ) -> Result<Self> {
         let (size, there) = ((*owner).as_ref().len(), (*owner).as_ref().get(range.clone()).map(<[u8]>::len));
-        let Some(bytes) = there.filter(|bytes| bytes % dtype.size() == 0) else {
+        let (of_block, size_of_block) = dtype.block();
+        let Some(bytes) = there.filter(|bytes| bytes % size_of_block == 0) else {
             let message = format!("expected whole values of {dtype} among {size} bytes, got the bytes {range:?}");
             return Err(Error::Value { op: "tensor", message });
         };
@@ -117,8 +137,14 @@ impl Tensor {
             DType::Bf16 => Storage::Bf16(Buffer::shared(owner, range)),
             DType::F16 => Storage::F16(Buffer::shared(owner, range)),
             DType::F64 => Storage::F64(Buffer::shared(owner, range)),
+            _ => Storage::Quantised(dtype, owner, range),
         };
-        Self::on_cpu(shape.into(), bytes / dtype.size(), storage)
+        let shape = shape.into();
+        if let Some(cols) = shape.last().filter(|cols| !cols.is_multiple_of(of_block)) {
+            let message = format!("rows of {dtype} are whole blocks of {of_block} values, got {cols}");
+            return Err(Error::Value { op: "tensor", message });
+        }
+        Self::on_cpu(shape, bytes / size_of_block * of_block, storage)
     }
 
     /// An f32 output tensor for a CPU path, all of which the caller writes: what it holds until then are zeros or values of
@@ -192,6 +218,7 @@ impl Tensor {
             Storage::Bf16(_) => DType::Bf16,
             Storage::F16(_) => DType::F16,
             Storage::F64(_) => DType::F64,
+            Storage::Quantised(dtype, ..) => *dtype,
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(buffer) => buffer.dtype,
         }
@@ -256,6 +283,14 @@ impl Tensor {
             Storage::Bf16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
             Storage::F16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
             Storage::F64(b) => Cow::Owned(b.as_slice().iter().map(|&v| v as f32).collect()),
+            Storage::Quantised(dtype, ..) => {
+                let (mut values, cols, bytes) = (vec![0.0; self.len()], self.cols(), self.bytes()?);
+                let size = dtype.bytes(cols);
+                for_row_blocks(&mut values, cols, |first, rows| {
+                    decode(*dtype, &bytes[first * size..][..rows.len() / cols * size], rows);
+                });
+                Cow::Owned(values)
+            }
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(_) => return Err(self.not_f32_on_cpu()),
         })
@@ -302,6 +337,7 @@ impl Tensor {
             Storage::Bf16(b) => bytemuck::cast_slice(b.as_slice()),
             Storage::F16(b) => bytemuck::cast_slice(b.as_slice()),
             Storage::F64(b) => bytemuck::cast_slice(b.as_slice()),
+            Storage::Quantised(_, owner, range) => &(**owner).as_ref()[range.clone()],
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(_) => return Err(self.not_f32_on_cpu()),
         })
@@ -328,7 +364,7 @@ impl Tensor {
     /// The tensor with its values in another element type (rounded to nearest), on the CPU.
     ///
     /// # Errors
-    /// If the tensor is on another device.
+    /// If the tensor is on another device, or the type is quantised.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         if self.dtype() == dtype {
             return Ok(self.clone());
@@ -339,6 +375,7 @@ impl Tensor {
             DType::Bf16 => Tensor::from_bf16(values.iter().map(|&v| bf16::from_f32(v)).collect(), shape),
             DType::F16 => Tensor::from_f16(values.iter().map(|&v| f16::from_f32(v)).collect(), shape),
             DType::F64 => Tensor::from_f64(values.iter().map(|&v| f64::from(v)).collect(), shape),
+            other => Err(Error::DType { op: "to_dtype", name: "type", expected: "f32, bf16, f16 or f64", got: other }),
         }
     }
 

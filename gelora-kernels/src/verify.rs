@@ -286,6 +286,26 @@ pub fn random(shape: impl Into<Vec<usize>>, seed: u64) -> Tensor {
     Tensor::from_vec(data, shape).expect("a case has at least one element")
 }
 
+/// A random CPU tensor of a quantised type: blocks of random integers with scales around 0.1.
+pub fn random_quantised(shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
+    let (_, size) = dtype.block();
+    let mut stream = Stream::new(seed);
+    let mut bytes: Vec<u8> = (0..dtype.bytes(shape[0] * shape[1])).map(|_| stream.bits() as u8).collect();
+    for block in bytes.chunks_exact_mut(size) {
+        let scales: &[usize] = match dtype {
+            DType::Q4_1 | DType::Q4K => &[0, 2],
+            DType::Q6K => &[208],
+            _ => &[0],
+        };
+        for at in scales {
+            let scale = half::f16::from_f64(0.01 + 0.1 * stream.uniform());
+            block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+    }
+    let len = bytes.len();
+    Tensor::from_bytes(std::sync::Arc::new(bytes), 0..len, dtype, shape).expect("whole blocks")
+}
+
 /// Every case of every operator.
 pub fn cases() -> Vec<Case> {
     crate::ops::cases()

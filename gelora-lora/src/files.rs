@@ -9,4 +9,4 @@ mod tensors;
 
 pub(crate) use atomic::read_bytes;
 pub use atomic::{is_temporary, write_atomic, write_with};
-pub use tensors::{read_tensors, write_tensors};
+pub use tensors::{map, read_tensors, write_tensors};

@@ -3,11 +3,11 @@
 //! W (C_out, C_in), A (R, C_in), B (C_out, R). B A is accumulated onto W inside the matrix product, so the dense update
 //! is never formed on its own. Sums are in f32 and are rounded once to W's element type.
 
-use gelora_kernels::{Tensor, cpu};
+use gelora_kernels::{DType, Tensor, cpu};
 
 use crate::{LoraLayer, Result};
 
-/// W + s B A, in W's element type and on W's device: afterwards a plain linear layer does what the adapter did.
+/// W + s B A, in W's element type (f32 if that is quantised) and on W's device: afterwards a plain linear layer does what the adapter did.
 ///
 /// # Errors
 /// If A and B do not fit W, or a device fails.
@@ -48,7 +48,8 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
         cpu::View::new(&b, c_out, rank),
         cpu::View::new(&a, rank, c_in),
     );
-    Ok(Tensor::from_vec(merged, [c_out, c_in])?.to_dtype(weight.dtype())?.to_device(weight.device())?)
+    let dtype = if weight.dtype().is_quantised() { DType::F32 } else { weight.dtype() };
+    Ok(Tensor::from_vec(merged, [c_out, c_in])?.to_dtype(dtype)?.to_device(weight.device())?)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use gelora_kernels::ops::activation::Activation;
 use serde_json::{Map, Value};
 
+use crate::gguf::{Gguf, is_gguf};
 use crate::{Error, Result, family};
 
 /// The sizes and options of a model, whatever its family calls them.
@@ -45,6 +46,8 @@ pub struct Config {
     pub head_dropout: f32,
     /// Names of the classes, if the checkpoint has a task head.
     pub labels: Vec<String>,
+    /// The tokens that end a text, if the config says so.
+    pub eos: Vec<u32>,
     /// How rotations turn queries and keys, the kinds that the layers have; none in a model without them.
     pub(crate) ropes: Vec<RopeConfig>,
     /// Which of them each layer has, and how many tokens a token of it sees.
@@ -177,6 +180,9 @@ impl Json {
     }
 
     pub fn load(model: &Path) -> Result<Self> {
+        if is_gguf(model) {
+            return Ok(Self::new(model.into(), Gguf::open(model)?.config()?));
+        }
         let path = model.join("config.json");
         if !path.exists() {
             return Err(Error::file(&path, "is missing; expected the config of a Hugging Face model"));
@@ -271,6 +277,16 @@ impl Json {
                 Err(self.error(format!("{key} = {other:?} is not supported; expected gelu, gelu_new, relu or silu")))
             }
             None => Err(self.error(format!("the key {key} is missing; expected gelu, gelu_new, relu or silu"))),
+        }
+    }
+
+    /// eos_token_id, one or several.
+    pub fn eos(&self) -> Vec<u32> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match self.get("eos_token_id") {
+            Some(Value::Array(all)) => all.iter().filter_map(id).collect(),
+            Some(one) => id(one).into_iter().collect(),
+            None => Vec::new(),
         }
     }
 

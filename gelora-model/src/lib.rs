@@ -37,6 +37,7 @@ mod config;
 mod error;
 mod family;
 mod generate;
+pub mod gguf;
 mod head;
 mod linear;
 mod mlp;

@@ -6,6 +6,7 @@ use gelora_kernels::{DType, Tensor};
 use gelora_lora::files::read_tensors;
 use serde_json::Value;
 
+use crate::gguf::{Gguf, is_gguf};
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::{Error, Result};
@@ -122,6 +123,9 @@ pub(crate) fn transpose(t: &Tensor) -> Result<Tensor> {
 
 /// All weights of a model, and the file that names them.
 pub(crate) fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
+    if is_gguf(model) {
+        return Ok((model.into(), Gguf::open(model)?.tensors()?));
+    }
     read_folder(model)
 }
 

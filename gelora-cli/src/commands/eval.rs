@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use gelora_lora::files;
-use gelora_model::{Classifier, Task};
+use gelora_kernels::Device;
+use gelora_lora::{Adapter, files};
+use gelora_model::{CausalLm, Classifier, Task};
 use serde_json::{Map, Value, json};
 
-use super::{adapter_info, check_not_input, load_classifier, open_device, open_tokenizer};
-use crate::args::{EvalArgs, SplitArg};
+use super::learner::{CAUSAL_LM, lm_rows, perplexity};
+use super::train::LM_MAX_LENGTH;
+use super::{adapter_info, check_model, check_not_input, load_classifier, open_device, open_tokenizer, read_adapter};
+use crate::args::{EvalArgs, SplitArg, TaskArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
 use crate::metrics;
 use crate::tokenize::Tokenizer;
@@ -19,6 +22,12 @@ pub type Logits = Vec<Vec<f32>>;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let device = open_device(args.device)?;
+    check_model(&args.model)?;
+    let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
+    let of_adapter = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref() == Some(CAUSAL_LM));
+    if args.task == TaskArg::CausalLm || of_adapter == Some(true) {
+        return language_model(args, &device, adapter);
+    }
     let mut classifier = load_classifier(&args.model, args.adapter.as_deref())?;
     classifier.compute_in(args.dtype.into())?;
     classifier.move_to(&device)?;
@@ -29,31 +38,61 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     // Without any label there is nothing to measure, but predictions can be made; one missing label is an error.
     let unlabelled = dataset.labelled() == 0 && args.predictions.is_some();
     let targets = if unlabelled { None } else { Some(label_set(&classifier).targets(&dataset)?) };
-    let mut data_args = args.data.clone();
-    if data_args.max_length.is_none() {
-        let trained = adapter_info(args.adapter.as_ref().unwrap_or(&args.model))?;
-        data_args.max_length = trained.map(|info| info.max_length);
-    }
     let config = classifier.transformer().config();
-    let tokenizer = open_tokenizer(&args.model, &data_args, config.max_positions, config.vocabulary)?;
+    let tokenizer = open_tokenizer(&args.model, max_length(args)?, config)?;
     let logits = predict(&classifier, &tokenizer, &dataset, args.batch_size, args.output.quiet)?;
     if let Some(path) = &args.predictions {
         write_predictions(path, &classifier, &dataset, &logits)?;
     }
     let scores = targets.map(|targets| score(&classifier, &logits, &targets)).unwrap_or_default();
-    if args.output.json {
-        let mut json: Map<String, Value> = scores.iter().map(|(name, v)| (name.to_string(), json!(v))).collect();
-        json.insert("rows".into(), json!(logits.len()));
-        json.insert("data".into(), json!(dataset.path.display().to_string()));
-        return Ok(ui::result(Value::Object(json).to_string())?);
-    }
-    let rows: Vec<Vec<String>> = scores.iter().map(|(name, v)| vec![name.to_string(), format!("{v:.4}")]).collect();
-    if unlabelled {
+    if unlabelled && !args.output.json {
         ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
         return Ok(());
     }
-    ui::result(ui::table(&["metric", "value"], &rows, TableStyle::of_stdout()))?;
-    ui::result(format!("{} rows of {}", ui::count(logits.len() as u64), dataset.path.display()))?;
+    show(args, &scores, logits.len(), &dataset)
+}
+
+/// Loss and perplexity.
+fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>) -> Result<()> {
+    if args.predictions.is_some() {
+        bail!("--predictions: a language model has none to write; expected a classifier");
+    }
+    let mut lm = match adapter {
+        Some(adapter) => CausalLm::with_adapter(&args.model, adapter)?,
+        None => CausalLm::load(&args.model)?,
+    };
+    lm.compute_in(args.dtype.into())?;
+    lm.move_to(device)?;
+    let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
+    let max_length = max_length(args)?.or(Some(LM_MAX_LENGTH));
+    let tokenizer = open_tokenizer(&args.model, max_length, lm.transformer().config())?;
+    let rows = lm_rows(&tokenizer, &dataset)?;
+    if rows.is_empty() {
+        bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
+    }
+    let scores = perplexity(&lm, &rows, args.batch_size, args.output.quiet)?;
+    show(args, &scores, rows.len(), &dataset)
+}
+
+/// The option, or what the adapter or merged model was trained with.
+fn max_length(args: &EvalArgs) -> Result<Option<usize>> {
+    if args.data.max_length.is_some() {
+        return Ok(args.data.max_length);
+    }
+    Ok(adapter_info(args.adapter.as_ref().unwrap_or(&args.model))?.map(|info| info.max_length))
+}
+
+/// The metrics, on standard output.
+fn show(args: &EvalArgs, scores: &[(&'static str, f64)], rows: usize, dataset: &Dataset) -> Result<()> {
+    if args.output.json {
+        let mut json: Map<String, Value> = scores.iter().map(|(name, v)| (name.to_string(), json!(v))).collect();
+        json.insert("rows".into(), json!(rows));
+        json.insert("data".into(), json!(dataset.path.display().to_string()));
+        return Ok(ui::result(Value::Object(json).to_string())?);
+    }
+    let shown: Vec<Vec<String>> = scores.iter().map(|(name, v)| vec![name.to_string(), format!("{v:.4}")]).collect();
+    ui::result(ui::table(&["metric", "value"], &shown, TableStyle::of_stdout()))?;
+    ui::result(format!("{} rows of {}", ui::count(rows as u64), dataset.path.display()))?;
     Ok(())
 }
 

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use gelora_model::{CausalLm, Classifier};
 
-use super::{INFO_NAME, adapter_info, check_not_input, load_classifier};
+use super::learner::CAUSAL_LM;
+use super::{INFO_NAME, adapter_info, check_model, check_not_input, load_classifier, read_adapter};
 use crate::args::MergeArgs;
 use crate::output::OutDir;
 use crate::ui;
@@ -21,21 +23,39 @@ const TOKENIZER_FILES: [&str; 8] = [
     "spiece.model",
 ];
 
+enum Merging {
+    Lm(CausalLm),
+    Classifier(Classifier),
+}
+
 pub fn run(args: &MergeArgs) -> Result<()> {
     let mut owned = vec!["config.json", "model.safetensors", INFO_NAME];
     owned.extend(TOKENIZER_FILES);
-    let classifier = load_classifier(&args.model, Some(&args.adapter))?;
+    check_model(&args.model)?;
+    let adapter = read_adapter(&args.adapter)?;
+    let lm = adapter.config.task_type.as_deref() == Some(CAUSAL_LM);
+    let learner = match lm {
+        true => Merging::Lm(CausalLm::with_adapter(&args.model, adapter)?),
+        false => Merging::Classifier(load_classifier(&args.model, Some(&args.adapter))?),
+    };
     check_not_input(&args.out, "--out", &[&args.model, &args.adapter])?;
     let out = OutDir::prepare(&args.out, &owned, "--out")?;
     out.create()?;
-    classifier.write_merged(&args.model, out.path())?;
+    match &learner {
+        Merging::Lm(lm) => lm.write_merged(&args.model, out.path())?,
+        Merging::Classifier(classifier) => classifier.write_merged(&args.model, out.path())?,
+    }
     for name in TOKENIZER_FILES {
         copy(&args.model.join(name), &out, name)?;
     }
     if let Some(info) = adapter_info(&args.adapter)? {
         out.write_json(INFO_NAME, &info)?;
     }
-    let adapted = classifier.transformer().linears().filter(|linear| linear.lora.is_some()).count();
+    let transformer = match &learner {
+        Merging::Lm(lm) => lm.transformer(),
+        Merging::Classifier(classifier) => classifier.transformer(),
+    };
+    let adapted = transformer.linears().filter(|linear| linear.lora.is_some()).count();
     if args.output.json {
         ui::result(serde_json::json!({"out": args.out, "modules": adapted}).to_string())?;
     } else {

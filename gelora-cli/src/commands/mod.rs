@@ -2,7 +2,9 @@
 
 pub mod devices;
 pub mod eval;
+pub mod generate;
 pub mod id;
+mod learner;
 pub mod measure;
 pub mod merge;
 mod order;
@@ -16,7 +18,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use gelora_kernels::Device;
 use gelora_lora::{Adapter, CONFIG_NAME};
-use gelora_model::{Batch, Classifier};
+use gelora_model::gguf::is_gguf;
+use gelora_model::{Batch, Classifier, Config};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{DataArgs, DeviceArg};
@@ -31,25 +34,28 @@ pub fn open_device(arg: DeviceArg) -> Result<Device> {
     }
 }
 
-/// That MODEL is a folder; everything in it is checked by whoever reads it.
+/// That MODEL is a folder or a .gguf file; what is in it is checked by whoever reads it.
 pub fn check_model(model: &Path) -> Result<()> {
-    if model.is_dir() {
+    if model.is_dir() || (model.is_file() && is_gguf(model)) {
         return Ok(());
     }
-    let found = if model.exists() { "is not a folder" } else { "no such folder" };
+    let found = if model.exists() { "is neither a folder nor a .gguf file" } else { "no such folder or file" };
     bail!(
-        "{}: {found}; expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json)",
+        "{}: {found}; expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json) or a \
+         .gguf file",
         model.display()
     )
 }
 
 /// The tokenizer of a model, with the asked limit and never beyond the model's positions.
-pub fn open_tokenizer(model: &Path, data: &DataArgs, positions: usize, vocabulary: usize) -> Result<Tokenizer> {
-    let length = data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(positions);
+pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) -> Result<Tokenizer> {
+    let vocabulary = config.vocabulary;
+    let length = max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(config.max_positions);
     let tokenizer = Tokenizer::open(model)?.with_max_length(length).context("--max-length")?;
+    let tokenizer = tokenizer.with_end(config.eos.first().copied());
     if tokenizer.vocab_size() > vocabulary {
         bail!(
-            "{}: tokenizer.json has {} tokens, but config.json says vocab_size = {vocabulary}",
+            "{}: the tokenizer has {} tokens, but the model's vocab_size is {vocabulary}",
             model.display(),
             tokenizer.vocab_size()
         );
@@ -102,11 +108,17 @@ pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifie
         let labels = adapter_info(model)?.and_then(|info| info.labels);
         return Ok(Classifier::load(model, labels)?);
     };
+    let adapter = read_adapter(folder)?;
+    let labels = adapter_info(folder)?.and_then(|info| info.labels);
+    Ok(Classifier::with_adapter(model, adapter, labels)?)
+}
+
+/// An adapter folder.
+pub fn read_adapter(folder: &Path) -> Result<Adapter> {
     if !folder.join(CONFIG_NAME).is_file() {
         bail!("{}: no {CONFIG_NAME}; expected an adapter folder from `gelora train` or PEFT", folder.display());
     }
-    let labels = adapter_info(folder)?.and_then(|info| info.labels);
-    Ok(Classifier::with_adapter(model, Adapter::read(folder)?, labels)?)
+    Ok(Adapter::read(folder)?)
 }
 
 /// gelora.json of a folder, if gelora wrote one there.

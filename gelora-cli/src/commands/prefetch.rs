@@ -14,6 +14,8 @@ use crate::tokenize::{Encoded, Tokenizer};
 pub struct Source {
     pub dataset: Dataset,
     pub tokenizer: Tokenizer,
+    /// What a language model learns from, made before; else the rows of the data are encoded when they are needed.
+    pub made: Option<Vec<Encoded>>,
     pub order: Order,
 }
 
@@ -26,6 +28,11 @@ pub struct Rows {
 }
 
 impl Source {
+    /// Rows of an epoch.
+    pub fn len(&self) -> usize {
+        self.made.as_ref().map_or(self.dataset.examples.len(), Vec::len)
+    }
+
     /// Starts a thread that makes the rows of these steps, in order and one step ahead. Tokens are not kept: making them
     /// again in the next epoch costs a hundredth of a step. The thread ends when the receiver is dropped.
     pub fn start<'scope>(
@@ -48,6 +55,9 @@ impl Source {
     }
 
     fn rows(&self, indices: Vec<usize>) -> Result<Rows> {
+        if let Some(made) = &self.made {
+            return Ok(Rows { tokens: indices.iter().map(|&row| made[row].clone()).collect(), indices });
+        }
         let tokens =
             |&row: &usize| self.tokenizer.encode(&self.dataset.examples[row]).with_context(|| self.dataset.place(row));
         Ok(Rows { tokens: indices.iter().map(tokens).collect::<Result<_>>()?, indices })
@@ -73,6 +83,7 @@ mod tests {
         Source {
             dataset: crate::data::read(&data, None, &Default::default()).unwrap(),
             tokenizer: Tokenizer::open(folder.path()).unwrap(),
+            made: None,
             order: Order::shuffled(4, 1, 5),
         }
     }

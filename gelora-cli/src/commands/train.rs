@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::check_rank;
-use gelora_model::{Classifier, Task as ModelTask, Transformer};
+use gelora_model::{CausalLm, Classifier, Config, Task as ModelTask, Transformer};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::learner::{Learner, lm_rows, perplexity};
 use super::measure::{self, ModuleRank, Targets};
 use super::order::Order;
 use super::prefetch::Source;
@@ -19,7 +20,11 @@ use crate::args::{ProfileArgs, RankArgs, ScaleArg, TaskArg, TrainArgs};
 use crate::data::{self, Dataset, Example, LabelSet, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
+use crate::tokenize::Encoded;
 use crate::ui;
+
+/// Tokens of a row or block at most in training of a language model.
+pub const LM_MAX_LENGTH: usize = 512;
 
 const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, rank::RANKS_NAME, CHECKPOINT];
 
@@ -29,59 +34,75 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
     let held_out = held_out(args)?;
     mark("data read");
-    let task = match args.task {
-        TaskArg::Auto => None,
-        TaskArg::Classification => Some(Task::Classification),
-        TaskArg::Regression => Some(Task::Regression),
-    };
-    let label_set = data::labels(&[&dataset], task)?;
-    let targets = label_set.targets(&dataset)?;
-    let held_out_targets = held_out.as_ref().map(|d| label_set.targets(d)).transpose()?;
+    let config = Config::load(&args.model)?;
+    let is_lm = is_lm(args.task, &config, &dataset);
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
     }
-
-    let mut classifier = Classifier::new(&args.model, model_task(&label_set), args.seed)?;
-    classifier.compute_in(args.dtype.into())?;
-    classifier.move_to(&device)?;
+    let label_set = if is_lm { None } else { Some(label_set(args, &dataset)?) };
+    let held_out_targets = match (&held_out, &label_set) {
+        (Some(data), Some(labels)) => Some(labels.targets(data)?),
+        _ => None,
+    };
+    let mut learner = match &label_set {
+        None => Learner::Lm(Box::new(CausalLm::load(&args.model)?)),
+        Some(labels) => {
+            let classifier = Classifier::new(&args.model, model_task(labels), args.seed)?;
+            Learner::Classifier(Box::new(classifier), labels.targets(&dataset)?)
+        }
+    };
+    learner.prepare(args.dtype.into(), &device)?;
     mark("model loaded");
-    let modules = module_ranks(args, classifier.transformer(), &dataset, &out)?;
-    let mut config = measure::peft_config(classifier.transformer(), &args.model, &modules)?;
+    let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
+    let modules = module_ranks(args, learner.transformer(), &dataset, &out)?;
+    let mut config = learner.task_of(measure::peft_config(learner.transformer(), &args.model, &modules)?);
     config.lora_dropout = args.lora_dropout as f32;
     config.use_rslora = args.rslora;
     config.inference_mode = true;
-    let parameters = classifier.add_adapters(&config, args.seed)?;
+    let parameters = learner.add_adapters(&config, args.seed)?;
     mark("adapters added");
 
-    let sizes = classifier.transformer().config();
-    let tokenizer = open_tokenizer(&args.model, &args.data, sizes.max_positions, sizes.vocabulary)?;
+    let tokenizer = open_tokenizer(&args.model, max_length, learner.transformer().config())?;
     mark("tokenizer loaded");
     let max_length = tokenizer.max_length();
-    let source = Source { order: order(args, &dataset), dataset, tokenizer };
-    let mut trainer = Trainer { args, out: &out, config, classifier, source: &source, targets, finished: None };
+    let made = if is_lm { Some(lm_rows(&tokenizer, &dataset)?) } else { None };
+    let held_out_rows = match &held_out {
+        Some(data) if is_lm => lm_rows(&tokenizer, data)?,
+        _ => Vec::new(),
+    };
+    let order = order(args, &dataset, made.as_deref());
+    let source = Source { order, dataset, tokenizer, made };
+    if source.len() == 0 {
+        bail!("{}: every answer is cut off at --max-length {max_length}", source.dataset.path.display());
+    }
+    let mut trainer = Trainer { args, out: &out, config, learner, source: &source, finished: None };
     ui::note(
         args.output.quiet,
         format!(
-            "{} rows, {} steps, {} adapter parameters in {} modules",
-            ui::count(source.dataset.examples.len() as u64),
+            "{} {}, {} steps, {} adapter parameters in {} modules",
+            ui::count(source.len() as u64),
+            if is_lm && !source.dataset.has_answers() { "blocks" } else { "rows" },
             ui::count(trainer.total() as u64),
             ui::count(parameters as u64),
             modules.len()
         ),
     );
     out.create()?;
-    let scores = trainer.run(|classifier| match held_out.as_ref().zip(held_out_targets.as_ref()) {
-        Some((data, targets)) => {
+    let scores = trainer.run(|learner| match (learner, held_out.as_ref().zip(held_out_targets.as_ref())) {
+        (Learner::Classifier(classifier, _), Some((data, targets))) => {
             let logits = eval::predict(classifier, &source.tokenizer, data, args.batch_size, true)?;
             Ok(Some(eval::score(classifier, &logits, targets)))
         }
-        None => Ok(None),
+        (Learner::Lm(lm), _) if !held_out_rows.is_empty() => {
+            Ok(Some(perplexity(lm, &held_out_rows, args.batch_size, true)?))
+        }
+        _ => Ok(None),
     })?;
 
     let labels = match label_set {
-        LabelSet::Classes(labels) => Some(labels),
-        LabelSet::Scores => None,
+        Some(LabelSet::Classes(labels)) => Some(labels),
+        Some(LabelSet::Scores) | None => None,
     };
     trainer.adapter().write(out.path())?;
     let version = env!("CARGO_PKG_VERSION").into();
@@ -91,9 +112,31 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     report(args, scores, parameters)
 }
 
-fn order(args: &TrainArgs, dataset: &Dataset) -> Order {
+/// Whether a language model is learnt or measured.
+pub fn is_lm(task: TaskArg, config: &Config, dataset: &Dataset) -> bool {
+    match task {
+        TaskArg::CausalLm => true,
+        TaskArg::Auto => dataset.has_answers() || (config.causal && dataset.labelled() == 0),
+        TaskArg::Classification | TaskArg::Regression => false,
+    }
+}
+
+fn label_set(args: &TrainArgs, dataset: &Dataset) -> Result<LabelSet> {
+    let task = match args.task {
+        TaskArg::Auto | TaskArg::CausalLm => None,
+        TaskArg::Classification => Some(Task::Classification),
+        TaskArg::Regression => Some(Task::Regression),
+    };
+    data::labels(&[dataset], task)
+}
+
+fn order(args: &TrainArgs, dataset: &Dataset, made: Option<&[Encoded]>) -> Order {
     if !args.group_by_length {
-        return Order::shuffled(dataset.examples.len(), args.batch_size, args.seed);
+        let rows = made.map_or(dataset.examples.len(), <[_]>::len);
+        return Order::shuffled(rows, args.batch_size, args.seed);
+    }
+    if let Some(made) = made {
+        return Order::grouped(made.iter().map(|row| row.ids.len()).collect(), args.batch_size, args.seed);
     }
     let characters = |text: &String| text.chars().count();
     let length = |e: &Example| characters(&e.text) + e.pair.as_ref().map_or(0, characters);

@@ -13,10 +13,11 @@ use gelora_kernels::ops::adamw::AdamW;
 use gelora_kernels::{DType, DeviceKind, Pending, Tensor};
 use gelora_lora::{Adapter, AdapterConfig};
 use gelora_model::optim::{Optimizer, finite_norm, linear_schedule};
-use gelora_model::{Classifier, Grads, Pass, Targets as ModelTargets};
+use gelora_model::{Grads, Pass};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::learner::Learner;
 use super::prefetch::{Rows, Source};
 use super::read_json;
 use crate::args::TrainArgs;
@@ -40,9 +41,8 @@ pub struct Trainer<'a> {
     pub args: &'a TrainArgs,
     pub out: &'a OutDir,
     pub config: AdapterConfig,
-    pub classifier: Classifier,
+    pub learner: Learner,
     pub source: &'a Source,
-    pub targets: Targets,
     /// When the last step was finished.
     pub finished: Option<Instant>,
 }
@@ -72,12 +72,12 @@ struct State {
 impl Trainer<'_> {
     /// Steps of the whole training.
     pub fn total(&self) -> usize {
-        let per_epoch = self.source.dataset.examples.len() as f64 / self.args.batch_size as f64;
+        let per_epoch = self.source.len() as f64 / self.args.batch_size as f64;
         self.args.steps.unwrap_or_else(|| ((per_epoch * self.args.epochs).ceil() as usize).max(1))
     }
 
     /// Trains to the end; calls `evaluate` after each epoch and at the end, for the numbers that go into the log.
-    pub fn run(&mut self, mut evaluate: impl FnMut(&Classifier) -> Result<Scores>) -> Result<Scores> {
+    pub fn run(&mut self, mut evaluate: impl FnMut(&Learner) -> Result<Scores>) -> Result<Scores> {
         let args = self.args;
         let settings = AdamW { weight_decay: args.weight_decay as f32, ..AdamW::default() };
         let mut optimizer = Optimizer::new(settings, (args.clip > 0.0).then_some(args.clip));
@@ -101,13 +101,13 @@ impl Trainer<'_> {
         steps: Range<usize>,
         batches: &Receiver<Result<Rows>>,
         optimizer: &mut Optimizer,
-        evaluate: &mut dyn FnMut(&Classifier) -> Result<Scores>,
+        evaluate: &mut dyn FnMut(&Learner) -> Result<Scores>,
     ) -> Result<Scores> {
         let (args, total, epoch) = (self.args, steps.end, self.source.order.steps());
         let mut log = self.open_log(steps.start)?;
         let progress = Progress::new(args.output.quiet, "train", steps.len() as u64);
         let (mut last_scores, mut running) = (None, None);
-        let on_cpu = self.classifier.transformer().device().kind() == DeviceKind::Cpu;
+        let on_cpu = self.learner.transformer().device().kind() == DeviceKind::Cpu;
         for step in steps {
             let rows = batches.recv().context("the rows of the next step")??;
             let before = running.replace(self.step(&rows, step, optimizer)?);
@@ -121,7 +121,7 @@ impl Trainer<'_> {
                 progress.inc(1);
             }
             if end || epoch_ends {
-                last_scores = evaluate(&self.classifier)?;
+                last_scores = evaluate(&self.learner)?;
                 if let Some(scores) = &last_scores {
                     let named: serde_json::Map<_, _> = scores.iter().map(|(n, v)| (n.to_string(), json!(v))).collect();
                     writeln!(log, "{}", json!({"step": step + 1, "eval": named}))?;
@@ -147,25 +147,15 @@ impl Trainer<'_> {
         let (mut grads, mut shares, mut losses, mut tokens) = (Grads::new(), Vec::new(), Vec::new(), 0);
         let size = rows.indices.len().div_ceil(args.accumulate);
         for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
-            let share = indices.len() as f64 / rows.indices.len() as f64;
+            let share = self.learner.weight(encoded) as f64 / self.learner.weight(&rows.tokens) as f64;
             let batch = super::batch(encoded)?;
             tokens += batch.ids().len();
             let pass = Pass::training(args.seed, (step * args.accumulate + part) as u64);
-            let (classes, scores);
-            let targets = match &self.targets {
-                Targets::Classes(all) => {
-                    classes = indices.iter().map(|&i| all[i]).collect::<Vec<_>>();
-                    ModelTargets::Classes(&classes)
-                }
-                Targets::Scores(all) => {
-                    scores = indices.iter().map(|&i| all[i] as f32).collect::<Vec<_>>();
-                    ModelTargets::Scores(&scores)
-                }
-            };
+            let pass = if args.checkpoint_activations { pass.recomputing() } else { pass };
             shares.push(share);
-            losses.push(self.classifier.backward(&batch, targets, &pass, share as f32, &mut grads)?);
+            losses.push(self.learner.backward((indices, encoded), &batch, &pass, share as f32, &mut grads)?);
         }
-        let norm = optimizer.step(self.classifier.parameters_mut(), &grads, lr as f32)?;
+        let norm = optimizer.step(self.learner.parameters_mut(), &grads, lr as f32)?;
         let wanted: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
         Ok(Running { step, lr, shares, values: Pending::read(&wanted)?, tokens, began })
     }
@@ -188,7 +178,7 @@ impl Trainer<'_> {
 
     /// The trained adapter and head.
     pub fn adapter(&self) -> Adapter {
-        self.classifier.adapter(self.config.clone())
+        self.learner.adapter(self.config.clone())
     }
 
     /// A new folder of files, then the state that names it, then away with the old: at no time is there no checkpoint.
@@ -212,13 +202,18 @@ impl Trainer<'_> {
     fn state(&self, step: usize, files: String) -> Result<State> {
         let a = self.args;
         let Source { dataset, tokenizer, .. } = self.source;
-        let labels = match &self.targets {
-            Targets::Classes(all) => fingerprint::of_numbers(all.iter().map(|class| *class as u64)),
-            Targets::Scores(all) => fingerprint::of_numbers(all.iter().map(|score| score.to_bits())),
+        let labels = match &self.learner {
+            Learner::Classifier(_, Targets::Classes(all)) => {
+                fingerprint::of_numbers(all.iter().map(|class| *class as u64))
+            }
+            Learner::Classifier(_, Targets::Scores(all)) => {
+                fingerprint::of_numbers(all.iter().map(|score| score.to_bits()))
+            }
+            Learner::Lm(_) => [0, 0],
         };
         let settings = json!({
             "model": a.model, "adapter": serde_json::to_value(&self.config)?, "steps": self.total(),
-            "task": format!("{:?}", self.classifier.task()), "data": dataset.fingerprint(), "labels": labels,
+            "task": self.learner.task(), "data": dataset.fingerprint(), "labels": labels,
             "tokenizer": tokenizer.fingerprint(), "max-length": tokenizer.max_length(), "seed": a.seed,
             "group-by-length": a.group_by_length, "batch-size": a.batch_size, "accumulate": a.accumulate, "lr": a.lr,
             "warmup": a.warmup, "weight-decay": a.weight_decay, "clip": a.clip,
@@ -241,14 +236,9 @@ impl Trainer<'_> {
             bail!("--resume: {shown} is of a training with another {name} ({then}; now it is {now})");
         }
         let files = folder.join(&state.files);
-        let labels = match self.classifier.task() {
-            gelora_model::Task::Classification { labels } => Some(labels.clone()),
-            gelora_model::Task::Regression => None,
-        };
-        let device = self.classifier.transformer().device().clone();
-        self.classifier = Classifier::with_adapter(&self.args.model, Adapter::read(&files)?, labels)?;
-        self.classifier.compute_in(self.args.dtype.into())?;
-        self.classifier.move_to(&device)?;
+        let device = self.learner.transformer().device().clone();
+        self.learner.reload(&self.args.model, Adapter::read(&files)?)?;
+        self.learner.prepare(self.args.dtype.into(), &device)?;
         optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64, &device)?;
         ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, self.total()));
         Ok(state.step)

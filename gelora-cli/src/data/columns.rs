@@ -21,6 +21,11 @@ const PAIRS: [(&str, &str); 10] = [
     ("query", "passage"),
 ];
 const TEXTS: [&str; 5] = ["text", "sentence", "content", "review", "sentence1"];
+/// Columns with what is asked, and with what is to be answered.
+const INSTRUCTION: &str = "instruction";
+const CONTEXTS: [&str; 2] = ["input", "context"];
+const PROMPT: &str = "prompt";
+const ANSWERS: [&str; 4] = ["output", "completion", "response", "answer"];
 /// Lists of `{"role": ..., "content": ...}`; the text is the last one of the user.
 const CHATS: [&str; 2] = ["messages", "input"];
 const LABELS: [&str; 5] = ["label", "labels", "class", "category", "ideal"];
@@ -61,6 +66,10 @@ pub struct Found {
     pub label: Option<usize>,
     /// The text column holds lists of messages.
     pub chat: bool,
+    /// What a language model is to answer to the text.
+    pub answer: Option<usize>,
+    /// The text is an instruction, for which there is a form; this is what it is about.
+    pub instruction: Option<Option<usize>>,
 }
 
 /// Whether a column could be one of those looked for, so that its cells must be kept.
@@ -71,6 +80,9 @@ pub fn may_matter(name: &str, flags: &ColumnFlags) -> bool {
         || named(&flags.pair)
         || named(&flags.label)
         || usual(&TEXTS)
+        || usual(&[INSTRUCTION, PROMPT])
+        || usual(&CONTEXTS)
+        || usual(&ANSWERS)
         || usual(&CHATS)
         || usual(&LABELS)
         || usual(&SCORES)
@@ -90,6 +102,18 @@ pub fn resolve(path: &Path, table: &Table, flags: &ColumnFlags) -> Result<Found>
             anyhow!("{}: no column \"{name}\" ({flag}); the columns are {}", path.display(), list(&table.columns))
         })
     };
+    if flags.text.is_none() && flags.pair.is_none() {
+        let asked = find(INSTRUCTION).map(|text| (text, true)).or_else(|| find(PROMPT).map(|text| (text, false)));
+        let answer = ANSWERS.iter().find_map(|name| find(name));
+        if let Some(((text, is_instruction), answer)) = asked.zip(answer) {
+            let name = |index: usize| table.kept[index].clone();
+            let (pair, label) = (None, None);
+            let names = Columns { text: name(text), pair, label, label_is_score: false, all: table.columns.clone() };
+            let context = CONTEXTS.iter().find_map(|name| find(name));
+            let instruction = is_instruction.then_some(context);
+            return Ok(Found { names, text, pair: None, label: None, chat: false, answer: Some(answer), instruction });
+        }
+    }
     let text = flagged(&flags.text, "--text-column")?;
     let pair = flagged(&flags.pair, "--pair-column")?;
     let label = flagged(&flags.label, "--label-column")?;
@@ -132,7 +156,7 @@ pub fn resolve(path: &Path, table: &Table, flags: &ColumnFlags) -> Result<Found>
         label_is_score,
         all: table.columns.clone(),
     };
-    Ok(Found { names, text, pair, label, chat: is_chat(text) })
+    Ok(Found { names, text, pair, label, chat: is_chat(text), answer: None, instruction: None })
 }
 
 /// Column names for a message, shortened: a file without a header has a row of text there.

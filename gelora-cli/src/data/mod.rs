@@ -16,7 +16,7 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 pub use columns::{ColumnFlags, Columns};
 pub use folder::splits;
@@ -26,7 +26,7 @@ use crate::fingerprint;
 use table::Table;
 
 /// File endings that [`read`] knows.
-pub const FORMATS: [&str; 5] = ["jsonl", "json", "csv", "tsv", "parquet"];
+pub const FORMATS: [&str; 6] = ["jsonl", "json", "csv", "tsv", "parquet", "txt"];
 
 /// One row: a text or a pair of texts, and what is known about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +37,8 @@ pub struct Example {
     pub pair: Option<String>,
     /// The label, if the row has one.
     pub label: Option<Label>,
+    /// What a language model is to answer to the text.
+    pub answer: Option<String>,
 }
 
 /// A label as the file has it; [`labels`] decides whether it is a class or a score.
@@ -79,6 +81,8 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// Which columns they came from.
     pub columns: Columns,
+    /// The rows are paragraphs that make up one text as they stand.
+    pub running: bool,
     /// The line on which each row starts; empty for a format without lines.
     lines: Vec<usize>,
 }
@@ -91,8 +95,22 @@ impl Dataset {
 
     /// A hash of the texts and their order.
     pub fn fingerprint(&self) -> [u32; 2] {
-        let texts = self.examples.iter().flat_map(|e| [Some(e.text.as_bytes()), e.pair.as_deref().map(str::as_bytes)]);
-        fingerprint::of(texts)
+        let of = |text: &'_ Option<String>| text.as_deref().map(str::as_bytes).map(<[u8]>::to_vec);
+        let texts: Vec<Option<Vec<u8>>> = self
+            .examples
+            .iter()
+            .flat_map(|e| {
+                [Some(e.text.clone().into_bytes()), of(&e.pair)]
+                    .into_iter()
+                    .chain(e.answer.is_some().then(|| of(&e.answer)))
+            })
+            .collect();
+        fingerprint::of(texts.iter().map(Option::as_deref))
+    }
+
+    /// Whether rows have something to be answered.
+    pub fn has_answers(&self) -> bool {
+        self.examples.iter().any(|e| e.answer.is_some())
     }
 
     /// How many rows carry a label.
@@ -119,12 +137,44 @@ pub fn read(path: &Path, wanted: Option<Split>, flags: &ColumnFlags) -> Result<D
         "csv" => delimited::read(&path, b',', &keep)?,
         "tsv" => delimited::read(&path, b'\t', &keep)?,
         "parquet" => parquet::read(&path, &keep)?,
+        "txt" => return paragraphs(path),
         _ => bail!("{}: not a data file: its name must end in {}", path.display(), formats()),
     };
     dataset(path, table, flags)
 }
 
-/// `.jsonl, .json, .csv, .tsv or .parquet`
+/// A text, cut after its blank lines.
+fn paragraphs(path: PathBuf) -> Result<Dataset> {
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let (mut examples, mut lines, mut begun) = (Vec::<Example>::new(), Vec::new(), false);
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        let blank = line.trim().is_empty();
+        match examples.last_mut() {
+            Some(last) if blank || begun => last.text.push_str(line),
+            _ => {
+                examples.push(Example { text: line.to_owned(), pair: None, label: None, answer: None });
+                lines.push(i + 1);
+            }
+        }
+        begun = !blank;
+    }
+    if text.trim().is_empty() {
+        bail!("{}: the file has no text", path.display());
+    }
+    let columns =
+        Columns { text: "text".into(), pair: None, label: None, label_is_score: false, all: vec!["text".into()] };
+    Ok(Dataset { path, examples, columns, running: true, lines })
+}
+
+/// What a language model reads of an instruction and what it is about.
+pub fn instruction(instruction: &str, about: Option<&str>) -> String {
+    match about.filter(|text| !text.trim().is_empty()) {
+        Some(about) => format!("### Instruction:\n{instruction}\n\n### Input:\n{about}\n\n### Response:\n"),
+        None => format!("### Instruction:\n{instruction}\n\n### Response:\n"),
+    }
+}
+
+/// `.jsonl, .json, .csv, .tsv, .parquet or .txt`
 fn formats() -> String {
     let dotted: Vec<String> = FORMATS.iter().map(|f| format!(".{f}")).collect();
     format!("{} or {}", dotted[..dotted.len() - 1].join(", "), dotted[dotted.len() - 1])
@@ -155,9 +205,18 @@ fn dataset(path: PathBuf, mut table: Table, flags: &ColumnFlags) -> Result<Datas
             (Some(index), Some(name)) => row.take(index).into_label(name, found.names.label_is_score, &at)?,
             _ => None,
         };
-        examples.push(Example { text, pair, label });
+        let answer = match found.answer {
+            Some(index) => Some(row.take(index).into_text("answer", &at)?),
+            None => None,
+        };
+        let text = match found.instruction {
+            None => text,
+            Some(None) => instruction(&text, None),
+            Some(Some(about)) => instruction(&text, row.take(about).into_optional_text("input", &at)?.as_deref()),
+        };
+        examples.push(Example { text, pair, label, answer });
     }
-    Ok(Dataset { path, examples, columns: found.names, lines })
+    Ok(Dataset { path, examples, columns: found.names, running: false, lines })
 }
 
 #[cfg(test)]

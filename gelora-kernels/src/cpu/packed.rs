@@ -40,6 +40,11 @@ impl Packed {
         Self::pack(b, level() == Level::Avx512Bf16, 1.0)
     }
 
+    /// The matrix times a factor, in bf16 if asked for and the machine has its products.
+    pub fn of(bf16: bool, b: View<'_>, factor: f32) -> Self {
+        Self::pack(b, bf16 && level() == Level::Avx512Bf16, factor)
+    }
+
     /// The matrix times a factor, of the same type as another.
     pub fn like(other: &Packed, b: View<'_>, factor: f32) -> Self {
         Self::pack(b, other.bf16, factor)

@@ -108,7 +108,7 @@ impl<'a> Product<'a> {
             match self.right.tensor.dtype() {
                 DType::Bf16 => self.launch_on_matrix_units::<R, bf16>(gpu, out.gpu(self.op)?)?,
                 DType::F16 => self.launch_on_matrix_units::<R, f16>(gpu, out.gpu(self.op)?)?,
-                DType::F32 | DType::F64 => self.launch_on_matrix_units::<R, f32>(gpu, out.gpu(self.op)?)?,
+                _ => self.launch_on_matrix_units::<R, f32>(gpu, out.gpu(self.op)?)?,
             }
             return Ok(out);
         }
@@ -121,7 +121,7 @@ impl<'a> Product<'a> {
         match self.right.tensor.dtype() {
             DType::Bf16 => self.launch::<R, bf16>(gpu, &partial, block, part)?,
             DType::F16 => self.launch::<R, f16>(gpu, &partial, block, part)?,
-            DType::F32 | DType::F64 => self.launch::<R, f32>(gpu, &partial, block, part)?,
+            _ => self.launch::<R, f32>(gpu, &partial, block, part)?,
         }
         if parts > 1 {
             add_parts(gpu, &partial, out.gpu(self.op)?, parts);

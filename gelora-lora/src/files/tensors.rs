@@ -38,18 +38,26 @@ const MAX_HEADER: u64 = 100_000_000;
 /// # Ok::<(), gelora_lora::Error>(())
 /// ```
 pub fn read_tensors(path: &Path, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
+    tensors_of(path, map(path)?, keep)
+}
+
+/// The bytes of a file, mapped: see [`read_tensors`] for what that asks of the file.
+///
+/// # Errors
+/// If it cannot be read, is empty or no file.
+pub fn map(path: &Path) -> Result<SharedBytes> {
     let file = File::open(path).map_err(Error::io(path))?;
     let metadata = file.metadata().map_err(Error::io(path))?;
     if !metadata.is_file() {
-        return Err(Error::file(path, "expected a safetensors file, got a folder or device"));
+        return Err(Error::file(path, "expected a file, got a folder or device"));
     }
     if metadata.len() == 0 {
-        return Err(Error::file(path, "not a safetensors file: 0 bytes long")); // which cannot be mapped
+        return Err(Error::file(path, "0 bytes long")); // which cannot be mapped
     }
     // SAFETY: the map is only read. What another process may do to the file meanwhile is said above: that is the price of
     // not copying files of gigabytes, as in every safetensors reader.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-    tensors_of(path, Arc::new(map), keep)
+    Ok(Arc::new(map))
 }
 
 fn tensors_of(path: &Path, bytes: SharedBytes, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
@@ -104,7 +112,8 @@ fn header_of(bytes: &[u8]) -> Result<(Metadata, &[u8]), String> {
 }
 
 /// Writes a safetensors file in one step (see [`super`]), each tensor in its own element type and with the
-/// metadata `{"format": "pt"}` that transformers asks for. A tensor on a GPU is fetched first, as f32.
+/// metadata `{"format": "pt"}` that transformers asks for. A tensor on a GPU is fetched first, as f32, and a quantised one
+/// becomes f32.
 ///
 /// # Errors
 /// If two tensors have one name, a device fails, or the file cannot be written; a previous file is then untouched.
@@ -118,7 +127,9 @@ pub fn write_tensors<'a, N: Into<String>>(
         if on_cpu.contains_key(&name) || name == "__metadata__" {
             return Err(Error::tensor(path, &name, "the name is taken already"));
         }
-        on_cpu.insert(name, tensor.to_device(&Device::Cpu)?);
+        let tensor = tensor.to_device(&Device::Cpu)?;
+        let tensor = if tensor.dtype().is_quantised() { tensor.to_dtype(DType::F32)? } else { tensor };
+        on_cpu.insert(name, tensor);
     }
     // As the format's own writer orders them: by descending alignment, then by name.
     let mut ordered: Vec<(Dtype, &String, &Tensor)> = on_cpu.iter().map(|(n, t)| (dtype_of(t), n, t)).collect();
@@ -147,6 +158,7 @@ fn dtype_of(tensor: &Tensor) -> Dtype {
         DType::F64 => Dtype::F64,
         DType::F16 => Dtype::F16,
         DType::Bf16 => Dtype::BF16,
+        _ => unreachable!("quantised tensors were made f32"),
     }
 }
 

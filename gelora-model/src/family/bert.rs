@@ -34,6 +34,7 @@ pub fn bert(json: &Json) -> Result<Config> {
         attention_dropout: json.number("attention_probs_dropout_prob", 0.1)?,
         head_dropout: json.number("classifier_dropout", hidden_dropout.into())?,
         labels: json.labels(),
+        eos: json.eos(),
         ropes: Vec::new(),
         layer_kinds: vec![LayerKind::default(); layers],
         tied: true,

@@ -33,6 +33,7 @@ pub fn config(json: &Json) -> Result<Config> {
         attention_dropout: json.number("attention_dropout", 0.1)?,
         head_dropout: json.number("seq_classif_dropout", 0.2)?,
         labels: json.labels(),
+        eos: json.eos(),
         ropes: Vec::new(),
         layer_kinds: vec![LayerKind::default(); layers],
         tied: true,

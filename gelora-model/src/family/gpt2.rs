@@ -44,6 +44,7 @@ pub fn config(json: &Json) -> Result<Config> {
         attention_dropout: json.number("attn_pdrop", 0.1)?,
         head_dropout: 0.0,
         labels: json.labels(),
+        eos: json.eos(),
         ropes: Vec::new(),
         layer_kinds: vec![LayerKind::default(); layers],
         tied: json.flag("tie_word_embeddings", true)?,

@@ -37,6 +37,7 @@ fn common(json: &Json) -> Result<Config> {
         attention_dropout: json.number("attention_dropout", 0.0)?,
         head_dropout: 0.0,
         labels: json.labels(),
+        eos: json.eos(),
         ropes: Vec::new(),
         layer_kinds: vec![LayerKind::default(); layers],
         tied: json.flag("tie_word_embeddings", false)?,
@@ -46,7 +47,17 @@ fn common(json: &Json) -> Result<Config> {
 /// With one rotation for all layers.
 fn one_rope(json: &Json) -> Result<Config> {
     let config = common(json)?;
-    let ropes = vec![rope::of_config(json, config.head_size)?];
+    let mut rope = rope::of_config(json, config.head_size)?;
+    // What a GGUF file has in place of llama3's scaling: a factor for each frequency.
+    if let Some(factors) = json.get("rope_factors").and_then(Value::as_array) {
+        let factor = |(f, by): (&f32, &Value)| by.as_f64().map(|by| f / by as f32);
+        let scaled: Option<Vec<f32>> = rope.frequencies.iter().zip(factors).map(factor).collect();
+        let wanted = rope.frequencies.len();
+        rope.frequencies = scaled
+            .filter(|all| all.len() == wanted)
+            .ok_or_else(|| json.error(format!("rope_freqs.weight must have {wanted} values")))?;
+    }
+    let ropes = vec![rope];
     Ok(Config { ropes, ..config })
 }
 

@@ -36,6 +36,7 @@ pub fn config(json: &Json) -> Result<Config> {
         attention_dropout: json.number("attention_probs_dropout_prob", 0.1)?,
         head_dropout: hidden_dropout,
         labels: json.labels(),
+        eos: json.eos(),
         ropes: Vec::new(),
         layer_kinds: vec![LayerKind::default(); layers],
         tied: true,

@@ -84,7 +84,7 @@ pub fn lora(args: &LoraArgs) -> Result<()> {
         let layer = LoraLinear { weight: &weight, bias: Some(&bias), a: &a, b: &b, scaling: 2.0, dropout: None };
         let sizes = json!({"tokens": tokens, "in": d_in, "out": d_out, "r": r, "dtype": dtype.to_string()});
         let params = params(&device, sizes);
-        let values = (weight.tensor().len() * weight.tensor().dtype().size() + 4 * tokens * (d_in + d_out)) as f64;
+        let values = (weight.tensor().dtype().bytes(weight.tensor().len()) + 4 * tokens * (d_in + d_out)) as f64;
         let emit = |bench: &str, times: Vec<f64>, flops: f64, bytes: f64| {
             rates(Line::new(bench, params.clone(), &times, own_peak_mb()), flops, bytes, dtype, &peak).emit()
         };

@@ -135,7 +135,7 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
     if let Some(path) = &args.points {
         check_not_input(path, "--points", &[&args.model, &dataset.path])?;
     }
-    let tokenizer = open_tokenizer(&args.model, &args.data, config.max_positions, config.vocabulary)?;
+    let tokenizer = open_tokenizer(&args.model, args.data.max_length, config)?;
     mark("tokenizer loaded");
     let rows = points::sample(dataset.examples.len(), args.measure.samples, args.seed);
     if rows.len() < 3 {

@@ -36,7 +36,7 @@ const SHAPES: [Shape; 17] = [
     Shape { lengths: &[17, 34], heads: 2, kv_heads: 1, d: 80, causal: true, ..PLAIN },
     Shape { lengths: &[33], heads: 2, kv_heads: 2, d: 128, p: 0.1, ..PLAIN },
     Shape { lengths: &[90, 3], heads: 2, kv_heads: 1, d: 16, causal: true, window: Some(21), ..PLAIN },
-    Shape { lengths: &[70], heads: 1, kv_heads: 1, d: 8, causal: true, window: Some(1), p: 0.1, ..PLAIN },
+    Shape { lengths: &[70], heads: 1, kv_heads: 1, d: 8, causal: true, window: Some(3), p: 0.1, ..PLAIN },
     Shape { lengths: &[40, 67], heads: 3, kv_heads: 3, d: 8, bias: Some(67), ..PLAIN },
     Shape { lengths: &[65, 2], heads: 2, kv_heads: 1, d: 8, causal: true, bias: Some(100), p: 0.2, ..PLAIN },
     Shape { lengths: &[1, 5, 1], past: &[40, 66, 0], heads: 4, kv_heads: 2, d: 16, causal: true, ..PLAIN },

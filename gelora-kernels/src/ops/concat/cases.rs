@@ -14,7 +14,7 @@ pub fn cases() -> Vec<Case> {
                 .reference(move |v| {
                     vec![reference::columns(&[(&v[0], widths[0]), (&v[1], widths[1]), (&v[2], widths[2])], n)]
                 })
-                .bound(0.0)
+                .bound(1e-7)
                 .work(0.0, bytes),
         );
         all.push(
@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
                     let firsts = [0, widths[0], widths[0] + widths[1]];
                     [0, 1, 2].map(|i| reference::columns_of(&v[0], c, firsts[i], widths[i])).to_vec()
                 })
-                .bound(0.0)
+                .bound(1e-7)
                 .work(0.0, bytes),
         );
         all.push(
@@ -33,7 +33,7 @@ pub fn cases() -> Vec<Case> {
                 .inputs([0, 1, 2].map(|i| random([widths[i], n], 5 + i as u64)))
                 .run(|t| Ok(vec![rows(&[&t[0], &t[1], &t[2]])?]))
                 .reference(|v| vec![reference::rows(&[&v[0], &v[1], &v[2]])])
-                .bound(0.0)
+                .bound(1e-7)
                 .work(0.0, bytes),
         );
     }

@@ -1,7 +1,8 @@
 use super::{forward, reference};
+use crate::ops::linear::cases::QUANTISED;
 use crate::ops::{add, pool};
 use crate::random::Stream;
-use crate::verify::{Case, random};
+use crate::verify::{Case, random, random_quantised};
 use crate::{DType, Offsets};
 
 pub fn cases() -> Vec<Case> {
@@ -20,9 +21,21 @@ pub fn cases() -> Vec<Case> {
                     .run(move |t| Ok(vec![forward(&[(&t[0], &words), (&t[1], &types)])?]))
                     .reference(move |v| vec![reference::forward(&[(&v[0], &words_want), (&v[1], &types_want)], c)])
                     .bound(1e-6)
-                    .work((n * c) as f64, (n * c * (dtype.size() + 8)) as f64),
+                    .work((n * c) as f64, (dtype.bytes(n * c) + n * c * 8) as f64),
             );
         }
+    }
+    for dtype in QUANTISED {
+        let ids = [4, 0, 2, 2];
+        all.push(
+            Case::new("embedding", "4x512 of 5")
+                .dtype(dtype)
+                .inputs([random_quantised([5, 512], dtype, 3)])
+                .run(move |t| Ok(vec![forward(&[(&t[0], &ids)])?]))
+                .reference(move |v| vec![reference::forward(&[(&v[0], &ids)], 512)])
+                .bound(1e-6)
+                .work(0.0, (dtype.bytes(4 * 512) + 4 * 4 * 512) as f64),
+        );
     }
     // Three tables of three types, as far as the device stores them.
     for second in [DType::F16, DType::Bf16] {

@@ -1,6 +1,7 @@
 use half::{bf16, f16};
 
-use crate::cpu::for_row_blocks;
+use crate::cpu::{Scratch, for_row_blocks};
+use crate::quantised::decode;
 use crate::{DType, Result, Tensor};
 
 pub fn forward(tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tensor> {
@@ -12,8 +13,8 @@ pub fn forward(tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tenso
         let dtype = table.dtype();
         for_row_blocks(out, c, |first, rows| {
             for (row, &id) in rows.chunks_exact_mut(c).zip(&ids[first..]) {
-                let at = id as usize * c * dtype.size();
-                add_row(row, &bytes[at..at + c * dtype.size()], dtype);
+                let size = dtype.bytes(c);
+                add_row(row, &bytes[id as usize * size..][..size], dtype);
             }
         });
     }
@@ -27,6 +28,11 @@ fn add_row(row: &mut [f32], bytes: &[u8], dtype: DType) {
         DType::Bf16 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &bf16| v.to_f32())),
         DType::F16 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &f16| v.to_f32())),
         DType::F64 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &f64| *v as f32)),
+        DType::Q4_0 | DType::Q4_1 | DType::Q8_0 | DType::Q4K | DType::Q6K => {
+            let mut values = Scratch::new(row.len());
+            decode(dtype, bytes, &mut values);
+            add(row, values.iter().copied());
+        }
     }
 }
 

@@ -39,8 +39,8 @@ pub fn forward(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
         }
     }
     let values = (first_ids.len() * c) as f64;
-    let stored: usize = tables.iter().map(|(table, _)| table.dtype().size()).sum();
-    let _span = profile::span(OP, (tables.len() - 1) as f64 * values, (stored + 4) as f64 * values);
+    let stored: usize = tables.iter().map(|(table, _)| table.dtype().bytes(first_ids.len() * c)).sum();
+    let _span = profile::span(OP, (tables.len() - 1) as f64 * values, stored as f64 + 4.0 * values);
     let n = first_ids.len();
     on_device!(first.device(), cpu::forward(tables, n, c), gpu => gpu::forward(gpu, tables, n, c))
 }

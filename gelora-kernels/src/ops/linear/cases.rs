@@ -1,5 +1,5 @@
 use super::{Weight, backward_input, backward_weight, forward, reference};
-use crate::verify::{Case, random};
+use crate::verify::{Case, random, random_quantised};
 use crate::{DType, Result, Tensor};
 
 pub fn cases() -> Vec<Case> {
@@ -80,8 +80,37 @@ pub fn cases() -> Vec<Case> {
             );
         }
     }
+    // Blocks are read as they are for few rows, and laid out for more.
+    for (n, c_in, c_out) in [(1, 256, 7), (8, 512, 33), (9, 256, 40), (130, 768, 65)] {
+        let (shape, flops) = (format!("{n}x{c_in}->{c_out}"), 2.0 * (n * c_in * c_out) as f64);
+        let bytes = 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64;
+        for dtype in QUANTISED {
+            let w = random_quantised([c_out, c_in], dtype, 5);
+            all.push(
+                Case::new("linear", &shape)
+                    .dtype(dtype)
+                    .inputs([random([n, c_in], 1), w.clone(), random([c_out], 3)])
+                    .run(|t| Ok(vec![forward(&t[0], &f32(&t[1])?, Some(&t[2]))?]))
+                    .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
+                    .bound(1e-6)
+                    .work(flops, bytes),
+            );
+            all.push(
+                Case::new("linear.backward_input", &shape)
+                    .dtype(dtype)
+                    .inputs([random([n, c_out], 4), w])
+                    .run(|t| Ok(vec![backward_input(&t[0], &f32(&t[1])?.kept())?]))
+                    .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
+                    .bound(1e-6)
+                    .work(flops, bytes),
+            );
+        }
+    }
     all
 }
+
+/// The types of GGUF's weights.
+pub const QUANTISED: [DType; 5] = [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q4K, DType::Q6K];
 
 /// The nearest values that bf16 holds, in f32.
 pub fn rounded(t: &Tensor) -> Tensor {

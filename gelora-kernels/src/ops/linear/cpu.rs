@@ -1,17 +1,52 @@
 use super::Weight;
-use crate::cpu::{Onto, View, ViewMut, gemm, product};
+use crate::cpu::{Onto, Scratch, View, ViewMut, for_row_blocks, gemm, math, product, vectorised};
+use crate::quantised::decode;
 use crate::{Result, Tensor};
 
 pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
+    if w.reads_blocks(n) {
+        return few_rows(x, w, b, n);
+    }
     let mut y = Tensor::output([n, w.c_out()])?;
     let onto = b.map(Tensor::as_slice).transpose()?.map_or(Onto::Nothing, Onto::Row);
-    product(y.as_mut_slice()?, onto, x.as_slice()?, w.forward()?, None);
+    let layout = w.forward()?;
+    product(y.as_mut_slice()?, onto, x.as_slice()?, &layout, None);
     Ok(y)
+}
+
+/// Each row of W is decoded once and multiplied with every row of x.
+fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
+    let (c_in, c_out, dtype) = (w.c_in(), w.c_out(), w.tensor().dtype());
+    let (x, bytes, b) = (x.as_slice()?, w.tensor().bytes()?, b.map(Tensor::as_slice).transpose()?);
+    let size = dtype.bytes(c_in);
+    let mut transposed = Scratch::new(c_out * n);
+    for_row_blocks(&mut transposed, n, |first, y| {
+        let mut row = Scratch::new(c_in);
+        for (o, y) in y.chunks_exact_mut(n).enumerate() {
+            decode(dtype, &bytes[(first + o) * size..][..size], &mut row);
+            products(&row, x, b.map_or(0.0, |b| b[first + o]), y);
+        }
+    });
+    let mut y = Tensor::output([n, c_out])?;
+    for (i, y) in y.as_mut_slice()?.chunks_exact_mut(c_out).enumerate() {
+        y.iter_mut().zip(transposed.iter().skip(i).step_by(n)).for_each(|(y, v)| *y = *v);
+    }
+    Ok(y)
+}
+
+vectorised! {
+    /// The inner products of a row with rows of x, each added to b.
+    fn products(row: &[f32], x: &[f32], b: f32, y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x.chunks_exact(row.len())) {
+            *y = b + math::dot(row, x);
+        }
+    }
 }
 
 pub fn backward_input(dy: &Tensor, w: &Weight, n: usize) -> Result<Tensor> {
     let mut dx = Tensor::output([n, w.c_in()])?;
-    product(dx.as_mut_slice()?, Onto::Nothing, dy.as_slice()?, w.backward()?, None);
+    let layout = w.backward()?;
+    product(dx.as_mut_slice()?, Onto::Nothing, dy.as_slice()?, &layout, None);
     Ok(dx)
 }
 

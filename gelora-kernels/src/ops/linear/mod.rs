@@ -9,7 +9,7 @@
 //! CPU, in the order of the matrix units on a GPU.
 
 pub(crate) mod cases;
-mod cpu;
+pub(in crate::ops) mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 pub mod reference;

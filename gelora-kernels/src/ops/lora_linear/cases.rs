@@ -3,7 +3,7 @@ use crate::ops::dropout::Dropout;
 use crate::ops::linear::Weight;
 use crate::ops::linear::cases::rounded;
 use crate::random::key;
-use crate::verify::{Case, random};
+use crate::verify::{Case, random, random_quantised};
 use crate::{DType, Tensor};
 
 /// One shape and what varies with it.
@@ -29,7 +29,7 @@ enum Products {
 }
 
 pub fn cases() -> Vec<Case> {
-    use DType::{Bf16, F16, F32};
+    use DType::{Bf16, F16, F32, Q4_1, Q4K, Q6K, Q8_0};
     let setup =
         |(n, c_in, c_out, r), bias, p, dtype| Setup { n, c_in, c_out, r, bias, p, dtype, products: Products::F32 };
     let bf16 = |products, (n, c_in, c_out, r), bias, p| Setup { n, c_in, c_out, r, bias, p, dtype: F32, products };
@@ -52,6 +52,10 @@ pub fn cases() -> Vec<Case> {
         setup(real, true, 0.0, Bf16),
         setup(real, true, 0.0, F16),
         setup((1024, 384, 384, 8), true, 0.0, F32), // what the benches quote
+        setup((4, 256, 40, 3), true, 0.2, Q8_0),    // few rows, whose blocks are read as they are
+        setup((4, 512, 33, 2), false, 0.0, Q4K),
+        setup((70, 256, 33, 3), true, 0.1, Q4_1),
+        setup((70, 256, 33, 3), true, 0.0, Q6K),
         bf16(Products::Bf16, (1024, 384, 384, 8), true, 0.0),
         bf16(Products::Bf16, (65, 104, 63, 3), true, 0.1),
         bf16(Products::Bf16Exact, (1, 1, 1, 1), false, 0.0),
@@ -80,7 +84,10 @@ fn of(setup: Setup) -> Vec<Case> {
     };
     let (bias_label, drop_label) = (if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
     let shape = format!("{n}x{c_in}->{c_out} r{r}{bias_label}{drop_label}{label}");
-    let weight = random([c_out, c_in], 2).to_dtype(dtype).expect("a CPU tensor converts");
+    let weight = match dtype.is_quantised() {
+        true => random_quantised([c_out, c_in], dtype, 2),
+        false => random([c_out, c_in], 2).to_dtype(dtype).expect("a CPU tensor converts"),
+    };
     let inputs = [
         random([n, c_in], 1),
         weight,
@@ -99,7 +106,7 @@ fn of(setup: Setup) -> Vec<Case> {
     let (base, adapter) = (2.0 * (n * c_in * c_out) as f64, 2.0 * (n * r * (c_in + c_out)) as f64);
     let activations = 4.0 * (n * (c_in + c_out)) as f64;
     let parameters = 4.0 * (r * (c_in + c_out)) as f64;
-    let bytes = activations + parameters + (dtype.size() * c_in * c_out) as f64;
+    let bytes = activations + parameters + (dtype.bytes(c_in * c_out)) as f64;
     vec![
         Case::new("lora_linear", &shape)
             .dtype(dtype)

@@ -3,14 +3,17 @@
 
 use super::{Gradients, LoraLinear, Sizes};
 use crate::cpu::{Mask, Onto, Packed, Rider, Scratch, View, ViewMut, for_row_blocks, gemm, product};
-use crate::ops::dropout;
-use crate::{Result, Tensor};
+use crate::ops::{dropout, linear};
+use crate::{DType, Result, Tensor};
 
 pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
     let Sizes { n, c_in, c_out, r } = sizes;
+    if layer.weight.reads_blocks(n) {
+        return few_rows(layer, x, sizes);
+    }
     let (mut y, mut xa) = (Tensor::output([n, c_out])?, Tensor::output([n, r])?);
     let w = layer.weight.forward()?;
-    let down = Packed::like(w, View::new(layer.a.as_slice()?, r, c_in).t(), 1.0);
+    let down = Packed::like(&w, View::new(layer.a.as_slice()?, r, c_in).t(), 1.0);
     let up = Packed::scaled(View::new(layer.b.as_slice()?, c_out, r).t(), layer.scaling);
     let mask = layer
         .active_dropout()
@@ -18,7 +21,7 @@ pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tens
     let mask = mask.as_ref().map(|f| f as &Mask<'_>);
     let rider = Rider { down: &down, up: &up, inner: xa.as_mut_slice()?, mask };
     let onto = layer.bias.map(Tensor::as_slice).transpose()?.map_or(Onto::Nothing, Onto::Row);
-    product(y.as_mut_slice()?, onto, x.as_slice()?, w, Some(rider));
+    product(y.as_mut_slice()?, onto, x.as_slice()?, &w, Some(rider));
     Ok((y, xa))
 }
 
@@ -30,14 +33,14 @@ pub fn backward(layer: &LoraLinear<'_>, x: &Tensor, dy: &Tensor, xa: &Tensor, si
     let d_out = dy.as_slice()?;
     match layer.active_dropout() {
         None => {
-            let down = Packed::like(w, View::new(layer.b.as_slice()?, c_out, r), layer.scaling);
+            let down = Packed::like(&w, View::new(layer.b.as_slice()?, c_out, r), layer.scaling);
             let rider = Rider { down: &down, up: &Packed::f32(a), inner: dxa.as_mut_slice()?, mask: None };
-            product(dx.as_mut_slice()?, Onto::Nothing, d_out, w, Some(rider));
+            product(dx.as_mut_slice()?, Onto::Nothing, d_out, &w, Some(rider));
         }
         Some(d) => {
             dxa = d_xa(layer, dy, sizes)?;
             let dx = dx.as_mut_slice()?;
-            product(dx, Onto::Nothing, d_out, w, None);
+            product(dx, Onto::Nothing, d_out, &w, None);
             let mut through_a = Scratch::new(n * c_in);
             product(&mut through_a, Onto::Nothing, dxa.as_slice()?, &Packed::f32(a), None);
             for_row_blocks(dx, c_in, |first, dx| {
@@ -60,11 +63,30 @@ pub fn backward_parameters(
     d_parameters(layer, x, dy, xa, &d_xa(layer, dy, sizes)?, sizes)
 }
 
-/// dxa = s dY B. Of the weight only the type matters; its forward order is there already.
+/// The base product as `linear` has it for few rows, then the adapter's.
+fn few_rows(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
+    let Sizes { n, c_in, c_out, r } = sizes;
+    let mut y = linear::cpu::forward(x, layer.weight, layer.bias, n)?;
+    let mut xa = Tensor::output([n, r])?;
+    let mut dropped = Scratch::new(n * c_in);
+    match layer.active_dropout() {
+        Some(d) => dropout::cpu::block(d, 0, x.as_slice()?, &mut dropped),
+        None => dropped.copy_from_slice(x.as_slice()?),
+    }
+    let a = View::new(layer.a.as_slice()?, r, c_in).t();
+    gemm(ViewMut::new(xa.as_mut_slice()?, n, r), Onto::Nothing, 1.0, View::new(&dropped, n, c_in), a);
+    let b = View::new(layer.b.as_slice()?, c_out, r).t();
+    let inner = View::new(xa.as_slice()?, n, r);
+    gemm(ViewMut::new(y.as_mut_slice()?, n, c_out), Onto::Destination, layer.scaling, inner, b);
+    Ok((y, xa))
+}
+
+/// dxa = s dY B, in the type that the weight's products are computed in.
 fn d_xa(layer: &LoraLinear<'_>, dy: &Tensor, sizes: Sizes) -> Result<Tensor> {
     let Sizes { n, c_out, r, .. } = sizes;
     let mut dxa = Tensor::output([n, r])?;
-    let down = Packed::like(layer.weight.forward()?, View::new(layer.b.as_slice()?, c_out, r), layer.scaling);
+    let b = View::new(layer.b.as_slice()?, c_out, r);
+    let down = Packed::of(layer.weight.compute() == DType::Bf16, b, layer.scaling);
     product(dxa.as_mut_slice()?, Onto::Nothing, dy.as_slice()?, &down, None);
     Ok(dxa)
 }

@@ -85,7 +85,7 @@ impl Sizes {
     fn span(self, op: &'static str, weight: &Weight, base: f64, adapter: f64) -> profile::Span {
         let Sizes { n, c_in, c_out, r } = self;
         let flops = base * 2.0 * (n * c_in * c_out) as f64 + adapter * 2.0 * (n * r * (c_in + c_out)) as f64;
-        let of_weight = base * (weight.tensor().dtype().size() * c_in * c_out) as f64;
+        let of_weight = base * (weight.tensor().dtype().bytes(c_in * c_out)) as f64;
         profile::span(op, flops, 4.0 * ((n + r) * (c_in + c_out)) as f64 + of_weight)
     }
 }

@@ -82,5 +82,5 @@ fn among(name: &str, n: usize, dim: usize, k: usize, points: Tensor) -> Case {
         })
         .metric(Metric::Relative)
         .bound(if dtype == DType::F64 { 1e-13 } else { 3e-6 })
-        .work(2.0 * (n * n * dim) as f64, (dtype.size() * n * dim + 12 * n * k) as f64)
+        .work(2.0 * (n * n * dim) as f64, (dtype.bytes(n * dim) + 12 * n * k) as f64)
 }

@@ -88,7 +88,7 @@ pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
     })?;
     check::value(OP, u32::try_from(n).is_ok(), || format!("at most {} points, got {n}", u32::MAX))?;
     // One inner product a pair, which is all that the shortlist takes.
-    let bytes = points.dtype().size() * n * dim + 12 * n * k;
+    let bytes = points.dtype().bytes(n * dim) + 12 * n * k;
     let _span = profile::span(OP, 2.0 * (n * n * dim) as f64, bytes as f64);
     let on_cpu = || match points.as_f64() {
         Some(values) => cpu_nearest::nearest(OP, values, n, dim, k),

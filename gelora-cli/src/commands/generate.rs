@@ -1,0 +1,78 @@
+//! `gelora generate`: text that goes on from a prompt.
+
+use std::io::{Read, Write};
+
+use anyhow::{Context, Result, bail};
+use gelora_model::{CausalLm, Sampling};
+use serde_json::json;
+
+use super::{check_model, open_device, read_adapter};
+use crate::args::GenerateArgs;
+use crate::data;
+use crate::tokenize::Tokenizer;
+use crate::ui;
+
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    check_model(&args.model)?;
+    let prompt = prompt(args)?;
+    let device = open_device(args.device)?;
+    let mut lm = match &args.adapter {
+        Some(folder) => CausalLm::with_adapter(&args.model, read_adapter(folder)?)?,
+        None => CausalLm::load(&args.model)?,
+    };
+    lm.compute_in(args.dtype.into())?;
+    lm.move_to(&device)?;
+    let tokenizer = Tokenizer::open(&args.model)?;
+    let ids = tokenizer.prompt(&prompt)?;
+    if ids.is_empty() {
+        bail!("--prompt: has no tokens; expected a text to go on from");
+    }
+    let sampling = match args.temperature > 0.0 {
+        true => Sampling::Nucleus { temperature: args.temperature as f32, top_p: args.top_p as f32, seed: args.seed },
+        false => Sampling::Greedy,
+    };
+    let stop = lm.transformer().config().eos.clone();
+    let began = std::time::Instant::now();
+    let said = if args.output.json {
+        lm.generate(&ids, args.max_tokens, sampling, &stop, |_| true)?
+    } else {
+        let mut out = std::io::stdout();
+        let mut failed = Ok(());
+        let said = {
+            let mut say = tokenizer.stream(|piece| {
+                if failed.is_ok() {
+                    failed = write!(out, "{piece}").and_then(|()| out.flush());
+                }
+            });
+            lm.generate(&ids, args.max_tokens, sampling, &stop, |token| {
+                say(token);
+                true
+            })?
+        };
+        failed?;
+        said
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    if args.output.json {
+        let text = tokenizer.decode(&said)?;
+        let line = json!({"prompt": prompt, "text": text, "tokens": said, "seconds": seconds});
+        return Ok(ui::result(line.to_string())?);
+    }
+    ui::result("")?;
+    let rate = said.len() as f64 / seconds;
+    ui::note(args.output.quiet, format!("{} tokens, {rate:.1} a second", said.len()));
+    Ok(())
+}
+
+/// The text to go on from: as given, in the form of an instruction, or from standard input.
+fn prompt(args: &GenerateArgs) -> Result<String> {
+    if let Some(instruction) = &args.instruction {
+        return Ok(data::instruction(instruction, args.input.as_deref()));
+    }
+    if let Some(prompt) = &args.prompt {
+        return Ok(prompt.clone());
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("standard input")?;
+    Ok(text)
+}

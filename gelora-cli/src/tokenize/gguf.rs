@@ -1,0 +1,160 @@
+//! The tokenizer inside a GGUF file.
+//!
+//! A "gpt2" tokenizer is byte-level BPE with a way to cut a text into words that the file only names; a "llama" one is
+//! SentencePiece's BPE, whose merges follow from the scores of its pieces.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
+use gelora_model::gguf::Gguf;
+use serde_json::Value;
+use tokenizers::decoders::{byte_fallback, fuse, sequence, strip};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{Prepend, Replace, Sequence as Normalizers, unicode::NFC};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
+};
+
+use crate::fingerprint;
+
+/// Kinds of tokens that stand for themselves in a text: control tokens and those that a user defined.
+const CONTROL: i64 = 3;
+const DEFINED: i64 = 4;
+
+/// How Llama 3 and Qwen 2 cut a text into words, as their tokenizer.json says.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The tokenizer of a file, and a hash of what it was made of.
+pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
+    let gguf = Gguf::open(path)?;
+    let of_file = |problem: String| anyhow!("{}: {problem}", path.display());
+    let key = |name: &str| gguf.metadata().get(&format!("tokenizer.ggml.{name}"));
+    let texts = |name: &str| -> Option<Vec<&str>> { key(name)?.as_array()?.iter().map(Value::as_str).collect() };
+    let numbers = |name: &str| -> Option<Vec<f64>> { key(name)?.as_array()?.iter().map(Value::as_f64).collect() };
+    let flag = |name: &str| key(name).and_then(Value::as_bool);
+    let id = |name: &str| key(&format!("{name}_token_id")).and_then(Value::as_u64);
+    let tokens =
+        texts("tokens").ok_or_else(|| of_file("no tokenizer.ggml.tokens; expected a tokenizer inside".into()))?;
+    let kinds: Vec<i64> = numbers("token_type").unwrap_or_default().into_iter().map(|kind| kind as i64).collect();
+    let vocabulary: HashMap<String, u32> =
+        tokens.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), id)).collect();
+    let model = key("model").and_then(Value::as_str).unwrap_or("");
+    let failed = |error: tokenizers::Error| of_file(format!("not a readable tokenizer: {error}"));
+    let mut tokenizer = match model {
+        "gpt2" => {
+            let lines = texts("merges").ok_or_else(|| of_file("no tokenizer.ggml.merges".into()))?;
+            let merges: Vec<(String, String)> = lines
+                .iter()
+                .filter_map(|line| line.split_once(' '))
+                .map(|(a, b)| (a.to_owned(), b.to_owned()))
+                .collect();
+            let bpe = BPE::builder()
+                .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
+                .build()
+                .map_err(failed)?;
+            let mut tokenizer = Tokenizer::new(bpe);
+            let pre = key("pre").and_then(Value::as_str).unwrap_or("default");
+            tokenizer.with_pre_tokenizer(Some(words(pre).ok_or_else(|| {
+                of_file(format!(
+                    "tokenizer.ggml.pre = {pre:?} is not supported; expected gpt-2, smollm, llama-bpe or qwen2"
+                ))
+            })??));
+            if pre == "qwen2" {
+                tokenizer.with_normalizer(Some(NFC));
+            }
+            tokenizer.with_decoder(Some(ByteLevel::default()));
+            tokenizer
+        }
+        "llama" => {
+            let scores = numbers("scores").ok_or_else(|| of_file("no tokenizer.ggml.scores".into()))?;
+            let merges = merges_of(&tokens, &scores, &vocabulary);
+            let unknown = id("unknown").and_then(|id| tokens.get(id as usize)).map_or("<unk>", |token| *token);
+            let bpe = BPE::builder()
+                .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
+                .unk_token(unknown.to_owned())
+                .fuse_unk(true)
+                .byte_fallback(true)
+                .build()
+                .map_err(failed)?;
+            let mut tokenizer = Tokenizer::new(bpe);
+            let spaces = Replace::new(" ", "▁").map_err(failed)?;
+            let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
+            let prefixed = flag("add_space_prefix").unwrap_or(true);
+            if prefixed {
+                normalizers.push(Prepend::new("▁".into()).into());
+            }
+            normalizers.push(spaces.into());
+            tokenizer.with_normalizer(Some(Normalizers::new(normalizers)));
+            let mut decoders: Vec<DecoderWrapper> = vec![
+                Replace::new("▁", " ").map_err(failed)?.into(),
+                byte_fallback::ByteFallback::default().into(),
+                fuse::Fuse::default().into(),
+            ];
+            if prefixed {
+                decoders.push(strip::Strip::new(' ', 1, 0).into());
+            }
+            tokenizer.with_decoder(Some(sequence::Sequence::new(decoders)));
+            tokenizer
+        }
+        other => bail!("{}: tokenizer.ggml.model = {other:?} is not supported; expected gpt2 or llama", path.display()),
+    };
+    let of_kind = |kind: i64, special: bool| -> Vec<AddedToken> {
+        let kinds = tokens.iter().zip(&kinds).filter(|(_, k)| **k == kind);
+        kinds.map(|(token, _)| AddedToken::from((*token).to_owned(), special).normalized(false)).collect()
+    };
+    tokenizer.add_special_tokens(&of_kind(CONTROL, true));
+    tokenizer.add_tokens(&of_kind(DEFINED, false));
+    let begins = flag("add_bos_token").unwrap_or(model == "llama");
+    if let Some((bos, id)) = id("bos").filter(|_| begins).and_then(|id| Some((*tokens.get(id as usize)?, id as u32))) {
+        let template = TemplateProcessing::builder()
+            .try_single(format!("{bos} $A"))
+            .and_then(|builder| builder.try_pair(format!("{bos} $A {bos} $B:1")))
+            .map_err(|error| of_file(format!("the token {bos:?} cannot begin texts: {error}")))?
+            .special_tokens(vec![(bos.to_owned(), id)])
+            .build()
+            .map_err(|error| of_file(format!("the token {bos:?} cannot begin texts: {error}")))?;
+        tokenizer.with_post_processor(Some(template));
+    }
+    let json = tokenizer.to_string(false).map_err(failed)?;
+    Ok((tokenizer, fingerprint::of([Some(json.as_bytes())])))
+}
+
+/// How a text is cut into words, by the name that llama.cpp gave to it.
+fn words(name: &str) -> Option<Result<PreTokenizerWrapper>> {
+    let split = |pattern: &str| -> Result<PreTokenizerWrapper> {
+        let pattern = SplitPattern::Regex(pattern.to_owned());
+        let split =
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(|e| anyhow!("tokenizer: {e}"))?;
+        Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()]).into())
+    };
+    let bytes = ByteLevel::new(false, true, true);
+    Some(match name {
+        "default" | "gpt-2" => Ok(bytes.into()),
+        "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()),
+        "llama-bpe" | "llama3" => split(LLAMA3),
+        "qwen2" => split(QWEN2),
+        _ => return None,
+    })
+}
+
+/// Every pair of pieces that is a piece, the best score first.
+fn merges_of(tokens: &[&str], scores: &[f64], vocabulary: &HashMap<String, u32>) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for (token, score) in tokens.iter().zip(scores) {
+        let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
+        let known = cuts.filter_map(|(a, b)| Some((*vocabulary.get(a)?, *vocabulary.get(b)?, a, b)));
+        let mut of_token: Vec<_> = known.collect();
+        of_token.sort_by_key(|(a, b, ..)| (*a, *b));
+        all.extend(of_token.into_iter().map(|(_, _, a, b)| (*score, a.to_owned(), b.to_owned())));
+    }
+    all.sort_by(|a, b| b.0.total_cmp(&a.0)); // stable: of equal scores the first piece first
+    all.into_iter().map(|(_, a, b)| (a, b)).collect()
+}

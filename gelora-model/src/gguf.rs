@@ -1,0 +1,356 @@
+//! GGUF files: a model in one file, with its options, its tokenizer, and weights in blocks of few bits.
+//!
+//! Crates that read the format bring a tensor library of their own along; the header is small enough to be read here.
+//!
+//! Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>: "GGUF", version, the numbers of tensors and of keys;
+//! the keys with typed values; name, shape, type and offset of each tensor; the values, aligned. Dimensions are stored
+//! innermost first.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gelora_kernels::{DType, SharedBytes, Tensor};
+use gelora_lora::files;
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Result};
+
+/// Whether this is to be read as a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// A GGUF file, mapped.
+pub struct Gguf {
+    path: PathBuf,
+    metadata: BTreeMap<String, Value>,
+    tensors: Vec<Info>,
+    bytes: SharedBytes,
+    /// Where the values begin.
+    data: usize,
+}
+
+struct Info {
+    name: String,
+    /// Outermost first.
+    shape: Vec<usize>,
+    kind: u32,
+    offset: usize,
+}
+
+/// ggml's types by their numbers: those that are read, and names of the others for messages.
+fn dtype_of(kind: u32) -> Result<DType, &'static str> {
+    const NAMES: [&str; 31] = [
+        "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+        "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16",
+        "I32", "I64", "F64", "IQ1_M", "BF16",
+    ];
+    Ok(match kind {
+        0 => DType::F32,
+        1 => DType::F16,
+        2 => DType::Q4_0,
+        3 => DType::Q4_1,
+        8 => DType::Q8_0,
+        12 => DType::Q4K,
+        14 => DType::Q6K,
+        30 => DType::Bf16,
+        other => return Err(NAMES.get(other as usize).copied().unwrap_or("an unknown type")),
+    })
+}
+
+impl Gguf {
+    /// Maps a file and reads its header.
+    ///
+    /// # Errors
+    /// If it cannot be read, is no GGUF file of version 2 or 3, or ends too early.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::parse(path, files::map(path)?)
+    }
+
+    fn parse(path: &Path, bytes: SharedBytes) -> Result<Self> {
+        let all = (*bytes).as_ref();
+        let mut cursor = Cursor { bytes: all, at: 0 };
+        let mut header = || -> Option<Result<_, String>> {
+            if cursor.take(4)? != b"GGUF" {
+                return Some(Err("not a GGUF file".into()));
+            }
+            let version = cursor.u32()?;
+            if !(2..=3).contains(&version) {
+                return Some(Err(format!("is of GGUF version {version}; expected 2 or 3")));
+            }
+            let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
+            let mut metadata = BTreeMap::new();
+            for _ in 0..keys {
+                let (name, kind) = (cursor.text()?, cursor.u32()?);
+                match cursor.value(kind, 0)? {
+                    Ok(value) => metadata.insert(name, value),
+                    Err(problem) => return Some(Err(format!("key {name}: {problem}"))),
+                };
+            }
+            let mut infos = Vec::new();
+            for _ in 0..tensors {
+                let (name, dimensions) = (cursor.text()?, cursor.u32()?);
+                let mut shape = (0..dimensions.min(8)).map(|_| cursor.u64()).collect::<Option<Vec<usize>>>()?;
+                shape.reverse();
+                infos.push(Info { name, shape, kind: cursor.u32()?, offset: cursor.u64()? });
+            }
+            Some(Ok((metadata, infos)))
+        };
+        let (metadata, tensors) = match header() {
+            Some(Ok(parts)) => parts,
+            Some(Err(problem)) => return Err(Error::file(path, problem)),
+            None if all.starts_with(b"GGUF") => {
+                return Err(Error::file(path, format!("truncated: its header goes on after {} bytes", all.len())));
+            }
+            None => return Err(Error::file(path, "not a GGUF file")),
+        };
+        let alignment = metadata.get("general.alignment").and_then(Value::as_u64).filter(|n| *n > 0).unwrap_or(32);
+        let data = cursor.at.next_multiple_of(alignment as usize);
+        Ok(Self { path: path.into(), metadata, tensors, bytes, data })
+    }
+
+    /// Every key with its value.
+    pub fn metadata(&self) -> &BTreeMap<String, Value> {
+        &self.metadata
+    }
+
+    /// The architecture, `general.architecture`.
+    pub fn architecture(&self) -> &str {
+        self.metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("")
+    }
+
+    fn error(&self, problem: impl Into<String>) -> Error {
+        Error::file(&self.path, problem)
+    }
+
+    /// A key of the architecture, such as `llama.block_count`.
+    fn option(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(&format!("{}.{key}", self.architecture()))
+    }
+
+    fn tensor(&self, info: &Info) -> Result<Tensor> {
+        let Info { name, shape, kind, offset } = info;
+        let dtype = dtype_of(*kind).map_err(|found| {
+            let supported = "F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K or Q6_K";
+            self.error(format!("tensor {name} is of the type {found}, which is not supported; expected {supported}"))
+        })?;
+        let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).unwrap_or(usize::MAX);
+        let begin = self.data.checked_add(*offset);
+        let range = begin.and_then(|begin| Some(begin..begin.checked_add(dtype.bytes(values))?));
+        let size = (*self.bytes).as_ref().len();
+        match range.filter(|range| range.end <= size) {
+            Some(range) => Ok(Tensor::from_bytes(self.bytes.clone(), range, dtype, shape.as_slice())?),
+            None => {
+                Err(self.error(format!("truncated: {size} bytes, and the values of tensor {name} go on after them")))
+            }
+        }
+    }
+
+    /// What config.json would say.
+    pub(crate) fn config(&self) -> Result<Map<String, Value>> {
+        let family = match self.architecture() {
+            "llama" => "llama",
+            "qwen2" => "qwen2",
+            "qwen3" => "qwen3",
+            "gemma3" => "gemma3_text",
+            other => {
+                let problem =
+                    format!("architecture {other:?} is not supported; expected llama, qwen2, qwen3 or gemma3");
+                return Err(self.error(problem));
+            }
+        };
+        let mut config = Map::new();
+        let mut set = |key: &str, value: Option<Value>| value.map(|value| config.insert(key.to_owned(), value));
+        set("model_type", Some(family.into()));
+        let words = self.tensors.iter().find(|t| t.name == "token_embd.weight");
+        set("vocab_size", words.and_then(|t| t.shape.first()).map(|n| json!(n)));
+        for (key, option) in [
+            ("hidden_size", "embedding_length"),
+            ("num_hidden_layers", "block_count"),
+            ("intermediate_size", "feed_forward_length"),
+            ("num_attention_heads", "attention.head_count"),
+            ("num_key_value_heads", "attention.head_count_kv"),
+            ("max_position_embeddings", "context_length"),
+            ("head_dim", "attention.key_length"),
+            ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+            ("sliding_window", "attention.sliding_window"),
+        ] {
+            set(key, self.option(option).cloned());
+        }
+        if self.option("attention.key_length").is_none() {
+            set("head_dim", self.option("rope.dimension_count").cloned());
+        }
+        if family != "gemma3_text" && self.option("attention.sliding_window").is_some() {
+            return Err(self.error("attention.sliding_window is not supported in a GGUF file; use the model's folder"));
+        }
+        let theta =
+            self.option("rope.freq_base").cloned().unwrap_or(json!(if family == "gemma3_text" { 1e6 } else { 1e4 }));
+        let kind = self.option("rope.scaling.type").and_then(Value::as_str).unwrap_or("none");
+        let scaling = |key: &str| self.option(&format!("rope.scaling.{key}")).cloned();
+        set("rope_theta", Some(theta));
+        if kind != "none" {
+            let trained = scaling("original_context_length").unwrap_or(Value::Null);
+            let factor = scaling("factor").unwrap_or(Value::Null);
+            let mut map = json!({"rope_type": kind, "factor": factor});
+            if !trained.is_null() {
+                map["original_max_position_embeddings"] = trained;
+            }
+            set("rope_scaling", Some(map));
+        }
+        if let Some(factors) = self.tensors.iter().find(|t| t.name == "rope_freqs.weight") {
+            set("rope_factors", Some(json!(self.tensor(factors)?.to_vec()?)));
+        }
+        let tied = !self.tensors.iter().any(|t| t.name == "output.weight");
+        set("eos_token_id", self.metadata.get("tokenizer.ggml.eos_token_id").cloned());
+        set("tie_word_embeddings", Some(tied.into()));
+        if family == "gemma3_text" {
+            set("hidden_activation", Some("gelu_pytorch_tanh".into()));
+        } else {
+            set("hidden_act", Some("silu".into()));
+        }
+        Ok(config)
+    }
+
+    /// Every tensor by the name that it has in a Hugging Face checkpoint.
+    pub(crate) fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let number = |key: &str| self.option(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+        let heads = number("attention.head_count");
+        let kv_heads = self.option("attention.head_count_kv").and_then(Value::as_u64).map_or(heads, |n| n as usize);
+        let (llama, gemma) = (self.architecture() == "llama", self.architecture() == "gemma3");
+        let mut all = BTreeMap::new();
+        for info in self.tensors.iter().filter(|t| t.name != "rope_freqs.weight") {
+            let mut tensor = self.tensor(info)?;
+            let Some(name) = name_of(&info.name, gemma) else {
+                return Err(self.error(format!("tensor {} is not known in a {}", info.name, self.architecture())));
+            };
+            if llama && name.contains("self_attn.q_proj") {
+                tensor = self.halves(&info.name, &tensor, heads)?;
+            } else if llama && name.contains("self_attn.k_proj") {
+                tensor = self.halves(&info.name, &tensor, kv_heads)?;
+            } else if gemma && name.contains("norm") {
+                // Stored as what rows are multiplied by, 1 more than in a checkpoint.
+                let less = tensor.to_vec()?.into_iter().map(|v| v - 1.0).collect();
+                tensor = Tensor::from_vec(less, tensor.shape())?;
+            }
+            all.insert(name, tensor);
+        }
+        Ok(all)
+    }
+
+    /// Rows of queries or keys in the order of Hugging Face's models: a head's rows that are turned together are D/2 apart,
+    /// where llama's files have them side by side.
+    fn halves(&self, name: &str, t: &Tensor, heads: usize) -> Result<Tensor> {
+        let rows = t.shape()[0];
+        let d = rows.checked_div(heads).unwrap_or(0);
+        if d < 2 || !d.is_multiple_of(2) || d * heads != rows {
+            return Err(self.error(format!("tensor {name} has {rows} rows, which are no pairs in {heads} heads")));
+        }
+        let (bytes, size) = (t.bytes()?, t.dtype().bytes(t.len() / rows));
+        let mut ordered = Vec::with_capacity(bytes.len());
+        for h in 0..heads {
+            for side in 0..2 {
+                for pair in 0..d / 2 {
+                    let row = h * d + 2 * pair + side;
+                    ordered.extend_from_slice(&bytes[row * size..][..size]);
+                }
+            }
+        }
+        let range = 0..ordered.len();
+        Ok(Tensor::from_bytes(Arc::new(ordered), range, t.dtype(), t.shape())?)
+    }
+}
+
+/// A tensor's name in a Hugging Face checkpoint of a language model.
+fn name_of(name: &str, gemma: bool) -> Option<String> {
+    match name {
+        "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
+        "output_norm.weight" => return Some("model.norm.weight".into()),
+        "output.weight" => return Some("lm_head.weight".into()),
+        _ => {}
+    }
+    let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (module, parameter) = rest.rsplit_once('.')?;
+    let module = match module {
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "attn_q_norm" => "self_attn.q_norm",
+        "attn_k_norm" => "self_attn.k_norm",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        "attn_norm" => "input_layernorm",
+        "ffn_norm" if gemma => "pre_feedforward_layernorm",
+        "ffn_norm" => "post_attention_layernorm",
+        "post_attention_norm" => "post_attention_layernorm",
+        "post_ffw_norm" => "post_feedforward_layernorm",
+        _ => return None,
+    };
+    Some(format!("model.layers.{layer}.{module}.{parameter}"))
+}
+
+/// Reads little-endian values; None at the end of the file.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+        let taken = self.bytes.get(self.at..self.at.checked_add(n)?)?;
+        self.at += n;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<usize> {
+        usize::try_from(u64::from_le_bytes(self.array()?)).ok()
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = self.u64()?;
+        Some(String::from_utf8_lossy(self.take(length)?).into_owned())
+    }
+
+    /// A value of one of the format's types; the inner error says what is wrong with it.
+    fn value(&mut self, kind: u32, depth: usize) -> Option<Result<Value, String>> {
+        Some(Ok(match kind {
+            0 => json!(self.array().map(u8::from_le_bytes)?),
+            1 => json!(self.array().map(i8::from_le_bytes)?),
+            2 => json!(self.array().map(u16::from_le_bytes)?),
+            3 => json!(self.array().map(i16::from_le_bytes)?),
+            4 => json!(self.u32()?),
+            5 => json!(self.array().map(i32::from_le_bytes)?),
+            6 => json!(self.array().map(f32::from_le_bytes)?),
+            7 => json!(self.array().map(u8::from_le_bytes)? != 0),
+            8 => json!(self.text()?),
+            9 if depth < 4 => {
+                let (kind, length) = (self.u32()?, self.u64()?);
+                let mut all = Vec::new();
+                for _ in 0..length {
+                    match self.value(kind, depth + 1)? {
+                        Ok(value) => all.push(value),
+                        problem => return Some(problem),
+                    }
+                }
+                Value::Array(all)
+            }
+            10 => json!(self.array().map(u64::from_le_bytes)?),
+            11 => json!(self.array().map(i64::from_le_bytes)?),
+            12 => json!(self.array().map(f64::from_le_bytes)?),
+            other => return Some(Err(format!("a value of the unknown type {other}"))),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+use super::*;
+
+/// A file with one key and one tensor of a type.
+fn file(kind: u32, shape: &[u64], values: &[u8]) -> Vec<u8> {
+    let mut bytes = b"GGUF".to_vec();
+    let text = |bytes: &mut Vec<u8>, text: &str| {
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    };
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend([1u64, 1].map(u64::to_le_bytes).concat());
+    text(&mut bytes, "general.architecture");
+    bytes.extend(8u32.to_le_bytes());
+    text(&mut bytes, "llama");
+    text(&mut bytes, "blk.0.attn_q.weight");
+    bytes.extend((shape.len() as u32).to_le_bytes());
+    bytes.extend(shape.iter().rev().flat_map(|d| d.to_le_bytes()));
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(0u64.to_le_bytes());
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    bytes.extend(values);
+    bytes
+}
+
+fn parse(bytes: Vec<u8>) -> Result<Gguf> {
+    Gguf::parse(Path::new("f.gguf"), Arc::new(bytes))
+}
+
+#[test]
+fn keys_and_tensors_are_read() {
+    let values: Vec<u8> = (0..8).flat_map(|v| (v as f32).to_le_bytes()).collect();
+    let gguf = parse(file(0, &[4, 2], &values)).unwrap();
+    assert_eq!(gguf.architecture(), "llama");
+    let t = gguf.tensor(&gguf.tensors[0]).unwrap();
+    assert_eq!((t.shape(), t.to_vec().unwrap()[7]), (&[4, 2][..], 7.0));
+    // One head of 4 rows: pairs stand side by side in the file.
+    let rows = gguf.halves("q", &t, 1).unwrap().to_vec().unwrap();
+    assert_eq!(rows, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
+    assert!(gguf.halves("q", &t, 3).is_err());
+}
+
+#[test]
+fn every_cut_is_an_error() {
+    let values = [1u8; 32];
+    let whole = file(0, &[4, 2], &values);
+    for cut in 0..whole.len() {
+        let found = parse(whole[..cut].to_vec()).and_then(|gguf| gguf.tensor(&gguf.tensors[0]).map(|_| ()));
+        let message = found.unwrap_err().to_string();
+        assert!(message.contains(if cut < 4 { "not a GGUF file" } else { "truncated" }), "{cut}: {message}");
+    }
+}
+
+#[test]
+fn types_that_are_not_read_are_named() {
+    let gguf = parse(file(10, &[1, 256], &[0; 84])).unwrap();
+    let message = gguf.tensor(&gguf.tensors[0]).unwrap_err().to_string();
+    assert!(message.contains("tensor blk.0.attn_q.weight is of the type Q2_K, which is not supported"), "{message}");
+    assert!(parse(b"PK\x03\x04 a zip".to_vec()).err().unwrap().to_string().contains("not a GGUF file"));
+}
