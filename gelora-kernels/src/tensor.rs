@@ -283,17 +283,24 @@ impl Tensor {
             Storage::Bf16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
             Storage::F16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
             Storage::F64(b) => Cow::Owned(b.as_slice().iter().map(|&v| v as f32).collect()),
-            Storage::Quantised(dtype, ..) => {
-                let (mut values, cols, bytes) = (vec![0.0; self.len()], self.cols(), self.bytes()?);
-                let size = dtype.bytes(cols);
-                for_row_blocks(&mut values, cols, |first, rows| {
-                    decode(*dtype, &bytes[first * size..][..rows.len() / cols * size], rows);
-                });
+            Storage::Quantised(..) => {
+                let mut values = vec![0.0; self.len()];
+                self.decode_rows(&mut values)?;
                 Cow::Owned(values)
             }
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(_) => return Err(self.not_f32_on_cpu()),
         })
+    }
+
+    /// The values of a quantised tensor, in f32.
+    pub(crate) fn decode_rows(&self, out: &mut [f32]) -> Result<()> {
+        let (dtype, cols, bytes) = (self.dtype(), self.cols(), self.bytes()?);
+        let size = dtype.bytes(cols);
+        for_row_blocks(out, cols, |first, rows| {
+            decode(dtype, &bytes[first * size..][..rows.len() / cols * size], rows);
+        });
+        Ok(())
     }
 
     /// The values of an f64 CPU tensor, or None if it is of another type.

@@ -1,7 +1,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use crate::cpu::{Packed, View};
+use crate::cpu::{Packed, Scratch, View};
 use crate::ops::check;
 use crate::{DType, Error, Result, Tensor};
 
@@ -113,8 +113,17 @@ impl Weight {
         if let Some(packed) = slot.get() {
             return Ok(Layout::Kept(packed));
         }
-        let values = self.0.tensor.to_f32()?;
-        let view = order(View::new(&values, self.0.c_out, self.0.c_in));
+        let (values, mut decoded);
+        let rows: &[f32] = if self.0.tensor.dtype().is_quantised() {
+            // In memory that is there already: these come again and again.
+            decoded = Scratch::new(self.0.tensor.len());
+            self.0.tensor.decode_rows(&mut decoded)?;
+            &decoded
+        } else {
+            values = self.0.tensor.to_f32()?;
+            &values
+        };
+        let view = order(View::new(rows, self.0.c_out, self.0.c_in));
         let pack = if self.0.compute == DType::Bf16 { Packed::bf16 } else { Packed::f32 };
         // Packed before the slot is locked: a thread of the pool that waits for others may take up work that comes back here.
         let packed = pack(view);

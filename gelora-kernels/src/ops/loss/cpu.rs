@@ -1,20 +1,51 @@
+use rayon::prelude::*;
+
+use crate::cpu::{math, rows_per_task, vectorised};
 use crate::{Result, Tensor};
 
 pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
     let (b, k) = (logits.rows(), logits.cols());
     let mut d_logits = Tensor::output([b, k])?;
-    let mut total = 0.0_f64;
-    let rows = logits.as_slice()?.chunks_exact(k).zip(d_logits.as_mut_slice()?.chunks_exact_mut(k));
-    for ((row, d), &label) in rows.zip(labels) {
-        let peak = row.iter().fold(f32::NEG_INFINITY, |m, l| m.max(*l));
-        let sum: f64 = row.iter().map(|l| f64::from(l - peak).exp()).sum();
-        total += sum.ln() - f64::from(row[label] - peak);
-        for (d, l) in d.iter_mut().zip(row) {
-            *d = (f64::from(l - peak).exp() / sum / b as f64) as f32;
+    let (logits, d) = (logits.as_slice()?, d_logits.as_mut_slice()?);
+    let mut losses = vec![0.0_f64; b];
+    let rows = rows_per_task(b, k);
+    let tasks = logits.par_chunks(rows * k).zip(d.par_chunks_mut(rows * k)).zip(labels.par_chunks(rows));
+    tasks.zip(losses.par_chunks_mut(rows)).for_each(|(((x, d), labels), losses)| {
+        let rows = x.chunks_exact(k).zip(d.chunks_exact_mut(k)).zip(labels).zip(losses);
+        for (((x, d), &label), loss) in rows {
+            let (peak, sum) = exponentials(x, d);
+            *loss = sum.ln() - f64::from(x[label] - peak);
+            scale(d, (1.0 / (sum * b as f64)) as f32);
+            d[label] -= 1.0 / b as f32;
         }
-        d[label] -= 1.0 / b as f32;
+    });
+    Ok((scalar(losses.iter().sum::<f64>() / b as f64)?, d_logits))
+}
+
+/// Values whose sum is taken in f32.
+const BLOCK: usize = 1024;
+
+vectorised! {
+    /// d = e^(x - the largest x); the largest x, and the sum of d.
+    fn exponentials(x: &[f32], d: &mut [f32]) -> (f32, f64) {
+        let peak = math::max(x);
+        let mut sum = 0.0;
+        for (x, d) in x.chunks(BLOCK).zip(d.chunks_mut(BLOCK)) {
+            for (d, x) in d.iter_mut().zip(x) {
+                *d = math::exp(*x - peak);
+            }
+            sum += f64::from(math::sum(d));
+        }
+        (peak, sum)
     }
-    Ok((scalar(total / b as f64)?, d_logits))
+}
+
+vectorised! {
+    fn scale(d: &mut [f32], factor: f32) {
+        for d in d {
+            *d *= factor;
+        }
+    }
 }
 
 pub fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {

@@ -4,7 +4,7 @@
 //! - squared error: 1/B sum_b (prediction_b - target_b)^2; d_prediction = 2 (prediction - target) / B.
 //!
 //! logits (B, K), prediction (B, 1); the loss is in nats, or in squared units of the target. Sums are in f64 on the
-//! CPU; on a GPU in f32, within a row as over rows in one partial sum a unit, which are added as a tree.
+//! CPU, but for those of up to 1024 exponentials in f32; on a GPU in f32, within a row as over rows in one partial sum a unit, which are added as a tree.
 
 pub(crate) mod cases;
 mod cpu;
