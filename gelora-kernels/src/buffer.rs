@@ -6,8 +6,23 @@ use half::{bf16, f16};
 
 use crate::{recycle, verify};
 
-/// Read-only bytes that tensors can share without a copy, such as a mapped file.
-pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// Read-only bytes that tensors can share without a copy.
+pub type SharedBytes = Arc<dyn Bytes>;
+
+/// Where [`SharedBytes`] are, such as a mapped file.
+pub trait Bytes: Send + Sync {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+
+    /// Says that some of them will not be read for a while. Whoever can get them again gives their memory back.
+    fn set_aside(&self, _range: Range<usize>) {}
+}
+
+impl Bytes for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
 
 /// A type that CPU tensors hold.
 pub(crate) trait Element: bytemuck::Pod {
@@ -51,7 +66,7 @@ impl<T: Element> Buffer<T> {
 
     /// The values of these bytes, in this machine's byte order: shared, or copied if they are not aligned.
     pub fn shared(owner: SharedBytes, range: Range<usize>) -> Arc<Self> {
-        let bytes = &(*owner).as_ref()[range.clone()];
+        let bytes = &owner.bytes()[range.clone()];
         match bytemuck::try_cast_slice::<u8, T>(bytes) {
             Ok(_) => Arc::new(Self(Values::Shared { owner, range })),
             Err(_) => Self::new(bytemuck::pod_collect_to_vec(bytes)),
@@ -63,7 +78,14 @@ impl<T: Element> Buffer<T> {
             Values::Owned(data) => data,
             Values::Guarded(data) => &data[verify::GUARD_LEN..data.len() - verify::GUARD_LEN],
             Values::Lent { data, len } => &data[..*len],
-            Values::Shared { owner, range } => bytemuck::cast_slice(&(**owner).as_ref()[range.clone()]),
+            Values::Shared { owner, range } => bytemuck::cast_slice(&owner.bytes()[range.clone()]),
+        }
+    }
+
+    /// Gives memory back that can be filled again.
+    pub fn set_aside(&self) {
+        if let Values::Shared { owner, range } = &self.0 {
+            owner.set_aside(range.clone());
         }
     }
 

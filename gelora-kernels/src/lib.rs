@@ -48,7 +48,7 @@ pub mod cuda_compile {
     pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, compiled, open};
 }
 
-pub use buffer::SharedBytes;
+pub use buffer::{Bytes, SharedBytes};
 pub use device::{Device, DeviceInfo, DeviceKind};
 pub use dtype::DType;
 pub use error::{Error, Result};

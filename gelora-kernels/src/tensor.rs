@@ -126,7 +126,7 @@ impl Tensor {
         dtype: DType,
         shape: impl Into<Vec<usize>>,
     ) -> Result<Self> {
-        let (size, there) = ((*owner).as_ref().len(), (*owner).as_ref().get(range.clone()).map(<[u8]>::len));
+        let (size, there) = (owner.bytes().len(), owner.bytes().get(range.clone()).map(<[u8]>::len));
         let (of_block, size_of_block) = dtype.block();
         let Some(bytes) = there.filter(|bytes| bytes % size_of_block == 0) else {
             let message = format!("expected whole values of {dtype} among {size} bytes, got the bytes {range:?}");
@@ -293,6 +293,17 @@ impl Tensor {
         })
     }
 
+    /// Says that the values will not be read for a while: if they are those of a mapped file, their memory is given back until
+    /// then.
+    pub(crate) fn set_aside(&self) {
+        match &self.storage {
+            Storage::F32(b) => b.set_aside(),
+            Storage::Bf16(b) => b.set_aside(),
+            Storage::F16(b) => b.set_aside(),
+            _ => {}
+        }
+    }
+
     /// The values of a quantised tensor, in f32.
     pub(crate) fn decode_rows(&self, out: &mut [f32]) -> Result<()> {
         let (dtype, cols, bytes) = (self.dtype(), self.cols(), self.bytes()?);
@@ -344,7 +355,7 @@ impl Tensor {
             Storage::Bf16(b) => bytemuck::cast_slice(b.as_slice()),
             Storage::F16(b) => bytemuck::cast_slice(b.as_slice()),
             Storage::F64(b) => bytemuck::cast_slice(b.as_slice()),
-            Storage::Quantised(_, owner, range) => &(**owner).as_ref()[range.clone()],
+            Storage::Quantised(_, owner, range) => &owner.bytes()[range.clone()],
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(_) => return Err(self.not_f32_on_cpu()),
         })

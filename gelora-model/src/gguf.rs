@@ -69,7 +69,7 @@ impl Gguf {
     }
 
     fn parse(path: &Path, bytes: SharedBytes) -> Result<Self> {
-        let all = (*bytes).as_ref();
+        let all = bytes.bytes();
         let mut cursor = Cursor { bytes: all, at: 0 };
         let mut header = || -> Option<Result<_, String>> {
             if cursor.take(4)? != b"GGUF" {
@@ -138,7 +138,7 @@ impl Gguf {
         let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).unwrap_or(usize::MAX);
         let begin = self.data.checked_add(*offset);
         let range = begin.and_then(|begin| Some(begin..begin.checked_add(dtype.bytes(values))?));
-        let size = (*self.bytes).as_ref().len();
+        let size = self.bytes.bytes().len();
         match range.filter(|range| range.end <= size) {
             Some(range) => Ok(Tensor::from_bytes(self.bytes.clone(), range, dtype, shape.as_slice())?),
             None => {

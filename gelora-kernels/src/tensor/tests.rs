@@ -1,4 +1,5 @@
 use super::*;
+use crate::Bytes;
 
 #[test]
 fn writing_to_a_clone_leaves_the_original() -> Result<()> {
@@ -23,7 +24,7 @@ fn shared_bytes_are_not_copied_until_written_to() -> Result<()> {
     let owner: SharedBytes = Arc::new(Words(words));
     let whole = |dtype, range, shape: &[usize]| Tensor::from_bytes(owner.clone(), range, dtype, shape);
     let a = whole(DType::F32, 0..16, &[2, 2])?;
-    assert_eq!(a.bytes()?.as_ptr(), (*owner).as_ref().as_ptr());
+    assert_eq!(a.bytes()?.as_ptr(), owner.bytes().as_ptr());
     let (mut b, kept) = (a.clone(), a.clone());
     b.as_mut_slice()?[3] = 9.0;
     assert_eq!((kept.to_vec()?, b.to_vec()?), (vec![1.5, 0.0, 2.5, 0.0], vec![1.5, 0.0, 2.5, 9.0]));
@@ -48,8 +49,8 @@ fn shared_bytes_are_not_copied_until_written_to() -> Result<()> {
 
 struct Words(Vec<u64>);
 
-impl AsRef<[u8]> for Words {
-    fn as_ref(&self) -> &[u8] {
+impl Bytes for Words {
+    fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
 }

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use gelora_kernels::{DType, Device, SharedBytes, Tensor};
-use memmap2::Mmap;
+use gelora_kernels::{Bytes, DType, Device, SharedBytes, Tensor};
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -57,12 +58,32 @@ pub fn map(path: &Path) -> Result<SharedBytes> {
     // SAFETY: the map is only read. What another process may do to the file meanwhile is said above: that is the price of
     // not copying files of gigabytes, as in every safetensors reader.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-    Ok(Arc::new(map))
+    Ok(Arc::new(Mapped(map)))
+}
+
+/// A mapped file.
+struct Mapped(Mmap);
+
+impl Bytes for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn set_aside(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // Whole pages, of which neighbours may have a part: they are read again when they are asked for.
+            // SAFETY: the map is of a file and only read, so what is dropped comes back from the file as it was.
+            let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
 }
 
 fn tensors_of(path: &Path, bytes: SharedBytes, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
-    let (metadata, data) = header_of((*bytes).as_ref()).map_err(|problem| Error::file(path, problem))?;
-    let start = (*bytes).as_ref().len() - data.len();
+    let (metadata, data) = header_of(bytes.bytes()).map_err(|problem| Error::file(path, problem))?;
+    let start = bytes.bytes().len() - data.len();
     let mut tensors = BTreeMap::new();
     for (name, info) in metadata.tensors() {
         if !keep(&name) {

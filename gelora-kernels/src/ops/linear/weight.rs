@@ -127,6 +127,7 @@ impl Weight {
         let pack = if self.0.compute == DType::Bf16 { Packed::bf16 } else { Packed::f32 };
         // Packed before the slot is locked: a thread of the pool that waits for others may take up work that comes back here.
         let packed = pack(view);
+        self.0.tensor.set_aside();
         Ok(if self.0.keep { Layout::Kept(slot.get_or_init(|| packed)) } else { Layout::Made(packed) })
     }
 }

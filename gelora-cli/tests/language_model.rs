@@ -1,0 +1,119 @@
+//! A language model on the command line: a tiny GGUF file with its tokenizer, from text and from instructions.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{fixture, gelora, words};
+use serde_json::{Value, json};
+
+fn model() -> PathBuf {
+    fixture("gguf/tiny.gguf")
+}
+
+/// Instructions whose answer is always the same.
+fn instructions(dir: &Path) -> PathBuf {
+    let path = dir.join("rows.jsonl");
+    let row = |i: usize| json!({"instruction": format!("Say {i}"), "input": if i % 2 == 0 { "" } else { "loud" }, "output": "the lane"});
+    let rows: Vec<String> = (0..24).map(|i| row(i).to_string()).collect();
+    fs::write(&path, rows.join("\n")).expect("a data file");
+    path
+}
+
+fn loss(run: common::Run) -> f64 {
+    run.json()["loss"].as_f64().expect("a loss")
+}
+
+#[test]
+fn instructions_are_learnt_asked_and_merged() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, adapter) = (instructions(dir.path()), dir.path().join("adapter"));
+    let base = loss(gelora(words("eval {} --data {} --task causal-lm --json", &[&model(), &data])));
+    let line =
+        "train {} --data {} --eval-data {} --rank 2 --lr 0.02 --epochs 8 --batch-size 8 --accumulate 2 --out {} -q";
+    gelora(words(line, &[&model(), &data, &data, &adapter])).ok();
+    let config: Value =
+        serde_json::from_slice(&fs::read(adapter.join("adapter_config.json")).expect("written")).expect("JSON");
+    assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("CAUSAL_LM"), &Value::Null));
+    let trained = loss(gelora(words("eval {} --data {} --adapter {} --json", &[&model(), &data, &adapter])));
+    assert!(trained < 0.5 * base, "{base} before, {trained} after");
+
+    // Activation checkpointing takes the same steps.
+    let again = dir.path().join("again");
+    gelora(words(&format!("{line} --checkpoint-activations"), &[&model(), &data, &data, &again])).ok();
+    let weights = |folder: &Path| fs::read(folder.join("adapter_model.safetensors")).expect("written");
+    assert!(weights(&adapter) == weights(&again), "other weights");
+
+    let ask = |extra: &str, paths: &[&Path]| {
+        let mut all: Vec<&Path> = vec![&adapter];
+        all.extend(paths);
+        let mut args: Vec<String> =
+            vec!["generate".into(), model().display().to_string(), "--instruction".into(), "Say 4".into()];
+        args.extend(["--json".into(), "-q".into(), "--max-tokens".into(), "12".into()]);
+        args.extend(["--adapter".into(), adapter.display().to_string()]);
+        args.extend(extra.split_whitespace().map(Into::into));
+        gelora(args).json()
+    };
+    let greedy = ask("", &[]);
+    assert_eq!(greedy["prompt"], "### Instruction:\nSay 4\n\n### Response:\n");
+    assert_eq!(greedy["tokens"], ask("--temperature 0.01", &[])["tokens"]);
+    assert_eq!(ask("--temperature 3 --seed 5", &[])["tokens"], ask("--temperature 3 --seed 5", &[])["tokens"]);
+    assert_ne!(ask("--temperature 3 --seed 5", &[])["tokens"], ask("--temperature 3 --seed 6", &[])["tokens"]);
+
+    // A merged model is a folder of f32 weights.
+    let merged = dir.path().join("merged");
+    gelora(words("merge {} --adapter {} --out {}", &[&model(), &adapter, &merged])).ok();
+    assert!(merged.join("model.safetensors").is_file() && merged.join("config.json").is_file());
+}
+
+#[test]
+fn text_is_cut_into_blocks_and_ranks_are_measured_on_its_paragraphs() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (text, out) = (dir.path().join("play.txt"), dir.path().join("out"));
+    let paragraph = |i: usize| format!("ACT {i}\nThere in lane {}, then the {} theatre.\n\n", i * 7 % 31, i * i % 17);
+    fs::write(&text, (0..40).map(paragraph).collect::<String>()).expect("a text");
+    let eval = gelora(words("eval {} --data {} --task causal-lm --max-length 64 --json", &[&model(), &text])).json();
+    let (rows, tokens) = (eval["rows"].as_u64().expect("rows"), eval["tokens"].as_f64().expect("tokens"));
+    assert!(tokens > 60.0 * (rows - 1) as f64 && tokens <= 63.0 * rows as f64, "{eval}");
+    assert!(
+        (eval["perplexity"].as_f64().expect("a number").ln() - eval["loss"].as_f64().expect("a number")).abs() < 1e-9
+    );
+    let ranks = gelora(words("rank {} --data {} --out {} --json", &[&model(), &text, &out])).json();
+    assert_eq!((ranks["samples"].as_u64(), ranks["states"].as_array().map(Vec::len)), (Some(40), Some(3)));
+    let trained = dir.path().join("trained");
+    let line = "train {} --data {} --ranks {} --max-length 64 --steps 4 --batch-size 4 --out {} --json -q";
+    let ranks = out.join("ranks.json");
+    gelora(words(line, &[&model(), &text, &ranks, &trained])).ok();
+}
+
+#[test]
+fn bad_input_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = instructions(dir.path());
+    let whole = fs::read(model()).expect("the fixture");
+    let cut = dir.path().join("cut.gguf");
+    for (bytes, said) in [
+        (&whole[..whole.len() - 40_000], &["cut.gguf", "truncated"][..]),
+        (&whole[..100], &["cut.gguf", "truncated"]),
+        (&b"not a model"[..], &["cut.gguf", "not a GGUF file"]),
+    ] {
+        fs::write(&cut, bytes).expect("a file");
+        gelora(words("eval {} --data {} --task causal-lm", &[&cut, &data])).fails_with(said);
+    }
+    let encoder = fixture("tiny-bert");
+    let run = gelora(words("train {} --data {} --rank 1 --out {}", &[&encoder, &data, &dir.path().join("o")]));
+    run.fails_with(&["tiny-bert", "an encoder; a language model needs a decoder"]);
+    let run =
+        gelora(words("train {} --data {} --rank 1 --max-length 8 --out {}", &[&model(), &data, &dir.path().join("o")]));
+    run.fails_with(&["every answer is cut off at --max-length 8"]);
+    let folder = dir.path().join("model");
+    fs::create_dir_all(&folder).expect("a folder");
+    let llama = fixture("families/llama");
+    let mut config: Value = serde_json::from_slice(&fs::read(llama.join("config.json")).expect("JSON")).expect("JSON");
+    config["logits_scaling"] = json!(8.0);
+    fs::write(folder.join("config.json"), config.to_string()).expect("a file");
+    fs::copy(llama.join("model.safetensors"), folder.join("model.safetensors")).expect("a copy");
+    let run = gelora(words("eval {} --data {} --task causal-lm", &[&folder, &data]));
+    run.fails_with(&["config.json", "the option logits_scaling = 8.0 is not known for llama"]);
+}

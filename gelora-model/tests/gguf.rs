@@ -1,0 +1,52 @@
+//! GGUF files against transformers and the gguf package: `fixtures/gguf_files.py` says what is in the goldens.
+
+mod golden;
+
+use std::sync::Arc;
+
+use gelora_kernels::{DType, Tensor};
+use gelora_model::{Batch, CausalLm, Config, Granularity, Sampling};
+use golden::{Golden, assert_close, fixture};
+
+#[test]
+fn blocks_have_the_values_that_the_gguf_package_gives_them() {
+    let golden = Golden::open("gguf/blocks.golden.safetensors");
+    for (name, dtype) in [
+        ("Q4_0", DType::Q4_0),
+        ("Q4_1", DType::Q4_1),
+        ("Q8_0", DType::Q8_0),
+        ("Q4_K", DType::Q4K),
+        ("Q6_K", DType::Q6K),
+    ] {
+        let bytes: Vec<u8> = golden.integers(&format!("{name}.bytes")).into_iter().map(|b| b as u8).collect();
+        let want = golden.floats(&format!("{name}.values"));
+        let (len, shape) = (bytes.len(), [3, want.len() / 3]);
+        let t = Tensor::from_bytes(Arc::new(bytes), 0..len, dtype, shape).expect("whole blocks");
+        let largest = want.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
+        assert_close(name, &t.to_vec().expect("values"), &want, 3e-7 * largest);
+    }
+}
+
+#[test]
+fn a_file_computes_what_its_dequantised_weights_compute() {
+    let golden = Golden::open("gguf/tiny.golden.safetensors");
+    let path = fixture("gguf/tiny.gguf");
+    let config = Config::load(&path).expect("a config");
+    assert_eq!((config.layers, config.kv_heads, config.head_size, &config.eos[..]), (2, 2, 16, &[0][..]));
+    let lm = CausalLm::load(&path).expect("it loads");
+    let ids = golden.integers("input_ids");
+    let batch = Batch::of_ids(&[&ids]).expect("a row");
+    let mut seen = 0;
+    let check = |l: usize, tokens: &Tensor| {
+        assert_close(&format!("hidden {l}"), tokens.as_slice()?, &golden.floats(&format!("hidden_{l}")), 1e-4);
+        seen += 1;
+        Ok(())
+    };
+    lm.transformer().hidden_states(&batch, Granularity::Block, check).expect("it runs");
+    assert_eq!(seen, 3);
+    let rows: Vec<usize> = (0..ids.len()).collect();
+    let logits = lm.logits(&batch, &rows).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+    assert_close("logits", &logits, &golden.floats("logits"), 1e-4);
+    let said = lm.generate(&ids, 30, Sampling::Greedy, &[], |_| true).expect("it goes on");
+    assert_eq!(said, golden.integers("greedy"));
+}
