@@ -96,7 +96,7 @@ fn model_folders() {
     config(&|c| c["model_type"] = json!("mamba")).fails_with(&["config.json", "mamba", "bert"]);
     config(&|c| c["position_embedding_type"] = json!("relative_key"))
         .fails_with(&["position_embedding_type", "relative_key"]);
-    config(&|c| c["hidden_act"] = json!("swish")).fails_with(&["hidden_act", "swish"]);
+    config(&|c| c["hidden_act"] = json!("mish")).fails_with(&["hidden_act", "mish"]);
     config(&|c| c["intermediate_size"] = json!(65)).fails_with(&["intermediate.dense.weight", "[64, 32]", "[65, 32]"]);
     config(&|c| c["num_hidden_layers"] = json!(4)).fails_with(&["encoder.layer.3", "missing"]);
     with(&|m| fs::remove_file(m.join("tokenizer.json")).expect("it was there")).fails_with(&["tokenizer.json"]);

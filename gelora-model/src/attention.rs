@@ -23,19 +23,12 @@ pub(crate) struct Context<'a> {
     pub cache: Option<&'a RefCell<Cache>>,
 }
 
-/// How queries, keys and values come about.
-pub(crate) enum Projections {
-    /// Each by its own map.
-    Separate([Linear; 3]),
-    /// Side by side, by one map.
-    Fused(Linear),
-}
-
 /// Self-attention with its projections.
 pub(crate) struct Attention {
     /// The block it belongs to.
     pub layer: usize,
-    pub projections: Projections,
+    /// Queries, keys and values, each by its own map, or side by side by one.
+    pub projections: Vec<Linear>,
     pub output: Linear,
     pub heads: usize,
     pub kv_heads: usize,
@@ -62,20 +55,12 @@ pub(crate) struct Saved {
 }
 
 impl Attention {
-    pub fn linears(&self) -> Vec<&Linear> {
-        let projections = match &self.projections {
-            Projections::Separate(all) => all.iter(),
-            Projections::Fused(one) => std::slice::from_ref(one).iter(),
-        };
-        projections.chain([&self.output]).collect()
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.projections.iter().chain([&self.output])
     }
 
-    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        let projections = match &mut self.projections {
-            Projections::Separate(all) => all.iter_mut(),
-            Projections::Fused(one) => std::slice::from_mut(one).iter_mut(),
-        };
-        projections.chain([&mut self.output]).collect()
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.projections.iter_mut().chain([&mut self.output])
     }
 
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
@@ -88,22 +73,16 @@ impl Attention {
     }
 
     fn project(&self, x: &Tensor, pass: &Pass) -> Result<([Tensor; 3], Vec<LinearSaved>)> {
-        match &self.projections {
-            Projections::Separate(all) => {
-                let mut outputs = Vec::with_capacity(3);
-                let mut saved = Vec::with_capacity(3);
-                for linear in all {
-                    let (y, s) = linear.forward(x, pass)?;
-                    outputs.push(y);
-                    saved.push(s);
-                }
-                Ok((three(outputs), saved))
-            }
-            Projections::Fused(one) => {
-                let (y, saved) = one.forward(x, pass)?;
-                Ok((three(concat::split_columns(&y, &self.widths())?), vec![saved]))
-            }
+        let (mut outputs, mut saved) = (Vec::with_capacity(3), Vec::with_capacity(3));
+        for linear in &self.projections {
+            let (y, s) = linear.forward(x, pass)?;
+            outputs.push(y);
+            saved.push(s);
         }
+        if let [joined] = &outputs[..] {
+            outputs = concat::split_columns(joined, &self.widths())?;
+        }
+        Ok((three(outputs), saved))
     }
 
     fn project_backward(
@@ -114,15 +93,13 @@ impl Attention {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let joined;
-        let (linears, d) = match &self.projections {
-            Projections::Separate(all) => (&all[..], d.to_vec()),
-            Projections::Fused(one) => {
-                joined = concat::columns(&d)?;
-                (std::slice::from_ref(one), vec![&joined])
-            }
-        };
+        let mut d = d.to_vec();
+        if self.projections.len() == 1 {
+            joined = concat::columns(&d)?;
+            d = vec![&joined];
+        }
         let mut dx: Option<Tensor> = None;
-        for ((linear, d), saved) in linears.iter().zip(d).zip(saved) {
+        for ((linear, d), saved) in self.projections.iter().zip(d).zip(saved) {
             if !want_dx {
                 linear.backward_parameters(d, saved, grads)?;
                 continue;

@@ -166,7 +166,7 @@ impl Block {
             Saved::Input(x) => self.halves(&x, context)?.1,
         };
         // Where attention has no adapter and nothing below wants dx, neither does it.
-        let of_attention = self.attention.inner.linears().iter().any(|linear| linear.lora.is_some());
+        let of_attention = self.attention.inner.linears().any(|linear| linear.lora.is_some());
         let Some(dh) = self.mlp.backward(dy, context, mlp, grads, want_dx || of_attention)? else {
             return Ok(None);
         };
@@ -174,11 +174,11 @@ impl Block {
     }
 
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.attention.inner.linears().into_iter().chain(self.mlp.inner.linears())
+        self.attention.inner.linears().chain(self.mlp.inner.linears())
     }
 
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.attention.inner.linears_mut().into_iter().chain(self.mlp.inner.linears_mut())
+        self.attention.inner.linears_mut().chain(self.mlp.inner.linears_mut())
     }
 
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {

@@ -170,7 +170,7 @@ impl Transformer {
             LinearInfo { name: linear.name.clone(), layer, attention, c_in, c_out }
         };
         let of_block = |b: &Block| {
-            let attention = b.attention.inner.linears().into_iter().map(|linear| info(linear, Some(b.index), true));
+            let attention = b.attention.inner.linears().map(|linear| info(linear, Some(b.index), true));
             attention.chain(b.mlp.inner.linears().map(|linear| info(linear, Some(b.index), false))).collect::<Vec<_>>()
         };
         let blocks = self.blocks.iter().flat_map(of_block);

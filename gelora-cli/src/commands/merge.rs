@@ -24,8 +24,8 @@ const TOKENIZER_FILES: [&str; 8] = [
 ];
 
 enum Merging {
-    Lm(CausalLm),
-    Classifier(Classifier),
+    Lm(Box<CausalLm>),
+    Classifier(Box<Classifier>),
 }
 
 pub fn run(args: &MergeArgs) -> Result<()> {
@@ -35,8 +35,8 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     let adapter = read_adapter(&args.adapter)?;
     let lm = adapter.config.task_type.as_deref() == Some(CAUSAL_LM);
     let learner = match lm {
-        true => Merging::Lm(CausalLm::with_adapter(&args.model, adapter)?),
-        false => Merging::Classifier(load_classifier(&args.model, Some(&args.adapter))?),
+        true => Merging::Lm(Box::new(CausalLm::with_adapter(&args.model, adapter)?)),
+        false => Merging::Classifier(Box::new(load_classifier(&args.model, Some(&args.adapter))?)),
     };
     check_not_input(&args.out, "--out", &[&args.model, &args.adapter])?;
     let out = OutDir::prepare(&args.out, &owned, "--out")?;

@@ -150,7 +150,7 @@ fn paragraphs(path: PathBuf) -> Result<Dataset> {
     for (i, line) in text.split_inclusive('\n').enumerate() {
         let blank = line.trim().is_empty();
         match examples.last_mut() {
-            Some(last) if blank || begun => last.text.push_str(line),
+            Some(last) if blank || begun || last.text.trim().is_empty() => last.text.push_str(line),
             _ => {
                 examples.push(Example { text: line.to_owned(), pair: None, label: None, answer: None });
                 lines.push(i + 1);

@@ -161,8 +161,14 @@ fn flags_override() {
 
 #[test]
 fn bad_text_files_say_which_line() {
-    assert_eq!(bad("a.txt", "x"), "a.txt: not a data file: its name must end in .jsonl, .json, .csv, .tsv or .parquet");
-    assert_eq!(bad("data", "x"), "data: not a data file: its name must end in .jsonl, .json, .csv, .tsv or .parquet");
+    assert_eq!(
+        bad("a.txt", "x"),
+        "a.txt: not a data file: its name must end in .jsonl, .json, .csv, .tsv, .parquet or .txt"
+    );
+    assert_eq!(
+        bad("data", "x"),
+        "data: not a data file: its name must end in .jsonl, .json, .csv, .tsv, .parquet or .txt"
+    );
     for name in ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"] {
         assert_eq!(bad(name, ""), format!("{name}: the file is empty"));
     }
@@ -228,8 +234,8 @@ fn bad_rows_say_which() {
         "a.jsonl: row 2 (line 2): \"messages\" has no message of the user like {\"role\": \"user\", \"content\": \"...\"}"
     );
     assert_eq!(
-        bad("a.json", "[{\"instruction\":\"a\",\"output\":\"b\"}]"),
-        "a.json: no text column recognised; the columns are instruction, output: name one with --text-column (and a \
+        bad("a.json", "[{\"command\":\"a\",\"output\":\"b\"}]"),
+        "a.json: no text column recognised; the columns are command, output: name one with --text-column (and a \
          second text with --pair-column)"
     );
     assert_eq!(bad("a.csv", "text,label\na,1\n\nb,1,2\n"), "a.csv: row 2 (line 4) has 3 cells, but the header has 2");
@@ -295,10 +301,12 @@ fn folders_have_splits() {
     let name = folder.path().file_name().unwrap().to_string_lossy().into_owned();
     assert_eq!(
         read(None).unwrap_err(),
-        format!("{name}: no file named train, validation or test that ends in .jsonl, .json, .csv, .tsv or .parquet")
+        format!(
+            "{name}: no file named train, validation or test that ends in .jsonl, .json, .csv, .tsv, .parquet or .txt"
+        )
     );
     write("notes.csv");
-    write("train.txt");
+    write("train.doc");
     assert!(read(None).is_err());
     write("dev.csv");
     assert_eq!(read(None).unwrap().path, folder.path().join("dev.csv"));
@@ -362,4 +370,33 @@ fn bad_labels_say_where() {
         short(&trained.targets(&good("test.csv", "text,label\na,1\nb,2\n")).unwrap_err()),
         "test.csv: row 2 (line 3): the label \"2\" is not among those trained on: 0, 1"
     );
+}
+
+#[test]
+fn instructions_and_prompts_have_answers() {
+    let rows = good(
+        "a.jsonl",
+        "{\"instruction\": \"Add\", \"input\": \"1 2\", \"output\": \"3\"}\n{\"instruction\": \"Go\", \"input\": \"\", \"output\": \"ok\"}\n",
+    );
+    let texts: Vec<&str> = rows.examples.iter().map(|e| e.text.as_str()).collect();
+    assert_eq!(texts[0], "### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n");
+    assert_eq!(texts[1], "### Instruction:\nGo\n\n### Response:\n");
+    assert_eq!(rows.examples[0].answer.as_deref(), Some("3"));
+    let rows = good("a.csv", "prompt,completion\nsay,it\n");
+    assert_eq!((rows.examples[0].text.as_str(), rows.examples[0].answer.as_deref()), ("say", Some("it")));
+    assert!(rows.has_answers() && !rows.running);
+    // A column named by the user is a text, whatever else is there.
+    let flags = ColumnFlags { text: Some("prompt".into()), ..Default::default() };
+    let rows = read_with("a.csv", "prompt,completion,label\nsay,it,1\n", &flags).unwrap();
+    assert_eq!((rows.examples[0].answer.as_deref(), rows.labelled()), (None, 1));
+}
+
+#[test]
+fn a_text_is_cut_after_blank_lines_and_is_whole_together() {
+    let text = "\nA first\nparagraph.\n\n \nA second.\n\nA third";
+    let rows = good("a.txt", text);
+    assert!(rows.running);
+    assert_eq!(rows.examples.iter().map(|e| e.text.as_str()).collect::<String>(), text);
+    assert_eq!(rows.examples.len(), 3);
+    assert_eq!(rows.examples[0].text, "\nA first\nparagraph.\n\n \n");
 }

@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::{Parts, Tables, split_heads};
-use crate::attention::{Attention, Projections};
+use crate::attention::Attention;
 use crate::block::{Block, Half};
 use crate::config::{Json, LayerKind};
 use crate::mlp::Mlp;
@@ -96,11 +96,11 @@ impl Names {
         let at = |module: &str| format!("{at}.{module}");
         let attention = Attention {
             layer,
-            projections: Projections::Separate([
+            projections: vec![
                 w.linear(&at(self.query), c.hidden, c.hidden)?,
                 w.linear(&at(self.key), c.hidden, c.hidden)?,
                 w.linear(&at(self.value), c.hidden, c.hidden)?,
-            ]),
+            ],
             output: w.linear(&at(self.output), c.hidden, c.hidden)?,
             heads: c.heads,
             kv_heads: c.heads,

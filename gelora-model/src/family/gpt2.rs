@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::{Parts, Tables, split_heads};
-use crate::attention::{Attention, Projections};
+use crate::attention::Attention;
 use crate::block::{Block, Half};
 use crate::config::{Json, LayerKind};
 use crate::mlp::Mlp;
@@ -71,7 +71,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         let at = |module: &str| format!("h.{l}.{module}");
         let attention = Attention {
             layer: l,
-            projections: Projections::Fused(w.transposed_linear(&at("attn.c_attn"), c.hidden, 3 * c.hidden)?),
+            projections: vec![w.transposed_linear(&at("attn.c_attn"), c.hidden, 3 * c.hidden)?],
             output: w.transposed_linear(&at("attn.c_proj"), c.hidden, c.hidden)?,
             heads: c.heads,
             kv_heads: c.heads,

@@ -5,7 +5,7 @@ use gelora_kernels::ops::activation::Activation;
 use serde_json::{Value, json};
 
 use super::{Parts, Tables, rope};
-use crate::attention::{Attention, Projections};
+use crate::attention::Attention;
 use crate::block::{Block, Half};
 use crate::config::{Json, LayerKind};
 use crate::mlp::Mlp;
@@ -185,11 +185,11 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         let factor = c.ropes[kind.rope].factor;
         let attention = Attention {
             layer: l,
-            projections: Projections::Separate([
+            projections: vec![
                 w.linear_with(&at("self_attn.q_proj"), c.hidden, wide, biased)?,
                 w.linear_with(&at("self_attn.k_proj"), c.hidden, narrow, biased)?,
                 w.linear_with(&at("self_attn.v_proj"), c.hidden, narrow, biased)?,
-            ]),
+            ],
             output: w.linear_with(&at("self_attn.o_proj"), wide, c.hidden, false)?,
             heads: c.heads,
             kv_heads: c.kv_heads,

@@ -120,7 +120,7 @@ pub fn cases() -> Vec<Case> {
         let (call, call_keys, want, m, empty) =
             (sequences.clone(), keys.clone(), oracle.clone(), mask.clone(), none.clone());
         all.push(
-            Case::new("attention", &shape.name())
+            Case::new("attention", shape.name())
                 .inputs([t(1), of_key(2), of_key(3)].into_iter().chain(biases.clone()).collect::<Vec<_>>())
                 .run(move |t| {
                     let keys = (!past.is_empty()).then_some(&call_keys);
@@ -141,7 +141,7 @@ pub fn cases() -> Vec<Case> {
         }
         let (call, want) = (sequences.clone(), oracle);
         all.push(
-            Case::new("attention.backward", &shape.name())
+            Case::new("attention.backward", shape.name())
                 .inputs([t(4), t(1), of_key(2), of_key(3)].into_iter().chain(biases).collect::<Vec<_>>())
                 .run(move |t| {
                     let plain = Attention::new(&call, heads, d);

@@ -1,0 +1,123 @@
+//! What the commands take that neither measure ranks nor train: eval, generate, merge, id.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use gelora_id::Estimator;
+
+use super::{
+    DTypeArg, DataArgs, DeviceArg, OutputArgs, TaskArg, at_least_one, inside_unit, not_negative, positive_share,
+};
+
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// Folder of a Hugging Face model, or of a merged one
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Adapter folder, from `gelora train` or PEFT
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// What is measured [default: what the adapter was trained for]
+    #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
+    pub task: TaskArg,
+    /// Split to evaluate on if --data is a folder [default: validation, else test]
+    #[arg(long, value_enum)]
+    pub split: Option<SplitArg>,
+    /// Write one JSON object a row: its number, logits (or score), label and prediction
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub predictions: Option<PathBuf>,
+    /// Examples in one pass through the model
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
+    pub batch_size: usize,
+    /// Type that the model's matrix products are computed in
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
+    /// Device; auto takes a GPU if there is one in hardware
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    Train,
+    Validation,
+    Test,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// Folder of a Hugging Face model, or a .gguf file: a decoder
+    pub model: PathBuf,
+    /// Text to go on from [default: standard input]
+    #[arg(long, value_name = "TEXT", conflicts_with = "instruction")]
+    pub prompt: Option<String>,
+    /// An instruction, in the form in which instruction rows are trained
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
+    /// What the instruction is about
+    #[arg(long, value_name = "TEXT", requires = "instruction")]
+    pub input: Option<String>,
+    /// Adapter folder, from `gelora train` or PEFT
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Tokens at most
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = at_least_one)]
+    pub max_tokens: usize,
+    /// 0 takes the most probable token; above 0 tokens are drawn, below 1 the probable ones more often than they are
+    #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = not_negative)]
+    pub temperature: f64,
+    /// Draw among the fewest tokens whose probabilities together reach this share
+    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = positive_share)]
+    pub top_p: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Type that the model's matrix products are computed in
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
+    /// Device; auto takes a GPU if there is one in hardware
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// Folder of the base model
+    pub model: PathBuf,
+    /// Adapter folder, from `gelora train` or PEFT
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Folder for the merged model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct IdArgs {
+    /// File with an (n, D) matrix of points, or several
+    pub points: PathBuf,
+    /// The one matrix to take from a file with several
+    #[arg(long, value_name = "NAME")]
+    pub tensor: Option<String>,
+    /// Columns to take from a table [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    pub columns: Vec<String>,
+    /// Estimators: two-nn-fit, two-nn-trimmed, two-nn-mle, two-nn-bayes, gride, mle, corr-dim, local-pca
+    #[arg(long, value_delimiter = ',', default_value = "two-nn-fit", value_name = "NAME,...")]
+    pub estimator: Vec<Estimator>,
+    /// Confidence of the intervals
+    #[arg(long, default_value_t = 0.95, value_name = "P", value_parser = inside_unit)]
+    pub confidence: f64,
+    /// Device of the neighbour search
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
