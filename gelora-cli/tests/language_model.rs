@@ -15,7 +15,7 @@ fn model() -> PathBuf {
 /// Instructions whose answer is always the same.
 fn instructions(dir: &Path) -> PathBuf {
     let path = dir.join("rows.jsonl");
-    let row = |i: usize| json!({"instruction": format!("Say {i}"), "input": if i % 2 == 0 { "" } else { "loud" }, "output": "the lane"});
+    let row = |i: usize| json!({"instruction": format!("Say {i}"), "input": if i.is_multiple_of(2) { "" } else { "loud" }, "output": "the lane"});
     let rows: Vec<String> = (0..24).map(|i| row(i).to_string()).collect();
     fs::write(&path, rows.join("\n")).expect("a data file");
     path

@@ -207,18 +207,16 @@ impl Json {
 
     /// That every key was looked up, or cannot change what the model computes.
     pub fn all_known(&self) -> Result<()> {
+        let family = self.text("model_type").unwrap_or("this family").to_owned();
         let seen = self.seen.borrow();
         let unknown = |(key, value): &(&String, &Value)| {
             !value.is_null() && !seen.contains(*key) && !HARMLESS.contains(&key.as_str())
         };
         match self.map.iter().find(unknown) {
-            Some((key, value)) => {
-                let family = self.text("model_type").unwrap_or("this family");
-                Err(self.error(format!(
-                    "the option {key} = {value} is not known for {family}, and might change what the model computes; if it \
+            Some((key, value)) => Err(self.error(format!(
+                "the option {key} = {value} is not known for {family}, and might change what the model computes; if it \
                      does not, remove it"
-                )))
-            }
+            ))),
             None => Ok(()),
         }
     }

@@ -1,5 +1,7 @@
 //! A tiny random model of every family against transformers and PEFT: `fixtures/families.py` says what is in the goldens.
 
+#![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
+
 mod golden;
 
 use std::path::PathBuf;

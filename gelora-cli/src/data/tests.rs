@@ -162,8 +162,8 @@ fn flags_override() {
 #[test]
 fn bad_text_files_say_which_line() {
     assert_eq!(
-        bad("a.txt", "x"),
-        "a.txt: not a data file: its name must end in .jsonl, .json, .csv, .tsv, .parquet or .txt"
+        bad("a.doc", "x"),
+        "a.doc: not a data file: its name must end in .jsonl, .json, .csv, .tsv, .parquet or .txt"
     );
     assert_eq!(
         bad("data", "x"),
