@@ -154,7 +154,7 @@ mod tests {
         let [a, b, c, d] = drawn(1.0, 0.7);
         assert!(a == 0 && d == 0 && (b as f64 / c as f64 - std::f64::consts::E).abs() < 0.35, "{b} {c}");
         let all = drawn(1.0, 1.0);
-        assert!(all.iter().zip([347, 2576, 947, 128]).all(|(n, want)| (n - want).abs() < 110), "{all:?}");
+        assert!(all.iter().zip([347, 2576, 947, 128]).all(|(n, want): (&i32, i32)| (n - want).abs() < 110), "{all:?}");
         assert!(drawn(0.2, 1.0)[1] > 3900);
         assert!(Sampler::new(Sampling::Nucleus { temperature: 0.0, top_p: 1.0, seed: 0 }).is_err());
     }
