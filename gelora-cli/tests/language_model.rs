@@ -80,6 +80,9 @@ fn text_is_cut_into_blocks_and_ranks_are_measured_on_its_paragraphs() {
         (eval["perplexity"].as_f64().expect("a number").ln() - eval["loss"].as_f64().expect("a number")).abs() < 1e-9
     );
     let ranks = gelora(words("rank {} --data {} --out {} --json", &[&model(), &text, &out])).json();
+    let config: Value =
+        serde_json::from_slice(&fs::read(out.join("adapter_config.json")).expect("written")).expect("JSON");
+    assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("CAUSAL_LM"), &Value::Null));
     assert_eq!((ranks["samples"].as_u64(), ranks["states"].as_array().map(Vec::len)), (Some(40), Some(3)));
     let trained = dir.path().join("trained");
     let line = "train {} --data {} --ranks {} --max-length 64 --steps 4 --batch-size 4 --out {} --json -q";

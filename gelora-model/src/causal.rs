@@ -107,7 +107,7 @@ impl CausalLm {
     /// # Errors
     /// If a token or row is outside of its range.
     pub fn logits(&self, batch: &Batch, rows: &[usize]) -> Result<Tensor> {
-        let (last, _) = self.model.forward(batch, &Pass::inference())?;
+        let last = self.model.last_state(batch)?;
         self.logits_of(&pool::rows(&last, rows)?)
     }
 
@@ -121,7 +121,7 @@ impl CausalLm {
     /// # Errors
     /// If there are no targets or their number is not that of the tokens.
     pub fn loss(&self, batch: &Batch, targets: &[bool]) -> Result<(f64, usize)> {
-        let (last, _) = self.model.forward(batch, &Pass::inference())?;
+        let last = self.model.last_state(batch)?;
         let (rows, labels) = predicted(batch, targets)?;
         let (mut sum, head) = (0.0, self.head.kept());
         for (rows, labels) in rows.chunks(CHUNK).zip(labels.chunks(CHUNK)) {

@@ -155,7 +155,7 @@ impl Classifier {
     /// # Errors
     /// If a token is outside the model's tables.
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        let (last, _) = self.model.forward(batch, &Pass::inference())?;
+        let last = self.model.last_state(batch)?;
         let x = pool::rows(&last, &self.chosen(batch))?;
         Ok(self.head.forward(x, self.model.pooler.as_ref(), &Pass::inference())?.0)
     }

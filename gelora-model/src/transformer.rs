@@ -245,17 +245,28 @@ impl Transformer {
 
     /// The last hidden state (N, C), and what backward needs: nothing of blocks below the lowest one with an adapter.
     pub(crate) fn forward(&self, batch: &Batch, pass: &Pass) -> Result<(Tensor, Saved)> {
-        self.run(batch, pass, None)
+        self.run(batch, pass, None, self.lowest_adapted())
+    }
+
+    /// The last hidden state (N, C) where there will be no backward: nothing is kept of the blocks on the way.
+    pub(crate) fn last_state(&self, batch: &Batch) -> Result<Tensor> {
+        Ok(self.run(batch, &Pass::inference(), None, None)?.0)
     }
 
     /// The last hidden state of tokens that follow those in the cache, which takes them in.
     pub(crate) fn forward_cached(&self, batch: &Batch, cache: &RefCell<Cache>) -> Result<Tensor> {
-        Ok(self.run(batch, &Pass::inference(), Some(cache))?.0)
+        Ok(self.run(batch, &Pass::inference(), Some(cache), None)?.0)
     }
 
-    fn run(&self, batch: &Batch, pass: &Pass, cache: Option<&RefCell<Cache>>) -> Result<(Tensor, Saved)> {
+    /// Keeps what backward needs of the blocks from `lowest` on.
+    fn run(
+        &self,
+        batch: &Batch,
+        pass: &Pass,
+        cache: Option<&RefCell<Cache>>,
+        lowest: Option<usize>,
+    ) -> Result<(Tensor, Saved)> {
         let context = self.context(batch, pass, cache)?;
-        let lowest = self.lowest_adapted().filter(|_| cache.is_none());
         let mut x = self.embed(batch, pass)?;
         let mut blocks = Vec::new();
         for block in &self.blocks {

@@ -51,7 +51,7 @@ impl Learner {
     pub fn task_of(&self, config: AdapterConfig) -> AdapterConfig {
         match self {
             Learner::Classifier(..) => config,
-            Learner::Lm(_) => AdapterConfig { task_type: Some(CAUSAL_LM.into()), modules_to_save: None, ..config },
+            Learner::Lm(_) => of_lm(config),
         }
     }
 
@@ -127,6 +127,11 @@ impl Learner {
 
 /// PEFT's name of language modelling.
 pub const CAUSAL_LM: &str = "CAUSAL_LM";
+
+/// The config of a language model's adapter: no head is saved with it.
+pub fn of_lm(config: AdapterConfig) -> AdapterConfig {
+    AdapterConfig { task_type: Some(CAUSAL_LM.into()), modules_to_save: None, ..config }
+}
 
 /// Tokens of a row that are to be predicted.
 fn answered(row: &Encoded) -> usize {

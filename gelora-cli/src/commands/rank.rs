@@ -5,9 +5,11 @@ use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::Policy;
 use gelora_model::Transformer;
 
+use super::learner::of_lm;
 use super::measure::{self, Outcome, Ranks};
+use super::train::is_lm;
 use super::{check_model, open_device};
-use crate::args::RankArgs;
+use crate::args::{RankArgs, TaskArg};
 use crate::data;
 use crate::output::OutDir;
 use crate::plot::id_profile_svg;
@@ -32,7 +34,9 @@ pub fn run(args: &RankArgs) -> Result<()> {
     let ranks = measure::ranks(args, &encoder, &dataset)?;
 
     out.write_json(RANKS_NAME, &ranks)?;
-    measure::peft_config(&encoder, &args.model, &ranks.modules)?.write(&out.file(CONFIG_NAME))?;
+    let config = measure::peft_config(&encoder, &args.model, &ranks.modules)?;
+    let lm = encoder.config().causal && is_lm(TaskArg::Auto, encoder.config(), &dataset);
+    if lm { of_lm(config) } else { config }.write(&out.file(CONFIG_NAME))?;
     out.write(PROFILE_NAME, profile(&ranks)?.as_bytes())?;
     out.write(REPORT_NAME, report::html(&ranks).as_bytes())?;
     if args.output.json {
