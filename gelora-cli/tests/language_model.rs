@@ -118,5 +118,11 @@ fn bad_input_is_named() {
     fs::write(folder.join("config.json"), config.to_string()).expect("a file");
     fs::copy(llama.join("model.safetensors"), folder.join("model.safetensors")).expect("a copy");
     let run = gelora(words("eval {} --data {} --task causal-lm", &[&folder, &data]));
+    fs::rename(folder.join("model.safetensors"), folder.join("other.safetensors")).expect("a file");
+    let index = json!({"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}});
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).expect("a file");
     run.fails_with(&["config.json", "the option logits_scaling = 8.0 is not known for llama"]);
+    fs::copy(llama.join("config.json"), folder.join("config.json")).expect("a copy");
+    let run = gelora(words("eval {} --data {} --task causal-lm", &[&folder, &data]));
+    run.fails_with(&["model.safetensors.index.json", "names the shard model-00001-of-00002.safetensors"]);
 }

@@ -151,7 +151,11 @@ fn read_folder(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
     shards.dedup();
     let mut tensors = BTreeMap::new();
     for shard in shards {
-        tensors.extend(read_tensors(&model.join(shard), is_weight)?);
+        let path = model.join(shard);
+        if !path.exists() {
+            return Err(Error::file(&index, format!("names the shard {shard}, which is not in this folder")));
+        }
+        tensors.extend(read_tensors(&path, is_weight)?);
     }
     if let Some(name) = map.keys().find(|name| is_weight(name) && !tensors.contains_key(*name)) {
         return Err(Error::file(&index, format!("tensor {name} is in none of the files that the index names")));
