@@ -8,6 +8,7 @@ pub(crate) mod check;
 pub mod concat;
 pub mod dropout;
 pub mod embedding;
+pub mod head_product;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora_linear;
@@ -30,6 +31,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(concat::cases::cases());
     all.extend(dropout::cases::cases());
     all.extend(embedding::cases::cases());
+    all.extend(head_product::cases::cases());
     all.extend(layer_norm::cases::cases());
     all.extend(linear::cases::cases());
     all.extend(lora_linear::cases::cases());

@@ -17,13 +17,27 @@ struct Shape {
     window: Option<usize>,
     /// M of the bias.
     bias: Option<usize>,
+    /// M of what the content of queries adds, and of keys.
+    by_query: Option<usize>,
+    by_key: Option<usize>,
     p: f32,
 }
 
-const PLAIN: Shape =
-    Shape { lengths: &[1], past: &[], heads: 1, kv_heads: 1, d: 1, causal: false, window: None, bias: None, p: 0.0 };
+const PLAIN: Shape = Shape {
+    lengths: &[1],
+    past: &[],
+    heads: 1,
+    kv_heads: 1,
+    d: 1,
+    causal: false,
+    window: None,
+    bias: None,
+    by_query: None,
+    by_key: None,
+    p: 0.0,
+};
 
-const SHAPES: [Shape; 17] = [
+const SHAPES: [Shape; 22] = [
     PLAIN,
     Shape { lengths: &[3, 7], heads: 2, kv_heads: 2, d: 3, ..PLAIN },
     Shape { lengths: &[63, 1, 65], heads: 3, kv_heads: 3, d: 7, ..PLAIN },
@@ -51,11 +65,28 @@ const SHAPES: [Shape; 17] = [
         bias: Some(100),
         ..PLAIN
     },
+    Shape { by_query: Some(1), by_key: Some(1), ..PLAIN },
+    Shape { lengths: &[3, 33, 1], heads: 2, kv_heads: 2, d: 7, by_query: Some(33), ..PLAIN },
+    Shape { lengths: &[65, 7], heads: 3, kv_heads: 3, d: 8, by_key: Some(70), p: 0.2, ..PLAIN },
+    Shape { lengths: &[40, 130], heads: 2, kv_heads: 2, d: 64, by_query: Some(130), by_key: Some(130), ..PLAIN },
+    Shape {
+        lengths: &[20, 63],
+        heads: 4,
+        kv_heads: 2,
+        d: 8,
+        causal: true,
+        window: Some(9),
+        bias: Some(63),
+        by_query: Some(63),
+        by_key: Some(63),
+        p: 0.1,
+        ..PLAIN
+    },
 ];
 
 impl Shape {
     fn name(&self) -> String {
-        let Self { lengths, past, heads, kv_heads, d, causal, window, bias, p } = self;
+        let Self { lengths, past, heads, kv_heads, d, causal, window, bias, by_query, by_key, p } = self;
         let mut name = format!("{lengths:?} {heads}");
         if kv_heads < heads {
             name.push_str(&format!("/{kv_heads}"));
@@ -66,6 +97,8 @@ impl Shape {
             causal.then(|| " causal".to_owned()),
             window.map(|window| format!(" window {window}")),
             bias.map(|_| " bias".to_owned()),
+            by_query.map(|_| " by query".to_owned()),
+            by_key.map(|_| " by key".to_owned()),
             (*p > 0.0).then(|| format!(" drop {p}")),
         ];
         said.into_iter().flatten().for_each(|part| name.push_str(&part));
@@ -89,7 +122,7 @@ impl Shape {
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for shape in SHAPES {
-        let Shape { lengths, past, heads, kv_heads, d, causal, window, bias, p } = shape;
+        let Shape { lengths, past, heads, kv_heads, d, causal, window, bias, by_query, by_key, p } = shape;
         let key_lengths: Vec<usize> = lengths.iter().enumerate().map(|(s, t)| t + past.get(s).unwrap_or(&0)).collect();
         let both = (Offsets::from_lengths(lengths), Offsets::from_lengths(&key_lengths));
         let (Ok(sequences), Ok(keys)) = both else { continue };
@@ -99,42 +132,51 @@ pub fn cases() -> Vec<Case> {
         let dropout = (p > 0.0).then(|| Dropout { p, key: random::key(5, &[1]) });
         let scale = 1.0 / (d as f32).sqrt();
         let pairs = shape.pairs();
-        let biases: Vec<_> = bias.map(|m| tensor([heads, 2 * m - 1], 7)).into_iter().collect();
+        // What is added to the scores, in the order of the inputs: the bias, A and B.
+        let by_distance = |m: Option<usize>, seed| m.map(|m| tensor([n, heads * (2 * m - 1)], seed));
+        let added = [bias.map(|m| tensor([heads, 2 * m - 1], 7)), by_distance(by_query, 8), by_distance(by_key, 9)];
+        let there = added.each_ref().map(Option::is_some);
+        let added: Vec<_> = added.into_iter().flatten().collect();
+        let terms = there[1..].iter().filter(|there| **there).count() as f64 * pairs * heads as f64;
 
         let oracle = {
             let (starts, key_starts) = (sequences.starts().to_vec(), keys.starts().to_vec());
-            move |bias: &[f64]| reference::Shape {
-                starts: starts.clone(),
-                key_starts: key_starts.clone(),
-                heads,
-                kv_heads,
-                head_size: d,
-                scale: scale.into(),
-                causal,
-                window,
-                bias: bias.to_vec(),
+            move |added: &[Vec<f64>]| {
+                let [bias, by_query, by_key] = place(there, added).map(|t| t.cloned().unwrap_or_default());
+                reference::Shape {
+                    starts: starts.clone(),
+                    key_starts: key_starts.clone(),
+                    heads,
+                    kv_heads,
+                    head_size: d,
+                    scale: scale.into(),
+                    causal,
+                    window,
+                    bias,
+                    by_distance: [by_query, by_key],
+                }
             }
         };
-        let none = Vec::new();
         let mask = masks(dropout, heads, keys.longest());
-        let (call, call_keys, want, m, empty) =
-            (sequences.clone(), keys.clone(), oracle.clone(), mask.clone(), none.clone());
+        let (call, call_keys, want, m) = (sequences.clone(), keys.clone(), oracle.clone(), mask.clone());
         all.push(
             Case::new("attention", shape.name())
-                .inputs([t(1), of_key(2), of_key(3)].into_iter().chain(biases.clone()).collect::<Vec<_>>())
+                .inputs([t(1), of_key(2), of_key(3)].into_iter().chain(added.clone()).collect::<Vec<_>>())
                 .run(move |t| {
                     let keys = (!past.is_empty()).then_some(&call_keys);
+                    let [bias, by_query, by_key] = place(there, &t[3..]);
                     let plain = Attention::new(&call, heads, d);
-                    let call = Attention { keys, kv_heads, causal, window, bias: t.get(3), dropout, ..plain };
+                    let plain = Attention { keys, kv_heads, causal, window, dropout, ..plain };
+                    let call = Attention { bias, by_query, by_key, ..plain };
                     let (o, saved) = call.forward(&t[0], &t[1], &t[2])?;
                     Ok(vec![o, saved.lse])
                 })
                 .reference(move |v| {
-                    let (o, lse) = want(v.get(3).unwrap_or(&empty)).forward(&v[0], &v[1], &v[2], &m);
+                    let (o, lse) = want(&v[3..]).forward(&v[0], &v[1], &v[2], &m);
                     vec![o, lse]
                 })
                 .bound(2e-6)
-                .work(4.0 * pairs * c as f64, 8.0 * (n * c + kv_n * kv_c) as f64),
+                .work(4.0 * pairs * c as f64, 8.0 * (n * c + kv_n * kv_c) as f64 + 4.0 * terms),
         );
         if !past.is_empty() {
             continue;
@@ -142,25 +184,32 @@ pub fn cases() -> Vec<Case> {
         let (call, want) = (sequences.clone(), oracle);
         all.push(
             Case::new("attention.backward", shape.name())
-                .inputs([t(4), t(1), of_key(2), of_key(3)].into_iter().chain(biases).collect::<Vec<_>>())
+                .inputs([t(4), t(1), of_key(2), of_key(3)].into_iter().chain(added).collect::<Vec<_>>())
                 .run(move |t| {
-                    let plain = Attention::new(&call, heads, d);
-                    let call = Attention { kv_heads, causal, window, bias: t.get(4), dropout, ..plain };
+                    let [bias, by_query, by_key] = place(there, &t[4..]);
+                    let plain = Attention { kv_heads, causal, window, dropout, ..Attention::new(&call, heads, d) };
+                    let call = Attention { bias, by_query, by_key, ..plain };
                     let (_, saved) = call.forward(&t[1], &t[2], &t[3])?;
                     let Saved { o, lse } = saved;
                     let g = call.backward(&t[0], &t[1], &t[2], &t[3], Saved { o, lse })?;
-                    Ok(vec![g.dq, g.dk, g.dv])
+                    Ok([g.dq, g.dk, g.dv].into_iter().chain(g.d_by_query).chain(g.d_by_key).collect())
                 })
                 .reference(move |v| {
-                    let want = want(v.get(4).unwrap_or(&none));
-                    let (dq, dk, dv) = want.backward(&v[0], &v[1], &v[2], &v[3], &mask);
-                    vec![dq, dk, dv]
+                    let want = want(&v[4..]);
+                    let (of_inputs, of_added) = want.backward(&v[0], &v[1], &v[2], &v[3], &mask);
+                    of_inputs.into_iter().chain(of_added.into_iter().filter(|d| !d.is_empty())).collect()
                 })
                 .bound(3e-6)
-                .work(14.0 * pairs * c as f64, 24.0 * (n * (c + kv_c)) as f64),
+                .work(14.0 * pairs * c as f64, 24.0 * (n * (c + kv_c)) as f64 + 12.0 * terms),
         );
     }
     all
+}
+
+/// Inputs in their places: the next one where `there` says so.
+fn place<T>(there: [bool; 3], inputs: &[T]) -> [Option<&T>; 3] {
+    let mut inputs = inputs.iter();
+    there.map(|there| if there { inputs.next() } else { None })
 }
 
 /// The dropout mask by the documented index.
@@ -185,10 +234,9 @@ mod tests {
 
     #[test]
     fn backward_matches_finite_differences() {
-        let starts = vec![0, 3, 5];
-        let shape = reference::Shape {
-            key_starts: starts.clone(),
-            starts,
+        let shape = |by_distance: [Vec<f64>; 2]| reference::Shape {
+            key_starts: vec![0, 3, 5],
+            starts: vec![0, 3, 5],
             heads: 2,
             kv_heads: 1,
             head_size: 3,
@@ -196,16 +244,20 @@ mod tests {
             causal: true,
             window: Some(2),
             bias: vec![0.3, -0.2, 0.4, 0.1, -0.7, 0.6, 0.5, -0.1, 0.2, 0.8],
+            by_distance,
         };
-        let values = |heads: usize, seed| tensor([5 * 3 * heads], seed).to_vec_f64().unwrap_or_default();
-        let inputs = [values(2, 1), values(1, 2), values(1, 3)];
-        let d_o = values(2, 4);
+        let values = |len: usize, seed| tensor([len], seed).to_vec_f64().unwrap_or_default();
+        let inputs = [values(30, 1), values(15, 2), values(15, 3), values(5 * 2 * 5, 5), values(5 * 2 * 5, 6)];
+        let d_o = values(30, 4);
         let mask = |i: usize, h: usize, j: usize| if (i + h + j).is_multiple_of(3) { 0.0 } else { 1.5 };
-        let loss = |x: &[Vec<f64>; 3]| -> f64 {
+        let loss = |x: &[Vec<f64>; 5]| -> f64 {
+            let shape = shape([x[3].clone(), x[4].clone()]);
             shape.forward(&x[0], &x[1], &x[2], mask).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
         };
-        let (dq, dk, dv) = shape.backward(&d_o, &inputs[0], &inputs[1], &inputs[2], mask);
-        for (which, gradient) in [dq, dk, dv].iter().enumerate() {
+        let by_distance = [inputs[3].clone(), inputs[4].clone()];
+        let (of_inputs, of_added) = shape(by_distance).backward(&d_o, &inputs[0], &inputs[1], &inputs[2], mask);
+        for (which, gradient) in of_inputs.iter().chain(&of_added).enumerate() {
+            assert!(gradient.iter().any(|v| *v != 0.0));
             for i in 0..gradient.len() {
                 let (mut up, mut down) = (inputs.clone(), inputs.clone());
                 up[which][i] += 1e-6;
@@ -239,6 +291,9 @@ mod tests {
         let narrow = tensor([2, 5], 1);
         let narrow = Attention { bias: Some(&narrow), ..call }.forward(&t, &t, &t).unwrap_err().to_string();
         assert!(narrow.contains("a bias of 5 columns does not reach over sequences of 4"), "{narrow}");
+        let short = tensor([4, 10], 1);
+        let short = Attention { by_key: Some(&short), ..call }.forward(&t, &t, &t).unwrap_err().to_string();
+        assert!(short.contains("by_key of 10 columns does not reach over sequences of 4"), "{short}");
         let loose = Attention { window: Some(2), ..call }.forward(&t, &t, &t).unwrap_err().to_string();
         assert!(loose.contains("a window must be causal"), "{loose}");
         let few = Offsets::from_lengths(&[3])?;

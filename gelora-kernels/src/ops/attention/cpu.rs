@@ -25,6 +25,9 @@ struct Head<'a> {
     scale: f32,
     /// b of this head.
     bias: Option<&'a [f32]>,
+    /// A and B of this sequence.
+    by_query: Option<&'a [f32]>,
+    by_key: Option<&'a [f32]>,
     longest: usize,
 }
 
@@ -36,8 +39,13 @@ impl<'a> Head<'a> {
             Some(bias) => Some(&bias.as_slice()?[h * bias.cols()..][..bias.cols()]),
             None => None,
         };
+        let of_sequence = |t: Option<&'a Tensor>| match t {
+            Some(t) => Ok::<_, crate::Error>(Some(&t.as_slice()?[rows.start * t.cols()..rows.end * t.cols()])),
+            None => Ok(None),
+        };
+        let (by_query, by_key) = (of_sequence(call.by_query)?, of_sequence(call.by_key)?);
         let longest = call.all_keys().longest();
-        Ok(Self { call, rows, keys, h, heads, kv_heads, d: channels / heads, scale, bias, longest })
+        Ok(Self { call, rows, keys, h, heads, kv_heads, d: channels / heads, scale, bias, by_query, by_key, longest })
     }
 
     /// Rows `rows` (within the sequence) of this head in a tensor of (N, H D).
@@ -56,8 +64,25 @@ impl<'a> Head<'a> {
         View::strided(&t[from..], rows.len(), self.d, c)
     }
 
-    /// Adds the bias to the scores of query row `i`, and hides the keys that it does not see.
+    /// Columns of A or B that belong to a head.
+    fn width(&self, of: &[f32]) -> usize {
+        of.len() / (self.rows.len() * self.heads)
+    }
+
+    /// Adds what depends on distance to the scores of query row `i`, and hides the keys that it does not see.
     fn finish_scores(&self, i: usize, s: &mut [f32]) {
+        let t = self.rows.len();
+        if let Some(all) = self.by_query {
+            let width = self.width(all);
+            let by_key = &all[(i * self.heads + self.h) * width + width / 2 - i..][..t];
+            s.iter_mut().zip(by_key).for_each(|(s, a)| *s += self.scale * a);
+        }
+        if let Some(all) = self.by_key {
+            let width = self.width(all);
+            // One key further is one row and one distance further.
+            let by_key = all[self.h * width + width / 2 - i..].iter().step_by(self.heads * width + 1);
+            s[..t].iter_mut().zip(by_key).for_each(|(s, b)| *s += self.scale * b);
+        }
         if let Some(bias) = self.bias {
             let position = self.keys.len() - self.rows.len() + i;
             let by_key = &bias[bias.len() / 2 - position..][..self.keys.len()];
@@ -108,16 +133,20 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Writes dq (T, D); writes dk and dv (T, D), or adds to them what comes of another query head of the group.
+    /// Writes what is of the query head; writes dk and dv (T, D), or adds to them what comes of another head of the group.
     fn backward(
         &self,
         d_o: &[f32],
         [q, k, v]: [&[f32]; 3],
         o: &[f32],
         lse: &[f32],
-        [dq, dk, dv]: [&mut ViewMut<'_>; 3],
+        OfQuery { dq, d_by_query, d_by_key }: &mut OfQuery<'_>,
+        [dk, dv]: [&mut ViewMut<'_>; 2],
         add: bool,
     ) {
+        if let Some(all) = d_by_key {
+            (0..self.rows.len()).for_each(|j| all.row_mut(j).fill(0.0));
+        }
         let (t, d) = (self.rows.len(), self.d);
         let stride = t.next_multiple_of(LANES);
         let size = BLOCK.min(t) * stride;
@@ -152,12 +181,33 @@ impl<'a> Head<'a> {
                 // sum_k P_ik dP_ik = dO_i . O_i
                 let at = self.row_at(i) * d;
                 scores_gradient(&p[..t], &mut dp[..t], &d_o[at..at + d], &o[at..at + d], self.scale);
+                if let Some(all) = d_by_query {
+                    let row = all.row_mut(i);
+                    let first = row.len() / 2 - i;
+                    row.fill(0.0);
+                    row[first..first + t].copy_from_slice(&dp[..t]);
+                }
+                if let Some(all) = d_by_key {
+                    for (j, ds) in dp[..t].iter().enumerate() {
+                        let row = all.row_mut(j);
+                        row[row.len() / 2 + j - i] = *ds;
+                    }
+                }
             }
             let ds = View::strided(&dp, n, t, stride);
             gemm_serial(dq.rows_mut(rows), Onto::Nothing, 1.0, ds, k);
             gemm_serial(dk.rows_mut(self.all()), onto, 1.0, ds.t(), q);
         }
     }
+}
+
+/// The gradients of one query head in one sequence.
+struct OfQuery<'t> {
+    /// (T, D).
+    dq: ViewMut<'t>,
+    /// (T, 2 M - 1), as the next.
+    d_by_query: Option<ViewMut<'t>>,
+    d_by_key: Option<ViewMut<'t>>,
 }
 
 pub fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -185,20 +235,40 @@ pub fn backward(
     let (mut dq, mut dk, mut dv) = (Tensor::output(q.shape())?, Tensor::output(k.shape())?, Tensor::output(v.shape())?);
     let (d_o, qkv) = (d_o.as_slice()?, [q.as_slice()?, k.as_slice()?, v.as_slice()?]);
     let (o, lse) = (saved.o.as_slice()?, saved.lse.as_slice()?);
+    let like = |t: Option<&Tensor>| t.map(|t| Tensor::output(t.shape())).transpose();
+    let (mut d_by_query, mut d_by_key) = (like(call.by_query)?, like(call.by_key)?);
+    let mut by_query = by_head_or_none(call, &mut d_by_query)?;
+    let mut by_key = by_head_or_none(call, &mut d_by_key)?;
+    let mut of_queries: Vec<_> = by_head(call, dq.as_mut_slice()?, c, call.heads)
+        .into_iter()
+        .map(|dq| OfQuery { dq, d_by_query: by_query.next(), d_by_key: by_key.next() })
+        .collect();
     // A task is one key head with all query heads of its group.
-    let mut of_queries = by_head(call, dq.as_mut_slice()?, c, call.heads);
     let parts = of_queries
         .par_chunks_mut(group)
         .zip(by_head(call, dk.as_mut_slice()?, kv_c, call.kv_heads))
         .zip(by_head(call, dv.as_mut_slice()?, kv_c, call.kv_heads));
     parts.enumerate().try_for_each(|(i, ((of_group, mut dk), mut dv))| {
-        for (member, dq) in of_group.iter_mut().enumerate() {
+        for (member, of_query) in of_group.iter_mut().enumerate() {
             let head = head_at(call, c, i * group + member)?;
-            head.backward(d_o, qkv, o, lse, [dq, &mut dk, &mut dv], member > 0);
+            head.backward(d_o, qkv, o, lse, of_query, [&mut dk, &mut dv], member > 0);
         }
         Ok::<_, crate::Error>(())
     })?;
-    Ok(Gradients { dq, dk, dv })
+    drop((of_queries, by_query, by_key));
+    Ok(Gradients { dq, dk, dv, d_by_query, d_by_key })
+}
+
+/// [`by_head`] of the query heads of a tensor that may not be there.
+fn by_head_or_none<'t>(call: &Attention<'_>, t: &'t mut Option<Tensor>) -> Result<std::vec::IntoIter<ViewMut<'t>>> {
+    Ok(match t {
+        Some(t) => {
+            let width = t.cols();
+            by_head(call, t.as_mut_slice()?, width, call.heads)
+        }
+        None => Vec::new(),
+    }
+    .into_iter())
 }
 
 /// The part of each of `heads` heads of each sequence, head by head.

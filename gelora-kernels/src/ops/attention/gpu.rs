@@ -39,6 +39,8 @@ struct Plan {
     causal: bool,
     windowed: bool,
     biased: bool,
+    by_query: bool,
+    by_key: bool,
     dropped: bool,
 }
 
@@ -52,8 +54,18 @@ impl Plan {
             return Err(Error::Unsupported { op: "attention", device: R::KIND, what });
         };
         let (heads, group) = (call.heads, call.heads / call.kv_heads);
-        let (windowed, biased, dropped) = (call.window.is_some(), call.bias.is_some(), call.dropout.is_some());
-        Ok(Self { block, d, group, heads, causal: call.causal, windowed, biased, dropped })
+        Ok(Self {
+            block,
+            d,
+            group,
+            heads,
+            causal: call.causal,
+            windowed: call.window.is_some(),
+            biased: call.bias.is_some(),
+            by_query: call.by_query.is_some(),
+            by_key: call.by_key.is_some(),
+            dropped: call.dropout.is_some(),
+        })
     }
 
     /// Rows of a block that a unit has.
@@ -248,6 +260,45 @@ fn bias_of(bias: &Array<f32>, position: usize, head: usize, key: usize, seen: bo
         }
     }
     value
+}
+
+/// What A and B add to the product of a query row and a key that it sees; both count rows of the batch.
+#[cube]
+fn by_distance(added: &ByDistance, row: usize, head: usize, key: usize, seen: bool, #[comptime] plan: Plan) -> f32 {
+    let mut value = 0.0f32;
+    if comptime!(plan.by_query) {
+        if seen {
+            value += added.by_query[distance_at(row, row, head, key, added.width, plan)];
+        }
+    }
+    if comptime!(plan.by_key) {
+        if seen {
+            value += added.by_key[distance_at(key, row, head, key, added.width, plan)];
+        }
+    }
+    value
+}
+
+/// Where the score of a query row and a key reads row `of` of A or B.
+#[cube]
+fn distance_at(of: usize, row: usize, head: usize, key: usize, width: usize, #[comptime] plan: Plan) -> usize {
+    (of * comptime!(plan.heads) + head) * width + key + width / 2 - row
+}
+
+/// A and B, or any memory in place of one that is not there.
+#[derive(CubeType, CubeLaunch)]
+struct ByDistance {
+    by_query: Array<f32>,
+    by_key: Array<f32>,
+    /// Columns of a head.
+    width: usize,
+}
+
+/// A and B as a kernel takes them.
+fn distances<R: Backend>(op: &'static str, call: &Attention<'_>, other: &crate::Tensor) -> Result<ByDistanceLaunch<R>> {
+    let width = call.by_query.or(call.by_key).map_or(0, |t| t.cols() / call.heads);
+    let arg = |t: Option<&crate::Tensor>| Ok::<_, Error>(t.unwrap_or(other).gpu(op)?.arg());
+    Ok(ByDistanceLaunch::new(arg(call.by_query)?, arg(call.by_key)?, width))
 }
 
 /// What P of a row, a head and a key is multiplied by.

@@ -21,11 +21,22 @@ pub struct Shape {
     pub window: Option<usize>,
     /// What is added to the scores, by head and by distance j - i, from 1 - M to M - 1; none if it is empty.
     pub bias: Vec<f64>,
+    /// A and B, each empty if there is none.
+    pub by_distance: [Vec<f64>; 2],
 }
+
+/// (dq, dk, dv), and the gradients of A and B.
+pub type Gradients = ([Vec<f64>; 3], [Vec<f64>; 2]);
 
 impl Shape {
     fn probabilities(&self, q: &[f64], k: &[f64], i: usize, h: usize, rows: &[(usize, isize)]) -> (Vec<f64>, f64) {
-        let score = |&(j, distance): &(usize, isize)| self.scale * self.dot(q, i, k, j, h) + self.bias(h, distance);
+        let score = |&(j, distance): &(usize, isize)| {
+            let added: f64 = (0..2)
+                .filter(|which| !self.by_distance[*which].is_empty())
+                .map(|which| self.by_distance[which][self.distance_at(which, i, j, h, distance)])
+                .sum();
+            self.scale * (self.dot(q, i, k, j, h) + added) + self.bias(h, distance)
+        };
         let scores: Vec<f64> = rows.iter().map(score).collect();
         let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - peak).exp()).sum();
@@ -46,6 +57,14 @@ impl Shape {
     /// Row i of a query-like matrix times row j of a key-like one.
     fn dot(&self, a: &[f64], i: usize, b: &[f64], j: usize, h: usize) -> f64 {
         (0..self.head_size).map(|d| a[self.at(i, h, d)] * b[self.kv_at(j, h, d)]).sum()
+    }
+
+    /// Where the score of query i and key j reads A (0) or B (1).
+    fn distance_at(&self, which: usize, i: usize, j: usize, h: usize, distance: isize) -> usize {
+        let rows = self.starts[self.starts.len() - 1];
+        let width = self.by_distance[which].len() / (rows * self.heads);
+        let row = if which == 0 { i } else { j };
+        (row * self.heads + h) * width + (distance + (width / 2) as isize) as usize
     }
 
     fn bias(&self, h: usize, distance: isize) -> f64 {
@@ -92,7 +111,7 @@ impl Shape {
         (o, lse)
     }
 
-    /// (dq, dk, dv).
+    /// The gradients of everything but the bias.
     pub fn backward(
         &self,
         d_o: &[f64],
@@ -100,15 +119,19 @@ impl Shape {
         k: &[f64],
         v: &[f64],
         mask: impl Fn(usize, usize, usize) -> f64,
-    ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    ) -> Gradients {
+        let mut d_by_distance = self.by_distance.each_ref().map(|t| vec![0.0; t.len()]);
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         self.each_row(|i, h, first, rows| {
             let (p, _) = self.probabilities(q, k, i, h, &rows);
             let dp: Vec<f64> =
                 rows.iter().map(|(row, _)| self.dot(d_o, i, v, *row, h) * mask(i, h, row - first)).collect();
             let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
-            for (j, (row, _)) in rows.into_iter().enumerate() {
+            for (j, (row, distance)) in rows.into_iter().enumerate() {
                 let ds = p[j] * (dp[j] - mean) * self.scale;
+                for (which, d) in d_by_distance.iter_mut().enumerate().filter(|(_, d)| !d.is_empty()) {
+                    d[self.distance_at(which, i, row, h, distance)] += ds;
+                }
                 for d in 0..self.head_size {
                     let (here, there) = (self.at(i, h, d), self.kv_at(row, h, d));
                     dq[here] += ds * k[there];
@@ -117,6 +140,6 @@ impl Shape {
                 }
             }
         });
-        (dq, dk, dv)
+        ([dq, dk, dv], d_by_distance)
     }
 }

@@ -31,6 +31,7 @@ fn gradients_of_scores(
     lse: &Array<f32>,
     delta: &Array<f32>,
     bias: &Array<f32>,
+    added: &ByDistance,
     dropped: &mut SharedMemory<f32>,
     ds: &mut SharedMemory<f32>,
     dropout: &Mask,
@@ -62,8 +63,8 @@ fn gradients_of_scores(
             let mut p = 0.0f32;
             let seen = row + r < end && sees(row + r, first + c, end, window, plan);
             if seen {
-                let added = bias_of(bias, row + r, head, first + c, seen, plan);
-                p = exp(scale * s[comptime!(i * n + j)] + added - row_lse);
+                let product = s[comptime!(i * n + j)] + by_distance(added, row + r, head, first + c, seen, plan);
+                p = exp(scale * product + bias_of(bias, row + r, head, first + c, seen, plan) - row_lse);
             }
             let kept = kept(dropout, row + r, head, first - start + c, longest, plan);
             if comptime!(want_dropped) {
@@ -72,6 +73,50 @@ fn gradients_of_scores(
             ds[r * pitch + c] = scale * p * (dp[comptime!(i * n + j)] * kept - row_delta);
         }
     }
+}
+
+/// Copies dS of one pair of blocks to where their scores read A, or B if it is by key.
+#[cube]
+#[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
+fn store_by_distance(
+    ds: &SharedMemory<f32>,
+    out: &mut Array<f32>,
+    width: usize,
+    #[comptime] of_key: bool,
+    row: usize,
+    first: usize,
+    end: usize,
+    head: usize,
+    #[comptime] plan: Plan,
+) {
+    let block = comptime!(plan.block);
+    for at in range_stepped(UNIT_POS as usize, comptime!(block * block), comptime!(UNITS)) {
+        let r = row + at / block;
+        let c = first + at % block;
+        if r < end && c < end {
+            let mut of = r;
+            if comptime!(of_key) {
+                of = c;
+            }
+            out[distance_at(of, r, head, c, width, plan)] = ds[at / block * comptime!(plan.block + 1) + at % block];
+        }
+    }
+}
+
+/// Scores that no row sees are not visited: their gradients stay 0.
+#[cube(launch)]
+fn zero_kernel(out: &mut Array<f32>) {
+    if ABSOLUTE_POS < out.len() {
+        out[ABSOLUTE_POS] = 0.0f32;
+    }
+}
+
+fn zeros_like<R: Backend>(gpu: &Gpu<R>, op: &'static str, like: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let Some(like) = like else { return Ok(None) };
+    let out = gpu.output(like.shape())?;
+    let units = CubeDim::new_1d(ELEMENTWISE_UNITS);
+    zero_kernel::launch::<R>(gpu.client(), elementwise(like.len()), units, out.gpu(op)?.arg());
+    Ok(Some(out))
 }
 
 #[cube(launch)]
@@ -84,8 +129,11 @@ fn d_query_kernel(
     lse: &Array<f32>,
     delta: &Array<f32>,
     bias: &Array<f32>,
+    added: &ByDistance,
     blocks: &Array<u32>,
     dq: &mut Array<f32>,
+    d_by_query: &mut Array<f32>,
+    d_by_key: &mut Array<f32>,
     dropout: &Mask,
     count: usize,
     longest: usize,
@@ -123,6 +171,7 @@ fn d_query_kernel(
                 lse,
                 delta,
                 bias,
+                added,
                 &mut unused,
                 &mut ds,
                 dropout,
@@ -138,6 +187,12 @@ fn d_query_kernel(
                 plan,
             );
             sync_cube();
+            if comptime!(plan.by_query) {
+                store_by_distance(&ds, d_by_query, added.width, false, row, first, end, head, plan);
+            }
+            if comptime!(plan.by_key) {
+                store_by_distance(&ds, d_by_key, added.width, true, row, first, end, head, plan);
+            }
             accumulate(&mut sums, &ds, &keys, false, plan);
         }
         store(&sums, dq, row, end, head, plan.heads, plan);
@@ -154,6 +209,7 @@ fn d_key_value_kernel(
     lse: &Array<f32>,
     delta: &Array<f32>,
     bias: &Array<f32>,
+    added: &ByDistance,
     blocks: &Array<u32>,
     dk: &mut Array<f32>,
     dv: &mut Array<f32>,
@@ -206,6 +262,7 @@ fn d_key_value_kernel(
                     lse,
                     delta,
                     bias,
+                    added,
                     &mut dropped,
                     &mut ds,
                     dropout,
@@ -252,6 +309,12 @@ pub fn backward<R: Backend>(
     let plan = Plan::new(gpu, call, d, 4, 1)?;
     let (list, count) = blocks(gpu, call, plan.block);
     let dq = gpu.output(q.shape())?;
+    let (d_by_query, d_by_key) = (zeros_like(gpu, OP, call.by_query)?, zeros_like(gpu, OP, call.by_key)?);
+    let unused = gpu.scratch(1)?;
+    let arg = |t: &Option<Tensor>| match t {
+        Some(t) => Ok::<_, Error>(t.gpu(OP)?.arg()),
+        None => Ok(unused.arg()),
+    };
     d_query_kernel::launch::<R>(
         gpu.client(),
         cubes(count * call.heads),
@@ -263,8 +326,11 @@ pub fn backward<R: Backend>(
         saved.lse.gpu(OP)?.arg(),
         delta.arg(),
         bias(OP, call, q)?.arg(),
+        distances(OP, call, q)?,
         list.arg(),
         dq.gpu(OP)?.arg(),
+        arg(&d_by_query)?,
+        arg(&d_by_key)?,
         mask(call.dropout),
         count * call.heads,
         call.sequences.longest(),
@@ -286,6 +352,7 @@ pub fn backward<R: Backend>(
         saved.lse.gpu(OP)?.arg(),
         delta.arg(),
         bias(OP, call, q)?.arg(),
+        distances(OP, call, q)?,
         list.arg(),
         dk.gpu(OP)?.arg(),
         dv.gpu(OP)?.arg(),
@@ -296,5 +363,5 @@ pub fn backward<R: Backend>(
         call.scale,
         plan,
     );
-    Ok(Gradients { dq, dk, dv })
+    Ok(Gradients { dq, dk, dv, d_by_query, d_by_key })
 }

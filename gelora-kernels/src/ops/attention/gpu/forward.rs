@@ -14,6 +14,7 @@ fn forward_kernel(
     k: &Array<f32>,
     v: &Array<f32>,
     bias: &Array<f32>,
+    added: &ByDistance,
     blocks: &Array<u32>,
     o: &mut Array<f32>,
     lse: &mut Array<f32>,
@@ -68,8 +69,9 @@ fn forward_kernel(
                     let r = unit_y + comptime!(i * SIDE);
                     let c = unit_x + comptime!(j * SIDE);
                     let seen = sees(position + r, first + c, key_end, window, plan);
-                    let score =
-                        scale * s[comptime!(i * n + j)] + bias_of(bias, position + r, head, first + c, seen, plan);
+                    let product = s[comptime!(i * n + j)]
+                        + by_distance(added, row + r, head, first + c, seen && row + r < end, plan);
+                    let score = scale * product + bias_of(bias, position + r, head, first + c, seen, plan);
                     let score = select(seen, score, UNSEEN);
                     weights[r * pitch + c] = score;
                 }
@@ -144,6 +146,7 @@ pub fn forward<R: Backend>(
         k.gpu(OP)?.arg(),
         v.gpu(OP)?.arg(),
         bias(OP, call, q)?.arg(),
+        distances(OP, call, q)?,
         list.arg(),
         o.gpu(OP)?.arg(),
         lse.gpu(OP)?.arg(),
