@@ -4,12 +4,14 @@ use gelora_kernels::ops::rotary::{self, Angles};
 use gelora_kernels::ops::{add, attention, concat};
 use gelora_kernels::{Offsets, Tensor};
 
-use crate::Result;
 use crate::block::Sublayer;
+use crate::disentangled::{Added, Disentangled, Projected};
 use crate::generate::Cache;
 use crate::linear::{Grads, Linear, Saved as LinearSaved};
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{Pass, Site};
+use crate::position::Distances;
+use crate::{Config, Result};
 
 /// What all blocks of a pass share.
 pub(crate) struct Context<'a> {
@@ -19,6 +21,8 @@ pub(crate) struct Context<'a> {
     pub angles: Vec<Angles>,
     /// The bias by distance, if the model has one.
     pub bias: Option<Tensor>,
+    /// The embeddings of distances, if the model has them.
+    pub distances: Option<Distances<'a>>,
     /// Keys and values of tokens before these, while generating.
     pub cache: Option<&'a RefCell<Cache>>,
 }
@@ -41,6 +45,8 @@ pub(crate) struct Attention {
     pub norms: Option<[Norm; 2]>,
     /// Which of the model's rotations turns queries and keys.
     pub rope: Option<usize>,
+    /// What distances add to the scores.
+    pub disentangled: Option<Disentangled>,
     pub dropout: f32,
 }
 
@@ -50,17 +56,39 @@ pub(crate) struct Saved {
     v: Tensor,
     projections: Vec<LinearSaved>,
     norms: Option<[NormSaved; 2]>,
+    distances: Option<Projected>,
     output: LinearSaved,
     core: attention::Saved,
 }
 
 impl Attention {
+    /// Attention with these maps and nothing beside them.
+    pub fn new(c: &Config, layer: usize, projections: Vec<Linear>, output: Linear) -> Self {
+        Self {
+            layer,
+            projections,
+            output,
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_size: c.head_size,
+            scale: 1.0 / (c.head_size as f32).sqrt(),
+            causal: c.causal,
+            window: None,
+            norms: None,
+            rope: None,
+            disentangled: None,
+            dropout: c.attention_dropout,
+        }
+    }
+
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.projections.iter().chain([&self.output])
+        let of_distances = self.disentangled.iter().flat_map(Disentangled::linears);
+        self.projections.iter().chain(of_distances).chain([&self.output])
     }
 
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.projections.iter_mut().chain([&mut self.output])
+        let of_distances = self.disentangled.iter_mut().flat_map(Disentangled::linears_mut);
+        self.projections.iter_mut().chain(of_distances).chain([&mut self.output])
     }
 
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
@@ -113,7 +141,12 @@ impl Attention {
         Ok(dx)
     }
 
-    fn call<'a>(&self, context: &'a Context<'_>, keys: Option<&'a Offsets>) -> attention::Attention<'a> {
+    fn call<'a>(
+        &self,
+        context: &'a Context<'_>,
+        keys: Option<&'a Offsets>,
+        added: &'a Added,
+    ) -> attention::Attention<'a> {
         attention::Attention {
             keys,
             kv_heads: self.kv_heads,
@@ -121,6 +154,8 @@ impl Attention {
             causal: self.causal,
             window: self.window,
             bias: context.bias.as_ref(),
+            by_query: added.by_query.as_ref(),
+            by_key: added.by_key.as_ref(),
             dropout: context.pass.dropout(Site::AttentionProbabilities, self.layer, self.dropout),
             ..attention::Attention::new(context.sequences, self.heads, self.head_size)
         }
@@ -157,9 +192,15 @@ impl Sublayer for Attention {
             (k, v) = cache.extend(self.layer, k, v)?;
             keys = Some(Offsets::from_lengths(&[k.rows()])?);
         }
-        let (o, core) = self.call(context, keys.as_ref()).forward(&q, &k, &v)?;
+        let (mut distances, mut added) = (None, Added::default());
+        if let Some((disentangled, of_batch)) = self.disentangled.as_ref().zip(context.distances.as_ref()) {
+            let projected = disentangled.project(&self.projections, of_batch, context.pass, self.layer)?;
+            (added, distances) = (projected.added(&q, &k, self.heads)?, Some(projected));
+        }
+        let (o, core) = self.call(context, keys.as_ref(), &added).forward(&q, &k, &v)?;
+        drop(added);
         let (y, output) = self.output.forward(&o, context.pass)?;
-        Ok((y, Saved { q, k, v, projections, norms, output, core }))
+        Ok((y, Saved { q, k, v, projections, norms, distances, output, core }))
     }
 
     fn backward(
@@ -171,8 +212,15 @@ impl Sublayer for Attention {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let d_o = self.output.backward(dy, saved.output, grads)?;
-        let attention::Gradients { mut dq, mut dk, dv } =
-            self.call(context, None).backward(&d_o, &saved.q, &saved.k, &saved.v, saved.core)?;
+        let (q, k) = (&saved.q, &saved.k);
+        let added = saved.distances.as_ref().map(|projected| projected.added(q, k, self.heads)).transpose()?;
+        let added = added.unwrap_or_default();
+        let mut g = self.call(context, None, &added).backward(&d_o, q, k, &saved.v, saved.core)?;
+        drop((added, d_o));
+        if let Some((disentangled, projected)) = self.disentangled.as_ref().zip(saved.distances) {
+            disentangled.backward(&self.projections, projected, [q, k], self.heads, &mut g, grads)?;
+        }
+        let attention::Gradients { mut dq, mut dk, dv, .. } = g;
         if let Some(rope) = self.rope {
             let angles = &context.angles[rope];
             (dq, dk) = (rotary::backward(&dq, angles)?, rotary::backward(&dk, angles)?);

@@ -4,6 +4,7 @@ use gelora_kernels::ops::dropout::Dropout;
 
 use crate::Result;
 use crate::attention::{Attention, Context};
+use crate::convolution::Convolution;
 use crate::linear::{Grads, Linear};
 use crate::mlp::Mlp;
 use crate::norm::{Norm, Saved as NormSaved};
@@ -36,11 +37,12 @@ pub(crate) struct Half<S> {
     pub dropout: f32,
 }
 
-/// One transformer block: attention, then the MLP.
+/// One transformer block: attention, then the MLP, and in a few models a convolution beside both.
 pub(crate) struct Block {
     pub index: usize,
     pub attention: Half<Attention>,
     pub mlp: Half<Mlp>,
+    pub convolution: Option<Convolution>,
 }
 
 /// What the backward pass of a half needs.
@@ -52,12 +54,17 @@ pub(crate) struct HalfSaved<T> {
     last: Option<NormSaved>,
 }
 
-type Halves = (HalfSaved<<Attention as Sublayer>::Saved>, HalfSaved<<Mlp as Sublayer>::Saved>);
+/// What the backward pass of a block needs.
+pub(crate) struct Parts {
+    attention: HalfSaved<<Attention as Sublayer>::Saved>,
+    mlp: HalfSaved<<Mlp as Sublayer>::Saved>,
+    convolution: Option<NormSaved>,
+}
 
 /// What [`Block::backward`] needs.
 pub(crate) enum Saved {
     /// Everything.
-    Whole(Box<Halves>),
+    Whole(Box<Parts>),
     /// The block's input alone, from which the rest is computed again.
     Input(Tensor),
 }
@@ -135,21 +142,29 @@ impl Block {
         Ok(self.attention.forward(x, Site::AttentionOutput, self.index, context)?.0)
     }
 
-    /// y = MLP half of h.
-    pub fn mlp_half(&self, h: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        Ok(self.mlp.forward(h, Site::MlpOutput, self.index, context)?.0)
+    /// y = MLP half of h, and the convolution of the block's input x.
+    pub fn mlp_half(&self, x: &Tensor, h: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let y = self.mlp.forward(h, Site::MlpOutput, self.index, context)?.0;
+        Ok(self.convolve(x, y, context)?.0)
+    }
+
+    fn convolve(&self, x: &Tensor, y: Tensor, context: &Context<'_>) -> Result<(Tensor, Option<NormSaved>)> {
+        let Some(convolution) = &self.convolution else { return Ok((y, None)) };
+        let (y, saved) = convolution.forward(x, &y, context)?;
+        Ok((y, Some(saved)))
     }
 
     pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Saved)> {
-        let (y, halves) = self.halves(x, context)?;
+        let (y, parts) = self.parts(x, context)?;
         let recomputed = context.pass.recomputes();
-        Ok((y, if recomputed { Saved::Input(x.clone()) } else { Saved::Whole(Box::new(halves)) }))
+        Ok((y, if recomputed { Saved::Input(x.clone()) } else { Saved::Whole(Box::new(parts)) }))
     }
 
-    fn halves(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Halves)> {
+    fn parts(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Parts)> {
         let (h, attention) = self.attention.forward(x, Site::AttentionOutput, self.index, context)?;
         let (y, mlp) = self.mlp.forward(&h, Site::MlpOutput, self.index, context)?;
-        Ok((y, (attention, mlp)))
+        let (y, convolution) = self.convolve(x, y, context)?;
+        Ok((y, Parts { attention, mlp, convolution }))
     }
 
     /// dx, or None where nothing below wants it.
@@ -161,10 +176,16 @@ impl Block {
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let (attention, mlp) = match saved {
-            Saved::Whole(halves) => *halves,
-            Saved::Input(x) => self.halves(&x, context)?.1,
+        let Parts { attention, mlp, convolution } = match saved {
+            Saved::Whole(parts) => *parts,
+            Saved::Input(x) => self.parts(&x, context)?.1,
         };
+        let before;
+        let mut dy = dy;
+        if let Some((part, saved)) = self.convolution.as_ref().zip(convolution) {
+            before = part.norm.backward(dy, saved)?;
+            dy = &before;
+        }
         // Where attention has no adapter and nothing below wants dx, neither does it.
         let of_attention = self.attention.inner.linears().any(|linear| linear.lora.is_some());
         let Some(dh) = self.mlp.backward(dy, context, mlp, grads, want_dx || of_attention)? else {

@@ -54,6 +54,8 @@ pub struct Config {
     pub(crate) layer_kinds: Vec<LayerKind>,
     /// Whether the language-model head is the word embedding.
     pub(crate) tied: bool,
+    /// What DeBERTa's attention knows of distances.
+    pub(crate) deberta: Option<family::DebertaOptions>,
 }
 
 /// A rotation's inverse frequencies, scaled as the model scales them, and what its cosines and sines are multiplied by.
@@ -71,6 +73,36 @@ pub(crate) struct LayerKind {
 }
 
 impl Config {
+    /// The sizes under these keys ([C, L, H]) and the options that most families leave alone: heads split the channels,
+    /// attention sees every token, there is no dropout.
+    pub(crate) fn of_sizes(json: &Json, [hidden, layers, heads]: [&str; 3]) -> Result<Self> {
+        let (c, l, h) = (json.size(hidden)?, json.size(layers)?, json.size(heads)?);
+        Ok(Self {
+            family: String::new(),
+            causal: false,
+            vocabulary: json.size("vocab_size")?,
+            hidden: c,
+            layers: l,
+            heads: h,
+            kv_heads: h,
+            head_size: c / h,
+            intermediate: 4 * c,
+            max_positions: usize::MAX,
+            token_types: 0,
+            norm_eps: 1e-12,
+            activation: Activation::Gelu,
+            hidden_dropout: 0.0,
+            attention_dropout: 0.0,
+            head_dropout: 0.0,
+            labels: json.labels(),
+            eos: json.eos(),
+            ropes: Vec::new(),
+            layer_kinds: vec![LayerKind::default(); l],
+            tied: true,
+            deberta: None,
+        })
+    }
+
     /// Reads MODEL/config.json, or the metadata of a .gguf file.
     ///
     /// # Errors
@@ -271,10 +303,12 @@ impl Json {
             Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
             Some("relu") => Ok(Activation::Relu),
             Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("tanh") => Ok(Activation::Tanh),
             Some(other) => {
-                Err(self.error(format!("{key} = {other:?} is not supported; expected gelu, gelu_new, relu or silu")))
+                Err(self
+                    .error(format!("{key} = {other:?} is not supported; expected gelu, gelu_new, relu, silu or tanh")))
             }
-            None => Err(self.error(format!("the key {key} is missing; expected gelu, gelu_new, relu or silu"))),
+            None => Err(self.error(format!("the key {key} is missing; expected gelu, gelu_new, relu, silu or tanh"))),
         }
     }
 

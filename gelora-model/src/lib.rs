@@ -34,6 +34,8 @@ mod block;
 mod causal;
 mod classifier;
 mod config;
+mod convolution;
+mod disentangled;
 mod error;
 mod family;
 mod generate;

@@ -12,6 +12,8 @@ pub(crate) enum Site {
     MlpOutput,
     Lora,
     Head,
+    Convolution,
+    Distances,
 }
 
 /// How a forward pass runs: inference, or one step of training with its dropout masks.
@@ -19,6 +21,7 @@ pub(crate) enum Site {
 pub struct Pass {
     training: Option<(u64, u64)>,
     recompute: bool,
+    of_distances: bool,
 }
 
 impl Pass {
@@ -30,7 +33,7 @@ impl Pass {
     /// Training: dropout masks are drawn from the seed and the step. Steps that run several batches (gradient accumulation)
     /// count each of them.
     pub fn training(seed: u64, step: u64) -> Self {
-        Self { training: Some((seed, step)), recompute: false }
+        Self { training: Some((seed, step)), ..Self::default() }
     }
 
     /// The same pass with activation checkpointing: of each block the input alone is kept for backward, which computes the
@@ -39,13 +42,20 @@ impl Pass {
         Self { recompute: true, ..self }
     }
 
+    /// The same pass where modules are applied a second time, to distances rather than tokens: with masks of their own.
+    pub(crate) fn of_distances(self) -> Self {
+        Self { of_distances: true, ..self }
+    }
+
     pub(crate) fn recomputes(&self) -> bool {
         self.recompute
     }
 
     /// The key of a mask, or None in inference. `index` tells layers or modules apart.
     pub(crate) fn key(&self, site: Site, index: usize) -> Option<[u32; 2]> {
-        self.training.map(|(seed, step)| random::key(seed, &[step, site as u64, index as u64]))
+        let second: &[u64] = if self.of_distances { &[1] } else { &[] };
+        let key = |(seed, step)| random::key(seed, &[&[step, site as u64, index as u64], second].concat());
+        self.training.map(key)
     }
 
     /// Dropout at a place; None in inference or where p is 0.

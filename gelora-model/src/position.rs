@@ -82,6 +82,54 @@ impl RelativeBias {
     }
 }
 
+/// Embeddings of distances between tokens that attention projects (DeBERTa), after their norm.
+#[derive(Clone, Debug)]
+pub(crate) struct RelativeEmbedding {
+    /// (2 span, C): row span is for a token itself, the rows after it for keys that come before.
+    pub table: Tensor,
+    /// None where every distance up to the span has a row of its own.
+    pub buckets: Option<Buckets>,
+}
+
+/// How many buckets there are on each side, and the distance that falls into the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Buckets {
+    pub count: usize,
+    pub furthest: usize,
+}
+
+/// The distances of a batch: rows of the table in the order of columns of [`gelora_kernels::ops::attention`]'s terms.
+pub(crate) struct Distances<'a> {
+    pub table: &'a Tensor,
+    pub rows: Vec<u32>,
+}
+
+impl RelativeEmbedding {
+    /// Every distance within `longest` tokens, from that of the furthest key before a token on.
+    pub fn within(&self, longest: usize) -> Distances<'_> {
+        let (span, last) = (self.table.rows() as isize / 2, longest as isize - 1);
+        let row = |back: isize| {
+            let bucket = self.buckets.map_or(back, |buckets| buckets.of(back));
+            (bucket + span).clamp(0, 2 * span - 1) as u32
+        };
+        Distances { table: &self.table, rows: (-last..=last).map(|ahead| row(-ahead)).collect() }
+    }
+}
+
+impl Buckets {
+    /// Up to half of the buckets a distance is its own bucket, beyond they grow with its logarithm. Rounded in f32, as
+    /// transformers rounds.
+    fn of(self, back: isize) -> isize {
+        let (n, half) = (back.unsigned_abs(), self.count / 2);
+        if n <= half {
+            return back;
+        }
+        let range = (((self.furthest - 1) as f64 / half as f64) as f32).ln();
+        let far = (n as f32 / half as f32).ln() / range * (half - 1) as f32;
+        (far.ceil() as isize + half as isize) * back.signum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

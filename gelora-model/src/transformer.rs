@@ -14,7 +14,7 @@ use crate::generate::Cache;
 use crate::linear::{Grads, Linear, stored_on};
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{self, Pass, Site};
-use crate::position::{RelativeBias, Rope};
+use crate::position::{RelativeBias, RelativeEmbedding, Rope};
 use crate::weights::{self, Weights};
 use crate::{Batch, Config, Error, Result};
 
@@ -29,6 +29,7 @@ pub struct Transformer {
     last_norm: Option<Norm>,
     ropes: Vec<Rope>,
     bias: Option<RelativeBias>,
+    distances: Option<RelativeEmbedding>,
     pub(crate) pooler: Option<Linear>,
 }
 
@@ -94,9 +95,10 @@ impl Transformer {
 
     pub(crate) fn from_weights(config: Config, weights: &mut Weights) -> Result<Self> {
         let parts = family::load(&config, weights)?;
-        let family::Parts { prefix, tables, norm, blocks, last_norm, bias, pooler } = parts;
+        let family::Parts { prefix, tables, norm, blocks, last_norm, bias, distances, pooler } = parts;
         let ropes = config.ropes.iter().map(|rope| Rope::new(rope.frequencies.clone())).collect();
-        Ok(Self { config, device: Device::Cpu, prefix, tables, norm, blocks, last_norm, ropes, bias, pooler })
+        let device = Device::Cpu;
+        Ok(Self { config, device, prefix, tables, norm, blocks, last_norm, ropes, bias, distances, pooler })
     }
 
     /// Computes the products with frozen weights in f32 (the default) or bf16 from now on: bf16 rounds their factors, and sums
@@ -117,6 +119,10 @@ impl Transformer {
         self.linears_mut().try_for_each(|linear| linear.move_to(device))?;
         let of_blocks = self.blocks.iter_mut().flat_map(Block::norms_mut);
         of_blocks.chain(&mut self.norm).chain(&mut self.last_norm).try_for_each(|norm| norm.move_to(device))?;
+        self.blocks.iter_mut().filter_map(|block| block.convolution.as_mut()).try_for_each(|c| c.move_to(device))?;
+        if let Some(distances) = &mut self.distances {
+            distances.table = distances.table.to_device(device)?;
+        }
         let Tables { words, positions, types, .. } = &mut self.tables;
         for table in [words].into_iter().chain(positions.as_mut().map(|(table, _)| table)).chain(types) {
             *table = stored_on(table, device)?;
@@ -200,7 +206,7 @@ impl Transformer {
                 seen += 1;
                 visit(seen, &h)?;
             }
-            x = block.mlp_half(&h, &context)?;
+            x = block.mlp_half(&x, &h, &context)?;
             seen += 1;
             match &self.last_norm {
                 Some(norm) if block.index + 1 == self.blocks.len() => visit(seen, &norm.forward(&x, None)?.0)?,
@@ -211,11 +217,17 @@ impl Transformer {
     }
 
     /// What the blocks need to know of a batch.
-    fn context<'a>(&self, batch: &'a Batch, pass: &'a Pass, cache: Option<&'a RefCell<Cache>>) -> Result<Context<'a>> {
+    fn context<'a>(
+        &'a self,
+        batch: &'a Batch,
+        pass: &'a Pass,
+        cache: Option<&'a RefCell<Cache>>,
+    ) -> Result<Context<'a>> {
         let sequences = batch.sequences();
         let angles = self.ropes.iter().map(|rope| rope.at(batch.positions(), &self.device)).collect::<Result<_>>()?;
         let bias = self.bias.as_ref().map(|bias| bias.by_distance(sequences.longest(), &self.device)).transpose()?;
-        Ok(Context { pass, sequences, angles, bias, cache })
+        let distances = self.distances.as_ref().map(|distances| distances.within(sequences.longest()));
+        Ok(Context { pass, sequences, angles, bias, distances, cache })
     }
 
     fn embed(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {

@@ -180,6 +180,8 @@ families! {
     xlm_roberta: "xlm-roberta";
     distilbert: "distilbert";
     mpnet: "mpnet";
+    deberta_v3: "deberta";
+    deberta_v2_with_a_convolution: "deberta-conv";
     gpt2: "gpt2" check_lm;
     llama: "llama" check_lm;
     llama_with_tied_embeddings_and_llama3_rope: "llama-tied" check_lm;

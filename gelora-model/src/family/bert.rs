@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Parts, Tables, split_heads};
 use crate::attention::Attention;
 use crate::block::{Block, Half};
-use crate::config::{Json, LayerKind};
+use crate::config::Json;
 use crate::mlp::Mlp;
 use crate::weights::Weights;
 use crate::{Config, Result};
@@ -14,30 +14,28 @@ use crate::{Config, Result};
 pub fn bert(json: &Json) -> Result<Config> {
     json.only("position_embedding_type", &json!("absolute"))?;
     json.only("is_decoder", &json!(false))?;
-    let hidden_dropout = json.number("hidden_dropout_prob", 0.1)?;
-    let (heads, layers) = (json.size("num_attention_heads")?, json.size("num_hidden_layers")?);
+    let config = encoder(json)?;
     Ok(Config {
-        family: String::new(),
-        causal: false,
-        vocabulary: json.size("vocab_size")?,
-        hidden: json.size("hidden_size")?,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_size: split_heads(json, ["hidden_size", "num_attention_heads"])?,
+        token_types: json.size("type_vocab_size")?,
+        head_dropout: json.number("classifier_dropout", config.hidden_dropout.into())?,
+        ..config
+    })
+}
+
+/// What encoders say by BERT's keys.
+pub fn encoder(json: &Json) -> Result<Config> {
+    let sizes = ["hidden_size", "num_hidden_layers", "num_attention_heads"];
+    let hidden_dropout = json.number("hidden_dropout_prob", 0.1)?;
+    split_heads(json, [sizes[0], sizes[2]])?;
+    Ok(Config {
         intermediate: json.size("intermediate_size")?,
         max_positions: json.size("max_position_embeddings")?,
-        token_types: json.size("type_vocab_size")?,
         norm_eps: json.number("layer_norm_eps", 1e-12)?,
         activation: json.activation("hidden_act")?,
         hidden_dropout,
         attention_dropout: json.number("attention_probs_dropout_prob", 0.1)?,
-        head_dropout: json.number("classifier_dropout", hidden_dropout.into())?,
-        labels: json.labels(),
-        eos: json.eos(),
-        ropes: Vec::new(),
-        layer_kinds: vec![LayerKind::default(); layers],
-        tied: true,
+        head_dropout: hidden_dropout,
+        ..Config::of_sizes(json, sizes)?
     })
 }
 
@@ -75,7 +73,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     };
     let blocks = (0..c.layers).map(|l| names.block(c, w, l, &format!("encoder.layer.{l}"))).collect::<Result<_>>()?;
     let pooler = if w.has("pooler.dense.weight") { Some(w.linear("pooler.dense", c.hidden, c.hidden)?) } else { None };
-    Ok(Parts { prefix, tables, norm, blocks, last_norm: None, bias: None, pooler })
+    Ok(Parts { norm, pooler, ..Parts::new(prefix, tables, blocks) })
 }
 
 /// What a family with BERT's blocks calls their parts.
@@ -94,24 +92,12 @@ impl Names {
     /// BERT's block: attention over all tokens, a norm after each half.
     pub fn block(&self, c: &Config, w: &mut Weights, layer: usize, at: &str) -> Result<Block> {
         let at = |module: &str| format!("{at}.{module}");
-        let attention = Attention {
-            layer,
-            projections: vec![
-                w.linear(&at(self.query), c.hidden, c.hidden)?,
-                w.linear(&at(self.key), c.hidden, c.hidden)?,
-                w.linear(&at(self.value), c.hidden, c.hidden)?,
-            ],
-            output: w.linear(&at(self.output), c.hidden, c.hidden)?,
-            heads: c.heads,
-            kv_heads: c.heads,
-            head_size: c.head_size,
-            scale: 1.0 / (c.head_size as f32).sqrt(),
-            causal: false,
-            window: None,
-            norms: None,
-            rope: None,
-            dropout: c.attention_dropout,
-        };
+        let projections = vec![
+            w.linear(&at(self.query), c.hidden, c.hidden)?,
+            w.linear(&at(self.key), c.hidden, c.hidden)?,
+            w.linear(&at(self.value), c.hidden, c.hidden)?,
+        ];
+        let attention = Attention::new(c, layer, projections, w.linear(&at(self.output), c.hidden, c.hidden)?);
         let attention_norm = w.layer_norm(&at(self.attention_norm), c.hidden, c.norm_eps)?;
         let mlp = Mlp {
             gate: None,
@@ -121,10 +107,8 @@ impl Names {
         };
         let mlp_norm = w.layer_norm(&at(self.mlp_norm), c.hidden, c.norm_eps)?;
         let dropout = c.hidden_dropout;
-        Ok(Block {
-            index: layer,
-            attention: Half { before: None, inner: attention, after: None, last: Some(attention_norm), dropout },
-            mlp: Half { before: None, inner: mlp, after: None, last: Some(mlp_norm), dropout },
-        })
+        let attention = Half { before: None, inner: attention, after: None, last: Some(attention_norm), dropout };
+        let mlp = Half { before: None, inner: mlp, after: None, last: Some(mlp_norm), dropout };
+        Ok(Block { index: layer, attention, mlp, convolution: None })
     }
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::bert::Names;
 use super::{Parts, Tables, split_heads};
-use crate::config::{Json, LayerKind};
+use crate::config::Json;
 use crate::weights::Weights;
 use crate::{Config, Result};
 
@@ -14,29 +14,17 @@ const EPS: f32 = 1e-12;
 pub fn config(json: &Json) -> Result<Config> {
     json.only("sinusoidal_pos_embds", &json!(false))?;
     json.get("qa_dropout");
-    let (heads, layers) = (json.size("n_heads")?, json.size("n_layers")?);
+    let sizes = ["dim", "n_layers", "n_heads"];
+    split_heads(json, [sizes[0], sizes[2]])?;
     Ok(Config {
-        family: String::new(),
-        causal: false,
-        vocabulary: json.size("vocab_size")?,
-        hidden: json.size("dim")?,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_size: split_heads(json, ["dim", "n_heads"])?,
         intermediate: json.size("hidden_dim")?,
         max_positions: json.size("max_position_embeddings")?,
-        token_types: 0,
         norm_eps: EPS,
         activation: json.activation("activation")?,
         hidden_dropout: json.number("dropout", 0.1)?,
         attention_dropout: json.number("attention_dropout", 0.1)?,
         head_dropout: json.number("seq_classif_dropout", 0.2)?,
-        labels: json.labels(),
-        eos: json.eos(),
-        ropes: Vec::new(),
-        layer_kinds: vec![LayerKind::default(); layers],
-        tied: true,
+        ..Config::of_sizes(json, sizes)?
     })
 }
 
@@ -66,5 +54,5 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         block.attention.dropout = 0.0; // this family has none there
         blocks.push(block);
     }
-    Ok(Parts { prefix: "distilbert.", tables, norm, blocks, last_norm: None, bias: None, pooler: None })
+    Ok(Parts { norm, ..Parts::new("distilbert.", tables, blocks) })
 }

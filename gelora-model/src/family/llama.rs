@@ -15,32 +15,19 @@ use crate::{Config, Result};
 
 /// What all of them say alike.
 fn common(json: &Json) -> Result<Config> {
-    let (hidden, heads) = (json.size("hidden_size")?, json.size("num_attention_heads")?);
-    let layers = json.size("num_hidden_layers")?;
-    let head_size = json.size_or("head_dim", hidden / heads)?;
+    let config = Config::of_sizes(json, ["hidden_size", "num_hidden_layers", "num_attention_heads"])?;
     json.number("rope_theta", 0.0)?; // read where the rotations are
     Ok(Config {
-        family: String::new(),
         causal: true,
-        vocabulary: json.size("vocab_size")?,
-        hidden,
-        layers,
-        heads,
-        kv_heads: json.size_or("num_key_value_heads", heads)?,
-        head_size,
+        kv_heads: json.size_or("num_key_value_heads", config.heads)?,
+        head_size: json.size_or("head_dim", config.head_size)?,
         intermediate: json.size("intermediate_size")?,
         max_positions: json.size("max_position_embeddings")?,
-        token_types: 0,
         norm_eps: json.number("rms_norm_eps", 1e-6)?,
         activation: if json.text("hidden_act").is_some() { json.activation("hidden_act")? } else { Activation::Silu },
-        hidden_dropout: 0.0,
         attention_dropout: json.number("attention_dropout", 0.0)?,
-        head_dropout: 0.0,
-        labels: json.labels(),
-        eos: json.eos(),
-        ropes: Vec::new(),
-        layer_kinds: vec![LayerKind::default(); layers],
         tied: json.flag("tie_word_embeddings", false)?,
+        ..config
     })
 }
 
@@ -183,24 +170,15 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
             false => None,
         };
         let factor = c.ropes[kind.rope].factor;
-        let attention = Attention {
-            layer: l,
-            projections: vec![
-                w.linear_with(&at("self_attn.q_proj"), c.hidden, wide, biased)?,
-                w.linear_with(&at("self_attn.k_proj"), c.hidden, narrow, biased)?,
-                w.linear_with(&at("self_attn.v_proj"), c.hidden, narrow, biased)?,
-            ],
-            output: w.linear_with(&at("self_attn.o_proj"), wide, c.hidden, false)?,
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_size: c.head_size,
-            scale: factor * factor / (c.head_size as f32).sqrt(),
-            causal: true,
-            window: kind.window,
-            norms,
-            rope: Some(kind.rope),
-            dropout: c.attention_dropout,
-        };
+        let projections = vec![
+            w.linear_with(&at("self_attn.q_proj"), c.hidden, wide, biased)?,
+            w.linear_with(&at("self_attn.k_proj"), c.hidden, narrow, biased)?,
+            w.linear_with(&at("self_attn.v_proj"), c.hidden, narrow, biased)?,
+        ];
+        let output = w.linear_with(&at("self_attn.o_proj"), wide, c.hidden, false)?;
+        let plain = Attention::new(c, l, projections, output);
+        let scale = factor * factor * plain.scale;
+        let attention = Attention { scale, window: kind.window, norms, rope: Some(kind.rope), ..plain };
         let mlp = Mlp {
             gate: Some(w.linear_with(&at("mlp.gate_proj"), c.hidden, c.intermediate, false)?),
             up: w.linear_with(&at("mlp.up_proj"), c.hidden, c.intermediate, false)?,
@@ -217,12 +195,11 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
             false => (None, between, None),
         };
         let dropout = 0.0;
-        blocks.push(Block {
-            index: l,
-            attention: Half { before: before_attention, inner: attention, after: after_attention, last: None, dropout },
-            mlp: Half { before: before_mlp, inner: mlp, after: after_mlp, last: None, dropout },
-        });
+        let attention =
+            Half { before: before_attention, inner: attention, after: after_attention, last: None, dropout };
+        let mlp = Half { before: before_mlp, inner: mlp, after: after_mlp, last: None, dropout };
+        blocks.push(Block { index: l, attention, mlp, convolution: None });
     }
     let last_norm = Some(w.rms_norm("norm", c.hidden, c.norm_eps, offset)?);
-    Ok(Parts { prefix: "model.", tables, norm: None, blocks, last_norm, bias: None, pooler: None })
+    Ok(Parts { last_norm, ..Parts::new("model.", tables, blocks) })
 }

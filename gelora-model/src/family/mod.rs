@@ -1,6 +1,7 @@
 //! One file a family: config.json and weight names in, [`Config`] and modules out.
 
 mod bert;
+mod deberta;
 mod distilbert;
 mod gpt2;
 mod llama;
@@ -15,9 +16,10 @@ use crate::config::Json;
 use crate::head::{Dense, HeadKind};
 use crate::linear::Linear;
 use crate::norm::Norm;
-use crate::position::RelativeBias;
+use crate::position::{RelativeBias, RelativeEmbedding};
 use crate::weights::Weights;
 use crate::{Config, Result};
+pub(crate) use deberta::Options as DebertaOptions;
 
 /// What is known of a family.
 pub(crate) struct Family {
@@ -42,6 +44,8 @@ const ON_LAST: HeadKind =
 const BERT: HeadKind = on_first(Dense::Pooler, Activation::Tanh, "classifier");
 const ROBERTA: HeadKind =
     on_first(Dense::Trained { name: "classifier.dense", dropped: true }, Activation::Tanh, "classifier.out_proj");
+const DEBERTA: HeadKind =
+    on_first(Dense::Trained { name: "pooler.dense", dropped: false }, Activation::Gelu, "classifier");
 const DISTILBERT: HeadKind =
     on_first(Dense::Trained { name: "pre_classifier", dropped: false }, Activation::Relu, "classifier");
 
@@ -52,6 +56,7 @@ const FAMILIES: &[Family] = &[
     family("xlm-roberta", ["XLMRobertaForSequenceClassification", ""], bert::roberta, bert::load, ROBERTA),
     family("distilbert", ["DistilBertForSequenceClassification", ""], distilbert::config, distilbert::load, DISTILBERT),
     family("mpnet", ["MPNetForSequenceClassification", ""], mpnet::config, mpnet::load, ROBERTA),
+    family("deberta-v2", ["DebertaV2ForSequenceClassification", ""], deberta::config, deberta::load, DEBERTA),
     family("gpt2", ["GPT2ForSequenceClassification", "GPT2LMHeadModel"], gpt2::config, gpt2::load, ON_LAST),
     family("llama", ["LlamaForSequenceClassification", "LlamaForCausalLM"], llama::llama, llama::load, ON_LAST),
     family("mistral", ["MistralForSequenceClassification", "MistralForCausalLM"], llama::mistral, llama::load, ON_LAST),
@@ -87,8 +92,16 @@ pub(crate) struct Parts {
     /// The norm after the last block.
     pub last_norm: Option<Norm>,
     pub bias: Option<RelativeBias>,
+    pub distances: Option<RelativeEmbedding>,
     /// The dense layer on the first token before a task head, if the checkpoint has one.
     pub pooler: Option<Linear>,
+}
+
+impl Parts {
+    /// With nothing that a model may lack.
+    fn new(prefix: &'static str, tables: Tables, blocks: Vec<Block>) -> Self {
+        Self { prefix, tables, norm: None, blocks, last_norm: None, bias: None, distances: None, pooler: None }
+    }
 }
 
 /// Embedding tables.

@@ -1,8 +1,8 @@
 //! MPNet: BERT's blocks with a bias by distance that all layers share (Song et al., arXiv 2004.09297).
 
-use super::bert::Names;
-use super::{Parts, Tables, split_heads};
-use crate::config::{Json, LayerKind};
+use super::bert::{self, Names};
+use super::{Parts, Tables};
+use crate::config::Json;
 use crate::position::RelativeBias;
 use crate::weights::Weights;
 use crate::{Config, Result};
@@ -15,32 +15,10 @@ const FURTHEST: usize = 128;
 
 pub fn config(json: &Json) -> Result<Config> {
     json.only("relative_attention_num_buckets", &BUCKETS.into())?;
-    let (heads, layers) = (json.size("num_attention_heads")?, json.size("num_hidden_layers")?);
-    let max_positions = json.size("max_position_embeddings")?.checked_sub(PADDING).filter(|n| *n > 0);
-    let hidden_dropout = json.number("hidden_dropout_prob", 0.1)?;
-    Ok(Config {
-        family: String::new(),
-        causal: false,
-        vocabulary: json.size("vocab_size")?,
-        hidden: json.size("hidden_size")?,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_size: split_heads(json, ["hidden_size", "num_attention_heads"])?,
-        intermediate: json.size("intermediate_size")?,
-        max_positions: max_positions.ok_or_else(|| json.error("max_position_embeddings must be at least 3"))?,
-        token_types: 0,
-        norm_eps: json.number("layer_norm_eps", 1e-12)?,
-        activation: json.activation("hidden_act")?,
-        hidden_dropout,
-        attention_dropout: json.number("attention_probs_dropout_prob", 0.1)?,
-        head_dropout: hidden_dropout,
-        labels: json.labels(),
-        eos: json.eos(),
-        ropes: Vec::new(),
-        layer_kinds: vec![LayerKind::default(); layers],
-        tied: true,
-    })
+    let config = bert::encoder(json)?;
+    let max_positions = config.max_positions.checked_sub(PADDING).filter(|n| *n > 0);
+    let max_positions = max_positions.ok_or_else(|| json.error("max_position_embeddings must be at least 3"))?;
+    Ok(Config { max_positions, ..config })
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
@@ -65,5 +43,5 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     };
     let blocks = (0..c.layers).map(|l| names.block(c, w, l, &format!("encoder.layer.{l}"))).collect::<Result<_>>()?;
     let bias = RelativeBias::new(w.tensor("encoder.relative_attention_bias.weight", &[BUCKETS, c.heads])?, FURTHEST);
-    Ok(Parts { prefix: "mpnet.", tables, norm, blocks, last_norm: None, bias: Some(bias), pooler: None })
+    Ok(Parts { norm, bias: Some(bias), ..Parts::new("mpnet.", tables, blocks) })
 }

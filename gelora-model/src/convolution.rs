@@ -1,0 +1,61 @@
+//! A convolution over the tokens of each sequence, beside a model's first block (DeBERTa-v2).
+
+use gelora_kernels::ops::activation::{self, Activation};
+use gelora_kernels::ops::linear::{self, Weight};
+use gelora_kernels::ops::{concat, embedding};
+use gelora_kernels::{DType, Device, Tensor};
+
+use crate::Result;
+use crate::attention::Context;
+use crate::linear::stored_on;
+use crate::norm::{Norm, Saved as NormSaved};
+use crate::pass::{self, Site};
+
+/// y' = norm(y + f(drop(b + sum over taps t of W_t x_(i + t - taps / 2)))), where x is a block's input, y its output, and x
+/// beyond a sequence is 0.
+///
+/// It stands beside the first block alone: no gradient of its x is ever wanted.
+pub(crate) struct Convolution {
+    /// An odd number of neighbours, the token itself in the middle.
+    pub taps: usize,
+    /// (C, taps C), frozen.
+    pub weight: Weight,
+    /// (C), frozen.
+    pub bias: Tensor,
+    pub activation: Activation,
+    pub norm: Norm,
+    pub dropout: f32,
+}
+
+impl Convolution {
+    pub fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.weight = Weight::new(stored_on(self.weight.tensor(), device)?, DType::F32)?;
+        self.bias = self.bias.to_device(device)?;
+        self.norm.move_to(device)
+    }
+
+    /// y', and what the norm's backward needs: the gradient of y is that of the norm's input.
+    pub fn forward(&self, x: &Tensor, y: &Tensor, context: &Context<'_>) -> Result<(Tensor, NormSaved)> {
+        let neighbours = concat::columns(&self.neighbours(x, context)?.iter().collect::<Vec<_>>())?;
+        let sums = linear::forward(&neighbours, &self.weight, Some(&self.bias))?;
+        let dropped = pass::apply(context.pass.dropout(Site::Convolution, 0, self.dropout), sums)?;
+        self.norm.forward(&activation::forward(self.activation, &dropped)?, Some(y))
+    }
+
+    /// For each tap, x moved by its distance.
+    fn neighbours(&self, x: &Tensor, context: &Context<'_>) -> Result<Vec<Tensor>> {
+        let table = concat::rows(&[x, &Tensor::zeros([1, x.cols()], x.device())?])?;
+        let (outside, half) = (x.rows() as u32, self.taps / 2);
+        let tap = |tap: usize| {
+            let mut rows = Vec::with_capacity(x.rows());
+            for sequence in context.sequences.ranges() {
+                rows.extend(sequence.clone().map(|i| match (i + tap).checked_sub(half) {
+                    Some(at) if sequence.contains(&at) => at as u32,
+                    _ => outside,
+                }));
+            }
+            Ok(embedding::forward(&[(&table, &rows)])?)
+        };
+        (0..self.taps).map(tap).collect()
+    }
+}
