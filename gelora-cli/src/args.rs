@@ -9,6 +9,8 @@ use gelora_id::Estimator;
 use gelora_kernels::{DType, DeviceKind};
 use gelora_lora::ranks::{Rounding, Server};
 
+use crate::hub;
+
 pub use others::{EvalArgs, GenerateArgs, IdArgs, MergeArgs, SplitArg};
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
@@ -54,6 +56,40 @@ pub struct ProfileArgs {
     /// Show the time of every phase and operator at the end, or write it with that of every step to FILE.json
     #[arg(long, value_name = "FILE.json", num_args = 0..=1, require_equals = true)]
     pub profile: Option<Option<PathBuf>>,
+}
+
+/// Which model.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), a .gguf file, or an id on the hub:
+    /// org/name, org/name/FILE.gguf
+    #[arg(value_name = "MODEL")]
+    pub name: PathBuf,
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// Where its files are.
+    #[arg(skip)]
+    pub path: PathBuf,
+}
+
+impl Command {
+    /// Finds the model that the command takes, and downloads it if it is on the hub.
+    ///
+    /// # Errors
+    /// As [`hub::locate`].
+    pub fn locate_model(&mut self) -> anyhow::Result<()> {
+        let (model, output) = match self {
+            Command::Rank(args) => (&mut args.model, &args.output),
+            Command::Train(args) => (&mut args.model, &args.output),
+            Command::Eval(args) => (&mut args.model, &args.output),
+            Command::Generate(args) => (&mut args.model, &args.output),
+            Command::Merge(args) => (&mut args.model, &args.output),
+            Command::Id(_) | Command::Devices(_) => return Ok(()),
+        };
+        model.path = hub::locate(&model.name, model.revision.as_deref(), output.quiet)?;
+        Ok(())
+    }
 }
 
 /// Where the texts are.
@@ -225,8 +261,8 @@ pub struct TargetArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct RankArgs {
-    /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), or a .gguf file
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
@@ -299,8 +335,8 @@ const MEASURING: [&str; 9] =
 
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
-    /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), or a .gguf file
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
     /// Data to evaluate on after each epoch [default: the validation split, if --data is a folder that has one]

@@ -6,6 +6,7 @@ mod commands;
 mod contained;
 mod data;
 mod fingerprint;
+mod hub;
 mod metrics;
 mod output;
 mod plot;
@@ -22,12 +23,23 @@ use clap::Parser;
 use gelora_kernels::cpu::Level;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse(); // wrong usage ends here, with exit code 2
+    let mut cli = Cli::parse(); // wrong usage ends here, with exit code 2
     if let Err(problem) = Level::asked_for() {
         ui::note(false, format!("error: {problem}"));
         return ExitCode::from(2);
     }
-    let done = match &cli.command {
+    let done = cli.command.locate_model().and_then(|()| run(&cli.command));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::note(false, format!("error: {}{}", in_one_line(&error), way_out(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
         Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args)),
         Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),
         Command::Eval(args) => commands::eval::run(args),
@@ -35,13 +47,6 @@ fn main() -> ExitCode {
         Command::Merge(args) => commands::merge::run(args),
         Command::Id(args) => commands::id::run(args),
         Command::Devices(args) => commands::devices::run(args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            ui::note(false, format!("error: {}{}", in_one_line(&error), way_out(&error)));
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use comfy_table::{CellAlignment, ContentArrangement, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often progress is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -48,6 +48,7 @@ enum Shown {
 struct Lines {
     out: Box<dyn Write + Send>,
     label: Cow<'static, str>,
+    bytes: bool,
     message: String,
     total: u64,
     done: u64,
@@ -59,17 +60,28 @@ struct Lines {
 impl Progress {
     /// Progress of a step called `label` with `total` units of work.
     pub fn new(quiet: bool, label: impl Into<Cow<'static, str>>, total: u64) -> Self {
-        let label = label.into();
+        Self::of(quiet, label.into(), total, false)
+    }
+
+    /// The same where units are bytes.
+    pub fn of_bytes(quiet: bool, label: impl Into<Cow<'static, str>>, total: u64) -> Self {
+        Self::of(quiet, label.into(), total, true)
+    }
+
+    fn of(quiet: bool, label: Cow<'static, str>, total: u64, bytes: bool) -> Self {
         let shown = if quiet {
             Shown::Nothing
         } else if io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix} {wide_bar} {human_pos}/{human_len} {msg} {eta}");
+            let style = ProgressStyle::with_template(match bytes {
+                false => "{prefix} {wide_bar} {human_pos}/{human_len} {msg} {eta}",
+                true => "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            });
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(label);
             Shown::Bar(bar)
         } else {
-            Shown::Lines(Mutex::new(Lines::new(Box::new(io::stderr()), label, total, LINE_EVERY)))
+            Shown::Lines(Mutex::new(Lines { bytes, ..Lines::new(Box::new(io::stderr()), label, total, LINE_EVERY) }))
         };
         Self { shown }
     }
@@ -105,7 +117,7 @@ impl Progress {
 impl Lines {
     fn new(out: Box<dyn Write + Send>, label: Cow<'static, str>, total: u64, every: Duration) -> Self {
         let now = Instant::now();
-        Self { out, label, message: String::new(), total, done: 0, started: now, written: now, every }
+        Self { out, label, bytes: false, message: String::new(), total, done: 0, started: now, written: now, every }
     }
 
     fn inc(&mut self, units: u64) {
@@ -117,12 +129,16 @@ impl Lines {
         self.written = now;
         let elapsed = now - self.started;
         let left = elapsed.mul_f64((self.total - self.done) as f64 / self.done.max(1) as f64);
-        self.line(&format!("{}/{}, {} left", count(self.done), count(self.total), duration(left)));
+        self.line(&format!("{}/{}, {} left", self.amount(self.done), self.amount(self.total), duration(left)));
     }
 
     fn finish(mut self) {
         let took = duration(self.started.elapsed());
-        self.line(&format!("{} in {took}", count(self.done)));
+        self.line(&format!("{} in {took}", self.amount(self.done)));
+    }
+
+    fn amount(&self, units: u64) -> String {
+        if self.bytes { HumanBytes(units).to_string() } else { count(units) }
     }
 
     fn line(&mut self, text: &str) {

@@ -6,13 +6,14 @@ use clap::{Args, ValueEnum};
 use gelora_id::Estimator;
 
 use super::{
-    DTypeArg, DataArgs, DeviceArg, OutputArgs, TaskArg, at_least_one, inside_unit, not_negative, positive_share,
+    DTypeArg, DataArgs, DeviceArg, ModelArgs, OutputArgs, TaskArg, at_least_one, inside_unit, not_negative,
+    positive_share,
 };
 
 #[derive(Clone, Debug, Args)]
 pub struct EvalArgs {
-    /// Folder of a Hugging Face model, or of a merged one
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
     /// Adapter folder, from `gelora train` or PEFT
@@ -49,8 +50,8 @@ pub enum SplitArg {
 
 #[derive(Clone, Debug, Args)]
 pub struct GenerateArgs {
-    /// Folder of a Hugging Face model, or a .gguf file: a decoder
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Text to go on from [default: standard input]
     #[arg(long, value_name = "TEXT", conflicts_with = "instruction")]
     pub prompt: Option<String>,
@@ -87,8 +88,8 @@ pub struct GenerateArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct MergeArgs {
-    /// Folder of the base model
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Adapter folder, from `gelora train` or PEFT
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,

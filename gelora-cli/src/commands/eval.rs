@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::learner::{CAUSAL_LM, lm_rows, perplexity};
 use super::train::LM_MAX_LENGTH;
-use super::{adapter_info, check_model, check_not_input, load_classifier, open_device, open_tokenizer, read_adapter};
+use super::{adapter_info, check_not_input, load_classifier, open_device, open_tokenizer, read_adapter};
 use crate::args::{EvalArgs, SplitArg, TaskArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
 use crate::metrics;
@@ -22,24 +22,23 @@ pub type Logits = Vec<Vec<f32>>;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let device = open_device(args.device)?;
-    check_model(&args.model)?;
     let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
     let of_adapter = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref() == Some(CAUSAL_LM));
     if args.task == TaskArg::CausalLm || of_adapter == Some(true) {
         return language_model(args, &device, adapter);
     }
-    let mut classifier = load_classifier(&args.model, args.adapter.as_deref())?;
+    let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
     classifier.compute_in(args.dtype.into())?;
     classifier.move_to(&device)?;
     let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     if let Some(path) = &args.predictions {
-        check_not_input(path, "--predictions", &[&args.model, &dataset.path])?;
+        check_not_input(path, "--predictions", &[&args.model.path, &dataset.path])?;
     }
     // Without any label there is nothing to measure, but predictions can be made; one missing label is an error.
     let unlabelled = dataset.labelled() == 0 && args.predictions.is_some();
     let targets = if unlabelled { None } else { Some(label_set(&classifier).targets(&dataset)?) };
     let config = classifier.transformer().config();
-    let tokenizer = open_tokenizer(&args.model, max_length(args)?, config)?;
+    let tokenizer = open_tokenizer(&args.model.path, max_length(args)?, config)?;
     let logits = predict(&classifier, &tokenizer, &dataset, args.batch_size, args.output.quiet)?;
     if let Some(path) = &args.predictions {
         write_predictions(path, &classifier, &dataset, &logits)?;
@@ -58,14 +57,14 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>) ->
         bail!("--predictions: a language model has none to write; expected a classifier");
     }
     let mut lm = match adapter {
-        Some(adapter) => CausalLm::with_adapter(&args.model, adapter)?,
-        None => CausalLm::load(&args.model)?,
+        Some(adapter) => CausalLm::with_adapter(&args.model.path, adapter)?,
+        None => CausalLm::load(&args.model.path)?,
     };
     lm.compute_in(args.dtype.into())?;
     lm.move_to(device)?;
     let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     let max_length = max_length(args)?.or(Some(LM_MAX_LENGTH));
-    let tokenizer = open_tokenizer(&args.model, max_length, lm.transformer().config())?;
+    let tokenizer = open_tokenizer(&args.model.path, max_length, lm.transformer().config())?;
     let rows = lm_rows(&tokenizer, &dataset)?;
     if rows.is_empty() {
         bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
@@ -79,7 +78,7 @@ fn max_length(args: &EvalArgs) -> Result<Option<usize>> {
     if args.data.max_length.is_some() {
         return Ok(args.data.max_length);
     }
-    Ok(adapter_info(args.adapter.as_ref().unwrap_or(&args.model))?.map(|info| info.max_length))
+    Ok(adapter_info(args.adapter.as_ref().unwrap_or(&args.model.path))?.map(|info| info.max_length))
 }
 
 /// The metrics, on standard output.

@@ -6,23 +6,22 @@ use anyhow::{Context, Result, bail};
 use gelora_model::{CausalLm, Sampling};
 use serde_json::json;
 
-use super::{check_model, open_device, read_adapter};
+use super::{open_device, read_adapter};
 use crate::args::GenerateArgs;
 use crate::data;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    check_model(&args.model)?;
     let prompt = prompt(args)?;
     let device = open_device(args.device)?;
     let mut lm = match &args.adapter {
-        Some(folder) => CausalLm::with_adapter(&args.model, read_adapter(folder)?)?,
-        None => CausalLm::load(&args.model)?,
+        Some(folder) => CausalLm::with_adapter(&args.model.path, read_adapter(folder)?)?,
+        None => CausalLm::load(&args.model.path)?,
     };
     lm.compute_in(args.dtype.into())?;
     lm.move_to(&device)?;
-    let tokenizer = Tokenizer::open(&args.model)?;
+    let tokenizer = Tokenizer::open(&args.model.path)?;
     let ids = tokenizer.prompt(&prompt)?;
     if ids.is_empty() {
         bail!("--prompt: has no tokens; expected a text to go on from");

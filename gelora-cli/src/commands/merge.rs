@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 use gelora_model::{CausalLm, Classifier};
 
 use super::learner::CAUSAL_LM;
-use super::{INFO_NAME, adapter_info, check_model, check_not_input, load_classifier, read_adapter};
+use super::{INFO_NAME, adapter_info, check_not_input, load_classifier, read_adapter};
 use crate::args::MergeArgs;
 use crate::output::OutDir;
 use crate::ui;
 
 /// Files of the base model that go along as they are, where they exist.
-const TOKENIZER_FILES: [&str; 8] = [
+const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -21,6 +21,7 @@ const TOKENIZER_FILES: [&str; 8] = [
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "spm.model",
 ];
 
 enum Merging {
@@ -31,22 +32,21 @@ enum Merging {
 pub fn run(args: &MergeArgs) -> Result<()> {
     let mut owned = vec!["config.json", "model.safetensors", INFO_NAME];
     owned.extend(TOKENIZER_FILES);
-    check_model(&args.model)?;
     let adapter = read_adapter(&args.adapter)?;
     let lm = adapter.config.task_type.as_deref() == Some(CAUSAL_LM);
     let learner = match lm {
-        true => Merging::Lm(Box::new(CausalLm::with_adapter(&args.model, adapter)?)),
-        false => Merging::Classifier(Box::new(load_classifier(&args.model, Some(&args.adapter))?)),
+        true => Merging::Lm(Box::new(CausalLm::with_adapter(&args.model.path, adapter)?)),
+        false => Merging::Classifier(Box::new(load_classifier(&args.model.path, Some(&args.adapter))?)),
     };
-    check_not_input(&args.out, "--out", &[&args.model, &args.adapter])?;
+    check_not_input(&args.out, "--out", &[&args.model.path, &args.adapter])?;
     let out = OutDir::prepare(&args.out, &owned, "--out")?;
     out.create()?;
     match &learner {
-        Merging::Lm(lm) => lm.write_merged(&args.model, out.path())?,
-        Merging::Classifier(classifier) => classifier.write_merged(&args.model, out.path())?,
+        Merging::Lm(lm) => lm.write_merged(&args.model.path, out.path())?,
+        Merging::Classifier(classifier) => classifier.write_merged(&args.model.path, out.path())?,
     }
     for name in TOKENIZER_FILES {
-        copy(&args.model.join(name), &out, name)?;
+        copy(&args.model.path.join(name), &out, name)?;
     }
     if let Some(info) = adapter_info(&args.adapter)? {
         out.write_json(INFO_NAME, &info)?;

@@ -18,7 +18,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use gelora_kernels::Device;
 use gelora_lora::{Adapter, CONFIG_NAME};
-use gelora_model::gguf::is_gguf;
 use gelora_model::{Batch, Classifier, Config};
 use serde::{Deserialize, Serialize};
 
@@ -32,19 +31,6 @@ pub fn open_device(arg: DeviceArg) -> Result<Device> {
         None => Ok(Device::auto()),
         Some(kind) => Ok(Device::open(kind)?),
     }
-}
-
-/// That MODEL is a folder or a .gguf file; what is in it is checked by whoever reads it.
-pub fn check_model(model: &Path) -> Result<()> {
-    if model.is_dir() || (model.is_file() && is_gguf(model)) {
-        return Ok(());
-    }
-    let found = if model.exists() { "is neither a folder nor a .gguf file" } else { "no such folder or file" };
-    bail!(
-        "{}: {found}; expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json) or a \
-         .gguf file",
-        model.display()
-    )
 }
 
 /// The tokenizer of a model, with the asked limit and never beyond the model's positions.
@@ -103,7 +89,6 @@ pub const INFO_NAME: &str = "gelora.json";
 
 /// A model ready to evaluate: with an adapter, or with its own head.
 pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifier> {
-    check_model(model)?;
     let Some(folder) = adapter else {
         let labels = adapter_info(model)?.and_then(|info| info.labels);
         return Ok(Classifier::load(model, labels)?);

@@ -7,8 +7,8 @@ use gelora_model::Transformer;
 
 use super::learner::of_lm;
 use super::measure::{self, Outcome, Ranks};
+use super::open_device;
 use super::train::is_lm;
-use super::{check_model, open_device};
 use crate::args::{RankArgs, TaskArg};
 use crate::data;
 use crate::output::OutDir;
@@ -23,18 +23,17 @@ const PROFILE_NAME: &str = "id_profile.svg";
 const REPORT_NAME: &str = "report.html";
 
 pub fn run(args: &RankArgs) -> Result<()> {
-    check_model(&args.model)?;
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
     let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
     mark("data read");
-    let mut encoder = Transformer::load(&args.model)?;
+    let mut encoder = Transformer::load(&args.model.path)?;
     encoder.compute_in(args.dtype.into())?;
     encoder.move_to(&open_device(args.device)?)?;
     mark("model loaded");
     let ranks = measure::ranks(args, &encoder, &dataset)?;
 
     out.write_json(RANKS_NAME, &ranks)?;
-    let config = measure::peft_config(&encoder, &args.model, &ranks.modules)?;
+    let config = measure::peft_config(&encoder, &args.model.name, &ranks.modules)?;
     let lm = encoder.config().causal && is_lm(TaskArg::Auto, encoder.config(), &dataset);
     if lm { of_lm(config) } else { config }.write(&out.file(CONFIG_NAME))?;
     out.write(PROFILE_NAME, profile(&ranks)?.as_bytes())?;

@@ -15,7 +15,7 @@ use super::measure::{self, ModuleRank, Targets};
 use super::order::Order;
 use super::prefetch::Source;
 use super::trainer::{CHECKPOINT, LOG, Trainer};
-use super::{AdapterInfo, INFO_NAME, check_model, eval, open_device, open_tokenizer, rank, read_json};
+use super::{AdapterInfo, INFO_NAME, eval, open_device, open_tokenizer, rank, read_json};
 use crate::args::{ProfileArgs, RankArgs, ScaleArg, TaskArg, TrainArgs};
 use crate::data::{self, Dataset, Example, LabelSet, Split, Task};
 use crate::output::OutDir;
@@ -30,11 +30,10 @@ const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, L
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.device)?;
-    check_model(&args.model)?;
     let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
     let held_out = held_out(args)?;
     mark("data read");
-    let config = Config::load(&args.model)?;
+    let config = Config::load(&args.model.path)?;
     let is_lm = is_lm(args.task, &config, &dataset);
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
@@ -46,9 +45,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         _ => None,
     };
     let mut learner = match &label_set {
-        None => Learner::Lm(Box::new(CausalLm::load(&args.model)?)),
+        None => Learner::Lm(Box::new(CausalLm::load(&args.model.path)?)),
         Some(labels) => {
-            let classifier = Classifier::new(&args.model, model_task(labels), args.seed)?;
+            let classifier = Classifier::new(&args.model.path, model_task(labels), args.seed)?;
             Learner::Classifier(Box::new(classifier), labels.targets(&dataset)?)
         }
     };
@@ -56,14 +55,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     mark("model loaded");
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let modules = module_ranks(args, learner.transformer(), &dataset, &out)?;
-    let mut config = learner.task_of(measure::peft_config(learner.transformer(), &args.model, &modules)?);
+    let mut config = learner.task_of(measure::peft_config(learner.transformer(), &args.model.name, &modules)?);
     config.lora_dropout = args.lora_dropout as f32;
     config.use_rslora = args.rslora;
     config.inference_mode = true;
     let parameters = learner.add_adapters(&config, args.seed)?;
     mark("adapters added");
 
-    let tokenizer = open_tokenizer(&args.model, max_length, learner.transformer().config())?;
+    let tokenizer = open_tokenizer(&args.model.path, max_length, learner.transformer().config())?;
     mark("tokenizer loaded");
     let max_length = tokenizer.max_length();
     let made = if is_lm { Some(lm_rows(&tokenizer, &dataset)?) } else { None };
@@ -207,7 +206,7 @@ fn module_ranks(
             bail!(
                 "{}: module {name} is not in {}; the ranks are of another model",
                 path.display(),
-                args.model.display()
+                args.model.name.display()
             );
         };
         check_rank(name, module.rank, info.c_in, info.c_out)?;

@@ -212,7 +212,7 @@ impl Trainer<'_> {
             Learner::Lm(_) => [0, 0],
         };
         let settings = json!({
-            "model": a.model, "adapter": serde_json::to_value(&self.config)?, "steps": self.total(),
+            "model": a.model.name, "adapter": serde_json::to_value(&self.config)?, "steps": self.total(),
             "task": self.learner.task(), "data": dataset.fingerprint(), "labels": labels,
             "tokenizer": tokenizer.fingerprint(), "max-length": tokenizer.max_length(), "seed": a.seed,
             "group-by-length": a.group_by_length, "batch-size": a.batch_size, "accumulate": a.accumulate, "lr": a.lr,
@@ -237,7 +237,7 @@ impl Trainer<'_> {
         }
         let files = folder.join(&state.files);
         let device = self.learner.transformer().device().clone();
-        self.learner.reload(&self.args.model, Adapter::read(&files)?)?;
+        self.learner.reload(&self.args.model.path, Adapter::read(&files)?)?;
         self.learner.prepare(self.args.dtype.into(), &device)?;
         optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64, &device)?;
         ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, self.total()));

@@ -133,9 +133,9 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
     let limits = policies::limits(&args.measure);
     ranks::assign(&targets.flat(), &policies::chosen(args, &targets.flat())?, args.targets.alpha_ratio, &limits)?;
     if let Some(path) = &args.points {
-        check_not_input(path, "--points", &[&args.model, &dataset.path])?;
+        check_not_input(path, "--points", &[&args.model.path, &dataset.path])?;
     }
-    let tokenizer = open_tokenizer(&args.model, args.data.max_length, config)?;
+    let tokenizer = open_tokenizer(&args.model.path, args.data.max_length, config)?;
     mark("tokenizer loaded");
     let rows = points::sample(dataset.examples.len(), args.measure.samples, args.seed);
     if rows.len() < 3 {
@@ -189,7 +189,7 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
         Ok(Serve { server: server.to_string(), max_lora_rank })
     };
     Ok(Ranks {
-        model: args.model.display().to_string(),
+        model: args.model.name.display().to_string(),
         data: dataset.path.display().to_string(),
         pool: format!("{:?}", args.measure.pool).to_lowercase(),
         samples: rows.len(),
@@ -228,7 +228,7 @@ fn pooled(args: &RankArgs, encoder: &Transformer, encoded: &[Encoded]) -> Result
     let drawn = (pool == crate::args::PoolArg::Token).then_some((args.seed, args.batch_size));
     let device = encoder.device().kind();
     let settings = format!("{pool:?} {granularity:?} {drawn:?} {} {device:?}", DType::from(args.dtype));
-    let entry = Entry::of(&args.model, encoded, &settings)?;
+    let entry = Entry::of(&args.model.path, encoded, &settings)?;
     let states = points::state_names(encoder.config().layers, granularity).len();
     if let Some(points) = entry.as_ref().and_then(|entry| entry.read(states)) {
         ui::note(quiet, "hidden states: as measured before (--no-cache runs the model again)");
