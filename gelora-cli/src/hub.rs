@@ -22,6 +22,8 @@ use crate::ui;
 const MAIN: &str = "main";
 /// How often a broken download is taken up again before it is an error.
 const RETRIES: usize = 3;
+/// How long to wait before the first of them; then twice as long each time.
+const PAUSE: Duration = Duration::from_millis(300);
 /// How long a server may take to answer at all.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -29,8 +31,6 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
-/// What tokenizer.json is made from where there is none.
-const PIECES: &str = "spm.model";
 /// Small files that are taken along where they exist.
 const ASIDE: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 
@@ -41,6 +41,9 @@ const ASIDE: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "a
 /// reached and not everything is in the cache.
 pub fn locate(model: &Path, revision: Option<&str>, quiet: bool) -> Result<PathBuf> {
     if model.exists() {
+        if let Some(revision) = revision {
+            bail!("--revision {revision} is for models on the hub; {} is on this machine", model.display());
+        }
         if model.is_dir() || is_gguf(model) {
             return Ok(model.to_owned());
         }
@@ -123,7 +126,6 @@ impl Hub {
         let api = ApiBuilder::from_cache(cache.clone())
             .with_endpoint(endpoint.clone())
             .with_token(token)
-            .with_retries(RETRIES)
             .with_user_agent("gelora", env!("CARGO_PKG_VERSION"))
             .build()?;
         let offline = variable("HF_HUB_OFFLINE")
@@ -204,15 +206,34 @@ impl Hub {
         if folder.join(name).exists() {
             return Ok(());
         }
-        let shown = Shown { quiet: self.quiet, label: format!("{} {name}", id.repo), bar: None };
-        match self.api.repo(id.repo()).download_with_progress(name, shown) {
-            Ok(_) => Ok(()),
-            Err(error) if refused(&error) => Err(self.gated(id)),
-            Err(error) => Err(anyhow!(
-                "{}: downloading {name} broke: {}; the same command goes on where it stopped",
-                id.name(),
-                root(&error)
-            )),
+        let mut broken = 0;
+        loop {
+            let shown = Shown { quiet: self.quiet, label: format!("{} {name}", id.repo), bar: None };
+            let Err(error) = self.api.repo(id.repo()).download_with_progress(name, shown) else { return Ok(()) };
+            let said = root(&error);
+            match status(&said) {
+                Some(401 | 403) => return Err(self.gated(id)),
+                // Nothing is left to ask for: a file that was whole already when a run was stopped.
+                Some(416) => self.forget_parts(id),
+                Some(400..500) => broken = RETRIES,
+                _ => {}
+            }
+            if broken == RETRIES {
+                let name_of_model = id.name();
+                bail!("{name_of_model}: downloading {name} broke: {said}; the same command goes on where it stopped");
+            }
+            std::thread::sleep(PAUSE * (1 << broken));
+            broken += 1;
+        }
+    }
+
+    /// Removes what is left of downloads of a model that broke.
+    fn forget_parts(&self, id: &Id<'_>) {
+        let blobs = self.cache.repo(id.repo()).blob_path("");
+        for entry in std::fs::read_dir(blobs).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|end| end == "part") {
+                let _ = std::fs::remove_file(entry.path()); // else the next try fails as this one did
+            }
         }
     }
 
@@ -230,10 +251,9 @@ impl Hub {
             return Some(folder.join(file)).filter(|path| path.exists());
         }
         let there = |name: &str| folder.join(name).exists();
-        let tokenizer = there(TOKENIZER) || there(PIECES);
         let weights =
             there(WEIGHTS) || shards(&folder.join(INDEX)).is_ok_and(|shards| shards.iter().all(|shard| there(shard)));
-        (there(CONFIG) && tokenizer && weights).then_some(folder)
+        (there(CONFIG) && there(TOKENIZER) && weights).then_some(folder)
     }
 
     fn not_cached(&self, id: &Id<'_>, why: &str) -> anyhow::Error {
@@ -255,7 +275,7 @@ fn needed<'a>(id: &Id<'a>, names: &BTreeSet<&'a str>) -> Result<Vec<&'a str>> {
         bail!("{}: {} has no {file}; it has {}", id.name(), id.repo, list(names, is_weights));
     }
     let mut all = Vec::new();
-    for alternatives in [&[CONFIG][..], &[TOKENIZER, PIECES], &[WEIGHTS, INDEX]] {
+    for alternatives in [&[CONFIG][..], &[TOKENIZER], &[WEIGHTS, INDEX]] {
         match alternatives.iter().find(|name| names.contains(**name)) {
             Some(name) => all.push(*name),
             None => {
@@ -297,10 +317,9 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
     Ok(map.values().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
-/// Whether the server answered, and said no.
-fn refused(error: &ApiError) -> bool {
-    let said = root(error);
-    ["401", "403"].iter().any(|status| said.contains(&format!("status: {status}")))
+/// The status in an error's words, if the server answered.
+fn status(said: &str) -> Option<u16> {
+    said.split_once("status: ")?.1.get(..3)?.parse().ok()
 }
 
 /// The words of the first cause.
@@ -309,10 +328,7 @@ fn root(error: &ApiError) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    match error {
-        ApiError::TooManyRetries(inner) => root(inner),
-        _ => cause.to_string(),
-    }
+    cause.to_string()
 }
 
 /// A download as the user sees it.
@@ -337,6 +353,13 @@ impl Progress for Shown {
         if let Some(bar) = self.bar.take() {
             bar.finish();
         }
+    }
+}
+
+impl Drop for Shown {
+    /// A download that broke shows no bar any more.
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 

@@ -100,6 +100,14 @@ fn model_folders() {
     config(&|c| c["intermediate_size"] = json!(65)).fails_with(&["intermediate.dense.weight", "[64, 32]", "[65, 32]"]);
     config(&|c| c["num_hidden_layers"] = json!(4)).fails_with(&["encoder.layer.3", "missing"]);
     with(&|m| fs::remove_file(m.join("tokenizer.json")).expect("it was there")).fails_with(&["tokenizer.json"]);
+    with(&|m| {
+        let path = m.join("tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).expect("a tokenizer")).expect("JSON");
+        let vocabulary = json["model"]["vocab"].as_object_mut().expect("a vocabulary");
+        vocabulary.insert("another".into(), vocabulary.len().into());
+        fs::write(&path, json.to_string()).expect("a tokenizer");
+    })
+    .fails_with(&["the tokenizer has 70 tokens", "vocab_size is 69"]);
     with(&|m| fs::remove_file(m.join("model.safetensors")).expect("it was there")).fails_with(&["model.safetensors"]);
     with(&|m| {
         let path = m.join("model.safetensors");

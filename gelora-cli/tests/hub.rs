@@ -68,7 +68,10 @@ impl Server {
     fn files_asked_for(&self) -> Vec<(String, String)> {
         let mut state = self.state.lock().expect("no panic");
         let asked = std::mem::take(&mut state.asked);
-        asked.into_iter().filter_map(|(path, range)| Some((path.split("/resolve/main/").nth(1)?.into(), range))).collect()
+        asked
+            .into_iter()
+            .filter_map(|(path, range)| Some((path.split("/resolve/main/").nth(1)?.into(), range)))
+            .collect()
     }
 
     fn home(&self) -> PathBuf {
@@ -144,6 +147,9 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     }
     let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap_or(("0", ""));
     let from: usize = from.parse().expect("a range");
+    if from >= bytes.len() {
+        return reply("416 Range Not Satisfiable", "", b"", 0);
+    }
     let to = to.parse().map_or(bytes.len(), |last: usize| (last + 1).min(bytes.len()));
     let headers = format!(
         "ETag: \"{name}-etag\"\r\nX-Repo-Commit: {SHA}\r\nContent-Range: bytes {from}-{}/{}\r\n",
@@ -229,6 +235,13 @@ fn a_broken_download_goes_on_where_it_stopped() {
     let last = ranges(&hub);
     assert_eq!(last.len(), 1);
     assert_ne!(last[0], "bytes=0-");
+
+    // A run that was stopped when all was there, but had no name yet.
+    let blobs = hub.home().join("hub/models--tiny--bert/blobs");
+    let whole = blobs.join("model.safetensors-etag");
+    std::fs::rename(&whole, whole.with_extension("part")).expect("a file");
+    hub.rank("tiny/bert", &[], &[]).ok();
+    assert_eq!(ranges(&hub), [format!("bytes={size}-"), "bytes=0-".to_owned()]);
 }
 
 #[test]
@@ -262,6 +275,9 @@ fn ids_that_cannot_be_read_say_why() {
     ]);
     hub.rank("tiny/other", &[], &[("HF_TOKEN", "mine")]).fails_with(&["tiny/other", "to the owner of this token"]);
     hub.rank("tiny/bert", &["--revision", "v9"], &[]).fails_with(&["tiny/bert", "no revision v9"]);
+
+    let here = fixture("tiny-bert").display().to_string();
+    hub.rank(&here, &["--revision", "main"], &[]).fails_with(&["--revision main is for models on the hub", &here]);
 
     // A private model is not shown without its token, which may come from a file too.
     hub.set(|state| state.token = Some("secret".into()));

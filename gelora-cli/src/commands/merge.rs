@@ -12,7 +12,7 @@ use crate::output::OutDir;
 use crate::ui;
 
 /// Files of the base model that go along as they are, where they exist.
-const TOKENIZER_FILES: [&str; 9] = [
+const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -21,7 +21,6 @@ const TOKENIZER_FILES: [&str; 9] = [
     "vocab.json",
     "merges.txt",
     "spiece.model",
-    "spm.model",
 ];
 
 enum Merging {
