@@ -151,6 +151,17 @@ impl From<DTypeArg> for DType {
     }
 }
 
+/// What the model runs on.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ComputeArgs {
+    /// Type that the model's matrix products are computed in
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
+    /// Device of the model; auto takes a GPU if there is one in hardware
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+}
+
 /// How the tokens of an example become one point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PoolArg {
@@ -300,12 +311,8 @@ pub struct RankArgs {
     /// Examples in one pass through the model
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
-    /// Type that the model's matrix products are computed in
-    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
-    pub dtype: DTypeArg,
-    /// Device of the model and the neighbour search; auto takes a GPU if there is one in hardware
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -399,12 +406,8 @@ pub struct TrainArgs {
     /// Go on from the checkpoint in --out
     #[arg(long)]
     pub resume: bool,
-    /// Type that the model's matrix products are computed in
-    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
-    pub dtype: DTypeArg,
-    /// Device; auto takes a GPU if there is one in hardware
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

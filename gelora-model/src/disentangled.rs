@@ -17,7 +17,7 @@ use crate::position::Distances;
 pub(crate) enum Projection {
     /// The projection of content.
     Shared,
-    Own(Linear),
+    Own(Box<Linear>),
 }
 
 /// The terms that a model has, each with what projects distances for it.
@@ -47,14 +47,14 @@ impl Disentangled {
     /// Projections of its own.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         [&self.keys, &self.queries].into_iter().flatten().filter_map(|projection| match projection {
-            Projection::Own(linear) => Some(linear),
+            Projection::Own(linear) => Some(&**linear),
             Projection::Shared => None,
         })
     }
 
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         [&mut self.keys, &mut self.queries].into_iter().flatten().filter_map(|projection| match projection {
-            Projection::Own(linear) => Some(linear),
+            Projection::Own(linear) => Some(&mut **linear),
             Projection::Shared => None,
         })
     }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use gelora_id::Estimator;
 
 use super::{
-    DTypeArg, DataArgs, DeviceArg, ModelArgs, OutputArgs, TaskArg, at_least_one, inside_unit, not_negative,
+    ComputeArgs, DataArgs, DeviceArg, ModelArgs, OutputArgs, TaskArg, at_least_one, inside_unit, not_negative,
     positive_share,
 };
 
@@ -31,12 +31,8 @@ pub struct EvalArgs {
     /// Examples in one pass through the model
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
-    /// Type that the model's matrix products are computed in
-    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
-    pub dtype: DTypeArg,
-    /// Device; auto takes a GPU if there is one in hardware
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -76,12 +72,8 @@ pub struct GenerateArgs {
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Type that the model's matrix products are computed in
-    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
-    pub dtype: DTypeArg,
-    /// Device; auto takes a GPU if there is one in hardware
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    pub device: DeviceArg,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }

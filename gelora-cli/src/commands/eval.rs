@@ -21,14 +21,14 @@ use crate::ui::{self, Progress, TableStyle};
 pub type Logits = Vec<Vec<f32>>;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let device = open_device(args.device)?;
+    let device = open_device(args.compute.device)?;
     let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
     let of_adapter = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref() == Some(CAUSAL_LM));
     if args.task == TaskArg::CausalLm || of_adapter == Some(true) {
         return language_model(args, &device, adapter);
     }
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
-    classifier.compute_in(args.dtype.into())?;
+    classifier.compute_in(args.compute.dtype.into())?;
     classifier.move_to(&device)?;
     let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     if let Some(path) = &args.predictions {
@@ -60,7 +60,7 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>) ->
         Some(adapter) => CausalLm::with_adapter(&args.model.path, adapter)?,
         None => CausalLm::load(&args.model.path)?,
     };
-    lm.compute_in(args.dtype.into())?;
+    lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(device)?;
     let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     let max_length = max_length(args)?.or(Some(LM_MAX_LENGTH));

@@ -14,12 +14,12 @@ use crate::ui;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let prompt = prompt(args)?;
-    let device = open_device(args.device)?;
+    let device = open_device(args.compute.device)?;
     let mut lm = match &args.adapter {
         Some(folder) => CausalLm::with_adapter(&args.model.path, read_adapter(folder)?)?,
         None => CausalLm::load(&args.model.path)?,
     };
-    lm.compute_in(args.dtype.into())?;
+    lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(&device)?;
     let tokenizer = Tokenizer::open(&args.model.path)?;
     let ids = tokenizer.prompt(&prompt)?;

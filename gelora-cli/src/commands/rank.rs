@@ -27,8 +27,8 @@ pub fn run(args: &RankArgs) -> Result<()> {
     let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
     mark("data read");
     let mut encoder = Transformer::load(&args.model.path)?;
-    encoder.compute_in(args.dtype.into())?;
-    encoder.move_to(&open_device(args.device)?)?;
+    encoder.compute_in(args.compute.dtype.into())?;
+    encoder.move_to(&open_device(args.compute.device)?)?;
     mark("model loaded");
     let ranks = measure::ranks(args, &encoder, &dataset)?;
 

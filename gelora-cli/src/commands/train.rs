@@ -29,7 +29,7 @@ pub const LM_MAX_LENGTH: usize = 512;
 const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, rank::RANKS_NAME, CHECKPOINT];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
-    let device = open_device(args.device)?;
+    let device = open_device(args.compute.device)?;
     let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
     let held_out = held_out(args)?;
     mark("data read");
@@ -51,7 +51,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             Learner::Classifier(Box::new(classifier), labels.targets(&dataset)?)
         }
     };
-    learner.prepare(args.dtype.into(), &device)?;
+    learner.prepare(args.compute.dtype.into(), &device)?;
     mark("model loaded");
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let modules = module_ranks(args, learner.transformer(), &dataset, &out)?;
@@ -231,8 +231,7 @@ fn rank_args(args: &TrainArgs) -> RankArgs {
         no_cache: false,
         points: None,
         batch_size: args.batch_size,
-        dtype: args.dtype,
-        device: args.device,
+        compute: args.compute,
         seed: args.seed,
         out: PathBuf::new(),
         profile: ProfileArgs::default(),

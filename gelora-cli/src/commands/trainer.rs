@@ -217,7 +217,7 @@ impl Trainer<'_> {
             "tokenizer": tokenizer.fingerprint(), "max-length": tokenizer.max_length(), "seed": a.seed,
             "group-by-length": a.group_by_length, "batch-size": a.batch_size, "accumulate": a.accumulate, "lr": a.lr,
             "warmup": a.warmup, "weight-decay": a.weight_decay, "clip": a.clip,
-            "dtype": DType::from(a.dtype).to_string(),
+            "dtype": DType::from(a.compute.dtype).to_string(),
         });
         Ok(State { step, files, settings: serde_json::from_value(settings)? })
     }
@@ -238,7 +238,7 @@ impl Trainer<'_> {
         let files = folder.join(&state.files);
         let device = self.learner.transformer().device().clone();
         self.learner.reload(&self.args.model.path, Adapter::read(&files)?)?;
-        self.learner.prepare(self.args.dtype.into(), &device)?;
+        self.learner.prepare(self.args.compute.dtype.into(), &device)?;
         optimizer.restore(&files.join("optimizer.safetensors"), state.step as u64, &device)?;
         ui::note(self.args.output.quiet, format!("going on from step {} of {}", state.step, self.total()));
         Ok(state.step)

@@ -160,9 +160,11 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
                 Ok(match (options.terms.contains(&term), distances.shared) {
                     (false, _) => None,
                     (true, true) => Some(Projection::Shared),
-                    (true, false) => {
-                        Some(Projection::Own(w.linear(&format!("{at}.attention.self.{name}"), c.hidden, c.hidden)?))
-                    }
+                    (true, false) => Some(Projection::Own(Box::new(w.linear(
+                        &format!("{at}.attention.self.{name}"),
+                        c.hidden,
+                        c.hidden,
+                    )?))),
                 })
             };
             attention.disentangled = Some(Disentangled {

@@ -193,7 +193,7 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
         data: dataset.path.display().to_string(),
         pool: format!("{:?}", args.measure.pool).to_lowercase(),
         samples: rows.len(),
-        dtype: DType::from(args.dtype).to_string(),
+        dtype: DType::from(args.compute.dtype).to_string(),
         seed: args.seed,
         granularity: format!("{granularity:?}").to_lowercase(),
         scale,
@@ -227,7 +227,7 @@ fn pooled(args: &RankArgs, encoder: &Transformer, encoded: &[Encoded]) -> Result
     // The seed counts where a token is drawn with it, and there the batches are drawn from in their order.
     let drawn = (pool == crate::args::PoolArg::Token).then_some((args.seed, args.batch_size));
     let device = encoder.device().kind();
-    let settings = format!("{pool:?} {granularity:?} {drawn:?} {} {device:?}", DType::from(args.dtype));
+    let settings = format!("{pool:?} {granularity:?} {drawn:?} {} {device:?}", DType::from(args.compute.dtype));
     let entry = Entry::of(&args.model.path, encoded, &settings)?;
     let states = points::state_names(encoder.config().layers, granularity).len();
     if let Some(points) = entry.as_ref().and_then(|entry| entry.read(states)) {

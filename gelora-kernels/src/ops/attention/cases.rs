@@ -230,6 +230,7 @@ fn masks(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verify::assert_slopes;
     use crate::{Result, Tensor};
 
     #[test]
@@ -250,21 +251,13 @@ mod tests {
         let inputs = [values(30, 1), values(15, 2), values(15, 3), values(5 * 2 * 5, 5), values(5 * 2 * 5, 6)];
         let d_o = values(30, 4);
         let mask = |i: usize, h: usize, j: usize| if (i + h + j).is_multiple_of(3) { 0.0 } else { 1.5 };
-        let loss = |x: &[Vec<f64>; 5]| -> f64 {
+        let loss = |x: &[Vec<f64>]| -> f64 {
             let shape = shape([x[3].clone(), x[4].clone()]);
             shape.forward(&x[0], &x[1], &x[2], mask).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
         };
         let by_distance = [inputs[3].clone(), inputs[4].clone()];
         let (of_inputs, of_added) = shape(by_distance).backward(&d_o, &inputs[0], &inputs[1], &inputs[2], mask);
-        for (which, gradient) in of_inputs.iter().chain(&of_added).enumerate() {
-            assert!(gradient.iter().any(|v| *v != 0.0));
-            for i in 0..gradient.len() {
-                let (mut up, mut down) = (inputs.clone(), inputs.clone());
-                up[which][i] += 1e-6;
-                down[which][i] -= 1e-6;
-                approx::assert_abs_diff_eq!((loss(&up) - loss(&down)) / 2e-6, gradient[i], epsilon = 1e-8);
-            }
-        }
+        assert_slopes(&inputs, &of_inputs.into_iter().chain(of_added).collect::<Vec<_>>(), loss);
     }
 
     #[test]

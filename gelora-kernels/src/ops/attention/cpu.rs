@@ -138,8 +138,7 @@ impl<'a> Head<'a> {
         &self,
         d_o: &[f32],
         [q, k, v]: [&[f32]; 3],
-        o: &[f32],
-        lse: &[f32],
+        [o, lse]: [&[f32]; 2],
         OfQuery { dq, d_by_query, d_by_key }: &mut OfQuery<'_>,
         [dk, dv]: [&mut ViewMut<'_>; 2],
         add: bool,
@@ -234,7 +233,7 @@ pub fn backward(
     let (c, kv_c, group) = (q.cols(), k.cols(), call.heads / call.kv_heads);
     let (mut dq, mut dk, mut dv) = (Tensor::output(q.shape())?, Tensor::output(k.shape())?, Tensor::output(v.shape())?);
     let (d_o, qkv) = (d_o.as_slice()?, [q.as_slice()?, k.as_slice()?, v.as_slice()?]);
-    let (o, lse) = (saved.o.as_slice()?, saved.lse.as_slice()?);
+    let saved = [saved.o.as_slice()?, saved.lse.as_slice()?];
     let like = |t: Option<&Tensor>| t.map(|t| Tensor::output(t.shape())).transpose();
     let (mut d_by_query, mut d_by_key) = (like(call.by_query)?, like(call.by_key)?);
     let mut by_query = by_head_or_none(call, &mut d_by_query)?;
@@ -251,7 +250,7 @@ pub fn backward(
     parts.enumerate().try_for_each(|(i, ((of_group, mut dk), mut dv))| {
         for (member, of_query) in of_group.iter_mut().enumerate() {
             let head = head_at(call, c, i * group + member)?;
-            head.backward(d_o, qkv, o, lse, of_query, [&mut dk, &mut dv], member > 0);
+            head.backward(d_o, qkv, saved, of_query, [&mut dk, &mut dv], member > 0);
         }
         Ok::<_, crate::Error>(())
     })?;

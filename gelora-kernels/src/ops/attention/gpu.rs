@@ -266,13 +266,11 @@ fn bias_of(bias: &Array<f32>, position: usize, head: usize, key: usize, seen: bo
 #[cube]
 fn by_distance(added: &ByDistance, row: usize, head: usize, key: usize, seen: bool, #[comptime] plan: Plan) -> f32 {
     let mut value = 0.0f32;
-    if comptime!(plan.by_query) {
-        if seen {
+    if seen {
+        if comptime!(plan.by_query) {
             value += added.by_query[distance_at(row, row, head, key, added.width, plan)];
         }
-    }
-    if comptime!(plan.by_key) {
-        if seen {
+        if comptime!(plan.by_key) {
             value += added.by_key[distance_at(key, row, head, key, added.width, plan)];
         }
     }

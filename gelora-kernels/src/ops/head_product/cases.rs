@@ -46,6 +46,7 @@ pub fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verify::assert_slopes;
 
     #[test]
     fn backward_matches_finite_differences() {
@@ -53,19 +54,11 @@ mod tests {
         let values = |shape: [usize; 2], seed| random(shape, seed).to_vec_f64().unwrap_or_default();
         let inputs = [values([4, 6], 1), values([5, 6], 2)];
         let dy = values([4, 10], 3);
-        let loss = |v: &[Vec<f64>; 2]| -> f64 {
+        let loss = |v: &[Vec<f64>]| -> f64 {
             reference::forward(&v[0], &v[1], heads, d).iter().zip(&dy).map(|(y, dy)| y * dy).sum()
         };
         let (dx, dt) = reference::backward(&dy, &inputs[0], &inputs[1], heads, d);
-        for (which, gradient) in [dx, dt].iter().enumerate() {
-            assert!(gradient.iter().any(|v| *v != 0.0));
-            for i in 0..gradient.len() {
-                let (mut up, mut down) = (inputs.clone(), inputs.clone());
-                up[which][i] += 1e-6;
-                down[which][i] -= 1e-6;
-                approx::assert_abs_diff_eq!((loss(&up) - loss(&down)) / 2e-6, gradient[i], epsilon = 1e-8);
-            }
-        }
+        assert_slopes(&inputs, &[dx, dt], loss);
     }
 
     #[test]
