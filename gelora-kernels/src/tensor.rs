@@ -3,10 +3,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::buffer::{Buffer, SharedBytes};
-use crate::cpu::for_row_blocks;
+use crate::cpu::{for_row_blocks, vectorised};
 use crate::quantised::decode;
 use crate::{DType, Device, Error, Result, verify};
 
@@ -280,8 +281,11 @@ impl Tensor {
     pub fn to_f32(&self) -> Result<Cow<'_, [f32]>> {
         Ok(match &self.storage {
             Storage::F32(b) => Cow::Borrowed(b.as_slice()),
-            Storage::Bf16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
-            Storage::F16(b) => Cow::Owned(b.as_slice().iter().map(|v| v.to_f32()).collect()),
+            Storage::Bf16(_) | Storage::F16(_) => {
+                let mut values = vec![0.0; self.len()];
+                self.widen(0, &mut values)?;
+                Cow::Owned(values)
+            }
             Storage::F64(b) => Cow::Owned(b.as_slice().iter().map(|&v| v as f32).collect()),
             Storage::Quantised(..) => {
                 let mut values = vec![0.0; self.len()];
@@ -302,6 +306,16 @@ impl Tensor {
             Storage::F16(b) => b.set_aside(),
             _ => {}
         }
+    }
+
+    /// The values of a tensor in half precision from `first` on, in f32.
+    pub(crate) fn widen(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        match &self.storage {
+            Storage::F16(b) => b.as_slice()[first..][..out.len()].convert_to_f32_slice(out),
+            Storage::Bf16(b) => widen_bf16(&b.as_slice()[first..][..out.len()], out),
+            _ => return Err(self.not_f32_on_cpu()),
+        }
+        Ok(())
     }
 
     /// The values of a quantised tensor, in f32.
@@ -410,6 +424,14 @@ impl Tensor {
                 expected: "one element".into(),
                 got: self.shape.clone(),
             }),
+        }
+    }
+}
+
+vectorised! {
+    fn widen_bf16(values: &[bf16], out: &mut [f32]) {
+        for (out, v) in out.iter_mut().zip(values) {
+            *out = f32::from_bits(u32::from(v.to_bits()) << 16);
         }
     }
 }

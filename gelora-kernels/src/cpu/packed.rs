@@ -51,8 +51,26 @@ impl Packed {
     }
 
     fn pack(b: View<'_>, bf16: bool, factor: f32) -> Self {
+        Self::in_panels([b.rows(), b.cols()], bf16, factor, &|first, _, panel| panel(b, first))
+    }
+
+    /// A matrix (K, N) whose columns are made panel by panel, in bf16 if asked for and the machine has its products:
+    /// `columns(first, count, panel)` calls `panel` with a matrix of K rows and the column in it that is `first`.
+    pub fn made_of(
+        [k, n]: [usize; 2],
+        bf16: bool,
+        columns: &(dyn Fn(usize, usize, &mut dyn FnMut(View<'_>, usize)) + Sync),
+    ) -> Self {
+        Self::in_panels([k, n], bf16 && level() == Level::Avx512Bf16, 1.0, columns)
+    }
+
+    fn in_panels(
+        [k, n]: [usize; 2],
+        bf16: bool,
+        factor: f32,
+        columns_of: &(dyn Fn(usize, usize, &mut dyn FnMut(View<'_>, usize)) + Sync),
+    ) -> Self {
         let shape = tile::shape();
-        let (k, n) = (b.rows(), b.cols());
         let steps = if bf16 { k.div_ceil(2) } else { k };
         let len = n.checked_next_multiple_of(shape.lanes).and_then(|width| width.checked_mul(steps));
         let mut data = Scratch::new(len.expect("a matrix that fits into memory"));
@@ -63,15 +81,21 @@ impl Packed {
             if columns < width || (bf16 && k % 2 == 1) {
                 panel.fill(0.0);
             }
-            if bf16 {
-                let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
-                fill(b, first, columns, |k, j, v| panel[(k / 2 * width + j) * 2 + k % 2] = math::to_bf16(v * factor));
-            } else if b.row_stride == 1 {
-                transpose(b, first, columns, width, factor, panel);
-            } else {
-                // A factor of 1 leaves bits as they are, also those of pairs of bf16.
-                fill(b, first, columns, |k, j, v| panel[k * width + j] = if factor == 1.0 { v } else { v * factor });
-            }
+            columns_of(first, columns, &mut |b, first| {
+                if bf16 {
+                    let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
+                    fill(b, first, columns, |k, j, v| {
+                        panel[(k / 2 * width + j) * 2 + k % 2] = math::to_bf16(v * factor)
+                    });
+                } else if b.row_stride == 1 {
+                    transpose(b, first, columns, width, factor, panel);
+                } else {
+                    // A factor of 1 leaves bits as they are, also those of pairs of bf16.
+                    fill(b, first, columns, |k, j, v| {
+                        panel[k * width + j] = if factor == 1.0 { v } else { v * factor }
+                    });
+                }
+            });
         };
         let panel = steps * shape.width();
         if k * n < 2 * GRAIN {
@@ -100,6 +124,11 @@ impl Packed {
     /// Whether the values are bf16.
     pub fn is_bf16(&self) -> bool {
         self.bf16
+    }
+
+    /// Bytes of the layout.
+    pub fn bytes(&self) -> u64 {
+        size_of_val::<[f32]>(&self.data) as u64
     }
 
     /// Rows of the layout: K, or pairs of K.

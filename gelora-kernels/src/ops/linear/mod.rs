@@ -8,6 +8,7 @@
 //! With a [`Weight`] that computes in bf16, x, dy and W are rounded to bf16 (2^-9 relative) and summed in f32: in pairs on the
 //! CPU, in the order of the matrix units on a GPU.
 
+mod budget;
 pub(crate) mod cases;
 pub(in crate::ops) mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
