@@ -21,6 +21,10 @@ impl std::fmt::Debug for Packed {
     }
 }
 
+/// Where a matrix's columns come from: called with the first and how many of them, it calls what it is given with a matrix of
+/// those columns, or of more, and the column in it that is the first.
+pub type Columns<'a> = dyn Fn(usize, usize, &mut dyn FnMut(View<'_>, usize)) + Sync + 'a;
+
 /// Values of a matrix that one task should pack at least.
 const GRAIN: usize = 64 * 1024;
 
@@ -54,22 +58,12 @@ impl Packed {
         Self::in_panels([b.rows(), b.cols()], bf16, factor, &|first, _, panel| panel(b, first))
     }
 
-    /// A matrix (K, N) whose columns are made panel by panel, in bf16 if asked for and the machine has its products:
-    /// `columns(first, count, panel)` calls `panel` with a matrix of K rows and the column in it that is `first`.
-    pub fn made_of(
-        [k, n]: [usize; 2],
-        bf16: bool,
-        columns: &(dyn Fn(usize, usize, &mut dyn FnMut(View<'_>, usize)) + Sync),
-    ) -> Self {
+    /// A matrix (K, N) whose columns are made panel by panel, in bf16 if asked for and the machine has its products.
+    pub fn made_of([k, n]: [usize; 2], bf16: bool, columns: &Columns<'_>) -> Self {
         Self::in_panels([k, n], bf16 && level() == Level::Avx512Bf16, 1.0, columns)
     }
 
-    fn in_panels(
-        [k, n]: [usize; 2],
-        bf16: bool,
-        factor: f32,
-        columns_of: &(dyn Fn(usize, usize, &mut dyn FnMut(View<'_>, usize)) + Sync),
-    ) -> Self {
+    fn in_panels([k, n]: [usize; 2], bf16: bool, factor: f32, columns_of: &Columns<'_>) -> Self {
         let shape = tile::shape();
         let steps = if bf16 { k.div_ceil(2) } else { k };
         let len = n.checked_next_multiple_of(shape.lanes).and_then(|width| width.checked_mul(steps));
