@@ -40,6 +40,9 @@ pub type Mask<'a> = dyn Fn(usize, &[f32], &mut [f32]) + Sync + 'a;
 /// Rows that a task works on at least and at most, in tiles.
 const TASK_TILES: (usize, usize) = (3, 16);
 
+/// Bytes of a right factor that stay in a cache from task to task.
+const CACHED: u64 = 8 << 20;
+
 /// `dst = onto + scale a b` with all threads.
 ///
 /// # Panics
@@ -79,15 +82,35 @@ pub fn gemm_serial(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b:
     sweep(Left::new(a), &right, None, c, onto, scale, 0..right.panels(shape), shape);
 }
 
-/// [`gemm_serial`] with a right factor in f32 that is packed already.
+/// `dst = onto + scale a b[steps, columns]` on the calling thread, of a right factor in f32 that is packed already; the columns
+/// begin at a multiple of [`panel_width`], and end at one or with b's.
 ///
 /// # Panics
 /// If the shapes do not fit together, or the right factor is in bf16.
-pub fn gemm_packed(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: &Packed) {
-    let (shape, right) = (tile::shape(), Right::packed(b));
-    assert!(!b.is_bf16() && a.cols == b.rows(), "factors in f32 of one inner dimension");
-    let c = Destination::new(dst, a.rows, b.cols());
-    sweep(Left::new(a), &right, None, c, onto, scale, 0..right.panels(shape), shape);
+pub fn gemm_packed(
+    dst: ViewMut<'_>,
+    onto: Onto<'_>,
+    scale: f32,
+    a: View<'_>,
+    b: &Packed,
+    [steps, columns]: [Range<usize>; 2],
+) {
+    let (shape, right) = (tile::shape(), Right::packed(b).with_steps(steps));
+    assert!(!b.is_bf16() && a.cols == right.steps, "factors in f32 of one inner dimension");
+    let c = Destination::new(dst, a.rows, columns.len());
+    let (c, panels) = of_columns(c, b, columns, shape);
+    sweep(Left::new(a), &right, None, c, onto, scale, panels, shape);
+}
+
+/// The panels of some columns of a packed factor, and where its column 0 would go if they go to the destination's first.
+///
+/// # Panics
+/// If they are not whole panels.
+fn of_columns(c: Destination, b: &Packed, columns: Range<usize>, shape: Shape) -> (Destination, Range<usize>) {
+    let width = shape.width();
+    let whole = columns.end == b.cols() || (columns.end.is_multiple_of(width) && columns.end < b.cols());
+    assert!(columns.start.is_multiple_of(width) && columns.start < columns.end && whole, "columns of whole panels");
+    (Destination { data: c.data.wrapping_sub(columns.start), ..c }, columns.start / width..columns.end.div_ceil(width))
 }
 
 /// `y = onto + x w (+ mask(x) down up)`, x (M, K) f32, w (K, N), y (M, N), with all threads. In bf16, x is rounded to bf16 too and
@@ -114,8 +137,10 @@ pub fn product(y: &mut [f32], onto: Onto<'_>, x: &[f32], w: &Packed, rider: Opti
         None => (None, None, &mut [][..], None),
     };
     let r = down.map_or(0, Packed::cols);
-    // Few rows: all threads share them and split the columns, if those are many.
-    let wide = !small && m < 2 * TASK_TILES.0 * shape.mr * threads && right.panels(shape) >= 2 * threads;
+    // Few rows: all threads share them and split the columns, if those are many. Of a factor beyond the caches, which every task
+    // reads whole from memory, more rows are few.
+    let tiles = if w.bytes() > CACHED { TASK_TILES.1 } else { 2 * TASK_TILES.0 };
+    let wide = !small && m <= tiles * shape.mr * threads && right.panels(shape) >= 2 * threads;
     let task = |first: usize, x: &[f32], y: &mut [f32], inner: &mut [f32]| {
         let m = x.len() / k;
         let (mut rounded, mut dropped, mut rounded_dropped) = (None, None, None);
@@ -201,14 +226,9 @@ impl<'a> Rows<'a> {
 /// If the shapes do not fit together.
 pub fn block(dst: ViewMut<'_>, scale: f32, x: &Rows<'_>, rows: Range<usize>, right: &Packed, columns: Range<usize>) {
     let shape = tile::shape();
-    assert!(columns.start.is_multiple_of(shape.width()) && columns.end <= right.cols(), "columns of a block");
     assert!(rows.start < rows.end && rows.end <= x.x.len() / x.k, "rows of a block");
     assert_eq!((x.k, x.rounded.is_some()), (right.rows(), right.is_bf16()), "factors of one layout");
-    let c = Destination::new(dst, rows.len(), columns.len());
-    let panels = columns.start / shape.width()..columns.end.div_ceil(shape.width());
-    let whole = columns.end == right.cols() || columns.end.is_multiple_of(shape.width());
-    assert!(whole, "columns of a block end with a panel");
-    let c = Destination { data: c.data.wrapping_sub(columns.start), ..c };
+    let (c, panels) = of_columns(Destination::new(dst, rows.len(), columns.len()), right, columns, shape);
     let left = x.left().slice(rows.start, rows.len());
     sweep(left, &Right::packed(right), None, c, Onto::Nothing, scale, panels, shape);
 }

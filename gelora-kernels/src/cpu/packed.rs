@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
-use super::{Level, View, level, math, tile};
+use super::{Level, View, level, math, tile, vectorised};
 
 /// A matrix (K, N) in panels of as many columns as a tile has: each panel holds its K rows one after the other, the last one
 /// padded with zero columns to whole vectors. In bf16, two rows of a panel stand together, the two values of a column side by
@@ -72,22 +72,19 @@ impl Packed {
             let first = p * shape.width();
             let columns = shape.width().min(n - first);
             let width = panel.len() / steps;
-            if columns < width || (bf16 && k % 2 == 1) {
+            if columns < width {
                 panel.fill(0.0);
             }
-            columns_of(first, columns, &mut |b, first| {
-                if bf16 {
-                    let panel: &mut [u16] = bytemuck::cast_slice_mut(panel);
-                    fill(b, first, columns, |k, j, v| {
-                        panel[(k / 2 * width + j) * 2 + k % 2] = math::to_bf16(v * factor)
-                    });
-                } else if b.row_stride == 1 {
-                    transpose(b, first, columns, width, factor, panel);
-                } else {
-                    // A factor of 1 leaves bits as they are, also those of pairs of bf16.
-                    fill(b, first, columns, |k, j, v| {
-                        panel[k * width + j] = if factor == 1.0 { v } else { v * factor }
-                    });
+            columns_of(first, columns, &mut |b, first| match (b.col_stride == 1, bf16) {
+                (true, false) => copy(b, first, columns, width, factor, panel),
+                (true, true) => copy_pairs(b, first, columns, width, factor, panel),
+                (false, false) => transpose(b, first, columns, width, factor, panel),
+                (false, true) => {
+                    let mut words = Scratch::new(columns * steps);
+                    for (j, words) in words.chunks_exact_mut(steps).enumerate() {
+                        pair_up(b.column(first + j), factor, bytemuck::cast_slice_mut(words));
+                    }
+                    transpose(View::new(&words, columns, steps).t(), 0, columns, width, 1.0, panel);
                 }
             });
         };
@@ -159,20 +156,49 @@ fn transpose(b: View<'_>, first: usize, columns: usize, width: usize, factor: f3
     (whole_rows..b.rows()).for_each(|k| (0..columns).for_each(|j| put(k, j)));
 }
 
-/// Calls `put(k, j, value)` for all rows and `columns` columns of b, in an order that reads whole cache lines.
-#[inline(always)]
-fn fill(b: View<'_>, first: usize, columns: usize, mut put: impl FnMut(usize, usize, f32)) {
-    const BLOCK: usize = 16;
-    for start in (0..b.rows()).step_by(BLOCK) {
-        let rows = start..b.rows().min(start + BLOCK);
-        if b.col_stride == 1 {
-            for k in rows {
-                (0..columns).for_each(|j| put(k, j, b.at(k, first + j)));
-            }
-        } else {
-            for j in 0..columns {
-                rows.clone().for_each(|k| put(k, j, b.at(k, first + j)));
-            }
+/// Fills a panel from rows whose values stand one after the other.
+fn copy(b: View<'_>, first: usize, columns: usize, width: usize, factor: f32, panel: &mut [f32]) {
+    for (k, row) in panel.chunks_exact_mut(width).enumerate() {
+        let (row, values) = (&mut row[..columns], &b.row(k)[first..][..columns]);
+        match factor == 1.0 {
+            true => row.copy_from_slice(values),
+            false => row.iter_mut().zip(values).for_each(|(row, v)| *row = v * factor),
+        }
+    }
+}
+
+/// The same, two rows side by side in bf16.
+fn copy_pairs(b: View<'_>, first: usize, columns: usize, width: usize, factor: f32, panel: &mut [f32]) {
+    for (pair, row) in panel.chunks_exact_mut(width).enumerate() {
+        let values = |k: usize| &b.row(k)[first..][..columns];
+        let row = bytemuck::cast_slice_mut(&mut row[..columns]);
+        match 2 * pair + 1 < b.rows() {
+            true => interleave(values(2 * pair), values(2 * pair + 1), factor, row),
+            false => interleave(values(2 * pair), &[0.0; MOST_COLUMNS][..columns], factor, row),
+        }
+    }
+}
+
+/// Columns of the widest panel.
+const MOST_COLUMNS: usize = 48;
+
+vectorised! {
+    /// Values of two rows in bf16, side by side.
+    fn interleave(low: &[f32], high: &[f32], factor: f32, out: &mut [u32]) {
+        for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+            *out = u32::from(math::to_bf16(low * factor)) | u32::from(math::to_bf16(high * factor)) << 16;
+        }
+    }
+}
+
+vectorised! {
+    /// The values of a column as pairs of bf16; an odd last one is paired with zero.
+    fn pair_up(column: &[f32], factor: f32, out: &mut [u16]) {
+        for (out, v) in out.iter_mut().zip(column) {
+            *out = math::to_bf16(v * factor);
+        }
+        if let Some(rest) = out.get_mut(column.len()) {
+            *rest = 0;
         }
     }
 }
@@ -194,6 +220,13 @@ mod tests {
         let (a, b) = (View::new(&row_major, k, n), View::new(&transposed, n, k).t());
         assert_eq!(Packed::f32(a).data[..], Packed::f32(b).data[..]);
         assert_eq!(Packed::bf16(a).data[..], Packed::bf16(b).data[..]);
+        // Every other pairing of rows: an odd last row stands with zeros.
+        let odd = Packed::of(true, a, 2.0);
+        if odd.is_bf16() {
+            let pairs: &[u16] = bytemuck::cast_slice(&odd.data);
+            let of = |k: usize, j: usize| f32::from_bits(u32::from(pairs[(k / 2 * 48 + j) * 2 + k % 2]) << 16);
+            assert_eq!((of(0, 1), of(1, 2), of(20, 3), of(21, 3)), (2.0, 110.0, 2128.0, 0.0));
+        }
         let packed = Packed::f32(a);
         let width = tile::shape().width();
         assert_eq!(packed.data[width.min(n)], row_major[n]); // row 1 follows row 0

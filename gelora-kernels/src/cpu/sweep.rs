@@ -60,6 +60,9 @@ pub(super) struct Right {
     data: *const f32,
     pub(super) steps: usize,
     n: usize,
+    /// Steps of a panel before the first and in all.
+    before: usize,
+    of: usize,
     /// Rows apart, if it is not in panels.
     row_stride: Option<usize>,
     bf16: bool,
@@ -70,11 +73,19 @@ unsafe impl Sync for Right {}
 
 impl Right {
     pub(super) fn packed(p: &Packed) -> Self {
-        Self { data: p.as_ptr(), steps: p.steps(), n: p.cols(), row_stride: None, bf16: p.is_bf16() }
+        let steps = p.steps();
+        Self { data: p.as_ptr(), steps, n: p.cols(), before: 0, of: steps, row_stride: None, bf16: p.is_bf16() }
+    }
+
+    /// Some steps of a factor in panels.
+    pub(super) fn with_steps(self, steps: Range<usize>) -> Self {
+        assert!(self.row_stride.is_none() && steps.start < steps.end && steps.end <= self.of, "steps of a factor");
+        Self { before: steps.start, steps: steps.len(), ..self }
     }
 
     pub(super) fn rows(b: View<'_>) -> Self {
-        Self { data: b.data.as_ptr(), steps: b.rows, n: b.cols, row_stride: Some(b.row_stride), bf16: false }
+        let (steps, row_stride) = (b.rows, Some(b.row_stride));
+        Self { data: b.data.as_ptr(), steps, n: b.cols, before: 0, of: steps, row_stride, bf16: false }
     }
 
     pub(super) fn panels(&self, shape: Shape) -> usize {
@@ -131,7 +142,7 @@ pub(super) fn sweep(
                 Some(stride) => (right.data.wrapping_add(from * stride + first), stride),
                 None => {
                     let stride = nv * shape.lanes;
-                    (right.data.wrapping_add(panel * width * right.steps + from * stride), stride)
+                    (right.data.wrapping_add(panel * width * right.of + (right.before + from) * stride), stride)
                 }
             };
             let masked = right.row_stride.is_some() && !columns.is_multiple_of(shape.lanes);
@@ -171,7 +182,7 @@ pub(super) fn sweep(
                 t.k2 = up.steps;
                 t.a2_row = inner.row_stride;
                 t.b2_k = nv * shape.lanes;
-                t.b2 = up.data.wrapping_add(panel * width * up.steps);
+                t.b2 = up.data.wrapping_add(panel * width * up.of);
             }
             let full = kernel(shape.mr.min(left.rows));
             for row in (0..left.rows).step_by(shape.mr) {

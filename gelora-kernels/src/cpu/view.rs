@@ -36,6 +36,15 @@ impl<'a> View<'a> {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn some_rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.start < rows.end && rows.end <= self.rows, "rows of a view");
+        Self { data: &self.data[rows.start * self.row_stride..], rows: rows.len(), ..self }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -50,6 +59,12 @@ impl<'a> View<'a> {
     pub(super) fn column(&self, j: usize) -> &'a [f32] {
         debug_assert_eq!(self.row_stride, 1);
         &self.data[j * self.col_stride..][..self.rows]
+    }
+
+    /// The values of a row, where they stand one after the other.
+    pub(super) fn row(&self, i: usize) -> &'a [f32] {
+        debug_assert_eq!(self.col_stride, 1);
+        &self.data[i * self.row_stride..][..self.cols]
     }
 
     #[inline(always)]

@@ -37,7 +37,7 @@ const PLAIN: Shape = Shape {
     p: 0.0,
 };
 
-const SHAPES: [Shape; 22] = [
+const SHAPES: [Shape; 24] = [
     PLAIN,
     Shape { lengths: &[3, 7], heads: 2, kv_heads: 2, d: 3, ..PLAIN },
     Shape { lengths: &[63, 1, 65], heads: 3, kv_heads: 3, d: 7, ..PLAIN },
@@ -63,6 +63,21 @@ const SHAPES: [Shape; 22] = [
         causal: true,
         window: Some(30),
         bias: Some(100),
+        ..PLAIN
+    },
+    // Rows that see none of the first keys.
+    Shape { lengths: &[200, 3], heads: 2, kv_heads: 1, d: 64, causal: true, window: Some(20), p: 0.1, ..PLAIN },
+    Shape {
+        lengths: &[150],
+        heads: 2,
+        kv_heads: 2,
+        d: 8,
+        causal: true,
+        window: Some(5),
+        bias: Some(150),
+        by_query: Some(150),
+        by_key: Some(150),
+        p: 0.1,
         ..PLAIN
     },
     Shape { by_query: Some(1), by_key: Some(1), ..PLAIN },

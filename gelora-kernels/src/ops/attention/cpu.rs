@@ -3,7 +3,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Attention, Gradients, Saved};
-use crate::cpu::{Onto, Packed, Scratch, View, ViewMut, gemm_packed, gemm_serial, math, vectorised};
+use crate::cpu::{Onto, Packed, Scratch, View, ViewMut, gemm_packed, gemm_serial, math, panel_width, vectorised};
 use crate::ops::dropout::{Dropout, factor};
 use crate::{Result, Tensor};
 
@@ -69,28 +69,35 @@ impl<'a> Head<'a> {
         of.len() / (self.rows.len() * self.heads)
     }
 
-    /// Adds what depends on distance to the scores of query row `i`, and hides the keys that it does not see.
-    fn finish_scores(&self, i: usize, s: &mut [f32]) {
-        let t = self.rows.len();
+    /// Adds what depends on distance to the scores of query row `i` with some keys, and hides those that it does not see.
+    fn finish_scores(&self, i: usize, keys: &Range<usize>, s: &mut [f32]) {
         if let Some(all) = self.by_query {
             let width = self.width(all);
-            let by_key = &all[(i * self.heads + self.h) * width + width / 2 - i..][..t];
+            let by_key = &all[(i * self.heads + self.h) * width + width / 2 - i..][keys.clone()];
             s.iter_mut().zip(by_key).for_each(|(s, a)| *s += self.scale * a);
         }
         if let Some(all) = self.by_key {
             let width = self.width(all);
             // One key further is one row and one distance further.
-            let by_key = all[self.h * width + width / 2 - i..].iter().step_by(self.heads * width + 1);
-            s[..t].iter_mut().zip(by_key).for_each(|(s, b)| *s += self.scale * b);
+            let next = self.heads * width + 1;
+            let by_key = all[self.h * width + width / 2 - i + keys.start * next..].iter().step_by(next);
+            s[..keys.len()].iter_mut().zip(by_key).for_each(|(s, b)| *s += self.scale * b);
         }
         if let Some(bias) = self.bias {
             let position = self.keys.len() - self.rows.len() + i;
-            let by_key = &bias[bias.len() / 2 - position..][..self.keys.len()];
+            let by_key = &bias[bias.len() / 2 - position..][keys.clone()];
             s.iter_mut().zip(by_key).for_each(|(s, b)| *s += b);
         }
         let seen = self.call.seen(i, &self.rows, &self.keys);
-        s[..seen.start].fill(f32::NEG_INFINITY);
-        s[seen.end..].fill(f32::NEG_INFINITY);
+        s[..seen.start.saturating_sub(keys.start)].fill(f32::NEG_INFINITY);
+        s[seen.end - keys.start..].fill(f32::NEG_INFINITY);
+    }
+
+    /// The keys that some of these query rows see, with those beside them that fill panels of a packed factor.
+    fn seen(&self, rows: &Range<usize>) -> Range<usize> {
+        let of = |i: usize| self.call.seen(i, &self.rows, &self.keys);
+        let (start, end, width) = (of(rows.start).start, of(rows.end - 1).end, panel_width());
+        start / width * width..end.next_multiple_of(width).min(self.keys.len())
     }
 
     /// All keys.
@@ -108,28 +115,28 @@ impl<'a> Head<'a> {
         (self.rows.start + i) * self.heads + self.h
     }
 
-    /// Multiplies the probabilities of query row `i` by the dropout mask.
-    fn drop_row(&self, i: usize, p: &mut [f32]) {
+    /// Multiplies the probabilities of query row `i` and some keys by the dropout mask.
+    fn drop_row(&self, i: usize, keys: &Range<usize>, p: &mut [f32]) {
         if let Some(dropout) = self.call.dropout {
-            drop_slice(dropout, (self.row_at(i) * self.longest) as u32, p);
+            drop_slice(dropout, (self.row_at(i) * self.longest + keys.start) as u32, &mut p[..keys.len()]);
         }
     }
 
     /// Writes o (T, D) and lse (T, 1).
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32], o: &mut ViewMut<'_>, lse: &mut ViewMut<'_>) {
-        let t = self.keys.len();
-        let stride = t.next_multiple_of(LANES);
-        let mut s = Scratch::new(BLOCK.min(self.rows.len()) * stride);
-        let (keys, v) = (Packed::f32(self.kv_view(k, self.all()).t()), self.kv_view(v, self.all()));
+        let mut s = Scratch::new(BLOCK.min(self.rows.len()) * self.keys.len().next_multiple_of(LANES));
+        let (keys, values) = (Packed::f32(self.kv_view(k, self.all()).t()), self.factor(v));
         for rows in self.blocks() {
-            let scores = ViewMut::strided(&mut s, rows.len(), t, stride);
-            gemm_packed(scores, Onto::Nothing, self.scale, self.view(q, rows.clone()), &keys);
+            let seen = self.seen(&rows);
+            let (n, t, stride) = (rows.len(), seen.len(), seen.len().next_multiple_of(LANES));
+            let (scores, q) = (ViewMut::strided(&mut s, n, t, stride), self.view(q, rows.clone()));
+            gemm_packed(scores, Onto::Nothing, self.scale, q, &keys, [0..self.d, seen.clone()]);
             for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
-                self.finish_scores(i, s);
+                self.finish_scores(i, &seen, s);
                 lse.row_mut(i)[0] = softmax(s);
-                self.drop_row(i, &mut s[..t]);
+                self.drop_row(i, &seen, s);
             }
-            gemm_serial(o.rows_mut(rows.clone()), Onto::Nothing, 1.0, View::strided(&s, rows.len(), t, stride), v);
+            values.product(o.rows_mut(rows), View::strided(&s, n, t, stride), seen);
         }
     }
 
@@ -143,59 +150,92 @@ impl<'a> Head<'a> {
         [dk, dv]: [&mut ViewMut<'_>; 2],
         add: bool,
     ) {
+        let zero = |t: &mut ViewMut<'_>| (0..self.rows.len()).for_each(|j| t.row_mut(j).fill(0.0));
         if let Some(all) = d_by_key {
-            (0..self.rows.len()).for_each(|j| all.row_mut(j).fill(0.0));
+            zero(all);
+        }
+        if !add {
+            zero(dk);
+            zero(dv);
         }
         let (t, d) = (self.rows.len(), self.d);
-        let stride = t.next_multiple_of(LANES);
-        let size = BLOCK.min(t) * stride;
+        let size = BLOCK.min(t) * t.next_multiple_of(LANES);
         let (mut p, mut dp) = (Scratch::new(size), Scratch::new(size));
         let mut dropped = self.call.dropout.map(|_| Scratch::new(size));
-        let k = self.kv_view(k, self.all());
-        let (keys, values) = (Packed::f32(k.t()), Packed::f32(self.kv_view(v, self.all()).t()));
+        let (keys, by_key) = (Packed::f32(self.kv_view(k, self.all()).t()), self.factor(k));
+        let values = Packed::f32(self.kv_view(v, self.all()).t());
         for rows in self.blocks() {
-            let onto = if rows.start == 0 && !add { Onto::Nothing } else { Onto::Destination };
+            let seen = self.seen(&rows);
+            let (n, t, stride) = (rows.len(), seen.len(), seen.len().next_multiple_of(LANES));
             let (q, d_o_rows) = (self.view(q, rows.clone()), self.view(d_o, rows.clone()));
-            let n = rows.len();
-            gemm_packed(ViewMut::strided(&mut p, n, t, stride), Onto::Nothing, self.scale, q, &keys);
-            gemm_packed(ViewMut::strided(&mut dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, &values);
+            let (p, dp) = (&mut p[..n * stride], &mut dp[..n * stride]);
+            let of_scores = || [0..d, seen.clone()];
+            gemm_packed(ViewMut::strided(p, n, t, stride), Onto::Nothing, self.scale, q, &keys, of_scores());
+            gemm_packed(ViewMut::strided(dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, &values, of_scores());
             for (i, p) in rows.clone().zip(p.chunks_exact_mut(stride)) {
-                self.finish_scores(i, p);
+                self.finish_scores(i, &seen, p);
                 probabilities_from_lse(p, lse[self.row_at(i)]);
             }
             let kept: &[f32] = match &mut dropped {
                 Some(dropped) => {
-                    dropped.copy_from_slice(&p);
+                    let dropped = &mut dropped[..n * stride];
+                    dropped.copy_from_slice(p);
                     let both = dropped.chunks_exact_mut(stride).zip(dp.chunks_exact_mut(stride));
                     for (i, (dropped, dp)) in rows.clone().zip(both) {
-                        self.drop_row(i, &mut dropped[..t]);
-                        self.drop_row(i, &mut dp[..t]);
+                        self.drop_row(i, &seen, dropped);
+                        self.drop_row(i, &seen, dp);
                     }
                     dropped
                 }
-                None => &p,
+                None => p,
             };
-            gemm_serial(dv.rows_mut(self.all()), onto, 1.0, View::strided(kept, n, t, stride).t(), d_o_rows);
+            let of_keys = View::strided(kept, n, t, stride).t();
+            gemm_serial(dv.rows_mut(seen.clone()), Onto::Destination, 1.0, of_keys, d_o_rows);
             for ((i, p), dp) in rows.clone().zip(p.chunks_exact(stride)).zip(dp.chunks_exact_mut(stride)) {
                 // sum_k P_ik dP_ik = dO_i . O_i
                 let at = self.row_at(i) * d;
                 scores_gradient(&p[..t], &mut dp[..t], &d_o[at..at + d], &o[at..at + d], self.scale);
                 if let Some(all) = d_by_query {
                     let row = all.row_mut(i);
-                    let first = row.len() / 2 - i;
+                    let first = row.len() / 2 - i + seen.start;
                     row.fill(0.0);
                     row[first..first + t].copy_from_slice(&dp[..t]);
                 }
                 if let Some(all) = d_by_key {
-                    for (j, ds) in dp[..t].iter().enumerate() {
+                    for (j, ds) in seen.clone().zip(&dp[..t]) {
                         let row = all.row_mut(j);
                         row[row.len() / 2 + j - i] = *ds;
                     }
                 }
             }
-            let ds = View::strided(&dp, n, t, stride);
-            gemm_serial(dq.rows_mut(rows), Onto::Nothing, 1.0, ds, k);
-            gemm_serial(dk.rows_mut(self.all()), onto, 1.0, ds.t(), q);
+            let ds = View::strided(dp, n, t, stride);
+            by_key.product(dq.rows_mut(rows), ds, seen.clone());
+            gemm_serial(dk.rows_mut(seen), Onto::Destination, 1.0, ds.t(), q);
+        }
+    }
+
+    /// The keys or values (T, D) as the right factor of products with blocks of rows.
+    fn factor<'t>(&self, t: &'t [f32]) -> Factor<'t> {
+        let whole = self.kv_view(t, self.all());
+        match self.d > panel_width() && self.rows.len() > BLOCK {
+            true => Factor::Packed(Packed::f32(whole)),
+            false => Factor::AsItStands(whole),
+        }
+    }
+}
+
+/// A matrix that blocks of rows are multiplied with: packed once, if it is for more than one of them.
+enum Factor<'t> {
+    Packed(Packed),
+    AsItStands(View<'t>),
+}
+
+impl Factor<'_> {
+    /// `dst = a b[rows]`.
+    fn product(&self, dst: ViewMut<'_>, a: View<'_>, rows: Range<usize>) {
+        match self {
+            Factor::Packed(b) => gemm_packed(dst, Onto::Nothing, 1.0, a, b, [rows, 0..b.cols()]),
+            Factor::AsItStands(b) => gemm_serial(dst, Onto::Nothing, 1.0, a, b.some_rows(rows)),
         }
     }
 }
