@@ -125,6 +125,7 @@ pub(crate) struct Json {
 /// Keys of every family that do not change what the model computes, or that are looked at elsewhere.
 const HARMLESS: &[&str] = &[
     "_name_or_path",
+    "_model_name_or_path",
     "_attn_implementation_autoset",
     "_attn_implementation",
     "attn_implementation",
