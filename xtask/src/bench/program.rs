@@ -159,7 +159,8 @@ pub fn hidden(args: &HiddenArgs) -> Result<()> {
         let samples = first_rows(&args.data, args.samples, &data)?;
         let out = scratch.path().join("out");
         let line = format!(
-            "rank {{}} --data {{}} --out {{}} --samples {samples} --batch-size {} --max-length {} --device {} --quiet{}",
+            "rank {{}} --data {{}} --out {{}} --samples {samples} --batch-size {} --max-length {} --device {} --no-cache \
+             --quiet{}",
             args.batch,
             args.max_length,
             args.device,
