@@ -62,7 +62,7 @@ impl<'a> View<'a> {
     }
 
     /// The values of a row, where they stand one after the other.
-    pub(super) fn row(&self, i: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, i: usize) -> &'a [f32] {
         debug_assert_eq!(self.col_stride, 1);
         &self.data[i * self.row_stride..][..self.cols]
     }

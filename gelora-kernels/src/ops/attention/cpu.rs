@@ -10,6 +10,9 @@ use crate::{Result, Tensor};
 /// Query rows that are worked on at once: the scores in memory are this many times T.
 const BLOCK: usize = 64;
 
+/// Query rows up to which keys are read as they stand: while generating, there is one.
+const FEW: usize = 4;
+
 /// Values that the rows of scores are padded to a multiple of, so that loops over them are whole vectors.
 const LANES: usize = 16;
 
@@ -125,12 +128,16 @@ impl<'a> Head<'a> {
     /// Writes o (T, D) and lse (T, 1).
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32], o: &mut ViewMut<'_>, lse: &mut ViewMut<'_>) {
         let mut s = Scratch::new(BLOCK.min(self.rows.len()) * self.keys.len().next_multiple_of(LANES));
-        let (keys, values) = (Packed::f32(self.kv_view(k, self.all()).t()), self.factor(v));
+        let keys = (self.rows.len() > FEW).then(|| Packed::f32(self.kv_view(k, self.all()).t()));
+        let values = self.factor(v);
         for rows in self.blocks() {
             let seen = self.seen(&rows);
             let (n, t, stride) = (rows.len(), seen.len(), seen.len().next_multiple_of(LANES));
             let (scores, q) = (ViewMut::strided(&mut s, n, t, stride), self.view(q, rows.clone()));
-            gemm_packed(scores, Onto::Nothing, self.scale, q, &keys, [0..self.d, seen.clone()]);
+            match &keys {
+                Some(keys) => gemm_packed(scores, Onto::Nothing, self.scale, q, keys, [0..self.d, seen.clone()]),
+                None => products_of_rows(scores, self.scale, q, self.kv_view(k, seen.clone())),
+            }
             for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
                 self.finish_scores(i, &seen, s);
                 lse.row_mut(i)[0] = softmax(s);
@@ -220,6 +227,16 @@ impl<'a> Head<'a> {
         match self.d > panel_width() && self.rows.len() > BLOCK {
             true => Factor::Packed(Packed::f32(whole)),
             false => Factor::AsItStands(whole),
+        }
+    }
+}
+
+/// `scores = scale q k^T` for few rows of q.
+fn products_of_rows(mut scores: ViewMut<'_>, scale: f32, q: View<'_>, k: View<'_>) {
+    for i in 0..q.rows() {
+        let (q, scores) = (q.row(i), scores.row_mut(i));
+        for (j, s) in scores.iter_mut().enumerate() {
+            *s = dot(q, k.row(j)) * scale;
         }
     }
 }
@@ -324,6 +341,12 @@ fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize, heads
 /// The head of a part of [`by_head`].
 fn head_at<'a>(call: &'a Attention<'a>, channels: usize, part: usize) -> Result<Head<'a>> {
     Head::new(call, channels, part / call.heads, part % call.heads)
+}
+
+vectorised! {
+    fn dot(x: &[f32], y: &[f32]) -> f32 {
+        math::dot(x, y)
+    }
 }
 
 vectorised! {

@@ -16,7 +16,7 @@
 //! q, o (N, H D), k, v (N, G D), A, B (N, H (2 M - 1)), heads side by side; lse (N, H). The dropout of P_ij of head h has the index
 //! ((row i of the batch) H + h) longest + j, where j counts from the sequence's start.
 //!
-//! Accumulation, in f32: on the CPU products as in `linear`, a row's softmax sum in 16 interleaved partial sums, dK and dV over
+//! Accumulation, in f32: on the CPU products as in `linear` (those of up to 4 queries with keys, and a row's softmax sum, in 16 interleaved partial sums), dK and dV over
 //! blocks of query rows in ascending order; on a GPU all of them key by key, or row by row, in ascending order. Query heads of a
 //! group are added in order.
 //!
