@@ -2,6 +2,7 @@
 
 mod args;
 mod cache;
+mod chat;
 mod commands;
 mod contained;
 mod data;

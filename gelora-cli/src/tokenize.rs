@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use gelora_model::gguf::is_gguf;
 use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
 
+use crate::chat::{Template, Written};
 use crate::data::{Dataset, Example};
 use crate::fingerprint;
 
@@ -25,6 +26,8 @@ pub struct Tokenizer {
     fingerprint: [u32; 2],
     /// What ends a text, for a language model.
     end: Option<u32>,
+    /// How conversations are written; inside, what is wrong with the template.
+    template: Option<Result<Template, String>>,
 }
 
 /// The tokens of one example, special tokens included.
@@ -34,8 +37,8 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// Which text each token belongs to, (T): 0 or 1.
     pub type_ids: Vec<u32>,
-    /// The first token that a language model is to predict.
-    pub answer: usize,
+    /// Whether a language model is to predict each token, (T).
+    pub targets: Vec<bool>,
 }
 
 impl Tokenizer {
@@ -47,7 +50,9 @@ impl Tokenizer {
         if is_gguf(model_dir) {
             let (inner, fingerprint) = gguf::tokenizer(model_dir)?;
             let truncate_from = TruncationDirection::Right;
-            return Self { inner, truncate_from, fingerprint, end: None }.with_max_length(DEFAULT_MAX_LENGTH);
+            let template = template_of(Template::of_gguf(model_dir));
+            let all = Self { inner, truncate_from, fingerprint, end: None, template };
+            return all.with_max_length(DEFAULT_MAX_LENGTH);
         }
         let path = model_dir.join("tokenizer.json");
         if !path.is_file() {
@@ -64,7 +69,8 @@ impl Tokenizer {
         let truncate_from = truncation_side(model_dir)?;
         let side = format!("{truncate_from:?}");
         let fingerprint = fingerprint::of([Some(&bytes[..]), Some(side.as_bytes())]);
-        Self { inner, truncate_from, fingerprint, end: None }.with_max_length(DEFAULT_MAX_LENGTH)
+        let template = template_of(Template::of_folder(model_dir));
+        Self { inner, truncate_from, fingerprint, end: None, template }.with_max_length(DEFAULT_MAX_LENGTH)
     }
 
     /// Sets the most tokens that an example may have, special tokens included. The caller keeps it within the positions
@@ -108,14 +114,42 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The tokens of an example.
+    /// The tokens of an example. Those of a conversation are what the model's chat template makes of it, or without one those
+    /// of its text.
     ///
     /// # Errors
-    /// If the tokenizer cannot encode a text (a vocabulary without an unknown token).
+    /// If the tokenizer cannot encode a text (a vocabulary without an unknown token), or the template refuses a conversation.
     pub fn encode(&self, example: &Example) -> Result<Encoded> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
+        if let Some(written) = self.written(example)? {
+            let encoding = self.inner.encode(written.text.as_str(), false);
+            return said(&encoding.map_err(|error| anyhow!("tokenizer: {error}"))?, &written);
+        }
         let encoding = self.inner.encode(input(example), true).map_err(|error| anyhow!("tokenizer: {error}"))?;
         self.encoded(&encoding, example)
+    }
+
+    /// The model's chat template.
+    ///
+    /// # Errors
+    /// If it has none, or one that is no Jinja.
+    pub fn template(&self) -> Result<&Template> {
+        match &self.template {
+            Some(Ok(template)) => Ok(template),
+            Some(Err(problem)) => bail!("{problem}"),
+            None => bail!(
+                "the model has no chat template, which conversations need; expected chat_template.jinja, or chat_template in \
+                 tokenizer_config.json or in a GGUF file"
+            ),
+        }
+    }
+
+    /// A conversation as the model's template writes it.
+    fn written(&self, example: &Example) -> Result<Option<Written>> {
+        if example.chat.is_empty() || self.template.is_none() {
+            return Ok(None);
+        }
+        self.template()?.write(&example.chat).map(Some)
     }
 
     /// The tokens of examples, in their order, on all CPU cores.
@@ -125,6 +159,9 @@ impl Tokenizer {
     pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Encoded>> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         let examples: Vec<&Example> = examples.into_iter().collect();
+        if self.template.is_some() && examples.iter().any(|example| !example.chat.is_empty()) {
+            return examples.into_iter().map(|example| self.encode(example)).collect();
+        }
         let inputs = examples.iter().map(|example| input(example)).collect();
         let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
         encodings.iter().zip(examples).map(|(encoding, example)| self.encoded(encoding, example)).collect()
@@ -136,7 +173,10 @@ impl Tokenizer {
             bail!("tokenizer: a text has no tokens");
         }
         let (mut ids, mut type_ids) = (encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec());
-        let Some(answer) = &example.answer else { return Ok(Encoded { ids, type_ids, answer: 0 }) };
+        let Some(answer) = &example.answer else {
+            let targets = vec![true; ids.len()];
+            return Ok(Encoded { ids, type_ids, targets });
+        };
         let asked = example.text.len();
         let first = encoding.get_offsets().iter().position(|(_, end)| *end > asked).unwrap_or(ids.len());
         let whole = encoding.get_offsets().last().is_some_and(|(_, end)| *end >= asked + answer.trim_end().len());
@@ -144,7 +184,8 @@ impl Tokenizer {
             ids.push(end);
             type_ids.push(0);
         }
-        Ok(Encoded { ids, type_ids, answer: first })
+        let targets = (0..ids.len()).map(|i| i >= first).collect();
+        Ok(Encoded { ids, type_ids, targets })
     }
 
     /// The texts one after the other, each ended unless they make up one, in blocks of the greatest length.
@@ -169,18 +210,22 @@ impl Tokenizer {
         if ids.len() < 2 {
             bail!("{}: a language model needs at least two tokens", dataset.path.display());
         }
-        let block = |ids: &[u32]| Encoded { ids: ids.to_vec(), type_ids: vec![0; ids.len()], answer: 0 };
+        let block = |ids: &[u32]| {
+            let (type_ids, targets) = (vec![0; ids.len()], vec![true; ids.len()]);
+            Encoded { ids: ids.to_vec(), type_ids, targets }
+        };
         Ok(ids.chunks(self.max_length()).filter(|ids| ids.len() > 1).map(block).collect())
     }
 
-    /// The tokens of a text to go on from.
+    /// The tokens of a text to go on from. One that a template wrote has its special tokens in it; others get those that the
+    /// tokenizer adds.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn prompt(&self, text: &str, by_template: bool) -> Result<Vec<u32>> {
         let mut whole = self.inner.clone();
         whole.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        Ok(whole.encode(text, true).map_err(|error| anyhow!("tokenizer: {error}"))?.get_ids().to_vec())
+        Ok(whole.encode(text, !by_template).map_err(|error| anyhow!("tokenizer: {error}"))?.get_ids().to_vec())
     }
 
     /// The text of tokens as they come: calls `say` with each piece that is whole.
@@ -202,6 +247,18 @@ impl Tokenizer {
     }
 }
 
+/// The tokens of a conversation; what the assistant says is to be predicted.
+fn said(encoding: &Encoding, written: &Written) -> Result<Encoded> {
+    if encoding.is_empty() {
+        bail!("tokenizer: a conversation has no tokens");
+    }
+    let inside = |(begin, end): &(usize, usize)| {
+        written.answers.iter().any(|answer| *begin < answer.end && *end > answer.start && begin < end)
+    };
+    let targets = encoding.get_offsets().iter().map(inside).collect();
+    Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: vec![0; encoding.len()], targets })
+}
+
 fn input(example: &Example) -> EncodeInput<'_> {
     if let Some(answer) = &example.answer {
         return EncodeInput::Single(format!("{}{answer}", example.text).into());
@@ -210,6 +267,11 @@ fn input(example: &Example) -> EncodeInput<'_> {
         Some(pair) => EncodeInput::Dual(example.text.as_str().into(), pair.as_str().into()),
         None => EncodeInput::Single(example.text.as_str().into()),
     }
+}
+
+/// A template that is broken matters to those who need it.
+fn template_of(found: Result<Option<Template>>) -> Option<Result<Template, String>> {
+    found.map_err(|problem| format!("{problem:#}")).transpose()
 }
 
 /// transformers cuts where tokenizer_config.json says: at the end, unless it says "left".
@@ -235,7 +297,7 @@ mod tests {
     }
 
     fn example(text: &str, pair: Option<&str>) -> Example {
-        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, answer: None }
+        Example { text: text.into(), pair: pair.map(str::to_owned), ..Example::default() }
     }
 
     /// Rows 1 to 4 of the golden batch are the rows of tiny-bert.jsonl.

@@ -90,6 +90,49 @@ fn text_is_cut_into_blocks_and_ranks_are_measured_on_its_paragraphs() {
     gelora(words(line, &[&model(), &text, &ranks, &trained])).ok();
 }
 
+/// Conversations in the two usual forms.
+fn conversations(dir: &Path) -> PathBuf {
+    let path = dir.join("chats.jsonl");
+    let row = |i: usize| match i.is_multiple_of(2) {
+        true => {
+            json!({"conversations": [{"from": "human", "value": format!("Say {i}")}, {"from": "gpt", "value": "the lane"}]})
+        }
+        false => {
+            json!({"conversations": [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "the lane"},
+            {"role": "user", "content": [{"type": "text", "text": "Again"}]}, {"role": "assistant", "content": "there"}]})
+        }
+    };
+    fs::write(&path, (0..24).map(|i| format!("{}\n", row(i))).collect::<String>()).expect("a data file");
+    path
+}
+
+#[test]
+fn conversations_are_learnt_by_the_model_s_template() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, adapter) = (conversations(dir.path()), dir.path().join("adapter"));
+    let base = gelora(words("eval {} --data {} --json", &[&model(), &data])).json();
+    // With the token that ends a turn: "the", " ", "la", "ne" in every row, and "there" in every other.
+    assert_eq!(base["tokens"], json!(f64::from(24 * 5 + 12 * 2)), "{base}");
+    let line = "train {} --data {} --rank 2 --lr 0.02 --epochs 8 --batch-size 8 --out {} -q";
+    gelora(words(line, &[&model(), &data, &adapter])).ok();
+    let trained = gelora(words("eval {} --data {} --adapter {} --json", &[&model(), &data, &adapter])).json();
+    assert!(trained["loss"].as_f64() < base["loss"].as_f64().map(|loss| 0.3 * loss), "{base} {trained}");
+
+    let mut args =
+        words("generate {} --adapter {} --json -q --max-tokens 12 --system s --message", &[&model(), &adapter]);
+    args.push("Say 4".into());
+    let said = gelora(args).json();
+    assert_eq!(said["prompt"], "system:\ns<|end|>\nuser:\nSay 4<|end|>\nassistant:\n");
+    assert_eq!(said["text"], "the lane");
+
+    let row = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
+    let half = dir.path().join("half.jsonl");
+    fs::write(&half, format!("{row}\n{}\n", row.replace("}]", "}, {\"role\": \"assistant\", \"content\": \"b\"}]")))
+        .expect("a file");
+    let run = gelora(words("train {} --data {} --rank 1 --out {}", &[&model(), &half, &dir.path().join("o")]));
+    run.fails_with(&["half.jsonl: row 1", "\"messages\" has no answer, as other rows have"]);
+}
+
 #[test]
 fn bad_input_is_named() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -19,7 +19,7 @@ pub struct EvalArgs {
     /// Adapter folder, from `gelora train` or PEFT
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// What is measured [default: what the adapter was trained for]
+    /// What is measured; auto is what the adapter was trained for, or without one what the data has: labels, answers or text
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
     /// Split to evaluate on if --data is a folder [default: validation, else test]
@@ -49,8 +49,14 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Text to go on from [default: standard input]
-    #[arg(long, value_name = "TEXT", conflicts_with = "instruction")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["instruction", "message"])]
     pub prompt: Option<String>,
+    /// A message, in the form that the model's chat template gives it
+    #[arg(long, value_name = "TEXT", conflicts_with = "instruction")]
+    pub message: Option<String>,
+    /// What the model is told before the message
+    #[arg(long, value_name = "TEXT", requires = "message")]
+    pub system: Option<String>,
     /// An instruction, in the form in which instruction rows are trained
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,

@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use gelora_kernels::Device;
 use gelora_lora::{Adapter, files};
-use gelora_model::{CausalLm, Classifier, Task};
+use gelora_model::{CausalLm, Classifier, Config, Task};
 use serde_json::{Map, Value, json};
 
 use super::learner::{CAUSAL_LM, lm_rows, perplexity};
-use super::train::LM_MAX_LENGTH;
+use super::train::{LM_MAX_LENGTH, is_lm};
 use super::{adapter_info, check_not_input, load_classifier, open_device, open_tokenizer, read_adapter};
 use crate::args::{EvalArgs, SplitArg, TaskArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
@@ -23,14 +23,18 @@ pub type Logits = Vec<Vec<f32>>;
 pub fn run(args: &EvalArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
     let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
-    let of_adapter = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref() == Some(CAUSAL_LM));
-    if args.task == TaskArg::CausalLm || of_adapter == Some(true) {
-        return language_model(args, &device, adapter);
+    let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
+    let is_lm = args.task == TaskArg::CausalLm
+        || match &adapter {
+            Some(adapter) => adapter.config.task_type.as_deref() == Some(CAUSAL_LM),
+            None => args.predictions.is_none() && is_lm(args.task, &Config::load(&args.model.path)?, &dataset),
+        };
+    if is_lm {
+        return language_model(args, &device, adapter, &dataset);
     }
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
     classifier.compute_in(args.compute.dtype.into())?;
     classifier.move_to(&device)?;
-    let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     if let Some(path) = &args.predictions {
         check_not_input(path, "--predictions", &[&args.model.path, &dataset.path])?;
     }
@@ -52,7 +56,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 }
 
 /// Loss and perplexity.
-fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>) -> Result<()> {
+fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, dataset: &Dataset) -> Result<()> {
     if args.predictions.is_some() {
         bail!("--predictions: a language model has none to write; expected a classifier");
     }
@@ -62,15 +66,14 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>) ->
     };
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(device)?;
-    let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     let max_length = max_length(args)?.or(Some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, lm.transformer().config())?;
-    let rows = lm_rows(&tokenizer, &dataset)?;
+    let rows = lm_rows(&tokenizer, dataset)?;
     if rows.is_empty() {
         bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
     }
     let scores = perplexity(&lm, &rows, args.batch_size, args.output.quiet)?;
-    show(args, &scores, rows.len(), &dataset)
+    show(args, &scores, rows.len(), dataset)
 }
 
 /// The option, or what the adapter or merged model was trained with.

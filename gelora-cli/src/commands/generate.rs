@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::{open_device, read_adapter};
 use crate::args::GenerateArgs;
+use crate::chat::{Message, SYSTEM, USER};
 use crate::data;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let prompt = prompt(args)?;
     let device = open_device(args.compute.device)?;
     let mut lm = match &args.adapter {
         Some(folder) => CausalLm::with_adapter(&args.model.path, read_adapter(folder)?)?,
@@ -22,7 +22,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(&device)?;
     let tokenizer = Tokenizer::open(&args.model.path)?;
-    let ids = tokenizer.prompt(&prompt)?;
+    let prompt = prompt(args, &tokenizer)?;
+    let ids = tokenizer.prompt(&prompt, args.message.is_some())?;
     if ids.is_empty() {
         bail!("--prompt: has no tokens; expected a text to go on from");
     }
@@ -63,8 +64,15 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// The text to go on from: as given, in the form of an instruction, or from standard input.
-fn prompt(args: &GenerateArgs) -> Result<String> {
+/// The text to go on from: as given, as the model's template writes a message, in the form of an instruction, or from standard
+/// input.
+fn prompt(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<String> {
+    if let Some(message) = &args.message {
+        let system = args.system.as_deref().map(|text| Message::new(SYSTEM, text));
+        let turns: Vec<Message> = system.into_iter().chain([Message::new(USER, message)]).collect();
+        let place = || format!("{}: --message", args.model.name.display());
+        return tokenizer.template().and_then(|template| template.prompt(&turns)).with_context(place);
+    }
     if let Some(instruction) = &args.instruction {
         return Ok(data::instruction(instruction, args.input.as_deref()));
     }

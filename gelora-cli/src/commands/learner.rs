@@ -135,12 +135,12 @@ pub fn of_lm(config: AdapterConfig) -> AdapterConfig {
 
 /// Tokens of a row that are to be predicted.
 fn answered(row: &Encoded) -> usize {
-    row.ids.len().saturating_sub(row.answer.max(1))
+    row.targets.iter().skip(1).filter(|target| **target).count()
 }
 
 /// Whether each token is to be predicted.
 fn to_predict(rows: &[Encoded]) -> Vec<bool> {
-    rows.iter().flat_map(|row| (0..row.ids.len()).map(|i| i >= row.answer)).collect()
+    rows.iter().flat_map(|row| &row.targets).copied().collect()
 }
 
 /// What a language model learns from: rows with answers as they are, other texts in blocks. Rows whose answer is cut off
@@ -148,6 +148,9 @@ fn to_predict(rows: &[Encoded]) -> Vec<bool> {
 pub fn lm_rows(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Encoded>> {
     if !dataset.has_answers() {
         return tokenizer.blocks(dataset);
+    }
+    if dataset.examples.iter().any(|example| !example.chat.is_empty()) {
+        tokenizer.template().with_context(|| dataset.path.display().to_string())?;
     }
     let rows = tokenizer.encode_all(&dataset.examples).with_context(|| dataset.path.display().to_string())?;
     Ok(rows.into_iter().filter(|row| answered(row) > 0).collect())

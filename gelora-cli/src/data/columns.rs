@@ -27,7 +27,7 @@ const CONTEXTS: [&str; 2] = ["input", "context"];
 const PROMPT: &str = "prompt";
 const ANSWERS: [&str; 4] = ["output", "completion", "response", "answer"];
 /// Lists of `{"role": ..., "content": ...}`; the text is the last one of the user.
-const CHATS: [&str; 2] = ["messages", "input"];
+const CHATS: [&str; 3] = ["messages", "conversations", "input"];
 const LABELS: [&str; 5] = ["label", "labels", "class", "category", "ideal"];
 /// Label columns in which every number is a score, integers too.
 const SCORES: [&str; 2] = ["score", "similarity"];
@@ -175,16 +175,4 @@ fn shorten(name: &str, longest: usize) -> String {
         return name.to_owned();
     }
     name.chars().take(longest).chain("...".chars()).collect()
-}
-
-/// The content of the last message of the user in a list of `{"role": ..., "content": ...}`.
-pub fn last_user_message(cell: Cell, column: &str, at: &dyn Fn() -> String) -> Result<String> {
-    let Cell::Nested(Value::Array(messages)) = cell else {
-        bail!("{}: \"{column}\" is not a list of messages, as it is in other rows", at());
-    };
-    let content = |message: &Value| message.get("content").and_then(Value::as_str).map(str::to_owned);
-    let of_user = |message: &&Value| message.get("role").and_then(Value::as_str) == Some("user");
-    messages.iter().rev().find(of_user).and_then(content).ok_or_else(|| {
-        anyhow!("{}: \"{column}\" has no message of the user like {{\"role\": \"user\", \"content\": \"...\"}}", at())
-    })
 }

@@ -7,6 +7,7 @@
 //! hold what; only then do cells become examples. Formats know nothing about labels, labels nothing about formats.
 
 mod columns;
+mod conversation;
 mod delimited;
 mod folder;
 mod json;
@@ -22,14 +23,16 @@ pub use columns::{ColumnFlags, Columns};
 pub use folder::splits;
 pub use labels::{LabelSet, Targets, Task, labels};
 
+use crate::chat::{ASSISTANT, Message};
 use crate::fingerprint;
+use columns::Found;
 use table::Table;
 
 /// File endings that [`read`] knows.
 pub const FORMATS: [&str; 6] = ["jsonl", "json", "csv", "tsv", "parquet", "txt"];
 
 /// One row: a text or a pair of texts, and what is known about it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// The text, or the first text of a pair. Never blank.
     pub text: String,
@@ -39,6 +42,9 @@ pub struct Example {
     pub label: Option<Label>,
     /// What a language model is to answer to the text.
     pub answer: Option<String>,
+    /// The conversation whose answers a language model is to learn; the text is then what the user said last. Empty in other
+    /// rows.
+    pub chat: Vec<Message>,
 }
 
 /// A label as the file has it; [`labels`] decides whether it is a class or a score.
@@ -103,6 +109,9 @@ impl Dataset {
                 [Some(e.text.clone().into_bytes()), of(&e.pair)]
                     .into_iter()
                     .chain(e.answer.is_some().then(|| of(&e.answer)))
+                    .chain(
+                        e.chat.iter().flat_map(|m| [&m.role, &m.content]).map(|part| Some(part.clone().into_bytes())),
+                    )
             })
             .collect();
         fingerprint::of(texts.iter().map(Option::as_deref))
@@ -110,7 +119,7 @@ impl Dataset {
 
     /// Whether rows have something to be answered.
     pub fn has_answers(&self) -> bool {
-        self.examples.iter().any(|e| e.answer.is_some())
+        self.examples.iter().any(|e| e.answer.is_some() || !e.chat.is_empty())
     }
 
     /// How many rows carry a label.
@@ -152,7 +161,7 @@ fn paragraphs(path: PathBuf) -> Result<Dataset> {
         match examples.last_mut() {
             Some(last) if blank || begun || last.text.trim().is_empty() => last.text.push_str(line),
             _ => {
-                examples.push(Example { text: line.to_owned(), pair: None, label: None, answer: None });
+                examples.push(Example { text: line.to_owned(), ..Example::default() });
                 lines.push(i + 1);
             }
         }
@@ -189,10 +198,12 @@ fn dataset(path: PathBuf, mut table: Table, flags: &ColumnFlags) -> Result<Datas
     let mut examples = Vec::with_capacity(table.rows.len());
     for (i, mut row) in table.rows.into_iter().enumerate() {
         let at = || table::place(&path, &lines, i);
+        let (mut chat, column) = (Vec::new(), &found.names.text);
         let text = if found.chat {
-            columns::last_user_message(row.take(found.text), &found.names.text, &at)?
+            chat = conversation::messages(row.take(found.text), column, &at)?;
+            conversation::last_of_user(&chat, column, &at)?
         } else {
-            row.take(found.text).into_text(&found.names.text, &at)?
+            row.take(found.text).into_text(column, &at)?
         };
         if text.trim().is_empty() {
             bail!("{}: the text in \"{}\" is empty", at(), found.names.text);
@@ -214,9 +225,26 @@ fn dataset(path: PathBuf, mut table: Table, flags: &ColumnFlags) -> Result<Datas
             Some(None) => instruction(&text, None),
             Some(Some(about)) => instruction(&text, row.take(about).into_optional_text("input", &at)?.as_deref()),
         };
-        examples.push(Example { text, pair, label, answer });
+        examples.push(Example { text, pair, label, answer, chat });
     }
+    keep_answered(&mut examples, &found, &|i| table::place(&path, &lines, i))?;
     Ok(Dataset { path, examples, columns: found.names, running: false, lines })
+}
+
+/// Conversations are to be learnt if somebody answers in them; where rows are labelled, or nobody does, they are texts.
+fn keep_answered(examples: &mut [Example], found: &Found, place: &dyn Fn(usize) -> String) -> Result<()> {
+    let answered = |e: &Example| e.chat.iter().skip(1).any(|message| message.role == ASSISTANT);
+    if !found.chat {
+        return Ok(());
+    }
+    if found.label.is_some() || !examples.iter().any(answered) {
+        examples.iter_mut().for_each(|e| e.chat = Vec::new());
+        return Ok(());
+    }
+    match examples.iter().position(|e| !answered(e)) {
+        Some(row) => bail!("{}: \"{}\" has no answer, as other rows have", place(row), found.names.text),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

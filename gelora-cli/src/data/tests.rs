@@ -39,7 +39,7 @@ fn short(error: &anyhow::Error) -> String {
 }
 
 fn example(text: &str, pair: Option<&str>, label: Option<Label>) -> Example {
-    Example { text: text.into(), pair: pair.map(str::to_owned), label, answer: None }
+    Example { text: text.into(), pair: pair.map(str::to_owned), label, ..Example::default() }
 }
 
 fn class(name: &str) -> Option<Label> {
