@@ -13,6 +13,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value as Jinja};
 use serde_json::Value;
 
+use crate::tokenize::gguf::{chat_template, special_tokens};
+
 /// The role of the model itself.
 pub const ASSISTANT: &str = "assistant";
 /// The role of who asks.
@@ -38,6 +40,7 @@ impl Message {
 #[derive(Clone, Debug)]
 pub struct Template {
     environment: Environment<'static>,
+    source: String,
     tokens: BTreeMap<String, String>,
 }
 
@@ -62,7 +65,7 @@ impl Template {
             Err(Error::new(ErrorKind::InvalidOperation, said))
         });
         environment.add_template_owned("chat", source.to_owned()).map_err(|e| anyhow!("chat template: {e}"))?;
-        Ok(Self { environment, tokens })
+        Ok(Self { environment, source: source.to_owned(), tokens })
     }
 
     /// The template of a model folder; None if it has none.
@@ -71,13 +74,17 @@ impl Template {
     /// If a file cannot be read or the template is no Jinja.
     pub fn of_folder(folder: &Path) -> Result<Option<Self>> {
         let (file, path) = (folder.join("chat_template.jinja"), folder.join("tokenizer_config.json"));
-        let config: Value = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?,
-            Err(_) => Value::Null,
+        let read = |path: &Path| -> Result<Option<String>> {
+            let text = path.is_file().then(|| std::fs::read_to_string(path));
+            text.transpose().with_context(|| path.display().to_string())
         };
-        let (place, source) = match std::fs::read_to_string(&file) {
-            Ok(source) => (file, Some(source)),
-            Err(_) => (path, default_of(&config["chat_template"]).map(str::to_owned)),
+        let config: Value = match read(&path)? {
+            Some(text) => serde_json::from_str(&text).with_context(|| path.display().to_string())?,
+            None => Value::Null,
+        };
+        let (place, source) = match read(&file)? {
+            Some(source) => (file, Some(source)),
+            None => (path, default_of(&config["chat_template"]).map(str::to_owned)),
         };
         let text = |token: &Value| token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned);
         let all = config.as_object().into_iter().flatten();
@@ -93,14 +100,14 @@ impl Template {
     /// If the file cannot be read or the template is no Jinja.
     pub fn of_gguf(path: &Path) -> Result<Option<Self>> {
         let gguf = Gguf::open(path)?;
-        let key = |name: &str| gguf.metadata().get(&format!("tokenizer.{name}"));
-        let Some(source) = key("chat_template").and_then(Value::as_str) else { return Ok(None) };
-        let token = |name: &str| {
-            let id = key(&format!("ggml.{name}_id"))?.as_u64()? as usize;
-            Some((name.to_owned(), key("ggml.tokens")?.get(id)?.as_str()?.to_owned()))
-        };
-        let tokens = ["bos_token", "eos_token", "unknown_token", "padding_token"].into_iter().filter_map(token);
-        Self::new(source, tokens.collect()).with_context(|| path.display().to_string()).map(Some)
+        let Some(source) = chat_template(&gguf) else { return Ok(None) };
+        Self::new(source, special_tokens(&gguf)).with_context(|| path.display().to_string()).map(Some)
+    }
+
+    /// Everything that the text depends on beside the conversation.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let tokens = self.tokens.iter().flat_map(|(name, token)| [name, token]);
+        [&self.source].into_iter().chain(tokens).map(|part| part.as_bytes())
     }
 
     /// What comes before the assistant's next turn.
@@ -112,8 +119,8 @@ impl Template {
     }
 
     /// A whole conversation. What is learnt of it is what stands between the text of the turns before an answer, as
-    /// [`Template::prompt`] has it, and that with the answer. Where a template writes earlier answers otherwise once others
-    /// follow, those are not learnt.
+    /// [`Template::prompt`] has it, and that with the answer. Not learnt are answers to nothing, with which a conversation begins,
+    /// and earlier ones that a template writes otherwise once others follow.
     ///
     /// # Errors
     /// If the template refuses the conversation, or the last answer cannot be found in what it writes.

@@ -32,7 +32,8 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
 /// Small files that are taken along where they exist.
-const ASIDE: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
+const ASIDE: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"];
 
 /// The folder or file of a model, downloaded first if it is the id of one on the hub: `org/name`, or `org/name/FILE.gguf`.
 ///

@@ -3,7 +3,7 @@
 //! Padding and truncation stored in tokenizer.json are set aside: batches are padded, if at all, where they are made,
 //! and a pair that is too long loses tokens from its longer text first.
 
-mod gguf;
+pub mod gguf;
 
 use std::path::Path;
 
@@ -104,9 +104,15 @@ impl Tokenizer {
         self.inner.get_truncation().map_or(DEFAULT_MAX_LENGTH, |t| t.max_length)
     }
 
-    /// A hash of everything but the limit on length that tokens depend on.
+    /// A hash of everything but the limit on length that tokens depend on, those of conversations included.
     pub fn fingerprint(&self) -> [u32; 2] {
-        self.fingerprint
+        match &self.template {
+            Some(Ok(template)) => {
+                let tokenizer = self.fingerprint.map(u32::to_le_bytes).concat();
+                fingerprint::of([&tokenizer[..]].into_iter().chain(template.parts()).map(Some))
+            }
+            _ => self.fingerprint,
+        }
     }
 
     /// The number of token ids, added tokens included.
@@ -159,8 +165,13 @@ impl Tokenizer {
     pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Encoded>> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         let examples: Vec<&Example> = examples.into_iter().collect();
-        if self.template.is_some() && examples.iter().any(|example| !example.chat.is_empty()) {
-            return examples.into_iter().map(|example| self.encode(example)).collect();
+        // Where one row is a conversation, all are.
+        let written: Vec<Written> =
+            examples.iter().filter_map(|e| self.written(e).transpose()).collect::<Result<_>>()?;
+        if !written.is_empty() && written.len() == examples.len() {
+            let texts = written.iter().map(|w| w.text.as_str()).collect();
+            let encodings = self.inner.encode_batch(texts, false).map_err(|error| anyhow!("tokenizer: {error}"))?;
+            return encodings.iter().zip(&written).map(|(encoding, written)| said(encoding, written)).collect();
         }
         let inputs = examples.iter().map(|example| input(example)).collect();
         let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;

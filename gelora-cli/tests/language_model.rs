@@ -125,6 +125,14 @@ fn conversations_are_learnt_by_the_model_s_template() {
     assert_eq!(said["prompt"], "system:\ns<|end|>\nuser:\nSay 4<|end|>\nassistant:\n");
     assert_eq!(said["text"], "the lane");
 
+    // The tokenizer and its template go along with a merged model.
+    let merged = dir.path().join("merged");
+    gelora(words("merge {} --adapter {} --out {}", &[&model(), &adapter, &merged])).ok();
+    let mut args = words("generate {} --json -q --max-tokens 12 --system s --message", &[&merged]);
+    args.push("Say 4".into());
+    let again = gelora(args).json();
+    assert_eq!((&again["prompt"], &again["tokens"]), (&said["prompt"], &said["tokens"]));
+
     let row = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
     let half = dir.path().join("half.jsonl");
     fs::write(&half, format!("{row}\n{}\n", row.replace("}]", "}, {\"role\": \"assistant\", \"content\": \"b\"}]")))

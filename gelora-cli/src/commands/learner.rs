@@ -152,7 +152,10 @@ pub fn lm_rows(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Encoded>>
     if dataset.examples.iter().any(|example| !example.chat.is_empty()) {
         tokenizer.template().with_context(|| dataset.path.display().to_string())?;
     }
-    let rows = tokenizer.encode_all(&dataset.examples).with_context(|| dataset.path.display().to_string())?;
+    let rows = tokenizer.encode_all(&dataset.examples).with_context(|| {
+        let row = dataset.examples.iter().position(|example| tokenizer.encode(example).is_err());
+        row.map_or_else(|| dataset.path.display().to_string(), |row| dataset.place(row))
+    })?;
     Ok(rows.into_iter().filter(|row| answered(row) > 0).collect())
 }
 

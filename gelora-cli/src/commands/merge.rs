@@ -3,16 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use gelora_model::gguf::is_gguf;
 use gelora_model::{CausalLm, Classifier};
 
 use super::learner::CAUSAL_LM;
 use super::{INFO_NAME, adapter_info, check_not_input, load_classifier, read_adapter};
 use crate::args::MergeArgs;
 use crate::output::OutDir;
+use crate::tokenize::gguf::as_files;
 use crate::ui;
 
 /// Files of the base model that go along as they are, where they exist.
-const TOKENIZER_FILES: [&str; 8] = [
+const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -21,6 +23,7 @@ const TOKENIZER_FILES: [&str; 8] = [
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "chat_template.jinja",
 ];
 
 enum Merging {
@@ -43,6 +46,11 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     match &learner {
         Merging::Lm(lm) => lm.write_merged(&args.model.path, out.path())?,
         Merging::Classifier(classifier) => classifier.write_merged(&args.model.path, out.path())?,
+    }
+    if is_gguf(&args.model.path) {
+        for (name, text) in as_files(&args.model.path)? {
+            out.write(name, text.as_bytes())?;
+        }
     }
     for name in TOKENIZER_FILES {
         copy(&args.model.path.join(name), &out, name)?;

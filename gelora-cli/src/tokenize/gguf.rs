@@ -3,7 +3,7 @@
 //! A "gpt2" tokenizer is byte-level BPE with a way to cut a text into words that the file only names; a "llama" one is
 //! SentencePiece's BPE, whose merges follow from the scores of its pieces.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
@@ -125,6 +125,37 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
     }
     let json = tokenizer.to_string(false).map_err(failed)?;
     Ok((tokenizer, fingerprint::of([Some(json.as_bytes())])))
+}
+
+/// The special tokens of a file, by the names that transformers has for them.
+pub fn special_tokens(gguf: &Gguf) -> BTreeMap<String, String> {
+    const NAMES: [(&str, &str); 4] = [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")];
+    let token = |(stored, name): (&str, &str)| {
+        let key = |key: &str| gguf.metadata().get(&format!("tokenizer.ggml.{key}"));
+        let id = usize::try_from(key(&format!("{stored}_token_id"))?.as_u64()?).ok()?;
+        Some((format!("{name}_token"), key("tokens")?.get(id)?.as_str()?.to_owned()))
+    };
+    NAMES.into_iter().filter_map(token).collect()
+}
+
+/// The source of a file's chat template.
+pub fn chat_template(gguf: &Gguf) -> Option<&str> {
+    gguf.metadata().get("tokenizer.chat_template").and_then(Value::as_str)
+}
+
+/// The tokenizer of a .gguf file as the files of a model folder: their names and what is in them.
+///
+/// # Errors
+/// As [`tokenizer`].
+pub fn as_files(path: &Path) -> Result<Vec<(&'static str, String)>> {
+    let (gguf, (inner, _)) = (Gguf::open(path)?, tokenizer(path)?);
+    let inner = inner.to_string(true).map_err(|error| anyhow!("{}: tokenizer: {error}", path.display()))?;
+    let mut config: serde_json::Map<String, Value> =
+        special_tokens(&gguf).into_iter().map(|(name, token)| (name, token.into())).collect();
+    config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    let config = serde_json::to_string_pretty(&config)?;
+    let template = chat_template(&gguf).map(|source| ("chat_template.jinja", source.to_owned()));
+    Ok([("tokenizer.json", inner), ("tokenizer_config.json", config)].into_iter().chain(template).collect())
 }
 
 /// How a text is cut into words, by the name that llama.cpp gave to it.
