@@ -1,7 +1,8 @@
 //! Conversations, and the template that writes them as the text that a model was tuned on.
 //!
 //! A template is Jinja: `chat_template.jinja` or `chat_template` in tokenizer_config.json, or `tokenizer.chat_template` in a GGUF
-//! file. It is rendered as transformers' `apply_chat_template` renders it, without tools.
+//! file. It is rendered as transformers' `apply_chat_template` renders it, without tools and without today's date: a template that
+//! asks for `strftime_now` takes the date that it has for want of one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,11 +29,18 @@ pub struct Message {
     /// `system`, `user`, `assistant`, or another that the template knows.
     pub role: String,
     pub content: String,
+    /// What else is in the turn, or is missing, that no template is given here: such a conversation is not learnt.
+    pub other: Option<&'static str>,
+}
+
+/// Whether the assistant answers something.
+pub fn is_answered(messages: &[Message]) -> bool {
+    messages.iter().skip(1).any(|message| message.role == ASSISTANT)
 }
 
 impl Message {
     pub fn new(role: &str, content: &str) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), other: None }
     }
 }
 
@@ -64,7 +72,7 @@ impl Template {
         environment.add_function("raise_exception", |said: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, said))
         });
-        environment.add_template_owned("chat", source.to_owned()).map_err(|e| anyhow!("chat template: {e}"))?;
+        environment.add_template_owned("chat", without_marks(source)).map_err(|e| anyhow!("chat template: {e}"))?;
         Ok(Self { environment, source: source.to_owned(), tokens })
     }
 
@@ -84,7 +92,10 @@ impl Template {
         };
         let (place, source) = match read(&file)? {
             Some(source) => (file, Some(source)),
-            None => (path, default_of(&config["chat_template"]).map(str::to_owned)),
+            None => {
+                let source = default_of(&config["chat_template"]).with_context(|| path.display().to_string())?;
+                (path, source.map(str::to_owned))
+            }
         };
         let text = |token: &Value| token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned);
         let all = config.as_object().into_iter().flatten();
@@ -123,21 +134,26 @@ impl Template {
     /// and earlier ones that a template writes otherwise once others follow.
     ///
     /// # Errors
-    /// If the template refuses the conversation, or the last answer cannot be found in what it writes.
+    /// If nobody answers, a turn is more than its text, the template refuses the conversation, or the last answer cannot be found
+    /// in what it writes.
     pub fn write(&self, messages: &[Message]) -> Result<Written> {
+        if let Some((i, other)) = messages.iter().enumerate().find_map(|(i, m)| Some((i, m.other?))) {
+            bail!("message {} has {other}; expected a text alone", i + 1);
+        }
+        let of_assistant = |i: &usize| messages[*i].role == ASSISTANT;
+        let Some(last) = (1..messages.len()).rfind(of_assistant) else { bail!("no message of the assistant answers") };
         let text = self.render(messages, false)?;
         let mut answers = Vec::new();
-        let of_assistant = |i: &usize| *i > 0 && messages[*i].role == ASSISTANT;
-        let last = (0..messages.len()).rfind(of_assistant);
-        for i in (0..messages.len()).filter(of_assistant) {
+        for i in (1..=last).filter(of_assistant) {
             let (asked, said) = (self.prompt(&messages[..i])?, self.render(&messages[..=i], false)?);
-            let said = said.trim_end();
-            if said.starts_with(&asked) && text.starts_with(said) && said.len() > asked.len() {
-                answers.push(asked.len()..said.len());
-            } else if Some(i) == last {
+            let end = said.trim_end().len().max(asked.len());
+            if said.starts_with(&asked) && text.starts_with(&said[..end]) {
+                answers.push(asked.len()..end);
+            } else if i == last {
                 bail!("chat template: what it writes before an answer changes with the answer");
             }
         }
+        answers.retain(|answer| !answer.is_empty());
         Ok(Written { text, answers })
     }
 
@@ -157,12 +173,32 @@ impl Template {
 }
 
 /// The template, or of several the one called default.
-fn default_of(template: &Value) -> Option<&str> {
-    let named = |all: &'_ Vec<Value>| all.iter().position(|one| one["name"] == "default");
-    match template {
-        Value::Array(all) => all[named(all)?]["template"].as_str(),
-        other => other.as_str(),
+fn default_of(template: &Value) -> Result<Option<&str>> {
+    let Value::Array(all) = template else { return Ok(template.as_str()) };
+    match all.iter().find(|one| one["name"] == "default") {
+        Some(one) => Ok(one["template"].as_str()),
+        None => {
+            let names: Vec<&str> = all.iter().filter_map(|one| one["name"].as_str()).collect();
+            bail!("none of its chat templates is called default; it has {}", names.join(", "))
+        }
     }
+}
+
+/// A source whose marks around what an assistant says, `{% generation %}`, which only transformers knows, are blocks that change
+/// nothing.
+fn without_marks(source: &str) -> String {
+    let mut parts = source.split("{%");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (tag, rest) = part.split_at(part.find("%}").unwrap_or(part.len()));
+        let tag = match tag.trim_matches(|c: char| c.is_whitespace() || "-+".contains(c)) {
+            "generation" => tag.replace("generation", "if true"),
+            "endgeneration" => tag.replace("endgeneration", "endif"),
+            _ => tag.to_owned(),
+        };
+        out.extend(["{%", tag.as_str(), rest]);
+    }
+    out
 }
 
 #[cfg(test)]
@@ -224,6 +260,24 @@ mod tests {
     }
 
     #[test]
+    fn marks_of_what_is_learnt_are_no_obstacle() {
+        let source = "{% for m in messages %}{%- generation -%} {{ m.content }} {% endgeneration %}{% endfor %}";
+        let template = Template::new(source, BTreeMap::new()).unwrap();
+        assert_eq!(template.prompt(&turns(&[("user", "a"), ("user", "b")])).unwrap(), "a b ");
+    }
+
+    #[test]
+    fn turns_that_are_more_than_text_and_empty_answers() {
+        let template = Template::new("{% for m in messages %}{{ m.content }}\n{% endfor %}", BTreeMap::new()).unwrap();
+        let mut all = turns(&[("user", "a"), ("assistant", "")]);
+        assert!(template.write(&all).unwrap().answers.is_empty());
+        all[1].other = Some("tool_calls");
+        let said = template.write(&all).unwrap_err().to_string();
+        assert_eq!(said, "message 2 has tool_calls; expected a text alone");
+        assert!(template.write(&all[..1]).is_err());
+    }
+
+    #[test]
     fn a_folder_has_it_in_either_file() {
         let folder = tempfile::tempdir().unwrap();
         let asked = turns(&[("user", "a")]);
@@ -233,6 +287,12 @@ mod tests {
         std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
         let written = |folder: &Path| Template::of_folder(folder).unwrap().unwrap().prompt(&asked).unwrap();
         assert_eq!(written(folder.path()), "a</s>");
+        let others =
+            serde_json::json!({"chat_template": [{"name": "tools", "template": ""}, {"name": "rag", "template": ""}]});
+        std::fs::write(folder.path().join("tokenizer_config.json"), others.to_string()).unwrap();
+        let said = format!("{:#}", Template::of_folder(folder.path()).unwrap_err());
+        assert!(said.contains("tokenizer_config.json") && said.ends_with("it has tools, rag"), "{said}");
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
         std::fs::write(folder.path().join("chat_template.jinja"), "{{ eos_token }}").unwrap();
         assert_eq!(written(folder.path()), "</s>");
     }

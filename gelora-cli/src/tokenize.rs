@@ -9,9 +9,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use gelora_model::gguf::is_gguf;
+use rayon::prelude::*;
 use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
 
-use crate::chat::{Template, Written};
+use crate::chat::{ASSISTANT, Message, Template, USER, Written};
 use crate::data::{Dataset, Example};
 use crate::fingerprint;
 
@@ -150,6 +151,26 @@ impl Tokenizer {
         }
     }
 
+    /// The special token with which the template ends what the assistant says, if it is one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::template`] and [`Tokenizer::encode`].
+    pub fn end_of_turn(&self) -> Result<Option<u32>> {
+        let turns = [Message::new(USER, "a"), Message::new(ASSISTANT, "b")];
+        let written = self.template()?.write(&turns)?;
+        let encoding =
+            self.inner.encode(written.text.as_str(), false).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        let encoded = said(&encoding, &written)?;
+        let last = encoded.targets.iter().rposition(|target| *target).map(|last| encoded.ids[last]);
+        let added = self.inner.get_added_tokens_decoder();
+        Ok(last.filter(|id| added.get(id).is_some_and(|token| token.special)))
+    }
+
+    /// The index of the first example that cannot be encoded.
+    pub fn first_bad<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Option<usize> {
+        examples.into_iter().position(|example| self.encode(example).is_err())
+    }
+
     /// A conversation as the model's template writes it.
     fn written(&self, example: &Example) -> Result<Option<Written>> {
         if example.chat.is_empty() || self.template.is_none() {
@@ -166,8 +187,8 @@ impl Tokenizer {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         let examples: Vec<&Example> = examples.into_iter().collect();
         // Where one row is a conversation, all are.
-        let written: Vec<Written> =
-            examples.iter().filter_map(|e| self.written(e).transpose()).collect::<Result<_>>()?;
+        let written = examples.par_iter().filter_map(|e| self.written(e).transpose());
+        let written: Vec<Written> = written.collect::<Result<_>>()?;
         if !written.is_empty() && written.len() == examples.len() {
             let texts = written.iter().map(|w| w.text.as_str()).collect();
             let encodings = self.inner.encode_batch(texts, false).map_err(|error| anyhow!("tokenizer: {error}"))?;
@@ -264,7 +285,8 @@ fn said(encoding: &Encoding, written: &Written) -> Result<Encoded> {
         bail!("tokenizer: a conversation has no tokens");
     }
     let inside = |(begin, end): &(usize, usize)| {
-        written.answers.iter().any(|answer| *begin < answer.end && *end > answer.start && begin < end)
+        // Offsets of a token that is all spaces may be trimmed to nothing; it belongs to where it stands.
+        written.answers.iter().any(|answer| *begin < answer.end && *end > answer.start)
     };
     let targets = encoding.get_offsets().iter().map(inside).collect();
     Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: vec![0; encoding.len()], targets })

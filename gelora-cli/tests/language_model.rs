@@ -133,12 +133,21 @@ fn conversations_are_learnt_by_the_model_s_template() {
     let again = gelora(args).json();
     assert_eq!((&again["prompt"], &again["tokens"]), (&said["prompt"], &said["tokens"]));
 
+    // A column that could be a label does not hide what is asked for outright.
+    let labelled = dir.path().join("labelled.jsonl");
+    let rows = fs::read_to_string(&data).expect("the data").replace("{\"conv", "{\"category\": \"chat\", \"conv");
+    fs::write(&labelled, rows).expect("a file");
+    let again = gelora(words("eval {} --data {} --task causal-lm --json", &[&model(), &labelled])).json();
+    assert_eq!(again["loss"], base["loss"]);
+
     let row = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
     let half = dir.path().join("half.jsonl");
     fs::write(&half, format!("{row}\n{}\n", row.replace("}]", "}, {\"role\": \"assistant\", \"content\": \"b\"}]")))
         .expect("a file");
     let run = gelora(words("train {} --data {} --rank 1 --out {}", &[&model(), &half, &dir.path().join("o")]));
-    run.fails_with(&["half.jsonl: row 1", "\"messages\" has no answer, as other rows have"]);
+    run.fails_with(&["half.jsonl: row 1", "no message of the assistant answers"]);
+    let run = gelora(words("rank {} --data {} --out {}", &[&model(), &half, &dir.path().join("o")]));
+    run.fails_with(&["half.jsonl"]);
 }
 
 #[test]

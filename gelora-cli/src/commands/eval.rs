@@ -23,15 +23,19 @@ pub type Logits = Vec<Vec<f32>>;
 pub fn run(args: &EvalArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
     let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
-    let dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
+    let mut dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     let is_lm = args.task == TaskArg::CausalLm
         || match &adapter {
             Some(adapter) => adapter.config.task_type.as_deref() == Some(CAUSAL_LM),
-            None => args.predictions.is_none() && is_lm(args.task, &Config::load(&args.model.path)?, &dataset),
+            None => {
+                let config = Config::load(&args.model.path)?;
+                args.predictions.is_none() && without_head(args, &config)? && is_lm(args.task, &config, &dataset)
+            }
         };
     if is_lm {
         return language_model(args, &device, adapter, &dataset);
     }
+    dataset.take_texts();
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
     classifier.compute_in(args.compute.dtype.into())?;
     classifier.move_to(&device)?;
@@ -53,6 +57,12 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return Ok(());
     }
     show(args, &scores, logits.len(), &dataset)
+}
+
+/// Whether nothing says that the model is a classifier.
+fn without_head(args: &EvalArgs, config: &Config) -> Result<bool> {
+    let labels = adapter_info(&args.model.path)?.and_then(|info| info.labels);
+    Ok(config.causal && config.labels.is_empty() && labels.is_none())
 }
 
 /// Loss and perplexity.
@@ -134,7 +144,8 @@ pub fn predict(
     let progress = Progress::new(quiet, "eval", dataset.examples.len() as u64);
     let mut all = Vec::with_capacity(dataset.examples.len());
     for chunk in dataset.examples.chunks(batch_size) {
-        let encoded = tokenizer.encode_all(chunk).with_context(|| dataset.place(all.len()))?;
+        let encoded = tokenizer.encode_all(chunk);
+        let encoded = encoded.with_context(|| dataset.place(all.len() + tokenizer.first_bad(chunk).unwrap_or(0)))?;
         let logits = classifier.logits(&super::batch(&encoded)?)?;
         all.extend(logits.to_vec()?.chunks(logits.cols()).map(<[f32]>::to_vec));
         progress.inc(chunk.len() as u64);

@@ -14,6 +14,12 @@ use crate::tokenize::Tokenizer;
 use crate::ui;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    let tokenizer = Tokenizer::open(&args.model.path)?;
+    let prompt = prompt(args, &tokenizer)?;
+    let ids = tokenizer.prompt(&prompt, args.message.is_some())?;
+    if ids.is_empty() {
+        bail!("--prompt: has no tokens; expected a text to go on from");
+    }
     let device = open_device(args.compute.device)?;
     let mut lm = match &args.adapter {
         Some(folder) => CausalLm::with_adapter(&args.model.path, read_adapter(folder)?)?,
@@ -21,17 +27,14 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     };
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(&device)?;
-    let tokenizer = Tokenizer::open(&args.model.path)?;
-    let prompt = prompt(args, &tokenizer)?;
-    let ids = tokenizer.prompt(&prompt, args.message.is_some())?;
-    if ids.is_empty() {
-        bail!("--prompt: has no tokens; expected a text to go on from");
-    }
     let sampling = match args.temperature > 0.0 {
         true => Sampling::Nucleus { temperature: args.temperature as f32, top_p: args.top_p as f32, seed: args.seed },
         false => Sampling::Greedy,
     };
-    let stop = lm.transformer().config().eos.clone();
+    let mut stop = lm.transformer().config().eos.clone();
+    if args.message.is_some() {
+        stop.extend(tokenizer.end_of_turn()?);
+    }
     let began = std::time::Instant::now();
     let said = if args.output.json {
         lm.generate(&ids, args.max_tokens, sampling, &stop, |_| true)?

@@ -153,7 +153,7 @@ pub fn lm_rows(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Encoded>>
         tokenizer.template().with_context(|| dataset.path.display().to_string())?;
     }
     let rows = tokenizer.encode_all(&dataset.examples).with_context(|| {
-        let row = dataset.examples.iter().position(|example| tokenizer.encode(example).is_err());
+        let row = tokenizer.first_bad(&dataset.examples);
         row.map_or_else(|| dataset.path.display().to_string(), |row| dataset.place(row))
     })?;
     Ok(rows.into_iter().filter(|row| answered(row) > 0).collect())

@@ -24,17 +24,20 @@ const REPORT_NAME: &str = "report.html";
 
 pub fn run(args: &RankArgs) -> Result<()> {
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
-    let dataset = data::read(&args.data.data, None, &(&args.data).into())?;
+    let mut dataset = data::read(&args.data.data, None, &(&args.data).into())?;
     mark("data read");
     let mut encoder = Transformer::load(&args.model.path)?;
     encoder.compute_in(args.compute.dtype.into())?;
     encoder.move_to(&open_device(args.compute.device)?)?;
     mark("model loaded");
+    let lm = encoder.config().causal && is_lm(TaskArg::Auto, encoder.config(), &dataset);
+    if !lm || !dataset.has_answers() {
+        dataset.take_texts();
+    }
     let ranks = measure::ranks(args, &encoder, &dataset)?;
 
     out.write_json(RANKS_NAME, &ranks)?;
     let config = measure::peft_config(&encoder, &args.model.name, &ranks.modules)?;
-    let lm = encoder.config().causal && is_lm(TaskArg::Auto, encoder.config(), &dataset);
     if lm { of_lm(config) } else { config }.write(&out.file(CONFIG_NAME))?;
     out.write(PROFILE_NAME, profile(&ranks)?.as_bytes())?;
     out.write(REPORT_NAME, report::html(&ranks).as_bytes())?;

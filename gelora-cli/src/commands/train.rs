@@ -30,11 +30,14 @@ const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, L
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
-    let dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
-    let held_out = held_out(args)?;
+    let mut dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
+    let mut held_out = held_out(args)?;
     mark("data read");
     let config = Config::load(&args.model.path)?;
     let is_lm = is_lm(args.task, &config, &dataset);
+    if !is_lm || !dataset.has_answers() {
+        [Some(&mut dataset), held_out.as_mut()].into_iter().flatten().for_each(Dataset::take_texts);
+    }
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
@@ -115,7 +118,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 pub fn is_lm(task: TaskArg, config: &Config, dataset: &Dataset) -> bool {
     match task {
         TaskArg::CausalLm => true,
-        TaskArg::Auto => dataset.has_answers() || (config.causal && dataset.labelled() == 0),
+        TaskArg::Auto => dataset.labelled() == 0 && (config.causal || dataset.has_answers()),
         TaskArg::Classification | TaskArg::Regression => false,
     }
 }

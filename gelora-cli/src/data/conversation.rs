@@ -12,22 +12,29 @@ pub fn messages(cell: Cell, column: &str, at: &dyn Fn() -> String) -> Result<Vec
         bail!("{}: \"{column}\" is not a list of messages, as it is in other rows", at());
     };
     let message = |(i, turn): (usize, &Value)| {
-        let said = turn.get("content").or_else(|| turn.get("value")).and_then(content);
-        match (turn.get("role").or_else(|| turn.get("from")).and_then(Value::as_str), said) {
-            (Some(role), Some(content)) => Ok(Message { role: role_of(role).into(), content }),
-            _ => bail!(
+        let there = |key: &str| turn.get(key).filter(|value| !value.is_null());
+        let either = |a: &str, b: &str| there(a).or_else(|| there(b));
+        let Some(role) = either("role", "from").and_then(Value::as_str) else {
+            bail!(
                 "{}: message {} in \"{column}\" is not like {{\"role\": \"user\", \"content\": \"...\"}}",
                 at(),
                 i + 1
-            ),
-        }
+            );
+        };
+        let said = either("content", "value").and_then(content);
+        let other =
+            OTHER.into_iter().find(|key| there(key).is_some()).or(said.is_none().then_some("no text as content"));
+        Ok(Message { role: role_of(role).into(), content: said.unwrap_or_default(), other })
     };
     turns.iter().enumerate().map(message).collect()
 }
 
+/// What a turn may hold beside its text that a template would write.
+const OTHER: [&str; 4] = ["tool_calls", "function_call", "reasoning_content", "thinking"];
+
 /// What the user said last.
 pub fn last_of_user(messages: &[Message], column: &str, at: &dyn Fn() -> String) -> Result<String> {
-    let of_user = messages.iter().rev().find(|message| message.role == USER);
+    let of_user = messages.iter().rev().find(|message| message.role == USER && !message.content.is_empty());
     let content = of_user.map(|message| message.content.clone());
     content.ok_or_else(|| {
         anyhow!("{}: \"{column}\" has no message of the user like {{\"role\": \"user\", \"content\": \"...\"}}", at())

@@ -23,9 +23,8 @@ pub use columns::{ColumnFlags, Columns};
 pub use folder::splits;
 pub use labels::{LabelSet, Targets, Task, labels};
 
-use crate::chat::{ASSISTANT, Message};
+use crate::chat::{self, Message};
 use crate::fingerprint;
-use columns::Found;
 use table::Table;
 
 /// File endings that [`read`] knows.
@@ -42,7 +41,7 @@ pub struct Example {
     pub label: Option<Label>,
     /// What a language model is to answer to the text.
     pub answer: Option<String>,
-    /// The conversation whose answers a language model is to learn; the text is then what the user said last. Empty in other
+    /// The conversation, whose answers a language model is to learn; the text is what the user said last in it. Empty in other
     /// rows.
     pub chat: Vec<Message>,
 }
@@ -117,9 +116,14 @@ impl Dataset {
         fingerprint::of(texts.iter().map(Option::as_deref))
     }
 
-    /// Whether rows have something to be answered.
+    /// Whether rows have answers, of their own or in a conversation.
     pub fn has_answers(&self) -> bool {
-        self.examples.iter().any(|e| e.answer.is_some() || !e.chat.is_empty())
+        self.examples.iter().any(|e| e.answer.is_some() || chat::is_answered(&e.chat))
+    }
+
+    /// Takes conversations for what the user said last in them, as everything but a language model does.
+    pub fn take_texts(&mut self) {
+        self.examples.iter_mut().for_each(|example| example.chat = Vec::new());
     }
 
     /// How many rows carry a label.
@@ -227,24 +231,7 @@ fn dataset(path: PathBuf, mut table: Table, flags: &ColumnFlags) -> Result<Datas
         };
         examples.push(Example { text, pair, label, answer, chat });
     }
-    keep_answered(&mut examples, &found, &|i| table::place(&path, &lines, i))?;
     Ok(Dataset { path, examples, columns: found.names, running: false, lines })
-}
-
-/// Conversations are to be learnt if somebody answers in them; where rows are labelled, or nobody does, they are texts.
-fn keep_answered(examples: &mut [Example], found: &Found, place: &dyn Fn(usize) -> String) -> Result<()> {
-    let answered = |e: &Example| e.chat.iter().skip(1).any(|message| message.role == ASSISTANT);
-    if !found.chat {
-        return Ok(());
-    }
-    if found.label.is_some() || !examples.iter().any(answered) {
-        examples.iter_mut().for_each(|e| e.chat = Vec::new());
-        return Ok(());
-    }
-    match examples.iter().position(|e| !answered(e)) {
-        Some(row) => bail!("{}: \"{}\" has no answer, as other rows have", place(row), found.names.text),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -125,7 +125,8 @@ fn pairs_scores_and_chats_are_recognised() {
     let sick = good("a.csv", "sentence_A,sentence_B,score\na,b,4\nc,d,3.5\n");
     assert_eq!(sick.examples[0].label, Some(Label::Score(4.0)));
     let chat = r#"{"input":[{"role":"system","content":"s"},{"role":"user","content":"u"}],"ideal":["1"]}"#;
-    assert_eq!(good("a.jsonl", chat).examples, [example("u", None, class("1"))]);
+    let turns = vec![Message::new("system", "s"), Message::new("user", "u")];
+    assert_eq!(good("a.jsonl", chat).examples, [Example { chat: turns, ..example("u", None, class("1")) }]);
     let unlabelled = good("a.jsonl", "{\"review\":\"r\"}\n{\"review\":\"s\",\"label\":null}");
     assert_eq!(unlabelled.labelled(), 0);
     assert_eq!(unlabelled.columns.label.as_deref(), Some("label"));
@@ -399,4 +400,21 @@ fn a_text_is_cut_after_blank_lines_and_is_whole_together() {
     assert_eq!(rows.examples.iter().map(|e| e.text.as_str()).collect::<String>(), text);
     assert_eq!(rows.examples.len(), 3);
     assert_eq!(rows.examples[0].text, "\nA first\nparagraph.\n\n \n");
+}
+
+#[test]
+fn conversations_keep_their_turns_and_say_what_is_more_than_text() {
+    let mut rows = good(
+        "chats.jsonl",
+        r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [1]}], "label": 1}
+{"messages": [{"from": "human", "content": null, "value": "b"}, {"from": "gpt", "value": [{"type": "text", "text": "c"}]}], "label": 0}"#,
+    );
+    let others: Vec<_> = rows.examples.iter().map(|e| e.chat[1].other).collect();
+    assert_eq!((others, rows.labelled(), rows.has_answers()), (vec![Some("tool_calls"), None], 2, true));
+    assert_eq!(rows.examples[1].chat, [Message::new("user", "b"), Message::new("assistant", "c")]);
+    assert_eq!([rows.examples[0].text.as_str(), &rows.examples[1].text], ["a", "b"]);
+    rows.take_texts();
+    assert!(!rows.has_answers());
+    let said = bad("chats.jsonl", r#"{"messages": [{"content": "a"}]}"#);
+    assert!(said.starts_with("chats.jsonl: row 1 (line 1): message 1 in \"messages\" is not like"), "{said}");
 }

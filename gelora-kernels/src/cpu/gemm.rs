@@ -43,6 +43,9 @@ const TASK_TILES: (usize, usize) = (3, 16);
 /// Bytes of a right factor that stay in a cache from task to task.
 const CACHED: u64 = 8 << 20;
 
+/// Rows of a left factor whose blocks stay in a core's L2 cache while all columns of such a right factor go by.
+const ROWS_OF_LARGE: usize = 256;
+
 /// `dst = onto + scale a b` with all threads.
 ///
 /// # Panics
@@ -138,9 +141,10 @@ pub fn product(y: &mut [f32], onto: Onto<'_>, x: &[f32], w: &Packed, rider: Opti
     };
     let r = down.map_or(0, Packed::cols);
     // Few rows: all threads share them and split the columns, if those are many. Of a factor beyond the caches, which every task
-    // reads whole from memory, more rows are few.
-    let tiles = if w.bytes() > CACHED { TASK_TILES.1 } else { 2 * TASK_TILES.0 };
-    let wide = !small && m <= tiles * shape.mr * threads && right.panels(shape) >= 2 * threads;
+    // reads whole from memory, more rows are few; not beside a rider, whose first product one thread would do for all of them.
+    let few = 2 * TASK_TILES.0 * shape.mr * threads;
+    let most = if w.bytes() > CACHED && r == 0 { few.max(ROWS_OF_LARGE) } else { few };
+    let wide = !small && m <= most && right.panels(shape) >= 2 * threads;
     let task = |first: usize, x: &[f32], y: &mut [f32], inner: &mut [f32]| {
         let m = x.len() / k;
         let (mut rounded, mut dropped, mut rounded_dropped) = (None, None, None);

@@ -108,6 +108,19 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
+/// The inner product of two slices of one length, in 64 interleaved partial sums, so that none waits for the one before.
+#[inline(always)]
+pub fn wide_dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0; 4 * LANES];
+    let ((xs, rest_x), (ys, rest_y)) = (x.as_chunks::<{ 4 * LANES }>(), y.as_chunks::<{ 4 * LANES }>());
+    for (x, y) in xs.iter().zip(ys) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += x * y;
+        }
+    }
+    sum(&lanes) + dot(rest_x, rest_y)
+}
+
 /// The largest value, in 16 interleaved partial maxima; negative infinity for none.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {

@@ -62,6 +62,7 @@ impl<'a> View<'a> {
     }
 
     /// The values of a row, where they stand one after the other.
+    #[inline(always)]
     pub(crate) fn row(&self, i: usize) -> &'a [f32] {
         debug_assert_eq!(self.col_stride, 1);
         &self.data[i * self.row_stride..][..self.cols]

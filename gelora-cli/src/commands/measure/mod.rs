@@ -141,7 +141,10 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
     if rows.len() < 3 {
         bail!("{}: {} rows; two nearest neighbours need at least 3", dataset.path.display(), rows.len());
     }
-    let encoded = tokenizer.encode_all(rows.iter().map(|&i| &dataset.examples[i]))?;
+    let examples = || rows.iter().map(|&i| &dataset.examples[i]);
+    let encoded = tokenizer.encode_all(examples()).with_context(|| {
+        tokenizer.first_bad(examples()).map_or_else(|| dataset.path.display().to_string(), |i| dataset.place(rows[i]))
+    })?;
     mark("tokenised");
     let points = pooled(args, encoder, &encoded)?;
     mark("hidden states");

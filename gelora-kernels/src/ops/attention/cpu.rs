@@ -133,10 +133,10 @@ impl<'a> Head<'a> {
         for rows in self.blocks() {
             let seen = self.seen(&rows);
             let (n, t, stride) = (rows.len(), seen.len(), seen.len().next_multiple_of(LANES));
-            let (scores, q) = (ViewMut::strided(&mut s, n, t, stride), self.view(q, rows.clone()));
+            let (mut scores, q) = (ViewMut::strided(&mut s, n, t, stride), self.view(q, rows.clone()));
             match &keys {
                 Some(keys) => gemm_packed(scores, Onto::Nothing, self.scale, q, keys, [0..self.d, seen.clone()]),
-                None => products_of_rows(scores, self.scale, q, self.kv_view(k, seen.clone())),
+                None => products_of_rows(&mut scores, self.scale, q, self.kv_view(k, seen.clone())),
             }
             for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
                 self.finish_scores(i, &seen, s);
@@ -231,12 +231,14 @@ impl<'a> Head<'a> {
     }
 }
 
-/// `scores = scale q k^T` for few rows of q.
-fn products_of_rows(mut scores: ViewMut<'_>, scale: f32, q: View<'_>, k: View<'_>) {
-    for i in 0..q.rows() {
-        let (q, scores) = (q.row(i), scores.row_mut(i));
-        for (j, s) in scores.iter_mut().enumerate() {
-            *s = dot(q, k.row(j)) * scale;
+vectorised! {
+    /// `scores = scale q k^T` for few rows of q.
+    fn products_of_rows(scores: &mut ViewMut<'_>, scale: f32, q: View<'_>, k: View<'_>) {
+        for i in 0..q.rows() {
+            let (q, scores) = (q.row(i), scores.row_mut(i));
+            for (j, s) in scores.iter_mut().enumerate() {
+                *s = math::wide_dot(q, k.row(j)) * scale;
+            }
         }
     }
 }
@@ -341,12 +343,6 @@ fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize, heads
 /// The head of a part of [`by_head`].
 fn head_at<'a>(call: &'a Attention<'a>, channels: usize, part: usize) -> Result<Head<'a>> {
     Head::new(call, channels, part / call.heads, part % call.heads)
-}
-
-vectorised! {
-    fn dot(x: &[f32], y: &[f32]) -> f32 {
-        math::dot(x, y)
-    }
 }
 
 vectorised! {

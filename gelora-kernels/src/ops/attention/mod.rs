@@ -16,9 +16,9 @@
 //! q, o (N, H D), k, v (N, G D), A, B (N, H (2 M - 1)), heads side by side; lse (N, H). The dropout of P_ij of head h has the index
 //! ((row i of the batch) H + h) longest + j, where j counts from the sequence's start.
 //!
-//! Accumulation, in f32: on the CPU products as in `linear` (those of up to 4 queries with keys, and a row's softmax sum, in 16 interleaved partial sums), dK and dV over
-//! blocks of query rows in ascending order; on a GPU all of them key by key, or row by row, in ascending order. Query heads of a
-//! group are added in order.
+//! Accumulation, in f32: on the CPU products as in `linear`, those of up to 4 queries with keys in 64 interleaved partial sums; a
+//! row's softmax sum in 16; dK and dV over blocks of query rows in ascending order. On a GPU all of them key by key, or row by
+//! row, in ascending order. Query heads of a group are added in order.
 //!
 //! Sources: Vaswani et al., arXiv 1706.03762; windows: Beltagy et al., arXiv 2004.05150; biases: Raffel et al., arXiv 1910.10683;
 //! disentangled attention: He et al., arXiv 2006.03654; recomputation from lse: Dao et al., arXiv 2205.14135; grouped heads:

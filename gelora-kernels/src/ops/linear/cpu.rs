@@ -38,23 +38,9 @@ vectorised! {
     /// The inner products of a row with rows of x, each added to b.
     fn products(row: &[f32], x: &[f32], b: f32, y: &mut [f32]) {
         for (y, x) in y.iter_mut().zip(x.chunks_exact(row.len())) {
-            *y = b + dot(row, x);
+            *y = b + math::wide_dot(row, x);
         }
     }
-}
-
-/// The inner product in 64 interleaved partial sums, so that no sum waits for the one before.
-#[inline(always)]
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    const LANES: usize = 64;
-    let mut lanes = [0.0; LANES];
-    let ((xs, rest_x), (ys, rest_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-    for (x, y) in xs.iter().zip(ys) {
-        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
-            *lane += x * y;
-        }
-    }
-    math::sum(&lanes) + math::dot(rest_x, rest_y)
 }
 
 pub fn backward_input(dy: &Tensor, w: &Weight, n: usize) -> Result<Tensor> {
