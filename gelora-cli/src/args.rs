@@ -61,8 +61,8 @@ pub struct ProfileArgs {
 /// Which model.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), a .gguf file, or an id on the hub:
-    /// org/name, org/name/FILE.gguf
+    /// Folder of a Hugging Face model (config.json, weights, tokenizer), a .gguf file, or an id on the hub: org/name,
+    /// org/name/FILE.gguf
     #[arg(value_name = "MODEL")]
     pub name: PathBuf,
     /// Branch, tag or commit of a model on the hub [default: main]

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use gelora_kernels::Tensor;
 use gelora_lora::files;
+use gelora_model::checkpoint;
 
 use crate::tokenize::Encoded;
 
@@ -86,14 +87,8 @@ fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
     if model.is_file() {
         return Ok(vec![model.to_owned()]);
     }
-    let mut found = Vec::new();
-    for entry in fs::read_dir(model).with_context(|| model.display().to_string())? {
-        let path = entry.with_context(|| model.display().to_string())?.path();
-        let is_config = path.file_name().is_some_and(|name| name == "config.json");
-        if is_config || path.extension().is_some_and(|ending| ending == "safetensors") {
-            found.push(path);
-        }
-    }
+    let mut found = checkpoint::files(model)?;
+    found.push(model.join("config.json"));
     found.sort();
     Ok(found)
 }

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
+use gelora_model::checkpoint::{self, is_index};
 use gelora_model::gguf::is_gguf;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::api::{Progress, RepoInfo};
 use hf_hub::{Cache, Repo, RepoType};
-use serde_json::Value;
 
-use crate::ui;
+use crate::{tokenize, ui};
 
 /// The revision that is taken unless another is asked for.
 const MAIN: &str = "main";
@@ -28,12 +28,6 @@ const PAUSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(15);
 
 const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const TOKENIZER: &str = "tokenizer.json";
-/// Small files that are taken along where they exist.
-const ASIDE: [&str; 4] =
-    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"];
 
 /// The folder or file of a model, downloaded first if it is the id of one on the hub: `org/name`, or `org/name/FILE.gguf`.
 ///
@@ -57,15 +51,15 @@ pub fn locate(model: &Path, revision: Option<&str>, quiet: bool) -> Result<PathB
 }
 
 fn expected() -> &'static str {
-    "expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), a .gguf file, or the id of a \
-     model on the hub, such as org/name"
+    "expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json, or what older models have \
+     instead), a .gguf file, or the id of a model on the hub, such as org/name"
 }
 
 /// A model on the hub.
 struct Id<'a> {
     typed: &'a str,
     repo: &'a str,
-    /// A file of GGUF, or None for a model in safetensors.
+    /// A file of GGUF, or None for a model in a folder.
     file: Option<&'a str>,
     revision: &'a str,
 }
@@ -153,8 +147,8 @@ impl Hub {
         for name in needed(id, &names)? {
             self.download(id, &folder, name)?;
         }
-        if id.file.is_none() && !names.contains(WEIGHTS) {
-            for shard in shards(&folder.join(INDEX))? {
+        if let Some(index) = weights(|name| names.contains(name)).filter(|name| id.file.is_none() && is_index(name)) {
+            for shard in checkpoint::shards(&folder.join(index))? {
                 self.download(id, &folder, &shard)?;
             }
         }
@@ -252,9 +246,12 @@ impl Hub {
             return Some(folder.join(file)).filter(|path| path.exists());
         }
         let there = |name: &str| folder.join(name).exists();
-        let weights =
-            there(WEIGHTS) || shards(&folder.join(INDEX)).is_ok_and(|shards| shards.iter().all(|shard| there(shard)));
-        (there(CONFIG) && there(TOKENIZER) && weights).then_some(folder)
+        let whole = |name: &str| match checkpoint::shards(&folder.join(name)) {
+            _ if !is_index(name) => true,
+            shards => shards.is_ok_and(|shards| shards.iter().all(|shard| there(shard))),
+        };
+        let weights = weights(there).is_some_and(whole);
+        (there(CONFIG) && tokenizer(there).is_some() && weights).then_some(folder)
     }
 
     fn not_cached(&self, id: &Id<'_>, why: &str) -> anyhow::Error {
@@ -275,23 +272,35 @@ fn needed<'a>(id: &Id<'a>, names: &BTreeSet<&'a str>) -> Result<Vec<&'a str>> {
         }
         bail!("{}: {} has no {file}; it has {}", id.name(), id.repo, list(names, is_weights));
     }
-    let mut all = Vec::new();
-    for alternatives in [&[CONFIG][..], &[TOKENIZER], &[WEIGHTS, INDEX]] {
-        match alternatives.iter().find(|name| names.contains(**name)) {
-            Some(name) => all.push(*name),
-            None => {
-                let has = list(names, if alternatives[0] == WEIGHTS { is_weights } else { |_| true });
-                let other = if names.iter().any(|name| is_gguf(Path::new(name))) {
-                    format!("; a .gguf file is asked for by name, {}/FILE.gguf", id.repo)
-                } else {
-                    "; transformers writes what is missing with from_pretrained(..).save_pretrained(FOLDER)".to_owned()
-                };
-                bail!("{}: the model has no {}; it has {has}{other}", id.name(), alternatives[0]);
+    let has = |name: &str| names.contains(name);
+    let missing = |what: &str, like: fn(&str) -> bool| {
+        let other = match names.iter().any(|name| is_gguf(Path::new(name))) {
+            true => format!("; a .gguf file is asked for by name, {}/FILE.gguf", id.repo),
+            false => {
+                "; transformers writes what is missing with from_pretrained(..).save_pretrained(FOLDER)".to_owned()
             }
-        }
+        };
+        anyhow!("{}: the model has {what}; it has {}{other}", id.name(), list(names, like))
+    };
+    if !has(CONFIG) {
+        return Err(missing("no config.json", |_| true));
     }
-    all.extend(ASIDE.into_iter().filter(|name| names.contains(name)));
-    Ok(all)
+    let older = tokenize::FILES.map(|files| files.join(" with ")).join(", ");
+    let tokenizer = tokenizer(has).ok_or_else(|| missing(&format!("none of {older}"), |_| true))?;
+    let weights =
+        weights(has).ok_or_else(|| missing(&format!("none of {}", checkpoint::FILES.join(", ")), is_weights))?;
+    let aside = tokenize::ASIDE.iter().filter(|name| has(name));
+    Ok([CONFIG].iter().chain(tokenizer).chain([&weights]).chain(aside).copied().collect())
+}
+
+/// The file of weights, or their index, that is taken of those that are there.
+fn weights(there: impl Fn(&str) -> bool) -> Option<&'static str> {
+    checkpoint::FILES.into_iter().find(|name| there(name))
+}
+
+/// The files of the tokenizer that are taken of those that are there.
+fn tokenizer(there: impl Fn(&str) -> bool) -> Option<&'static [&'static str]> {
+    tokenize::FILES.into_iter().find(|files| files.iter().all(|name| there(name)))
 }
 
 fn is_weights(name: &str) -> bool {
@@ -307,15 +316,6 @@ fn list(names: &BTreeSet<&str>, wanted: fn(&str) -> bool) -> String {
         n if n > MOST => format!("{} and {} more", all[..MOST].join(", "), n - MOST),
         _ => all.join(", "),
     }
-}
-
-/// The files that an index names.
-fn shards(index: &Path) -> Result<BTreeSet<String>> {
-    let text = std::fs::read_to_string(index).map_err(|e| anyhow!("{}: {e}", index.display()))?;
-    let json: Value = serde_json::from_str(&text).map_err(|e| anyhow!("{}: not valid JSON: {e}", index.display()))?;
-    let map = json.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| anyhow!("{}: the key weight_map is missing", index.display()))?;
-    Ok(map.values().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 /// The status in an error's words, if the server answered.

@@ -3,7 +3,11 @@
 //! Padding and truncation stored in tokenizer.json are set aside: batches are padded, if at all, where they are made,
 //! and a pair that is too long loses tokens from its longer text first.
 
+mod added;
+mod class;
 pub mod gguf;
+mod older;
+mod sentencepiece;
 
 use std::path::Path;
 
@@ -18,6 +22,14 @@ use crate::fingerprint;
 
 /// The default of [`Tokenizer::with_max_length`]. Tokens beyond it are cut off.
 pub const DEFAULT_MAX_LENGTH: usize = 128;
+
+/// The files that a folder's tokenizer is made of. The first of these that are there are taken; those after tokenizer.json are
+/// of models from before it.
+pub const FILES: [&[&str]; 4] = [&["tokenizer.json"], &["spm.model"], &["vocab.txt"], &["vocab.json", "merges.txt"]];
+
+/// What may stand beside them: options, names of special tokens, the chat template.
+pub const ASIDE: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"];
 
 /// A model's tokenizer with a limit on length.
 #[derive(Clone, Debug)]
@@ -43,34 +55,32 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer.json of a model folder, or the tokenizer in a .gguf file, with [`DEFAULT_MAX_LENGTH`].
+    /// Opens the tokenizer.json of a model folder, or what older models have instead, or the tokenizer in a .gguf file, with
+    /// [`DEFAULT_MAX_LENGTH`].
     ///
     /// # Errors
-    /// If the file is missing or not a tokenizer.
+    /// If the files are missing or not a tokenizer.
     pub fn open(model_dir: &Path) -> Result<Self> {
-        if is_gguf(model_dir) {
+        let (mut inner, fingerprint, truncate_from, template) = if is_gguf(model_dir) {
             let (inner, fingerprint) = gguf::tokenizer(model_dir)?;
-            let truncate_from = TruncationDirection::Right;
-            let template = template_of(Template::of_gguf(model_dir));
-            let all = Self { inner, truncate_from, fingerprint, end: None, template };
-            return all.with_max_length(DEFAULT_MAX_LENGTH);
-        }
-        let path = model_dir.join("tokenizer.json");
-        if !path.is_file() {
-            bail!(
-                "{}: no such file; a model folder needs its tokenizer.json (transformers writes one with \
-                 AutoTokenizer.from_pretrained(...).save_pretrained(...))",
-                path.display()
-            );
-        }
-        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| anyhow!("{}: not a readable tokenizer: {error}", path.display()))?;
+            (inner, fingerprint, TruncationDirection::Right, Template::of_gguf(model_dir))
+        } else {
+            let truncate_from = truncation_side(model_dir)?;
+            let side = format!("{truncate_from:?}");
+            let path = model_dir.join("tokenizer.json");
+            let (inner, files) = if path.is_file() {
+                let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+                let inner = tokenizers::Tokenizer::from_bytes(&bytes)
+                    .map_err(|error| anyhow!("{}: not a readable tokenizer: {error}", path.display()))?;
+                (inner, vec![Some(bytes)])
+            } else {
+                older::tokenizer(model_dir)?
+            };
+            let parts = files.iter().map(Option::as_deref).chain([Some(side.as_bytes())]);
+            (inner, fingerprint::of(parts), truncate_from, Template::of_folder(model_dir))
+        };
         inner.with_padding(None);
-        let truncate_from = truncation_side(model_dir)?;
-        let side = format!("{truncate_from:?}");
-        let fingerprint = fingerprint::of([Some(&bytes[..]), Some(side.as_bytes())]);
-        let template = template_of(Template::of_folder(model_dir));
+        let template = template_of(template);
         Self { inner, truncate_from, fingerprint, end: None, template }.with_max_length(DEFAULT_MAX_LENGTH)
     }
 

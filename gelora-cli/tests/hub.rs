@@ -265,6 +265,69 @@ fn shards_are_those_of_the_index() {
     assert!(asked.iter().all(|(name, _)| name != "consolidated.safetensors"), "{asked:?}");
 }
 
+/// As microsoft/deberta-v3-base is: shards of PyTorch, and a SentencePiece model.
+#[test]
+fn older_repositories_give_their_older_files() {
+    let hub = Server::start();
+    let file = |name: &str| std::fs::read(fixture(name)).expect("a file of the fixtures");
+    let older =
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"];
+    hub.set(|state| {
+        state.files.clear();
+        state.files.insert("config.json".into(), file("families/deberta/config.json"));
+        state.files.insert("tokenizer_config.json".into(), br#"{"do_lower_case": false}"#.to_vec());
+        for name in older.iter().chain(&["spm.model"]) {
+            state.files.insert((*name).into(), file(&format!("torch/{name}")));
+        }
+        state.files.insert("rust_model.ot".into(), vec![0; 1000]);
+    });
+    let run = hub.rank("tiny/bert", &[], &[]).ok();
+    let names = |hub: &Server| {
+        let mut names: Vec<String> = hub.files_asked_for().into_iter().map(|(name, _)| name).collect();
+        names.dedup();
+        names
+    };
+    let wanted =
+        ["config.json", "spm.model", "pytorch_model.bin.index.json", "tokenizer_config.json", older[0], older[1]];
+    assert_eq!(names(&hub), wanted);
+
+    // Without the hub all of it has to be there.
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    assert_eq!(hub.rank("tiny/bert", &[], &offline).ok().stdout, run.stdout);
+    let snapshot = hub.home().join("hub/models--tiny--bert/snapshots").join(SHA);
+    for name in [older[1], "spm.model"] {
+        std::fs::remove_file(snapshot.join(name)).expect("it was there");
+        hub.rank("tiny/bert", &[], &offline).fails_with(&["not all of it"]);
+        hub.rank("tiny/bert", &[], &[]).ok();
+    }
+
+    // The newer files are preferred, one by one.
+    std::fs::remove_dir_all(hub.home()).expect("a cache");
+    names(&hub);
+    hub.set(|state| {
+        state.files.insert("model.safetensors".into(), file("families/deberta/model.safetensors"));
+        state.files.insert("vocab.txt".into(), b"[PAD]\n".to_vec());
+    });
+    hub.rank("tiny/bert", &[], &[]).ok();
+    assert_eq!(names(&hub), ["config.json", "spm.model", "model.safetensors", "tokenizer_config.json"]);
+
+    // An index cannot have files written outside of the model's folder.
+    hub.set(|state| {
+        state.files.remove("model.safetensors");
+        let index = br#"{"weight_map": {"a": "../../a.bin"}}"#;
+        state.files.insert("pytorch_model.bin.index.json".into(), index.to_vec());
+    });
+    std::fs::remove_dir_all(hub.home()).expect("a cache");
+    hub.rank("tiny/bert", &[], &[]).fails_with(&["pytorch_model.bin.index.json", "expected a file of this folder"]);
+
+    hub.set(|state| {
+        state.files.remove("spm.model");
+        state.files.remove("vocab.txt");
+    });
+    hub.rank("tiny/bert", &[], &[])
+        .fails_with(&["none of tokenizer.json, spm.model, vocab.txt, vocab.json with merges.txt"]);
+}
+
 #[test]
 fn ids_that_cannot_be_read_say_why() {
     let hub = Server::start();
@@ -299,16 +362,18 @@ fn ids_that_cannot_be_read_say_why() {
     let hub = Server::start();
     hub.set(|state| {
         state.files.remove("model.safetensors");
+        state.files.remove("pytorch_model.bin");
+        state.files.insert("tf_model.h5".into(), vec![0; 8]);
     });
     hub.rank("tiny/bert", &[], &[]).fails_with(&[
-        "no model.safetensors",
-        "it has pytorch_model.bin",
+        "none of model.safetensors, model.safetensors.index.json, pytorch_model.bin",
+        "it has tf_model.h5",
         "save_pretrained",
     ]);
     hub.set(|state| {
         state.files.insert("tiny.gguf".into(), vec![0; 8]);
     });
-    hub.rank("tiny/bert", &[], &[]).fails_with(&["it has pytorch_model.bin, tiny.gguf", "tiny/bert/FILE.gguf"]);
+    hub.rank("tiny/bert", &[], &[]).fails_with(&["it has tf_model.h5, tiny.gguf", "tiny/bert/FILE.gguf"]);
     hub.rank("tiny/bert/other.gguf", &[], &[]).fails_with(&["tiny/bert has no other.gguf; it has", "tiny.gguf"]);
     hub.rank("tiny/bert/tiny.gguf", &[], &[]).fails_with(&["tiny.gguf", "not"]);
     assert!(Path::new(&hub.home()).join("hub/models--tiny--bert/snapshots").join(SHA).join("tiny.gguf").exists());

@@ -148,6 +148,8 @@ const HARMLESS: &[&str] = &[
     "id2label",
     "label2id",
     "num_labels",
+    "_num_labels",
+    "sentence_transformers",
     "problem_type",
     "finetuning_task",
     "initializer_range",

@@ -32,6 +32,7 @@ mod attention;
 mod batch;
 mod block;
 mod causal;
+pub mod checkpoint;
 mod classifier;
 mod config;
 mod convolution;
@@ -47,6 +48,7 @@ mod norm;
 pub mod optim;
 mod pass;
 mod position;
+mod torch_file;
 mod transformer;
 mod weights;
 

@@ -16,7 +16,7 @@ use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{self, Pass, Site};
 use crate::position::{RelativeBias, RelativeEmbedding, Rope};
 use crate::weights::{self, Weights};
-use crate::{Batch, Config, Error, Result};
+use crate::{Batch, Config, Error, Result, checkpoint};
 
 /// A transformer without a task head: embeddings and L blocks, so L + 1 hidden states.
 pub struct Transformer {
@@ -84,7 +84,8 @@ pub(crate) struct Saved {
 }
 
 impl Transformer {
-    /// Loads a Hugging Face folder (config.json and model.safetensors, single or sharded) or a .gguf file.
+    /// Loads a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin, single or sharded) or a
+    /// .gguf file.
     ///
     /// # Errors
     /// If a file is missing or damaged, the family is not supported, or a tensor is missing or of the wrong shape.
@@ -400,7 +401,7 @@ impl Transformer {
 
     /// The checkpoint's tensors under their names inside a task model, adapters merged.
     pub(crate) fn merged(&self, model: &Path) -> Result<BTreeMap<String, Tensor>> {
-        let (_, base) = weights::read(model)?;
+        let (_, base) = checkpoint::read(model)?;
         let prefix = self.prefix;
         let prefixed = base.keys().any(|name| name.starts_with(prefix));
         let mut tensors: BTreeMap<String, Tensor> = base

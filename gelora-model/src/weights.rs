@@ -3,13 +3,10 @@ use std::path::{Path, PathBuf};
 
 use gelora_kernels::ops::linear::Weight;
 use gelora_kernels::{DType, Tensor};
-use gelora_lora::files::read_tensors;
-use serde_json::Value;
 
-use crate::gguf::{Gguf, is_gguf};
 use crate::linear::Linear;
 use crate::norm::Norm;
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint};
 
 /// The tensors of a model folder, single file or sharded, taken out one by one as modules are built.
 pub(crate) struct Weights {
@@ -22,16 +19,9 @@ pub(crate) struct Weights {
     linears: usize,
 }
 
-/// Buffers that old checkpoints carry; they are not weights.
-fn is_weight(name: &str) -> bool {
-    const BUFFERS: [&str; 5] =
-        ["position_ids", "token_type_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
-    !BUFFERS.iter().any(|buffer| name.ends_with(buffer))
-}
-
 impl Weights {
     pub fn open(model: &Path) -> Result<Self> {
-        let (path, tensors) = read(model)?;
+        let (path, tensors) = checkpoint::read(model)?;
         Ok(Self { path, tensors, prefix: "", prefixed: false, linears: 0 })
     }
 
@@ -119,46 +109,4 @@ pub(crate) fn transpose(t: &Tensor) -> Result<Tensor> {
     let (rows, cols, values) = (t.rows(), t.cols(), t.to_f32()?);
     let at = |i: usize| values[i % rows * cols + i / rows];
     Ok(Tensor::from_vec((0..rows * cols).map(at).collect(), [cols, rows])?.to_dtype(t.dtype())?)
-}
-
-/// All weights of a model, and the file that names them.
-pub(crate) fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
-    if is_gguf(model) {
-        return Ok((model.into(), Gguf::open(model)?.tensors()?));
-    }
-    read_folder(model)
-}
-
-fn read_folder(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
-    let (single, index) = (model.join("model.safetensors"), model.join("model.safetensors.index.json"));
-    if single.exists() {
-        let tensors = read_tensors(&single, is_weight)?;
-        return Ok((single, tensors));
-    }
-    if !index.exists() {
-        return Err(Error::file(model, "expected model.safetensors or model.safetensors.index.json in this folder"));
-    }
-    let text = std::fs::read_to_string(&index).map_err(|source| Error::Io { path: index.clone(), source })?;
-    let json: Value = serde_json::from_str(&text).map_err(|e| Error::file(&index, format!("not valid JSON: {e}")))?;
-    let Some(Value::Object(map)) = json.get("weight_map") else {
-        return Err(Error::file(
-            &index,
-            "the key weight_map is missing; expected an object from tensor names to files",
-        ));
-    };
-    let mut shards: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    shards.sort_unstable();
-    shards.dedup();
-    let mut tensors = BTreeMap::new();
-    for shard in shards {
-        let path = model.join(shard);
-        if !path.exists() {
-            return Err(Error::file(&index, format!("names the shard {shard}, which is not in this folder")));
-        }
-        tensors.extend(read_tensors(&path, is_weight)?);
-    }
-    if let Some(name) = map.keys().find(|name| is_weight(name) && !tensors.contains_key(*name)) {
-        return Err(Error::file(&index, format!("tensor {name} is in none of the files that the index names")));
-    }
-    Ok((index, tensors))
 }

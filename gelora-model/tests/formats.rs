@@ -1,4 +1,4 @@
-//! The same weights in other files: half precision, shards.
+//! The same weights in other files: half precision, shards, checkpoints of PyTorch.
 
 mod golden;
 
@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use gelora_kernels::{DType, Tensor};
+use gelora_lora::Adapter;
 use gelora_lora::files::{read_tensors, write_tensors};
-use gelora_model::{Batch, CausalLm, Granularity, Transformer};
+use gelora_model::{Batch, CausalLm, Classifier, Granularity, Transformer};
 use golden::fixture;
 use serde_json::{Map, Value, json};
 
@@ -85,4 +86,66 @@ fn shards_are_one_model() {
         let decoder = !family.starts_with("deberta");
         assert!(values(folder.path(), decoder) == values(&fixture("families").join(family), decoder), "{family}");
     }
+}
+
+/// Files of PyTorch in a folder of DeBERTa's, which has its weights in f16.
+fn torch_folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = fixture("families/deberta/config.json");
+    std::fs::copy(config, folder.path().join("config.json")).expect("a copy");
+    for (from, to) in files {
+        std::fs::copy(fixture("torch").join(from), folder.path().join(to)).expect("a copy");
+    }
+    folder
+}
+
+const TORCH_SHARDS: [(&str, &str); 3] = [
+    ("pytorch_model.bin.index.json", "pytorch_model.bin.index.json"),
+    ("pytorch_model-00001-of-00002.bin", "pytorch_model-00001-of-00002.bin"),
+    ("pytorch_model-00002-of-00002.bin", "pytorch_model-00002-of-00002.bin"),
+];
+
+#[test]
+fn torch_files_are_the_same_model() {
+    let half = weights("deberta").into_iter().map(|(name, t)| (name, t.to_dtype(DType::F16).expect("half"))).collect();
+    let want = folder("deberta", &half);
+    let wanted = values(want.path(), false);
+    for files in [&[("zip.bin", "pytorch_model.bin")][..], &[("legacy.bin", "pytorch_model.bin")], &TORCH_SHARDS] {
+        let folder = torch_folder(files);
+        assert!(values(folder.path(), false) == wanted, "{files:?}");
+        // Safetensors go first.
+        write(&folder.path().join("model.safetensors"), &weights("deberta"));
+        assert!(values(folder.path(), false) != wanted, "{files:?}");
+    }
+}
+
+#[test]
+fn torch_files_are_merged_like_others() {
+    let half = weights("deberta").into_iter().map(|(name, t)| (name, t.to_dtype(DType::F16).expect("half"))).collect();
+    let merged = |model: &Path| {
+        let adapter = Adapter::read(&fixture("families/deberta/adapter")).expect("an adapter");
+        let classifier = Classifier::with_adapter(model, adapter, None).expect("it loads");
+        let out = tempfile::tempdir().expect("a folder");
+        classifier.write_merged(model, out.path()).expect("it is written");
+        std::fs::read(out.path().join("model.safetensors")).expect("weights")
+    };
+    let want = merged(folder("deberta", &half).path());
+    assert!(merged(torch_folder(&TORCH_SHARDS).path()) == want);
+    assert!(merged(torch_folder(&[("legacy.bin", "pytorch_model.bin")]).path()) == want);
+}
+
+#[test]
+fn torch_indexes_are_checked() {
+    let refused = |folder: &Path, words: &[&str]| {
+        let problem = Transformer::load(folder).err().expect("an error").to_string();
+        assert!(words.iter().all(|word| problem.contains(word)), "{words:?} {problem}");
+    };
+    let folder = torch_folder(&TORCH_SHARDS[..2]);
+    refused(folder.path(), &["pytorch_model.bin.index.json", "names the shard pytorch_model-00002-of-00002.bin"]);
+    let folder = torch_folder(&[TORCH_SHARDS[0], TORCH_SHARDS[1], (TORCH_SHARDS[1].0, TORCH_SHARDS[2].1)]);
+    refused(folder.path(), &["pytorch_model.bin.index.json", "is in none of the files"]);
+    let index = folder.path().join("pytorch_model.bin.index.json");
+    std::fs::write(index, r#"{"weight_map": {"a": "../a.bin"}}"#).expect("a file");
+    refused(folder.path(), &["tensor a is said to be in \"../a.bin\"; expected a file of this folder"]);
+    refused(torch_folder(&[]).path(), &["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"]);
 }

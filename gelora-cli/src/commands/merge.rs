@@ -11,20 +11,12 @@ use super::{INFO_NAME, adapter_info, check_not_input, load_classifier, read_adap
 use crate::args::MergeArgs;
 use crate::output::OutDir;
 use crate::tokenize::gguf::as_files;
-use crate::ui;
+use crate::{tokenize, ui};
 
 /// Files of the base model that go along as they are, where they exist.
-const TOKENIZER_FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
-];
+fn tokenizer_files() -> impl Iterator<Item = &'static str> {
+    tokenize::FILES.into_iter().flatten().chain(&tokenize::ASIDE).copied()
+}
 
 enum Merging {
     Lm(Box<CausalLm>),
@@ -33,7 +25,7 @@ enum Merging {
 
 pub fn run(args: &MergeArgs) -> Result<()> {
     let mut owned = vec!["config.json", "model.safetensors", INFO_NAME];
-    owned.extend(TOKENIZER_FILES);
+    owned.extend(tokenizer_files());
     let adapter = read_adapter(&args.adapter)?;
     let lm = adapter.config.task_type.as_deref() == Some(CAUSAL_LM);
     let learner = match lm {
@@ -52,7 +44,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
             out.write(name, text.as_bytes())?;
         }
     }
-    for name in TOKENIZER_FILES {
+    for name in tokenizer_files() {
         copy(&args.model.path.join(name), &out, name)?;
     }
     if let Some(info) = adapter_info(&args.adapter)? {

@@ -64,6 +64,7 @@ pub fn mistral(json: &Json) -> Result<Config> {
 
 /// The layers of Qwen2 and Qwen3 that have a window: those in `layer_types`, or those from `max_window_layers` on.
 fn qwen(json: &Json) -> Result<Config> {
+    json.only("use_mrope", &json!(false))?;
     let mut config = one_rope(json)?;
     let used = json.flag("use_sliding_window", false)?;
     let first = json.size_or("max_window_layers", config.layers).unwrap_or(0);

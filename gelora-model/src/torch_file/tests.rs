@@ -1,0 +1,165 @@
+//! `fixtures/torch_files.py` says what is in the files.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::*;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/torch").join(name)
+}
+
+fn is_weight(name: &str) -> bool {
+    !name.ends_with("position_ids") && !name.ends_with("attn.bias")
+}
+
+fn assert_same(got: &BTreeMap<String, Tensor>, want: &BTreeMap<String, Tensor>) {
+    assert!(got.keys().eq(want.keys()), "{:?} {:?}", got.keys(), want.keys());
+    for (name, want) in want {
+        let got = &got[name];
+        assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{name}");
+        assert!(got.bytes().unwrap() == want.bytes().unwrap(), "{name}");
+    }
+}
+
+/// What a file with these bytes holds, or what is wrong with it.
+fn read(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    read_tensors(file.path(), is_weight).map_err(|error| error.to_string())
+}
+
+fn assert_refused(bytes: &[u8], words: &str) {
+    let problem = read(bytes).unwrap_err();
+    assert!(problem.contains(words), "no {words:?} in {problem:?}");
+}
+
+#[test]
+fn torch_views_are_what_pytorch_reads() {
+    let want = files::read_tensors(&fixture("views.safetensors"), |_| true).unwrap();
+    assert!(want.len() > 15);
+    assert_same(&read_tensors(&fixture("views.bin"), is_weight).unwrap(), &want);
+    let integers = read_tensors(&fixture("views.bin"), |_| true).unwrap_err().to_string();
+    assert!(integers.contains("views.bin: tensor h.0.attn.bias is of the type Byte; expected Float"), "{integers}");
+}
+
+#[test]
+fn torch_containers_hold_the_same() {
+    let zip = read_tensors(&fixture("zip.bin"), is_weight).unwrap();
+    assert_same(&read_tensors(&fixture("legacy.bin"), is_weight).unwrap(), &zip);
+    let weights = fixture("../families/deberta/model.safetensors");
+    let weights = files::read_tensors(&weights, |_| true).unwrap();
+    let half = weights.into_iter().map(|(name, t)| (name, t.to_dtype(gelora_kernels::DType::F16).unwrap())).collect();
+    assert_same(&zip, &half);
+}
+
+#[test]
+fn torch_files_that_end_early_are_errors() {
+    for name in ["zip.bin", "legacy.bin", "views.bin"] {
+        let whole = std::fs::read(fixture(name)).unwrap();
+        assert!(read(&whole).is_ok());
+        for part in 0..16 {
+            let problem = read(&whole[..whole.len() * part / 16]).unwrap_err();
+            let words = ["truncated", "0 bytes long", "not a checkpoint", "damaged"];
+            assert!(words.iter().any(|word| problem.contains(word)), "{part}/16 of {name}: {problem}");
+        }
+        assert!(read(&whole[..whole.len() - 1]).is_err(), "{name}");
+    }
+}
+
+/// Whatever a byte becomes, there is an answer.
+#[test]
+fn torch_files_with_a_wrong_byte_do_not_panic() {
+    for name in ["views.bin", "legacy.bin", "zip.bin"] {
+        let whole = std::fs::read(fixture(name)).unwrap();
+        // Where the pickles and the directory are.
+        let small = |at: &usize| *at < 6000 || *at > whole.len() - 6000;
+        for (i, at) in (0..whole.len()).filter(small).enumerate() {
+            let mut bytes = whole.clone();
+            bytes[at] = [0, 0xff, b'R', b'.', b'(', bytes[at].wrapping_add(1), bytes[at] ^ 0x80][i % 7];
+            let bytes: SharedBytes = Arc::new(bytes);
+            if let Ok(checkpoint) = Checkpoint::read(bytes.bytes()) {
+                for (_, object) in checkpoint.entries().unwrap_or_default() {
+                    if let Object::Tensor(view) = object {
+                        let _ = checkpoint.tensor(view, &bytes, &mut 1_000_000);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A checkpoint of the older container around this pickle, with a storage "0" of four floats if it has one.
+fn around(pickle: &[u8]) -> Vec<u8> {
+    let mut file = b"\x80\x02\x8a\x0a".to_vec();
+    file.extend_from_slice(MAGIC);
+    file.extend_from_slice(b".\x80\x02M\xe9\x03.\x80\x02}.\x80\x02");
+    file.extend_from_slice(pickle);
+    if !pickle.windows(7).any(|part| part == b"storage") {
+        return [file, b".\x80\x02].".to_vec()].concat();
+    }
+    file.extend_from_slice(b".\x80\x02]X\x01\0\0\x000a.\x04\0\0\0\0\0\0\0");
+    [1.0f32, 2.0, 3.0, 4.0].iter().for_each(|v| file.extend_from_slice(&v.to_le_bytes()));
+    file
+}
+
+/// The pickle of {"a": a tensor of that storage}.
+fn pickled(offset: u8, shape: &[u8], stride: &[u8]) -> Vec<u8> {
+    let numbers = |all: &[u8]| [b"(".to_vec(), all.iter().flat_map(|n| [b'K', *n]).collect(), b"t".to_vec()].concat();
+    let storage = b"}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04NtQK";
+    [storage.to_vec(), vec![offset], numbers(shape), numbers(stride), b"\x89}tRs".to_vec()].concat()
+}
+
+#[test]
+fn torch_tensors_stay_in_their_storage() {
+    let values = |offset, shape: &[u8], stride: &[u8]| {
+        read(&around(&pickled(offset, shape, stride))).map(|all| all["a"].to_vec().unwrap())
+    };
+    assert_eq!(values(1, &[3], &[1]).unwrap(), [2.0, 3.0, 4.0]);
+    assert_eq!(values(0, &[2, 2], &[1, 2]).unwrap(), [1.0, 3.0, 2.0, 4.0]);
+    assert_eq!(values(0, &[1, 3, 1], &[77, 1, 200]).unwrap(), [1.0, 2.0, 3.0]);
+    assert_eq!(values(3, &[2, 2], &[0, 0]).unwrap(), [4.0; 4]);
+    for (offset, shape, stride) in [(2, &[3][..], &[1][..]), (0, &[2, 2], &[2, 2]), (4, &[1], &[1]), (9, &[], &[])] {
+        let problem = values(offset, shape, stride).unwrap_err();
+        assert!(problem.contains("tensor a goes on after its storage, which has 4 values"), "{problem}");
+    }
+    let problem = values(0, &[255, 255], &[0, 0]).unwrap_err();
+    assert!(problem.contains("tensor a would have 65025 values"), "{problem}");
+    assert!(values(0, &[0, 3], &[3, 1]).unwrap_err().contains("tensor a is empty: shape [0, 3]"));
+    assert!(values(0, &[4], &[]).unwrap_err().contains("damaged"));
+    assert!(values(0, &[1; 9], &[1; 9]).unwrap_err().contains("9 dimensions"));
+}
+
+#[test]
+fn torch_pickles_of_anything_else_are_refused() {
+    let command = b"cos\nsystem\nX\x04\0\0\0exit\x85R";
+    assert_refused(&around(command), "asks to run os.system; only tensors are read");
+    assert_refused(&around(b"X\x02\0\0\0osX\x06\0\0\0system\x93)R"), "asks to run os.system;");
+    // In the other container, where tensors ask for a function of theirs.
+    let mut views = std::fs::read(fixture("views.bin")).unwrap();
+    let name = b"torch._utils\n_rebuild_parameter\n";
+    let at = views.windows(name.len()).position(|part| part == name).unwrap();
+    views[at..at + name.len()].copy_from_slice(b"subprocess\ncheck_output________\n");
+    assert_refused(&views, "asks to run subprocess.check_output");
+
+    let nested = [b"}X\x0a\0\0\0state_dict".to_vec(), pickled(0, &[1], &[1]), b"s".to_vec()].concat();
+    assert_refused(&around(&nested), "\"state_dict\" is a dictionary; expected tensors by their names");
+    assert_refused(&around(b"]"), "holds a list; expected tensors by their names");
+    assert_refused(&around(b"}K\x01Ns"), "an integer among its keys");
+    assert_refused(&around(b"}X\x05\0\0\0epochK\x01s"), "\"epoch\" is an integer");
+    assert_refused(b"version https://git-lfs.github.com/spec/v1\n", "not a checkpoint of PyTorch");
+    assert_refused(b"PK\x03\x04 and nothing else that a zip archive would have", "truncated: its directory");
+}
+
+#[test]
+fn torch_pickles_that_are_deep_circular_or_damaged_end() {
+    let deep = [vec![b')'], vec![0x85; 1_000_000]].concat();
+    assert_refused(&around(&deep), "holds a list");
+    assert_refused(&around(b"]q\0h\0a"), "holds a list");
+    assert_refused(&around(&vec![b'N'; 5 << 20]), "longer than");
+    for damaged in
+        [&b"a"[..], b"(", b"h\x07", b"K\x01K\x02s", b"(K\x01u", b"}(K\x01u", b"R", b"))R", b"N(\x85", b"Q", b"Nb"]
+    {
+        assert!(read(&around(damaged)).is_err(), "{damaged:?}");
+    }
+}
