@@ -18,12 +18,26 @@ pub enum DType {
     Q4_0,
     /// GGUF's Q4_1.
     Q4_1,
+    /// GGUF's Q5_0.
+    Q5_0,
+    /// GGUF's Q5_1.
+    Q5_1,
     /// GGUF's Q8_0.
     Q8_0,
+    /// GGUF's Q2_K.
+    Q2K,
+    /// GGUF's Q3_K.
+    Q3K,
     /// GGUF's Q4_K.
     Q4K,
+    /// GGUF's Q5_K.
+    Q5K,
     /// GGUF's Q6_K.
     Q6K,
+    /// GGUF's IQ4_NL.
+    Iq4Nl,
+    /// GGUF's IQ4_XS.
+    Iq4Xs,
 }
 
 impl DType {
@@ -33,11 +47,17 @@ impl DType {
             DType::Bf16 | DType::F16 => (1, 2),
             DType::F32 => (1, 4),
             DType::F64 => (1, 8),
-            DType::Q4_0 => (32, 18),
+            DType::Q4_0 | DType::Iq4Nl => (32, 18),
             DType::Q4_1 => (32, 20),
+            DType::Q5_0 => (32, 22),
+            DType::Q5_1 => (32, 24),
             DType::Q8_0 => (32, 34),
+            DType::Q2K => (256, 84),
+            DType::Q3K => (256, 110),
             DType::Q4K => (256, 144),
+            DType::Q5K => (256, 176),
             DType::Q6K => (256, 210),
+            DType::Iq4Xs => (256, 136),
         }
     }
 
@@ -62,9 +82,16 @@ impl fmt::Display for DType {
             DType::F64 => "f64",
             DType::Q4_0 => "q4_0",
             DType::Q4_1 => "q4_1",
+            DType::Q5_0 => "q5_0",
+            DType::Q5_1 => "q5_1",
             DType::Q8_0 => "q8_0",
+            DType::Q2K => "q2_k",
+            DType::Q3K => "q3_k",
             DType::Q4K => "q4_k",
+            DType::Q5K => "q5_k",
             DType::Q6K => "q6_k",
+            DType::Iq4Nl => "iq4_nl",
+            DType::Iq4Xs => "iq4_xs",
         })
     }
 }

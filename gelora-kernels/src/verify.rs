@@ -293,7 +293,9 @@ pub fn random_quantised(shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
     let mut bytes: Vec<u8> = (0..dtype.bytes(shape[0] * shape[1])).map(|_| stream.bits() as u8).collect();
     for block in bytes.chunks_exact_mut(size) {
         let scales: &[usize] = match dtype {
-            DType::Q4_1 | DType::Q4K => &[0, 2],
+            DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+            DType::Q2K => &[80, 82],
+            DType::Q3K => &[108],
             DType::Q6K => &[208],
             _ => &[0],
         };

@@ -51,9 +51,16 @@ fn dtype_of(kind: u32) -> Result<DType, &'static str> {
         1 => DType::F16,
         2 => DType::Q4_0,
         3 => DType::Q4_1,
+        6 => DType::Q5_0,
+        7 => DType::Q5_1,
         8 => DType::Q8_0,
+        10 => DType::Q2K,
+        11 => DType::Q3K,
         12 => DType::Q4K,
+        13 => DType::Q5K,
         14 => DType::Q6K,
+        20 => DType::Iq4Nl,
+        23 => DType::Iq4Xs,
         30 => DType::Bf16,
         other => return Err(NAMES.get(other as usize).copied().unwrap_or("an unknown type")),
     })
@@ -132,7 +139,7 @@ impl Gguf {
     fn tensor(&self, info: &Info) -> Result<Tensor> {
         let Info { name, shape, kind, offset } = info;
         let dtype = dtype_of(*kind).map_err(|found| {
-            let supported = "F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K or Q6_K";
+            let supported = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL or IQ4_XS";
             self.error(format!("tensor {name} is of the type {found}, which is not supported; expected {supported}"))
         })?;
         let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).unwrap_or(usize::MAX);

@@ -14,9 +14,16 @@ fn blocks_have_the_values_that_the_gguf_package_gives_them() {
     for (name, dtype) in [
         ("Q4_0", DType::Q4_0),
         ("Q4_1", DType::Q4_1),
+        ("Q5_0", DType::Q5_0),
+        ("Q5_1", DType::Q5_1),
         ("Q8_0", DType::Q8_0),
+        ("Q2_K", DType::Q2K),
+        ("Q3_K", DType::Q3K),
         ("Q4_K", DType::Q4K),
+        ("Q5_K", DType::Q5K),
         ("Q6_K", DType::Q6K),
+        ("IQ4_NL", DType::Iq4Nl),
+        ("IQ4_XS", DType::Iq4Xs),
     ] {
         let bytes: Vec<u8> = golden.integers(&format!("{name}.bytes")).into_iter().map(|b| b as u8).collect();
         let want = golden.floats(&format!("{name}.values"));

@@ -28,7 +28,7 @@ fn add_row(row: &mut [f32], bytes: &[u8], dtype: DType) {
         DType::Bf16 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &bf16| v.to_f32())),
         DType::F16 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &f16| v.to_f32())),
         DType::F64 => add(row, bytemuck::cast_slice(bytes).iter().map(|v: &f64| *v as f32)),
-        DType::Q4_0 | DType::Q4_1 | DType::Q8_0 | DType::Q4K | DType::Q6K => {
+        _ => {
             let mut values = Scratch::new(row.len());
             decode(dtype, bytes, &mut values);
             add(row, values.iter().copied());

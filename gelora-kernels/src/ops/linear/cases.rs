@@ -110,7 +110,10 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// The types of GGUF's weights.
-pub const QUANTISED: [DType; 5] = [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q4K, DType::Q6K];
+pub const QUANTISED: [DType; 12] = {
+    use DType::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs]
+};
 
 /// The nearest values that bf16 holds, in f32.
 pub fn rounded(t: &Tensor) -> Tensor {
