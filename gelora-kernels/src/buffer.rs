@@ -119,6 +119,19 @@ impl Buffer<f32> {
         }))
     }
 
+    /// Puts values after these: in place, if no other tensor shares them and they have a buffer of their own, else in one with
+    /// room for as many again. Values that are put one row at a time are copied no more than twice.
+    pub fn append(this: &mut Arc<Self>, more: &[f32]) {
+        if let Some(Self(Values::Owned(data))) = Arc::get_mut(this) {
+            data.extend_from_slice(more);
+            return;
+        }
+        let mut data = Vec::with_capacity(2 * (this.as_slice().len() + more.len()));
+        data.extend_from_slice(this.as_slice());
+        data.extend_from_slice(more);
+        *this = Self::new(data);
+    }
+
     /// The values before and after the tensor's own; none if it is not guarded.
     pub fn guards(&self) -> [&[f32]; 2] {
         match &self.0 {

@@ -266,6 +266,17 @@ impl Tensor {
         }
     }
 
+    /// Puts rows below those of an f32 CPU tensor (N, C).
+    pub(crate) fn append(&mut self, rows: &[f32]) -> Result<()> {
+        let more = rows.len() / self.cols();
+        match &mut self.storage {
+            Storage::F32(b) => Buffer::append(b, rows),
+            _ => return Err(self.not_f32_on_cpu()),
+        }
+        self.shape[0] += more;
+        Ok(())
+    }
+
     fn not_f32_on_cpu(&self) -> Error {
         match self.device {
             Device::Cpu => Error::DType { op: "tensor", name: "data", expected: "f32", got: self.dtype() },

@@ -20,12 +20,15 @@ impl Cache {
 
     /// Takes in the keys and values of new tokens of a layer; all of it now.
     pub fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
-        let slot = &mut self.layers[layer];
-        let all = match slot.take() {
-            Some((past_k, past_v)) => (concat::rows(&[&past_k, &k])?, concat::rows(&[&past_v, &v])?),
+        let all = match self.layers[layer].take() {
+            Some((mut past_k, mut past_v)) => {
+                concat::append(&mut past_k, &k)?;
+                concat::append(&mut past_v, &v)?;
+                (past_k, past_v)
+            }
             None => (k, v),
         };
-        *slot = Some(all.clone());
+        self.layers[layer] = Some(all.clone());
         Ok(all)
     }
 }

@@ -1,4 +1,4 @@
-use super::{columns, reference, rows, split_columns};
+use super::{append, columns, reference, rows, split_columns};
 use crate::verify::{Case, random};
 
 pub fn cases() -> Vec<Case> {
@@ -36,6 +36,19 @@ pub fn cases() -> Vec<Case> {
                 .bound(1e-7)
                 .work(0.0, bytes),
         );
+        all.push(
+            Case::new("concat.append", format!("{widths:?} x {n}"))
+                .inputs([0, 1, 2].map(|i| random([widths[i], n], 5 + i as u64)))
+                .run(|t| {
+                    let mut all = t[0].clone();
+                    append(&mut all, &t[1])?;
+                    append(&mut all, &t[2])?;
+                    Ok(vec![all])
+                })
+                .reference(|v| vec![reference::rows(&[&v[0], &v[1], &v[2]])])
+                .bound(1e-7)
+                .work(0.0, 8.0 * ((widths[1] + widths[2]) * n) as f64),
+        );
     }
     all
 }
@@ -43,6 +56,21 @@ pub fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A clone keeps what it had; without one the values stay where they are while there is room.
+    #[test]
+    fn rows_are_appended_in_place_unless_another_tensor_has_them() {
+        let (mut x, more) = (random([3, 4], 1), random([1, 4], 2));
+        let first = x.clone();
+        append(&mut x, &more).unwrap();
+        assert_eq!((first.shape(), x.shape()), (&[3, 4][..], &[4, 4][..]));
+        assert_eq!(x.to_vec().unwrap()[..12], first.to_vec().unwrap());
+        let place = x.as_slice().unwrap().as_ptr();
+        append(&mut x, &more).unwrap();
+        assert_eq!((x.as_slice().unwrap().as_ptr(), x.rows()), (place, 5));
+        assert!(append(&mut x, &random([1, 5], 3)).is_err());
+        assert_eq!(x.rows(), 5);
+    }
 
     #[test]
     fn misfits_are_errors() {

@@ -1,7 +1,8 @@
 //! Matrices beside or below one another, and taken apart again.
 //!
 //! columns: y = [x_1 x_2 ..], x_i (N, C_i), y (N, sum of C_i). split_columns is its inverse, and each is the other's backward.
-//! rows: y = x_1 over x_2 over .., x_i (N_i, C), y (sum of N_i, C). Values are copied, nothing is computed.
+//! rows: y = x_1 over x_2 over .., x_i (N_i, C), y (sum of N_i, C). append does the same to x_1 itself, which on a CPU keeps
+//! room for more. Values are copied, nothing is computed.
 
 pub(crate) mod cases;
 mod cpu;
@@ -11,7 +12,7 @@ pub mod reference;
 
 use super::check;
 use crate::device::on_device;
-use crate::{Result, Tensor, profile};
+use crate::{Device, Result, Tensor, profile};
 
 /// A block of `rows` rows of `width` values: where its first value is and how far apart its rows are, in x and in y.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +82,31 @@ pub fn rows(parts: &[&Tensor]) -> Result<Tensor> {
         .zip(parts)
         .map(|(first, x)| (*x, Block { rows: 1, width: x.len(), from: (0, x.len()), to: (first, x.len()) }));
     assemble(OP, [n, c], &blocks.collect::<Vec<_>>())
+}
+
+/// Puts the rows of another matrix below those of `x`: (N, C), (M, C) -> (N + M, C). On a CPU that takes time for the new rows
+/// alone, if no clone of `x` is around.
+///
+/// # Errors
+/// As [`rows`]; `x` is as before.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::concat};
+///
+/// let mut keys = Tensor::from_vec(vec![1.0, 2.0], [1, 2])?;
+/// concat::append(&mut keys, &Tensor::from_vec(vec![3.0, 4.0], [1, 2])?)?;
+/// assert_eq!((keys.shape(), keys.to_vec()?), (&[2, 2][..], vec![1.0, 2.0, 3.0, 4.0]));
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+pub fn append(x: &mut Tensor, more: &Tensor) -> Result<()> {
+    const OP: &str = "concat.append";
+    check_parts(OP, &[x, more], |n| [n[0], x.cols()])?;
+    if let Device::Cpu = x.device() {
+        let _span = profile::span(OP, 0.0, 8.0 * more.len() as f64);
+        return x.append(more.as_slice()?);
+    }
+    *x = rows(&[x, more])?;
+    Ok(())
 }
 
 /// Where each of several lengths begins when they follow one another.
