@@ -27,9 +27,14 @@ pub const DEFAULT_MAX_LENGTH: usize = 128;
 /// of models from before it.
 pub const FILES: [&[&str]; 4] = [&["tokenizer.json"], &["spm.model"], &["vocab.txt"], &["vocab.json", "merges.txt"]];
 
-/// What may stand beside them: options, names of special tokens, the chat template.
-pub const ASIDE: [&str; 4] =
-    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"];
+/// What may stand beside them: options, names of special tokens, the chat template, what ends what is generated.
+pub const ASIDE: [&str; 5] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
 
 /// A model's tokenizer with a limit on length.
 #[derive(Clone, Debug)]
@@ -129,6 +134,13 @@ impl Tokenizer {
     /// The number of token ids, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// The number of special tokens whose ids are not below `first`. Gemma 3 has one for images, which its language models have no
+    /// embedding of.
+    pub fn special_from(&self, first: usize) -> usize {
+        let added = self.inner.get_added_tokens_decoder();
+        added.iter().filter(|(id, token)| **id as usize >= first && token.special).count()
     }
 
     /// The tokens of an example. Those of a conversation are what the model's chat template makes of it, or without one those

@@ -117,6 +117,16 @@ fn model_folders() {
     })
     .fails_with(&["model.safetensors"]);
     rank(&model(dir, |_| ()), &data, dir).ok();
+    with(&|m| {
+        let path = m.join("tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).expect("a tokenizer")).expect("JSON");
+        let added = json["added_tokens"].as_array_mut().expect("added tokens");
+        let mut image = added[0].clone();
+        (image["id"], image["content"]) = (json!(69), json!("<image>"));
+        added.push(image);
+        fs::write(&path, json.to_string()).expect("a tokenizer");
+    })
+    .ok(); // a special token without an embedding, as Gemma 3 has
     with(&|m| fs::remove_file(m.join("tokenizer.json")).expect("it was there")).ok(); // it has a vocab.txt
 }
 

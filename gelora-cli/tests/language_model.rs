@@ -67,6 +67,24 @@ fn instructions_are_learnt_asked_and_merged() {
     assert!(merged.join("model.safetensors").is_file() && merged.join("config.json").is_file());
 }
 
+/// Of the tiny model.
+const POSITIONS: usize = 128;
+
+/// Without --max-tokens there are as many as the model has positions for.
+#[test]
+fn long_prompts_leave_room_for_few_tokens() {
+    let generated = |words_of_prompt: usize, options: &str| {
+        let mut args = words(&format!("generate {{}} --json -q {options} --prompt"), &[&model()]);
+        args.push("lane ".repeat(words_of_prompt));
+        gelora(args)
+    };
+    let count = |run: common::Run| run.json()["tokens"].as_array().expect("tokens").len();
+    let (few, more) = (count(generated(POSITIONS / 4, "")), count(generated(2, "")));
+    assert!(few > 0 && few < more && more <= 128, "{few} {more}");
+    generated(POSITIONS / 4, "--max-tokens 1000").fails_with(&["1000 more exceed the model's", "positions"]);
+    generated(4 * POSITIONS, "").fails_with(&["exceed the model's", "positions"]);
+}
+
 #[test]
 fn text_is_cut_into_blocks_and_ranks_are_measured_on_its_paragraphs() {
     let dir = tempfile::tempdir().expect("a folder");

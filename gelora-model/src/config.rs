@@ -46,7 +46,7 @@ pub struct Config {
     pub head_dropout: f32,
     /// Names of the classes, if the checkpoint has a task head.
     pub labels: Vec<String>,
-    /// The tokens that end a text, if the config says so.
+    /// The tokens that end a text, if the model says so; the first is the one that it is taught.
     pub eos: Vec<u32>,
     /// How rotations turn queries and keys, the kinds that the layers have; none in a model without them.
     pub(crate) ropes: Vec<RopeConfig>,
@@ -103,16 +103,26 @@ impl Config {
         })
     }
 
-    /// Reads MODEL/config.json, or the metadata of a .gguf file.
+    /// Reads MODEL/config.json, or the metadata of a .gguf file. Tokens that end a text are also those of generation_config.json:
+    /// models that were taught to converse name the end of a turn there.
     ///
     /// # Errors
-    /// If the file is missing or no JSON object, the family is not supported, a key is missing or of the wrong type, or an
+    /// If a file is missing (but the latter) or no JSON object, the family is not supported, a key is missing or of the wrong type, or an
     /// option is not known or has a value that is not supported.
     pub fn load(model: &Path) -> Result<Self> {
-        let json = Json::load(model)?;
-        family::config(&json)
+        let mut config = family::config(&Json::load(model)?)?;
+        let path = model.join(GENERATION);
+        if path.exists() {
+            config.eos.extend(Json::read(path)?.eos());
+            let mut seen = BTreeSet::new();
+            config.eos.retain(|id| seen.insert(*id));
+        }
+        Ok(config)
     }
 }
+
+/// What a folder says of how its model is to generate.
+const GENERATION: &str = "generation_config.json";
 
 /// A config.json, with lookups that name file and key when they fail.
 pub(crate) struct Json {
@@ -222,6 +232,10 @@ impl Json {
         if !path.exists() {
             return Err(Error::file(&path, "is missing; expected the config of a Hugging Face model"));
         }
+        Self::read(path)
+    }
+
+    fn read(path: PathBuf) -> Result<Self> {
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(map)) => Ok(Self::new(path, map)),

@@ -22,6 +22,23 @@ fn configs_of_well_known_models_are_read() {
     }
 }
 
+/// Models that were taught to converse end with more tokens than config.json names.
+#[test]
+fn ends_are_those_of_both_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/families/llama/config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(config).expect("a config")).expect("JSON");
+    json["eos_token_id"] = 5.into();
+    std::fs::write(folder.path().join("config.json"), json.to_string()).expect("a config");
+    let ends = || Config::load(folder.path()).map(|config| config.eos);
+    assert_eq!(ends().expect("a config"), [5]);
+    let write = |text: &str| std::fs::write(folder.path().join("generation_config.json"), text).expect("a config");
+    write(r#"{"eos_token_id": [7, 5], "do_sample": true}"#);
+    assert_eq!(ends().expect("a config"), [5, 7]);
+    write("{");
+    assert!(ends().expect_err("an error").to_string().contains("generation_config.json: not valid JSON"));
+}
+
 fn is_decoder(class: &str) -> bool {
     class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel")
 }

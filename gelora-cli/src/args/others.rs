@@ -66,9 +66,9 @@ pub struct GenerateArgs {
     /// Adapter folder, from `gelora train` or PEFT
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Tokens at most
-    #[arg(long, default_value_t = 128, value_name = "N", value_parser = at_least_one)]
-    pub max_tokens: usize,
+    /// Tokens at most [default: 128, or as many as the model has positions for]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_tokens: Option<usize>,
     /// 0 takes the most probable token; above 0 tokens are drawn, below 1 the probable ones more often than they are
     #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = not_negative)]
     pub temperature: f64,

@@ -13,6 +13,9 @@ use crate::data;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
+/// The default of `--max-tokens`.
+const MOST: usize = 128;
+
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let tokenizer = Tokenizer::open(&args.model.path)?;
     let prompt = prompt(args, &tokenizer)?;
@@ -31,13 +34,15 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         true => Sampling::Nucleus { temperature: args.temperature as f32, top_p: args.top_p as f32, seed: args.seed },
         false => Sampling::Greedy,
     };
+    let left = lm.transformer().config().max_positions.saturating_sub(ids.len());
+    let most = args.max_tokens.unwrap_or(MOST.min(left).max(1));
     let mut stop = lm.transformer().config().eos.clone();
     if args.message.is_some() {
         stop.extend(tokenizer.end_of_turn()?);
     }
     let began = std::time::Instant::now();
     let said = if args.output.json {
-        lm.generate(&ids, args.max_tokens, sampling, &stop, |_| true)?
+        lm.generate(&ids, most, sampling, &stop, |_| true)?
     } else {
         let mut out = std::io::stdout();
         let mut failed = Ok(());
@@ -47,7 +52,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
                     failed = write!(out, "{piece}").and_then(|()| out.flush());
                 }
             });
-            lm.generate(&ids, args.max_tokens, sampling, &stop, |token| {
+            lm.generate(&ids, most, sampling, &stop, |token| {
                 say(token);
                 true
             })?

@@ -39,12 +39,9 @@ pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) 
     let length = max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(config.max_positions);
     let tokenizer = Tokenizer::open(model)?.with_max_length(length).context("--max-length")?;
     let tokenizer = tokenizer.with_end(config.eos.first().copied());
-    if tokenizer.vocab_size() > vocabulary {
-        bail!(
-            "{}: the tokenizer has {} tokens, but the model's vocab_size is {vocabulary}",
-            model.display(),
-            tokenizer.vocab_size()
-        );
+    let tokens = tokenizer.vocab_size();
+    if tokens - tokenizer.special_from(vocabulary) > vocabulary {
+        bail!("{}: the tokenizer has {tokens} tokens, but the model's vocab_size is {vocabulary}", model.display());
     }
     Ok(tokenizer)
 }

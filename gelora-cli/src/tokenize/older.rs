@@ -46,7 +46,7 @@ pub fn tokenizer(model: &Path) -> Result<(Tokenizer, Vec<Option<Vec<u8>>>)> {
         );
     }
     let config = folder.json("config.json")?;
-    let [options, special, added, _template] = ASIDE;
+    let [options, special, added, ..] = ASIDE;
     let asides = [options, special, added];
     let [options, special, added] = [folder.json(options)?, folder.json(special)?, folder.json(added)?];
     let text = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_str).map(str::to_owned);
