@@ -319,11 +319,15 @@ impl Tensor {
         }
     }
 
-    /// The values of a tensor in half precision from `first` on, in f32.
+    /// The values of a CPU tensor in half precision, or of whole blocks of a quantised one, from the one numbered `first` on, in f32.
     pub(crate) fn widen(&self, first: usize, out: &mut [f32]) -> Result<()> {
         match &self.storage {
             Storage::F16(b) => b.as_slice()[first..][..out.len()].convert_to_f32_slice(out),
             Storage::Bf16(b) => widen_bf16(&b.as_slice()[first..][..out.len()], out),
+            Storage::Quantised(dtype, owner, range) => {
+                let (begin, size) = (dtype.bytes(first), dtype.bytes(out.len()));
+                decode(*dtype, &owner.bytes()[range.clone()][begin..][..size], out);
+            }
             _ => return Err(self.not_f32_on_cpu()),
         }
         Ok(())
@@ -331,11 +335,8 @@ impl Tensor {
 
     /// The values of a quantised tensor, in f32.
     pub(crate) fn decode_rows(&self, out: &mut [f32]) -> Result<()> {
-        let (dtype, cols, bytes) = (self.dtype(), self.cols(), self.bytes()?);
-        let size = dtype.bytes(cols);
-        for_row_blocks(out, cols, |first, rows| {
-            decode(dtype, &bytes[first * size..][..rows.len() / cols * size], rows);
-        });
+        let cols = self.cols();
+        for_row_blocks(out, cols, |first, rows| self.widen(first * cols, rows).expect("whole rows"));
         Ok(())
     }
 

@@ -80,7 +80,7 @@ pub fn cases() -> Vec<Case> {
             );
         }
     }
-    // Blocks are read as they are for few rows, and laid out for more.
+    // Weights are read as they are stored for few rows, and laid out for more.
     for (n, c_in, c_out) in [(1, 256, 7), (8, 512, 33), (9, 256, 40), (130, 768, 65)] {
         let (shape, flops) = (format!("{n}x{c_in}->{c_out}"), 2.0 * (n * c_in * c_out) as f64);
         let bytes = 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64;

@@ -1,10 +1,9 @@
 use super::Weight;
 use crate::cpu::{Onto, Scratch, View, ViewMut, for_row_blocks, gemm, math, product, vectorised};
-use crate::quantised::decode;
 use crate::{Result, Tensor};
 
 pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
-    if w.reads_blocks(n) {
+    if w.reads_stored(n) {
         return few_rows(x, w, b, n);
     }
     let mut y = Tensor::output([n, w.c_out()])?;
@@ -14,16 +13,15 @@ pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<T
     Ok(y)
 }
 
-/// Each row of W is decoded once and multiplied with every row of x.
+/// Each row of W becomes f32 once and is multiplied with every row of x.
 fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
-    let (c_in, c_out, dtype) = (w.c_in(), w.c_out(), w.tensor().dtype());
-    let (x, bytes, b) = (x.as_slice()?, w.tensor().bytes()?, b.map(Tensor::as_slice).transpose()?);
-    let size = dtype.bytes(c_in);
+    let (c_in, c_out) = (w.c_in(), w.c_out());
+    let (x, b) = (x.as_slice()?, b.map(Tensor::as_slice).transpose()?);
     let mut transposed = Scratch::new(c_out * n);
     for_row_blocks(&mut transposed, n, |first, y| {
         let mut row = Scratch::new(c_in);
         for (o, y) in y.chunks_exact_mut(n).enumerate() {
-            decode(dtype, &bytes[(first + o) * size..][..size], &mut row);
+            w.tensor().widen((first + o) * c_in, &mut row).expect("a weight of fewer bits than f32");
             products(&row, x, b.map_or(0.0, |b| b[first + o]), y);
         }
     });

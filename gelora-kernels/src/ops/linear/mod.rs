@@ -4,7 +4,7 @@
 //! Backward: dx = dy W; dW = dy^T x; db = sum over rows of dy.
 //!
 //! Accumulation: f32. CPU: in ascending order of the inner dimension, in blocks of at most 512 steps, whatever the number of
-//! threads; for up to 8 rows and a quantised W in 64 interleaved partial sums. GPU: in ascending order, without blocks; dW and db
+//! threads; for up to 8 rows and a W of fewer bits in 64 interleaved partial sums. GPU: in ascending order, without blocks; dW and db
 //! over rows in parts whose sums are added in order.
 //! With a [`Weight`] that computes in bf16, x, dy and W are rounded to bf16 (2^-9 relative) and summed in f32: in pairs on the
 //! CPU, in the order of the matrix units on a GPU.

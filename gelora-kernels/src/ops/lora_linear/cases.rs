@@ -52,7 +52,9 @@ pub fn cases() -> Vec<Case> {
         setup(real, true, 0.0, Bf16),
         setup(real, true, 0.0, F16),
         setup((1024, 384, 384, 8), true, 0.0, F32), // what the benches quote
-        setup((4, 256, 40, 3), true, 0.2, Q8_0),    // few rows, whose blocks are read as they are
+        setup((4, 256, 40, 3), true, 0.2, Q8_0),    // few rows: W is read as it is stored
+        setup((8, 104, 63, 8), true, 0.1, F16),
+        setup((1, 104, 63, 3), false, 0.0, Bf16),
         setup((4, 512, 33, 2), false, 0.0, Q4K),
         setup((70, 256, 33, 3), true, 0.1, Q4_1),
         setup((70, 256, 33, 3), true, 0.0, Q6K),

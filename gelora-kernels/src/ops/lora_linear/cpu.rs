@@ -8,7 +8,7 @@ use crate::{DType, Result, Tensor};
 
 pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
     let Sizes { n, c_in, c_out, r } = sizes;
-    if layer.weight.reads_blocks(n) {
+    if layer.weight.reads_stored(n) {
         return few_rows(layer, x, sizes);
     }
     let (mut y, mut xa) = (Tensor::output([n, c_out])?, Tensor::output([n, r])?);
