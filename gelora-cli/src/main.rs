@@ -24,6 +24,7 @@ use clap::Parser;
 use gelora_kernels::cpu::Level;
 
 fn main() -> ExitCode {
+    silence_mesa();
     let mut cli = Cli::parse(); // wrong usage ends here, with exit code 2
     if let Err(problem) = Level::asked_for() {
         ui::note(false, format!("error: {problem}"));
@@ -36,6 +37,16 @@ fn main() -> ExitCode {
             ui::note(false, format!("error: {}{}", in_one_line(&error), way_out(&error)));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Without a display Mesa's layer that sorts devices asks Wayland for one and prints an error that is none. What a user told it
+/// to do stands.
+fn silence_mesa() {
+    let unset = |name| std::env::var_os(name).is_none();
+    if ["XDG_RUNTIME_DIR", "MESA_VK_DEVICE_SELECT", "NODEVICE_SELECT"].into_iter().all(unset) {
+        // SAFETY: no other thread has begun.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 
