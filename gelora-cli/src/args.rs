@@ -107,8 +107,8 @@ pub struct DataArgs {
     /// Column with the label or score [default: recognised by usual names]
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
-    /// Tokens of one example or block at most, special tokens included [default: 128, to train a language model 512, or what
-    /// the adapter was trained with]
+    /// Tokens of one example or block at most, special tokens included [default: 128, for a language model 512, or what the
+    /// adapter was trained with]
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
 }

@@ -8,7 +8,7 @@ use gelora_model::Transformer;
 use super::learner::of_lm;
 use super::measure::{self, Outcome, Ranks};
 use super::open_device;
-use super::train::is_lm;
+use super::train::{LM_MAX_LENGTH, is_lm};
 use crate::args::{RankArgs, TaskArg};
 use crate::data;
 use crate::output::OutDir;
@@ -34,7 +34,10 @@ pub fn run(args: &RankArgs) -> Result<()> {
     if !lm || !dataset.has_answers() {
         dataset.take_texts();
     }
-    let ranks = measure::ranks(args, &encoder, &dataset)?;
+    // Of the tokens that it would be trained on.
+    let mut args = args.clone();
+    args.data.max_length = args.data.max_length.or(lm.then_some(LM_MAX_LENGTH));
+    let ranks = measure::ranks(&args, &encoder, &dataset)?;
 
     out.write_json(RANKS_NAME, &ranks)?;
     let config = measure::peft_config(&encoder, &args.model.name, &ranks.modules)?;

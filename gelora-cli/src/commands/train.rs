@@ -16,7 +16,7 @@ use super::order::Order;
 use super::prefetch::Source;
 use super::trainer::{CHECKPOINT, LOG, Trainer};
 use super::{AdapterInfo, INFO_NAME, eval, open_device, open_tokenizer, rank, read_json};
-use crate::args::{ProfileArgs, RankArgs, ScaleArg, TaskArg, TrainArgs};
+use crate::args::{DataArgs, ProfileArgs, RankArgs, ScaleArg, TaskArg, TrainArgs};
 use crate::data::{self, Dataset, Example, LabelSet, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
@@ -57,7 +57,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     learner.prepare(args.compute.dtype.into(), &device)?;
     mark("model loaded");
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
-    let modules = module_ranks(args, learner.transformer(), &dataset, &out)?;
+    let data = DataArgs { max_length, ..args.data.clone() };
+    let modules = module_ranks(args, data, learner.transformer(), &dataset, &out)?;
     let mut config = learner.task_of(measure::peft_config(learner.transformer(), &args.model.name, &modules)?);
     config.lora_dropout = args.lora_dropout as f32;
     config.use_rslora = args.rslora;
@@ -174,6 +175,7 @@ struct RanksFile {
 /// Rank and alpha of every module: one for all, from a file, or measured now.
 fn module_ranks(
     args: &TrainArgs,
+    data: DataArgs,
     encoder: &Transformer,
     dataset: &Dataset,
     out: &OutDir,
@@ -197,7 +199,7 @@ fn module_ranks(
         if args.resume && measured.is_file() {
             return Ok(read_json::<RanksFile>(&measured)?.modules);
         }
-        let ranks = measure::ranks(&rank_args(args), encoder, dataset)?;
+        let ranks = measure::ranks(&rank_args(args, data), encoder, dataset)?;
         out.write_json(rank::RANKS_NAME, &ranks)?;
         ui::note(args.output.quiet, rank::table(&ranks));
         ui::note(args.output.quiet, rank::summary(&ranks));
@@ -218,10 +220,10 @@ fn module_ranks(
 }
 
 /// What `gelora rank` would be asked, when `train` measures by itself.
-fn rank_args(args: &TrainArgs) -> RankArgs {
+fn rank_args(args: &TrainArgs, data: DataArgs) -> RankArgs {
     RankArgs {
         model: args.model.clone(),
-        data: args.data.clone(),
+        data,
         measure: args.measure.clone(),
         targets: args.targets.clone(),
         policy: None,
