@@ -27,10 +27,11 @@ use crate::fingerprint;
 const CONTROL: i64 = 3;
 const DEFINED: i64 = 4;
 
-/// How Llama 3 and Qwen 2 cut a text into words, as their tokenizer.json says.
+/// How Llama 3, Qwen 2 and Mistral Nemo cut a text into words, as their tokenizer.json says.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 pub const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The tokenizer of a file, and a hash of what it was made of.
 pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
@@ -48,6 +49,8 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
         tokens.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), id)).collect();
     let model = key("model").and_then(Value::as_str).unwrap_or("");
     let failed = |error: tokenizers::Error| of_file(format!("not a readable tokenizer: {error}"));
+    // Whether texts begin with a token of their own where the file does not say.
+    let mut begun = model == "llama";
     let mut tokenizer = match model {
         "gpt2" => {
             let lines = texts("merges").ok_or_else(|| of_file("no tokenizer.ggml.merges".into()))?;
@@ -56,20 +59,22 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
                 .filter_map(|line| line.split_once(' '))
                 .map(|(a, b)| (a.to_owned(), b.to_owned()))
                 .collect();
+            let pre = key("pre").and_then(Value::as_str).unwrap_or("default");
+            let pre = Pre::named(pre).ok_or_else(|| {
+                let expected = "expected gpt-2, smollm, llama-bpe, qwen2 or tekken";
+                of_file(format!("tokenizer.ggml.pre = {pre:?} is not supported; {expected}"))
+            })?;
             let bpe = BPE::builder()
                 .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
+                .ignore_merges(pre.has_whole_words())
                 .build()
                 .map_err(failed)?;
             let mut tokenizer = Tokenizer::new(bpe);
-            let pre = key("pre").and_then(Value::as_str).unwrap_or("default");
-            tokenizer.with_pre_tokenizer(Some(words(pre).ok_or_else(|| {
-                of_file(format!(
-                    "tokenizer.ggml.pre = {pre:?} is not supported; expected gpt-2, smollm, llama-bpe or qwen2"
-                ))
-            })??));
-            if pre == "qwen2" {
+            tokenizer.with_pre_tokenizer(Some(pre.words()?));
+            if pre == Pre::Qwen2 {
                 tokenizer.with_normalizer(Some(NFC));
             }
+            begun = pre.has_whole_words();
             tokenizer.with_decoder(Some(ByteLevel::default()));
             tokenizer
         }
@@ -112,7 +117,7 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
     };
     tokenizer.add_special_tokens(&of_kind(CONTROL, true));
     tokenizer.add_tokens(&of_kind(DEFINED, false));
-    let begins = flag("add_bos_token").unwrap_or(model == "llama");
+    let begins = flag("add_bos_token").unwrap_or(begun);
     if let Some((bos, id)) = id("bos").filter(|_| begins).and_then(|id| Some((*tokens.get(id as usize)?, id as u32))) {
         let template = TemplateProcessing::builder()
             .try_single(format!("{bos} $A"))
@@ -158,22 +163,50 @@ pub fn as_files(path: &Path) -> Result<Vec<(&'static str, String)>> {
     Ok([("tokenizer.json", inner), ("tokenizer_config.json", config)].into_iter().chain(template).collect())
 }
 
-/// How a text is cut into words, by the name that llama.cpp gave to it.
-fn words(name: &str) -> Option<Result<PreTokenizerWrapper>> {
-    let split = |pattern: &str| -> Result<PreTokenizerWrapper> {
-        let pattern = SplitPattern::Regex(pattern.to_owned());
-        let split =
-            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(|e| anyhow!("tokenizer: {e}"))?;
-        Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()]).into())
-    };
-    let bytes = ByteLevel::new(false, true, true);
-    Some(match name {
-        "default" | "gpt-2" => Ok(bytes.into()),
-        "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()),
-        "llama-bpe" | "llama3" => split(LLAMA3),
-        "qwen2" => split(QWEN2),
-        _ => return None,
-    })
+/// How a byte-level tokenizer cuts a text into words, and what goes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pre {
+    Gpt2,
+    SmolLm,
+    Llama3,
+    Qwen2,
+    Tekken,
+}
+
+impl Pre {
+    /// That of the name in `tokenizer.ggml.pre`, which llama.cpp gave to it.
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "default" | "gpt-2" => Pre::Gpt2,
+            "smollm" => Pre::SmolLm,
+            "llama-bpe" | "llama3" | "llama-v3" => Pre::Llama3,
+            "qwen2" | "deepseek-r1-qwen" => Pre::Qwen2,
+            "tekken" => Pre::Tekken,
+            _ => return None,
+        })
+    }
+
+    /// Whether a word that is a token is taken as it is, wherever merges would lead. Texts of these begin with a token of their own.
+    fn has_whole_words(self) -> bool {
+        matches!(self, Pre::Llama3 | Pre::Tekken)
+    }
+
+    fn words(self) -> Result<PreTokenizerWrapper> {
+        let split = |pattern: &str| -> Result<PreTokenizerWrapper> {
+            let pattern = SplitPattern::Regex(pattern.to_owned());
+            let split =
+                Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(|e| anyhow!("tokenizer: {e}"))?;
+            Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()]).into())
+        };
+        let bytes = ByteLevel::new(false, true, true);
+        match self {
+            Pre::Gpt2 => Ok(bytes.into()),
+            Pre::SmolLm => Ok(Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()),
+            Pre::Llama3 => split(LLAMA3),
+            Pre::Qwen2 => split(QWEN2),
+            Pre::Tekken => split(TEKKEN),
+        }
+    }
 }
 
 /// Every pair of pieces that is a piece, the best score first.
@@ -188,4 +221,60 @@ fn merges_of(tokens: &[&str], scores: &[f64], vocabulary: &HashMap<String, u32>)
     }
     all.sort_by(|a, b| b.0.total_cmp(&a.0)); // stable: of equal scores the first piece first
     all.into_iter().map(|(_, a, b)| (a, b)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::*;
+
+    fn words(pre: &str, text: &str) -> Vec<String> {
+        let mut cut = PreTokenizedString::from(text);
+        Pre::named(pre).unwrap().words().unwrap().pre_tokenize(&mut cut).unwrap();
+        let parts = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        parts.into_iter().map(|(_, (begin, end), _)| text[begin..end].to_owned()).collect()
+    }
+
+    #[test]
+    fn texts_are_cut_as_each_model_cuts_them() {
+        let text = "It's 12345 HelloWorld, NASA's\n\n  x=1/\n";
+        for (pre, want) in [
+            ("gpt-2", "It|'s| 12345| HelloWorld|,| NASA|'s|\n\n | x|=|1|/|\n"),
+            ("smollm", "It|'s| |1|2|3|4|5| HelloWorld|,| NASA|'s|\n\n | x|=|1|/|\n"),
+            ("llama-bpe", "It|'s| |123|45| HelloWorld|,| NASA|'s|\n\n| | x|=|1|/\n"),
+            ("qwen2", "It|'s| |1|2|3|4|5| HelloWorld|,| NASA|'s|\n\n| | x|=|1|/\n"),
+            ("deepseek-r1-qwen", "It|'s| |1|2|3|4|5| HelloWorld|,| NASA|'s|\n\n| | x|=|1|/\n"),
+            ("tekken", "It|'s| |1|2|3|4|5| Hello|World|,| NASA|'s|\n\n| | x|=|1|/\n"),
+        ] {
+            assert_eq!(words(pre, text).join("|"), want, "{pre}");
+        }
+        assert_eq!(Pre::named("falcon"), None);
+    }
+
+    /// The tiny model's file with other bytes, of which there are as many.
+    fn changed(changes: &[(&str, &str)]) -> Tokenizer {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/gguf/tiny.gguf");
+        let mut bytes = std::fs::read(path).unwrap();
+        for (from, to) in changes {
+            let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+            bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        }
+        let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        tokenizer(file.path()).unwrap().0
+    }
+
+    #[test]
+    fn words_of_llama_3_are_whole_and_its_texts_begin() {
+        // A token that no merge makes, and a file that does not say whether texts begin with one.
+        let changes =
+            [("<unused0>", "unreached"), ("eos_token_id", "bos_token_id"), ("add_bos_token", "add_box_token")];
+        let ids = |tokenizer: &Tokenizer| tokenizer.encode("unreached", true).unwrap().get_ids().to_vec();
+        let plain = changed(&changes);
+        let token = plain.token_to_id("unreached").unwrap();
+        assert!(ids(&plain).len() > 5 && !ids(&plain).contains(&token));
+        let llama = changed(&[&changes[..], &[("smollm", "llama3")]].concat());
+        assert_eq!(ids(&llama), [0, token]);
+    }
 }
