@@ -290,7 +290,8 @@ fn needed<'a>(id: &Id<'a>, names: &BTreeSet<&'a str>) -> Result<Vec<&'a str>> {
     let weights =
         weights(has).ok_or_else(|| missing(&format!("none of {}", checkpoint::FILES.join(", ")), is_weights))?;
     let aside = tokenize::ASIDE.iter().filter(|name| has(name));
-    Ok([CONFIG].iter().chain(tokenizer).chain([&weights]).chain(aside).copied().collect())
+    // Weights last: where they are, what changes the meaning of a tokenizer's files is there too.
+    Ok([CONFIG].iter().chain(tokenizer).chain(aside).chain([&weights]).copied().collect())
 }
 
 /// The file of weights, or their index, that is taken of those that are there.

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 /// to do stands.
 fn silence_mesa() {
     let unset = |name| std::env::var_os(name).is_none();
-    if ["XDG_RUNTIME_DIR", "MESA_VK_DEVICE_SELECT", "NODEVICE_SELECT"].into_iter().all(unset) {
+    if ["XDG_RUNTIME_DIR", "MESA_VK_DEVICE_SELECT", "DRI_PRIME", "NODEVICE_SELECT"].into_iter().all(unset) {
         // SAFETY: no other thread has begun.
         unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }

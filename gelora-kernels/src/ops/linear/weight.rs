@@ -88,6 +88,7 @@ impl Weight {
     /// The same weight for several products that follow one another: its layouts are kept until this is dropped.
     pub fn kept(&self) -> Self {
         if self.0.keep != Keep::Never {
+            [&self.0.forward, &self.0.backward].iter().for_each(|slot| slot.used.store(true, Ordering::Relaxed));
             return self.clone();
         }
         // Of the few that follow one another, not of the whole model.
@@ -196,7 +197,9 @@ mod tests {
         let (x, w) = (random([9, 70], 1), random([33, 70], 2));
         let kept = Weight::new(w.clone(), DType::F32)?;
         let made = Weight::with(w, DType::F32, [33, 70], Keep::FromSecondUse, Budget::of(0));
-        for _ in 0..2 {
+        for turn in 0..2 {
+            assert!(kept.0.forward.kept.get().is_none(), "kept before the second use");
+            assert_eq!(turn, usize::from(kept.0.forward.used.load(Ordering::Relaxed)));
             assert_eq!(linear::forward(&x, &kept, None)?.to_vec()?, linear::forward(&x, &made, None)?.to_vec()?);
         }
         assert!(kept.0.forward.kept.get().is_some() && made.0.forward.kept.get().is_none());
