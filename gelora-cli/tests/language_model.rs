@@ -65,6 +65,14 @@ fn instructions_are_learnt_asked_and_merged() {
     let merged = dir.path().join("merged");
     gelora(words("merge {} --adapter {} --out {}", &[&model(), &adapter, &merged])).ok();
     assert!(merged.join("model.safetensors").is_file() && merged.join("config.json").is_file());
+
+    // What generation_config.json asks for and does not get is said.
+    let said = || gelora(words("generate {} --max-tokens 2 --prompt lane", &[&merged])).ok().stderr;
+    let write = |text: &str| fs::write(merged.join("generation_config.json"), text).expect("a config");
+    write(r#"{"repetition_penalty": 1.0, "temperature": 0.6}"#);
+    assert!(!said().contains("not applied"));
+    write(r#"{"repetition_penalty": 1.1}"#);
+    assert!(said().contains("generation_config.json: repetition_penalty = 1.1 is not applied"));
 }
 
 /// Of the tiny model.

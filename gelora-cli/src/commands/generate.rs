@@ -40,6 +40,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.message.is_some() {
         stop.extend(tokenizer.end_of_turn()?);
     }
+    for option in not_applied(args) {
+        ui::note(args.output.quiet, format!("warning: {option} is not applied; transformers would apply it"));
+    }
     let began = std::time::Instant::now();
     let said = if args.output.json {
         lm.generate(&ids, most, sampling, &stop, |_| true)?
@@ -70,6 +73,26 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let rate = said.len() as f64 / seconds;
     ui::note(args.output.quiet, format!("{} tokens, {rate:.1} a second", said.len()));
     Ok(())
+}
+
+/// Options of generation_config.json that change which token is the most probable.
+fn not_applied(args: &GenerateArgs) -> Vec<String> {
+    const OPTIONS: [(&str, f64); 8] = [
+        ("repetition_penalty", 1.0),
+        ("no_repeat_ngram_size", 0.0),
+        ("min_length", 0.0),
+        ("min_new_tokens", 0.0),
+        ("bad_words_ids", 0.0),
+        ("suppress_tokens", 0.0),
+        ("begin_suppress_tokens", 0.0),
+        ("forced_eos_token_id", 0.0),
+    ];
+    let path = args.model.path.join("generation_config.json");
+    let Ok(bytes) = std::fs::read(&path) else { return Vec::new() };
+    let config: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let changes = |key: &str, nothing: f64| !config[key].is_null() && config[key].as_f64() != Some(nothing);
+    let named = |key: &str| format!("{}: {key} = {}", path.display(), config[key]);
+    OPTIONS.into_iter().filter(|(key, nothing)| changes(key, *nothing)).map(|(key, _)| named(key)).collect()
 }
 
 /// The text to go on from: as given, as the model's template writes a message, in the form of an instruction, or from standard
