@@ -23,6 +23,10 @@ pub struct Model {
     pub unknown: usize,
 }
 
+/// The longest piece in bytes. The tokenizer nests a map for each byte of one; SentencePiece's own limit is 16 characters unless
+/// it is told otherwise.
+const LONGEST: usize = 1024;
+
 /// The type of model that is read; 2 is BPE.
 const UNIGRAM: u64 = 1;
 
@@ -58,6 +62,9 @@ impl Model {
         let bad = |piece: &&Piece| piece.text.is_empty() || !piece.score.is_finite();
         if let Some(piece) = pieces.iter().find(bad) {
             return Err(format!("has the piece {:?} with the score {}", piece.text, piece.score));
+        }
+        if let Some(piece) = pieces.iter().find(|piece| piece.text.len() > LONGEST) {
+            return Err(format!("has a piece of {} bytes; expected {LONGEST} at most", piece.text.len()));
         }
         if unknown >= pieces.len() {
             return Err(format!("the unknown piece is number {unknown} of {}", pieces.len()));
@@ -159,6 +166,8 @@ mod tests {
                 let _ = Model::parse(&bytes);
             }
         }
+        let long = [&b"\x0a\x8b\x10\x0a\x88\x10"[..], &[b'a'; 2056]].concat();
+        assert!(Model::parse(&long).unwrap_err().contains("a piece of 2056 bytes"), "{:?}", Model::parse(&long));
         for bad in [
             &b""[..],
             b"\x0a\x7f",
