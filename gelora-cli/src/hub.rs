@@ -251,7 +251,7 @@ impl Hub {
             shards => shards.is_ok_and(|shards| shards.iter().all(|shard| there(shard))),
         };
         let weights = weights(there).is_some_and(whole);
-        (there(CONFIG) && tokenizer(there).is_some() && weights).then_some(folder)
+        (there(CONFIG) && !tokenizer(there).is_empty() && weights).then_some(folder)
     }
 
     fn not_cached(&self, id: &Id<'_>, why: &str) -> anyhow::Error {
@@ -286,12 +286,15 @@ fn needed<'a>(id: &Id<'a>, names: &BTreeSet<&'a str>) -> Result<Vec<&'a str>> {
         return Err(missing("no config.json", |_| true));
     }
     let older = tokenize::FILES.map(|files| files.join(" with ")).join(", ");
-    let tokenizer = tokenizer(has).ok_or_else(|| missing(&format!("none of {older}"), |_| true))?;
+    let tokenizer = tokenizer(has);
+    if tokenizer.is_empty() {
+        return Err(missing(&format!("none of {older}"), |_| true));
+    }
     let weights =
         weights(has).ok_or_else(|| missing(&format!("none of {}", checkpoint::FILES.join(", ")), is_weights))?;
     let aside = tokenize::ASIDE.iter().filter(|name| has(name));
     // Weights last: where they are, what changes the meaning of a tokenizer's files is there too.
-    Ok([CONFIG].iter().chain(tokenizer).chain(aside).chain([&weights]).copied().collect())
+    Ok([CONFIG].iter().chain(&tokenizer).chain(aside).chain([&weights]).copied().collect())
 }
 
 /// The file of weights, or their index, that is taken of those that are there.
@@ -299,9 +302,12 @@ fn weights(there: impl Fn(&str) -> bool) -> Option<&'static str> {
     checkpoint::FILES.into_iter().find(|name| there(name))
 }
 
-/// The files of the tokenizer that are taken of those that are there.
-fn tokenizer(there: impl Fn(&str) -> bool) -> Option<&'static [&'static str]> {
-    tokenize::FILES.into_iter().find(|files| files.iter().all(|name| there(name)))
+/// The files of the tokenizer that are taken of those that are there: tokenizer.json, or else all, of which the model's class
+/// chooses.
+fn tokenizer(there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let [newer, older @ ..] = tokenize::FILES;
+    let whole = |files: &&[&str]| files.iter().all(|name| there(name));
+    if whole(&newer) { newer.to_vec() } else { older.into_iter().filter(whole).flatten().copied().collect() }
 }
 
 fn is_weights(name: &str) -> bool {

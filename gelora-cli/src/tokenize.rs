@@ -23,8 +23,7 @@ use crate::fingerprint;
 /// The default of [`Tokenizer::with_max_length`]. Tokens beyond it are cut off.
 pub const DEFAULT_MAX_LENGTH: usize = 128;
 
-/// The files that a folder's tokenizer is made of. The first of these that are there are taken; those after tokenizer.json are
-/// of models from before it.
+/// The files that a folder's tokenizer is made of: tokenizer.json or, in models from before it, those of their class.
 pub const FILES: [&[&str]; 4] = [&["tokenizer.json"], &["spm.model"], &["vocab.txt"], &["vocab.json", "merges.txt"]];
 
 /// What may stand beside them: options, names of special tokens, the chat template, what ends what is generated.

@@ -309,7 +309,7 @@ fn older_repositories_give_their_older_files() {
         state.files.insert("vocab.txt".into(), b"[PAD]\n".to_vec());
     });
     hub.rank("tiny/bert", &[], &[]).ok();
-    assert_eq!(names(&hub), ["config.json", "spm.model", "tokenizer_config.json", "model.safetensors"]);
+    assert_eq!(names(&hub), ["config.json", "spm.model", "vocab.txt", "tokenizer_config.json", "model.safetensors"]);
 
     // An index cannot have files written outside of the model's folder.
     hub.set(|state| {

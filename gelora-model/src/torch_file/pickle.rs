@@ -296,6 +296,15 @@ impl<'a> Machine<'a> {
         let arguments: Vec<u32> = self.list(arguments)?.iter().copied().take(8).collect();
         match (function, arguments.as_slice()) {
             (Function::OrderedDict, []) => self.add(Object::Dict(Vec::new())),
+            // As Python 2 writes it.
+            (Function::OrderedDict, [items]) => {
+                let pair = |item: &u32| match self.list(*item)? {
+                    [key, value] => Ok((*key, *value)),
+                    _ => Err(damaged()),
+                };
+                let pairs = self.list(*items)?.iter().map(pair).collect::<Result<_, _>>()?;
+                self.add(Object::Dict(pairs));
+            }
             (Function::RebuildTensor, [storage, offset, shape, stride, ..]) => {
                 let view = View {
                     storage: *storage,
@@ -344,7 +353,7 @@ fn global<'a>(module: &str, name: &str) -> Result<Object<'a>, String> {
     let kind = || KINDS.into_iter().find(|kind| name.strip_suffix("Storage") == Some(kind.name));
     Ok(match (module, name) {
         ("collections", "OrderedDict") => Object::Function(Function::OrderedDict),
-        ("torch._utils", "_rebuild_tensor_v2") => Object::Function(Function::RebuildTensor),
+        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Object::Function(Function::RebuildTensor),
         ("torch._utils", "_rebuild_parameter") => Object::Function(Function::RebuildParameter),
         ("torch", _) if kind().is_some() => kind().map_or(Object::Nothing, Object::Kind),
         _ => {

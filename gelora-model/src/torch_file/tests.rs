@@ -130,6 +130,18 @@ fn torch_tensors_stay_in_their_storage() {
     assert!(values(0, &[1; 9], &[1; 9]).unwrap_err().contains("9 dimensions"));
 }
 
+/// OrderedDict([["a", tensor]]), with the function that tensors had before PyTorch 0.4.
+#[test]
+fn torch_files_of_python_2_are_read() {
+    let new = pickled(1, &[3], &[1]);
+    let at = new.windows(9).position(|part| part == b"tensor_v2").unwrap();
+    let tensor = [&new[7..at], b"tensor", &new[at + 9..new.len() - 5], b"tR"].concat(); // without {}, "a", the last arguments and s
+    let old = [b"ccollections\nOrderedDict\n(](X\x01\0\0\0a".to_vec(), tensor, b"latR".to_vec()].concat();
+    let tensors = read(&around(&old)).unwrap();
+    assert_eq!(tensors["a"].to_vec().unwrap(), [2.0, 3.0, 4.0]);
+    assert!(read(&around(b"ccollections\nOrderedDict\n(](X\x01\0\0\0alatR")).is_err());
+}
+
 #[test]
 fn torch_pickles_of_anything_else_are_refused() {
     let command = b"cos\nsystem\nX\x04\0\0\0exit\x85R";
