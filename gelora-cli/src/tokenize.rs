@@ -43,6 +43,8 @@ pub struct Tokenizer {
     fingerprint: [u32; 2],
     /// What ends a text, for a language model.
     end: Option<u32>,
+    /// Ids from here on have no embedding.
+    vocabulary: u32,
     /// How conversations are written; inside, what is wrong with the template.
     template: Option<Result<Template, String>>,
 }
@@ -85,7 +87,8 @@ impl Tokenizer {
         };
         inner.with_padding(None);
         let template = template_of(template);
-        Self { inner, truncate_from, fingerprint, end: None, template }.with_max_length(DEFAULT_MAX_LENGTH)
+        Self { inner, truncate_from, fingerprint, end: None, vocabulary: u32::MAX, template }
+            .with_max_length(DEFAULT_MAX_LENGTH)
     }
 
     /// Sets the most tokens that an example may have, special tokens included. The caller keeps it within the positions
@@ -112,6 +115,18 @@ impl Tokenizer {
     pub fn with_end(mut self, end: Option<u32>) -> Self {
         self.end = end;
         self
+    }
+
+    /// Sets the number of embeddings that the model has: a text with another token is an error.
+    pub fn with_vocabulary(mut self, rows: usize) -> Self {
+        self.vocabulary = u32::try_from(rows).unwrap_or(u32::MAX);
+        self
+    }
+
+    fn embedded(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|id| **id >= self.vocabulary) else { return Ok(()) };
+        let token = self.inner.id_to_token(*id).unwrap_or_default();
+        bail!("the token {token:?} has the id {id}, and the model {} embeddings", self.vocabulary)
     }
 
     /// The most tokens that an example may have.
@@ -151,7 +166,7 @@ impl Tokenizer {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         if let Some(written) = self.written(example)? {
             let encoding = self.inner.encode(written.text.as_str(), false);
-            return said(&encoding.map_err(|error| anyhow!("tokenizer: {error}"))?, &written);
+            return self.said(&encoding.map_err(|error| anyhow!("tokenizer: {error}"))?, &written);
         }
         let encoding = self.inner.encode(input(example), true).map_err(|error| anyhow!("tokenizer: {error}"))?;
         self.encoded(&encoding, example)
@@ -181,7 +196,7 @@ impl Tokenizer {
         let written = self.template()?.write(&turns)?;
         let encoding =
             self.inner.encode(written.text.as_str(), false).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        let encoded = said(&encoding, &written)?;
+        let encoded = self.said(&encoding, &written)?;
         let last = encoded.targets.iter().rposition(|target| *target).map(|last| encoded.ids[last]);
         let added = self.inner.get_added_tokens_decoder();
         Ok(last.filter(|id| added.get(id).is_some_and(|token| token.special)))
@@ -213,7 +228,7 @@ impl Tokenizer {
         if !written.is_empty() && written.len() == examples.len() {
             let texts = written.iter().map(|w| w.text.as_str()).collect();
             let encodings = self.inner.encode_batch(texts, false).map_err(|error| anyhow!("tokenizer: {error}"))?;
-            return encodings.iter().zip(&written).map(|(encoding, written)| said(encoding, written)).collect();
+            return encodings.iter().zip(&written).map(|(encoding, written)| self.said(encoding, written)).collect();
         }
         let inputs = examples.iter().map(|example| input(example)).collect();
         let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
@@ -225,6 +240,7 @@ impl Tokenizer {
         if encoding.is_empty() {
             bail!("tokenizer: a text has no tokens");
         }
+        self.embedded(encoding.get_ids())?;
         let (mut ids, mut type_ids) = (encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec());
         let Some(answer) = &example.answer else {
             let targets = vec![true; ids.len()];
@@ -263,6 +279,7 @@ impl Tokenizer {
         if ids.len() < 2 {
             bail!("{}: a language model needs at least two tokens", dataset.path.display());
         }
+        self.embedded(&ids).with_context(|| dataset.path.display().to_string())?;
         let block = |ids: &[u32]| {
             let (type_ids, targets) = (vec![0; ids.len()], vec![true; ids.len()]);
             Encoded { ids: ids.to_vec(), type_ids, targets }
@@ -278,7 +295,9 @@ impl Tokenizer {
     pub fn prompt(&self, text: &str, by_template: bool) -> Result<Vec<u32>> {
         let mut whole = self.inner.clone();
         whole.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        Ok(whole.encode(text, !by_template).map_err(|error| anyhow!("tokenizer: {error}"))?.get_ids().to_vec())
+        let ids = whole.encode(text, !by_template).map_err(|error| anyhow!("tokenizer: {error}"))?.get_ids().to_vec();
+        self.embedded(&ids)?;
+        Ok(ids)
     }
 
     /// The text of tokens as they come: calls `say` with each piece that is whole.
@@ -298,19 +317,20 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|error| anyhow!("tokenizer: {error}"))
     }
-}
 
-/// The tokens of a conversation; what the assistant says is to be predicted.
-fn said(encoding: &Encoding, written: &Written) -> Result<Encoded> {
-    if encoding.is_empty() {
-        bail!("tokenizer: a conversation has no tokens");
+    /// The tokens of a conversation; what the assistant says is to be predicted.
+    fn said(&self, encoding: &Encoding, written: &Written) -> Result<Encoded> {
+        if encoding.is_empty() {
+            bail!("tokenizer: a conversation has no tokens");
+        }
+        self.embedded(encoding.get_ids())?;
+        let inside = |(begin, end): &(usize, usize)| {
+            // Offsets of a token that is all spaces may be trimmed to nothing; it belongs to where it stands.
+            written.answers.iter().any(|answer| *begin < answer.end && *end > answer.start)
+        };
+        let targets = encoding.get_offsets().iter().map(inside).collect();
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: vec![0; encoding.len()], targets })
     }
-    let inside = |(begin, end): &(usize, usize)| {
-        // Offsets of a token that is all spaces may be trimmed to nothing; it belongs to where it stands.
-        written.answers.iter().any(|answer| *begin < answer.end && *end > answer.start)
-    };
-    let targets = encoding.get_offsets().iter().map(inside).collect();
-    Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: vec![0; encoding.len()], targets })
 }
 
 fn input(example: &Example) -> EncodeInput<'_> {

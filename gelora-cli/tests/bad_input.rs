@@ -117,7 +117,7 @@ fn model_folders() {
     })
     .fails_with(&["model.safetensors"]);
     rank(&model(dir, |_| ()), &data, dir).ok();
-    with(&|m| {
+    let image = |m: &Path| {
         let path = m.join("tokenizer.json");
         let mut json: Value = serde_json::from_slice(&fs::read(&path).expect("a tokenizer")).expect("JSON");
         let added = json["added_tokens"].as_array_mut().expect("added tokens");
@@ -125,8 +125,16 @@ fn model_folders() {
         (image["id"], image["content"]) = (json!(69), json!("<image>"));
         added.push(image);
         fs::write(&path, json.to_string()).expect("a tokenizer");
-    })
-    .ok(); // a special token without an embedding, as Gemma 3 has
+    };
+    with(&image).ok(); // a special token without an embedding, as Gemma 3 has, until a row has it
+    let other = tempfile::tempdir().expect("a folder");
+    let with_image = rows(other.path(), format!("{GOOD}{}", r#"{"text": "a <image> of it", "label": 1}"#));
+    rank(&model(dir, image), &with_image, other.path()).fails_with(&[
+        "rows.jsonl",
+        "5",
+        "\"<image>\" has the id 69",
+        "69",
+    ]);
     with(&|m| fs::remove_file(m.join("tokenizer.json")).expect("it was there")).ok(); // it has a vocab.txt
 }
 

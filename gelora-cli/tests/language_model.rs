@@ -75,6 +75,34 @@ fn instructions_are_learnt_asked_and_merged() {
     assert!(said().contains("generation_config.json: repetition_penalty = 1.1 is not applied"));
 }
 
+/// Rows that differ behind their first 128 tokens alone are points of one place only where a language model is not meant.
+#[test]
+fn ranks_are_measured_on_as_many_tokens_as_are_trained() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (adapter, long, data) = (dir.path().join("adapter"), dir.path().join("long"), dir.path().join("rows.jsonl"));
+    gelora(words(
+        "train {} --data {} --rank 1 --steps 1 --out {} -q",
+        &[&model(), &instructions(dir.path()), &adapter],
+    ))
+    .ok();
+    gelora(words("merge {} --adapter {} --out {}", &[&model(), &adapter, &long])).ok();
+    let config = long.join("config.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&config).expect("a config")).expect("JSON");
+    json["max_position_embeddings"] = json!(600);
+    fs::write(&config, json.to_string()).expect("a config");
+    let row = |i: usize| json!({"instruction": "lane ".repeat(60), "output": format!("the {} lane {}", i * 7, i * i)});
+    fs::write(&data, (0..40).map(|i| row(i).to_string()).collect::<Vec<_>>().join("\n")).expect("rows");
+    let rank = |options: &str| {
+        let out = dir.path().join("ranks");
+        gelora(words(&format!("rank {{}} --data {{}} --out {{}} --no-cache {options}"), &[&long, &data, &out]))
+    };
+    rank("--max-length 128").fails_with(&[]);
+    rank("").ok();
+    let trained = dir.path().join("trained");
+    gelora(words("train {} --data {} --steps 1 --batch-size 4 --out {} -q", &[&long, &data, &trained])).ok();
+    assert!(trained.join("ranks.json").is_file());
+}
+
 /// Of the tiny model.
 const POSITIONS: usize = 128;
 

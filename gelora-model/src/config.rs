@@ -46,8 +46,10 @@ pub struct Config {
     pub head_dropout: f32,
     /// Names of the classes, if the checkpoint has a task head.
     pub labels: Vec<String>,
-    /// The tokens that end a text, if the model says so; the first is the one that it is taught.
+    /// The tokens that end a text, if config.json says so; the first is the one that training puts there.
     pub eos: Vec<u32>,
+    /// The tokens that end generation: those of generation_config.json, or else `eos`.
+    pub stop: Vec<u32>,
     /// How rotations turn queries and keys, the kinds that the layers have; none in a model without them.
     pub(crate) ropes: Vec<RopeConfig>,
     /// Which of them each layer has, and how many tokens a token of it sees.
@@ -95,7 +97,8 @@ impl Config {
             attention_dropout: 0.0,
             head_dropout: 0.0,
             labels: json.labels(),
-            eos: json.eos(),
+            eos: json.eos()?,
+            stop: json.eos()?,
             ropes: Vec::new(),
             layer_kinds: vec![LayerKind::default(); l],
             tied: true,
@@ -103,8 +106,8 @@ impl Config {
         })
     }
 
-    /// Reads MODEL/config.json, or the metadata of a .gguf file. Tokens that end a text are also those of generation_config.json:
-    /// models that were taught to converse name the end of a turn there.
+    /// Reads MODEL/config.json, or the metadata of a .gguf file; and MODEL/generation_config.json, where models that were taught to
+    /// converse name the end of a turn.
     ///
     /// # Errors
     /// If a file is missing (but the latter) or no JSON object, the family is not supported, a key is missing or of the wrong type, or an
@@ -113,9 +116,8 @@ impl Config {
         let mut config = family::config(&Json::load(model)?)?;
         let path = model.join(GENERATION);
         if path.exists() {
-            config.eos.extend(Json::read(path)?.eos());
-            let mut seen = BTreeSet::new();
-            config.eos.retain(|id| seen.insert(*id));
+            let stop = Json::read(path)?.eos()?;
+            config.stop = if stop.is_empty() { config.stop } else { stop };
         }
         Ok(config)
     }
@@ -334,13 +336,12 @@ impl Json {
     }
 
     /// eos_token_id, one or several.
-    pub fn eos(&self) -> Vec<u32> {
+    pub fn eos(&self) -> Result<Vec<u32>> {
+        let Some(value) = self.get("eos_token_id") else { return Ok(Vec::new()) };
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        match self.get("eos_token_id") {
-            Some(Value::Array(all)) => all.iter().filter_map(id).collect(),
-            Some(one) => id(one).into_iter().collect(),
-            None => Vec::new(),
-        }
+        let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let ids: Option<_> = ids.iter().map(id).collect();
+        ids.ok_or_else(|| self.error(format!("eos_token_id must be a token's id or a list of them, got {value}")))
     }
 
     /// Class names from id2label, in the order of their ids. transformers writes LABEL_0, LABEL_1, ... for want of names;

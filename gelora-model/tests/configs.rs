@@ -22,19 +22,24 @@ fn configs_of_well_known_models_are_read() {
     }
 }
 
-/// Models that were taught to converse end with more tokens than config.json names.
+/// Training puts the end of config.json; generation_config.json replaces it in generation, as in transformers.
 #[test]
-fn ends_are_those_of_both_files() {
+fn generation_ends_where_its_own_file_says() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/families/llama/config.json");
     let mut json: Value = serde_json::from_slice(&std::fs::read(config).expect("a config")).expect("JSON");
     json["eos_token_id"] = 5.into();
     std::fs::write(folder.path().join("config.json"), json.to_string()).expect("a config");
-    let ends = || Config::load(folder.path()).map(|config| config.eos);
-    assert_eq!(ends().expect("a config"), [5]);
+    let ends = || Config::load(folder.path()).map(|config| (config.eos, config.stop));
+    assert_eq!(ends().expect("a config"), (vec![5], vec![5]));
     let write = |text: &str| std::fs::write(folder.path().join("generation_config.json"), text).expect("a config");
-    write(r#"{"eos_token_id": [7, 5], "do_sample": true}"#);
-    assert_eq!(ends().expect("a config"), [5, 7]);
+    write(r#"{"eos_token_id": [7, 6], "do_sample": true}"#);
+    assert_eq!(ends().expect("a config"), (vec![5], vec![7, 6]));
+    write(r#"{"do_sample": true}"#);
+    assert_eq!(ends().expect("a config"), (vec![5], vec![5]));
+    write(r#"{"eos_token_id": [7, -1]}"#);
+    let problem = ends().expect_err("an error").to_string();
+    assert!(problem.contains("generation_config.json: eos_token_id must be"), "{problem}");
     write("{");
     assert!(ends().expect_err("an error").to_string().contains("generation_config.json: not valid JSON"));
 }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use anyhow::{Context, Result, bail};
-use gelora_model::{CausalLm, Sampling};
+use gelora_model::{CausalLm, Config, Sampling};
 use serde_json::json;
 
 use super::{open_device, read_adapter};
@@ -17,7 +17,8 @@ use crate::ui;
 const MOST: usize = 128;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let tokenizer = Tokenizer::open(&args.model.path)?;
+    let vocabulary = Config::load(&args.model.path)?.vocabulary;
+    let tokenizer = Tokenizer::open(&args.model.path)?.with_vocabulary(vocabulary);
     let prompt = prompt(args, &tokenizer)?;
     let ids = tokenizer.prompt(&prompt, args.message.is_some())?;
     if ids.is_empty() {
@@ -36,7 +37,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     };
     let left = lm.transformer().config().max_positions.saturating_sub(ids.len());
     let most = args.max_tokens.unwrap_or(MOST.min(left).max(1));
-    let mut stop = lm.transformer().config().eos.clone();
+    let mut stop = lm.transformer().config().stop.clone();
     if args.message.is_some() {
         stop.extend(tokenizer.end_of_turn()?);
     }

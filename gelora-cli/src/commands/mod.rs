@@ -38,7 +38,7 @@ pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) 
     let vocabulary = config.vocabulary;
     let length = max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(config.max_positions);
     let tokenizer = Tokenizer::open(model)?.with_max_length(length).context("--max-length")?;
-    let tokenizer = tokenizer.with_end(config.eos.first().copied());
+    let tokenizer = tokenizer.with_end(config.eos.first().copied()).with_vocabulary(vocabulary);
     let tokens = tokenizer.vocab_size();
     if tokens - tokenizer.special_from(vocabulary) > vocabulary {
         bail!("{}: the tokenizer has {tokens} tokens, but the model's vocab_size is {vocabulary}", model.display());
