@@ -120,7 +120,7 @@ impl Buffer<f32> {
     }
 
     /// Puts values after these: in place, if no other tensor shares them and they have a buffer of their own, else in one with
-    /// room for as many again. Values that are put one row at a time are copied no more than twice.
+    /// room for as many again. However many rows are put one at a time, the time for all of them grows as their number.
     pub fn append(this: &mut Arc<Self>, more: &[f32]) {
         if let Some(Self(Values::Owned(data))) = Arc::get_mut(this) {
             data.extend_from_slice(more);
