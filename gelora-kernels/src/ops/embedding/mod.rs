@@ -1,4 +1,4 @@
-//! Sum of table rows: y_i = sum over tables t of table_t[ids_t[i]].
+//! Sum of table rows: `y_i = sum over tables t of table_t[ids_t[i]]`.
 //!
 //! A BERT embedding is one call with the word, position and token-type tables. Each table (V_t, C) of any storage type, ids
 //! N of them, y (N, C). The tables are added in the order given, in f32. They are frozen, so there is no backward.

@@ -1,6 +1,6 @@
 //! Naive loops, from the formula alone.
 
-/// Sum over tables of row ids[i].
+/// Sum over tables of row `ids[i]`.
 pub fn forward(tables: &[(&[f64], &[u32])], c: usize) -> Vec<f64> {
     let n = tables[0].1.len();
     let mut y = vec![0.0; n * c];

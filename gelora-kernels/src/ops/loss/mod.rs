@@ -1,6 +1,6 @@
 //! Training losses with their gradients, each the mean over the B rows of a batch.
 //!
-//! - cross entropy: -1/B sum_b ln softmax(logits_b)[label_b]; d_logits = (softmax - one-hot) / B.
+//! - cross entropy: `-1/B sum_b ln softmax(logits_b)[label_b]`; d_logits = (softmax - one-hot) / B.
 //! - squared error: 1/B sum_b (prediction_b - target_b)^2; d_prediction = 2 (prediction - target) / B.
 //!
 //! logits (B, K), prediction (B, 1); the loss is in nats, or in squared units of the target. Sums are in f64 on the

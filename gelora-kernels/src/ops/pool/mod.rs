@@ -1,7 +1,7 @@
 //! From the tokens of each sequence to one vector: their mean, or chosen rows (first token, last token, any).
 //!
 //! mean: y_b = 1/T_b sum of the rows of sequence b; its backward dx_i = dy_b / T_b for every row i of b.
-//! rows: y_b = x[rows_b]; its backward puts dy_b in row rows_b of a zero matrix (rows are distinct).
+//! rows: `y_b = x[rows_b]`; its backward puts dy_b in row rows_b of a zero matrix (rows are distinct).
 //!
 //! x (N, C), y (B, C). A mean is summed over rows in ascending order, in f32; on a GPU in blocks of 256.
 
