@@ -21,21 +21,37 @@ pub(crate) const GUARD_LEN: usize = 256;
 
 thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
+    static SHAPE: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 pub(crate) fn guards_are_on() -> bool {
     GUARDED.get()
 }
 
+/// The shape that a GPU launcher must take, as its place in the launcher's list; None if the launcher chooses.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(crate) fn forced_shape() -> Option<usize> {
+    SHAPE.get()
+}
+
+/// Sets a thread-local value until the guard is dropped.
+struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
+
+impl<T: Copy> Restore<T> {
+    fn after_setting(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Self {
+        Self(key, key.replace(value))
+    }
+}
+
+impl<T: Copy> Drop for Restore<T> {
+    fn drop(&mut self) {
+        self.0.set(self.1);
+    }
+}
+
 /// Runs `f` with every output tensor of this thread NaN-filled and fenced with guard values.
 pub fn guarded<T>(f: impl FnOnce() -> T) -> T {
-    struct Reset(bool);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            GUARDED.set(self.0);
-        }
-    }
-    let _reset = Reset(GUARDED.replace(true));
+    let _restore = Restore::after_setting(&GUARDED, true);
     f()
 }
 
@@ -83,6 +99,8 @@ pub struct Case {
     pub bytes: f64,
     /// Whether it is there for the limits of GPUs, and too large to be run often.
     pub near_limit: bool,
+    /// The shape that a GPU launcher must take, as its place in the launcher's list.
+    forced: Option<usize>,
     inputs: Vec<Tensor>,
     run: Run,
     reference: Reference,
@@ -106,6 +124,7 @@ impl Case {
             flops: 0.0,
             bytes: 0.0,
             near_limit: false,
+            forced: None,
             inputs: Vec::new(),
             run: Box::new(|_| Ok(Vec::new())),
             reference: Box::new(|_| Vec::new()),
@@ -161,6 +180,14 @@ impl Case {
         self
     }
 
+    /// Makes GPU launchers take the shape at this place of their list, whatever they would choose. The case is skipped on a
+    /// device that cannot run that shape.
+    pub fn forced(mut self, shape: usize) -> Self {
+        self.forced = Some(shape);
+        self.shape = format!("{} (shape {shape})", self.shape);
+        self
+    }
+
     /// The inputs on a device, for [`Case::launch`].
     ///
     /// # Errors
@@ -174,6 +201,7 @@ impl Case {
     /// # Errors
     /// Whatever the operator returns.
     pub fn launch(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let _restore = Restore::after_setting(&SHAPE, self.forced);
         (self.run)(inputs)
     }
 

@@ -21,6 +21,8 @@ struct Shape {
     by_query: Option<usize>,
     by_key: Option<usize>,
     p: f32,
+    /// The block that GPU kernels must take, as its place in their list.
+    forced: Option<usize>,
 }
 
 const PLAIN: Shape = Shape {
@@ -35,9 +37,14 @@ const PLAIN: Shape = Shape {
     by_query: None,
     by_key: None,
     p: 0.0,
+    forced: None,
 };
 
-const SHAPES: [Shape; 24] = [
+/// Head sizes for which devices with little shared memory take other blocks than those with much.
+const LARGE_HEADS: Shape =
+    Shape { lengths: &[70, 3], heads: 2, kv_heads: 1, d: 64, causal: true, window: Some(40), p: 0.1, ..PLAIN };
+
+const SHAPES: [Shape; 30] = [
     PLAIN,
     Shape { lengths: &[3, 7], heads: 2, kv_heads: 2, d: 3, ..PLAIN },
     Shape { lengths: &[63, 1, 65], heads: 3, kv_heads: 3, d: 7, ..PLAIN },
@@ -97,11 +104,17 @@ const SHAPES: [Shape; 24] = [
         p: 0.1,
         ..PLAIN
     },
+    Shape { forced: Some(0), ..LARGE_HEADS },
+    Shape { forced: Some(1), ..LARGE_HEADS },
+    Shape { forced: Some(2), ..LARGE_HEADS },
+    Shape { d: 80, forced: Some(2), ..LARGE_HEADS },
+    Shape { d: 128, forced: Some(1), ..LARGE_HEADS },
+    Shape { d: 128, forced: Some(2), ..LARGE_HEADS },
 ];
 
 impl Shape {
     fn name(&self) -> String {
-        let Self { lengths, past, heads, kv_heads, d, causal, window, bias, by_query, by_key, p } = self;
+        let Self { lengths, past, heads, kv_heads, d, causal, window, bias, by_query, by_key, p, .. } = self;
         let mut name = format!("{lengths:?} {heads}");
         if kv_heads < heads {
             name.push_str(&format!("/{kv_heads}"));
@@ -137,7 +150,8 @@ impl Shape {
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for shape in SHAPES {
-        let Shape { lengths, past, heads, kv_heads, d, causal, window, bias, by_query, by_key, p } = shape;
+        let Shape { lengths, past, heads, kv_heads, d, causal, window, bias, by_query, by_key, p, forced } = shape;
+        let forced = |case: Case| if let Some(place) = forced { case.forced(place) } else { case };
         let key_lengths: Vec<usize> = lengths.iter().enumerate().map(|(s, t)| t + past.get(s).unwrap_or(&0)).collect();
         let both = (Offsets::from_lengths(lengths), Offsets::from_lengths(&key_lengths));
         let (Ok(sequences), Ok(keys)) = both else { continue };
@@ -174,7 +188,7 @@ pub fn cases() -> Vec<Case> {
         };
         let mask = masks(dropout, heads, keys.longest());
         let (call, call_keys, want, m) = (sequences.clone(), keys.clone(), oracle.clone(), mask.clone());
-        all.push(
+        all.push(forced(
             Case::new("attention", shape.name())
                 .inputs([t(1), of_key(2), of_key(3)].into_iter().chain(added.clone()).collect::<Vec<_>>())
                 .run(move |t| {
@@ -192,12 +206,12 @@ pub fn cases() -> Vec<Case> {
                 })
                 .bound(2e-6)
                 .work(4.0 * pairs * c as f64, 8.0 * (n * c + kv_n * kv_c) as f64 + 4.0 * terms),
-        );
+        ));
         if !past.is_empty() {
             continue;
         }
         let (call, want) = (sequences.clone(), oracle);
-        all.push(
+        all.push(forced(
             Case::new("attention.backward", shape.name())
                 .inputs([t(4), t(1), of_key(2), of_key(3)].into_iter().chain(added).collect::<Vec<_>>())
                 .run(move |t| {
@@ -216,7 +230,7 @@ pub fn cases() -> Vec<Case> {
                 })
                 .bound(3e-6)
                 .work(14.0 * pairs * c as f64, 24.0 * (n * (c + kv_c)) as f64 + 12.0 * terms),
-        );
+        ));
     }
     all
 }

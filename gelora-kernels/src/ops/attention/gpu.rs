@@ -15,6 +15,7 @@ use cubecl::prelude::*;
 use super::Attention;
 use crate::gpu::{Backend, Gpu, GpuBuffer};
 use crate::ops::dropout::gpu::{Mask, factor};
+use crate::verify::forced_shape;
 use std::ops::Range;
 
 use crate::{Error, Result};
@@ -22,6 +23,9 @@ use crate::{Error, Result};
 /// Units of a cube side by side, and one above the other.
 const SIDE: usize = 8;
 const UNITS: usize = SIDE * SIDE;
+
+/// Rows of a block of queries or keys, the best first.
+const BLOCKS: [usize; 3] = [32, 16, 8];
 
 /// The score of a key that a row does not see. Finite: shaders need not know infinities.
 const UNSEEN: f32 = -1e30;
@@ -49,7 +53,12 @@ impl Plan {
     fn new<R: Backend>(gpu: &Gpu<R>, call: &Attention<'_>, d: usize, rooms: usize, scores: usize) -> Result<Self> {
         let most = gpu.client().properties().hardware.max_shared_memory_size;
         let size = |block: usize| 4 * (rooms * block * (d + 1) + scores * block * (block + 1) + 2 * block);
-        let Some(block) = [32, 16, 8].into_iter().find(|block| size(*block) <= most && d * block <= 2048) else {
+        let fits = |block: &usize| size(*block) <= most && d * block <= 2048;
+        let chosen = match forced_shape() {
+            None => BLOCKS.into_iter().find(fits),
+            Some(place) => BLOCKS.get(place).copied().filter(fits),
+        };
+        let Some(block) = chosen else {
             let what = "heads of this size, in the shared memory of this device";
             return Err(Error::Unsupported { op: "attention", device: R::KIND, what });
         };

@@ -1,7 +1,7 @@
 use super::{Gradients, LoraLinear, reference};
 use crate::ops::dropout::Dropout;
 use crate::ops::linear::Weight;
-use crate::ops::linear::cases::rounded;
+use crate::ops::linear::cases::{of_long_sums, rounded};
 use crate::random::key;
 use crate::verify::{Case, random, random_quantised};
 use crate::{DType, Tensor};
@@ -79,10 +79,15 @@ fn of(setup: Setup) -> Vec<Case> {
     let Setup { n, c_in, c_out, r, bias, p, dtype, products } = setup;
     let scaling = 16.0 / r as f32;
     let dropout = (p > 0.0).then(|| Dropout { p, key: key(5, &[n as u64]) });
-    let (label, compute, scale_bound) = match products {
-        Products::F32 => ("", DType::F32, 1.0),
-        Products::Bf16 => (" bf16 products", DType::Bf16, 2500.0),
-        Products::Bf16Exact => (" bf16 products, exact factors", DType::Bf16, 1.0),
+    let (label, compute) = match products {
+        Products::F32 => ("", DType::F32),
+        Products::Bf16 => (" bf16 products", DType::Bf16),
+        Products::Bf16Exact => (" bf16 products, exact factors", DType::Bf16),
+    };
+    // An adapter's left operand is three factors of 8 bits on matrix units.
+    let bound = |short: f64, depth: usize| match products {
+        Products::Bf16 => 2500.0 * short,
+        Products::F32 | Products::Bf16Exact => of_long_sums(short, depth + 3 * r),
     };
     let (bias_label, drop_label) = (if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
     let shape = format!("{n}x{c_in}->{c_out} r{r}{bias_label}{drop_label}{label}");
@@ -119,7 +124,7 @@ fn of(setup: Setup) -> Vec<Case> {
                 let (y, xa) = reference::forward(&v[0], &v[1], bias, &v[2], &v[3], s, dropout, c_in);
                 vec![y, xa]
             })
-            .bound(2e-6 * scale_bound)
+            .bound(bound(2e-6, c_in))
             .work(base + adapter, bytes),
         Case::new("lora_linear.backward", &shape)
             .dtype(dtype)
@@ -135,7 +140,7 @@ fn of(setup: Setup) -> Vec<Case> {
                 let (dx, da, db) = gradients(v);
                 vec![dx, da, db]
             })
-            .bound(4e-6 * scale_bound)
+            .bound(bound(4e-6, c_out))
             .work(2.0 * base + 3.0 * adapter, 2.0 * bytes),
         Case::new("lora_linear.backward_parameters", &shape)
             .dtype(dtype)
@@ -150,7 +155,7 @@ fn of(setup: Setup) -> Vec<Case> {
                 let (_, da, db) = gradients(v);
                 vec![da, db]
             })
-            .bound(4e-6 * scale_bound)
+            .bound(bound(4e-6, c_out))
             .work(base + 3.0 * adapter, bytes + activations + parameters),
     ]
 }

@@ -23,8 +23,12 @@ pub fn cases() -> Vec<Case> {
         (257, 384, 2),
         (300, 768, 2),
         (1000, 104, 16),
+        (4100, 12, 2), // from 4096 points on, GPUs take larger tiles
     ] {
         all.push(among("cloud", n, dim, k, random([n, dim], 5)));
+    }
+    for (dim, shapes) in [(16, 0..5), (7, 3..5)] {
+        all.extend(shapes.map(|shape| among("cloud", 300, dim, 2, random([300, dim], 6)).forced(shape)));
     }
     all.push(among("far from the origin", 65, 7, 2, points_f64([65, 7], |_, _, z| 1e6 + 1e-6 * z)));
     // 21 points a cluster, nearer together than f32 tells.

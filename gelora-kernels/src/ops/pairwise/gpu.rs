@@ -17,6 +17,7 @@ use self::tiles::Shape;
 use crate::gpu::tile::{Lines, Sum, Tile, accumulate, staging, unit_origin, zeros};
 use crate::gpu::{Backend, Gpu, cubes};
 use crate::ops::dropout::gpu::no_mask;
+use crate::verify::forced_shape;
 use crate::{Error, Result, Tensor};
 
 /// The longest list of neighbours that stays in registers.
@@ -155,8 +156,14 @@ pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize) -> Result<(V
         let what = "more than 16 neighbours; use the CPU";
         return Err(Error::Unsupported { op: "pairwise.nearest", device: R::KIND, what });
     }
-    let shared = gpu.client().properties().hardware.max_shared_memory_size;
-    let shape = Shape::of(points.rows(), shortlist::width(points.cols()), shared);
+    let (shared, width) = (gpu.client().properties().hardware.max_shared_memory_size, shortlist::width(points.cols()));
+    let shape = match forced_shape() {
+        None => Shape::of(points.rows(), width, shared),
+        Some(place) => Shape::ALL.get(place).copied().filter(|shape| shape.fits(width, shared)).ok_or_else(|| {
+            let what = "a tile of this shape, in the shared memory of this device";
+            Error::Unsupported { op: "pairwise.nearest", device: R::KIND, what }
+        })?,
+    };
     let found = search(gpu, points, k, shape, shortlist::TILES)?;
     Ok((found.squared, found.indices))
 }

@@ -29,6 +29,10 @@ const SAMPLES: usize = 15;
 /// A point with a coordinate of this magnitude, or one that is not finite, is left to the direct search.
 const WILD: f32 = 1e14;
 
+/// The relative error of one f32 operation that rounds to nearest. Matrix units truncate their sums: products that are summed
+/// there need 2^-23 here, and an allowance for what the alignment of a block's summands drops.
+const UNIT_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
+
 /// What bounds the distance of a pair from below.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
@@ -42,7 +46,7 @@ impl Bound {
     /// For points of so many dimensions.
     pub fn of(dim: usize) -> Self {
         let dim = dim as f64;
-        let c = (1.1 * (dim + dim / 16.0) + 48.0) * 2f64.powi(-24);
+        let c = (1.1 * (dim + dim / 16.0) + 48.0) * UNIT_ROUNDOFF;
         Self { shrink: (1.0 - c) as f32, tiny: (1e-36 * dim) as f32 }
     }
 }

@@ -48,6 +48,20 @@ impl Shape {
         4 * (self.buffers * self.staged(width) * width + 2 * self.side() * STRIP)
     }
 
+    /// Every tile that [`Shape::of`] may choose.
+    pub const ALL: [Self; 5] = [
+        Self { per_unit: 4, depth: 16, buffers: 2 },
+        Self { per_unit: 4, depth: 8, buffers: 2 },
+        Self { per_unit: 4, depth: 8, buffers: 1 },
+        Self { per_unit: 8, depth: 8, buffers: 2 },
+        Self { per_unit: 8, depth: 8, buffers: 1 },
+    ];
+
+    /// Whether a device with so much shared memory can run the tile.
+    pub const fn fits(self, width: usize, shared: usize) -> bool {
+        self.shared(width) <= shared
+    }
+
     /// The tile for so many points on a device with so much shared memory.
     pub fn of(n: usize, width: usize, shared: usize) -> Self {
         // Few points make too few large tiles to go round. Large ones read less far ahead: 128 registers are all that a unit
@@ -56,7 +70,7 @@ impl Shape {
         [(farthest, 2), (8, 2), (8, 1)]
             .map(|(depth, buffers)| Self { per_unit, depth, buffers })
             .into_iter()
-            .find(|shape| shape.shared(width) <= shared)
+            .find(|shape| shape.fits(width, shared))
             .unwrap_or(Self { per_unit: 4, depth: 8, buffers: 1 })
     }
 }
@@ -282,5 +296,22 @@ fn multiply<V: Size>(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_that_is_chosen_is_in_the_list() {
+        for (n, shared) in [(2, 16 << 10), (2, 32 << 10), (4095, 227 << 10), (4096, 32 << 10), (20_000, 227 << 10)] {
+            for width in [1, 2, 4] {
+                let shape = Shape::of(n, width, shared);
+                assert!(Shape::ALL.contains(&shape), "{n} points, {shared} bytes: {shape:?}");
+            }
+        }
+        assert_eq!(Shape::of(4096, 4, 227 << 10), Shape::ALL[3]);
+        assert_eq!(Shape::of(4096, 4, 32 << 10), Shape::ALL[4]);
     }
 }
