@@ -11,7 +11,7 @@ use gelora_lora::ranks::{Rounding, Server};
 
 use crate::hub;
 
-pub use others::{EvalArgs, GenerateArgs, IdArgs, MergeArgs, SplitArg};
+pub use others::{EvalArgs, ExportArgs, GenerateArgs, IdArgs, MergeArgs, SplitArg};
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
 #[derive(Debug, Parser)]
@@ -31,8 +31,10 @@ pub enum Command {
     Eval(EvalArgs),
     /// Let a language model go on from a prompt
     Generate(GenerateArgs),
-    /// Merge an adapter into its base model; writes a folder that transformers loads
+    /// Merge an adapter into its base model; writes a folder that transformers loads, or a .gguf file
     Merge(MergeArgs),
+    /// Write an adapter, or a model, as a .gguf file for llama.cpp and Ollama
+    Export(ExportArgs),
     /// Intrinsic dimension of any points (.npy, .npz, .safetensors, .csv, .tsv, .parquet)
     Id(IdArgs),
     /// List the devices that this build can use
@@ -85,6 +87,7 @@ impl Command {
             Command::Eval(args) => (&mut args.model, &args.output),
             Command::Generate(args) => (&mut args.model, &args.output),
             Command::Merge(args) => (&mut args.model, &args.output),
+            Command::Export(args) => (&mut args.model, &args.output),
             Command::Id(_) | Command::Devices(_) => return Ok(()),
         };
         model.path = hub::locate(&model.name, model.revision.as_deref(), output.quiet)?;

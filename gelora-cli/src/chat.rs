@@ -115,6 +115,11 @@ impl Template {
         Self::new(source, special_tokens(&gguf)).with_context(|| path.display().to_string()).map(Some)
     }
 
+    /// The template as the model has it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Everything that the text depends on beside the conversation.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let tokens = self.tokens.iter().flat_map(|(name, token)| [name, token]);

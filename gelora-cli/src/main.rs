@@ -57,6 +57,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Merge(args) => commands::merge::run(args),
+        Command::Export(args) => commands::export::run(args),
         Command::Id(args) => commands::id::run(args),
         Command::Devices(args) => commands::devices::run(args),
     }

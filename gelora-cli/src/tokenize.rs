@@ -8,6 +8,7 @@ mod class;
 pub mod gguf;
 mod older;
 mod sentencepiece;
+pub mod to_gguf;
 
 use std::path::Path;
 

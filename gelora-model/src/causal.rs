@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use gelora_kernels::ops::linear::{self, Weight};
@@ -170,16 +171,22 @@ impl CausalLm {
         Ok(sum.reshape([1])?)
     }
 
+    /// Every tensor of the language model by its name in a checkpoint, adapters merged.
+    pub(crate) fn merged_tensors(&self, model: &Path) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = self.model.merged(model)?;
+        if !self.tied {
+            tensors.insert(HEAD.into(), self.head.tensor().clone());
+        }
+        Ok(tensors)
+    }
+
     /// Writes the model with its adapters merged into the weights, as a language model that transformers loads. `model` is what
     /// this was loaded from.
     ///
     /// # Errors
     /// If the base files cannot be read again or the new ones not be written.
     pub fn write_merged(&self, model: &Path, out: &Path) -> Result<()> {
-        let mut tensors = self.model.merged(model)?;
-        if !self.tied {
-            tensors.insert(HEAD.into(), self.head.tensor().clone());
-        }
+        let tensors = self.merged_tensors(model)?;
         let mut config = Json::load(model)?.map;
         config.insert("architectures".into(), serde_json::json!([self.model.family().classes[1]]));
         let config = serde_json::to_vec_pretty(&serde_json::Value::Object(config))

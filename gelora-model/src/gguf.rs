@@ -7,14 +7,29 @@
 //! innermost first.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use gelora_kernels::{DType, SharedBytes, Tensor};
 use gelora_lora::files;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{Error, Result};
+
+mod adapter;
+mod config;
+mod model;
+mod names;
+mod rope;
+mod write;
+
+pub use adapter::{read_adapter, write_adapter};
+pub use model::GgufOptions;
+use names::{Architecture, RowOrder, plus, reorder, transposed};
+pub use write::{MetadataValue, StoredType};
+
+/// What a file has in place of llama3's scaling of rotations: a factor for each frequency.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Whether this is to be read as a GGUF file.
 pub fn is_gguf(path: &Path) -> bool {
@@ -25,6 +40,8 @@ pub fn is_gguf(path: &Path) -> bool {
 pub struct Gguf {
     path: PathBuf,
     metadata: BTreeMap<String, Value>,
+    /// The keys in the order of the file, with their types and where their values lie.
+    keys: Vec<(String, u32, Range<usize>)>,
     tensors: Vec<Info>,
     bytes: SharedBytes,
     /// Where the values begin.
@@ -87,13 +104,15 @@ impl Gguf {
                 return Some(Err(format!("is of GGUF version {version}; expected 2 or 3")));
             }
             let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
-            let mut metadata = BTreeMap::new();
+            let (mut metadata, mut ranges) = (BTreeMap::new(), Vec::new());
             for _ in 0..keys {
                 let (name, kind) = (cursor.text()?, cursor.u32()?);
+                let begin = cursor.at;
                 match cursor.value(kind, 0)? {
-                    Ok(value) => metadata.insert(name, value),
+                    Ok(value) => metadata.insert(name.clone(), value),
                     Err(problem) => return Some(Err(format!("key {name}: {problem}"))),
                 };
+                ranges.push((name, kind, begin..cursor.at));
             }
             let mut infos = Vec::new();
             for _ in 0..tensors {
@@ -102,9 +121,9 @@ impl Gguf {
                 shape.reverse();
                 infos.push(Info { name, shape, kind: cursor.u32()?, offset: cursor.u64()? });
             }
-            Some(Ok((metadata, infos)))
+            Some(Ok((metadata, ranges, infos)))
         };
-        let (metadata, tensors) = match header() {
+        let (metadata, keys, tensors) = match header() {
             Some(Ok(parts)) => parts,
             Some(Err(problem)) => return Err(Error::file(path, problem)),
             None if all.starts_with(b"GGUF") => {
@@ -114,12 +133,17 @@ impl Gguf {
         };
         let alignment = metadata.get("general.alignment").and_then(Value::as_u64).filter(|n| *n > 0).unwrap_or(32);
         let data = cursor.at.next_multiple_of(alignment as usize);
-        Ok(Self { path: path.into(), metadata, tensors, bytes, data })
+        Ok(Self { path: path.into(), metadata, keys, tensors, bytes, data })
     }
 
     /// Every key with its value.
     pub fn metadata(&self) -> &BTreeMap<String, Value> {
         &self.metadata
+    }
+
+    /// Every key in the order of the file, with its type's number and its value as it is stored.
+    pub(crate) fn stored_keys(&self) -> impl Iterator<Item = (&str, u32, &[u8])> {
+        self.keys.iter().map(|(name, kind, range)| (name.as_str(), *kind, &self.bytes.bytes()[range.clone()]))
     }
 
     /// The architecture, `general.architecture`.
@@ -154,148 +178,41 @@ impl Gguf {
         }
     }
 
-    /// What config.json would say.
-    pub(crate) fn config(&self) -> Result<Map<String, Value>> {
-        let family = match self.architecture() {
-            "llama" => "llama",
-            "qwen2" => "qwen2",
-            "qwen3" => "qwen3",
-            "gemma3" => "gemma3_text",
-            other => {
-                let problem =
-                    format!("architecture {other:?} is not supported; expected llama, qwen2, qwen3 or gemma3");
-                return Err(self.error(problem));
-            }
-        };
-        let mut config = Map::new();
-        let mut set = |key: &str, value: Option<Value>| value.map(|value| config.insert(key.to_owned(), value));
-        set("model_type", Some(family.into()));
-        let words = self.tensors.iter().find(|t| t.name == "token_embd.weight");
-        set("vocab_size", words.and_then(|t| t.shape.first()).map(|n| json!(n)));
-        for (key, option) in [
-            ("hidden_size", "embedding_length"),
-            ("num_hidden_layers", "block_count"),
-            ("intermediate_size", "feed_forward_length"),
-            ("num_attention_heads", "attention.head_count"),
-            ("num_key_value_heads", "attention.head_count_kv"),
-            ("max_position_embeddings", "context_length"),
-            ("head_dim", "attention.key_length"),
-            ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
-            ("sliding_window", "attention.sliding_window"),
-        ] {
-            set(key, self.option(option).cloned());
-        }
-        if self.option("attention.key_length").is_none() {
-            set("head_dim", self.option("rope.dimension_count").cloned());
-        }
-        if family != "gemma3_text" && self.option("attention.sliding_window").is_some() {
-            return Err(self.error("attention.sliding_window is not supported in a GGUF file; use the model's folder"));
-        }
-        let theta =
-            self.option("rope.freq_base").cloned().unwrap_or(json!(if family == "gemma3_text" { 1e6 } else { 1e4 }));
-        let kind = self.option("rope.scaling.type").and_then(Value::as_str).unwrap_or("none");
-        let scaling = |key: &str| self.option(&format!("rope.scaling.{key}")).cloned();
-        set("rope_theta", Some(theta));
-        if kind != "none" {
-            let trained = scaling("original_context_length").unwrap_or(Value::Null);
-            let factor = scaling("factor").unwrap_or(Value::Null);
-            let mut map = json!({"rope_type": kind, "factor": factor});
-            if !trained.is_null() {
-                map["original_max_position_embeddings"] = trained;
-            }
-            set("rope_scaling", Some(map));
-        }
-        if let Some(factors) = self.tensors.iter().find(|t| t.name == "rope_freqs.weight") {
-            set("rope_factors", Some(json!(self.tensor(factors)?.to_vec()?)));
-        }
-        let tied = !self.tensors.iter().any(|t| t.name == "output.weight");
-        set("eos_token_id", self.metadata.get("tokenizer.ggml.eos_token_id").cloned());
-        set("tie_word_embeddings", Some(tied.into()));
-        if family == "gemma3_text" {
-            set("hidden_activation", Some("gelu_pytorch_tanh".into()));
-        } else {
-            set("hidden_act", Some("silu".into()));
-        }
-        Ok(config)
-    }
-
     /// Every tensor by the name that it has in a Hugging Face checkpoint.
     pub(crate) fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let number = |key: &str| self.option(key).and_then(Value::as_u64).unwrap_or(0) as usize;
         let heads = number("attention.head_count");
         let kv_heads = self.option("attention.head_count_kv").and_then(Value::as_u64).map_or(heads, |n| n as usize);
-        let (llama, gemma) = (self.architecture() == "llama", self.architecture() == "gemma3");
+        let architecture = self.known_architecture()?;
         let mut all = BTreeMap::new();
-        for info in self.tensors.iter().filter(|t| t.name != "rope_freqs.weight") {
+        for info in self.tensors.iter().filter(|t| t.name != ROPE_FACTORS) {
             let mut tensor = self.tensor(info)?;
-            let Some(name) = name_of(&info.name, gemma) else {
+            let Some(name) = architecture.checkpoint_name(&info.name) else {
                 return Err(self.error(format!("tensor {} is not known in a {}", info.name, self.architecture())));
             };
-            if llama && name.contains("self_attn.q_proj") {
-                tensor = self.halves(&info.name, &tensor, heads)?;
-            } else if llama && name.contains("self_attn.k_proj") {
-                tensor = self.halves(&info.name, &tensor, kv_heads)?;
-            } else if gemma && name.contains("norm") {
-                // Stored as what rows are multiplied by, 1 more than in a checkpoint.
-                let less = tensor.to_vec()?.into_iter().map(|v| v - 1.0).collect();
-                tensor = Tensor::from_vec(less, tensor.shape())?;
+            if let Some(heads) = architecture.reordered_heads(&info.name, heads, kv_heads) {
+                let problem = |problem| self.error(format!("tensor {} {problem}", info.name));
+                tensor = reorder(&tensor, heads, RowOrder::Halves).map_err(problem)?;
             }
-            all.insert(name, tensor);
+            if architecture.is_transposed(&info.name) {
+                if tensor.shape().len() != 2 {
+                    let problem = format!("tensor {} has the shape {:?}; expected a matrix", info.name, tensor.shape());
+                    return Err(self.error(problem));
+                }
+                tensor = transposed(&tensor)?;
+            }
+            all.insert(name, plus(&tensor, -architecture.norm_offset(&info.name))?);
         }
         Ok(all)
     }
 
-    /// Rows of queries or keys in the order of Hugging Face's models: a head's rows that are turned together are D/2 apart,
-    /// where llama's files have them side by side.
-    fn halves(&self, name: &str, t: &Tensor, heads: usize) -> Result<Tensor> {
-        let rows = t.shape()[0];
-        let d = rows.checked_div(heads).unwrap_or(0);
-        if d < 2 || !d.is_multiple_of(2) || d * heads != rows {
-            return Err(self.error(format!("tensor {name} has {rows} rows, which are no pairs in {heads} heads")));
-        }
-        let (bytes, size) = (t.bytes()?, t.dtype().bytes(t.len() / rows));
-        let mut ordered = Vec::with_capacity(bytes.len());
-        for h in 0..heads {
-            for side in 0..2 {
-                for pair in 0..d / 2 {
-                    let row = h * d + 2 * pair + side;
-                    ordered.extend_from_slice(&bytes[row * size..][..size]);
-                }
-            }
-        }
-        let range = 0..ordered.len();
-        Ok(Tensor::from_bytes(Arc::new(ordered), range, t.dtype(), t.shape())?)
+    /// The architecture, if it is one that is read here.
+    fn known_architecture(&self) -> Result<&'static Architecture> {
+        let name = self.architecture();
+        Architecture::named(name).ok_or_else(|| {
+            self.error(format!("architecture {name:?} is not supported; expected {}", Architecture::all()))
+        })
     }
-}
-
-/// A tensor's name in a Hugging Face checkpoint of a language model.
-fn name_of(name: &str, gemma: bool) -> Option<String> {
-    match name {
-        "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
-        "output_norm.weight" => return Some("model.norm.weight".into()),
-        "output.weight" => return Some("lm_head.weight".into()),
-        _ => {}
-    }
-    let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    let (module, parameter) = rest.rsplit_once('.')?;
-    let module = match module {
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        "attn_norm" => "input_layernorm",
-        "ffn_norm" if gemma => "pre_feedforward_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "post_attention_norm" => "post_attention_layernorm",
-        "post_ffw_norm" => "post_feedforward_layernorm",
-        _ => return None,
-    };
-    Some(format!("model.layers.{layer}.{module}.{parameter}"))
 }
 
 /// Reads little-endian values; None at the end of the file.

@@ -22,7 +22,7 @@ pub type Logits = Vec<Vec<f32>>;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
-    let adapter = args.adapter.as_deref().map(read_adapter).transpose()?;
+    let adapter = args.adapter.as_deref().map(|path| read_adapter(path, &args.model.path)).transpose()?;
     let mut dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     let is_lm = args.task == TaskArg::CausalLm
         || match &adapter {

@@ -26,7 +26,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     let device = open_device(args.compute.device)?;
     let mut lm = match &args.adapter {
-        Some(folder) => CausalLm::with_adapter(&args.model.path, read_adapter(folder)?)?,
+        Some(folder) => CausalLm::with_adapter(&args.model.path, read_adapter(folder, &args.model.path)?)?,
         None => CausalLm::load(&args.model.path)?,
     };
     lm.compute_in(args.compute.dtype.into())?;

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gelora_model::gguf::is_gguf;
 use gelora_model::{CausalLm, Classifier};
 
 use super::learner::CAUSAL_LM;
-use super::{INFO_NAME, adapter_info, check_not_input, load_classifier, read_adapter};
+use super::{INFO_NAME, adapter_info, check_not_input, export, load_classifier, read_adapter};
 use crate::args::MergeArgs;
 use crate::output::OutDir;
 use crate::tokenize::gguf::as_files;
@@ -24,18 +24,46 @@ enum Merging {
 }
 
 pub fn run(args: &MergeArgs) -> Result<()> {
-    let mut owned = vec!["config.json", "model.safetensors", INFO_NAME];
-    owned.extend(tokenizer_files());
-    let adapter = read_adapter(&args.adapter)?;
+    let adapter = read_adapter(&args.adapter, &args.model.path)?;
     let lm = adapter.config.task_type.as_deref() == Some(CAUSAL_LM);
     let learner = match lm {
         true => Merging::Lm(Box::new(CausalLm::with_adapter(&args.model.path, adapter)?)),
         false => Merging::Classifier(Box::new(load_classifier(&args.model.path, Some(&args.adapter))?)),
     };
-    check_not_input(&args.out, "--out", &[&args.model.path, &args.adapter])?;
-    let out = OutDir::prepare(&args.out, &owned, "--out")?;
+    if let Some(path) = &args.gguf {
+        let Merging::Lm(lm) = &learner else {
+            let problem = "the adapter is a classifier's; a GGUF file holds a language model. --out writes a folder";
+            bail!("{}: {problem}", args.adapter.display());
+        };
+        export::check_target(path, &[&args.model.path, &args.adapter])?;
+        export::write_model(lm, &args.model, path, args.stored.stored(), args.output.quiet)?;
+    }
+    if let Some(out) = &args.out {
+        write_folder(args, &learner, out)?;
+    }
+    let transformer = match &learner {
+        Merging::Lm(lm) => lm.transformer(),
+        Merging::Classifier(classifier) => classifier.transformer(),
+    };
+    let adapted = transformer.linears().filter(|linear| linear.lora.is_some()).count();
+    if args.output.json {
+        let written = serde_json::json!({"out": args.out, "gguf": args.gguf, "modules": adapted});
+        return Ok(ui::result(written.to_string())?);
+    }
+    for place in [&args.out, &args.gguf].into_iter().flatten() {
+        ui::result(format!("{adapted} modules merged; the model is in {}", place.display()))?;
+    }
+    Ok(())
+}
+
+/// A folder that transformers loads.
+fn write_folder(args: &MergeArgs, learner: &Merging, out: &Path) -> Result<()> {
+    let mut owned = vec!["config.json", "model.safetensors", INFO_NAME];
+    owned.extend(tokenizer_files());
+    check_not_input(out, "--out", &[&args.model.path, &args.adapter])?;
+    let out = OutDir::prepare(out, &owned, "--out")?;
     out.create()?;
-    match &learner {
+    match learner {
         Merging::Lm(lm) => lm.write_merged(&args.model.path, out.path())?,
         Merging::Classifier(classifier) => classifier.write_merged(&args.model.path, out.path())?,
     }
@@ -49,16 +77,6 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     }
     if let Some(info) = adapter_info(&args.adapter)? {
         out.write_json(INFO_NAME, &info)?;
-    }
-    let transformer = match &learner {
-        Merging::Lm(lm) => lm.transformer(),
-        Merging::Classifier(classifier) => classifier.transformer(),
-    };
-    let adapted = transformer.linears().filter(|linear| linear.lora.is_some()).count();
-    if args.output.json {
-        ui::result(serde_json::json!({"out": args.out, "modules": adapted}).to_string())?;
-    } else {
-        ui::result(format!("{adapted} modules merged; the model is in {}", args.out.display()))?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod id;
 mod learner;
@@ -18,6 +19,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use gelora_kernels::Device;
 use gelora_lora::{Adapter, CONFIG_NAME};
+use gelora_model::gguf::{is_gguf, read_adapter as read_gguf_adapter};
 use gelora_model::{Batch, Classifier, Config};
 use serde::{Deserialize, Serialize};
 
@@ -90,13 +92,16 @@ pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifie
         let labels = adapter_info(model)?.and_then(|info| info.labels);
         return Ok(Classifier::load(model, labels)?);
     };
-    let adapter = read_adapter(folder)?;
+    let adapter = read_adapter(folder, model)?;
     let labels = adapter_info(folder)?.and_then(|info| info.labels);
     Ok(Classifier::with_adapter(model, adapter, labels)?)
 }
 
-/// An adapter folder.
-pub fn read_adapter(folder: &Path) -> Result<Adapter> {
+/// An adapter folder, or an adapter of `model` in a .gguf file.
+pub fn read_adapter(folder: &Path, model: &Path) -> Result<Adapter> {
+    if is_gguf(folder) {
+        return Ok(read_gguf_adapter(folder, &Config::load(model)?)?);
+    }
     if !folder.join(CONFIG_NAME).is_file() {
         bail!("{}: no {CONFIG_NAME}; expected an adapter folder from `gelora train` or PEFT", folder.display());
     }

@@ -24,8 +24,8 @@ use tokenizers::{
 use crate::fingerprint;
 
 /// Kinds of tokens that stand for themselves in a text: control tokens and those that a user defined.
-const CONTROL: i64 = 3;
-const DEFINED: i64 = 4;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const DEFINED: i64 = 4;
 
 /// How Llama 3, Qwen 2 and Mistral Nemo cut a text into words, as their tokenizer.json says.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -165,7 +165,7 @@ pub fn as_files(path: &Path) -> Result<Vec<(&'static str, String)>> {
 
 /// How a byte-level tokenizer cuts a text into words, and what goes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pre {
+pub(super) enum Pre {
     Gpt2,
     SmolLm,
     Llama3,
@@ -186,12 +186,21 @@ impl Pre {
         })
     }
 
+    /// Every way, with the name that it is written with.
+    pub(super) const ALL: [(Self, &'static str); 5] = [
+        (Pre::Gpt2, "gpt-2"),
+        (Pre::SmolLm, "smollm"),
+        (Pre::Llama3, "llama-bpe"),
+        (Pre::Qwen2, "qwen2"),
+        (Pre::Tekken, "tekken"),
+    ];
+
     /// Whether a word that is a token is taken as it is, wherever merges would lead. Texts of these begin with a token of their own.
-    fn has_whole_words(self) -> bool {
+    pub(super) fn has_whole_words(self) -> bool {
         matches!(self, Pre::Llama3 | Pre::Tekken)
     }
 
-    fn words(self) -> Result<PreTokenizerWrapper> {
+    pub(super) fn words(self) -> Result<PreTokenizerWrapper> {
         let split = |pattern: &str| -> Result<PreTokenizerWrapper> {
             let pattern = SplitPattern::Regex(pattern.to_owned());
             let split =

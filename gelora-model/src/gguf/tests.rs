@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 
 /// A file with one key and one tensor of a type.
@@ -34,9 +36,9 @@ fn keys_and_tensors_are_read() {
     let t = gguf.tensor(&gguf.tensors[0]).unwrap();
     assert_eq!((t.shape(), t.to_vec().unwrap()[7]), (&[4, 2][..], 7.0));
     // One head of 4 rows: pairs stand side by side in the file.
-    let rows = gguf.halves("q", &t, 1).unwrap().to_vec().unwrap();
+    let rows = reorder(&t, 1, RowOrder::Halves).unwrap().to_vec().unwrap();
     assert_eq!(rows, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
-    assert!(gguf.halves("q", &t, 3).is_err());
+    assert!(reorder(&t, 3, RowOrder::Halves).is_err());
 }
 
 #[test]
@@ -56,4 +58,10 @@ fn types_that_are_not_read_are_named() {
     let message = gguf.tensor(&gguf.tensors[0]).unwrap_err().to_string();
     assert!(message.contains("tensor blk.0.attn_q.weight is of the type IQ2_XXS, which is not supported"), "{message}");
     assert!(parse(b"PK\x03\x04 a zip".to_vec()).err().unwrap().to_string().contains("not a GGUF file"));
+}
+
+#[test]
+fn queries_without_dimensions_are_an_error() {
+    let message = parse(file(0, &[], &[0; 4])).unwrap().tensors().unwrap_err().to_string();
+    assert!(message.contains("tensor blk.0.attn_q.weight has 0 rows, which are no pairs in 0 heads"), "{message}");
 }
