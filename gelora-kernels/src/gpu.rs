@@ -233,6 +233,12 @@ impl<R: Backend> Gpu<R> {
         Ok(GpuBuffer::new(self.client.empty(4 * len), len, 0, DType::F32))
     }
 
+    /// Memory for `len` values of bf16 that stay inside an operator.
+    pub fn scratch_bf16(&self, len: usize) -> Result<GpuBuffer> {
+        self.check_len(len.div_ceil(2))?;
+        Ok(GpuBuffer::new(self.client.empty(2 * len), len, 0, DType::Bf16))
+    }
+
     /// The bytes of a buffer, after everything queued before.
     pub fn read_bytes(&self, buffer: &GpuBuffer) -> Result<Vec<u8>> {
         self.read_handle(self.handle_of(buffer), buffer.size())

@@ -90,8 +90,11 @@ impl<R: Backend> Gpu<R> {
     pub fn has_bf16_matrix_units(&self) -> bool {
         let storage = |kind| StorageType::Scalar(ElemType::Float(kind));
         let (factor, sum) = (storage(FloatKind::BF16), storage(FloatKind::F32));
-        let config = MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n: 16, k: 16 };
-        self.client().features().matmul.cmma.contains(&config)
+        let config = |n| MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n, k: 16 };
+        let features = self.client().features();
+        let matmul = &features.matmul;
+        let has_units = matmul.cmma.contains(&config(16)) && matmul.mma.contains(&config(8));
+        has_units && matmul.ldmatrix.contains(&factor) && features.copy_async
     }
 
     /// Rounds a second of the fastest run of so many rounds.

@@ -6,6 +6,9 @@
 
 mod block;
 mod matrix;
+mod pack;
+
+use std::sync::OnceLock;
 
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -16,6 +19,8 @@ use crate::ops::dropout::Dropout;
 use crate::ops::dropout::gpu::mask;
 use crate::{DType, Result, Tensor};
 use block::{Addend, Block, ExtentLaunch, Plan, Side, Sum, product_kernel};
+use matrix::{DEPTH, MatrixExtentLaunch, MatrixPlan, Shape, WIDTH};
+use pack::{Fill, PARTS, pack};
 
 /// Cubes that keep a large GPU busy.
 const CUBES: usize = 128;
@@ -31,19 +36,26 @@ pub struct Operand<'a> {
     tensor: &'a Tensor,
     lines: Lines,
     dropout: Option<Dropout>,
+    /// Where its values in bf16 are kept between products, if they are.
+    rounded: Option<&'a OnceLock<GpuBuffer>>,
 }
 
 /// The rows of a matrix (lines, shared) as lines.
 pub fn rows(tensor: &Tensor) -> Operand<'_> {
-    Operand { tensor, lines: Lines::AreRows, dropout: None }
+    Operand { tensor, lines: Lines::AreRows, dropout: None, rounded: None }
 }
 
 /// The columns of a matrix (shared, lines) as lines.
 pub fn columns(tensor: &Tensor) -> Operand<'_> {
-    Operand { tensor, lines: Lines::AreColumns, dropout: None }
+    Operand { tensor, lines: Lines::AreColumns, dropout: None, rounded: None }
 }
 
-impl Operand<'_> {
+impl<'a> Operand<'a> {
+    /// The same; what matrix units read of it is kept in `rounded`, where it needs no padding.
+    pub fn kept_in(self, rounded: &'a OnceLock<GpuBuffer>) -> Self {
+        Self { rounded: Some(rounded), ..self }
+    }
+
     /// The same after dropout, or as it is without.
     pub fn dropped(self, dropout: Option<Dropout>) -> Self {
         Self { dropout, ..self }
@@ -104,12 +116,8 @@ impl<'a> Product<'a> {
         let (rows, depth) = self.left.sizes();
         let (cols, _) = self.right.sizes();
         let out = gpu.output([rows, cols])?;
-        if self.fits_matrix_units(gpu) {
-            match self.right.tensor.dtype() {
-                DType::Bf16 => self.launch_on_matrix_units::<R, bf16>(gpu, out.gpu(self.op)?)?,
-                DType::F16 => self.launch_on_matrix_units::<R, f16>(gpu, out.gpu(self.op)?)?,
-                _ => self.launch_on_matrix_units::<R, f32>(gpu, out.gpu(self.op)?)?,
-            }
+        if let Some(shape) = self.shape_on_matrix_units(gpu) {
+            self.launch_on_matrix_units(gpu, out.gpu(self.op)?, shape)?;
             return Ok(out);
         }
         let block = choose(gpu, rows, cols);
@@ -180,49 +188,110 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Where bf16 is allowed and there, and there is no dropout in the way.
-    fn fits_matrix_units<R: Backend>(&self, gpu: &Gpu<R>) -> bool {
-        let dropout = self.left.dropout.or(self.right.dropout).or(self.adapter.and_then(|a| a.dropout));
+    /// The shape of the cubes where bf16 is allowed and there, and no operand has dropout; else none.
+    fn shape_on_matrix_units<R: Backend>(&self, gpu: &Gpu<R>) -> Option<Shape> {
         let hardware = &gpu.client().properties().hardware;
-        self.bf16
+        let fits = self.bf16
             && gpu.has_bf16_matrix_units()
             && (hardware.plane_size_min, hardware.plane_size_max) == (32, 32)
-            && hardware.max_shared_memory_size >= matrix::SHARED
-            && hardware.max_units_per_cube as usize >= matrix::BLOCK.units()
             && self.left.lines == Lines::AreRows
-            && self.adapter.is_none_or(|a| a.left.lines == Lines::AreRows)
+            && self.adapter.is_none_or(|a| a.left.lines == Lines::AreRows && a.right.lines == self.right.lines)
             && self.scale == 1.0
-            && dropout.is_none()
+            && self.left.dropout.or(self.right.dropout).is_none();
+        let (rows, cols) = (self.left.sizes().0, self.right.sizes().0);
+        let runs = |shape: &Shape| {
+            hardware.max_shared_memory_size >= shape.shared()
+                && hardware.max_units_per_cube as usize >= shape.units()
+                && rows.div_ceil(shape.rows) <= MAX_CUBES as usize
+        };
+        fits.then(|| Shape::choose(rows, cols, CUBES, runs)).flatten()
     }
 
-    fn launch_on_matrix_units<R: Backend, W: Float>(&self, gpu: &Gpu<R>, out: &GpuBuffer) -> Result<()> {
+    fn launch_on_matrix_units<R: Backend>(&self, gpu: &Gpu<R>, out: &GpuBuffer, shape: Shape) -> Result<()> {
         let (rows, depth) = self.left.sizes();
         let (cols, _) = self.right.sizes();
-        let (adapter, block) = (self.adapter_or_unused(), matrix::BLOCK);
-        let row_blocks = rows.div_ceil(block.rows).min(MAX_CUBES as usize);
-        // SAFETY: as in `launch`.
+        let steps = depth.div_ceil(DEPTH);
+        let (left, left_pitch) = (
+            pack(gpu, self.left.tensor.gpu(self.op)?, [rows, depth], [rows, steps * DEPTH / WIDTH], 1.0, Fill::Once)?,
+            steps * DEPTH / WIDTH,
+        );
+        let (right, right_pitch) = self.right_in_bf16(gpu, steps)?;
+        let (mut adapter_left, mut adapter_right) = (left.clone(), right.clone());
+        let (mut adapter_steps, mut adapter_right_pitch) = (0, right_pitch);
+        if let Some(adapter) = self.adapter {
+            let rank = adapter.left.sizes().1;
+            adapter_steps = (PARTS * rank).div_ceil(DEPTH);
+            let pitch = adapter_steps * DEPTH / WIDTH;
+            let (a, b) = (adapter.left.tensor.gpu(self.op)?, adapter.right.tensor.gpu(self.op)?);
+            adapter_left = pack(gpu, a, [rows, rank], [rows, pitch], adapter.scale, Fill::Parts)?;
+            (adapter_right, adapter_right_pitch) = match self.right.lines {
+                Lines::AreRows => (pack(gpu, b, [cols, rank], [cols, pitch], 1.0, Fill::Beside)?, pitch),
+                Lines::AreColumns => {
+                    let pitch = cols.div_ceil(WIDTH);
+                    (pack(gpu, b, [rank, cols], [adapter_steps * DEPTH, pitch], 1.0, Fill::Below)?, pitch)
+                }
+            };
+        }
+        let dropout = self.adapter.and_then(|a| a.dropout);
+        let plan = MatrixPlan {
+            shape,
+            right: self.right.lines,
+            adapter: self.adapter.is_some(),
+            dropped: dropout.is_some(),
+            biased: self.bias.is_some(),
+            vector: if cols.is_multiple_of(2) { 2 } else { 1 },
+        };
+        let count = CubeCount::Static(cols.div_ceil(shape.cols) as u32, rows.div_ceil(shape.rows) as u32, 1);
+        let adapter_left_pitch = adapter_steps * DEPTH / WIDTH;
+        // SAFETY: lines beyond the operands are clamped, steps beyond them are padding, and outputs beyond are not stored.
         unsafe {
-            matrix::matrix_kernel::launch_unchecked::<W, R>(
+            matrix::matrix_kernel::launch_unchecked::<R>(
                 gpu.client(),
-                CubeCount::Static(cols.div_ceil(block.cols) as u32, row_blocks as u32, 1),
-                CubeDim::new_1d(block.units() as u32),
-                self.left.side().vector,
-                self.right.side().vector,
-                adapter.left.side().vector,
-                adapter.right.side().vector,
-                self.left.tensor.gpu(self.op)?.arg(),
-                self.right.tensor.gpu(self.op)?.arg(),
-                adapter.left.tensor.gpu(self.op)?.arg(),
-                adapter.right.tensor.gpu(self.op)?.arg(),
+                count,
+                CubeDim::new_1d(shape.units() as u32),
+                WIDTH,
+                plan.vector,
+                left.arg(),
+                right.arg(),
+                adapter_left.arg(),
+                adapter_right.arg(),
                 self.bias.unwrap_or(self.left.tensor).gpu(self.op)?.arg(),
                 out.arg(),
-                mask(None),
-                ExtentLaunch::new(rows, cols, depth, depth, adapter.left.sizes().1),
-                adapter.scale,
-                self.plan(block),
+                mask(dropout),
+                MatrixExtentLaunch::new(
+                    rows,
+                    cols,
+                    steps,
+                    adapter_steps,
+                    left_pitch,
+                    right_pitch,
+                    adapter_left_pitch,
+                    adapter_right_pitch,
+                ),
+                plan,
             );
         }
         Ok(())
+    }
+
+    /// The right operand in bf16 with its pitch: the weight itself where it is stored so and nothing has to be padded.
+    fn right_in_bf16<R: Backend>(&self, gpu: &Gpu<R>, steps: usize) -> Result<(GpuBuffer, usize)> {
+        let (rows, cols) = (self.right.tensor.rows(), self.right.tensor.cols());
+        let [to_rows, to_vectors] = match self.right.lines {
+            Lines::AreRows => [rows, steps * DEPTH / WIDTH],
+            Lines::AreColumns => [steps * DEPTH, cols.div_ceil(WIDTH)],
+        };
+        let right = self.right.tensor.gpu(self.op)?;
+        let needs_no_padding = [to_rows, to_vectors * WIDTH] == [rows, cols];
+        if right.dtype == DType::Bf16 && needs_no_padding {
+            return Ok((right.clone(), to_vectors));
+        }
+        let kept = self.right.rounded.filter(|_| needs_no_padding);
+        if let Some(rounded) = kept.and_then(OnceLock::get) {
+            return Ok((rounded.clone(), to_vectors));
+        }
+        let rounded = pack(gpu, right, [rows, cols], [to_rows, to_vectors], 1.0, Fill::Once)?;
+        Ok((kept.map_or(rounded.clone(), |kept| kept.get_or_init(|| rounded).clone()), to_vectors))
     }
 }
 

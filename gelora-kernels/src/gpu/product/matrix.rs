@@ -1,305 +1,535 @@
 //! The kernel of [`Product`](super::Product) on matrix units: products of bf16, summed in f32.
 //!
-//! A cube of 8 planes computes 128 x 128 outputs, each plane 32 x 64 of them as 2 x 4 fragments. Operands are rounded to bf16
-//! on their way into shared memory; while the planes multiply what is there, the units fetch the next 32 steps.
+//! Both operands are in bf16 already and padded to whole vectors of 16 bytes (see [`super::pack`]), so a tile goes from global to
+//! shared memory by asynchronous copies that pass no registers. Shared memory holds a few stages of 64 steps of the shared
+//! dimension: while the planes multiply one stage, the copies of the next are under way. A plane computes 64 x 64 (or 32 x 32)
+//! outputs from fragments of 16 x 16 and 16 x 8 values (`ldmatrix`, `mma.m16n8k16`).
 //!
-//! An adapter's product comes first, by the same fragments. Its left operand (xa, or dxa), which is f32 everywhere else, is
-//! taken apart into three numbers of 8 bits each, whose products are summed: it is not rounded, its right operand is.
+//! An adapter's product is more steps of the same loop, before those of the base product: its operands have the same layouts. Its
+//! left operand, which is f32 everywhere else, arrives as three numbers of 8 bits that stand side by side along the shared
+//! dimension, so it is not rounded; its right operand is.
+//!
+//! Accumulation: f32 on matrix units, in ascending order of the steps, the adapter's before the base's. Matrix units truncate
+//! their sums, so an error grows with the number of steps.
 
+use cubecl::cmma::{MatrixIdent, MmaDefinition};
+use cubecl::prelude::barrier::{Barrier, copy_async};
 use cubecl::prelude::*;
-use cubecl::{cmma, cmma::MatrixIdent, cmma::MatrixLayout};
 use half::bf16;
 
 use super::Lines;
-use super::block::{Block, Extent, Four, Plan, Side, fetch, fetched_fours};
-use crate::ops::dropout::gpu::Mask;
+use crate::ops::dropout::gpu::{Mask, factor};
 
-/// Rows and columns of a fragment.
+/// Values of a vector of 16 bytes, what one copy moves.
+pub const WIDTH: usize = 8;
+/// Steps of the shared dimension in a stage.
+pub const DEPTH: usize = 64;
+/// Rows of a fragment, and steps that one multiplication adds.
 const SIDE: usize = 16;
-/// Values between the ends of staged lines, so that lines begin in different banks and on 16 bytes.
-const GAP: usize = 8;
-/// Fragments of a plane, one above the other and side by side.
-const DOWN: usize = 2;
-const ACROSS: usize = 4;
-/// Planes side by side.
-const PLANES_ACROSS: usize = 2;
-const PLANES: usize = 8;
-/// Numbers of 8 bits that make an f32.
-const PARTS: usize = 3;
+/// Units of a plane.
+const PLANE: usize = 32;
+/// Vectors of a staged line of `DEPTH` values, with one of padding: 8 lines then begin in different banks.
+const LINE: usize = DEPTH / WIDTH + 1;
 
-/// The sizes of a cube.
-pub const BLOCK: Block = Block { rows: 128, cols: 128, depth: 32, unit_rows: 8, unit_cols: 8 };
+/// The comptime sizes of a cube.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Output rows of a cube.
+    pub rows: usize,
+    /// Output columns of a cube.
+    pub cols: usize,
+    /// Output rows, and columns, of a plane.
+    pub plane: usize,
+    /// Stages in shared memory.
+    pub stages: usize,
+}
 
-/// Bytes of shared memory.
-pub const SHARED: usize = 2 * 2 * BLOCK.rows * (BLOCK.depth + GAP) + 4 * PLANES * SIDE * SIDE;
+impl Shape {
+    /// Eight planes; 162 KiB of shared memory, one cube a multiprocessor.
+    pub const LARGE: Self = Self { rows: 128, cols: 256, plane: 64, stages: 3 };
+    /// Four planes; 108 KiB, two cubes a multiprocessor of a data-centre GPU.
+    pub const MEDIUM: Self = Self { rows: 128, cols: 128, plane: 64, stages: 3 };
+    /// The same in 72 KiB.
+    pub const MEDIUM_TWO_STAGES: Self = Self { stages: 2, ..Self::MEDIUM };
+    /// Four planes for small outputs; 54 KiB.
+    pub const SMALL: Self = Self { rows: 64, cols: 64, plane: 32, stages: 3 };
+    /// The same in 36 KiB: within the 48 KiB that every device has.
+    pub const SMALL_TWO_STAGES: Self = Self { stages: 2, ..Self::SMALL };
 
-/// Values between lines that lie so in shared memory.
-const fn pitch(lie: Lines) -> usize {
-    match lie {
-        Lines::AreRows => BLOCK.depth + GAP,
-        Lines::AreColumns => BLOCK.cols + GAP,
+    /// Units of a cube.
+    pub const fn units(&self) -> usize {
+        PLANE * (self.rows / self.plane) * (self.cols / self.plane)
+    }
+
+    /// Vectors of a stage of the left operand.
+    const fn left_stage(&self) -> usize {
+        self.rows * LINE
+    }
+
+    /// Vectors of a stage of the right operand, in either layout.
+    const fn right_stage(&self) -> usize {
+        let (lines, steps) = (self.cols * LINE, DEPTH * (self.cols / WIDTH + 1));
+        if lines > steps { lines } else { steps }
+    }
+
+    /// Bytes of shared memory, barriers included.
+    pub const fn shared(&self) -> usize {
+        self.stages * (2 * WIDTH * (self.left_stage() + self.right_stage()) + 16)
+    }
+
+    /// The largest shape that `runs` and that makes `busy` cubes of an output of this size, else the smallest that runs.
+    pub fn choose(rows: usize, cols: usize, busy: usize, runs: impl Fn(&Self) -> bool) -> Option<Self> {
+        let all = [Self::LARGE, Self::MEDIUM, Self::MEDIUM_TWO_STAGES, Self::SMALL, Self::SMALL_TWO_STAGES].into_iter();
+        let running: Vec<Self> = all.filter(runs).collect();
+        let smallest = running.iter().copied().find(|shape| shape.plane == Self::SMALL.plane);
+        running.into_iter().find(|shape| rows.div_ceil(shape.rows) * cols.div_ceil(shape.cols) >= busy).or(smallest)
     }
 }
 
-/// As [`super::block::product_kernel`], without dropout and parts; `adapter_scale` multiplies the adapter's left operand.
+/// The comptime settings of [`matrix_kernel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MatrixPlan {
+    /// The sizes of a cube.
+    pub shape: Shape,
+    /// Layout of both right operands.
+    pub right: Lines,
+    /// Whether an adapter is added.
+    pub adapter: bool,
+    /// Whether dropout applies to what the adapter adds.
+    pub dropped: bool,
+    /// Whether a bias is added to every row.
+    pub biased: bool,
+    /// Values to a vector of the output: 2 where rows divide into pairs, else 1.
+    pub vector: usize,
+}
+
+/// The sizes of a launch. A pitch is the number of vectors from one row of a matrix to the next.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub struct MatrixExtent {
+    /// Output rows.
+    pub rows: usize,
+    /// Output columns.
+    pub cols: usize,
+    /// Stages of the base product.
+    pub steps: usize,
+    /// Stages of the adapter's product.
+    pub adapter_steps: usize,
+    /// Pitch of the left operand.
+    pub left_pitch: usize,
+    /// Pitch of the right operand.
+    pub right_pitch: usize,
+    /// Pitch of the adapter's left operand.
+    pub adapter_left_pitch: usize,
+    /// Pitch of the adapter's right operand.
+    pub adapter_right_pitch: usize,
+}
+
+/// out (rows, cols) = left right + mask * adapter_left adapter_right + bias.
+///
+/// `left` (rows, steps * 64) and `adapter_left` (rows, adapter_steps * 64); the right operands are (cols, steps * 64) where their
+/// lines are rows, (steps * 64, cols padded to vectors) where they are columns. Values beyond the product's own steps are 0 on the
+/// left and finite on the right.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-pub fn matrix_kernel<W: Float, NL: Size, NR: Size, NAL: Size, NAR: Size>(
-    left: &Array<Vector<f32, NL>>,
-    right: &Array<Vector<W, NR>>,
-    adapter_left: &Array<Vector<f32, NAL>>,
-    adapter_right: &Array<Vector<f32, NAR>>,
+pub fn matrix_kernel<N: Size, NO: Size>(
+    left: &Array<Vector<bf16, N>>,
+    right: &Array<Vector<bf16, N>>,
+    adapter_left: &Array<Vector<bf16, N>>,
+    adapter_right: &Array<Vector<bf16, N>>,
     bias: &Array<f32>,
-    out: &mut Array<f32>,
+    out: &mut Array<Vector<f32, NO>>,
     mask: &Mask,
-    extent: &Extent,
-    adapter_scale: f32,
-    #[comptime] plan: Plan,
+    extent: &MatrixExtent,
+    #[comptime] plan: MatrixPlan,
 ) {
-    let mut left_staged = SharedMemory::<bf16>::new(comptime!(BLOCK.rows * (BLOCK.depth + GAP)));
-    let mut right_staged = SharedMemory::<bf16>::new(comptime!(BLOCK.cols * (BLOCK.depth + GAP)));
-    let mut outgoing = SharedMemory::<f32>::new(comptime!(PLANES * SIDE * SIDE));
-    let plane = UNIT_POS as usize / PLANE_DIM as usize;
-    let lane = UNIT_POS as usize % PLANE_DIM as usize;
-    let plane_row = plane / PLANES_ACROSS * comptime!(DOWN * SIDE);
-    let plane_col = plane % PLANES_ACROSS * comptime!(ACROSS * SIDE);
-    let col = CUBE_POS_X as usize * comptime!(BLOCK.cols);
-    let (rows, cols) = (extent.rows, extent.cols);
-    for row_block in range_stepped(CUBE_POS_Y as usize, rows.div_ceil(BLOCK.rows), CUBE_COUNT_Y as usize) {
-        let row = row_block * comptime!(BLOCK.rows);
-        let mut sums = Sequence::<cmma::Matrix<f32>>::new();
-        #[unroll]
-        for _ in 0..comptime!(DOWN * ACROSS) {
-            sums.push(cmma::Matrix::<f32>::from_value(
-                MatrixIdent::Accumulator,
-                SIDE,
-                SIDE,
-                SIDE,
-                MatrixLayout::Undefined,
-                0.0f32,
-            ));
-        }
-        if comptime!(plan.adapter.is_some()) {
-            let addend = comptime!(plan.adapter.unwrap());
-            #[unroll]
-            for part in 0..PARTS {
-                accumulate::<f32, NAL, f32, NAR>(
-                    &sums,
-                    adapter_left,
-                    adapter_right,
-                    &mut left_staged,
-                    &mut right_staged,
-                    mask,
-                    row,
-                    rows,
-                    col,
-                    cols,
-                    extent.rank,
-                    adapter_scale,
-                    plane_row,
-                    plane_col,
-                    part,
-                    addend.sum.left,
-                    addend.sum.right,
-                );
-            }
-        }
-        accumulate::<f32, NL, W, NR>(
-            &sums,
+    let shape = comptime!(plan.shape);
+    let (stages, plane_side) = comptime!((shape.stages, shape.plane));
+    let mut left_staged = SharedMemory::<Vector<bf16, N>>::new_aligned(comptime!(stages * shape.left_stage()), 16usize);
+    let mut right_staged =
+        SharedMemory::<Vector<bf16, N>>::new_aligned(comptime!(stages * shape.right_stage()), 16usize);
+    // The barrier of a stage completes a phase when the copies of all units have arrived.
+    let mut arrived = Sequence::<Shared<Barrier>>::new();
+    #[unroll]
+    for _ in 0..stages {
+        arrived.push(Barrier::shared(comptime!(shape.units() as u32).runtime(), UNIT_POS == 0));
+    }
+    sync_cube();
+
+    let plane = UNIT_POS as usize / comptime!(PLANE);
+    let lane = UNIT_POS as usize % comptime!(PLANE);
+    let plane_row = plane / comptime!(shape.cols / plane_side) * plane_side;
+    let plane_col = plane % comptime!(shape.cols / plane_side) * plane_side;
+    let row = CUBE_POS_Y as usize * comptime!(shape.rows);
+    let col = CUBE_POS_X as usize * comptime!(shape.cols);
+    let steps = extent.adapter_steps + extent.steps;
+
+    let down = comptime!(plane_side / SIDE);
+    let across = comptime!(plane_side / 8);
+    let mut sums = Sequence::<Array<Vector<f32, Const<2>>>>::new();
+    #[unroll]
+    for _ in 0..comptime!(down * across) {
+        let mut sum = Array::<Vector<f32, Const<2>>>::new(2usize);
+        sum[0] = Vector::new(0.0f32);
+        sum[1] = Vector::new(0.0f32);
+        sums.push(sum);
+    }
+
+    // The first stages are on their way before the loop begins.
+    let ahead = comptime!(stages - 1).runtime();
+    for step in 0..steps.min(ahead) {
+        copy_stage::<N>(
             left,
             right,
+            adapter_left,
+            adapter_right,
             &mut left_staged,
             &mut right_staged,
-            mask,
+            extent,
             row,
-            rows,
             col,
-            cols,
-            extent.depth,
-            1.0f32,
+            step,
+            step,
+            plan,
+        );
+        announce(&arrived, step, stages);
+    }
+    let mut stage = 0usize;
+    let mut phase = 0u32;
+    for step in 0..steps {
+        wait_for(&arrived, stage, phase, stages);
+        // All planes are done with the stage before, which the next copies overwrite.
+        sync_cube();
+        let next = step + comptime!(stages - 1);
+        if next < steps {
+            let next_stage = select(stage == 0, comptime!(stages - 1), stage - 1);
+            copy_stage::<N>(
+                left,
+                right,
+                adapter_left,
+                adapter_right,
+                &mut left_staged,
+                &mut right_staged,
+                extent,
+                row,
+                col,
+                next,
+                next_stage,
+                plan,
+            );
+            announce(&arrived, next_stage, stages);
+        }
+        multiply_stage::<N>(
+            &mut sums,
+            &left_staged,
+            &right_staged,
             plane_row,
             plane_col,
-            0usize,
-            plan.sum.left,
-            plan.sum.right,
+            lane,
+            stage,
+            shape,
+            plan.right,
         );
+        if comptime!(plan.dropped) {
+            if step + 1 == extent.adapter_steps {
+                drop_out(&mut sums, mask, row + plane_row, col + plane_col, extent.cols, lane, plane_side);
+            }
+        }
+        stage += 1;
+        if stage == stages {
+            stage = 0;
+            phase = 1 - phase;
+        }
+    }
+
+    // A unit holds the columns 2 (lane % 4) and the next of the rows lane / 4 and lane / 4 + 8 of each 16 x 8 sums.
+    #[unroll]
+    for i in 0..down {
         #[unroll]
-        for i in 0..DOWN {
+        for j in 0..across {
+            let sum = sums.index(comptime!(i * across + j));
+            let at_col = col + plane_col + comptime!(j * 8) + lane % 4 * 2;
             #[unroll]
-            for j in 0..ACROSS {
-                let first = plane * comptime!(SIDE * SIDE);
-                cmma::store(
-                    &mut outgoing.slice_mut(first, first + comptime!(SIDE * SIDE)),
-                    sums.index(comptime!(i * ACROSS + j)),
-                    SIDE as u32,
-                    MatrixLayout::RowMajor,
-                );
-                sync_cube();
-                for at in range_stepped(lane, comptime!(SIDE * SIDE), PLANE_DIM as usize) {
-                    let at_row = row + plane_row + comptime!(i * SIDE) + at / SIDE;
-                    let at_col = col + plane_col + comptime!(j * SIDE) + at % SIDE;
-                    if at_row < rows && at_col < cols {
-                        let mut value = outgoing[first + at];
-                        if comptime!(plan.biased) {
-                            value += bias[at_col];
+            for half in 0..2usize {
+                let at_row = row + plane_row + comptime!(i * SIDE + half * 8) + lane / 4;
+                let pair = sum[half];
+                if at_row < extent.rows {
+                    #[unroll]
+                    for part in 0..comptime!(2 / plan.vector) {
+                        let first = at_col + part;
+                        if first < extent.cols {
+                            let mut value = Vector::<f32, NO>::empty();
+                            #[unroll]
+                            for e in 0..comptime!(plan.vector) {
+                                value[e] = pair[comptime!(part + e)];
+                                if comptime!(plan.biased) {
+                                    value[e] += bias[first + e];
+                                }
+                            }
+                            out[(at_row * extent.cols + first) / comptime!(plan.vector)] = value;
                         }
-                        out[at_row * cols + at_col] = value;
                     }
                 }
-                sync_cube();
             }
         }
     }
 }
 
-/// Adds the products of `depth` steps, with the left operand times `scale` and, of that, the 8 bits that `part` means.
+/// Lets the barrier of a stage know when this unit's copies have arrived.
 #[cube]
-#[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-fn accumulate<L: Float, NL: Size, R: Float, NR: Size>(
-    sums: &Sequence<cmma::Matrix<f32>>,
-    left: &Array<Vector<L, NL>>,
-    right: &Array<Vector<R, NR>>,
-    left_staged: &mut SharedMemory<bf16>,
-    right_staged: &mut SharedMemory<bf16>,
-    mask: &Mask,
+fn announce(arrived: &Sequence<Shared<Barrier>>, stage: usize, #[comptime] stages: usize) {
+    #[unroll]
+    for own in 0..stages {
+        if own == stage {
+            let barrier = arrived.index(own);
+            barrier.commit_copy_async();
+            barrier.arrive();
+        }
+    }
+}
+
+/// Waits until the copies of all units to a stage have arrived.
+#[cube]
+fn wait_for(arrived: &Sequence<Shared<Barrier>>, stage: usize, phase: u32, #[comptime] stages: usize) {
+    #[unroll]
+    for own in 0..stages {
+        if own == stage {
+            arrived.index(own).wait_parity(phase);
+        }
+    }
+}
+
+/// Starts the copies of one stage of both operands, of the adapter's product or of the base product.
+#[cube]
+#[allow(clippy::too_many_arguments)] // as the kernel
+fn copy_stage<N: Size>(
+    left: &Array<Vector<bf16, N>>,
+    right: &Array<Vector<bf16, N>>,
+    adapter_left: &Array<Vector<bf16, N>>,
+    adapter_right: &Array<Vector<bf16, N>>,
+    left_staged: &mut SharedMemory<Vector<bf16, N>>,
+    right_staged: &mut SharedMemory<Vector<bf16, N>>,
+    extent: &MatrixExtent,
     row: usize,
-    rows: usize,
     col: usize,
-    cols: usize,
-    depth: usize,
-    scale: f32,
+    step: usize,
+    stage: usize,
+    #[comptime] plan: MatrixPlan,
+) {
+    let shape = comptime!(plan.shape);
+    let left_first = stage * comptime!(shape.left_stage());
+    let right_first = stage * comptime!(shape.right_stage());
+    let (rows, cols) = (extent.rows, extent.cols);
+    if comptime!(plan.adapter) {
+        if step < extent.adapter_steps {
+            let (left_pitch, right_pitch) = (extent.adapter_left_pitch, extent.adapter_right_pitch);
+            copy::<N>(
+                adapter_left,
+                left_staged,
+                left_first,
+                row,
+                rows,
+                step,
+                left_pitch,
+                shape.rows,
+                shape,
+                Lines::AreRows,
+            );
+            copy::<N>(
+                adapter_right,
+                right_staged,
+                right_first,
+                col,
+                cols,
+                step,
+                right_pitch,
+                shape.cols,
+                shape,
+                plan.right,
+            );
+        } else {
+            let base_step = step - extent.adapter_steps;
+            let (left_pitch, right_pitch) = (extent.left_pitch, extent.right_pitch);
+            copy::<N>(
+                left,
+                left_staged,
+                left_first,
+                row,
+                rows,
+                base_step,
+                left_pitch,
+                shape.rows,
+                shape,
+                Lines::AreRows,
+            );
+            copy::<N>(
+                right,
+                right_staged,
+                right_first,
+                col,
+                cols,
+                base_step,
+                right_pitch,
+                shape.cols,
+                shape,
+                plan.right,
+            );
+        }
+    } else {
+        let (left_pitch, right_pitch) = (extent.left_pitch, extent.right_pitch);
+        copy::<N>(left, left_staged, left_first, row, rows, step, left_pitch, shape.rows, shape, Lines::AreRows);
+        copy::<N>(right, right_staged, right_first, col, cols, step, right_pitch, shape.cols, shape, plan.right);
+    }
+}
+
+/// Starts the copies of `DEPTH` steps of `tile` lines from line `first`, into shared memory from vector `to`. Lines beyond the last
+/// repeat it: what they give is never stored.
+#[cube]
+#[allow(clippy::too_many_arguments)] // as the kernel
+fn copy<N: Size>(
+    from: &Array<Vector<bf16, N>>,
+    staged: &mut SharedMemory<Vector<bf16, N>>,
+    to: usize,
+    first: usize,
+    lines: usize,
+    step: usize,
+    pitch: usize,
+    #[comptime] tile: usize,
+    #[comptime] shape: Shape,
+    #[comptime] layout: Lines,
+) {
+    let unit = UNIT_POS as usize;
+    #[unroll]
+    for turn in 0..comptime!(tile * DEPTH / WIDTH / shape.units()) {
+        let share = unit + comptime!(turn * shape.units());
+        if comptime!(layout == Lines::AreRows) {
+            let line = share / comptime!(DEPTH / WIDTH);
+            let vector = share % comptime!(DEPTH / WIDTH);
+            let source = (first + line).min(lines - 1) * pitch + step * comptime!(DEPTH / WIDTH) + vector;
+            let target = to + line * comptime!(LINE) + vector;
+            copy_async(&from.slice(source, source + 1), &mut staged.slice_mut(target, target + 1), 8u32);
+        } else {
+            let depth = share / comptime!(tile / WIDTH);
+            let vector = share % comptime!(tile / WIDTH);
+            let source = (step * comptime!(DEPTH) + depth) * pitch + (first / comptime!(WIDTH) + vector).min(pitch - 1);
+            let target = to + depth * comptime!(tile / WIDTH + 1) + vector;
+            copy_async(&from.slice(source, source + 1), &mut staged.slice_mut(target, target + 1), 8u32);
+        }
+    }
+}
+
+/// Adds the products of one stage to a plane's sums.
+#[cube]
+#[allow(clippy::too_many_arguments)] // as the kernel
+fn multiply_stage<N: Size>(
+    sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
+    left_staged: &SharedMemory<Vector<bf16, N>>,
+    right_staged: &SharedMemory<Vector<bf16, N>>,
     plane_row: usize,
     plane_col: usize,
-    #[comptime] part: usize,
-    #[comptime] left_side: Side,
-    #[comptime] right_side: Side,
+    lane: usize,
+    stage: usize,
+    #[comptime] shape: Shape,
+    #[comptime] right: Lines,
 ) {
-    let mut left_next = Array::<Four>::new(comptime!(fetched_fours(BLOCK, BLOCK.rows)));
-    let mut right_next = Array::<Four>::new(comptime!(fetched_fours(BLOCK, BLOCK.cols)));
-    fetch::<L, NL>(left, &mut left_next, mask, row, rows, 0, depth, depth, BLOCK.rows, BLOCK, left_side);
-    fetch::<R, NR>(right, &mut right_next, mask, col, cols, 0, depth, depth, BLOCK.cols, BLOCK, right_side);
-    for step in range_stepped(0, depth, comptime!(BLOCK.depth)) {
-        stage(&left_next, left_staged, scale, part, left_side.lines);
-        stage(&right_next, right_staged, 1.0f32, 0usize, right_side.lines);
-        sync_cube();
-        let next = step + comptime!(BLOCK.depth);
-        if next < depth {
-            fetch::<L, NL>(left, &mut left_next, mask, row, rows, next, depth, depth, BLOCK.rows, BLOCK, left_side);
-            fetch::<R, NR>(right, &mut right_next, mask, col, cols, next, depth, depth, BLOCK.cols, BLOCK, right_side);
-        }
-        // A small rank fills the first 16 steps alone.
+    let multiplication = MmaDefinition::<bf16, bf16, f32>::new(SIDE, 8usize, SIDE);
+    let left_first = stage * comptime!(shape.left_stage());
+    let right_first = stage * comptime!(shape.right_stage());
+    let down = comptime!(shape.plane / SIDE);
+    let pairs = comptime!(shape.plane / SIDE);
+    #[unroll]
+    for k in 0..comptime!(DEPTH / SIDE) {
+        // Four 8 x 8 matrices at a time: eight lanes name the rows of each.
+        let mut left_fragments = Sequence::<Array<Vector<bf16, Const<2>>>>::new();
         #[unroll]
-        for half in 0..comptime!(BLOCK.depth / SIDE) {
-            if step + comptime!(half * SIDE) < depth {
-                multiply(
-                    sums,
-                    left_staged,
-                    right_staged,
-                    plane_row,
-                    plane_col,
-                    comptime!(half * SIDE),
-                    left_side.lines,
-                    right_side.lines,
+        for i in 0..down {
+            let line = plane_row + comptime!(i * SIDE) + lane % 16;
+            let at = left_first + line * comptime!(LINE) + comptime!(k * 2) + lane / 16;
+            left_fragments.push(multiplication.load_matrix::<_, Const<2>>(
+                &left_staged.slice(at, at + 1),
+                MatrixIdent::A,
+                4usize,
+                false,
+            ));
+        }
+        let mut right_fragments = Sequence::<Array<Vector<bf16, Const<2>>>>::new();
+        #[unroll]
+        for j in 0..pairs {
+            if comptime!(right == Lines::AreRows) {
+                let line = plane_col + comptime!(j * SIDE) + lane / 16 * 8 + lane % 8;
+                let at = right_first + line * comptime!(LINE) + comptime!(k * 2) + lane / 8 % 2;
+                let four = multiplication.load_matrix::<_, Const<2>>(
+                    &right_staged.slice(at, at + 1),
+                    MatrixIdent::B,
+                    4usize,
+                    false,
+                );
+                split(&four, &mut right_fragments);
+            } else {
+                let depth = comptime!(k * SIDE) + lane % 16;
+                let vector = plane_col / comptime!(WIDTH) + comptime!(j * 2) + lane / 16;
+                let at = right_first + depth * comptime!(shape.cols / WIDTH + 1) + vector;
+                let four = multiplication.load_matrix::<_, Const<2>>(
+                    &right_staged.slice(at, at + 1),
+                    MatrixIdent::B,
+                    4usize,
+                    true,
+                );
+                split(&four, &mut right_fragments);
+            }
+        }
+        #[unroll]
+        for i in 0..down {
+            #[unroll]
+            for j in 0..comptime!(2 * pairs) {
+                multiplication.execute_inplace(
+                    left_fragments.index(i),
+                    right_fragments.index(j),
+                    sums.index_mut(comptime!(i * 2 * pairs + j)),
                 );
             }
         }
-        // The next step overwrites what slower planes still read.
-        sync_cube();
     }
 }
 
-/// Adds 16 staged steps from step `k`.
+/// The fragments of two adjacent groups of 8 columns, from four matrices of 8 x 8.
 #[cube]
-#[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-fn multiply(
-    sums: &Sequence<cmma::Matrix<f32>>,
-    left_staged: &SharedMemory<bf16>,
-    right_staged: &SharedMemory<bf16>,
-    plane_row: usize,
-    plane_col: usize,
-    #[comptime] k: usize,
-    #[comptime] left_lines: Lines,
-    #[comptime] right_lines: Lines,
-) {
-    let left_pitch = comptime!(pitch(left_lines));
-    let right_pitch = comptime!(pitch(right_lines));
-    let left_end = comptime!(BLOCK.rows * (BLOCK.depth + GAP));
-    let right_end = comptime!(BLOCK.cols * (BLOCK.depth + GAP));
-    let mut across = Sequence::<cmma::Matrix<bf16>>::new();
+fn split(four: &Array<Vector<bf16, Const<2>>>, fragments: &mut Sequence<Array<Vector<bf16, Const<2>>>>) {
     #[unroll]
-    for j in 0..ACROSS {
-        let line = plane_col + comptime!(j * SIDE);
-        // B is (steps, columns): its columns are staged lines, or its rows are.
-        if comptime!(right_lines == Lines::AreRows) {
-            let first = line * right_pitch + k;
-            across.push(cmma::Matrix::<bf16>::from_slice(
-                MatrixIdent::B,
-                SIDE,
-                SIDE,
-                SIDE,
-                MatrixLayout::ColMajor,
-                &right_staged.slice(first, right_end),
-                comptime!(right_pitch as u32).runtime(),
-            ));
-        } else {
-            let first = k * right_pitch + line;
-            across.push(cmma::Matrix::<bf16>::from_slice(
-                MatrixIdent::B,
-                SIDE,
-                SIDE,
-                SIDE,
-                MatrixLayout::RowMajor,
-                &right_staged.slice(first, right_end),
-                comptime!(right_pitch as u32).runtime(),
-            ));
-        }
-    }
-    #[unroll]
-    for i in 0..DOWN {
-        let first = (plane_row + comptime!(i * SIDE)) * left_pitch + k;
-        let down = cmma::Matrix::<bf16>::from_slice(
-            MatrixIdent::A,
-            SIDE,
-            SIDE,
-            SIDE,
-            MatrixLayout::RowMajor,
-            &left_staged.slice(first, left_end),
-            comptime!(left_pitch as u32).runtime(),
-        );
-        #[unroll]
-        for j in 0..ACROSS {
-            let sum = sums.index(comptime!(i * ACROSS + j));
-            cmma::execute::<bf16, bf16, f32, f32>(&down, across.index(j), sum, sum);
-        }
+    for column in 0..2usize {
+        let mut fragment = Array::<Vector<bf16, Const<2>>>::new(2usize);
+        fragment[0] = four[comptime!(2 * column)];
+        fragment[1] = four[comptime!(2 * column + 1)];
+        fragments.push(fragment);
     }
 }
 
-/// Rounds what was fetched to bf16 and puts it into shared memory.
+/// Multiplies a plane's sums, which begin at (`row`, `col`) of the output, by the mask.
 #[cube]
-fn stage(
-    fetched: &Array<Four>,
-    staged: &mut SharedMemory<bf16>,
-    scale: f32,
-    #[comptime] part: usize,
-    #[comptime] lie: Lines,
+#[allow(clippy::too_many_arguments)] // as the kernel
+fn drop_out(
+    sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
+    mask: &Mask,
+    row: usize,
+    col: usize,
+    cols: usize,
+    lane: usize,
+    #[comptime] plane_side: usize,
 ) {
+    let across = comptime!(plane_side / 8);
     #[unroll]
-    for i in 0..comptime!(fetched_fours(BLOCK, BLOCK.rows)) {
-        let share = UNIT_POS as usize + comptime!(i * BLOCK.units());
-        let mut at =
-            share / comptime!(BLOCK.depth / 4) * comptime!(pitch(lie)) + share % comptime!(BLOCK.depth / 4) * 4;
-        if comptime!(lie == Lines::AreColumns) {
-            at = share / comptime!(BLOCK.rows / 4) * comptime!(pitch(lie)) + share % comptime!(BLOCK.rows / 4) * 4;
-        }
-        let four = fetched[i];
+    for i in 0..comptime!(plane_side / SIDE) {
         #[unroll]
-        for e in 0..4usize {
-            let mut rest = four[e] * scale;
+        for j in 0..across {
+            let sum = sums.index_mut(comptime!(i * across + j));
             #[unroll]
-            for _ in 0..part {
-                rest -= f32::cast_from(bf16::cast_from(rest));
+            for half in 0..2usize {
+                let at =
+                    (row + comptime!(i * SIDE + half * 8) + lane / 4) * cols + col + comptime!(j * 8) + lane % 4 * 2;
+                let mut pair = sum[half];
+                pair[0] = pair[0] * factor(mask, at as u32);
+                pair[1] = pair[1] * factor(mask, at as u32 + 1);
+                sum[half] = pair;
             }
-            staged[at + e] = bf16::cast_from(rest);
         }
     }
 }
@@ -309,13 +539,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_planes_cover_the_block_and_the_shares_fit() {
-        assert_eq!(PLANES / PLANES_ACROSS * DOWN * SIDE, BLOCK.rows);
-        assert_eq!(PLANES_ACROSS * ACROSS * SIDE, BLOCK.cols);
-        assert_eq!(BLOCK.units(), 32 * PLANES);
-        assert_eq!(fetched_fours(BLOCK, BLOCK.rows) * BLOCK.units() * 4, BLOCK.rows * BLOCK.depth);
-        // Either lie of a staged operand fits.
-        assert!(BLOCK.depth * pitch(Lines::AreColumns) <= BLOCK.cols * pitch(Lines::AreRows));
-        const { assert!(SHARED <= 48 << 10) };
+    fn shares_divide_and_shapes_fit() {
+        for shape in [Shape::LARGE, Shape::MEDIUM, Shape::MEDIUM_TWO_STAGES, Shape::SMALL, Shape::SMALL_TWO_STAGES] {
+            for tile in [shape.rows, shape.cols] {
+                assert_eq!(tile * DEPTH / WIDTH % shape.units(), 0, "{shape:?}");
+            }
+            assert_eq!((shape.rows % shape.plane, shape.cols % shape.plane), (0, 0), "{shape:?}");
+        }
+        const { assert!(Shape::SMALL_TWO_STAGES.shared() <= 48 << 10) };
+        const { assert!(Shape::LARGE.shared() <= 163 << 10) };
+        const { assert!(2 * Shape::MEDIUM.shared() <= 227 << 10) };
     }
 }

@@ -49,6 +49,9 @@ struct Inner {
     forward: Slot,
     /// W, for dx = dy W.
     backward: Slot,
+    /// W in bf16 on its GPU, for matrix units.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    rounded: OnceLock<crate::gpu::GpuBuffer>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +85,18 @@ impl Weight {
 
     fn with(tensor: Tensor, compute: DType, [c_out, c_in]: [usize; 2], keep: Keep, budget: Arc<Budget>) -> Self {
         let (forward, backward) = (Slot::default(), Slot::default());
-        Self(Arc::new(Inner { tensor, compute, c_in, c_out, keep, budget, forward, backward }))
+        Self(Arc::new(Inner {
+            tensor,
+            compute,
+            c_in,
+            c_out,
+            keep,
+            budget,
+            forward,
+            backward,
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            rounded: OnceLock::new(),
+        }))
     }
 
     /// The same weight for several products that follow one another: its layouts are kept until this is dropped.
@@ -105,6 +119,12 @@ impl Weight {
     /// W (C_out, C_in), as it was given.
     pub fn tensor(&self) -> &Tensor {
         &self.0.tensor
+    }
+
+    /// Where W in bf16 is kept on its GPU.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(in crate::ops) fn rounded(&self) -> &OnceLock<crate::gpu::GpuBuffer> {
+        &self.0.rounded
     }
 
     /// The type that products are computed in.

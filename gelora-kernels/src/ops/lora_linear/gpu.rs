@@ -16,7 +16,7 @@ pub fn forward<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, x: &Tensor) -> 
         adapter: Some(adapter),
         bias: layer.bias,
         bf16: layer.weight.compute() == DType::Bf16,
-        ..Product::new(OP, rows(x), rows(layer.weight.tensor()))
+        ..Product::new(OP, rows(x), rows(layer.weight.tensor()).kept_in(layer.weight.rounded()))
     };
     Ok((y.run(gpu)?, xa))
 }
@@ -30,7 +30,12 @@ pub fn d_xa<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor) -> Re
 pub fn d_input<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor, dxa: &Tensor) -> Result<Tensor> {
     let adapter = Adapter { left: rows(dxa), right: columns(layer.a), scale: 1.0, dropout: layer.active_dropout() };
     let bf16 = layer.weight.compute() == DType::Bf16;
-    Product { adapter: Some(adapter), bf16, ..Product::new(OP, rows(dy), columns(layer.weight.tensor())) }.run(gpu)
+    Product {
+        adapter: Some(adapter),
+        bf16,
+        ..Product::new(OP, rows(dy), columns(layer.weight.tensor()).kept_in(layer.weight.rounded()))
+    }
+    .run(gpu)
 }
 
 /// (dA = dxa^T drop(x), dB = s dY^T xa).
