@@ -7,6 +7,7 @@
 mod block;
 mod matrix;
 mod pack;
+mod shape;
 
 use std::sync::OnceLock;
 
@@ -19,8 +20,9 @@ use crate::ops::dropout::Dropout;
 use crate::ops::dropout::gpu::mask;
 use crate::{DType, Result, Tensor};
 use block::{Addend, Block, ExtentLaunch, Plan, Side, Sum, product_kernel};
-use matrix::{DEPTH, MatrixExtentLaunch, MatrixPlan, Shape, WIDTH};
+use matrix::{MatrixExtentLaunch, MatrixPlan};
 use pack::{Fill, PARTS, pack};
+use shape::{DEPTH, Shape, WIDTH};
 
 /// Cubes that keep a large GPU busy.
 const CUBES: usize = 128;

@@ -18,73 +18,8 @@ use cubecl::prelude::*;
 use half::bf16;
 
 use super::Lines;
+use super::shape::{DEPTH, LINE, PLANE, SIDE, Shape, WIDTH};
 use crate::ops::dropout::gpu::{Mask, factor};
-
-/// Values of a vector of 16 bytes, what one copy moves.
-pub const WIDTH: usize = 8;
-/// Steps of the shared dimension in a stage.
-pub const DEPTH: usize = 64;
-/// Rows of a fragment, and steps that one multiplication adds.
-const SIDE: usize = 16;
-/// Units of a plane.
-const PLANE: usize = 32;
-/// Vectors of a staged line of `DEPTH` values, with one of padding: 8 lines then begin in different banks.
-const LINE: usize = DEPTH / WIDTH + 1;
-
-/// The comptime sizes of a cube.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
-    /// Output rows of a cube.
-    pub rows: usize,
-    /// Output columns of a cube.
-    pub cols: usize,
-    /// Output rows, and columns, of a plane.
-    pub plane: usize,
-    /// Stages in shared memory.
-    pub stages: usize,
-}
-
-impl Shape {
-    /// Eight planes; 162 KiB of shared memory, one cube a multiprocessor.
-    pub const LARGE: Self = Self { rows: 128, cols: 256, plane: 64, stages: 3 };
-    /// Four planes; 108 KiB, two cubes a multiprocessor of a data-centre GPU.
-    pub const MEDIUM: Self = Self { rows: 128, cols: 128, plane: 64, stages: 3 };
-    /// The same in 72 KiB.
-    pub const MEDIUM_TWO_STAGES: Self = Self { stages: 2, ..Self::MEDIUM };
-    /// Four planes for small outputs; 54 KiB.
-    pub const SMALL: Self = Self { rows: 64, cols: 64, plane: 32, stages: 3 };
-    /// The same in 36 KiB: within the 48 KiB that every device has.
-    pub const SMALL_TWO_STAGES: Self = Self { stages: 2, ..Self::SMALL };
-
-    /// Units of a cube.
-    pub const fn units(&self) -> usize {
-        PLANE * (self.rows / self.plane) * (self.cols / self.plane)
-    }
-
-    /// Vectors of a stage of the left operand.
-    const fn left_stage(&self) -> usize {
-        self.rows * LINE
-    }
-
-    /// Vectors of a stage of the right operand, in either layout.
-    const fn right_stage(&self) -> usize {
-        let (lines, steps) = (self.cols * LINE, DEPTH * (self.cols / WIDTH + 1));
-        if lines > steps { lines } else { steps }
-    }
-
-    /// Bytes of shared memory, barriers included.
-    pub const fn shared(&self) -> usize {
-        self.stages * (2 * WIDTH * (self.left_stage() + self.right_stage()) + 16)
-    }
-
-    /// The largest shape that `runs` and that makes `busy` cubes of an output of this size, else the smallest that runs.
-    pub fn choose(rows: usize, cols: usize, busy: usize, runs: impl Fn(&Self) -> bool) -> Option<Self> {
-        let all = [Self::LARGE, Self::MEDIUM, Self::MEDIUM_TWO_STAGES, Self::SMALL, Self::SMALL_TWO_STAGES].into_iter();
-        let running: Vec<Self> = all.filter(runs).collect();
-        let smallest = running.iter().copied().find(|shape| shape.plane == Self::SMALL.plane);
-        running.into_iter().find(|shape| rows.div_ceil(shape.rows) * cols.div_ceil(shape.cols) >= busy).or(smallest)
-    }
-}
 
 /// The comptime settings of [`matrix_kernel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,6 +66,7 @@ pub struct MatrixExtent {
 /// left and finite on the right.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
+#[allow(clippy::collapsible_if)] // one condition is comptime, the other is not
 pub fn matrix_kernel<N: Size, NO: Size>(
     left: &Array<Vector<bf16, N>>,
     right: &Array<Vector<bf16, N>>,
@@ -531,23 +467,5 @@ fn drop_out(
                 sum[half] = pair;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_divide_and_shapes_fit() {
-        for shape in [Shape::LARGE, Shape::MEDIUM, Shape::MEDIUM_TWO_STAGES, Shape::SMALL, Shape::SMALL_TWO_STAGES] {
-            for tile in [shape.rows, shape.cols] {
-                assert_eq!(tile * DEPTH / WIDTH % shape.units(), 0, "{shape:?}");
-            }
-            assert_eq!((shape.rows % shape.plane, shape.cols % shape.plane), (0, 0), "{shape:?}");
-        }
-        const { assert!(Shape::SMALL_TWO_STAGES.shared() <= 48 << 10) };
-        const { assert!(Shape::LARGE.shared() <= 163 << 10) };
-        const { assert!(2 * Shape::MEDIUM.shared() <= 227 << 10) };
     }
 }

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use half::bf16;
 
 use super::super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, cubes};
-use super::matrix::WIDTH;
+use super::shape::WIDTH;
 use crate::{DType, Result};
 
 /// Numbers of 8 bits that make an f32.

@@ -71,9 +71,9 @@ pub fn cases() -> Vec<Case> {
         bf16(Products::Bf16Exact, (33, 49, 1100, 8), true, 0.0),
         // Enough for the larger cubes of the matrix units, forward and backward.
         bf16(Products::Bf16Exact, (1300, 72, 1536, 8), true, 0.0),
-        bf16(Products::Bf16Exact, (1300, 1536, 72, 8), false, 0.1),
-        bf16(Products::Bf16Exact, (2048, 72, 2048, 24), true, 0.1),
-        bf16(Products::Bf16Exact, (2048, 2048, 72, 24), true, 0.1),
+        bf16(Products::Bf16Exact, (1300, 1536, 72, 8), false, 0.5),
+        bf16(Products::Bf16Exact, (2048, 72, 2048, 32), true, 0.5),
+        bf16(Products::Bf16Exact, (2048, 2048, 72, 32), true, 0.5),
     ]
     .into_iter()
     .flat_map(of)
