@@ -9,7 +9,7 @@ use gelora_id::Estimator;
 use gelora_kernels::{DType, DeviceKind};
 use gelora_lora::ranks::{Rounding, Server};
 
-use crate::hub;
+use crate::{hub, ui};
 
 pub use others::{EvalArgs, ExportArgs, GenerateArgs, IdArgs, MergeArgs, SplitArg};
 
@@ -90,6 +90,7 @@ impl Command {
             Command::Export(args) => (&mut args.model, &args.output),
             Command::Id(_) | Command::Devices(_) => return Ok(()),
         };
+        ui::set_quiet(output.quiet);
         model.path = hub::locate(&model.name, model.revision.as_deref(), output.quiet)?;
         Ok(())
     }

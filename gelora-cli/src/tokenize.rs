@@ -4,6 +4,7 @@
 //! and a pair that is too long loses tokens from its longer text first.
 
 mod added;
+mod casing;
 mod class;
 pub mod gguf;
 mod older;
@@ -13,6 +14,7 @@ pub mod to_gguf;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use gelora_lora::files::check_downloaded;
 use gelora_model::gguf::is_gguf;
 use rayon::prelude::*;
 use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
@@ -77,9 +79,11 @@ impl Tokenizer {
             let path = model_dir.join("tokenizer.json");
             let (inner, files) = if path.is_file() {
                 let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-                let inner = tokenizers::Tokenizer::from_bytes(&bytes)
+                check_downloaded(&path, &bytes)?;
+                let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
                     .map_err(|error| anyhow!("{}: not a readable tokenizer: {error}", path.display()))?;
-                (inner, vec![Some(bytes)])
+                let casing = casing::apply(&mut inner, model_dir);
+                (inner, vec![Some(bytes), Some(casing.into_bytes())])
             } else {
                 older::tokenizer(model_dir)?
             };
@@ -147,15 +151,23 @@ impl Tokenizer {
     }
 
     /// The number of token ids, added tokens included.
+    #[cfg(test)]
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The number of special tokens whose ids are not below `first`. Gemma 3 has one for images, which its language models have no
-    /// embedding of.
-    pub fn special_from(&self, first: usize) -> usize {
+    /// The number of tokens of its model, added ones left out.
+    pub fn model_size(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
+    /// The added tokens whose ids are not below `first`, in the order of their ids. Special ones are left out, which plain text does
+    /// not have: Gemma 3 has one for images, of which its language models have no embedding.
+    pub fn plain_from(&self, first: usize) -> Vec<String> {
         let added = self.inner.get_added_tokens_decoder();
-        added.iter().filter(|(id, token)| **id as usize >= first && token.special).count()
+        let mut plain: Vec<_> = added.iter().filter(|(id, t)| **id as usize >= first && !t.special).collect();
+        plain.sort_by_key(|(id, _)| **id);
+        plain.into_iter().map(|(_, token)| token.content.clone()).collect()
     }
 
     /// The tokens of an example. Those of a conversation are what the model's chat template makes of it, or without one those

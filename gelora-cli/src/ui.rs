@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use comfy_table::{CellAlignment, ContentArrangement, presets};
@@ -32,6 +33,36 @@ pub fn note(quiet: bool, text: impl AsRef<str>) {
         // There is nowhere to report that stderr is closed.
         let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
     }
+}
+
+/// What this run has warned of.
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Whether warnings are kept from stderr.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Keeps warnings from stderr, for the rest of the run.
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Writes a warning to stderr, unless the run is quiet, and keeps it for the JSON of the run. The same warning is written once.
+pub fn warn(text: impl Into<String>) {
+    let (text, quiet) = (text.into(), QUIET.load(Ordering::Relaxed));
+    let mut warnings = WARNINGS.lock().unwrap_or_else(|e| e.into_inner());
+    if !warnings.contains(&text) {
+        note(quiet, format!("warning: {text}"));
+        warnings.push(text);
+    }
+}
+
+/// Adds what this run has warned of to the JSON of its result.
+pub fn with_warnings(mut result: serde_json::Value) -> serde_json::Value {
+    let warnings = WARNINGS.lock().unwrap_or_else(|e| e.into_inner());
+    if !warnings.is_empty() {
+        result["warnings"] = serde_json::json!(*warnings);
+    }
+    result
 }
 
 /// How far a long step has come. Shared by reference between threads.

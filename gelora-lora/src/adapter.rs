@@ -37,7 +37,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Reads an adapter folder. A and B become f32, as in PEFT, and everything is checked against the config.
+    /// Reads an adapter folder with adapter_model.safetensors. A and B become f32, as in PEFT, and everything is checked against the config.
     ///
     /// # Errors
     /// If a file is missing or damaged, the config is not supported, A or B of a module is missing, has not the rank that
@@ -46,16 +46,15 @@ impl Adapter {
     pub fn read(folder: &Path) -> Result<Self> {
         let config = AdapterConfig::read(&folder.join(CONFIG_NAME))?;
         let path = folder.join(WEIGHTS_NAME);
-        if !path.exists() && folder.join("adapter_model.bin").exists() {
-            let problem =
-                "the folder has only adapter_model.bin (a pickle); load it in PEFT and save it as safetensors";
-            return Err(Error::file(&path, problem));
-        }
         let tensors = files::read_tensors(&path, |_| true)?;
         Self::from_tensors(config, tensors, &path)
     }
 
-    fn from_tensors(config: AdapterConfig, tensors: BTreeMap<String, Tensor>, path: &Path) -> Result<Self> {
+    /// The adapter of these tensors, by their names in the file at `path`, checked as [`Adapter::read`] says.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_tensors(config: AdapterConfig, tensors: BTreeMap<String, Tensor>, path: &Path) -> Result<Self> {
         let matcher = config.matcher()?;
         let (mut a, mut b, mut saved) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (key, tensor) in tensors {
@@ -66,7 +65,7 @@ impl Adapter {
                 a.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
             } else if let Some(module) = name.strip_suffix(LORA_B) {
                 b.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
-            } else if matcher.is_saved(name.rsplit_once('.').map_or("", |(module, _)| module)) {
+            } else if is_saved(&config, &matcher, name) {
                 saved.insert(name.to_owned(), tensor);
             } else {
                 let problem = "expected lora_A.weight or lora_B.weight of a module, or a parameter of modules_to_save";
@@ -106,7 +105,7 @@ impl Adapter {
             }
         }
         for name in self.saved.keys() {
-            if !matcher.is_saved(name.rsplit_once('.').map_or("", |(module, _)| module)) {
+            if !is_saved(&self.config, &matcher, name) {
                 return Err(Error::module(name, "is to be saved, but is in no module of modules_to_save"));
             }
         }
@@ -125,6 +124,13 @@ impl Adapter {
         self.layers.values().map(LoraLayer::parameters).sum::<usize>()
             + self.saved.values().map(Tensor::len).sum::<usize>()
     }
+}
+
+/// Whether the config says that this parameter is saved: it is in a module of `modules_to_save`, or is the language-model head
+/// that PEFT saves with the word embedding where `ensure_weight_tying` holds.
+fn is_saved(config: &AdapterConfig, matcher: &Matcher, name: &str) -> bool {
+    let tied = config.other.get("ensure_weight_tying").is_some_and(|value| value == true);
+    matcher.is_saved(name.rsplit_once('.').map_or("", |(module, _)| module)) || (tied && name == "lm_head.weight")
 }
 
 /// The layer with scaling and dropout of the config, if its shapes fit that.
@@ -194,8 +200,6 @@ mod tests {
         assert!(problem().contains("adapter_config.json"));
         config(r#"{"target_modules": ["q"]}"#).write(&folder.path().join(CONFIG_NAME)).unwrap();
         assert!(problem().contains("adapter_model.safetensors: No such file"));
-        files::write_atomic(&folder.path().join("adapter_model.bin"), b"").unwrap();
-        assert!(problem().contains("a pickle"));
     }
 
     #[test]

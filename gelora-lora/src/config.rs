@@ -31,6 +31,7 @@ pub struct AdapterConfig {
     /// The base model's folder or hub id.
     pub base_model_name_or_path: Option<String>,
     /// True in a trained adapter's folder, false in a config to train from.
+    #[serde(deserialize_with = "null_is_off")]
     pub inference_mode: bool,
     /// The rank of modules that no key of `rank_pattern` matches.
     pub r: usize,
@@ -38,16 +39,22 @@ pub struct AdapterConfig {
     #[serde(serialize_with = "number")]
     pub lora_alpha: f64,
     /// The probability of dropping an input of A while training.
+    #[serde(deserialize_with = "null_is_off")]
     pub lora_dropout: f32,
     /// Which biases are trained; only "none" is supported.
+    #[serde(deserialize_with = "null_is_none")]
     pub bias: String,
     /// Whether the base weights are stored as (in, out), as GPT-2's are; A and B are the same either way.
+    #[serde(deserialize_with = "null_is_off")]
     pub fan_in_fan_out: bool,
     /// s = alpha / sqrt(r) if true, else alpha / r.
+    #[serde(deserialize_with = "null_is_off")]
     pub use_rslora: bool,
     /// Weight-decomposed LoRA; only false is supported.
+    #[serde(deserialize_with = "null_is_off")]
     pub use_dora: bool,
     /// How A and B began; those that also change the base weights are not supported.
+    #[serde(deserialize_with = "null_is_off")]
     pub init_lora_weights: Init,
     /// The modules that have an adapter.
     pub target_modules: Option<Names>,
@@ -99,6 +106,22 @@ pub enum Layers {
     One(usize),
     /// These layers; an empty list means all.
     Many(Vec<usize>),
+}
+
+impl Default for Init {
+    fn default() -> Self {
+        Self::Default(true)
+    }
+}
+
+/// A switch that hand-written configs, and programs that fill in PEFT's fields, set to null.
+fn null_is_off<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// As [`null_is_off`], where "none" is what is off.
+fn null_is_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_else(|| "none".to_owned()))
 }
 
 impl Default for AdapterConfig {
@@ -295,6 +318,17 @@ mod tests {
         assert_eq!(c, AdapterConfig { target_modules: Some(Names::List(vec!["q".into()])), ..Default::default() });
         assert_eq!((c.r, c.lora_alpha), (8, 8.0));
         c.validate().unwrap();
+    }
+
+    #[test]
+    fn switches_that_are_null_are_off() {
+        let null = config(
+            r#"{"target_modules": ["q"], "use_dora": null, "use_rslora": null, "fan_in_fan_out": null, "bias": null,
+            "inference_mode": null, "lora_dropout": null, "init_lora_weights": null, "rank_pattern": null,
+            "alpha_pattern": null, "modules_to_save": null, "layers_to_transform": null, "exclude_modules": null}"#,
+        );
+        null.validate().unwrap();
+        assert_eq!(null, config(r#"{"target_modules": ["q"]}"#));
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //! when all of it is on the disk: a full disk or a crash leaves the previous file as it was.
 
 mod atomic;
+mod foreign;
 mod tensors;
 
 pub(crate) use atomic::read_bytes;
 pub use atomic::{is_temporary, write_atomic, write_with};
+pub use foreign::check_downloaded;
 pub use tensors::{map, read_tensors, write_tensors};

@@ -7,10 +7,11 @@ use gelora_kernels::{DType, Tensor, cpu};
 
 use crate::{LoraLayer, Result};
 
-/// W + s B A, in W's element type (f32 if that is quantised) and on W's device: afterwards a plain linear layer does what the adapter did.
+/// W + s B A, on W's device: afterwards a plain linear layer does what the adapter did. It has W's element type, or f32 if that
+/// is quantised or is f16 and cannot hold a sum (above 65504).
 ///
 /// # Errors
-/// If A and B do not fit W, or a device fails.
+/// If A and B do not fit W, a sum is infinite or no number where W is not, or a device fails.
 ///
 /// ```
 /// use gelora_kernels::Tensor;
@@ -48,8 +49,15 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
         cpu::View::new(&b, c_out, rank),
         cpu::View::new(&a, rank, c_in),
     );
+    if let Some(sum) = merged.iter().find(|sum| !sum.is_finite()) {
+        let message = format!("W {scaling:+} B A has the value {sum}; W, A or B is damaged or far too large");
+        return Err(gelora_kernels::Error::Value { op: "merge", message }.into());
+    }
     let dtype = if weight.dtype().is_quantised() { DType::F32 } else { weight.dtype() };
-    Ok(Tensor::from_vec(merged, [c_out, c_in])?.to_dtype(dtype)?.to_device(weight.device())?)
+    let merged = Tensor::from_vec(merged, [c_out, c_in])?;
+    let stored = merged.to_dtype(dtype)?;
+    let fits = dtype != DType::F16 || stored.to_vec()?.iter().all(|value| value.is_finite());
+    Ok(if fits { stored } else { merged }.to_device(weight.device())?)
 }
 
 #[cfg(test)]
@@ -108,6 +116,21 @@ mod tests {
             let expected = merge(&stored.to_dtype(DType::F32)?, &layer)?.to_dtype(dtype)?;
             assert_eq!((merged.dtype(), merged.bytes()?), (dtype, expected.bytes()?));
         }
+        Ok(())
+    }
+
+    #[test]
+    fn sums_that_f16_cannot_hold_are_f32_and_infinite_ones_are_an_error() -> Result<()> {
+        let one = |value: f32| Tensor::from_vec(vec![value, 1.0], [1, 2]);
+        let layer = |factor: f32| -> Result<LoraLayer> {
+            Ok(LoraLayer { a: one(1.0)?, b: Tensor::from_vec(vec![factor], [1, 1])?, scaling: 1.0, dropout: 0.0 })
+        };
+        let weight = one(65000.0)?.to_dtype(DType::F16)?;
+        assert_eq!(merge(&weight, &layer(10.0)?)?.dtype(), DType::F16);
+        let large = merge(&weight, &layer(1000.0)?)?;
+        assert_eq!((large.dtype(), large.to_vec()?), (DType::F32, vec![65992.0, 1001.0]));
+        let error = merge(&weight, &layer(f32::INFINITY)?).unwrap_err().to_string();
+        assert!(error.starts_with("merge: W +1 B A has the value inf"), "{error}");
         Ok(())
     }
 

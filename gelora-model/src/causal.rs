@@ -4,10 +4,10 @@ use std::path::Path;
 use gelora_kernels::ops::linear::{self, Weight};
 use gelora_kernels::ops::{concat, loss, pool, scale};
 use gelora_kernels::{DType, Device, Tensor};
-use gelora_lora::{Adapter, AdapterConfig, files};
+use gelora_lora::{Adapter, AdapterConfig};
 
-use crate::config::Json;
 use crate::linear::{Grads, stored_on};
+use crate::merged::Merged;
 use crate::weights::Weights;
 use crate::{Batch, Config, Error, Pass, Result, Transformer};
 
@@ -22,10 +22,14 @@ pub struct CausalLm {
     /// (V, C): the word embedding, if they are tied.
     head: Weight,
     tied: bool,
+    remarks: Vec<String>,
 }
 
 /// The head's name in a checkpoint.
 const HEAD: &str = "lm_head.weight";
+
+/// What decoders call their word embedding.
+const WORDS: [&str; 2] = ["embed_tokens.weight", "wte.weight"];
 
 impl CausalLm {
     /// Loads a decoder: a Hugging Face folder or a .gguf file.
@@ -34,30 +38,59 @@ impl CausalLm {
     /// If the model cannot be loaded or is an encoder.
     pub fn load(model: &Path) -> Result<Self> {
         let config = Config::load(model)?;
-        if !config.causal {
-            let problem = format!("is a {}, an encoder; a language model needs a decoder", config.family);
-            return Err(Error::file(model, problem));
-        }
+        check_decoder(&config, model)?;
         let mut weights = Weights::open(model)?;
-        let (tied, shape) = (config.tied, [config.vocabulary, config.hidden]);
         let transformer = Transformer::from_weights(config, &mut weights)?;
-        let head = if tied { transformer.words().clone() } else { weights.take(HEAD, &shape)? };
-        Ok(Self { model: transformer, head: Weight::new(head, DType::F32)?, tied })
+        Self::assemble(transformer, weights)
     }
 
-    /// The model of an adapter folder.
+    /// The model of an adapter folder: base weights, what the adapter saves whole, and adapters.
     ///
     /// # Errors
-    /// If the base model cannot be loaded, the adapter names modules that it lacks or trains others whole.
+    /// If the base model cannot be loaded or is an encoder, the adapter names modules that it lacks, or sizes differ.
     pub fn with_adapter(model: &Path, adapter: Adapter) -> Result<Self> {
-        if let Some(name) = adapter.saved.keys().next() {
-            return Err(Error::Value(format!(
-                "the adapter has {name}; expected a causal language model's, without a head"
-            )));
-        }
-        let mut lm = Self::load(model)?;
-        lm.model.attach_all(&adapter.config, adapter.layers)?;
-        Ok(lm)
+        check_decoder(&Config::load(model)?, model)?;
+        let (transformer, weights) = Transformer::adapted(model, adapter)?;
+        Self::assemble(transformer, weights)
+    }
+
+    /// With the head of the adapter, or else the checkpoint's. Tied, that is the word embedding, and the base model's if the
+    /// adapter has trained another: PEFT leaves the head as it was. A checkpoint whose head has other values than the word
+    /// embedding, whatever config.json says, is not tied in transformers 5 either.
+    fn assemble(mut transformer: Transformer, mut weights: Weights) -> Result<Self> {
+        let config = transformer.config();
+        let (tied, shape) = (config.tied, [config.vocabulary, config.hidden]);
+        let mut remarks = Vec::new();
+        let trained = weights.take_saved(HEAD, &shape)?;
+        let words = WORDS.iter().find_map(|name| weights.replaced(name)).cloned();
+        let stored = if tied && !weights.stores(HEAD) { None } else { Some(weights.take(HEAD, &shape)?) };
+        weights.all_saved_taken("a language model")?;
+        let own = match (trained, stored) {
+            (Some(trained), _) => {
+                transformer.keep_saved(HEAD, trained.clone());
+                Some(trained)
+            }
+            (None, Some(stored)) if !tied => Some(stored),
+            (None, stored) => {
+                let words_of_base = words.as_ref().unwrap_or(transformer.words());
+                let other = stored.filter(|stored| !same_values(stored, words_of_base));
+                if other.is_some() {
+                    remarks.push(format!(
+                        "config.json says tie_word_embeddings, but {HEAD} has other values than the word embedding; they are \
+                         used as they are, as in transformers 5"
+                    ));
+                }
+                other.or(words)
+            }
+        };
+        let tied = own.is_none();
+        let head = own.unwrap_or_else(|| transformer.words().clone());
+        Ok(Self { model: transformer, head: Weight::new(head, DType::F32)?, tied, remarks })
+    }
+
+    /// What whoever uses the model should be told.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// As [`Transformer::add_adapters`].
@@ -68,9 +101,9 @@ impl CausalLm {
         self.model.add_adapters(config, seed)
     }
 
-    /// The adapters, as [`Adapter::write`] wants them.
+    /// The adapters, and what an adapter has trained whole, as [`Adapter::write`] wants them.
     pub fn adapter(&self, config: AdapterConfig) -> Adapter {
-        Adapter { config, layers: self.model.adapters(), saved: Default::default() }
+        Adapter { config, layers: self.model.adapters(), saved: self.model.saved().clone() }
     }
 
     /// The model under the head.
@@ -171,30 +204,47 @@ impl CausalLm {
         Ok(sum.reshape([1])?)
     }
 
+    /// The language model with its adapters merged.
+    pub(crate) fn merged(&self, model: &Path) -> Result<Merged> {
+        let mut merged = Merged::of(&self.model, model)?;
+        if !self.tied {
+            merged.insert(HEAD.into(), self.head.tensor().clone());
+            merged.config.insert("tie_word_embeddings".into(), false.into());
+        }
+        Ok(merged)
+    }
+
     /// Every tensor of the language model by its name in a checkpoint, adapters merged.
     pub(crate) fn merged_tensors(&self, model: &Path) -> Result<BTreeMap<String, Tensor>> {
-        let mut tensors = self.model.merged(model)?;
-        if !self.tied {
-            tensors.insert(HEAD.into(), self.head.tensor().clone());
-        }
-        Ok(tensors)
+        Ok(self.merged(model)?.into_tensors())
     }
 
     /// Writes the model with its adapters merged into the weights, as a language model that transformers loads. `model` is what
-    /// this was loaded from.
+    /// this was loaded from. Returns what whoever merges should be told.
     ///
     /// # Errors
     /// If the base files cannot be read again or the new ones not be written.
-    pub fn write_merged(&self, model: &Path, out: &Path) -> Result<()> {
-        let tensors = self.merged_tensors(model)?;
-        let mut config = Json::load(model)?.map;
-        config.insert("architectures".into(), serde_json::json!([self.model.family().classes[1]]));
-        let config = serde_json::to_vec_pretty(&serde_json::Value::Object(config))
-            .map_err(|e| Error::file(&out.join("config.json"), e.to_string()))?;
-        files::write_tensors(&out.join("model.safetensors"), tensors.iter().map(|(name, t)| (name.clone(), t)))?;
-        files::write_atomic(&out.join("config.json"), &config)?;
-        Ok(())
+    pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
+        let mut merged = self.merged(model)?;
+        merged.config.insert("architectures".into(), serde_json::json!([self.model.family().classes[1]]));
+        merged.write(out)
     }
+}
+
+fn check_decoder(config: &Config, model: &Path) -> Result<()> {
+    if config.causal {
+        return Ok(());
+    }
+    let problem = format!("is a {}, an encoder; a language model needs a decoder", config.family);
+    Err(Error::file(model, problem))
+}
+
+/// Whether two tensors have the same values; NaN is not another value than itself.
+fn same_values(a: &Tensor, b: &Tensor) -> bool {
+    if a.dtype() == b.dtype() {
+        return matches!((a.bytes(), b.bytes()), (Ok(a), Ok(b)) if a == b);
+    }
+    matches!((a.to_f32(), b.to_f32()), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The rows before the targets, and what follows them.

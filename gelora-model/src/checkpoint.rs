@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use gelora_kernels::Tensor;
-use gelora_lora::files::read_tensors;
+use gelora_lora::files::{check_downloaded, read_tensors};
 use serde_json::Value;
 
+use crate::config::check_no_adapter;
 use crate::gguf::{Gguf, is_gguf};
 use crate::{Error, Result, torch_file};
 
@@ -58,12 +59,16 @@ pub fn shards(index: &Path) -> Result<Vec<String>> {
 /// The file of [`FILES`] that is taken.
 fn first(model: &Path) -> Result<(PathBuf, &'static str)> {
     let there = FILES.into_iter().map(|name| (model.join(name), name)).find(|(path, _)| path.exists());
+    if there.is_none() {
+        check_no_adapter(model)?;
+    }
     there.ok_or_else(|| Error::file(model, format!("expected one of {} in this folder", FILES.join(", "))))
 }
 
 /// Names of tensors and the files that they are in.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(index).map_err(|source| Error::Io { path: index.into(), source })?;
+    check_downloaded(index, text.as_bytes())?;
     let json: Value = serde_json::from_str(&text).map_err(|e| Error::file(index, format!("not valid JSON: {e}")))?;
     let Some(Value::Object(map)) = json.get("weight_map") else {
         let problem = "the key weight_map is missing; expected an object from tensor names to files";
@@ -80,7 +85,7 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// Buffers that old checkpoints carry; they are not weights.
-fn is_weight(name: &str) -> bool {
+pub(crate) fn is_weight(name: &str) -> bool {
     const BUFFERS: [&str; 5] =
         ["position_ids", "token_type_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
     !BUFFERS.iter().any(|buffer| name.ends_with(buffer))

@@ -1,13 +1,14 @@
+use std::ops::Range;
 use std::path::Path;
 
 use gelora_kernels::ops::{loss, pool, scale};
 use gelora_kernels::{DType, Device, Tensor};
-use gelora_lora::{Adapter, AdapterConfig, files};
+use gelora_lora::{Adapter, AdapterConfig};
 use serde_json::{Map, Value, json};
 
-use crate::config::Json;
 use crate::head::{Dense, Head};
 use crate::linear::Grads;
+use crate::merged::Merged;
 use crate::weights::Weights;
 use crate::{Batch, Config, Error, Pass, Result, Transformer};
 
@@ -48,6 +49,8 @@ pub enum Targets<'a> {
 pub struct Classifier {
     model: Transformer,
     task: Task,
+    /// Whether the task was given, not guessed from the shape of the head.
+    is_known: bool,
     head: Head,
 }
 
@@ -67,7 +70,7 @@ impl Classifier {
         let config = transformer.config();
         let sizes = [task.outputs(), config.hidden];
         let head = Head::fresh(transformer.family().head, sizes, config.head_dropout, seed)?;
-        Self::assemble(model, transformer, task, head)
+        Ok(Self { is_known: true, ..Self::assemble(model, transformer, task, head)? })
     }
 
     /// A checkpoint with the head in it (a merged model, or any sequence classifier). Without `labels` the classes have the
@@ -78,6 +81,7 @@ impl Classifier {
     pub fn load(model: &Path, labels: Option<Vec<String>>) -> Result<Self> {
         let config = Config::load(model)?;
         let mut weights = Weights::open(model)?;
+        let is_known = labels.is_some();
         let labels = labels.unwrap_or_else(|| config.labels.clone());
         let (hidden, dropout) = (config.hidden, config.head_dropout);
         let transformer = Transformer::from_weights(config, &mut weights)?;
@@ -88,27 +92,29 @@ impl Classifier {
             return Err(Error::file(model, problem));
         };
         let task = task_of(head.outputs(), labels);
-        Self::assemble(model, transformer, task, head)
+        Ok(Self { is_known, ..Self::assemble(model, transformer, task, head)? })
     }
 
-    /// The model of an adapter folder: base weights, adapters and head. Names of the classes are not in PEFT's files; without
-    /// `labels` they are the base model's if their number fits, else 0, 1, ...
+    /// The model of an adapter folder: base weights, what the adapter saves whole, adapters and head. Parts of the head that the
+    /// adapter does not have are the base model's. Names of the classes are not in PEFT's files; without `labels` they are the
+    /// base model's if their number fits, else 0, 1, ...
     ///
     /// # Errors
     /// If the base model cannot be loaded, the adapter names modules that it lacks, or sizes differ.
     pub fn with_adapter(model: &Path, adapter: Adapter, labels: Option<Vec<String>>) -> Result<Self> {
-        let transformer = Transformer::load(model)?;
+        let (transformer, mut weights) = Transformer::adapted(model, adapter)?;
         let (kind, config) = (transformer.family().head, transformer.config());
-        let head = Head::found(kind, config.hidden, config.head_dropout, |name| adapter.saved.get(name).cloned())?;
+        let missing = Head::missing(kind, |name| weights.awaits(name) || weights.stores(name)).join(", ");
+        let head = Head::take(kind, config.hidden, config.head_dropout, &mut weights)?;
         let head = head.ok_or_else(|| {
-            let names = Head::names(kind);
-            Error::Value(format!("the adapter has no {names}; expected a sequence classification adapter"))
+            Error::Value(format!(
+                "neither the adapter nor the base model has {missing}; expected a sequence classification adapter with its head"
+            ))
         })?;
-        let known = labels.unwrap_or_else(|| config.labels.clone());
-        let task = task_of(head.outputs(), known);
-        let mut classifier = Self::assemble(model, transformer, task, head)?;
-        classifier.model.attach_all(&adapter.config, adapter.layers)?;
-        Ok(classifier)
+        weights.all_saved_taken("a sequence classifier")?;
+        let is_known = labels.is_some();
+        let task = task_of(head.outputs(), labels.unwrap_or_else(|| config.labels.clone()));
+        Ok(Self { is_known, ..Self::assemble(model, transformer, task, head)? })
     }
 
     fn assemble(model: &Path, transformer: Transformer, task: Task, head: Head) -> Result<Self> {
@@ -116,7 +122,7 @@ impl Classifier {
             let problem = "tensor pooler.dense.weight is missing; a classification head needs a pooler";
             return Err(Error::file(model, problem));
         }
-        Ok(Self { model: transformer, task, head })
+        Ok(Self { model: transformer, task, is_known: false, head })
     }
 
     /// As [`Transformer::add_adapters`].
@@ -127,9 +133,10 @@ impl Classifier {
         self.model.add_adapters(config, seed)
     }
 
-    /// The adapters and the head, as [`Adapter::write`] wants them.
+    /// The adapters, the head, and what else an adapter has trained whole, as [`Adapter::write`] wants them.
     pub fn adapter(&self, config: AdapterConfig) -> Adapter {
-        let saved = self.head.parameters().map(|(name, t)| (name, t.clone())).collect();
+        let mut saved = self.model.saved().clone();
+        saved.extend(self.head.parameters().map(|(name, t)| (name, t.clone())));
         Adapter { config, layers: self.model.adapters(), saved }
     }
 
@@ -141,6 +148,11 @@ impl Classifier {
     /// What the head predicts.
     pub fn task(&self) -> &Task {
         &self.task
+    }
+
+    /// Whether config.json says that a text may be of several classes at once, and nobody has said otherwise.
+    pub fn is_multi_label(&self) -> bool {
+        self.model.config().multi_label && !self.is_known
     }
 
     /// Every trained parameter by its name, in a fixed order.
@@ -160,10 +172,18 @@ impl Classifier {
         Ok(self.head.forward(x, self.model.pooler.as_ref(), &Pass::inference())?.0)
     }
 
-    /// The token of each sequence that stands for it.
+    /// The token of each sequence that stands for it: the first, or the last that is not the padding token (of padding alone, the
+    /// first).
+    ///
+    /// Source: `GenericForSequenceClassification` of transformers 5.23, which tells padding by the token's id even where a tokenizer
+    /// ends texts with that token.
     fn chosen(&self, batch: &Batch) -> Vec<usize> {
-        let first = self.head.takes_first();
-        batch.sequences().ranges().map(|rows| if first { rows.start } else { rows.end - 1 }).collect()
+        let (is_first, pad) = (self.head.takes_first(), self.model.config().pad);
+        let of_sequence = |mut rows: Range<usize>| {
+            let first = rows.start;
+            if is_first { first } else { rows.rfind(|row| Some(batch.ids()[*row]) != pad).unwrap_or(first) }
+        };
+        batch.sequences().ranges().map(of_sequence).collect()
     }
 
     /// As [`Transformer::compute_in`]; the head stays in f32.
@@ -220,32 +240,39 @@ impl Classifier {
     }
 
     /// Writes the model with its adapters merged into the weights: `model.safetensors` and `config.json` of a sequence
-    /// classifier that transformers loads. `model` is the folder that this classifier was loaded from.
+    /// classifier that transformers loads. `model` is the folder that this classifier was loaded from. Returns what whoever
+    /// merges should be told.
     ///
     /// # Errors
     /// If the base files cannot be read again or the new ones not be written.
-    pub fn write_merged(&self, model: &Path, out: &Path) -> Result<()> {
-        let mut tensors = self.model.merged(model)?;
-        tensors.extend(self.head.parameters().map(|(name, t)| (name, t.clone())));
-        let config = serde_json::to_vec_pretty(&Value::Object(self.merged_config(model)?))
-            .map_err(|e| Error::file(&out.join("config.json"), e.to_string()))?;
-        files::write_tensors(&out.join("model.safetensors"), tensors.iter().map(|(name, t)| (name.clone(), t)))?;
-        files::write_atomic(&out.join("config.json"), &config)?;
-        Ok(())
+    pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
+        let mut merged = Merged::of(&self.model, model)?;
+        for (name, tensor) in self.head.parameters() {
+            merged.insert(name, tensor.clone());
+        }
+        self.configure(&mut merged.config);
+        merged.write(out)
     }
 
-    fn merged_config(&self, model: &Path) -> Result<Map<String, Value>> {
-        let mut config = Json::load(model)?.map;
+    /// Names the task in a config.json. Where nobody has said which one it is, what the base model's says stands: whether
+    /// classes exclude each other (`problem_type`) is not to be seen in an adapter.
+    fn configure(&self, config: &mut Map<String, Value>) {
         config.insert("architectures".into(), json!([self.model.family().classes[0]]));
         let (labels, problem) = match &self.task {
             Task::Classification { labels } => (labels.clone(), "single_label_classification"),
             Task::Regression => (vec!["LABEL_0".to_string()], "regression"),
         };
-        let ids = labels.iter().enumerate();
-        config.insert("label2id".into(), ids.clone().map(|(i, l)| (l.clone(), json!(i))).collect());
-        config.insert("id2label".into(), ids.map(|(i, l)| (i.to_string(), json!(l))).collect());
-        config.insert("problem_type".into(), json!(problem));
-        Ok(config)
+        let of_base = config.get("problem_type").and_then(Value::as_str);
+        let one_score = self.task == Task::Regression && of_base != Some("multi_label_classification");
+        if self.is_known || one_score {
+            config.insert("problem_type".into(), json!(problem));
+        }
+        let named = config.get("id2label").and_then(Value::as_object).map_or(0, Map::len);
+        if self.is_known || named != labels.len() {
+            let ids = labels.iter().enumerate();
+            config.insert("label2id".into(), ids.clone().map(|(i, l)| (l.clone(), json!(i))).collect());
+            config.insert("id2label".into(), ids.map(|(i, l)| (i.to_string(), json!(l))).collect());
+        }
     }
 }
 

@@ -3,6 +3,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use gelora_kernels::ops::activation::Activation;
+use gelora_lora::CONFIG_NAME;
+use gelora_lora::files::check_downloaded;
 use serde_json::{Map, Value};
 
 use crate::gguf::{Gguf, is_gguf};
@@ -46,8 +48,13 @@ pub struct Config {
     pub head_dropout: f32,
     /// Names of the classes, if the checkpoint has a task head.
     pub labels: Vec<String>,
+    /// Whether a text may be of several of these classes at once (`problem_type`).
+    pub multi_label: bool,
     /// The tokens that end a text, if config.json says so; the first is the one that training puts there.
     pub eos: Vec<u32>,
+    /// The token that batches are padded with in transformers, if config.json or the family says so: a decoder's classifier looks
+    /// at the last token that is another, and RoBERTa counts positions without it.
+    pub pad: Option<u32>,
     /// The tokens that end generation: those of generation_config.json, or else `eos`.
     pub stop: Vec<u32>,
     /// How rotations turn queries and keys, the kinds that the layers have; none in a model without them.
@@ -97,8 +104,10 @@ impl Config {
             attention_dropout: 0.0,
             head_dropout: 0.0,
             labels: json.labels(),
+            multi_label: json.map.get("problem_type").is_some_and(|kind| kind == "multi_label_classification"),
             eos: json.eos()?,
             stop: json.eos()?,
+            pad: json.pad(None)?,
             ropes: Vec::new(),
             layer_kinds: vec![LayerKind::default(); l],
             tied: true,
@@ -125,6 +134,22 @@ impl Config {
 
 /// What a folder says of how its model is to generate.
 const GENERATION: &str = "generation_config.json";
+
+/// Returns an error if this is the folder of an adapter, which stands where its base model should.
+pub(crate) fn check_no_adapter(model: &Path) -> Result<()> {
+    let path = model.join(CONFIG_NAME);
+    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
+    let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let base = config.get("base_model_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let (of, base) = match base {
+        Some(base) => (format!(" of {base}"), format!("{base}, its base model,")),
+        None => (String::new(), "its base model".into()),
+    };
+    let problem = format!(
+        "holds an adapter{of} ({CONFIG_NAME}), not a model; give {base} as MODEL and this folder with --adapter"
+    );
+    Err(Error::file(model, problem))
+}
 
 /// A config.json, with lookups that name file and key when they fail.
 pub(crate) struct Json {
@@ -232,10 +257,17 @@ impl Json {
 
     pub fn load(model: &Path) -> Result<Self> {
         if is_gguf(model) {
-            return Ok(Self::new(model.into(), Gguf::open(model)?.config()?));
+            let gguf = Gguf::open(model)?;
+            if gguf.metadata().get("general.type").is_some_and(|kind| kind == "adapter") {
+                let problem = "is an adapter (general.type), not a model; give its base model as MODEL and this file with \
+                               --adapter";
+                return Err(Error::file(model, problem));
+            }
+            return Ok(Self::new(model.into(), gguf.config()?));
         }
         let path = model.join("config.json");
         if !path.exists() {
+            check_no_adapter(model)?;
             return Err(Error::file(&path, "is missing; expected the config of a Hugging Face model"));
         }
         Self::read(path)
@@ -243,6 +275,7 @@ impl Json {
 
     fn read(path: PathBuf) -> Result<Self> {
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        check_downloaded(&path, text.as_bytes())?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(map)) => Ok(Self::new(path, map)),
             Ok(_) => Err(Error::file(&path, "expected a JSON object")),
@@ -342,6 +375,17 @@ impl Json {
         let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         let ids: Option<_> = ids.iter().map(id).collect();
         ids.ok_or_else(|| self.error(format!("eos_token_id must be a token's id or a list of them, got {value}")))
+    }
+
+    /// pad_token_id, which null turns off; where the key is missing, that of the family's class in transformers. Old models of
+    /// Llama have -1, which no token is.
+    pub fn pad(&self, of_family: Option<u32>) -> Result<Option<u32>> {
+        let Some(value) = self.map.get("pad_token_id") else { return Ok(of_family) };
+        match (value, value.as_i64()) {
+            (Value::Null, _) => Ok(None),
+            (_, Some(id)) if id <= i64::from(u32::MAX) => Ok(u32::try_from(id).ok()),
+            _ => Err(self.error(format!("pad_token_id must be a token's id or null, got {value}"))),
+        }
     }
 
     /// Class names from id2label, in the order of their ids. transformers writes LABEL_0, LABEL_1, ... for want of names;

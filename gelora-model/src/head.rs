@@ -170,6 +170,11 @@ impl Head {
         Self::found(kind, c, dropout, |name| weights.take_any(name))
     }
 
+    /// The names of its tensors that are not there, for messages.
+    pub fn missing(kind: HeadKind, is_there: impl Fn(&str) -> bool) -> Vec<String> {
+        Self::names(kind).split(", ").filter(|name| !is_there(name)).map(str::to_owned).collect()
+    }
+
     /// The names of its tensors, for messages.
     pub fn names(kind: HeadKind) -> String {
         let dense = match kind.dense {

@@ -28,6 +28,7 @@
 //! # Ok::<(), gelora_model::Error>(())
 //! ```
 
+mod adapter;
 mod attention;
 mod batch;
 mod block;
@@ -43,6 +44,7 @@ mod generate;
 pub mod gguf;
 mod head;
 mod linear;
+mod merged;
 mod mlp;
 mod norm;
 pub mod optim;
@@ -52,6 +54,7 @@ mod torch_file;
 mod transformer;
 mod weights;
 
+pub use adapter::{AdapterTask, read_adapter};
 pub use batch::Batch;
 pub use causal::CausalLm;
 pub use classifier::{Classifier, Targets, Task};

@@ -4,25 +4,26 @@ use std::path::Path;
 
 use gelora_kernels::ops::{embedding, scale};
 use gelora_kernels::{DType, Device, Tensor};
-use gelora_lora::merge::merge;
-use gelora_lora::{AdapterConfig, LoraLayer};
+use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
 
 use crate::attention::Context;
 use crate::block::{Block, Saved as BlockSaved};
 use crate::family::{self, Family, Tables};
 use crate::generate::Cache;
 use crate::linear::{Grads, Linear, stored_on};
+use crate::merged::Merged;
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{self, Pass, Site};
 use crate::position::{RelativeBias, RelativeEmbedding, Rope};
-use crate::weights::{self, Weights};
-use crate::{Batch, Config, Error, Result, checkpoint};
+use crate::weights::Weights;
+use crate::{Batch, Config, Error, Result, adapter};
 
 /// A transformer without a task head: embeddings and L blocks, so L + 1 hidden states.
 pub struct Transformer {
     config: Config,
     device: Device,
-    prefix: &'static str,
+    /// Tensors that an adapter has trained whole, by their names inside a task model, the head's left out.
+    saved: BTreeMap<String, Tensor>,
     tables: Tables,
     norm: Option<Norm>,
     blocks: Vec<Block>,
@@ -96,10 +97,33 @@ impl Transformer {
 
     pub(crate) fn from_weights(config: Config, weights: &mut Weights) -> Result<Self> {
         let parts = family::load(&config, weights)?;
-        let family::Parts { prefix, tables, norm, blocks, last_norm, bias, distances, pooler } = parts;
+        let family::Parts { tables, norm, blocks, last_norm, bias, distances, pooler } = parts;
         let ropes = config.ropes.iter().map(|rope| Rope::new(rope.frequencies.clone())).collect();
         let device = Device::Cpu;
-        Ok(Self { config, device, prefix, tables, norm, blocks, last_norm, ropes, bias, distances, pooler })
+        let saved = BTreeMap::new();
+        Ok(Self { config, device, saved, tables, norm, blocks, last_norm, ropes, bias, distances, pooler })
+    }
+
+    /// The model of an adapter without the task head: base weights, what the adapter saves whole, and its adapters.
+    ///
+    /// # Errors
+    /// If the base model cannot be loaded, the adapter names modules that it lacks, or sizes differ.
+    pub fn with_adapter(model: &Path, adapter: Adapter) -> Result<Self> {
+        let (transformer, weights) = Self::adapted(model, adapter)?;
+        weights.all_saved_taken("a model without a task head")?;
+        Ok(transformer)
+    }
+
+    /// As [`Transformer::with_adapter`], with the tensors that are left for a head.
+    pub(crate) fn adapted(model: &Path, adapter: Adapter) -> Result<(Self, Weights)> {
+        let config = Config::load(model)?;
+        let family = family::find(&config.family).map_or("", |family| family.prefix);
+        let (adapter, is_bare) = adapter::of_task_model(adapter, family);
+        let mut weights = Weights::open(model)?.with_saved(adapter.saved.clone());
+        let mut transformer = Self::from_weights(config, &mut weights)?;
+        transformer.saved = adapter.saved.into_iter().filter(|(name, _)| !weights.awaits(name)).collect();
+        transformer.attach_all(&adapter.config, adapter.layers, is_bare)?;
+        Ok((transformer, weights))
     }
 
     /// Computes the products with frozen weights in f32 (the default) or bf16 from now on: bf16 rounds their factors, and sums
@@ -144,7 +168,7 @@ impl Transformer {
 
     /// What the model's module names begin with inside a task model, such as `bert.`.
     pub fn prefix(&self) -> &'static str {
-        self.prefix
+        self.family().prefix
     }
 
     /// The head's modules inside a sequence classifier, which PEFT saves whole.
@@ -238,7 +262,8 @@ impl Transformer {
         }
         let Tables { words, positions, types, scale } = &self.tables;
         let rows: Vec<u32> = match positions {
-            Some((_, first)) => batch.positions().iter().map(|p| p + first).collect(),
+            Some((_, 0)) => batch.positions().to_vec(),
+            Some((_, first)) => rows_without_padding(batch, *first),
             None => Vec::new(),
         };
         let types = types.as_ref().map(|types| (types, batch.types()));
@@ -363,16 +388,22 @@ impl Transformer {
             linear.lora = Some(layer);
         }
         match layers.keys().next() {
-            Some(name) => Err(Error::Value(format!("the adapter is for a module {name} that the model does not have"))),
+            Some(name) => Err(Error::Value(format!(
+                "the adapter is for a module {name} that the model does not have among those that can carry one (linear modules \
+                 of its blocks, and a pooler)"
+            ))),
             None => Ok(()),
         }
     }
 
     /// Takes the adapters of a PEFT folder, which must have one for every module that its config targets.
-    pub(crate) fn attach_all(&mut self, config: &AdapterConfig, layers: BTreeMap<String, LoraLayer>) -> Result<()> {
-        let matcher = config.matcher()?;
+    fn attach_all(&mut self, config: &AdapterConfig, layers: BTreeMap<String, LoraLayer>, is_bare: bool) -> Result<()> {
+        let (matcher, prefix) = (config.matcher()?, self.prefix());
         for linear in self.linears() {
-            if matcher.module(&linear.name)?.is_some() && !layers.contains_key(&linear.name) {
+            let bare = linear.name.strip_prefix(prefix).unwrap_or(&linear.name);
+            // The config's patterns are of the names that the adapter was made with.
+            let targeted = matcher.module(if is_bare { bare } else { &linear.name })?.is_some();
+            if targeted && !layers.contains_key(&linear.name) {
                 let name = &linear.name;
                 return Err(Error::Value(format!(
                     "the adapter's config targets {name}, but its file has no weights for it"
@@ -399,23 +430,43 @@ impl Transformer {
         all
     }
 
-    /// The checkpoint's tensors under their names inside a task model, adapters merged.
-    pub(crate) fn merged(&self, model: &Path) -> Result<BTreeMap<String, Tensor>> {
-        let (_, base) = checkpoint::read(model)?;
-        let prefix = self.prefix;
-        let prefixed = base.keys().any(|name| name.starts_with(prefix));
-        let mut tensors: BTreeMap<String, Tensor> = base
-            .into_iter()
-            .filter(|(name, _)| !prefixed || name.starts_with(prefix))
-            .map(|(name, t)| (if prefixed { name } else { format!("{prefix}{name}") }, t))
-            .collect();
-        for linear in self.linears() {
-            if let Some(layer) = &linear.lora {
-                let merged = merge(linear.weight.tensor(), layer)?;
-                let merged = if linear.transposed { weights::transpose(&merged)? } else { merged };
-                tensors.insert(format!("{}.weight", linear.name), merged);
+    /// Tensors that an adapter has trained whole, the head's left out.
+    pub(crate) fn saved(&self) -> &BTreeMap<String, Tensor> {
+        &self.saved
+    }
+
+    /// Notes a tensor beside the transformer's own that an adapter has trained whole.
+    pub(crate) fn keep_saved(&mut self, name: &str, tensor: Tensor) {
+        self.saved.insert(name.to_owned(), tensor);
+    }
+
+    /// Writes the model without a task head, its adapters merged into the weights: model.safetensors and config.json, which
+    /// transformers loads with `AutoModel`. `model` is what this was loaded from. Returns what whoever merges should be told.
+    ///
+    /// # Errors
+    /// If the base files cannot be read again or the new ones not be written.
+    pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
+        let mut merged = Merged::of(self, model)?;
+        merged.without_prefix(self.prefix());
+        merged.config.insert("architectures".into(), serde_json::json!([self.family().classes[2]]));
+        merged.write(out)
+    }
+}
+
+/// Rows of the position table where the padding token, `first - 1`, has its own row and is not counted (RoBERTa), should a text
+/// have it.
+fn rows_without_padding(batch: &Batch, first: u32) -> Vec<u32> {
+    let mut rows = Vec::with_capacity(batch.ids().len());
+    for sequence in batch.sequences().ranges() {
+        let mut next = first;
+        for id in &batch.ids()[sequence] {
+            if *id == first - 1 {
+                rows.push(first - 1);
+            } else {
+                rows.push(next);
+                next += 1;
             }
         }
-        Ok(tensors)
     }
+    rows
 }

@@ -8,11 +8,14 @@ use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::{Error, Result, checkpoint};
 
-/// The tensors of a model folder, single file or sharded, taken out one by one as modules are built.
+/// The tensors of a model folder, single file or sharded, taken out one by one as modules are built. Tensors that an adapter
+/// saves whole (PEFT's `modules_to_save`) take the place of the checkpoint's.
 pub(crate) struct Weights {
     /// The file that error messages name.
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
+    /// Of an adapter, by their names inside a task model; those that no module has taken yet.
+    saved: BTreeMap<String, Tensor>,
     /// Prefix of the encoder's names inside a task model, and whether this checkpoint uses it.
     prefix: &'static str,
     prefixed: bool,
@@ -22,7 +25,25 @@ pub(crate) struct Weights {
 impl Weights {
     pub fn open(model: &Path) -> Result<Self> {
         let (path, tensors) = checkpoint::read(model)?;
-        Ok(Self { path, tensors, prefix: "", prefixed: false, linears: 0 })
+        Ok(Self { path, tensors, saved: BTreeMap::new(), prefix: "", prefixed: false, linears: 0 })
+    }
+
+    /// Modules are built from these tensors of an adapter instead of the checkpoint's.
+    pub fn with_saved(self, saved: BTreeMap<String, Tensor>) -> Self {
+        Self { saved, ..self }
+    }
+
+    /// Whether the adapter saves this tensor, by its full name, and no module has taken it yet.
+    pub fn awaits(&self, name: &str) -> bool {
+        self.saved.contains_key(name)
+    }
+
+    /// Returns an error if the adapter saves a tensor that no module has taken.
+    pub fn all_saved_taken(&self, model: &str) -> Result<()> {
+        match self.saved.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(Error::Value(format!("the adapter saves {name}, which {model} does not have"))),
+        }
     }
 
     /// The encoder's names may begin with `prefix`, as they do in a task model.
@@ -35,17 +56,52 @@ impl Weights {
         if self.prefixed { format!("{}{name}", self.prefix) } else { name.to_string() }
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(&self.name(name))
+    /// The name inside a task model, whatever the checkpoint calls it.
+    fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
-    /// Takes a tensor of the encoder.
+    pub fn has(&self, name: &str) -> bool {
+        self.is_saved(name) || self.tensors.contains_key(&self.name(name))
+    }
+
+    fn is_saved(&self, name: &str) -> bool {
+        self.saved.contains_key(&self.full_name(name))
+    }
+
+    /// Takes a tensor of the encoder. The checkpoint's stays where it is if the adapter has another.
     pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.take(&self.name(name), shape)
+        let full_name = self.full_name(name);
+        match self.saved.remove(&full_name) {
+            Some(saved) => of_adapter(&full_name, saved, shape),
+            None => self.take_stored(&self.name(name), shape),
+        }
     }
 
     /// Takes a tensor by its full name.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self.saved.remove(name) {
+            Some(saved) => of_adapter(name, saved, shape),
+            None => self.take_stored(name, shape),
+        }
+    }
+
+    /// Takes a tensor that the adapter saves, by its full name.
+    pub fn take_saved(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        self.saved.remove(name).map(|saved| of_adapter(name, saved, shape)).transpose()
+    }
+
+    /// The checkpoint's tensor of the encoder, if it is still there because the adapter has another.
+    pub fn replaced(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(&self.name(name))
+    }
+
+    /// Whether the checkpoint has this tensor, by its full name.
+    pub fn stores(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn take_stored(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match self.tensors.remove(name) {
             Some(t) if t.shape() == shape => Ok(t),
             Some(t) => {
@@ -58,7 +114,8 @@ impl Weights {
 
     /// Takes a tensor by its full name, whatever its shape.
     pub fn take_any(&mut self, name: &str) -> Option<Tensor> {
-        self.tensors.remove(name)
+        let stored = self.tensors.remove(name);
+        self.saved.remove(name).or(stored)
     }
 
     pub fn linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
@@ -90,10 +147,12 @@ impl Weights {
 
     /// A layer norm; old checkpoints call its parameters gamma and beta.
     pub fn layer_norm(&mut self, name: &str, c: usize, eps: f32) -> Result<Norm> {
-        let old = self.has(&format!("{name}.gamma"));
-        let (gamma, beta) = if old { ("gamma", "beta") } else { ("weight", "bias") };
-        let gamma = self.tensor(&format!("{name}.{gamma}"), &[c])?.to_dtype(DType::F32)?;
-        Ok(Norm::Layer { gamma, beta: self.tensor(&format!("{name}.{beta}"), &[c])?.to_dtype(DType::F32)?, eps })
+        let mut parameter = |new: &str, old: &str| -> Result<Tensor> {
+            let (new, old) = (format!("{name}.{new}"), format!("{name}.{old}"));
+            let is_old = self.has(&old) && !self.is_saved(&new);
+            Ok(self.tensor(if is_old { &old } else { &new }, &[c])?.to_dtype(DType::F32)?)
+        };
+        Ok(Norm::Layer { gamma: parameter("weight", "gamma")?, beta: parameter("bias", "beta")?, eps })
     }
 
     /// An RMS norm that scales by its weight plus `offset`.
@@ -102,6 +161,15 @@ impl Weights {
         gamma.iter_mut().for_each(|v| *v += offset);
         Ok(Norm::Rms { gamma: Tensor::from_vec(gamma, [c])?, eps })
     }
+}
+
+/// A tensor that an adapter saves, if it has the shape of the one whose place it takes.
+fn of_adapter(name: &str, saved: Tensor, shape: &[usize]) -> Result<Tensor> {
+    if saved.shape() == shape {
+        return Ok(saved);
+    }
+    let got = saved.shape();
+    Err(Error::Value(format!("the adapter saves {name} with the shape {got:?}; the model has {shape:?}")))
 }
 
 /// The transpose of a matrix, in its own type.

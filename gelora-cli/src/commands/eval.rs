@@ -10,7 +10,10 @@ use serde_json::{Map, Value, json};
 
 use super::learner::{CAUSAL_LM, lm_rows, perplexity};
 use super::train::{LM_MAX_LENGTH, is_lm};
-use super::{adapter_info, check_not_input, load_classifier, open_device, open_tokenizer, read_adapter};
+use super::{
+    adapter_info, check_base, check_classes, check_not_input, load_classifier, open_device, open_tokenizer,
+    read_adapter,
+};
 use crate::args::{EvalArgs, SplitArg, TaskArg};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
 use crate::metrics;
@@ -22,7 +25,10 @@ pub type Logits = Vec<Vec<f32>>;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
-    let adapter = args.adapter.as_deref().map(|path| read_adapter(path, &args.model.path)).transpose()?;
+    let adapter = args.adapter.as_deref().map(|folder| read_adapter(folder, &args.model.path)).transpose()?;
+    if let (Some(adapter), Some(folder)) = (&adapter, &args.adapter) {
+        check_base(adapter, folder, &args.model);
+    }
     let mut dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
     let is_lm = args.task == TaskArg::CausalLm
         || match &adapter {
@@ -37,6 +43,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     dataset.take_texts();
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
+    check_classes(&classifier);
     classifier.compute_in(args.compute.dtype.into())?;
     classifier.move_to(&device)?;
     if let Some(path) = &args.predictions {
@@ -74,6 +81,7 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, da
         Some(adapter) => CausalLm::with_adapter(&args.model.path, adapter)?,
         None => CausalLm::load(&args.model.path)?,
     };
+    lm.remarks().iter().for_each(ui::warn);
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(device)?;
     let max_length = max_length(args)?.or(Some(LM_MAX_LENGTH));
@@ -100,7 +108,7 @@ fn show(args: &EvalArgs, scores: &[(&'static str, f64)], rows: usize, dataset: &
         let mut json: Map<String, Value> = scores.iter().map(|(name, v)| (name.to_string(), json!(v))).collect();
         json.insert("rows".into(), json!(rows));
         json.insert("data".into(), json!(dataset.path.display().to_string()));
-        return Ok(ui::result(Value::Object(json).to_string())?);
+        return Ok(ui::result(ui::with_warnings(Value::Object(json)).to_string())?);
     }
     let shown: Vec<Vec<String>> = scores.iter().map(|(name, v)| vec![name.to_string(), format!("{v:.4}")]).collect();
     ui::result(ui::table(&["metric", "value"], &shown, TableStyle::of_stdout()))?;

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use gelora_model::{CausalLm, Config, Sampling};
 use serde_json::json;
 
-use super::{open_device, read_adapter};
+use super::learner::CAUSAL_LM;
+use super::{check_base, open_device, read_adapter};
 use crate::args::GenerateArgs;
 use crate::chat::{Message, SYSTEM, USER};
 use crate::data;
@@ -26,9 +27,17 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     let device = open_device(args.compute.device)?;
     let mut lm = match &args.adapter {
-        Some(folder) => CausalLm::with_adapter(&args.model.path, read_adapter(folder, &args.model.path)?)?,
+        Some(folder) => {
+            let adapter = read_adapter(folder, &args.model.path)?;
+            if let Some(other) = adapter.config.task_type.as_deref().filter(|task| *task != CAUSAL_LM) {
+                bail!("{}: the adapter's task is {other}; expected a language model's, {CAUSAL_LM}", folder.display());
+            }
+            check_base(&adapter, folder, &args.model);
+            CausalLm::with_adapter(&args.model.path, adapter).with_context(|| folder.display().to_string())?
+        }
         None => CausalLm::load(&args.model.path)?,
     };
+    lm.remarks().iter().for_each(ui::warn);
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(&device)?;
     let sampling = match args.temperature > 0.0 {
@@ -39,10 +48,15 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let most = args.max_tokens.unwrap_or(MOST.min(left).max(1));
     let mut stop = lm.transformer().config().stop.clone();
     if args.message.is_some() {
-        stop.extend(tokenizer.end_of_turn()?);
+        match tokenizer.end_of_turn() {
+            Ok(end) => stop.extend(end),
+            Err(problem) => {
+                ui::warn(format!("what ends an answer is not known from the template: {problem:#}"));
+            }
+        }
     }
     for option in not_applied(args) {
-        ui::note(args.output.quiet, format!("warning: {option} is not applied; transformers would apply it"));
+        ui::warn(format!("{option} is not applied; transformers would apply it"));
     }
     let began = std::time::Instant::now();
     let said = if args.output.json {
@@ -68,7 +82,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.output.json {
         let text = tokenizer.decode(&said)?;
         let line = json!({"prompt": prompt, "text": text, "tokens": said, "seconds": seconds});
-        return Ok(ui::result(line.to_string())?);
+        return Ok(ui::result(ui::with_warnings(line).to_string())?);
     }
     ui::result("")?;
     let rate = said.len() as f64 / seconds;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_model::gguf::is_gguf;
-use gelora_model::{CausalLm, Classifier};
+use gelora_model::{CausalLm, Classifier, Transformer};
 
 use super::learner::CAUSAL_LM;
-use super::{INFO_NAME, adapter_info, check_not_input, export, load_classifier, read_adapter};
+use super::{FEATURES, INFO_NAME, adapter_info, check_base, check_not_input, export, load_classifier, read_adapter};
 use crate::args::MergeArgs;
 use crate::output::OutDir;
 use crate::tokenize::gguf::as_files;
@@ -21,18 +21,26 @@ fn tokenizer_files() -> impl Iterator<Item = &'static str> {
 enum Merging {
     Lm(Box<CausalLm>),
     Classifier(Box<Classifier>),
+    Features(Box<Transformer>),
 }
 
 pub fn run(args: &MergeArgs) -> Result<()> {
     let adapter = read_adapter(&args.adapter, &args.model.path)?;
-    let lm = adapter.config.task_type.as_deref() == Some(CAUSAL_LM);
-    let learner = match lm {
-        true => Merging::Lm(Box::new(CausalLm::with_adapter(&args.model.path, adapter)?)),
-        false => Merging::Classifier(Box::new(load_classifier(&args.model.path, Some(&args.adapter))?)),
+    check_base(&adapter, &args.adapter, &args.model);
+    let place = || args.adapter.display().to_string();
+    let learner = match adapter.config.task_type.as_deref() {
+        Some(CAUSAL_LM) => {
+            Merging::Lm(Box::new(CausalLm::with_adapter(&args.model.path, adapter).with_context(place)?))
+        }
+        Some(FEATURES) => {
+            Merging::Features(Box::new(Transformer::with_adapter(&args.model.path, adapter).with_context(place)?))
+        }
+        _ => Merging::Classifier(Box::new(load_classifier(&args.model.path, Some(&args.adapter))?)),
     };
     if let Some(path) = &args.gguf {
         let Merging::Lm(lm) = &learner else {
-            let problem = "the adapter is a classifier's; a GGUF file holds a language model. --out writes a folder";
+            let problem =
+                "the adapter is not a language model's; a GGUF file holds a language model. --out writes a folder";
             bail!("{}: {problem}", args.adapter.display());
         };
         export::check_target(path, &[&args.model.path, &args.adapter])?;
@@ -44,11 +52,12 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     let transformer = match &learner {
         Merging::Lm(lm) => lm.transformer(),
         Merging::Classifier(classifier) => classifier.transformer(),
+        Merging::Features(model) => model,
     };
     let adapted = transformer.linears().filter(|linear| linear.lora.is_some()).count();
     if args.output.json {
         let written = serde_json::json!({"out": args.out, "gguf": args.gguf, "modules": adapted});
-        return Ok(ui::result(written.to_string())?);
+        return Ok(ui::result(ui::with_warnings(written).to_string())?);
     }
     for place in [&args.out, &args.gguf].into_iter().flatten() {
         ui::result(format!("{adapted} modules merged; the model is in {}", place.display()))?;
@@ -63,10 +72,12 @@ fn write_folder(args: &MergeArgs, learner: &Merging, out: &Path) -> Result<()> {
     check_not_input(out, "--out", &[&args.model.path, &args.adapter])?;
     let out = OutDir::prepare(out, &owned, "--out")?;
     out.create()?;
-    match learner {
-        Merging::Lm(lm) => lm.write_merged(&args.model.path, out.path())?,
+    let remarks = match learner {
+        Merging::Lm(lm) => [lm.remarks(), &lm.write_merged(&args.model.path, out.path())?].concat(),
         Merging::Classifier(classifier) => classifier.write_merged(&args.model.path, out.path())?,
-    }
+        Merging::Features(model) => model.write_merged(&args.model.path, out.path())?,
+    };
+    remarks.into_iter().for_each(ui::warn);
     if is_gguf(&args.model.path) {
         for (name, text) in as_files(&args.model.path)? {
             out.write(name, text.as_bytes())?;

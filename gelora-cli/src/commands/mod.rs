@@ -1,5 +1,6 @@
 //! One file a subcommand, and what they share.
 
+mod adapters;
 pub mod devices;
 pub mod eval;
 pub mod export;
@@ -18,14 +19,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::Device;
-use gelora_lora::{Adapter, CONFIG_NAME};
-use gelora_model::gguf::{is_gguf, read_adapter as read_gguf_adapter};
-use gelora_model::{Batch, Classifier, Config};
+use gelora_model::{Batch, Config};
 use serde::{Deserialize, Serialize};
+
+pub use adapters::{FEATURES, check_base, check_classes, load_classifier, read_adapter};
 
 use crate::args::{DataArgs, DeviceArg};
 use crate::data::ColumnFlags;
 use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded, Tokenizer};
+use crate::ui;
 
 /// The device that an option means.
 pub fn open_device(arg: DeviceArg) -> Result<Device> {
@@ -41,9 +43,17 @@ pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) 
     let length = max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(config.max_positions);
     let tokenizer = Tokenizer::open(model)?.with_max_length(length).context("--max-length")?;
     let tokenizer = tokenizer.with_end(config.eos.first().copied()).with_vocabulary(vocabulary);
-    let tokens = tokenizer.vocab_size();
-    if tokens - tokenizer.special_from(vocabulary) > vocabulary {
+    let tokens = tokenizer.model_size();
+    if tokens > vocabulary {
         bail!("{}: the tokenizer has {tokens} tokens, but the model's vocab_size is {vocabulary}", model.display());
+    }
+    let plain = tokenizer.plain_from(vocabulary);
+    if let Some(first) = plain.first() {
+        let (model, others) = (model.display(), plain.len() - 1);
+        ui::warn(format!(
+            "{model}: the tokenizer has the token {first:?} and {others} more that the model has no embedding of (vocab_size is \
+             {vocabulary}); a text with one is an error"
+        ));
     }
     Ok(tokenizer)
 }
@@ -85,28 +95,6 @@ pub struct AdapterInfo {
 
 /// Its name.
 pub const INFO_NAME: &str = "gelora.json";
-
-/// A model ready to evaluate: with an adapter, or with its own head.
-pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifier> {
-    let Some(folder) = adapter else {
-        let labels = adapter_info(model)?.and_then(|info| info.labels);
-        return Ok(Classifier::load(model, labels)?);
-    };
-    let adapter = read_adapter(folder, model)?;
-    let labels = adapter_info(folder)?.and_then(|info| info.labels);
-    Ok(Classifier::with_adapter(model, adapter, labels)?)
-}
-
-/// An adapter folder, or an adapter of `model` in a .gguf file.
-pub fn read_adapter(folder: &Path, model: &Path) -> Result<Adapter> {
-    if is_gguf(folder) {
-        return Ok(read_gguf_adapter(folder, &Config::load(model)?)?);
-    }
-    if !folder.join(CONFIG_NAME).is_file() {
-        bail!("{}: no {CONFIG_NAME}; expected an adapter folder from `gelora train` or PEFT", folder.display());
-    }
-    Ok(Adapter::read(folder)?)
-}
 
 /// gelora.json of a folder, if gelora wrote one there.
 pub fn adapter_info(folder: &Path) -> Result<Option<AdapterInfo>> {

@@ -21,7 +21,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
 };
 
-use crate::fingerprint;
+use crate::{fingerprint, ui};
 
 /// Kinds of tokens that stand for themselves in a text: control tokens and those that a user defined.
 pub(super) const CONTROL: i64 = 3;
@@ -59,7 +59,14 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
                 .filter_map(|line| line.split_once(' '))
                 .map(|(a, b)| (a.to_owned(), b.to_owned()))
                 .collect();
-            let pre = key("pre").and_then(Value::as_str).unwrap_or("default");
+            let pre = key("pre").and_then(Value::as_str).unwrap_or_else(|| {
+                ui::warn(format!(
+                    "{}: tokenizer.ggml.pre is missing; texts are cut into words as GPT-2's are, which changes the tokens if the \
+                     model's are cut otherwise. Newer converters write the key",
+                    path.display()
+                ));
+                "default"
+            });
             let pre = Pre::named(pre).ok_or_else(|| {
                 let expected = "expected gpt-2, smollm, llama-bpe, qwen2 or tekken";
                 of_file(format!("tokenizer.ggml.pre = {pre:?} is not supported; {expected}"))

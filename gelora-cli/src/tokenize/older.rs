@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use gelora_lora::files::check_downloaded;
 use serde_json::{Map, Value};
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -88,7 +89,9 @@ impl Folder {
         if !path.is_file() {
             return Ok(None);
         }
-        std::fs::read(&path).map(Some).with_context(|| path.display().to_string())
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        check_downloaded(&path, &bytes)?;
+        Ok(Some(bytes))
     }
 
     /// An object; empty if there is no file.

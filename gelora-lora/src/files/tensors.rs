@@ -14,7 +14,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::write_with;
+use super::{check_downloaded, write_with};
 use crate::{Error, Result};
 
 #[cfg(target_endian = "big")]
@@ -45,7 +45,7 @@ pub fn read_tensors(path: &Path, keep: impl Fn(&str) -> bool) -> Result<BTreeMap
 /// The bytes of a file, mapped: see [`read_tensors`] for what that asks of the file.
 ///
 /// # Errors
-/// If it cannot be read, is empty or no file.
+/// If it cannot be read, is empty or no file, or as [`check_downloaded`].
 pub fn map(path: &Path) -> Result<SharedBytes> {
     let file = File::open(path).map_err(Error::io(path))?;
     let metadata = file.metadata().map_err(Error::io(path))?;
@@ -58,6 +58,7 @@ pub fn map(path: &Path) -> Result<SharedBytes> {
     // SAFETY: the map is only read. What another process may do to the file meanwhile is said above: that is the price of
     // not copying files of gigabytes, as in every safetensors reader.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+    check_downloaded(path, &map)?;
     Ok(Arc::new(Mapped(map)))
 }
 

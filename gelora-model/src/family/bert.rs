@@ -39,20 +39,27 @@ pub fn encoder(json: &Json) -> Result<Config> {
     })
 }
 
-/// The rows of the position table before the first position: those up to that of the padding token.
-const PADDING: usize = 2;
+/// The padding token that RoBERTa has unless config.json names another.
+const PADDING: u32 = 1;
 
 pub fn roberta(json: &Json) -> Result<Config> {
-    json.only("pad_token_id", &json!(PADDING - 1))?;
-    let config = bert(json)?;
-    let max_positions = config.max_positions.checked_sub(PADDING).filter(|n| *n > 0);
-    let max_positions = max_positions.ok_or_else(|| json.error("max_position_embeddings must be at least 3"))?;
+    let pad = json.pad(Some(PADDING))?;
+    let pad = pad.ok_or_else(|| json.error("pad_token_id must be a token's id: positions are counted from it"))?;
+    let config = Config { pad: Some(pad), ..bert(json)? };
+    let (rows, before) = (config.max_positions, rows_before(&config));
+    let max_positions = rows.checked_sub(before).filter(|n| *n > 0).ok_or_else(|| {
+        json.error(format!("max_position_embeddings = {rows} must be above pad_token_id + 1 = {before}"))
+    })?;
     Ok(Config { max_positions, ..config })
 }
 
+/// The rows of the position table before the first position: in RoBERTa those up to that of the padding token.
+fn rows_before(config: &Config) -> usize {
+    if config.family == "bert" { 0 } else { config.pad.map_or(0, |pad| pad as usize + 1) }
+}
+
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    let (prefix, first) = if c.family == "bert" { ("bert.", 0) } else { ("roberta.", PADDING) };
-    w.prefix(prefix);
+    let first = rows_before(c);
     let positions = w.tensor("embeddings.position_embeddings.weight", &[c.max_positions + first, c.hidden])?;
     let tables = Tables {
         words: w.tensor("embeddings.word_embeddings.weight", &[c.vocabulary, c.hidden])?,
@@ -73,7 +80,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     };
     let blocks = (0..c.layers).map(|l| names.block(c, w, l, &format!("encoder.layer.{l}"))).collect::<Result<_>>()?;
     let pooler = if w.has("pooler.dense.weight") { Some(w.linear("pooler.dense", c.hidden, c.hidden)?) } else { None };
-    Ok(Parts { norm, pooler, ..Parts::new(prefix, tables, blocks) })
+    Ok(Parts { norm, pooler, ..Parts::new(tables, blocks) })
 }
 
 /// What a family with BERT's blocks calls their parts.

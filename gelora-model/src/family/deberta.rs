@@ -124,7 +124,6 @@ fn convolution(json: &Json) -> Result<Option<(usize, Activation)>> {
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    w.prefix("deberta.");
     let options = c.deberta.as_ref().expect("the config is of this family");
     let table =
         |w: &mut Weights, name: &str, rows: usize| w.tensor(&format!("embeddings.{name}.weight"), &[rows, c.hidden]);
@@ -190,7 +189,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
             dropout: c.hidden_dropout,
         });
     }
-    Ok(Parts { norm, distances, ..Parts::new("deberta.", tables, blocks) })
+    Ok(Parts { norm, distances, ..Parts::new(tables, blocks) })
 }
 
 /// The table of distances after its norm, which like the table is frozen.

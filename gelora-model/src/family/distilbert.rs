@@ -29,7 +29,6 @@ pub fn config(json: &Json) -> Result<Config> {
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    w.prefix("distilbert.");
     let positions = w.tensor("embeddings.position_embeddings.weight", &[c.max_positions, c.hidden])?;
     let tables = Tables {
         words: w.tensor("embeddings.word_embeddings.weight", &[c.vocabulary, c.hidden])?,
@@ -54,5 +53,5 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         block.attention.dropout = 0.0; // this family has none there
         blocks.push(block);
     }
-    Ok(Parts { norm, ..Parts::new("distilbert.", tables, blocks) })
+    Ok(Parts { norm, ..Parts::new(tables, blocks) })
 }

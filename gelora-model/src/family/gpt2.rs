@@ -48,7 +48,6 @@ pub fn config(json: &Json) -> Result<Config> {
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    w.prefix("transformer.");
     let positions = w.tensor("wpe.weight", &[c.max_positions, c.hidden])?;
     let words = w.tensor("wte.weight", &[c.vocabulary, c.hidden])?;
     let tables = Tables { words, positions: Some((positions, 0)), types: None, scale: 1.0 };
@@ -71,5 +70,5 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         blocks.push(Block { index: l, attention, mlp, convolution: None });
     }
     let last_norm = Some(w.layer_norm("ln_f", c.hidden, c.norm_eps)?);
-    Ok(Parts { last_norm, ..Parts::new("transformer.", tables, blocks) })
+    Ok(Parts { last_norm, ..Parts::new(tables, blocks) })
 }

@@ -115,7 +115,8 @@ pub fn gemma3(json: &Json) -> Result<Config> {
     json.only("attn_logit_softcapping", &Value::Null)?;
     json.only("final_logit_softcapping", &Value::Null)?;
     json.only("use_bidirectional_attention", &json!(false))?;
-    let mut config = Config { tied: json.flag("tie_word_embeddings", true)?, ..common(json)? };
+    let (tied, pad) = (json.flag("tie_word_embeddings", true)?, json.pad(Some(0))?);
+    let mut config = Config { tied, pad, ..common(json)? };
     config.activation =
         json.activation(if json.text("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" })?;
     json.get("hidden_act");
@@ -153,7 +154,6 @@ pub fn gemma3(json: &Json) -> Result<Config> {
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    w.prefix("model.");
     let gemma = c.family == "gemma3_text";
     let offset = if gemma { 1.0 } else { 0.0 };
     let scale = if gemma { (c.hidden as f32).sqrt() } else { 1.0 };
@@ -202,5 +202,5 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         blocks.push(Block { index: l, attention, mlp, convolution: None });
     }
     let last_norm = Some(w.rms_norm("norm", c.hidden, c.norm_eps, offset)?);
-    Ok(Parts { last_norm, ..Parts::new("model.", tables, blocks) })
+    Ok(Parts { last_norm, ..Parts::new(tables, blocks) })
 }

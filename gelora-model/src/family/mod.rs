@@ -25,8 +25,10 @@ pub(crate) use deberta::Options as DebertaOptions;
 pub(crate) struct Family {
     /// `model_type`.
     pub name: &'static str,
-    /// What transformers calls the sequence classifier, and the language model of a decoder.
-    pub classes: [&'static str; 2],
+    /// What the model's names begin with inside a task model.
+    pub prefix: &'static str,
+    /// What transformers calls the sequence classifier, the language model of a decoder, and the model without a head.
+    pub classes: [&'static str; 3],
     config: fn(&Json) -> Result<Config>,
     load: fn(&Config, &mut Weights) -> Result<Parts>,
     pub head: HeadKind,
@@ -51,20 +53,80 @@ const DISTILBERT: HeadKind =
 
 /// Every family.
 const FAMILIES: &[Family] = &[
-    family("bert", ["BertForSequenceClassification", ""], bert::bert, bert::load, BERT),
-    family("roberta", ["RobertaForSequenceClassification", ""], bert::roberta, bert::load, ROBERTA),
-    family("xlm-roberta", ["XLMRobertaForSequenceClassification", ""], bert::roberta, bert::load, ROBERTA),
-    family("distilbert", ["DistilBertForSequenceClassification", ""], distilbert::config, distilbert::load, DISTILBERT),
-    family("mpnet", ["MPNetForSequenceClassification", ""], mpnet::config, mpnet::load, ROBERTA),
-    family("deberta-v2", ["DebertaV2ForSequenceClassification", ""], deberta::config, deberta::load, DEBERTA),
-    family("gpt2", ["GPT2ForSequenceClassification", "GPT2LMHeadModel"], gpt2::config, gpt2::load, ON_LAST),
-    family("llama", ["LlamaForSequenceClassification", "LlamaForCausalLM"], llama::llama, llama::load, ON_LAST),
-    family("mistral", ["MistralForSequenceClassification", "MistralForCausalLM"], llama::mistral, llama::load, ON_LAST),
-    family("qwen2", ["Qwen2ForSequenceClassification", "Qwen2ForCausalLM"], llama::qwen2, llama::load, ON_LAST),
-    family("qwen3", ["Qwen3ForSequenceClassification", "Qwen3ForCausalLM"], llama::qwen3, llama::load, ON_LAST),
+    family(["bert", "bert."], ["BertForSequenceClassification", "", "BertModel"], bert::bert, bert::load, BERT),
     family(
-        "gemma3_text",
-        ["Gemma3TextForSequenceClassification", "Gemma3ForCausalLM"],
+        ["roberta", "roberta."],
+        ["RobertaForSequenceClassification", "", "RobertaModel"],
+        bert::roberta,
+        bert::load,
+        ROBERTA,
+    ),
+    family(
+        ["xlm-roberta", "roberta."],
+        ["XLMRobertaForSequenceClassification", "", "XLMRobertaModel"],
+        bert::roberta,
+        bert::load,
+        ROBERTA,
+    ),
+    family(
+        ["distilbert", "distilbert."],
+        ["DistilBertForSequenceClassification", "", "DistilBertModel"],
+        distilbert::config,
+        distilbert::load,
+        DISTILBERT,
+    ),
+    family(
+        ["mpnet", "mpnet."],
+        ["MPNetForSequenceClassification", "", "MPNetModel"],
+        mpnet::config,
+        mpnet::load,
+        ROBERTA,
+    ),
+    family(
+        ["deberta-v2", "deberta."],
+        ["DebertaV2ForSequenceClassification", "", "DebertaV2Model"],
+        deberta::config,
+        deberta::load,
+        DEBERTA,
+    ),
+    family(
+        ["gpt2", "transformer."],
+        ["GPT2ForSequenceClassification", "GPT2LMHeadModel", "GPT2Model"],
+        gpt2::config,
+        gpt2::load,
+        ON_LAST,
+    ),
+    family(
+        ["llama", "model."],
+        ["LlamaForSequenceClassification", "LlamaForCausalLM", "LlamaModel"],
+        llama::llama,
+        llama::load,
+        ON_LAST,
+    ),
+    family(
+        ["mistral", "model."],
+        ["MistralForSequenceClassification", "MistralForCausalLM", "MistralModel"],
+        llama::mistral,
+        llama::load,
+        ON_LAST,
+    ),
+    family(
+        ["qwen2", "model."],
+        ["Qwen2ForSequenceClassification", "Qwen2ForCausalLM", "Qwen2Model"],
+        llama::qwen2,
+        llama::load,
+        ON_LAST,
+    ),
+    family(
+        ["qwen3", "model."],
+        ["Qwen3ForSequenceClassification", "Qwen3ForCausalLM", "Qwen3Model"],
+        llama::qwen3,
+        llama::load,
+        ON_LAST,
+    ),
+    family(
+        ["gemma3_text", "model."],
+        ["Gemma3TextForSequenceClassification", "Gemma3ForCausalLM", "Gemma3TextModel"],
         llama::gemma3,
         llama::load,
         ON_LAST,
@@ -72,19 +134,17 @@ const FAMILIES: &[Family] = &[
 ];
 
 const fn family(
-    name: &'static str,
-    classes: [&'static str; 2],
+    [name, prefix]: [&'static str; 2],
+    classes: [&'static str; 3],
     config: fn(&Json) -> Result<Config>,
     load: fn(&Config, &mut Weights) -> Result<Parts>,
     head: HeadKind,
 ) -> Family {
-    Family { name, classes, config, load, head }
+    Family { name, prefix, classes, config, load, head }
 }
 
 /// What a family makes of a checkpoint's weights.
 pub(crate) struct Parts {
-    /// Prefix of the model's modules inside a task model, such as `bert.`.
-    pub prefix: &'static str,
     pub tables: Tables,
     /// The norm of the embeddings.
     pub norm: Option<Norm>,
@@ -99,15 +159,15 @@ pub(crate) struct Parts {
 
 impl Parts {
     /// With nothing that a model may lack.
-    fn new(prefix: &'static str, tables: Tables, blocks: Vec<Block>) -> Self {
-        Self { prefix, tables, norm: None, blocks, last_norm: None, bias: None, distances: None, pooler: None }
+    fn new(tables: Tables, blocks: Vec<Block>) -> Self {
+        Self { tables, norm: None, blocks, last_norm: None, bias: None, distances: None, pooler: None }
     }
 }
 
 /// Embedding tables.
 pub(crate) struct Tables {
     pub words: Tensor,
-    /// The table of positions, and the row of the first.
+    /// The table of positions, and the row of the first. If that is not 0, the padding token's id is one less, its row too.
     pub positions: Option<(Tensor, u32)>,
     pub types: Option<Tensor>,
     /// What the sum is multiplied by.
@@ -142,7 +202,10 @@ pub(crate) fn config(json: &Json) -> Result<Config> {
 
 pub(crate) fn load(config: &Config, weights: &mut Weights) -> Result<Parts> {
     match find(&config.family) {
-        Some(family) => (family.load)(config, weights),
+        Some(family) => {
+            weights.prefix(family.prefix);
+            (family.load)(config, weights)
+        }
         None => Err(crate::Error::Value(format!("model family {:?} has no loader", config.family))),
     }
 }

@@ -22,7 +22,6 @@ pub fn config(json: &Json) -> Result<Config> {
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    w.prefix("mpnet.");
     let positions = w.tensor("embeddings.position_embeddings.weight", &[c.max_positions + PADDING, c.hidden])?;
     let tables = Tables {
         words: w.tensor("embeddings.word_embeddings.weight", &[c.vocabulary, c.hidden])?,
@@ -43,5 +42,5 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     };
     let blocks = (0..c.layers).map(|l| names.block(c, w, l, &format!("encoder.layer.{l}"))).collect::<Result<_>>()?;
     let bias = RelativeBias::new(w.tensor("encoder.relative_attention_bias.weight", &[BUCKETS, c.heads])?, FURTHEST);
-    Ok(Parts { norm, bias: Some(bias), ..Parts::new("mpnet.", tables, blocks) })
+    Ok(Parts { norm, bias: Some(bias), ..Parts::new(tables, blocks) })
 }

@@ -44,6 +44,7 @@ impl Gguf {
         let tied = !self.tensors.iter().any(|t| t.name == "output.weight");
         set("tie_word_embeddings", Some(tied.into()));
         set("eos_token_id", self.metadata.get("tokenizer.ggml.eos_token_id").cloned());
+        set("pad_token_id", Some(self.metadata.get("tokenizer.ggml.padding_token_id").cloned().unwrap_or_default()));
         let keys: &[_] = if family == "gpt2" { &GPT2 } else { &COMMON };
         for (key, option) in keys {
             set(key, self.option(option).cloned());

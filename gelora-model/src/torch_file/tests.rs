@@ -159,7 +159,8 @@ fn torch_pickles_of_anything_else_are_refused() {
     assert_refused(&around(b"]"), "holds a list; expected tensors by their names");
     assert_refused(&around(b"}K\x01Ns"), "an integer among its keys");
     assert_refused(&around(b"}X\x05\0\0\0epochK\x01s"), "\"epoch\" is an integer");
-    assert_refused(b"version https://git-lfs.github.com/spec/v1\n", "not a checkpoint of PyTorch");
+    assert_refused(b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, not the file itself");
+    assert_refused(b"a text, not a checkpoint", "not a checkpoint of PyTorch");
     assert_refused(b"PK\x03\x04 and nothing else that a zip archive would have", "truncated: its directory");
 }
 

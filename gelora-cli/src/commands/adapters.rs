@@ -1,0 +1,79 @@
+//! Adapters that a command is given: read, checked to be of a task that is computed, and what is worth a word about them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use gelora_lora::{Adapter, CONFIG_NAME};
+use gelora_model::gguf::{is_gguf, read_adapter as read_gguf_adapter};
+use gelora_model::{AdapterTask, Classifier, Config};
+
+use super::adapter_info;
+use crate::args::ModelArgs;
+use crate::ui;
+
+/// PEFT's name of adapters whose model has no task head.
+pub const FEATURES: &str = "FEATURE_EXTRACTION";
+
+/// Reads an adapter folder, or an adapter of `model` in a .gguf file. Where its config leaves the task open, the config returned
+/// names the task of `model`.
+///
+/// # Errors
+/// If it is no adapter folder, a file is damaged, or the adapter is of a task that is not supported.
+pub fn read_adapter(folder: &Path, model: &Path) -> Result<Adapter> {
+    if is_gguf(folder) {
+        return Ok(read_gguf_adapter(folder, &Config::load(model)?)?);
+    }
+    if !folder.join(CONFIG_NAME).is_file() {
+        bail!("{}: no {CONFIG_NAME}; expected an adapter folder from `gelora train` or PEFT", folder.display());
+    }
+    let mut adapter = gelora_model::read_adapter(folder)?;
+    let task = AdapterTask::of(&adapter, model).with_context(|| folder.display().to_string())?;
+    adapter.config.task_type = Some(task.name().into());
+    Ok(adapter)
+}
+
+/// A model ready to evaluate: with an adapter, or with its own head.
+///
+/// # Errors
+/// If a folder cannot be read, or there is no head.
+pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifier> {
+    let Some(folder) = adapter else {
+        let labels = adapter_info(model)?.and_then(|info| info.labels);
+        return Ok(Classifier::load(model, labels)?);
+    };
+    let adapter = read_adapter(folder, model)?;
+    if adapter.config.task_type.as_deref() == Some(FEATURES) {
+        bail!(
+            "{}: the adapter is of a model without a task head ({FEATURES}), which predicts nothing; expected one of SEQ_CLS or \
+             CAUSAL_LM. `gelora merge` takes it into the model",
+            folder.display()
+        );
+    }
+    let labels = adapter_info(folder)?.and_then(|info| info.labels);
+    Classifier::with_adapter(model, adapter, labels).with_context(|| folder.display().to_string())
+}
+
+/// Warns of classes that do not exclude each other.
+pub fn check_classes(classifier: &Classifier) {
+    if classifier.is_multi_label() {
+        ui::warn(
+            "config.json says problem_type = multi_label_classification: a text may be of several classes, and of them only the one \
+             with the largest logit is looked at",
+        );
+    }
+}
+
+/// Warns if the adapter names another base model than the one that it is used with.
+pub fn check_base(adapter: &Adapter, folder: &Path, model: &ModelArgs) {
+    let Some(named) = adapter.config.base_model_name_or_path.as_deref().filter(|named| !named.is_empty()) else {
+        return;
+    };
+    let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().to_lowercase());
+    let is_same = model.name == Path::new(named)
+        || last(&model.name) == last(Path::new(named))
+        || matches!((model.path.canonicalize(), Path::new(named).canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if !is_same {
+        let (folder, name) = (folder.display(), model.name.display());
+        ui::warn(format!("{folder}: the adapter names {named} as its base model, and is used with {name}"));
+    }
+}

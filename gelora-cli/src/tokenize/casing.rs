@@ -1,0 +1,61 @@
+//! Whether a BERT tokenizer lowercases, strips accents and parts Chinese characters.
+//!
+//! transformers 5 builds the tokenizers of these classes from the vocabulary and tokenizer_config.json, whose options (or their
+//! defaults: lowercase, accents as the case, Chinese parted) hold against what tokenizer.json says.
+//!
+//! Source: `BertTokenizer.__init__` of transformers 5.23, tried with each option said and unsaid in both files.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::{NormalizerWrapper, Tokenizer};
+
+use super::class::Class;
+use crate::ui;
+
+/// Gives the tokenizer of `model`, read from its tokenizer.json, the options that tokenizer_config.json has, and warns where they
+/// differ. Returns them in words, for a fingerprint.
+pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> String {
+    let json = |name: &str| -> Value {
+        let bytes = std::fs::read(model.join(name)).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default() // a damaged one is an error where it is needed
+    };
+    let (config, options) = (json("config.json"), json("tokenizer_config.json"));
+    let named = options["tokenizer_class"].as_str().or(config["tokenizer_class"].as_str());
+    let class = Class::of(config["model_type"].as_str().unwrap_or_default(), named);
+    let Some(NormalizerWrapper::BertNormalizer(stored)) = tokenizer.get_normalizer() else { return String::new() };
+    if !matches!(class, Some(Class::Bert | Class::MpNet)) {
+        return String::new();
+    }
+    let flag = |key: &str| options[key].as_bool();
+    let mut wanted = stored.clone();
+    wanted.lowercase = flag("do_lower_case").unwrap_or(true);
+    wanted.strip_accents = flag("strip_accents");
+    wanted.handle_chinese_chars = flag("tokenize_chinese_chars").unwrap_or(true);
+    let differences = [
+        ("do_lower_case", stored.lowercase != wanted.lowercase, wanted.lowercase),
+        ("strip_accents", strips(stored) != strips(&wanted), strips(&wanted)),
+        (
+            "tokenize_chinese_chars",
+            stored.handle_chinese_chars != wanted.handle_chinese_chars,
+            wanted.handle_chinese_chars,
+        ),
+    ];
+    for (option, _, value) in differences.iter().filter(|(_, differs, _)| *differs) {
+        let said = if options.get(*option).is_some_and(Value::is_boolean) { "" } else { " by default" };
+        ui::warn(format!(
+            "{}: {option} is {value}{said} in tokenizer_config.json and {} in tokenizer.json; the former holds, as in transformers 5",
+            model.display(),
+            !value
+        ));
+    }
+    let words = format!("{wanted:?}");
+    tokenizer.with_normalizer(Some(wanted));
+    words
+}
+
+/// Accents go where the case does unless the option says otherwise.
+fn strips(normalizer: &BertNormalizer) -> bool {
+    normalizer.strip_accents.unwrap_or(normalizer.lowercase)
+}

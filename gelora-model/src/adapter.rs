@@ -1,0 +1,104 @@
+//! What an adapter of PEFT is for, which files it is in, and how its names fit a model.
+
+use std::path::Path;
+
+use gelora_lora::{Adapter, AdapterConfig, CONFIG_NAME, WEIGHTS_NAME};
+
+use crate::config::Json;
+use crate::family;
+use crate::{Error, Result, checkpoint, torch_file};
+
+/// PEFT's file of tensors from before safetensors.
+const PICKLE_NAME: &str = "adapter_model.bin";
+
+/// Reads an adapter folder of PEFT: adapter_config.json with adapter_model.safetensors or adapter_model.bin.
+///
+/// # Errors
+/// As [`Adapter::read`]; if adapter_model.bin is damaged or holds anything but tensors.
+pub fn read_adapter(folder: &Path) -> Result<Adapter> {
+    let pickle = folder.join(PICKLE_NAME);
+    if folder.join(WEIGHTS_NAME).exists() || !pickle.exists() {
+        return Ok(Adapter::read(folder)?);
+    }
+    let config = AdapterConfig::read(&folder.join(CONFIG_NAME))?;
+    Ok(Adapter::from_tensors(config, torch_file::read_tensors(&pickle, checkpoint::is_weight)?, &pickle)?)
+}
+
+/// What an adapter was trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AdapterTask {
+    /// Classes or scores of sequences: [`crate::Classifier`].
+    SequenceClassification,
+    /// The next token: [`crate::CausalLm`].
+    CausalLm,
+    /// Hidden states, such as those of a sentence encoder: [`crate::Transformer`].
+    Features,
+}
+
+impl AdapterTask {
+    /// PEFT's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SequenceClassification => "SEQ_CLS",
+            Self::CausalLm => "CAUSAL_LM",
+            Self::Features => "FEATURE_EXTRACTION",
+        }
+    }
+
+    /// The task in adapter_config.json. Where `task_type` is null, as PEFT's `get_peft_model` writes it for a model that the
+    /// user built, the class of the base model says it (`auto_mapping`), or else what the base model in `model` has.
+    ///
+    /// # Errors
+    /// If the task is none of these three, or the base model's config.json is needed and cannot be read.
+    pub fn of(adapter: &Adapter, model: &Path) -> Result<Self> {
+        let config = &adapter.config;
+        let problem = |what: String| {
+            let expected = "expected SEQ_CLS, CAUSAL_LM or FEATURE_EXTRACTION";
+            Error::Value(format!("{CONFIG_NAME}: {what}, which is not supported; {expected}"))
+        };
+        match config.task_type.as_deref() {
+            Some("SEQ_CLS") => return Ok(Self::SequenceClassification),
+            Some("CAUSAL_LM") => return Ok(Self::CausalLm),
+            Some("FEATURE_EXTRACTION") | None => {}
+            Some(other) => return Err(problem(format!("task_type is {other:?}"))),
+        }
+        let class = config.other.get("auto_mapping").and_then(|mapping| mapping.get("base_model_class"));
+        if let Some(class) = class.and_then(|class| class.as_str()) {
+            let known = [
+                ("ForSequenceClassification", Self::SequenceClassification),
+                ("ForCausalLM", Self::CausalLm),
+                ("LMHeadModel", Self::CausalLm),
+                ("Model", Self::Features),
+            ];
+            let task = known.into_iter().find(|(end, _)| class.ends_with(end)).map(|(_, task)| task);
+            return task.ok_or_else(|| problem(format!("auto_mapping.base_model_class is {class:?}")));
+        }
+        let json = Json::load(model)?;
+        let Some(family) = json.text("model_type").and_then(family::find) else { return Ok(Self::Features) };
+        let names = || adapter.layers.keys().chain(adapter.saved.keys());
+        if !names().any(|name| name.starts_with(family.prefix)) {
+            return Ok(Self::Features);
+        }
+        let is_of_head = |name: &String| family.head.modules().iter().any(|module| name.starts_with(module));
+        let classes = [family.classes[0]];
+        let of_base = json.map.get("architectures").and_then(|all| all.get(0)).and_then(|class| class.as_str());
+        Ok(match adapter.saved.keys().any(is_of_head) || of_base.is_some_and(|class| classes.contains(&class)) {
+            true => Self::SequenceClassification,
+            false if family.classes[1].is_empty() => Self::Features,
+            false => Self::CausalLm,
+        })
+    }
+}
+
+/// The names of an adapter inside a task model, and whether it was made with the model alone, whose names have no prefix.
+pub(crate) fn of_task_model(adapter: Adapter, prefix: &str) -> (Adapter, bool) {
+    let is_bare = !adapter.layers.is_empty() && !adapter.layers.keys().any(|name| name.starts_with(prefix));
+    if !is_bare {
+        return (adapter, false);
+    }
+    let Adapter { config, layers, saved } = adapter;
+    let layers = layers.into_iter().map(|(name, layer)| (format!("{prefix}{name}"), layer)).collect();
+    let saved = saved.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+    (Adapter { config, layers, saved }, true)
+}

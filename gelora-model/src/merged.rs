@@ -1,0 +1,125 @@
+//! A model with its adapter taken into the weights, as files that transformers loads.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use gelora_kernels::{DType, Tensor};
+use gelora_lora::files;
+use gelora_lora::merge::merge;
+use serde_json::{Map, Value, json};
+
+use crate::config::Json;
+use crate::{Error, Result, Transformer, checkpoint, weights};
+
+/// The tensors and config.json of a merged model, before they are written.
+pub(crate) struct Merged {
+    tensors: BTreeMap<String, Tensor>,
+    pub config: Map<String, Value>,
+    /// The tensors that the base model's f16 cannot hold any more.
+    too_large: Vec<String>,
+}
+
+impl Merged {
+    /// The base model's tensors under their names inside a task model, with the adapters merged and with what the adapter
+    /// saves whole. The base model's heads are left out. `model` is what the transformer was loaded from.
+    ///
+    /// # Errors
+    /// If the base files cannot be read again, or a merged weight is infinite or no number.
+    pub fn of(transformer: &Transformer, model: &Path) -> Result<Self> {
+        let (_, base) = checkpoint::read(model)?;
+        let prefix = transformer.prefix();
+        let prefixed = base.keys().any(|name| name.starts_with(prefix));
+        let tensors = base
+            .into_iter()
+            .filter(|(name, _)| !prefixed || name.starts_with(prefix))
+            .map(|(name, tensor)| (if prefixed { name } else { format!("{prefix}{name}") }, tensor))
+            .collect();
+        let mut merged = Self { tensors, config: Json::load(model)?.map, too_large: Vec::new() };
+        for (name, tensor) in transformer.saved() {
+            merged.replace(name, tensor)?;
+        }
+        for linear in transformer.linears() {
+            let Some(layer) = &linear.lora else { continue };
+            let name = format!("{}.weight", linear.name);
+            let sum = merge(linear.weight.tensor(), layer).map_err(|e| Error::Value(format!("tensor {name}: {e}")))?;
+            let sum = if linear.transposed { weights::transpose(&sum)? } else { sum };
+            if sum.dtype() != linear.weight.tensor().dtype() && !linear.weight.tensor().dtype().is_quantised() {
+                merged.too_large.push(name.clone());
+            }
+            merged.tensors.insert(name, sum);
+        }
+        Ok(merged)
+    }
+
+    /// Puts a trained tensor in the place of the base model's, in its element type if that holds the values.
+    fn replace(&mut self, name: &str, trained: &Tensor) -> Result<()> {
+        // Old checkpoints call a norm's parameters gamma and beta.
+        let old = [(".weight", ".gamma"), (".bias", ".beta")].into_iter().find_map(|(new, old)| {
+            let old = format!("{}{old}", name.strip_suffix(new)?);
+            self.tensors.remove(&old)
+        });
+        let base = old.as_ref().or(self.tensors.get(name)).map(Tensor::dtype);
+        let dtype = base.filter(|dtype| !dtype.is_quantised()).unwrap_or(DType::F32);
+        let mut stored = trained.to_dtype(dtype)?;
+        if dtype == DType::F16 && stored.to_vec()?.iter().any(|value| value.is_infinite()) {
+            self.too_large.push(name.to_owned());
+            stored = trained.to_dtype(DType::F32)?;
+        }
+        self.tensors.insert(name.to_owned(), stored);
+        Ok(())
+    }
+
+    /// Adds a tensor of the head.
+    pub fn insert(&mut self, name: String, tensor: Tensor) {
+        self.tensors.insert(name, tensor);
+    }
+
+    /// Takes a prefix off all names, as in a model without a task head.
+    pub fn without_prefix(&mut self, prefix: &str) {
+        let strip = |(name, tensor): (String, Tensor)| (name.strip_prefix(prefix).unwrap_or(&name).to_owned(), tensor);
+        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(strip).collect();
+    }
+
+    /// The tensors alone.
+    pub fn into_tensors(self) -> BTreeMap<String, Tensor> {
+        self.tensors
+    }
+
+    /// Writes model.safetensors and config.json, and returns what whoever merges should be told.
+    ///
+    /// # Errors
+    /// If the files cannot be written.
+    pub fn write(mut self, out: &Path) -> Result<Vec<String>> {
+        let mut remarks = Vec::new();
+        if let Some(first) = self.too_large.first() {
+            // Not these alone: transformers loads all of a model in the one type that config.json names.
+            for tensor in self.tensors.values_mut().filter(|tensor| tensor.dtype() == DType::F16) {
+                *tensor = tensor.to_dtype(DType::F32)?;
+            }
+            for key in ["dtype", "torch_dtype"] {
+                if let Some(dtype) = self.config.get_mut(key) {
+                    *dtype = json!("float32");
+                }
+            }
+            let others = match self.too_large.len() - 1 {
+                0 => String::new(),
+                n => format!(" and {n} other tensors"),
+            };
+            remarks.push(format!(
+                "{first}{others} have merged values beyond {}, which the base model's f16 cannot hold; the model is written in f32",
+                half_max()
+            ));
+        }
+        let path = out.join("config.json");
+        let config = serde_json::to_vec_pretty(&Value::Object(self.config));
+        let config = config.map_err(|e| Error::file(&path, e.to_string()))?;
+        files::write_tensors(&out.join("model.safetensors"), self.tensors.iter().map(|(name, t)| (name.as_str(), t)))?;
+        files::write_atomic(&path, &config)?;
+        Ok(remarks)
+    }
+}
+
+/// The largest number in f16.
+fn half_max() -> f32 {
+    65504.0
+}

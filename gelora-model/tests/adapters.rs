@@ -1,0 +1,278 @@
+//! What people bring beside plain LoRA, against transformers and PEFT: `fixtures/adapters.py` says what is in the goldens.
+
+mod golden;
+
+use std::path::{Path, PathBuf};
+
+use gelora_kernels::{DType, Tensor};
+use gelora_lora::files::{read_tensors, write_tensors};
+use gelora_lora::{Adapter, LoraLayer};
+use gelora_model::{AdapterTask, Batch, CausalLm, Classifier, Error, Granularity, Transformer, read_adapter};
+use golden::{Golden, assert_close, fixture};
+use serde_json::{Value, json};
+
+fn goldens() -> Golden {
+    Golden::open("adapters.golden.safetensors")
+}
+
+fn rows() -> Vec<Vec<u32>> {
+    let (ids, lengths) = (goldens().integers("ids"), goldens().integers("lengths"));
+    ids.chunks(ids.len() / lengths.len()).zip(lengths).map(|(row, n)| row[..n as usize].to_vec()).collect()
+}
+
+fn batch() -> Batch {
+    Batch::of_ids(&rows()).expect("rows are not empty")
+}
+
+fn adapter(name: &str) -> Adapter {
+    read_adapter(&fixture("adapters").join(name)).expect("a PEFT folder")
+}
+
+fn family(name: &str) -> PathBuf {
+    fixture("families").join(name)
+}
+
+fn expect(name: &str, got: &[f32]) {
+    assert_close(name, got, &goldens().floats(name), 1e-4);
+}
+
+fn logits(classifier: &Classifier) -> Vec<f32> {
+    classifier.logits(&batch()).and_then(|t| Ok(t.to_vec()?)).expect("logits")
+}
+
+fn lm_logits(lm: &CausalLm) -> Vec<f32> {
+    let rows: Vec<usize> = (0..batch().ids().len()).collect();
+    lm.logits(&batch(), &rows).and_then(|t| Ok(t.to_vec()?)).expect("logits")
+}
+
+fn last_states(model: &Transformer) -> Vec<f32> {
+    let mut last = Vec::new();
+    let visit = |_: usize, state: &Tensor| {
+        last = state.to_vec()?;
+        Ok(())
+    };
+    model.hidden_states(&batch(), Granularity::Block, visit).expect("hidden states");
+    last
+}
+
+/// A copy of a family's folder with other values in config.json.
+fn with_config(name: &str, changes: &[(&str, Value)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    copy(&family(name), folder.path(), changes);
+    folder
+}
+
+fn copy(from: &Path, to: &Path, changes: &[(&str, Value)]) {
+    std::fs::copy(from.join("model.safetensors"), to.join("model.safetensors")).expect("a copy");
+    let mut config = config_of(from);
+    for (key, value) in changes {
+        config[key] = value.clone();
+    }
+    std::fs::write(to.join("config.json"), config.to_string()).expect("a config");
+}
+
+fn config_of(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("config.json")).expect("a config")).expect("JSON")
+}
+
+/// The classifier of an adapter says what PEFT's says, and so does what it is merged to.
+fn check_classifier(golden: &str, base: &Path, adapter: Adapter) -> tempfile::TempDir {
+    let classifier = Classifier::with_adapter(base, adapter.clone(), None).expect("it fits");
+    expect(golden, &logits(&classifier));
+    let again = classifier.adapter(adapter.config.clone());
+    assert!(adapter.saved.keys().all(|name| again.saved.contains_key(name)), "{golden}: nothing trained is lost");
+    let folder = tempfile::tempdir().expect("a folder");
+    assert_eq!(classifier.write_merged(base, folder.path()).expect("it merges"), [""; 0]);
+    expect(golden, &logits(&Classifier::load(folder.path(), None).expect("a whole model")));
+    folder
+}
+
+#[test]
+fn modules_that_an_adapter_saves_take_the_place_of_the_base_model_s() {
+    check_classifier("bert-saved.logits", &family("bert"), adapter("bert-saved"));
+    check_classifier("llama-saved.logits", &family("llama"), adapter("llama-saved"));
+    for name in ["tied-words", "tied-both", "tied-head"] {
+        let (base, golden) = (family("llama-tied"), format!("{name}.logits"));
+        let lm = CausalLm::with_adapter(&base, adapter(name)).expect("it fits");
+        expect(&golden, &lm_logits(&lm));
+        let folder = tempfile::tempdir().expect("a folder");
+        lm.write_merged(&base, folder.path()).expect("it merges");
+        let merged = CausalLm::load(folder.path()).expect("a whole model");
+        expect(&golden, &lm_logits(&merged));
+        assert_eq!(config_of(folder.path())["tie_word_embeddings"], false, "{name}: the head has its own values");
+        assert!(merged.remarks().is_empty());
+    }
+}
+
+#[test]
+fn what_an_adapter_saves_must_be_there_and_fit() {
+    let fails = |name: &str, shape: [usize; 2]| {
+        let mut adapter = adapter("bert-saved");
+        adapter.saved.insert(name.into(), Tensor::from_vec(vec![0.0; shape[0] * shape[1]], shape).expect("zeros"));
+        match Classifier::with_adapter(&family("bert"), adapter, None) {
+            Err(Error::Value(problem)) => problem,
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("{name} was taken"),
+        }
+    };
+    assert_eq!(
+        fails("bert.pooler.other.weight", [2, 2]),
+        "the adapter saves bert.pooler.other.weight, which a sequence classifier does not have"
+    );
+    let said = fails("bert.pooler.dense.weight", [32, 31]);
+    assert!(said.contains("saves bert.pooler.dense.weight with the shape [32, 31]; the model has [32, 32]"), "{said}");
+}
+
+#[test]
+fn parts_of_a_head_that_an_adapter_lacks_are_the_base_model_s() {
+    let base = tempfile::tempdir().expect("a folder");
+    let whole = Adapter::read(&family("roberta").join("adapter")).expect("a PEFT folder");
+    let classifier = Classifier::with_adapter(&family("roberta"), whole, None).expect("it fits");
+    classifier.write_merged(&family("roberta"), base.path()).expect("it merges");
+    check_classifier("roberta-part.logits", base.path(), adapter("roberta-part"));
+    // On a model without a head the other half is nowhere.
+    let error = Classifier::with_adapter(&family("roberta"), adapter("roberta-part"), None).err().expect("no head");
+    let said = error.to_string();
+    assert!(
+        said.starts_with("neither the adapter nor the base model has classifier.dense.weight, classifier.dense.bias;"),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_adapter_without_a_task_is_what_its_base_model_is() {
+    let task = |adapter: &Adapter, base: &str| AdapterTask::of(adapter, &family(base)).map_err(|e| e.to_string());
+    let null = adapter("gpt2-null");
+    assert_eq!(task(&null, "gpt2"), Ok(AdapterTask::CausalLm));
+    let lm = CausalLm::with_adapter(&family("gpt2"), null.clone()).expect("it fits");
+    expect("gpt2-null.logits", &lm_logits(&lm));
+    assert_eq!(task(&adapter("roberta-part"), "roberta"), Ok(AdapterTask::SequenceClassification));
+    assert_eq!(task(&adapter("features"), "bert"), Ok(AdapterTask::Features));
+
+    // Where the class is not said either, names and the base model say it.
+    let mut unsaid = null;
+    unsaid.config.other.remove("auto_mapping");
+    assert_eq!(task(&unsaid, "gpt2"), Ok(AdapterTask::CausalLm));
+    for (class, expected) in
+        [("GPT2ForSequenceClassification", AdapterTask::SequenceClassification), ("GPT2Model", AdapterTask::CausalLm)]
+    {
+        let base = with_config("gpt2", &[("architectures", json!([class]))]);
+        assert_eq!(AdapterTask::of(&unsaid, base.path()).expect("a task"), expected, "{class}");
+    }
+    unsaid.config.other.insert("auto_mapping".into(), json!({"base_model_class": "GPT2ForTokenClassification"}));
+    assert!(
+        task(&unsaid, "gpt2").is_err_and(|said| said.contains("base_model_class is \"GPT2ForTokenClassification\""))
+    );
+    unsaid.config.task_type = Some("TOKEN_CLS".into());
+    let said = task(&unsaid, "gpt2").expect_err("no such task");
+    let expected = "adapter_config.json: task_type is \"TOKEN_CLS\", which is not supported; expected SEQ_CLS, CAUSAL_LM or FEATURE_EXTRACTION";
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn an_adapter_of_a_model_without_a_head_is_merged_to_one() {
+    let base = family("bert");
+    let model = Transformer::with_adapter(&base, adapter("features")).expect("it fits");
+    expect("features.last", &last_states(&model));
+    let folder = tempfile::tempdir().expect("a folder");
+    model.write_merged(&base, folder.path()).expect("it merges");
+    expect("features.last", &last_states(&Transformer::load(folder.path()).expect("a whole model")));
+    assert_eq!(config_of(folder.path())["architectures"], json!(["BertModel"]));
+    let tensors = read_tensors(&folder.path().join("model.safetensors"), |_| true).expect("tensors");
+    assert!(tensors.contains_key("encoder.layer.0.attention.self.key.weight"), "{:?}", tensors.keys());
+}
+
+#[test]
+fn an_adapter_in_a_pickle_is_read() {
+    check_classifier("pickled.logits", &family("bert"), adapter("pickled"));
+}
+
+#[test]
+fn a_decoder_s_classifier_looks_at_the_last_token_that_is_not_the_padding_token() {
+    let adapter = || Adapter::read(&family("llama").join("adapter")).expect("a PEFT folder");
+    for (name, pad) in [("pad.3.logits", json!(3)), ("pad.1.logits", json!(1)), ("pad.none.logits", json!(null))] {
+        let base = with_config("llama", &[("pad_token_id", pad)]);
+        check_classifier(name, base.path(), adapter());
+    }
+}
+
+#[test]
+fn roberta_counts_positions_from_its_padding_token_and_without_it() {
+    let model = with_config("roberta", &[("pad_token_id", json!(5))]);
+    let model = Transformer::load(model.path()).expect("it loads");
+    assert_eq!(model.config().max_positions, 34);
+    expect("roberta-pad.last", &last_states(&model));
+}
+
+#[test]
+fn a_head_with_values_of_its_own_is_not_tied() {
+    let untied = CausalLm::load(&family("llama")).expect("it loads");
+    let base = with_config("llama", &[("tie_word_embeddings", json!(true))]);
+    let lm = CausalLm::load(base.path()).expect("it loads");
+    assert_close("logits", &lm_logits(&lm), &lm_logits(&untied), 0.0);
+    assert!(lm.remarks()[0].contains("tie_word_embeddings") && untied.remarks().is_empty());
+    let folder = tempfile::tempdir().expect("a folder");
+    lm.write_merged(base.path(), folder.path()).expect("it is written");
+    let again = CausalLm::load(folder.path()).expect("it loads");
+    assert_close("logits", &lm_logits(&again), &lm_logits(&untied), 0.0);
+    assert!(again.remarks().is_empty());
+
+    // The same values twice are one table, as in every .bin file of a tied model.
+    let file = base.path().join("model.safetensors");
+    let mut tensors = read_tensors(&file, |_| true).expect("tensors");
+    tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+    write_tensors(&file, tensors.iter().map(|(name, t)| (name.as_str(), t))).expect("a file");
+    assert!(CausalLm::load(base.path()).expect("it loads").remarks().is_empty());
+}
+
+#[test]
+fn a_merged_model_that_f16_cannot_hold_is_written_in_f32() {
+    let base = with_config("llama", &[("dtype", json!("float16"))]);
+    let file = base.path().join("model.safetensors");
+    let half = |(name, t): (String, Tensor)| (name, t.to_dtype(DType::F16).expect("f16"));
+    let tensors: Vec<_> = read_tensors(&file, |_| true).expect("tensors").into_iter().map(half).collect();
+    write_tensors(&file, tensors.iter().map(|(name, t)| (name.as_str(), t))).expect("a file");
+    let mut adapter = Adapter::read(&family("llama").join("adapter")).expect("a PEFT folder");
+    adapter.saved.clear();
+    let merged = |adapter: Adapter| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lm = CausalLm::with_adapter(base.path(), adapter).expect("it fits");
+        let said = lm.write_merged(base.path(), folder.path()).expect("it merges");
+        let tensors = read_tensors(&folder.path().join("model.safetensors"), |_| true).expect("tensors");
+        (said, tensors, config_of(folder.path())["dtype"].clone())
+    };
+    let (said, tensors, dtype) = merged(adapter.clone());
+    assert!(said.is_empty() && dtype == "float16" && tensors.values().all(|t| t.dtype() == DType::F16));
+    let name = "model.layers.1.mlp.up_proj";
+    let layer: &mut LoraLayer = adapter.layers.get_mut(name).expect("it is adapted");
+    layer.scaling = 1e6;
+    let (said, tensors, dtype) = merged(adapter);
+    assert!(
+        said.len() == 1 && said[0].starts_with(&format!("{name}.weight have merged values beyond 65504")),
+        "{said:?}"
+    );
+    assert!(dtype == "float32" && tensors.values().all(|t| t.dtype() == DType::F32));
+    let largest =
+        tensors[&format!("{name}.weight")].to_vec().expect("values").into_iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    assert!(largest > 65504.0 && largest.is_finite(), "{largest}");
+}
+
+/// Whether classes exclude each other is not in an adapter; the base model's config.json says it.
+#[test]
+fn the_task_of_the_base_model_stands_unless_another_was_trained() {
+    let base = with_config(
+        "bert",
+        &[("problem_type", json!("multi_label_classification")), ("id2label", json!({"0": "a", "1": "b", "2": "c"}))],
+    );
+    let adapter = || Adapter::read(&family("bert").join("adapter")).expect("a PEFT folder");
+    let merged = |labels: Option<Vec<String>>| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let classifier = Classifier::with_adapter(base.path(), adapter(), labels).expect("it fits");
+        classifier.write_merged(base.path(), folder.path()).expect("it merges");
+        let config = config_of(folder.path());
+        (config["problem_type"].clone(), config["id2label"]["2"].clone())
+    };
+    assert_eq!(merged(None), (json!("multi_label_classification"), json!("c")));
+    let own = ["x", "y", "z"].map(String::from).to_vec();
+    assert_eq!(merged(Some(own)), (json!("single_label_classification"), json!("z")));
+}
