@@ -1,10 +1,13 @@
 //! Conversations, and the template that writes them as the text that a model was tuned on.
 //!
 //! A template is Jinja: `chat_template.jinja` or `chat_template` in tokenizer_config.json, or `tokenizer.chat_template` in a GGUF
-//! file. It is rendered as transformers' `apply_chat_template` renders it, without tools and without today's date: a template that
-//! asks for `strftime_now` takes the date that it has for want of one.
+//! file. It is rendered as transformers' `apply_chat_template` renders it, without tools (fixtures/chat_templates.py has what was
+//! compared). Templates come with models of others, so what they may take is bounded: steps, memory and the text they write.
+
+mod python;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -22,6 +25,12 @@ pub const ASSISTANT: &str = "assistant";
 pub const USER: &str = "user";
 /// The role of what is said beforehand.
 pub const SYSTEM: &str = "system";
+
+/// Steps that a template may take for one conversation (see [`Environment::set_fuel`]); some hundred are usual for a turn.
+const STEPS: u64 = 5_000_000;
+
+/// Bytes that a template may write for one conversation.
+const LONGEST: usize = 16 << 20;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +81,9 @@ impl Template {
         environment.add_function("raise_exception", |said: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, said))
         });
+        environment.add_filter("tojson", python::to_json);
+        environment.add_function("strftime_now", |format: String| python::now(&format));
+        environment.set_fuel(Some(STEPS));
         environment.add_template_owned("chat", without_marks(source)).map_err(|e| anyhow!("chat template: {e}"))?;
         Ok(Self { environment, source: source.to_owned(), tokens })
     }
@@ -97,10 +109,19 @@ impl Template {
                 (path, source.map(str::to_owned))
             }
         };
+        // What tokenizer_config.json does not name stands in the file from before it.
+        let older = folder.join("special_tokens_map.json");
+        let older: Value = match read(&older)? {
+            Some(text) => serde_json::from_str(&text).with_context(|| older.display().to_string())?,
+            None => Value::Null,
+        };
         let text = |token: &Value| token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned);
-        let all = config.as_object().into_iter().flatten();
-        let tokens = all.filter(|(name, _)| name.ends_with("_token"));
-        let tokens = tokens.filter_map(|(name, token)| Some((name.clone(), text(token)?))).collect();
+        let named = |file: &Value| -> Vec<(String, Value)> {
+            let all = file.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+            all.map(|(name, token)| (name.clone(), token.clone())).collect()
+        };
+        let tokens: BTreeMap<String, Value> = named(&older).into_iter().chain(named(&config)).collect();
+        let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, text(&token)?))).collect();
         let template = source.map(|source| Self::new(&source, tokens)).transpose();
         template.with_context(|| place.display().to_string())
     }
@@ -135,8 +156,9 @@ impl Template {
     }
 
     /// A whole conversation. What is learnt of it is what stands between the text of the turns before an answer, as
-    /// [`Template::prompt`] has it, and that with the answer. Not learnt are answers to nothing, with which a conversation begins,
-    /// and earlier ones that a template writes otherwise once others follow.
+    /// [`Template::prompt`] has it, and that with the answer. A prompt may open what the answer does not have, such as a thought
+    /// (`<think>`): then the answer begins where the two texts part. Not learnt are answers to nothing, with which a conversation
+    /// begins, and earlier ones that a template writes otherwise once others follow.
     ///
     /// # Errors
     /// If nobody answers, a turn is more than its text, the template refuses the conversation, or the last answer cannot be found
@@ -151,11 +173,15 @@ impl Template {
         let mut answers = Vec::new();
         for i in (1..=last).filter(of_assistant) {
             let (asked, said) = (self.prompt(&messages[..i])?, self.render(&messages[..=i], false)?);
-            let end = said.trim_end().len().max(asked.len());
-            if said.starts_with(&asked) && text.starts_with(&said[..end]) {
-                answers.push(asked.len()..end);
-            } else if i == last {
-                bail!("chat template: what it writes before an answer changes with the answer");
+            let start = match said.starts_with(&asked) {
+                true => Some(asked.len()),
+                false => parting(&self.render(&messages[..i], false)?, &asked, &said, &messages[i].content),
+            };
+            let answer = start.map(|start| start..said.trim_end().len().max(start));
+            match answer.filter(|answer| text.starts_with(&said[..answer.end])) {
+                Some(answer) => answers.push(answer),
+                None if i == last => bail!("chat template: what it writes before an answer changes with the answer"),
+                None => {}
             }
         }
         answers.retain(|answer| !answer.is_empty());
@@ -173,7 +199,46 @@ impl Template {
             ("tools", ().into()),
             ("documents", ().into()),
         ];
-        template.render(Jinja::from_pairs(tokens.chain(given))).map_err(|e| anyhow!("chat template: {e}"))
+        let mut text = Bounded(Vec::new());
+        match template.render_captured_to(Jinja::from_pairs(tokens.chain(given)), &mut text) {
+            Ok(_) => String::from_utf8(text.0).map_err(|e| anyhow!("chat template: {e}")),
+            Err(e) if e.kind() == ErrorKind::OutOfFuel => {
+                bail!("chat template: takes more than {STEPS} steps for a conversation; does it end?")
+            }
+            Err(e) if e.kind() == ErrorKind::WriteFailure => {
+                bail!("chat template: writes more than {} MB for a conversation; does it end?", LONGEST >> 20)
+            }
+            Err(e) => bail!("chat template: {e}"),
+        }
+    }
+}
+
+/// Where an answer begins whose prompt `asked` is not what stands before it in `said`: where the two part, behind the turns `before`
+/// and something that both have (the name of the assistant), and not inside of the answer's `content`.
+fn parting(before: &str, asked: &str, said: &str, content: &str) -> Option<usize> {
+    if !said.starts_with(before) || !asked.starts_with(before) {
+        return None;
+    }
+    let alike = asked.char_indices().zip(said.chars()).take_while(|((_, a), b)| a == b);
+    let common = alike.last().map_or(0, |((at, c), _)| at + c.len_utf8());
+    let begins = said[before.len()..].find(content.trim()).map(|at| before.len() + at);
+    (common > before.len()).then(|| begins.map_or(common, |begins| begins.min(common)))
+}
+
+/// What a template has written so far.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > LONGEST {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -207,98 +272,4 @@ fn without_marks(source: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As ChatML's, over several lines.
-    const LINES: &str = "{% for m in messages %}\n    {% if loop.first and m['role'] != 'system' %}\n<|s|>system\nBe kind.<|e|>\n    {% endif %}\n<|s|>{{ m['role'] }}\n{{ m['content'].strip() }}<|e|>\n{% endfor %}\n{% if add_generation_prompt %}\n<|s|>assistant\n{% endif %}";
-
-    fn turns(all: &[(&str, &str)]) -> Vec<Message> {
-        all.iter().map(|(role, content)| Message::new(role, content)).collect()
-    }
-
-    #[test]
-    fn what_the_assistant_says_is_learnt() {
-        let template = Template::new(
-            "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}\n{% endfor %}\
-             {% if add_generation_prompt %}[assistant]{% endif %}",
-            [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-        )
-        .unwrap();
-        let all = turns(&[("user", "one "), ("assistant", "two"), ("user", "three"), ("assistant", " four")]);
-        let written = template.write(&all).unwrap();
-        assert_eq!(written.text, "<s>[user]one</s>\n[assistant]two</s>\n[user]three</s>\n[assistant]four</s>\n");
-        let answers: Vec<&str> = written.answers.iter().map(|at| &written.text[at.clone()]).collect();
-        assert_eq!(answers, ["two</s>", "four</s>"]);
-        assert_eq!(template.prompt(&all[..1]).unwrap(), "<s>[user]one</s>\n[assistant]");
-    }
-
-    #[test]
-    fn blocks_are_trimmed_and_strings_have_the_methods_of_python() {
-        let template = Template::new(LINES, BTreeMap::new()).unwrap();
-        let said = template.prompt(&turns(&[("user", " hello ")])).unwrap();
-        assert_eq!(said, "<|s|>system\nBe kind.<|e|>\n<|s|>user\nhello<|e|>\n<|s|>assistant\n");
-    }
-
-    #[test]
-    fn an_earlier_answer_that_is_written_otherwise_is_not_learnt() {
-        let source = "{% for m in messages %}({{ m.content }}{% if loop.last and m.role == 'assistant' %}!{% endif %})\
-                      {% endfor %}{% if add_generation_prompt %}({% endif %}";
-        let template = Template::new(source, BTreeMap::new()).unwrap();
-        let written = template.write(&turns(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]));
-        let written = written.unwrap();
-        assert_eq!(
-            (written.text.as_str(), written.answers.len(), &written.answers[0]),
-            ("(a)(b)(c)(d!)", 1, &(10..13))
-        );
-    }
-
-    #[test]
-    fn a_template_that_refuses_or_is_broken_says_so() {
-        let refuses = Template::new("{{ raise_exception('roles must alternate') }}", BTreeMap::new()).unwrap();
-        let said = refuses.prompt(&turns(&[("user", "a")])).unwrap_err().to_string();
-        assert!(said.starts_with("chat template: ") && said.contains("roles must alternate"), "{said}");
-        let broken = Template::new("{% for %}", BTreeMap::new()).unwrap_err().to_string();
-        assert!(broken.starts_with("chat template: "), "{broken}");
-        let moves = Template::new("{{ messages | length }}{{ add_generation_prompt }}", BTreeMap::new()).unwrap();
-        assert!(moves.write(&turns(&[("user", "a"), ("assistant", "b")])).is_err());
-    }
-
-    #[test]
-    fn marks_of_what_is_learnt_are_no_obstacle() {
-        let source = "{% for m in messages %}{%- generation -%} {{ m.content }} {% endgeneration %}{% endfor %}";
-        let template = Template::new(source, BTreeMap::new()).unwrap();
-        assert_eq!(template.prompt(&turns(&[("user", "a"), ("user", "b")])).unwrap(), "a b ");
-    }
-
-    #[test]
-    fn turns_that_are_more_than_text_and_empty_answers() {
-        let template = Template::new("{% for m in messages %}{{ m.content }}\n{% endfor %}", BTreeMap::new()).unwrap();
-        let mut all = turns(&[("user", "a"), ("assistant", "")]);
-        assert!(template.write(&all).unwrap().answers.is_empty());
-        all[1].other = Some("tool_calls");
-        let said = template.write(&all).unwrap_err().to_string();
-        assert_eq!(said, "message 2 has tool_calls; expected a text alone");
-        assert!(template.write(&all[..1]).is_err());
-    }
-
-    #[test]
-    fn a_folder_has_it_in_either_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let asked = turns(&[("user", "a")]);
-        assert!(Template::of_folder(folder.path()).unwrap().is_none());
-        let config = serde_json::json!({"eos_token": {"content": "</s>"}, "chat_template": [
-            {"name": "tools", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"}]});
-        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        let written = |folder: &Path| Template::of_folder(folder).unwrap().unwrap().prompt(&asked).unwrap();
-        assert_eq!(written(folder.path()), "a</s>");
-        let others =
-            serde_json::json!({"chat_template": [{"name": "tools", "template": ""}, {"name": "rag", "template": ""}]});
-        std::fs::write(folder.path().join("tokenizer_config.json"), others.to_string()).unwrap();
-        let said = format!("{:#}", Template::of_folder(folder.path()).unwrap_err());
-        assert!(said.contains("tokenizer_config.json") && said.ends_with("it has tools, rag"), "{said}");
-        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        std::fs::write(folder.path().join("chat_template.jinja"), "{{ eos_token }}").unwrap();
-        assert_eq!(written(folder.path()), "</s>");
-    }
-}
+mod tests;

@@ -1,0 +1,175 @@
+//! What transformers puts into the templates' environment beside Jinja itself: Python's JSON and the date.
+//!
+//! Source: `_cached_compile_jinja_template` in `utils/chat_template_utils.py` of transformers 5.23, and CPython's `json`.
+
+use std::fmt::Write;
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Error, ErrorKind};
+
+/// Nesting beyond which a value is not written. Templates cannot build a deeper one in sight, and each level takes stack.
+const DEEPEST: usize = 200;
+
+/// `json.dumps(value, ensure_ascii=..., indent=..., separators=..., sort_keys=...)`: no HTML escapes, keys in their order.
+///
+/// # Errors
+/// If an option is not one of these or of another type, or a value has no JSON (an undefined one).
+pub fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<Value> = options.get("indent")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let indent = match indent.filter(|indent| !indent.is_none()) {
+        None => None,
+        Some(indent) => Some(match indent.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize),
+        }),
+    };
+    let [item, key] = match separators.as_deref() {
+        None => [if indent.is_some() { "," } else { ", " }, ": "].map(str::to_owned),
+        Some([item, key]) => [item.clone(), key.clone()],
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two strings")),
+    };
+    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let sorted = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    options.assert_all_used()?;
+    let mut writer = Writer { text: String::new(), indent, item, key, ascii, sorted };
+    writer.value(value, 0)?;
+    Ok(writer.text)
+}
+
+struct Writer {
+    text: String,
+    indent: Option<String>,
+    item: String,
+    key: String,
+    ascii: bool,
+    sorted: bool,
+}
+
+impl Writer {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > DEEPEST {
+            return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: more than {DEEPEST} levels")));
+        }
+        match value.kind() {
+            ValueKind::None => self.text.push_str("null"),
+            ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.text.push_str(&number(value)?),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.container(['[', ']'], items.len(), depth, |writer, i| writer.value(&items[i], depth + 1))?;
+            }
+            ValueKind::Map => {
+                let mut pairs = Vec::new();
+                for key in value.try_iter()? {
+                    pairs.push((self.name(&key)?, value.get_item(&key)?));
+                }
+                if self.sorted {
+                    pairs.sort_by(|a, b| a.0.cmp(&b.0));
+                }
+                self.container(['{', '}'], pairs.len(), depth, |writer, i| {
+                    writer.string(&pairs[i].0);
+                    writer.text.push_str(&writer.key.clone());
+                    writer.value(&pairs[i].1, depth + 1)
+                })?;
+            }
+            other => {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {other} has no JSON")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A key as Python's `json` writes it.
+    fn name(&self, key: &Value) -> Result<String, Error> {
+        Ok(match key.kind() {
+            ValueKind::String => key.as_str().unwrap_or_default().to_owned(),
+            ValueKind::None => "null".into(),
+            ValueKind::Bool => if key.is_true() { "true" } else { "false" }.into(),
+            ValueKind::Number => number(key)?,
+            other => return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {other} as a key"))),
+        })
+    }
+
+    fn container(
+        &mut self,
+        [open, close]: [char; 2],
+        len: usize,
+        depth: usize,
+        mut item: impl FnMut(&mut Self, usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.text.push(open);
+        for i in 0..len {
+            if i > 0 {
+                self.text.push_str(&self.item.clone());
+            }
+            self.line(depth + 1);
+            item(self, i)?;
+        }
+        if len > 0 {
+            self.line(depth);
+        }
+        self.text.push(close);
+        Ok(())
+    }
+
+    fn line(&mut self, depth: usize) {
+        if let Some(indent) = &self.indent {
+            self.text.push('\n');
+            self.text.push_str(&indent.repeat(depth));
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        self.text.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
+                '\r' => self.text.push_str("\\r"),
+                '\t' => self.text.push_str("\\t"),
+                '\u{8}' => self.text.push_str("\\b"),
+                '\u{c}' => self.text.push_str("\\f"),
+                c if c < ' ' || (self.ascii && c > '~') => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        let _ = write!(self.text, "\\u{unit:04x}"); // which a String never refuses
+                    }
+                }
+                c => self.text.push(c),
+            }
+        }
+        self.text.push('"');
+    }
+}
+
+/// A number as Python writes it.
+fn number(value: &Value) -> Result<String, Error> {
+    if value.is_integer() {
+        return Ok(i128::try_from(value.clone())?.to_string());
+    }
+    let float = f64::try_from(value.clone())?;
+    if !float.is_finite() {
+        let sign = if float < 0.0 { "-" } else { "" };
+        return Ok(if float.is_nan() { "NaN".into() } else { format!("{sign}Infinity") });
+    }
+    // The fewest digits that name the number, as in Rust; an exponent outside of 1e-4 to 1e16, of two digits.
+    let scientific = format!("{float:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let power: i32 = exponent.parse().unwrap_or(0);
+    if float != 0.0 && !(-4..16).contains(&power) {
+        let sign = if power < 0 { '-' } else { '+' };
+        return Ok(format!("{digits}e{sign}{:02}", power.abs()));
+    }
+    Ok(format!("{float:?}"))
+}
+
+/// `datetime.now().strftime(format)`: the local time of the machine.
+///
+/// # Errors
+/// If the format has a directive that is not known.
+pub fn now(format: &str) -> Result<String, Error> {
+    let said = jiff::fmt::strtime::format(format, &jiff::Zoned::now());
+    said.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {format:?}: {e}")))
+}
