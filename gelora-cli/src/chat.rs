@@ -77,7 +77,9 @@ impl Template {
     pub fn new(source: &str, tokens: BTreeMap<String, String>) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
+        environment.set_formatter(python::print);
+        environment.add_function("dict", python::dict);
         environment.add_function("raise_exception", |said: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, said))
         });

@@ -81,9 +81,8 @@ impl AdapterTask {
             return Ok(Self::Features);
         }
         let is_of_head = |name: &String| family.head.modules().iter().any(|module| name.starts_with(module));
-        let classes = [family.classes[0]];
-        let of_base = json.map.get("architectures").and_then(|all| all.get(0)).and_then(|class| class.as_str());
-        Ok(match adapter.saved.keys().any(is_of_head) || of_base.is_some_and(|class| classes.contains(&class)) {
+        let classifies = json.class() == Some(family.classes[0]);
+        Ok(match adapter.saved.keys().any(is_of_head) || classifies {
             true => Self::SequenceClassification,
             false if family.classes[1].is_empty() => Self::Features,
             false => Self::CausalLm,

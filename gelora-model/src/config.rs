@@ -48,6 +48,8 @@ pub struct Config {
     pub head_dropout: f32,
     /// Names of the classes, if the checkpoint has a task head.
     pub labels: Vec<String>,
+    /// Whether config.json says that the checkpoint is a language model (`architectures`).
+    pub is_language_model: bool,
     /// Whether a text may be of several of these classes at once (`problem_type`).
     pub multi_label: bool,
     /// The tokens that end a text, if config.json says so; the first is the one that training puts there.
@@ -104,6 +106,9 @@ impl Config {
             attention_dropout: 0.0,
             head_dropout: 0.0,
             labels: json.labels(),
+            is_language_model: json
+                .class()
+                .is_some_and(|class| ["ForCausalLM", "LMHeadModel"].iter().any(|end| class.ends_with(end))),
             multi_label: json.map.get("problem_type").is_some_and(|kind| kind == "multi_label_classification"),
             eos: json.eos()?,
             stop: json.eos()?,
@@ -366,6 +371,11 @@ impl Json {
             }
             None => Err(self.error(format!("the key {key} is missing; expected gelu, gelu_new, relu, silu or tanh"))),
         }
+    }
+
+    /// The class of the checkpoint in transformers.
+    pub fn class(&self) -> Option<&str> {
+        self.map.get("architectures")?.get(0)?.as_str()
     }
 
     /// eos_token_id, one or several.

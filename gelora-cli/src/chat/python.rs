@@ -1,11 +1,13 @@
-//! What transformers puts into the templates' environment beside Jinja itself: Python's JSON and the date.
+//! What transformers puts into the templates' environment beside Jinja itself, and where Python differs from minijinja: JSON, the
+//! date, `dict`, numbers, methods of strings.
 //!
 //! Source: `_cached_compile_jinja_template` in `utils/chat_template_utils.py` of transformers 5.23, and CPython's `json`.
 
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
+use minijinja_contrib::pycompat::unknown_method_callback;
 
 /// Nesting beyond which a value is not written. Templates cannot build a deeper one in sight, and each level takes stack.
 const DEEPEST: usize = 200;
@@ -172,4 +174,56 @@ fn number(value: &Value) -> Result<String, Error> {
 pub fn now(format: &str) -> Result<String, Error> {
     let said = jiff::fmt::strtime::format(format, &jiff::Zoned::now());
     said.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {format:?}: {e}")))
+}
+
+/// `dict(pairs or mapping, key=value, ...)`.
+///
+/// # Errors
+/// If the first argument is neither.
+pub fn dict(given: Option<Value>, more: Kwargs) -> Result<Value, Error> {
+    let mut pairs: Vec<(Value, Value)> = Vec::new();
+    if let Some(given) = given {
+        for item in given.try_iter()? {
+            if given.kind() == ValueKind::Map {
+                let value = given.get_item(&item)?;
+                pairs.push((item, value));
+                continue;
+            }
+            let pair: Vec<Value> = item.try_iter()?.collect();
+            let [key, value] = <[Value; 2]>::try_from(pair)
+                .map_err(|_| Error::new(ErrorKind::InvalidOperation, "dict: expected pairs or a mapping"))?;
+            pairs.push((key, value));
+        }
+    }
+    for key in more.args() {
+        pairs.push((key.into(), more.get(key)?));
+    }
+    Ok(Value::from_pairs(pairs))
+}
+
+/// Methods of Python's strings and dicts.
+///
+/// # Errors
+/// If there is no such method, or its arguments do not fit.
+pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    if name != "index" || value.as_str().is_none() {
+        return unknown_method_callback(state, value, name, arguments);
+    }
+    let found = unknown_method_callback(state, value, "find", arguments)?;
+    match found.as_i64() {
+        Some(0..) => Ok(found),
+        _ => Err(Error::new(ErrorKind::InvalidOperation, "index: the text is not in the string")),
+    }
+}
+
+/// Writes what stands in `{{ }}`: numbers as Python does.
+///
+/// # Errors
+/// If the output takes no more.
+pub fn print(out: &mut Output<'_>, state: &mut State, value: &Value) -> Result<(), Error> {
+    let is_float = value.kind() == ValueKind::Number && !value.is_integer();
+    if is_float && f64::try_from(value.clone()).is_ok_and(f64::is_finite) {
+        return Ok(out.write_str(&number(value)?)?);
+    }
+    escape_formatter(out, state, value)
 }

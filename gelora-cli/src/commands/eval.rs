@@ -69,7 +69,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 /// Whether nothing says that the model is a classifier.
 fn without_head(args: &EvalArgs, config: &Config) -> Result<bool> {
     let labels = adapter_info(&args.model.path)?.and_then(|info| info.labels);
-    Ok(config.causal && config.labels.is_empty() && labels.is_none())
+    Ok(config.causal && labels.is_none() && (config.labels.is_empty() || config.is_language_model))
 }
 
 /// Loss and perplexity.

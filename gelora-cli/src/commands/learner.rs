@@ -9,7 +9,7 @@ use gelora_model::{Batch, CausalLm, Classifier, Grads, Pass, Targets as ModelTar
 
 use crate::data::{Dataset, Targets};
 use crate::tokenize::{Encoded, Tokenizer};
-use crate::ui::Progress;
+use crate::ui::{self, Progress};
 
 /// A model with what its loss needs beside the tokens.
 pub enum Learner {
@@ -33,6 +33,7 @@ impl Learner {
                 classifier.move_to(device)?;
             }
             Learner::Lm(lm) => {
+                lm.remarks().iter().for_each(ui::warn);
                 lm.compute_in(dtype)?;
                 lm.move_to(device)?;
             }
