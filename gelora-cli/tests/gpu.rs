@@ -8,7 +8,10 @@ use std::fs;
 use std::path::Path;
 
 use common::{assert_close, data, fixture, floats, gelora, logits, words};
-use serde_json::Value;
+use gelora_kernels::{Device, DeviceKind};
+use gelora_lora::Adapter;
+use gelora_model::{Batch, CausalLm, Grads, Pass};
+use serde_json::{Value, json};
 
 fn there_is_an_adapter() -> bool {
     let devices = gelora(["devices", "--json"]).json();
@@ -81,5 +84,76 @@ fn ranks_are_those_of_the_cpu() {
             states.iter().map(|s| s["id"].as_f64().expect("a number") as f32).collect::<Vec<_>>()
         };
         assert_close("dimensions", &ids(&on_gpu), &ids(&on_cpu), 1e-2);
+    }
+}
+
+#[test]
+fn a_gguf_file_trains_and_is_measured_as_on_the_cpu() {
+    if !there_is_an_adapter() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, data) = (fixture("gguf/tiny.gguf"), dir.path().join("rows.jsonl"));
+    let row =
+        |i: usize| json!({"instruction": format!("Say {i}"), "output": format!("the {} lane", i * i)}).to_string();
+    fs::write(&data, (0..12).map(row).collect::<Vec<_>>().join("\n")).expect("a data file");
+    let train = |device: &str| {
+        let line = format!(
+            "train {{}} --data {{}} --out {{}} --rank 3 --steps 4 --batch-size 3 --lr 1e-2 --target-modules all-linear \
+             --device {device} --quiet"
+        );
+        gelora(words(&line, &[&model, &data, &dir.path().join(device)])).ok();
+        column(&dir.path().join(device).join("metrics.jsonl"), "loss")
+    };
+    let losses = train("cpu");
+    assert_eq!(losses.len(), 4);
+    assert_close("losses", &train("wgpu"), &losses, 1e-4);
+    let eval = |device: &str| {
+        let line = format!("eval {{}} --data {{}} --adapter {{}} --device {device} --json --quiet");
+        let result = gelora(words(&line, &[&model, &data, &dir.path().join("cpu")])).json();
+        result["loss"].as_f64().expect("a loss") as f32
+    };
+    assert_close("loss", &[eval("wgpu")], &[eval("cpu")], 1e-4);
+}
+
+/// Of weights that stay in their blocks of few bits on both devices.
+#[test]
+fn models_of_bitsandbytes_have_the_gradients_of_the_cpu() {
+    if !there_is_an_adapter() {
+        return;
+    }
+    let device = Device::open(DeviceKind::Wgpu).expect("there is an adapter");
+    for name in ["llama-nf4", "qwen2-fp4"] {
+        let folder = fixture("families").join(name);
+        let mut adapter = Adapter::read(&folder.join("adapter")).expect("a PEFT folder");
+        adapter.saved.clear(); // the head of a classifier
+        let mut lm = CausalLm::with_adapter(&folder, adapter).expect("it fits");
+        let rows: Vec<Vec<u32>> = vec![(4..30).collect(), (9..20).rev().collect()];
+        let batch = Batch::of_ids(&rows).expect("rows are not empty");
+        let targets = vec![true; batch.ids().len()];
+        let run = |lm: &CausalLm| {
+            let mut grads = Grads::new();
+            let loss = lm.backward(&batch, &targets, &Pass::inference(), 1.0, &mut grads).expect("backward");
+            let values = |t: &gelora_kernels::Tensor| t.to_vec().expect("values");
+            (values(&loss), grads.iter().map(|(name, t)| (name.clone(), values(t))).collect::<Vec<_>>())
+        };
+        let types = |lm: &CausalLm| {
+            let linears = lm.transformer().linears();
+            linears
+                .map(|linear| linear.weight.tensor().dtype())
+                .filter(|dtype| dtype.is_quantised())
+                .collect::<Vec<_>>()
+        };
+        let ((loss, gradients), of_cpu) = (run(&lm), types(&lm));
+        lm.move_to(&device).expect("it fits");
+        assert_eq!((types(&lm), of_cpu.len()), (of_cpu, 12));
+        let (got, on_gpu) = run(&lm);
+        assert_close(&format!("{name} loss"), &got, &loss, 1e-4);
+        for ((key, got), (_, want)) in on_gpu.iter().zip(&gradients) {
+            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+            let error = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+            assert!(error < 1e-4, "{name} {key}: relative error {error:.1e}");
+        }
+        assert_eq!(on_gpu.len(), gradients.len());
     }
 }

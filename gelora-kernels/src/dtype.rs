@@ -2,8 +2,9 @@ use std::fmt;
 
 /// The type of a tensor's elements.
 ///
-/// Sums are in f32. `Bf16` and `F16` store frozen weights in half the space, `Bf16` is also a type to compute products in; `F64` holds points whose distances are
-/// wanted to full precision (CPU only). The quantised types hold the frozen weights of GGUF files (CPU only).
+/// Sums are in f32. `Bf16` and `F16` store frozen weights in half the space, `Bf16` is also a type to compute
+/// products in; `F64` holds points whose distances are wanted to full precision (CPU only). The quantised types hold
+/// the frozen weights of GGUF files and of checkpoints that bitsandbytes quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision, the type of all activations, gradients and trained parameters.
@@ -14,7 +15,7 @@ pub enum DType {
     F16,
     /// IEEE double precision, for points.
     F64,
-    /// GGUF's Q4_0: frozen weights, CPU only, as the following.
+    /// GGUF's Q4_0: frozen weights, as the following.
     Q4_0,
     /// GGUF's Q4_1.
     Q4_1,
@@ -38,6 +39,22 @@ pub enum DType {
     Iq4Nl,
     /// GGUF's IQ4_XS.
     Iq4Xs,
+    /// NF4 of bitsandbytes: a table of 16 values whose steps follow the normal distribution, an f32 scale for each 64.
+    Nf4(Rounding),
+    /// FP4 of bitsandbytes: the same with the 16 values of a 4-bit float.
+    Fp4(Rounding),
+}
+
+/// What the products of table value and scale are rounded to, in a 4-bit type of bitsandbytes: the type of the model
+/// that was quantised, in which bitsandbytes gives the values back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// Not rounded.
+    F32,
+    /// To the nearest bf16, ties to even.
+    Bf16,
+    /// To the nearest f16, ties to even.
+    F16,
 }
 
 impl DType {
@@ -58,6 +75,7 @@ impl DType {
             DType::Q5K => (256, 176),
             DType::Q6K => (256, 210),
             DType::Iq4Xs => (256, 136),
+            DType::Nf4(_) | DType::Fp4(_) => (64, 36),
         }
     }
 
@@ -70,6 +88,17 @@ impl DType {
     /// Whether values are kept in blocks of few bits.
     pub fn is_quantised(self) -> bool {
         self.block().0 > 1
+    }
+
+    /// The smallest type that is not quantised and holds every value of this one: bf16 or f16 for values that are
+    /// rounded to it, f32 for other quantised types, and the type itself otherwise.
+    pub fn unquantised(self) -> DType {
+        match self {
+            DType::Nf4(Rounding::Bf16) | DType::Fp4(Rounding::Bf16) => DType::Bf16,
+            DType::Nf4(Rounding::F16) | DType::Fp4(Rounding::F16) => DType::F16,
+            quantised if quantised.is_quantised() => DType::F32,
+            other => other,
+        }
     }
 }
 
@@ -92,6 +121,12 @@ impl fmt::Display for DType {
             DType::Q6K => "q6_k",
             DType::Iq4Nl => "iq4_nl",
             DType::Iq4Xs => "iq4_xs",
+            DType::Nf4(Rounding::F32) => "nf4",
+            DType::Nf4(Rounding::Bf16) => "nf4 of bf16",
+            DType::Nf4(Rounding::F16) => "nf4 of f16",
+            DType::Fp4(Rounding::F32) => "fp4",
+            DType::Fp4(Rounding::Bf16) => "fp4 of bf16",
+            DType::Fp4(Rounding::F16) => "fp4 of f16",
         })
     }
 }

@@ -12,6 +12,7 @@ mod failure;
 pub mod math;
 mod peak;
 pub mod product;
+pub mod quantised;
 mod reading;
 pub mod rows;
 pub mod tile;
@@ -108,10 +109,10 @@ pub struct GpuBuffer {
 }
 
 impl GpuBuffer {
-    /// The buffer as an argument of a launch.
+    /// The buffer as an argument of a launch: of words of 32 bits, if it is quantised.
     pub fn arg<R: Runtime>(&self) -> ArrayArg<R> {
-        // SAFETY: the handle was allocated for `len` elements of this type, and nothing shrinks it.
-        unsafe { ArrayArg::from_raw_parts(self.handle.clone(), self.len) }
+        // SAFETY: the handle was allocated for as many elements of this type, and nothing shrinks it.
+        unsafe { ArrayArg::from_raw_parts(self.handle.clone(), quantised::words(self.dtype, self.len)) }
     }
 
     /// Whether another tensor has the same memory, so that it must be copied before it is written to.
@@ -129,7 +130,10 @@ impl GpuBuffer {
     }
 
     fn size(&self) -> u64 {
-        self.dtype.bytes(self.len) as u64
+        match self.dtype.is_quantised() {
+            true => 4 * quantised::words(self.dtype, self.len) as u64,
+            false => self.dtype.bytes(self.len) as u64,
+        }
     }
 }
 
@@ -245,6 +249,9 @@ impl<R: Backend> Gpu<R> {
     }
 
     fn read(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
+        if buffer.dtype.is_quantised() {
+            return self.read_quantised(buffer);
+        }
         let bytes = self.read_bytes(buffer)?;
         Ok(match buffer.dtype {
             DType::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(&bytes).into_iter().map(bf16::to_f32).collect(),
@@ -274,7 +281,7 @@ impl<R: Backend> Gpu<R> {
             DType::F64 => return unsupported("f64; for points, see pairwise::centred"),
             DType::Bf16 if !has(FloatKind::BF16) => return unsupported("bf16 storage"),
             DType::F16 if !has(FloatKind::F16) => return unsupported("f16 storage"),
-            quantised if quantised.is_quantised() => return unsupported("weights in blocks of few bits"),
+            quantised if quantised.is_quantised() => return self.upload_quantised(tensor),
             _ => {}
         }
         self.check_len(tensor.len())?;
@@ -285,6 +292,11 @@ impl<R: Backend> Gpu<R> {
 
     /// Of values of four bytes or less.
     fn check_len(&self, len: usize) -> Result<()> {
+        self.check_words(len, len)
+    }
+
+    /// Of so many values in so many words.
+    fn check_words(&self, len: usize, words: usize) -> Result<()> {
         // Kernels index by u32, and a tile may reach past the last element.
         if len > u32::MAX as usize - (1 << 20) {
             return Err(Error::Unsupported {
@@ -293,7 +305,7 @@ impl<R: Backend> Gpu<R> {
                 what: "tensors of more than 2^32 elements",
             });
         }
-        let needed = 4 * len as u64;
+        let needed = 4 * words as u64;
         // Beyond it CubeCL panics in a thread of its own, and the kernel silently does not run.
         if needed > self.client.properties().memory.max_page_size {
             return Err(Error::OutOfMemory { device: R::KIND, needed });

@@ -29,6 +29,7 @@ pub mod cpu;
 mod device;
 mod dtype;
 mod error;
+pub mod four_bit;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 mod offsets;
@@ -50,7 +51,7 @@ pub mod cuda_compile {
 
 pub use buffer::{Bytes, SharedBytes};
 pub use device::{Device, DeviceInfo, DeviceKind};
-pub use dtype::DType;
+pub use dtype::{DType, Rounding};
 pub use error::{Error, Result};
 pub use offsets::Offsets;
 pub use pending::Pending;

@@ -1,4 +1,5 @@
 //! Weights in blocks of few bits, as GGUF files have them: of each block a scale, or a scale and an offset, and small integers.
+//! Those of bitsandbytes are in [`four_bit`](crate::four_bit).
 //!
 //! With scale d and offset m in f16 and integers q of as many bits as the name says, x is
 //!
@@ -16,7 +17,10 @@
 //!
 //! Source: the blocks of ggml's `ggml-common.h`, in the order in which `ggml-quants.c` takes them apart.
 
-use crate::DType;
+#[cfg(any(feature = "wgpu", feature = "cuda", test))]
+pub mod planes;
+
+use crate::{DType, four_bit};
 
 /// A scale in f16. Not by the crate half, which asks each time what the CPU can do: there is a scale every few values.
 #[inline(always)]
@@ -32,12 +36,18 @@ fn f16_at(bytes: &[u8], at: usize) -> f32 {
 
 /// The scale and the offset, of 6 bits each, of the i-th 32 values of a block of 256, from 12 bytes.
 #[inline(always)]
-fn scale_and_offset(packed: &[u8], i: usize) -> (f32, f32) {
-    let (s, t) = if i < 4 {
+fn steps_of(packed: &[u8], i: usize) -> (u8, u8) {
+    if i < 4 {
         (packed[i] & 63, packed[i + 4] & 63)
     } else {
         (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
-    };
+    }
+}
+
+/// The same in f32.
+#[inline(always)]
+fn scale_and_offset(packed: &[u8], i: usize) -> (f32, f32) {
+    let (s, t) = steps_of(packed, i);
     (f32::from(s), f32::from(t))
 }
 
@@ -254,6 +264,8 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Iq4Nl => iq4_nl(bytes, out),
         DType::Iq4Xs => iq4_xs(bytes, out),
         DType::Q6K => q6_k(bytes, out),
+        DType::Nf4(rounding) => four_bit::decode(&four_bit::NF4, rounding, bytes, out),
+        DType::Fp4(rounding) => four_bit::decode(&four_bit::FP4, rounding, bytes, out),
         DType::F32 | DType::Bf16 | DType::F16 | DType::F64 => unreachable!("not a quantised type"),
     }
 }

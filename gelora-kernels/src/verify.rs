@@ -320,6 +320,11 @@ pub fn random_quantised(shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
     let mut stream = Stream::new(seed);
     let mut bytes: Vec<u8> = (0..dtype.bytes(shape[0] * shape[1])).map(|_| stream.bits() as u8).collect();
     for block in bytes.chunks_exact_mut(size) {
+        if let DType::Nf4(_) | DType::Fp4(_) = dtype {
+            let scale = (0.01 + 0.1 * stream.uniform()) as f32;
+            block[..4].copy_from_slice(&scale.to_le_bytes());
+            continue;
+        }
         let scales: &[usize] = match dtype {
             DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
             DType::Q2K => &[80, 82],

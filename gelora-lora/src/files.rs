@@ -11,4 +11,4 @@ mod tensors;
 pub(crate) use atomic::read_bytes;
 pub use atomic::{is_temporary, write_atomic, write_with};
 pub use foreign::check_downloaded;
-pub use tensors::{map, read_tensors, write_tensors};
+pub use tensors::{Entry, map, read_entries, read_tensors, write_tensors};

@@ -7,8 +7,9 @@ use gelora_kernels::{DType, Tensor, cpu};
 
 use crate::{LoraLayer, Result};
 
-/// W + s B A, on W's device: afterwards a plain linear layer does what the adapter did. It has W's element type, or f32 if that
-/// is quantised or is f16 and cannot hold a sum (above 65504).
+/// W + s B A, on W's device: afterwards a plain linear layer does what the adapter did. It has W's element type or, if that is
+/// quantised, the one that holds its values ([`DType::unquantised`]); f32 if that is f16 and cannot hold a sum (above 65504), or
+/// if the device does not store it.
 ///
 /// # Errors
 /// If A and B do not fit W, a sum is infinite or no number where W is not, or a device fails.
@@ -53,11 +54,14 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
         let message = format!("W {scaling:+} B A has the value {sum}; W, A or B is damaged or far too large");
         return Err(gelora_kernels::Error::Value { op: "merge", message }.into());
     }
-    let dtype = if weight.dtype().is_quantised() { DType::F32 } else { weight.dtype() };
+    let (device, dtype) = (weight.device(), weight.dtype().unquantised());
     let merged = Tensor::from_vec(merged, [c_out, c_in])?;
     let stored = merged.to_dtype(dtype)?;
     let fits = dtype != DType::F16 || stored.to_vec()?.iter().all(|value| value.is_finite());
-    Ok(if fits { stored } else { merged }.to_device(weight.device())?)
+    match if fits { &stored } else { &merged }.to_device(device) {
+        Err(gelora_kernels::Error::Unsupported { .. }) => Ok(merged.to_device(device)?),
+        moved => Ok(moved?),
+    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use gelora_kernels::Tensor;
-use gelora_lora::files::{check_downloaded, read_tensors};
+use gelora_lora::files::{check_downloaded, read_entries, read_tensors};
 use serde_json::Value;
 
 use crate::config::check_no_adapter;
 use crate::gguf::{Gguf, is_gguf};
-use crate::{Error, Result, torch_file};
+use crate::{Error, Result, bitsandbytes, torch_file};
 
 /// The files that weights, or an index of files with weights, may be in. The first that is there is taken.
 pub const FILES: [&str; 4] =
@@ -97,15 +97,27 @@ pub(crate) fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> 
         return Ok((model.into(), Gguf::open(model)?.tensors()?));
     }
     let (path, name) = first(model)?;
+    let files = files(model)?;
+    let is_safetensors = |file: &Path| file.extension().is_some_and(|end| end == "safetensors");
+    // Parts of one quantised weight may be in two shards.
+    let mut quantised = bitsandbytes::Parts::default();
+    for file in files.iter().filter(|file| is_safetensors(file)) {
+        let (bytes, entries) = read_entries(file)?;
+        quantised.add(file, bytes, entries);
+    }
     let mut tensors = BTreeMap::new();
-    for file in files(model)? {
-        tensors.extend(match file.extension().is_some_and(|end| end == "safetensors") {
-            true => read_tensors(&file, is_weight)?,
-            false => torch_file::read_tensors(&file, is_weight)?,
+    let is_plain = |name: &str| is_weight(name) && !quantised.has(name);
+    for file in &files {
+        tensors.extend(match is_safetensors(file) {
+            true => read_tensors(file, is_plain)?,
+            false => torch_file::read_tensors(file, is_plain)?,
         });
     }
+    let weights = quantised.tensors()?;
+    bitsandbytes::check_promise(model, weights.is_empty())?;
+    tensors.extend(weights);
     if is_index(name) {
-        let missing = weight_map(&path)?.into_keys().find(|name| is_weight(name) && !tensors.contains_key(name));
+        let missing = weight_map(&path)?.into_keys().find(|name| is_plain(name) && !tensors.contains_key(name));
         if let Some(name) = missing {
             return Err(Error::file(&path, format!("tensor {name} is in none of the files that the index names")));
         }

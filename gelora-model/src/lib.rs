@@ -31,6 +31,7 @@
 mod adapter;
 mod attention;
 mod batch;
+mod bitsandbytes;
 mod block;
 mod causal;
 pub mod checkpoint;

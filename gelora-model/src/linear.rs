@@ -30,6 +30,17 @@ pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
     }
 }
 
+/// A frozen weight's tensor on a device: as [`stored_on`], but in bf16 where the device's products round it to that
+/// anyway and it would take more memory as it is.
+pub(crate) fn weight_on(weight: &Weight, device: &Device) -> Result<Tensor> {
+    let tensor = weight.tensor();
+    let rounds = weight.compute() == DType::Bf16 && device.kind() != DeviceKind::Cpu && device.multiplies_bf16();
+    match rounds && !tensor.dtype().is_quantised() {
+        true => stored_on(&tensor.to_dtype(DType::Bf16)?, device),
+        false => stored_on(tensor, device),
+    }
+}
+
 /// A frozen affine map, with a LoRA adapter or without.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -62,11 +73,7 @@ impl Linear {
 
     /// Moves weight, bias and adapter to a device.
     pub(crate) fn move_to(&mut self, device: &Device) -> Result<()> {
-        let (mut weight, compute) = (self.weight.tensor().clone(), self.weight.compute());
-        if compute == DType::Bf16 && device.kind() != DeviceKind::Cpu && device.multiplies_bf16() {
-            weight = weight.to_dtype(DType::Bf16)?; // as every product would round it
-        }
-        self.weight = Weight::new(stored_on(&weight, device)?, compute)?;
+        self.weight = Weight::new(weight_on(&self.weight, device)?, self.weight.compute())?;
         if let Some(bias) = &mut self.bias {
             *bias = bias.to_device(device)?;
         }

@@ -34,7 +34,9 @@ impl Merged {
             .filter(|(name, _)| !prefixed || name.starts_with(prefix))
             .map(|(name, tensor)| (if prefixed { name } else { format!("{prefix}{name}") }, tensor))
             .collect();
-        let mut merged = Self { tensors, config: Json::load(model)?.map, too_large: Vec::new() };
+        let mut config = Json::load(model)?.map;
+        config.remove("quantization_config"); // merged weights are not quantised
+        let mut merged = Self { tensors, config, too_large: Vec::new() };
         for (name, tensor) in transformer.saved() {
             merged.replace(name, tensor)?;
         }
@@ -43,7 +45,7 @@ impl Merged {
             let name = format!("{}.weight", linear.name);
             let sum = merge(linear.weight.tensor(), layer).map_err(|e| Error::Value(format!("tensor {name}: {e}")))?;
             let sum = if linear.transposed { weights::transpose(&sum)? } else { sum };
-            if sum.dtype() != linear.weight.tensor().dtype() && !linear.weight.tensor().dtype().is_quantised() {
+            if sum.dtype() != linear.weight.tensor().dtype().unquantised() {
                 merged.too_large.push(name.clone());
             }
             merged.tensors.insert(name, sum);
@@ -59,7 +61,7 @@ impl Merged {
             self.tensors.remove(&old)
         });
         let base = old.as_ref().or(self.tensors.get(name)).map(Tensor::dtype);
-        let dtype = base.filter(|dtype| !dtype.is_quantised()).unwrap_or(DType::F32);
+        let dtype = base.map_or(DType::F32, DType::unquantised);
         let mut stored = trained.to_dtype(dtype)?;
         if dtype == DType::F16 && stored.to_vec()?.iter().any(|value| value.is_infinite()) {
             self.too_large.push(name.to_owned());
@@ -93,7 +95,7 @@ impl Merged {
         let mut remarks = Vec::new();
         if let Some(first) = self.too_large.first() {
             // Not these alone: transformers loads all of a model in the one type that config.json names.
-            for tensor in self.tensors.values_mut().filter(|tensor| tensor.dtype() == DType::F16) {
+            for tensor in self.tensors.values_mut().filter(|tensor| tensor.dtype().unquantised() == DType::F16) {
                 *tensor = tensor.to_dtype(DType::F32)?;
             }
             for key in ["dtype", "torch_dtype"] {

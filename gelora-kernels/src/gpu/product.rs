@@ -18,7 +18,9 @@ pub use super::tile::Lines;
 use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, MAX_CUBES, elementwise};
 use crate::ops::dropout::Dropout;
 use crate::ops::dropout::gpu::mask;
+use crate::quantised::planes::Packing;
 use crate::{DType, Result, Tensor};
+pub use block::Four;
 use block::{Addend, Block, ExtentLaunch, Plan, Side, Sum, product_kernel};
 use matrix::{MatrixExtentLaunch, MatrixPlan};
 use pack::{Fill, PARTS, pack};
@@ -70,8 +72,9 @@ impl<'a> Operand<'a> {
     }
 
     fn side(&self) -> Side {
-        let vector = if self.tensor.cols().is_multiple_of(4) { 4 } else { 1 };
-        Side { lines: self.lines, vector, dropped: self.dropout.is_some() }
+        let packing = Packing::of(self.tensor.dtype());
+        let vector = if packing.is_none() && self.tensor.cols().is_multiple_of(4) { 4 } else { 1 };
+        Side { lines: self.lines, vector, packing, dropped: self.dropout.is_some() }
     }
 }
 
@@ -95,7 +98,7 @@ pub struct Product<'a> {
     pub op: &'static str,
     /// Lines are the output's rows; f32.
     pub left: Operand<'a>,
-    /// Lines are the output's columns; f32, bf16 or f16.
+    /// Lines are the output's columns; f32, bf16, f16 or quantised.
     pub right: Operand<'a>,
     /// What the sums are multiplied by.
     pub scale: f32,
@@ -131,6 +134,7 @@ impl<'a> Product<'a> {
         match self.right.tensor.dtype() {
             DType::Bf16 => self.launch::<R, bf16>(gpu, &partial, block, part)?,
             DType::F16 => self.launch::<R, f16>(gpu, &partial, block, part)?,
+            quantised if quantised.is_quantised() => self.launch::<R, u32>(gpu, &partial, block, part)?,
             _ => self.launch::<R, f32>(gpu, &partial, block, part)?,
         }
         if parts > 1 {
@@ -139,7 +143,7 @@ impl<'a> Product<'a> {
         Ok(out)
     }
 
-    fn launch<R: Backend, W: Float>(&self, gpu: &Gpu<R>, out: &GpuBuffer, block: Block, part: usize) -> Result<()> {
+    fn launch<R: Backend, W: Numeric>(&self, gpu: &Gpu<R>, out: &GpuBuffer, block: Block, part: usize) -> Result<()> {
         let (rows, depth) = self.left.sizes();
         let (cols, _) = self.right.sizes();
         let (adapter, plan) = (self.adapter_or_unused(), self.plan(block));
@@ -288,7 +292,8 @@ impl<'a> Product<'a> {
         if right.dtype == DType::Bf16 && needs_no_padding {
             return Ok((right.clone(), to_vectors));
         }
-        let kept = self.right.rounded.filter(|_| needs_no_padding);
+        // A quantised weight is there to be small: its values in bf16 are made anew for each product.
+        let kept = self.right.rounded.filter(|_| needs_no_padding && !right.dtype.is_quantised());
         if let Some(rounded) = kept.and_then(OnceLock::get) {
             return Ok((rounded.clone(), to_vectors));
         }

@@ -1,7 +1,7 @@
 //! The safetensors format.
 //!
-//! Source: <https://github.com/huggingface/safetensors#format>: 8 bytes with the header's length, the header as JSON, then
-//! the tensors' little-endian values without gaps.
+//! Source: <https://github.com/huggingface/safetensors#format>: 8 bytes with the header's length, the header as JSON,
+//! then the tensors' little-endian values without gaps.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -26,20 +26,53 @@ const MAX_HEADER: u64 = 100_000_000;
 /// The tensors of a safetensors file whose names `keep` accepts, each on the CPU and in its own element type (F32, F16,
 /// BF16, F64).
 ///
-/// The file is mapped, and the tensors share the map: a value is read from the disk when it is first used, and a tensor is
-/// copied when it is first written to. So the file must stay as it is while a tensor of it is alive. Replacing it (as
-/// everything in [`super`] does) or removing it is safe, for the map keeps the old file; on Windows it is refused. Writing
-/// into it changes the tensors, and cutting it short ends this process with SIGBUS when a lost value is used.
+/// The file is mapped, and the tensors share the map: a value is read from the disk when it is first used, and a
+/// tensor is copied when it is first written to. So the file must stay as it is while a tensor of it is alive.
+/// Replacing it (as everything in [`super`] does) or removing it is safe, for the map keeps the old file; on Windows
+/// it is refused. Writing into it changes the tensors, and cutting it short ends this process with SIGBUS when a lost
+/// value is used.
 ///
 /// # Errors
 /// If the file cannot be read, is damaged, or a tensor that is kept is empty or of another type (integers, F8).
 ///
 /// ```no_run
-/// let weights = gelora_lora::files::read_tensors("model/model.safetensors".as_ref(), |name| !name.ends_with("position_ids"))?;
+/// let weights = gelora_lora::files::read_tensors("model/model.safetensors".as_ref(), |name|
+/// !name.ends_with("position_ids"))?;
 /// # Ok::<(), gelora_lora::Error>(())
 /// ```
 pub fn read_tensors(path: &Path, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     tensors_of(path, map(path)?, keep)
+}
+
+/// Where a tensor of a safetensors file lies, whatever its type.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its element type as the file names it, such as `U8`.
+    pub dtype: String,
+    /// Its shape, outermost first.
+    pub shape: Vec<usize>,
+    /// Its bytes in the file.
+    pub range: Range<usize>,
+}
+
+/// A safetensors file, mapped, and where each of its tensors lies, in the order of their names: for formats that keep
+/// more than [`read_tensors`] takes, such as the integers of quantised weights.
+///
+/// # Errors
+/// If the file cannot be read or is damaged.
+pub fn read_entries(path: &Path) -> Result<(SharedBytes, Vec<Entry>)> {
+    let bytes = map(path)?;
+    let (metadata, data) = header_of(bytes.bytes()).map_err(|problem| Error::file(path, problem))?;
+    let start = bytes.bytes().len() - data.len();
+    let entry = |(name, info): (String, &TensorInfo)| {
+        let (begin, end) = info.data_offsets;
+        Entry { name, dtype: info.dtype.to_string(), shape: info.shape.clone(), range: start + begin..start + end }
+    };
+    let mut entries: Vec<Entry> = metadata.tensors().into_iter().map(entry).collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((bytes, entries))
 }
 
 /// The bytes of a file, mapped: see [`read_tensors`] for what that asks of the file.
@@ -55,8 +88,8 @@ pub fn map(path: &Path) -> Result<SharedBytes> {
     if metadata.len() == 0 {
         return Err(Error::file(path, "0 bytes long")); // which cannot be mapped
     }
-    // SAFETY: the map is only read. What another process may do to the file meanwhile is said above: that is the price of
-    // not copying files of gigabytes, as in every safetensors reader.
+    // SAFETY: the map is only read. What another process may do to the file meanwhile is said above: that is the
+    // price of not copying files of gigabytes, as in every safetensors reader.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
     check_downloaded(path, &map)?;
     Ok(Arc::new(Mapped(map)))
@@ -133,9 +166,9 @@ fn header_of(bytes: &[u8]) -> Result<(Metadata, &[u8]), String> {
     }
 }
 
-/// Writes a safetensors file in one step (see [`super`]), each tensor in its own element type and with the
-/// metadata `{"format": "pt"}` that transformers asks for. A tensor on a GPU is fetched first, as f32, and a quantised one
-/// becomes f32.
+/// Writes a safetensors file in one step (see [`super`]), each tensor in its own element type and with the metadata
+/// `{"format": "pt"}` that transformers asks for. A tensor on a GPU is fetched first, as f32, and a quantised one
+/// takes the type that holds its values ([`DType::unquantised`]).
 ///
 /// # Errors
 /// If two tensors have one name, a device fails, or the file cannot be written; a previous file is then untouched.
@@ -150,7 +183,7 @@ pub fn write_tensors<'a, N: Into<String>>(
             return Err(Error::tensor(path, &name, "the name is taken already"));
         }
         let tensor = tensor.to_device(&Device::Cpu)?;
-        let tensor = if tensor.dtype().is_quantised() { tensor.to_dtype(DType::F32)? } else { tensor };
+        let tensor = tensor.to_dtype(tensor.dtype().unquantised())?;
         on_cpu.insert(name, tensor);
     }
     // As the format's own writer orders them: by descending alignment, then by name.
@@ -251,6 +284,13 @@ mod tests {
         let tensors = tensors_of("f".as_ref(), Arc::new(bytes.clone()), |name| name != "ids").unwrap();
         assert_eq!(tensors.len(), 1);
         assert_eq!(tensors["w"].item().unwrap(), 1.5);
+        let folder = folder();
+        let path = folder.path().join("f.safetensors");
+        write_atomic(&path, &bytes).unwrap();
+        let (mapped, entries) = read_entries(&path).unwrap();
+        let found: Vec<_> = entries.iter().map(|e| (&e.name[..], &e.dtype[..], &e.shape[..])).collect();
+        assert_eq!(found, [("ids", "I64", &[1][..]), ("w", "F32", &[])]);
+        assert_eq!(mapped.bytes()[entries[1].range.clone()], 1.5f32.to_le_bytes());
         check(&bytes, "tensor ids: expected F32, F16, BF16 or F64, got I64");
     }
 

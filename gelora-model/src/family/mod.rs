@@ -192,6 +192,7 @@ pub(crate) fn config(json: &Json) -> Result<Config> {
     json.only("add_cross_attention", &false.into())?;
     json.only("cross_attention_hidden_size", &serde_json::Value::Null)?;
     json.only("pruned_heads", &serde_json::json!({}))?;
+    crate::bitsandbytes::check_config(json)?;
     json.all_known()?;
     if !config.heads.is_multiple_of(config.kv_heads) {
         let (heads, kv_heads) = (config.heads, config.kv_heads);

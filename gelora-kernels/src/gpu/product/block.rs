@@ -10,7 +10,9 @@
 use cubecl::prelude::*;
 
 use super::Lines;
+use crate::gpu::quantised::decode;
 use crate::ops::dropout::gpu::{Mask, factor};
+use crate::quantised::planes::Packing;
 
 /// What units fetch and stage.
 pub type Four = Vector<f32, Const<4>>;
@@ -69,6 +71,8 @@ pub struct Side {
     pub lines: Lines,
     /// Values to a vector in memory: 4 where the rows of the matrix divide into fours, else 1.
     pub vector: usize,
+    /// How its values are packed, if it is quantised: then memory holds words, one to a vector, and no dropout applies.
+    pub packing: Option<Packing>,
     /// Whether dropout applies to it.
     pub dropped: bool,
 }
@@ -126,7 +130,7 @@ pub struct Extent {
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 #[allow(clippy::collapsible_if)] // one condition is comptime, the other is not
-pub fn product_kernel<W: Float, NL: Size, NR: Size, NAL: Size, NAR: Size, NO: Size>(
+pub fn product_kernel<W: Numeric, NL: Size, NR: Size, NAL: Size, NAR: Size, NO: Size>(
     left: &Array<Vector<f32, NL>>,
     right: &Array<Vector<W, NR>>,
     adapter_left: &Array<Vector<f32, NAL>>,
@@ -243,7 +247,7 @@ pub fn product_kernel<W: Float, NL: Size, NR: Size, NAL: Size, NAR: Size, NO: Si
 /// of `depth`. Lines at or beyond `rows` and `cols` count as 0. All units of a cube must call it.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-fn accumulate<L: Float, NL: Size, R: Float, NR: Size>(
+fn accumulate<L: Numeric, NL: Size, R: Numeric, NR: Size>(
     sums: &mut Array<f32>,
     left: &Array<Vector<L, NL>>,
     right: &Array<Vector<R, NR>>,
@@ -323,7 +327,7 @@ fn multiply(
 /// Reads this unit's share of `lines` lines from line `first`, at the steps from `step`. What is beyond `end` or `to` is 0.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-pub fn fetch<E: Float, N: Size>(
+pub fn fetch<E: Numeric, N: Size>(
     source: &Array<Vector<E, N>>,
     fetched: &mut Array<Four>,
     mask: &Mask,
@@ -354,7 +358,10 @@ pub fn fetch<E: Float, N: Size>(
             along = line;
         }
         if line < end && k < to {
-            if comptime!(side.vector == 4) {
+            if comptime!(side.packing.is_some()) {
+                let packing = comptime!(side.packing.unwrap());
+                four = decode::<E, N>(source, at, end * depth, packing);
+            } else if comptime!(side.vector == 4) {
                 four = Vector::cast_from(source[at / 4]);
                 if comptime!(side.dropped) {
                     #[unroll]

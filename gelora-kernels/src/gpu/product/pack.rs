@@ -3,8 +3,10 @@
 use cubecl::prelude::*;
 use half::bf16;
 
+use super::super::quantised::decode;
 use super::super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, cubes};
 use super::shape::WIDTH;
+use crate::quantised::planes::Packing;
 use crate::{DType, Result};
 
 /// Numbers of 8 bits that make an f32.
@@ -90,6 +92,35 @@ fn pack_kernel<F: Float, NF: Size, N: Size>(
     }
 }
 
+/// The same of a quantised matrix, once.
+#[cube(launch_unchecked)]
+fn pack_decoded_kernel<N: Size>(
+    from: &Array<Vector<u32, Const<1>>>,
+    to: &mut Array<Vector<bf16, N>>,
+    extent: &PackExtent,
+    scale: f32,
+    #[comptime] packing: Packing,
+) {
+    if ABSOLUTE_POS < extent.to_rows * extent.to_vectors {
+        let row = ABSOLUTE_POS / extent.to_vectors;
+        let first = ABSOLUTE_POS % extent.to_vectors * comptime!(WIDTH);
+        let mut packed = Vector::<bf16, N>::new(bf16::new(0.0));
+        #[unroll]
+        for part in 0..comptime!(WIDTH / 4) {
+            let col = first + comptime!(4 * part);
+            if row < extent.rows && col < extent.cols {
+                let (at, len) = (row * extent.cols + col, extent.rows * extent.cols);
+                let four = decode::<u32, Const<1>>(from, at, len, packing);
+                #[unroll]
+                for e in 0..4usize {
+                    packed[comptime!(4 * part + e)] = bf16::cast_from(four[e] * scale);
+                }
+            }
+        }
+        to[ABSOLUTE_POS] = packed;
+    }
+}
+
 /// A matrix (rows, cols) times `scale` as bf16 in a matrix of `to_rows` rows and `to_vectors` vectors.
 pub fn pack<R: Backend>(
     gpu: &Gpu<R>,
@@ -99,6 +130,25 @@ pub fn pack<R: Backend>(
     scale: f32,
     fill: Fill,
 ) -> Result<GpuBuffer> {
+    if let Some(packing) = Packing::of(from.dtype) {
+        debug_assert_eq!(fill, Fill::Once, "weights are no adapters");
+        let to = gpu.scratch_bf16(to_rows * to_vectors * WIDTH)?;
+        // SAFETY: as in `launch`.
+        unsafe {
+            pack_decoded_kernel::launch_unchecked::<R>(
+                gpu.client(),
+                cubes((to_rows * to_vectors).div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                WIDTH,
+                from.arg(),
+                to.arg(),
+                PackExtentLaunch::new(rows, cols, to_rows, to_vectors),
+                scale,
+                packing,
+            );
+        }
+        return Ok(to);
+    }
     match from.dtype {
         DType::Bf16 => launch::<R, bf16>(gpu, from, [rows, cols], [to_rows, to_vectors], scale, fill),
         DType::F16 => launch::<R, half::f16>(gpu, from, [rows, cols], [to_rows, to_vectors], scale, fill),

@@ -1,8 +1,11 @@
-//! One unit an element of y, one launch a table: tables of any mix of types, in the order given.
+//! One unit an element of y, or four of them if the table is quantised; one launch a table: tables of any mix of
+//! types, in the order given.
 
 use cubecl::prelude::*;
 
+use crate::gpu::quantised::decode;
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, by_dtype, elementwise};
+use crate::quantised::planes::Packing;
 use crate::{Result, Tensor};
 
 #[cube(launch)]
@@ -17,10 +20,50 @@ fn add_kernel<W: Float>(table: &Array<W>, ids: &Array<u32>, y: &mut Array<f32>, 
     }
 }
 
+/// The same from the packed planes of a table of `len` values.
+#[cube(launch)]
+fn add_decoded_kernel(
+    table: &Array<Vector<u32, Const<1>>>,
+    ids: &Array<u32>,
+    y: &mut Array<f32>,
+    c: usize,
+    len: usize,
+    #[comptime] first: bool,
+    #[comptime] packing: Packing,
+) {
+    let at = ABSOLUTE_POS * 4;
+    if at < y.len() {
+        let four = decode::<u32, Const<1>>(table, ids[at / c] as usize * c + at % c, len, packing);
+        #[unroll]
+        for e in 0..4usize {
+            if comptime!(first) {
+                y[at + e] = four[e];
+            } else {
+                y[at + e] += four[e];
+            }
+        }
+    }
+}
+
 pub fn forward<R: Backend>(gpu: &Gpu<R>, tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tensor> {
     const OP: &str = "embedding";
     let y = gpu.output([n, c])?;
     for (i, (table, ids)) in tables.iter().enumerate() {
+        if let Some(packing) = Packing::of(table.dtype()) {
+            add_decoded_kernel::launch::<R>(
+                gpu.client(),
+                elementwise(n * c / 4),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                table.gpu(OP)?.arg(),
+                gpu.upload_u32(ids).arg(),
+                y.gpu(OP)?.arg(),
+                c,
+                table.len(),
+                i == 0,
+                packing,
+            );
+            continue;
+        }
         by_dtype!(table.dtype(), W => add_kernel::launch::<W, R>(
             gpu.client(),
             elementwise(n * c),

@@ -1,6 +1,6 @@
 use super::{Weight, backward_input, backward_weight, forward, reference};
 use crate::verify::{Case, random, random_quantised};
-use crate::{DType, Result, Tensor};
+use crate::{DType, Result, Rounding, Tensor};
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
@@ -82,38 +82,44 @@ pub fn cases() -> Vec<Case> {
         }
     }
     // Weights are read as they are stored for few rows, and laid out for more.
-    for (n, c_in, c_out) in [(1, 256, 7), (8, 512, 33), (9, 256, 40), (130, 768, 65)] {
-        let (shape, flops) = (format!("{n}x{c_in}->{c_out}"), 2.0 * (n * c_in * c_out) as f64);
-        let bytes = 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64;
-        for dtype in QUANTISED {
-            let w = random_quantised([c_out, c_in], dtype, 5);
-            all.push(
-                Case::new("linear", &shape)
-                    .dtype(dtype)
-                    .inputs([random([n, c_in], 1), w.clone(), random([c_out], 3)])
-                    .run(|t| Ok(vec![forward(&t[0], &f32(&t[1])?, Some(&t[2]))?]))
-                    .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
-                    .bound(1e-6)
-                    .work(flops, bytes),
-            );
-            all.push(
-                Case::new("linear.backward_input", &shape)
-                    .dtype(dtype)
-                    .inputs([random([n, c_out], 4), w])
-                    .run(|t| Ok(vec![backward_input(&t[0], &f32(&t[1])?.kept())?]))
-                    .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
-                    .bound(1e-6)
-                    .work(flops, bytes),
-            );
-        }
+    for shape in [(1, 256, 7), (8, 512, 33), (9, 256, 40), (130, 768, 65)] {
+        all.extend(QUANTISED.into_iter().flat_map(|dtype| of_quantised(shape, dtype)));
+    }
+    // Enough for a GPU's largest blocks, forward and backward.
+    for shape in [(1500, 64, 1400), (1500, 1408, 20)] {
+        let types = [DType::Q8_0, DType::Nf4(Rounding::Bf16)];
+        all.extend(types.into_iter().flat_map(|dtype| of_quantised(shape, dtype)));
     }
     all
 }
 
-/// The types of GGUF's weights.
-pub const QUANTISED: [DType; 12] = {
-    use DType::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs]
+/// Both products with a quantised weight.
+fn of_quantised((n, c_in, c_out): (usize, usize, usize), dtype: DType) -> [Case; 2] {
+    let (shape, flops) = (format!("{n}x{c_in}->{c_out}"), 2.0 * (n * c_in * c_out) as f64);
+    let bytes = (4 * n * (c_in + c_out) + dtype.bytes(c_in * c_out)) as f64;
+    let w = random_quantised([c_out, c_in], dtype, 5);
+    let forward = Case::new("linear", &shape)
+        .dtype(dtype)
+        .inputs([random([n, c_in], 1), w.clone(), random([c_out], 3)])
+        .run(|t| Ok(vec![forward(&t[0], &f32(&t[1])?, Some(&t[2]))?]))
+        .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
+        .bound(1e-6)
+        .work(flops, bytes);
+    let backward = Case::new("linear.backward_input", &shape)
+        .dtype(dtype)
+        .inputs([random([n, c_out], 4), w])
+        .run(|t| Ok(vec![backward_input(&t[0], &f32(&t[1])?.kept())?]))
+        .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
+        .bound(1e-6)
+        .work(flops, bytes);
+    [forward, backward]
+}
+
+/// The types of weights in GGUF files, and of those of bitsandbytes.
+pub const QUANTISED: [DType; 16] = {
+    use DType::{Fp4, Iq4Nl, Iq4Xs, Nf4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    use Rounding::{Bf16, F16, F32};
+    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs, Nf4(F32), Nf4(Bf16), Nf4(F16), Fp4(Bf16)]
 };
 
 /// The bound on sums of `depth` products: `short`, and from some depth on proportional to it. Sums that round to nearest grow as the

@@ -4,7 +4,7 @@ use crate::ops::linear::Weight;
 use crate::ops::linear::cases::{of_long_sums, rounded};
 use crate::random::key;
 use crate::verify::{Case, random, random_quantised};
-use crate::{DType, Tensor};
+use crate::{DType, Rounding, Tensor};
 
 /// One shape and what varies with it.
 #[derive(Clone, Copy)]
@@ -29,7 +29,7 @@ enum Products {
 }
 
 pub fn cases() -> Vec<Case> {
-    use DType::{Bf16, F16, F32, Q4_1, Q4K, Q6K, Q8_0};
+    use DType::{Bf16, F16, F32, Fp4, Nf4, Q4_1, Q4K, Q6K, Q8_0};
     let setup =
         |(n, c_in, c_out, r), bias, p, dtype| Setup { n, c_in, c_out, r, bias, p, dtype, products: Products::F32 };
     let bf16 = |products, (n, c_in, c_out, r), bias, p| Setup { n, c_in, c_out, r, bias, p, dtype: F32, products };
@@ -58,6 +58,8 @@ pub fn cases() -> Vec<Case> {
         setup((4, 512, 33, 2), false, 0.0, Q4K),
         setup((70, 256, 33, 3), true, 0.1, Q4_1),
         setup((70, 256, 33, 3), true, 0.0, Q6K),
+        setup((70, 192, 33, 3), true, 0.1, Nf4(Rounding::Bf16)),
+        setup((5, 64, 40, 8), false, 0.0, Fp4(Rounding::F32)),
         bf16(Products::Bf16, (1024, 384, 384, 8), true, 0.0),
         bf16(Products::Bf16, (65, 104, 63, 3), true, 0.1),
         bf16(Products::Bf16Exact, (1, 1, 1, 1), false, 0.0),

@@ -1,0 +1,143 @@
+//! Quantised weights on a GPU: packed into planes when they are uploaded (see [`planes`]), decoded four values at a
+//! time where kernels read them, so that a weight takes no more memory than in its file.
+
+use cubecl::prelude::*;
+
+use super::product::Four;
+use super::{Backend, Gpu, GpuBuffer};
+use crate::quantised::planes::{self, Packing, Scale};
+use crate::{DType, Error, Result, Rounding, Tensor};
+
+/// 2^-24, the least positive f16, and its inverse.
+const LEAST_F16: f32 = 5.960_464_5e-8;
+const INVERSE_OF_LEAST_F16: f32 = 16_777_216.0;
+
+/// 32-bit words of a buffer of so many values.
+pub fn words(dtype: DType, len: usize) -> usize {
+    Packing::of(dtype).map_or(len, |packing| packing.words(len))
+}
+
+impl<R: Backend> Gpu<R> {
+    /// A quantised CPU tensor on the device, in as many bits.
+    pub(super) fn upload_quantised(&self, tensor: &Tensor) -> Result<Tensor> {
+        let (dtype, len) = (tensor.dtype(), tensor.len());
+        let Some(words) = planes::pack(dtype, tensor.bytes()?) else {
+            return Err(Error::DType { op: "upload", name: "tensor", expected: "a quantised type", got: dtype });
+        };
+        self.check_words(len, words.len())?;
+        let handle = self.client().create_from_slice(bytemuck::cast_slice(&words));
+        let buffer = GpuBuffer::new(handle, len, 0, dtype);
+        Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
+    }
+
+    /// The values of a quantised buffer.
+    pub(super) fn read_quantised(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&self.read_bytes(buffer)?);
+        Ok(planes::values(buffer.dtype, &words, buffer.len()))
+    }
+}
+
+/// The word at an index. Kernels for other types are generic over the same array, which then has no words.
+#[cube]
+fn word<W: Numeric, N: Size>(words: &Array<Vector<W, N>>, at: usize) -> u32 {
+    u32::cast_from(words[at])
+}
+
+/// The f32 of the bits of an f16.
+#[cube]
+fn half(bits: u32) -> f32 {
+    let exponent = (bits >> 10) & 31;
+    let mantissa = bits & 1023;
+    let widened = select(exponent == 31, 255u32, exponent + 112);
+    let normal = f32::reinterpret((widened << 23) | (mantissa << 13));
+    let subnormal = f32::cast_from(mantissa) * LEAST_F16;
+    let magnitude = select(exponent == 0, subnormal, normal);
+    select((bits & 0x8000) == 0, magnitude, -magnitude)
+}
+
+/// The nearest value of a type.
+#[cube]
+fn rounded(value: f32, #[comptime] rounding: Rounding) -> f32 {
+    let bits = u32::reinterpret(value);
+    let mut result = value;
+    if comptime!(rounding == Rounding::Bf16) {
+        result = f32::reinterpret((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000u32);
+    }
+    if comptime!(rounding == Rounding::F16) {
+        let normal = f32::reinterpret((bits + 0xfff + ((bits >> 13) & 1)) & 0xffff_e000u32);
+        // Subnormal values are multiples of the least one. Two that are as near do not matter at this size.
+        let subnormal = f32::floor(value * INVERSE_OF_LEAST_F16 + 0.5) * LEAST_F16;
+        result = select((bits & 0x7fff_ffff) < 0x3880_0000, subnormal, normal);
+    }
+    result
+}
+
+/// Four values that are adjacent in a row of a matrix of `len` values, from the one numbered `at`, a multiple of 4, on.
+#[cube]
+pub fn decode<W: Numeric, N: Size>(
+    words: &Array<Vector<W, N>>,
+    at: usize,
+    len: usize,
+    #[comptime] packing: Packing,
+) -> Four {
+    let low = comptime!(packing.low);
+    let codes = word::<W, N>(words, at / comptime!(32 / low)) >> (at % comptime!(32 / low) * low) as u32;
+    // Where the planes begin.
+    let high_plane = len / 32 * low;
+    let scale_plane = high_plane + len / 32 * comptime!(packing.high);
+    let scales = len / comptime!(packing.scaled);
+    let mut step_plane = scale_plane + scales;
+    if comptime!(packing.scale == Scale::F16) {
+        step_plane = scale_plane + scales.div_ceil(2);
+    }
+    let mut table = step_plane;
+    let mut high = 0u32;
+    if comptime!(packing.high > 0) {
+        let bits = comptime!(packing.high);
+        high = word::<W, N>(words, high_plane + at / comptime!(32 / bits)) >> (at % comptime!(32 / bits) * bits) as u32;
+    }
+    // The scale, and what is added to each value.
+    let which = at / comptime!(packing.scaled);
+    let mut d = 0.0f32;
+    let mut m = 0.0f32;
+    if comptime!(packing.scale == Scale::F32) {
+        d = f32::reinterpret(word::<W, N>(words, scale_plane + which));
+    }
+    if comptime!(packing.scale == Scale::F16) {
+        d = half((word::<W, N>(words, scale_plane + which / 2) >> (which % 2 * 16) as u32) & 0xffff);
+    }
+    if comptime!(packing.scale == Scale::F16AndOffset) {
+        let both = word::<W, N>(words, scale_plane + which);
+        d = half(both & 0xffff);
+        m = half(both >> 16);
+    }
+    if comptime!(packing.steps.is_some()) {
+        let steps = comptime!(packing.steps.unwrap());
+        let which = at / comptime!(steps.values);
+        if comptime!(steps.of_offset) {
+            let both = word::<W, N>(words, step_plane + which / 2) >> (which % 2 * 16) as u32;
+            d *= f32::cast_from(both & 255);
+            m = -m * f32::cast_from((both >> 8) & 255);
+            table = step_plane + len / comptime!(2 * steps.values);
+        } else {
+            let step = (word::<W, N>(words, step_plane + which / 4) >> (which % 4 * 8) as u32) & 255;
+            d *= f32::cast_from(step) - comptime!(steps.zero as f32);
+            table = step_plane + len / comptime!(4 * steps.values);
+        }
+    }
+    let mut four = Four::new(0.0f32);
+    #[unroll]
+    for e in 0..4usize {
+        let mut code = (codes >> comptime!((e * low) as u32)) & comptime!((1u32 << low) - 1);
+        if comptime!(packing.high > 0) {
+            let upper = (high >> comptime!((e * packing.high) as u32)) & comptime!((1u32 << packing.high) - 1);
+            code = code | (upper << comptime!(low as u32));
+        }
+        let mut value = f32::cast_from(code) - comptime!(packing.zero as f32);
+        if comptime!(packing.table) {
+            value = f32::reinterpret(word::<W, N>(words, table + code as usize));
+        }
+        four[e] = rounded(d * value + m, packing.rounding);
+    }
+    four
+}

@@ -1,0 +1,273 @@
+//! Weights that bitsandbytes quantised to 4 bits, NF4 or FP4, as transformers writes them into safetensors files.
+//!
+//! A weight `W` comes in several tensors: `W` has the codes, two a byte; `W.absmax` the scale of every block of
+//! values; `W.quant_map` the 16 values that codes stand for; and `W.quant_state.bitsandbytes__nf4` (or `__fp4`) the
+//! rest as the bytes of a JSON object. Where the scales are quantised too, `W.absmax` has codes of 8 bits into
+//! `W.nested_quant_map`, with the scales `W.nested_absmax`, and the object has the offset that was taken from all of
+//! them.
+//!
+//! Source: `QuantState` in bitsandbytes' functional.py.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gelora_kernels::{DType, Rounding, SharedBytes, Tensor, four_bit};
+use gelora_lora::files::Entry;
+use serde_json::{Map, Value};
+
+use crate::config::Json;
+use crate::{Error, Result};
+
+/// What stands between the name of a weight and its kind in the name of the tensor that describes it.
+const STATE: &str = ".quant_state.bitsandbytes__";
+/// The key of config.json.
+const CONFIG: &str = "quantization_config";
+
+/// One tensor of a file.
+struct Part {
+    path: PathBuf,
+    bytes: SharedBytes,
+    entry: Entry,
+}
+
+impl Part {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes.bytes()[self.entry.range.clone()]
+    }
+
+    fn error(&self, problem: impl std::fmt::Display) -> Error {
+        Error::file(&self.path, format!("tensor {}: {problem}", self.entry.name))
+    }
+
+    /// The values of a tensor of f32.
+    fn floats(&self) -> Result<Vec<f32>> {
+        match &self.entry.dtype[..] {
+            "F32" => Ok(self.bytes().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            other => Err(self.error(format!("expected F32, got {other}"))),
+        }
+    }
+
+    /// The values of a tensor of bytes.
+    fn integers(&self) -> Result<&[u8]> {
+        match &self.entry.dtype[..] {
+            "U8" => Ok(self.bytes()),
+            other => Err(self.error(format!("expected U8, got {other}"))),
+        }
+    }
+}
+
+/// The tensors of a checkpoint from which quantised weights are put together.
+#[derive(Default)]
+pub(crate) struct Parts {
+    /// Every tensor of the files by its name.
+    all: BTreeMap<String, Part>,
+    /// The names of quantised weights.
+    weights: BTreeSet<String>,
+}
+
+impl Parts {
+    /// Takes the tensors of one more file into account.
+    pub fn add(&mut self, path: &Path, bytes: SharedBytes, entries: Vec<Entry>) {
+        for entry in entries {
+            if let Some((weight, _)) = entry.name.split_once(STATE) {
+                self.weights.insert(weight.to_owned());
+            }
+            self.all.insert(entry.name.clone(), Part { path: path.into(), bytes: bytes.clone(), entry });
+        }
+    }
+
+    /// Whether a tensor is a part of a quantised weight.
+    pub fn has(&self, name: &str) -> bool {
+        self.weight_of(name).is_some()
+    }
+
+    /// The quantised weight that a tensor is a part of.
+    fn weight_of(&self, name: &str) -> Option<&String> {
+        let prefixes = name.match_indices('.').map(|(at, _)| &name[..at]).chain([name]);
+        prefixes.filter_map(|prefix| self.weights.get(prefix)).next()
+    }
+
+    /// Every quantised weight: in its blocks if its rows are whole blocks of 64 values, or else with its values in
+    /// the type that holds them.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let parts = self.all.iter().filter_map(|(name, part)| Some((self.weight_of(name)?, name, part)));
+        let mut of_weights: BTreeMap<&String, BTreeMap<&str, &Part>> = BTreeMap::new();
+        for (weight, name, part) in parts {
+            let role = name[weight.len()..].strip_prefix('.').unwrap_or("");
+            of_weights.entry(weight).or_default().insert(role, part);
+        }
+        of_weights.into_iter().map(|(name, parts)| Ok((name.clone(), weight(name, parts)?))).collect()
+    }
+}
+
+/// Puts a weight together.
+fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
+    let key = parts.keys().find(|role| role.starts_with(&STATE[1..])).copied().unwrap_or_default();
+    let Some(described) = parts.remove(key) else {
+        return Err(Error::Value(format!("tensor {name} has no {}", &STATE[1..]))); // every name here was found by it
+    };
+    let state = State::read(described)?;
+    let mut part = |role: &'static str| {
+        let full = format!("{name}.{role}");
+        let missing = || described.error(format!("expected a tensor {} beside it", full.trim_end_matches('.')));
+        parts.remove(role).ok_or_else(missing)
+    };
+    // Of whatever type they say: bitsandbytes may store codes under the type of other weights.
+    let codes = part("")?;
+    let map = part("quant_map")?;
+    let (values, table) = (map.floats()?, state.table());
+    let near = |(found, known): (&f32, &f32)| (found - known).abs() <= 1e-5;
+    if values.len() != table.len() || !values.iter().zip(table).all(near) {
+        return Err(map.error(format!("expected the 16 values of {}, got {values:?}", state.kind)));
+    }
+    let scales = part("absmax")?;
+    let absmax = match &state.nested {
+        None => scales.floats()?,
+        Some(nested) => {
+            let (outer, map) = (part("nested_absmax")?, part("nested_quant_map")?);
+            let (codes, values, outer_values) = (scales.integers()?, map.floats()?, outer.floats()?);
+            if values.len() != 256 {
+                return Err(map.error(format!("expected 256 values, got {}", values.len())));
+            }
+            let wanted = codes.len().div_ceil(nested.block);
+            if outer_values.len() != wanted {
+                let (n, block) = (codes.len(), nested.block);
+                return Err(outer.error(format!(
+                    "{n} scales in blocks of {block} need {wanted} values, got {}",
+                    outer_values.len()
+                )));
+            }
+            let scale =
+                |(i, code): (usize, &u8)| values[usize::from(*code)] * outer_values[i / nested.block] + nested.offset;
+            codes.iter().enumerate().map(scale).collect()
+        }
+    };
+    if let Some((role, part)) = parts.first_key_value() {
+        let known = "absmax, quant_map, nested_absmax, nested_quant_map";
+        return Err(part.error(format!("{role:?} is not known of a weight of bitsandbytes; expected {known}")));
+    }
+    let [rows, cols] = state.shape;
+    let count = rows * cols; // checked where it was read
+    if codes.bytes().len() != count.div_ceil(2) {
+        let (wanted, got) = (count.div_ceil(2), codes.bytes().len());
+        return Err(codes.error(format!("expected {wanted} bytes for [{rows}, {cols}], got {got}")));
+    }
+    if absmax.len() != count.div_ceil(state.block) {
+        let (wanted, got) = (count.div_ceil(state.block), absmax.len());
+        return Err(scales.error(format!("expected {wanted} scales for [{rows}, {cols}], got {got}")));
+    }
+    if four_bit::fits(cols, state.block) {
+        let blocks = four_bit::blocks(codes.bytes(), &absmax, state.block)?;
+        let end = blocks.len();
+        return Ok(Tensor::from_bytes(Arc::new(blocks), 0..end, state.dtype, [rows, cols])?);
+    }
+    let values = four_bit::values(state.dtype, codes.bytes(), &absmax, state.block, count)?;
+    Ok(Tensor::from_vec(values, [rows, cols])?.to_dtype(state.dtype.unquantised())?)
+}
+
+/// What describes a weight.
+struct State {
+    kind: String,
+    dtype: DType,
+    block: usize,
+    shape: [usize; 2],
+    nested: Option<Nested>,
+}
+
+/// How scales are quantised.
+struct Nested {
+    block: usize,
+    offset: f32,
+}
+
+impl State {
+    fn read(part: &Part) -> Result<Self> {
+        let json: Map<String, Value> =
+            serde_json::from_slice(part.integers()?).map_err(|e| part.error(format!("expected a JSON object: {e}")))?;
+        let wrong = |key: &str, expected: &str| {
+            let got = json.get(key).unwrap_or(&Value::Null);
+            part.error(format!("{key} must be {expected}, got {got}"))
+        };
+        let text = |key: &str| json.get(key).and_then(Value::as_str).unwrap_or_default();
+        let size = |key: &str| {
+            let size = json.get(key).and_then(Value::as_u64).filter(|n| *n > 0);
+            size.map(|n| n as usize).ok_or_else(|| wrong(key, "a positive integer"))
+        };
+        let rounding = match text("dtype") {
+            "float32" => Rounding::F32,
+            "bfloat16" => Rounding::Bf16,
+            "float16" => Rounding::F16,
+            _ => return Err(wrong("dtype", "float32, bfloat16 or float16")),
+        };
+        let dtype = match text("quant_type") {
+            "nf4" => DType::Nf4(rounding),
+            "fp4" => DType::Fp4(rounding),
+            _ => return Err(wrong("quant_type", "nf4 or fp4")),
+        };
+        let sizes = json.get("shape").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let sizes: Option<Vec<usize>> = sizes.iter().map(|n| n.as_u64().map(|n| n as usize)).collect();
+        let shape: Option<[usize; 2]> = sizes.and_then(|sizes| sizes.try_into().ok());
+        let shape = shape.filter(|[rows, cols]| rows.checked_mul(*cols).is_some_and(|n| n > 0));
+        let shape = shape.ok_or_else(|| wrong("shape", "that of a matrix"))?;
+        let nested = match json.get("nested_offset") {
+            None => None,
+            Some(_) if text("nested_dtype") != "float32" => return Err(wrong("nested_dtype", "float32")),
+            Some(offset) => {
+                let offset = offset.as_f64().ok_or_else(|| wrong("nested_offset", "a number"))?;
+                Some(Nested { block: size("nested_blocksize")?, offset: offset as f32 })
+            }
+        };
+        const KNOWN: [&str; 7] =
+            ["quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset"];
+        if let Some(key) = json.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+            return Err(part.error(format!("{key} is not known; expected {}", KNOWN.join(", "))));
+        }
+        Ok(Self { kind: text("quant_type").to_owned(), dtype, block: size("blocksize")?, shape, nested })
+    }
+
+    fn table(&self) -> &'static [f32; 16] {
+        if let DType::Fp4(_) = self.dtype { &four_bit::FP4 } else { &four_bit::NF4 }
+    }
+}
+
+/// Returns an error unless the model is not quantised, or bitsandbytes quantised it to 4 bits. How, every weight says
+/// itself.
+pub(crate) fn check_config(json: &Json) -> Result<()> {
+    let Some(config) = json.get(CONFIG) else { return Ok(()) };
+    let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("bitsandbytes");
+    if method == "bitsandbytes" && promises_four_bits(config) {
+        return match json.text("model_type") {
+            Some("gpt2") => Err(json.error(format!("{CONFIG} is not supported for gpt2, whose weights it transposes"))),
+            _ => Ok(()),
+        };
+    }
+    let got = match config.get("load_in_8bit") {
+        Some(Value::Bool(true)) => format!("{method} with load_in_8bit"),
+        _ => method.to_owned(),
+    };
+    Err(json.error(format!("{CONFIG} is of {got}, which is not supported; expected bitsandbytes with load_in_4bit")))
+}
+
+fn promises_four_bits(config: &Value) -> bool {
+    ["load_in_4bit", "_load_in_4bit"].iter().any(|key| config.get(key) == Some(&Value::Bool(true)))
+}
+
+/// Returns an error if config.json says that the weights are of 4 bits and none is: transformers would quantise them
+/// when it loads them, and compute something else.
+pub(crate) fn check_promise(model: &Path, none: bool) -> Result<()> {
+    if !none || !model.join("config.json").exists() {
+        return Ok(());
+    }
+    let json = Json::load(model)?;
+    match json.get(CONFIG) {
+        Some(config) if promises_four_bits(config) => Err(json.error(format!(
+            "{CONFIG} says that weights are of 4 bits, but none is: remove it to use them as they are, or quantise the \
+             model and save it"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
