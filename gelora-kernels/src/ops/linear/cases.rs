@@ -103,14 +103,14 @@ fn of_quantised((n, c_in, c_out): (usize, usize, usize), dtype: DType) -> [Case;
         .inputs([random([n, c_in], 1), w.clone(), random([c_out], 3)])
         .run(|t| Ok(vec![forward(&t[0], &f32(&t[1])?, Some(&t[2]))?]))
         .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
-        .bound(1e-6)
+        .bound(of_long_sums(1e-6, c_in))
         .work(flops, bytes);
     let backward = Case::new("linear.backward_input", &shape)
         .dtype(dtype)
         .inputs([random([n, c_out], 4), w])
         .run(|t| Ok(vec![backward_input(&t[0], &f32(&t[1])?.kept())?]))
         .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
-        .bound(1e-6)
+        .bound(of_long_sums(1e-6, c_out))
         .work(flops, bytes);
     [forward, backward]
 }
