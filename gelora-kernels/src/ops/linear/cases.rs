@@ -83,34 +83,43 @@ pub fn cases() -> Vec<Case> {
     }
     // Weights are read as they are stored for few rows, and laid out for more.
     for shape in [(1, 256, 7), (8, 512, 33), (9, 256, 40), (130, 768, 65)] {
-        all.extend(QUANTISED.into_iter().flat_map(|dtype| of_quantised(shape, dtype)));
+        all.extend(QUANTISED.into_iter().flat_map(|dtype| of_quantised(shape, dtype, DType::F32)));
     }
     // Enough for a GPU's largest blocks, forward and backward.
     for shape in [(1500, 64, 1400), (1500, 1408, 20)] {
         let types = [DType::Q8_0, DType::Nf4(Rounding::Bf16)];
-        all.extend(types.into_iter().flat_map(|dtype| of_quantised(shape, dtype)));
+        all.extend(types.into_iter().flat_map(|dtype| of_quantised(shape, dtype, DType::F32)));
+    }
+    for dtype in [DType::Q5K, DType::Nf4(Rounding::Bf16)] {
+        all.extend(of_quantised((70, 256, 192), dtype, DType::Bf16));
     }
     all
 }
 
-/// Both products with a quantised weight.
-fn of_quantised((n, c_in, c_out): (usize, usize, usize), dtype: DType) -> [Case; 2] {
-    let (shape, flops) = (format!("{n}x{c_in}->{c_out}"), 2.0 * (n * c_in * c_out) as f64);
+/// Both products with a quantised weight, computed in f32 or bf16.
+fn of_quantised((n, c_in, c_out): (usize, usize, usize), dtype: DType, compute: DType) -> [Case; 2] {
+    let in_bf16 = compute == DType::Bf16;
+    let shape = format!("{n}x{c_in}->{c_out}{}", if in_bf16 { " bf16 products" } else { "" });
+    let flops = 2.0 * (n * c_in * c_out) as f64;
     let bytes = (4 * n * (c_in + c_out) + dtype.bytes(c_in * c_out)) as f64;
+    // Factors that bf16 holds leave the rounding of sums alone.
+    let exact = !in_bf16 || dtype.unquantised() == DType::Bf16;
+    let bound = |depth| if exact { of_long_sums(1e-6, depth) } else { 5e-3 };
+    let factor = |t: Tensor| if in_bf16 { rounded(&t) } else { t };
     let w = random_quantised([c_out, c_in], dtype, 5);
     let forward = Case::new("linear", &shape)
         .dtype(dtype)
-        .inputs([random([n, c_in], 1), w.clone(), random([c_out], 3)])
-        .run(|t| Ok(vec![forward(&t[0], &f32(&t[1])?, Some(&t[2]))?]))
+        .inputs([factor(random([n, c_in], 1)), w.clone(), random([c_out], 3)])
+        .run(move |t| Ok(vec![forward(&t[0], &Weight::new(t[1].clone(), compute)?, Some(&t[2]))?]))
         .reference(move |v| vec![reference::forward(&v[0], &v[1], Some(&v[2]), c_in)])
-        .bound(of_long_sums(1e-6, c_in))
+        .bound(bound(c_in))
         .work(flops, bytes);
     let backward = Case::new("linear.backward_input", &shape)
         .dtype(dtype)
-        .inputs([random([n, c_out], 4), w])
-        .run(|t| Ok(vec![backward_input(&t[0], &f32(&t[1])?.kept())?]))
+        .inputs([factor(random([n, c_out], 4)), w])
+        .run(move |t| Ok(vec![backward_input(&t[0], &Weight::new(t[1].clone(), compute)?.kept())?]))
         .reference(move |v| vec![reference::backward_input(&v[0], &v[1], c_out)])
-        .bound(of_long_sums(1e-6, c_out))
+        .bound(bound(c_out))
         .work(flops, bytes);
     [forward, backward]
 }
