@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use comfy_table::{CellAlignment, ContentArrangement, presets};
+use comfy_table::{CellAlignment, ContentArrangement, ContentLineStyle, LineStyle, presets};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often progress is written where there is no terminal.
@@ -179,7 +179,10 @@ impl Lines {
 }
 
 /// comfy-table's ASCII_NO_BORDERS without lines between rows, which would double the height of a log.
-const PLAIN: &str = "     -+ |          ";
+const PLAIN: comfy_table::TableStyle = comfy_table::TableStyle::new()
+    .header_lines(ContentLineStyle::none().junction('|'))
+    .header_separator(LineStyle::none().fill('-').junction('+'))
+    .content_lines(ContentLineStyle::none().junction('|'));
 
 /// How tables are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,10 +206,10 @@ pub fn table(header: &[&str], rows: &[Vec<String>], style: TableStyle) -> String
     let mut table = comfy_table::Table::new();
     match style {
         TableStyle::Terminal => {
-            table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+            table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
         }
         TableStyle::Plain => {
-            table.force_no_tty().load_preset(PLAIN);
+            table.force_no_tty().load_style(PLAIN);
             table.set_content_arrangement(ContentArrangement::Disabled);
         }
     }

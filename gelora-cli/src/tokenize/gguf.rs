@@ -79,7 +79,7 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
             let mut tokenizer = Tokenizer::new(bpe);
             tokenizer.with_pre_tokenizer(Some(pre.words()?));
             if pre == Pre::Qwen2 {
-                tokenizer.with_normalizer(Some(NFC));
+                tokenizer.with_normalizer(Some(NFC)).map_err(failed)?;
             }
             begun = pre.has_whole_words();
             tokenizer.with_decoder(Some(ByteLevel::default()));
@@ -104,7 +104,7 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
                 normalizers.push(Prepend::new("▁".into()).into());
             }
             normalizers.push(spaces.into());
-            tokenizer.with_normalizer(Some(Normalizers::new(normalizers)));
+            tokenizer.with_normalizer(Some(Normalizers::new(normalizers))).map_err(failed)?;
             let mut decoders: Vec<DecoderWrapper> = vec![
                 Replace::new("▁", " ").map_err(failed)?.into(),
                 byte_fallback::ByteFallback::default().into(),
@@ -122,8 +122,8 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
         let kinds = tokens.iter().zip(&kinds).filter(|(_, k)| **k == kind);
         kinds.map(|(token, _)| AddedToken::from((*token).to_owned(), special).normalized(false)).collect()
     };
-    tokenizer.add_special_tokens(&of_kind(CONTROL, true));
-    tokenizer.add_tokens(&of_kind(DEFINED, false));
+    tokenizer.add_special_tokens(of_kind(CONTROL, true)).map_err(failed)?;
+    tokenizer.add_tokens(of_kind(DEFINED, false)).map_err(failed)?;
     let begins = flag("add_bos_token").unwrap_or(begun);
     if let Some((bos, id)) = id("bos").filter(|_| begins).and_then(|id| Some((*tokens.get(id as usize)?, id as u32))) {
         let template = TemplateProcessing::builder()

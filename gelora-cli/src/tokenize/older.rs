@@ -133,7 +133,9 @@ fn build(
             let mut tokenizer = Tokenizer::new(wordpiece);
             let chinese = flag("tokenize_chinese_chars").unwrap_or(true);
             let lower = flag("do_lower_case").unwrap_or(true);
-            tokenizer.with_normalizer(Some(BertNormalizer::new(true, chinese, flag("strip_accents"), lower)));
+            tokenizer
+                .with_normalizer(Some(BertNormalizer::new(true, chinese, flag("strip_accents"), lower)))
+                .map_err(failed)?;
             tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
             tokenizer.with_decoder(Some(WordPieceDecoder::new("##".into(), true)));
             tokenizer
@@ -144,7 +146,7 @@ fn build(
             let mut tokenizer = Tokenizer::new(bpe.build().map_err(failed)?);
             let bytes = ByteLevel::new(prefixed.unwrap_or(false), true, class != Class::Qwen2);
             if class == Class::Qwen2 {
-                tokenizer.with_normalizer(Some(NFC));
+                tokenizer.with_normalizer(Some(NFC)).map_err(failed)?;
                 let pattern = SplitPattern::Regex(QWEN2.into());
                 let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(failed)?;
                 tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])));
@@ -156,9 +158,9 @@ fn build(
         }
     };
     tokenizer.set_encode_special_tokens(flag("split_special_tokens").unwrap_or(false));
-    tokenizer.add_tokens(&tokens.all());
+    tokenizer.add_tokens(tokens.all()).map_err(failed)?;
     if class == Class::Qwen2 {
-        tokenizer.add_tokens(&tokens.plain());
+        tokenizer.add_tokens(tokens.plain()).map_err(failed)?;
     }
     let known = |name: &str| -> Result<(String, u32), String> {
         let text = tokens.get(name)?;
@@ -213,7 +215,7 @@ fn unigram(spm: Model, unknown: &str, flag: impl Fn(&str) -> Option<bool>) -> Re
     normalizers.push(Replace::new(spaces, " ").map_err(failed)?.into());
     normalizers.push(NFC.into());
     normalizers.push(Strip::new(false, true).into());
-    tokenizer.with_normalizer(Some(Normalizers::new(normalizers)));
+    tokenizer.with_normalizer(Some(Normalizers::new(normalizers))).map_err(failed)?;
     let mut cuts: Vec<PreTokenizerWrapper> = Vec::new();
     if flag("split_by_punct") == Some(true) {
         cuts.push(Punctuation::new(SplitDelimiterBehavior::Isolated).into());

@@ -199,7 +199,7 @@ impl From<Pair> for Row {
 
 fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(["what", "ours ms", "peer ms", "peer / ours", "spread", "ours MB", "peer MB"]);
     let memory = |mb: Option<f64>| mb.map_or("-".into(), |mb| format!("{mb:.0}"));
     for row in rows {

@@ -60,7 +60,7 @@ mod packages {
         let mut archive = open(wheel)?;
         for i in 0..archive.len() {
             let mut file = archive.by_index(i)?;
-            let Some(name) = file.enclosed_name().map(Path::to_path_buf) else { continue };
+            let Some(name) = file.enclosed_name() else { continue };
             if !name.starts_with("nvidia") || file.is_dir() {
                 continue;
             }
@@ -200,7 +200,7 @@ mod here {
             }
         }
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(["kernel", "sm", "instances", "registers", "shared bytes", "spilled bytes", "verdict"]);
         for ((kernel, architecture), s) in kernels {
             let verdict = if s.failed == 0 { "compiled".to_string() } else { format!("{} FAILED", s.failed) };

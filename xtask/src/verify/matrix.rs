@@ -32,7 +32,7 @@ impl Matrix {
     pub fn table(&self) -> String {
         let columns: BTreeSet<&String> = self.0.values().flat_map(BTreeMap::keys).collect();
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header([&"cases passed".to_string()].into_iter().chain(columns.iter().copied()));
         for (op, row) in &self.0 {
             let cell = |column: &&String| row.get(*column).map_or(String::new(), Counts::to_string);

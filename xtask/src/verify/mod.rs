@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("--op {name}: no operator's name begins so");
     }
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(["operator", "shape", "dtype", "device", "error", "bound", "verdict"]);
     let (mut results, mut failures, mut skips) = (Vec::new(), Vec::new(), BTreeMap::<String, usize>::new());
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
