@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod gpu_report;
+mod licenses;
 mod test;
 mod testbed;
 mod tidy;
@@ -35,7 +36,7 @@ enum Task {
     Demo,
     /// Fetch the model and data of the demo and the tests into target/testbed
     Testbed,
-    /// Check what clippy does not: sizes of files, stubs, who depends on CubeCL
+    /// Check what clippy does not: sizes of files, stubs, licenses, who depends on CubeCL
     Tidy,
 }
 

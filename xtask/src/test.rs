@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 use gelora_kernels::cpu;
 
-use crate::{cargo, say, testbed, tidy, verify};
+use crate::{cargo, licenses, say, testbed, tidy, verify};
 
 /// Tests on real weights are compiled in.
 const TESTBED: [&str; 2] = ["--features", "gelora-model/testbed,gelora-cli/testbed"];
@@ -13,6 +13,7 @@ const TESTBED: [&str; 2] = ["--features", "gelora-model/testbed,gelora-cli/testb
 pub fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     tidy::run()?;
+    licenses::deny()?;
     cargo(
         &[&["clippy", "--release", "--workspace", "--all-targets"], &TESTBED[..], &["--", "-D", "warnings"]].concat(),
     )?;

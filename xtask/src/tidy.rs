@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{root, say};
+use crate::{licenses, root, say};
 
 /// Lines of a Rust file, above which it should be two files.
 const LONGEST: usize = 500;
@@ -27,6 +27,7 @@ pub fn run() -> Result<()> {
         }
     }
     problems.extend(cubecl_outside_kernels()?);
+    problems.extend(licenses::problems()?);
     if !problems.is_empty() {
         bail!("tidy:\n{}", problems.join("\n"));
     }
