@@ -8,10 +8,11 @@ mod casing;
 mod class;
 pub mod gguf;
 mod older;
+mod pieces;
 mod sentencepiece;
 pub mod to_gguf;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use gelora_lora::files::check_downloaded;
@@ -20,6 +21,7 @@ use rayon::prelude::*;
 use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::chat::{ASSISTANT, Message, Template, USER, Written};
+use crate::contained::contained;
 use crate::data::{Dataset, Example};
 use crate::fingerprint;
 
@@ -42,6 +44,8 @@ pub const ASIDE: [&str; 5] = [
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// What it was read from, for messages.
+    path: PathBuf,
     truncate_from: TruncationDirection,
     fingerprint: [u32; 2],
     /// What ends a text, for a language model.
@@ -70,29 +74,35 @@ impl Tokenizer {
     /// # Errors
     /// If the files are missing or not a tokenizer.
     pub fn open(model_dir: &Path) -> Result<Self> {
+        let path = model_dir.join("tokenizer.json");
+        let path = if path.is_file() { path } else { model_dir.to_owned() };
         let (mut inner, fingerprint, truncate_from, template) = if is_gguf(model_dir) {
-            let (inner, fingerprint) = gguf::tokenizer(model_dir)?;
+            let (inner, fingerprint) = contained(&path, || gguf::tokenizer(model_dir))?;
             (inner, fingerprint, TruncationDirection::Right, Template::of_gguf(model_dir))
         } else {
             let truncate_from = truncation_side(model_dir)?;
             let side = format!("{truncate_from:?}");
-            let path = model_dir.join("tokenizer.json");
             let (inner, files) = if path.is_file() {
                 let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
                 check_downloaded(&path, &bytes)?;
-                let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-                    .map_err(|error| anyhow!("{}: not a readable tokenizer: {error}", path.display()))?;
-                let casing = casing::apply(&mut inner, model_dir);
+                let unreadable = |problem: String| anyhow!("{}: not a readable tokenizer: {problem}", path.display());
+                pieces::check(&bytes).map_err(unreadable)?;
+                let (inner, casing) = contained(&path, || {
+                    let inner = tokenizers::Tokenizer::from_bytes(&bytes);
+                    let mut inner = inner.map_err(|error| unreadable(error.to_string()))?;
+                    let casing = casing::apply(&mut inner, model_dir);
+                    Ok((inner, casing))
+                })?;
                 (inner, vec![Some(bytes), Some(casing.into_bytes())])
             } else {
-                older::tokenizer(model_dir)?
+                contained(&path, || older::tokenizer(model_dir))?
             };
             let parts = files.iter().map(Option::as_deref).chain([Some(side.as_bytes())]);
             (inner, fingerprint::of(parts), truncate_from, Template::of_folder(model_dir))
         };
         inner.with_padding(None);
         let template = template_of(template);
-        Self { inner, truncate_from, fingerprint, end: None, vocabulary: u32::MAX, template }
+        Self { inner, path, truncate_from, fingerprint, end: None, vocabulary: u32::MAX, template }
             .with_max_length(DEFAULT_MAX_LENGTH)
     }
 
@@ -102,7 +112,9 @@ impl Tokenizer {
     /// # Errors
     /// If the special tokens leave no room for a token of each text of a pair.
     pub fn with_max_length(mut self, max_length: usize) -> Result<Self> {
-        let special = self.inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true));
+        let special = self.contained(|inner| {
+            Ok(inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true)))
+        })?;
         if max_length < special + 2 {
             bail!("a length of {max_length} is too short: {special} special tokens and a token of each text need more");
         }
@@ -114,6 +126,12 @@ impl Tokenizer {
         };
         self.inner.with_truncation(Some(truncation)).map_err(|error| anyhow!("truncation to {max_length}: {error}"))?;
         Ok(self)
+    }
+
+    /// What the tokenizers crate makes of a text. The crate panics on some files that it has read: on a template whose token it
+    /// does not know, or a decoder of a broken one.
+    fn contained<T>(&self, run: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>) -> Result<T> {
+        contained(&self.path, || run(&self.inner).map_err(|error| anyhow!("tokenizer: {error}")))
     }
 
     /// Sets the token that ends a text.
@@ -178,10 +196,10 @@ impl Tokenizer {
     pub fn encode(&self, example: &Example) -> Result<Encoded> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         if let Some(written) = self.written(example)? {
-            let encoding = self.inner.encode(written.text.as_str(), false);
-            return self.said(&encoding.map_err(|error| anyhow!("tokenizer: {error}"))?, &written);
+            let encoding = self.contained(|inner| inner.encode(written.text.as_str(), false))?;
+            return self.said(&encoding, &written);
         }
-        let encoding = self.inner.encode(input(example), true).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        let encoding = self.contained(|inner| inner.encode(input(example), true))?;
         self.encoded(&encoding, example)
     }
 
@@ -207,8 +225,7 @@ impl Tokenizer {
     pub fn end_of_turn(&self) -> Result<Option<u32>> {
         let turns = [Message::new(USER, "a"), Message::new(ASSISTANT, "b")];
         let written = self.template()?.write(&turns)?;
-        let encoding =
-            self.inner.encode(written.text.as_str(), false).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        let encoding = self.contained(|inner| inner.encode(written.text.as_str(), false))?;
         let encoded = self.said(&encoding, &written)?;
         let last = encoded.targets.iter().rposition(|target| *target).map(|last| encoded.ids[last]);
         let added = self.inner.get_added_tokens_decoder();
@@ -239,13 +256,14 @@ impl Tokenizer {
         let written = examples.par_iter().filter_map(|e| self.written(e).transpose());
         let written: Vec<Written> = written.collect::<Result<_>>()?;
         if !written.is_empty() && written.len() == examples.len() {
-            let texts = written.iter().map(|w| w.text.as_str()).collect();
-            let encodings = self.inner.encode_batch(texts, false).map_err(|error| anyhow!("tokenizer: {error}"))?;
-            return encodings.iter().zip(&written).map(|(encoding, written)| self.said(encoding, written)).collect();
+            let said = |written: &Written| {
+                self.said(&self.contained(|inner| inner.encode(written.text.as_str(), false))?, written)
+            };
+            return written.par_iter().map(said).collect();
         }
-        let inputs = examples.iter().map(|example| input(example)).collect();
-        let encodings = self.inner.encode_batch(inputs, true).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        encodings.iter().zip(examples).map(|(encoding, example)| self.encoded(encoding, example)).collect()
+        let encoded =
+            |example: &&Example| self.encoded(&self.contained(|inner| inner.encode(input(example), true))?, example);
+        examples.par_iter().map(encoded).collect()
     }
 
     /// The tokens of an encoding; where there is an answer, from which on it is, and the end of the text if there is room.
@@ -275,9 +293,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`]; if there are fewer than two tokens.
     pub fn blocks(&self, dataset: &Dataset) -> Result<Vec<Encoded>> {
-        let mut whole = self.inner.clone();
-        whole.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        let encode = |text: &str| whole.encode(text, true).map_err(|error| anyhow!("tokenizer: {error}"));
+        let whole = self.whole()?;
+        let encode = |text: &str| whole.contained(|inner| inner.encode(text, true));
         let texts = dataset.examples.iter().map(|e| e.text.as_str());
         let ids: Vec<u32> = if dataset.running {
             encode(&texts.collect::<String>())?.get_ids().to_vec()
@@ -306,18 +323,25 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn prompt(&self, text: &str, by_template: bool) -> Result<Vec<u32>> {
-        let mut whole = self.inner.clone();
-        whole.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
-        let ids = whole.encode(text, !by_template).map_err(|error| anyhow!("tokenizer: {error}"))?.get_ids().to_vec();
+        let ids = self.whole()?.contained(|inner| inner.encode(text, !by_template))?.get_ids().to_vec();
         self.embedded(&ids)?;
         Ok(ids)
+    }
+
+    /// The same without a limit on length.
+    fn whole(&self) -> Result<Self> {
+        let mut whole = self.clone();
+        whole.inner.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
+        Ok(whole)
     }
 
     /// The text of tokens as they come: calls `say` with each piece that is whole.
     pub fn stream<'t>(&'t self, mut say: impl FnMut(&str) + 't) -> impl FnMut(u32) + 't {
         let mut stream = self.inner.decode_stream(true);
         move |id| {
-            if let Ok(Some(piece)) = stream.step(id) {
+            // What cannot be decoded is an error of `decode`.
+            let step = || stream.step(id).map_err(|error| anyhow!("tokenizer: {error}"));
+            if let Ok(Some(piece)) = contained(&self.path, step) {
                 say(&piece);
             }
         }
@@ -328,7 +352,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| anyhow!("tokenizer: {error}"))
+        self.contained(|inner| inner.decode(ids, true))
     }
 
     /// The tokens of a conversation; what the assistant says is to be predicted.

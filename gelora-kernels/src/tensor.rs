@@ -60,6 +60,20 @@ fn check_len(shape: &[usize], len: usize) -> Result<()> {
     Ok(())
 }
 
+/// The number of f32 values of a shape, before memory is asked for.
+///
+/// # Errors
+/// If the shape has a zero, or so many values cannot be addressed.
+fn len_of(shape: &[usize]) -> Result<usize> {
+    let len = shape.iter().try_fold(1, |n: usize, d| n.checked_mul(*d));
+    len.filter(|len| *len > 0 && *len <= isize::MAX as usize / size_of::<f32>()).ok_or_else(|| Error::Shape {
+        op: "tensor",
+        name: "data",
+        expected: "at least one value, and no more than can be addressed".to_owned(),
+        got: shape.to_vec(),
+    })
+}
+
 impl Tensor {
     /// A CPU tensor of the values, row by row.
     ///
@@ -101,10 +115,14 @@ impl Tensor {
     /// An f32 tensor of zeros.
     ///
     /// # Errors
-    /// If the shape has a zero, or the device is out of memory.
+    /// If the shape has a zero or more values than can be addressed, or the device is out of memory.
     pub fn zeros(shape: impl Into<Vec<usize>>, device: &Device) -> Result<Self> {
         let shape = shape.into();
-        let len = shape.iter().product();
+        let len = len_of(&shape)?;
+        // A vector of zeros would end the process where memory does not suffice.
+        let needed = (len * size_of::<f32>()) as u64;
+        let reserved = Vec::<f32>::new().try_reserve_exact(len);
+        reserved.map_err(|_| Error::OutOfMemory { device: Device::Cpu.kind(), needed })?;
         Self::from_vec(vec![0.0; len], shape)?.to_device(device)
     }
 
@@ -153,8 +171,7 @@ impl Tensor {
     /// values.
     pub(crate) fn output(shape: impl Into<Vec<usize>>) -> Result<Self> {
         let shape = shape.into();
-        let len: usize = shape.iter().product();
-        check_len(&shape, len)?;
+        let len = len_of(&shape)?;
         Self::on_cpu(shape, len, Storage::F32(Buffer::output(len)))
     }
 

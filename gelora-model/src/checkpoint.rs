@@ -91,8 +91,11 @@ pub(crate) fn is_weight(name: &str) -> bool {
     !BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 
-/// All weights of a model, and the file that names them.
-pub(crate) fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
+/// All weights of a model by their names in a Hugging Face checkpoint, and the file that names them.
+///
+/// # Errors
+/// If a file is missing, damaged or of a kind that is not supported, or a tensor is in none of the files of an index.
+pub fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
     if is_gguf(model) {
         return Ok((model.into(), Gguf::open(model)?.tensors()?));
     }

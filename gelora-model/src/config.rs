@@ -88,6 +88,9 @@ impl Config {
     /// attention sees every token, there is no dropout.
     pub(crate) fn of_sizes(json: &Json, [hidden, layers, heads]: [&str; 3]) -> Result<Self> {
         let (c, l, h) = (json.size(hidden)?, json.size(layers)?, json.size(heads)?);
+        if l > MOST_LAYERS {
+            return Err(json.error(format!("{layers} is {l}; expected at most {MOST_LAYERS}")));
+        }
         Ok(Self {
             family: String::new(),
             causal: false,
@@ -136,6 +139,12 @@ impl Config {
         Ok(config)
     }
 }
+
+/// The most layers of a model: memory for them is asked for before their weights are looked for.
+const MOST_LAYERS: usize = 10_000;
+
+/// The largest size of a config, so that products of two sizes can be computed.
+const LARGEST_SIZE: u64 = u32::MAX as u64;
 
 /// What a folder says of how its model is to generate.
 const GENERATION: &str = "generation_config.json";
@@ -316,6 +325,9 @@ impl Json {
 
     pub fn size(&self, key: &str) -> Result<usize> {
         match self.get(key).map(Value::as_u64) {
+            Some(Some(n)) if n > LARGEST_SIZE => {
+                Err(self.error(format!("{key} is {n}; expected at most {LARGEST_SIZE}")))
+            }
             Some(Some(n)) if n > 0 => Ok(n as usize),
             Some(_) => Err(self.error(format!("{key} must be a positive integer, got {}", self.map[key]))),
             None => Err(self.error(format!("the key {key} is missing; expected a positive integer"))),

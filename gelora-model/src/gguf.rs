@@ -117,7 +117,11 @@ impl Gguf {
             let mut infos = Vec::new();
             for _ in 0..tensors {
                 let (name, dimensions) = (cursor.text()?, cursor.u32()?);
-                let mut shape = (0..dimensions.min(8)).map(|_| cursor.u64()).collect::<Option<Vec<usize>>>()?;
+                if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
+                    let expected = format!("expected 1 to {MOST_DIMENSIONS}");
+                    return Some(Err(format!("tensor {name} has {dimensions} dimensions; {expected}")));
+                }
+                let mut shape = (0..dimensions).map(|_| cursor.u64()).collect::<Option<Vec<usize>>>()?;
                 shape.reverse();
                 infos.push(Info { name, shape, kind: cursor.u32()?, offset: cursor.u64()? });
             }
@@ -132,7 +136,9 @@ impl Gguf {
             None => return Err(Error::file(path, "not a GGUF file")),
         };
         let alignment = metadata.get("general.alignment").and_then(Value::as_u64).filter(|n| *n > 0).unwrap_or(32);
-        let data = cursor.at.next_multiple_of(alignment as usize);
+        let data = usize::try_from(alignment).ok().and_then(|alignment| cursor.at.checked_next_multiple_of(alignment));
+        let data =
+            data.ok_or_else(|| Error::file(path, format!("general.alignment is {alignment}, more than a file has")))?;
         Ok(Self { path: path.into(), metadata, keys, tensors, bytes, data })
     }
 
@@ -166,9 +172,10 @@ impl Gguf {
             let supported = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL or IQ4_XS";
             self.error(format!("tensor {name} is of the type {found}, which is not supported; expected {supported}"))
         })?;
-        let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).unwrap_or(usize::MAX);
+        // Values beyond this are in no file, and the bytes of fewer can be computed: none takes more than eight.
+        let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= usize::MAX >> 4);
         let begin = self.data.checked_add(*offset);
-        let range = begin.and_then(|begin| Some(begin..begin.checked_add(dtype.bytes(values))?));
+        let range = begin.zip(values).and_then(|(begin, n)| Some(begin..begin.checked_add(dtype.bytes(n))?));
         let size = self.bytes.bytes().len();
         match range.filter(|range| range.end <= size) {
             Some(range) => Ok(Tensor::from_bytes(self.bytes.clone(), range, dtype, shape.as_slice())?),
@@ -214,6 +221,9 @@ impl Gguf {
         })
     }
 }
+
+/// The most dimensions of a tensor, as in ggml.
+const MOST_DIMENSIONS: u32 = 4;
 
 /// Reads little-endian values; None at the end of the file.
 struct Cursor<'a> {

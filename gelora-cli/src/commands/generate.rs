@@ -79,8 +79,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         said
     };
     let seconds = began.elapsed().as_secs_f64();
+    let text = tokenizer.decode(&said)?; // what could not be said as it came is an error here
     if args.output.json {
-        let text = tokenizer.decode(&said)?;
         let line = json!({"prompt": prompt, "text": text, "tokens": said, "seconds": seconds});
         return Ok(ui::result(ui::with_warnings(line).to_string())?);
     }

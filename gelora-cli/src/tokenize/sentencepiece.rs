@@ -25,7 +25,7 @@ pub struct Model {
 
 /// The longest piece in bytes. The tokenizer nests a map for each byte of one; SentencePiece's own limit is 16 characters unless
 /// it is told otherwise.
-const LONGEST: usize = 1024;
+pub const LONGEST: usize = 1024;
 
 /// The type of model that is read; 2 is BPE.
 const UNIGRAM: u64 = 1;

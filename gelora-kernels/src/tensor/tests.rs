@@ -78,3 +78,14 @@ fn dtypes_round_to_nearest() -> Result<()> {
     assert_eq!(t.to_dtype(DType::Bf16)?.bytes()?.len(), 6);
     Ok(())
 }
+
+#[test]
+fn sizes_are_checked_before_memory_is_asked_for() {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, &Device::Cpu).unwrap_err().to_string();
+    for shape in [&[usize::MAX, 4][..], &[usize::MAX / 4 + 2, 4], &[1 << 62], &[3, 0]] {
+        let message = zeros(shape);
+        assert!(message.contains("at least one value, and no more than can be addressed"), "{shape:?}: {message}");
+        assert!(Tensor::output(shape).is_err());
+    }
+    assert!(zeros(&[1 << 45]).contains("out of memory"), "{}", zeros(&[1 << 45]));
+}

@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 use crate::Result;
 use crate::config::{Json, RopeConfig};
 
+/// The most channels of a head, of which each pair has a frequency.
+const MOST_CHANNELS: usize = 1 << 16;
+
 /// The base of frequencies where a config does not say.
 const THETA: f64 = 10_000.0;
 
@@ -32,6 +35,9 @@ pub fn parameters(json: &Json) -> Result<Option<&Map<String, Value>>> {
 
 /// Frequencies that are not scaled.
 pub fn plain(json: &Json, theta: f64, head_size: usize) -> Result<RopeConfig> {
+    if head_size > MOST_CHANNELS {
+        return Err(json.error(format!("heads have {head_size} channels; expected at most {MOST_CHANNELS}")));
+    }
     if !head_size.is_multiple_of(2) {
         return Err(
             json.error(format!("heads of {head_size} channels cannot be turned in pairs; expected an even number"))

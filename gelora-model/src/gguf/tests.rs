@@ -61,7 +61,22 @@ fn types_that_are_not_read_are_named() {
 }
 
 #[test]
-fn queries_without_dimensions_are_an_error() {
-    let message = parse(file(0, &[], &[0; 4])).unwrap().tensors().unwrap_err().to_string();
-    assert!(message.contains("tensor blk.0.attn_q.weight has 0 rows, which are no pairs in 0 heads"), "{message}");
+fn headers_that_promise_too_much_are_errors() {
+    let message = |bytes: Vec<u8>| {
+        let found = parse(bytes).and_then(|gguf| gguf.tensors().map(|_| ()));
+        found.unwrap_err().to_string()
+    };
+    // Rows of queries without dimensions, and more dimensions than ggml has.
+    assert!(message(file(0, &[], &[0; 4])).contains("tensor blk.0.attn_q.weight has 0 dimensions; expected 1 to 4"));
+    assert!(message(file(0, &[1; 5], &[0; 4])).contains("has 5 dimensions; expected 1 to 4"));
+    // Sizes whose product, or whose bytes, do not fit into 64 bits.
+    for shape in [[1 << 62, 1], [1 << 32, 1 << 32], [u64::MAX, 1], [u64::MAX, u64::MAX]] {
+        assert!(message(file(0, &shape, &[0; 4])).contains("go on after them"), "{shape:?}");
+    }
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend([0u64, 1, 17].map(u64::to_le_bytes).concat());
+    bytes.extend(b"general.alignment");
+    bytes.extend(10u32.to_le_bytes());
+    bytes.extend(u64::MAX.to_le_bytes());
+    assert!(message(bytes).contains("general.alignment is 18446744073709551615, more than a file has"));
 }

@@ -1,4 +1,6 @@
 //! `gelora`: measure LoRA ranks from your data, train, evaluate, merge.
+//!
+//! The program is [`main`]; `src/bin/gelora.rs` calls it. A library has it so that the fuzz targets in `fuzz/` reach the readers.
 
 mod args;
 mod cache;
@@ -16,6 +18,8 @@ mod profile;
 mod report;
 mod tokenize;
 mod ui;
+#[doc(hidden)]
+pub mod untrusted;
 
 use std::process::ExitCode;
 
@@ -23,7 +27,8 @@ use args::{Cli, Command};
 use clap::Parser;
 use gelora_kernels::cpu::Level;
 
-fn main() -> ExitCode {
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
     silence_mesa();
     let mut cli = Cli::parse(); // wrong usage ends here, with exit code 2
     if let Err(problem) = Level::asked_for() {
@@ -78,7 +83,8 @@ fn way_out(error: &anyhow::Error) -> &'static str {
     ""
 }
 
-/// The error and its causes, without those that an outer one has quoted already.
+/// The error and its causes, without those that an outer one has quoted already. A name in a file may have any character, so
+/// that control characters are escaped, and ends of lines become spaces.
 fn in_one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -88,5 +94,24 @@ fn in_one_line(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    text
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' | '\t' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn an_error_is_one_line_whatever_a_file_calls_things() {
+        let error = anyhow!("no column \"a\u{1b}[2J\"").context("f.csv: broken\nhere");
+        assert_eq!(super::in_one_line(&error), "f.csv: broken here: no column \"a\\u{1b}[2J\"");
+    }
 }

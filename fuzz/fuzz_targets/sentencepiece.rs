@@ -1,0 +1,3 @@
+#![no_main]
+
+gelora_fuzz::target!("sentencepiece");
