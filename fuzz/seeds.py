@@ -1,7 +1,7 @@
 """Make seeds/: small files of every format, from which the fuzz targets start. Files named find-* are not made here: each
 broke a reader once.
 
-    python seeds.py        (Python 3.11, numpy, pyarrow 25.0)
+    python seeds.py        (Python 3.11, numpy, pyarrow 26.0)
 """
 
 import io
@@ -138,11 +138,11 @@ def torch_files():
                          ("h", Tensor("1", torch.HalfStorage, w[:2].astype("<f2"), (2,), (1,)))])
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", dumps(Pickler, state))
-        archive.writestr("archive/byteorder", "little")
-        archive.writestr("archive/data/0", w.tobytes())
-        archive.writestr("archive/data/1", w[:2].astype("<f2").tobytes())
-        archive.writestr("archive/version", "3\n")
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), dumps(Pickler, state))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
+        archive.writestr(zipfile.ZipInfo("archive/data/0"), w.tobytes())
+        archive.writestr(zipfile.ZipInfo("archive/data/1"), w[:2].astype("<f2").tobytes())
+        archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
     legacy = dumps(pickle.Pickler, 0x1950A86A20F9469CFC6C) + dumps(pickle.Pickler, 1001)
     legacy += dumps(pickle.Pickler, {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}})
     legacy += dumps(Legacy, state) + dumps(pickle.Pickler, ["0", "1"])
@@ -240,8 +240,9 @@ def main():
     seed("template", "chatml", CHAT.encode())
     seed("template", "raise", b"{%- if messages[0]['role'] == 'system' -%}{%- set s = messages[0].content -%}{%- else -%}{{ raise_exception('no') }}{%- endif -%}"
          b"{% generation %}{{ s | upper | replace('A', 'b') }}{% endgeneration %}{{ messages | map(attribute='role') | join(', ') }}{% for i in range(3) %}{{ i }}{% endfor %}")
-    seed("template", "macro", b"{% macro f(x, n=2) %}{{ x * n }}{% endmacro %}{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ f(m.content) }}{% if loop.index0 > 1 %}{% break %}{% endif %}{{ loop.cycle('a', 'b') }}{% endfor %}"
-         b"{% set ns = namespace(x='') %}{% for m in messages %}{% set ns.x = ns.x ~ m.content.split(' ')[0].title() %}{% endfor %}{{ ns.x[::-1] | tojson }}")
+    seed("template", "macro", b"{% macro f(x, n=2) %}{{ x * n }}{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages %}{{ f(m.content) }}"
+         b"{% if m.role == 'assistant' %}{% set ns.n = ns.n + 1 %}{% endif %}{{ ns.n ~ m.role.split('s')[0].title()[::-1] | tojson }}"
+         b"{% for x in [1, 2, 3] %}{% if x > 1 %}{% break %}{% endif %}{{ loop.cycle('a', 'b') }}{% endfor %}{% endfor %}")
     tables()
 
 
