@@ -239,7 +239,7 @@ def main():
     tokenizers()
     seed("template", "chatml", CHAT.encode())
     seed("template", "raise", b"{%- if messages[0]['role'] == 'system' -%}{%- set s = messages[0].content -%}{%- else -%}{{ raise_exception('no') }}{%- endif -%}"
-         b"{% generation %}{{ s | upper | replace('A', 'b') }}{% endgeneration %}{{ messages | map(attribute='role') | join(', ') }}{% for i in range(3) %}{{ i }}{% endfor %}")
+         b"{% generation %}{{ s | upper | replace('A', 'b') }}{% endgeneration %}{{ messages[:1] | map(attribute='role') | join(', ') }}{% for i in range(3) %}{{ i }}{% endfor %}")
     seed("template", "macro", b"{% macro f(x, n=2) %}{{ x * n }}{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages %}{{ f(m.content) }}"
          b"{% if m.role == 'assistant' %}{% set ns.n = ns.n + 1 %}{% endif %}{{ ns.n ~ m.role.split('s')[0].title()[::-1] | tojson }}"
          b"{% for x in [1, 2, 3] %}{% if x > 1 %}{% break %}{% endif %}{{ loop.cycle('a', 'b') }}{% endfor %}{% endfor %}")

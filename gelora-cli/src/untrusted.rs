@@ -147,9 +147,12 @@ fn table(path: &Path) -> Result<()> {
     rows.or(points)
 }
 
-/// Rows of text, and their classes.
+/// Rows of text, and their classes if they have any.
 fn rows(path: &Path) -> Result<()> {
     let dataset = data::read(path, None, &data::ColumnFlags::default())?;
+    if dataset.labelled() == 0 {
+        return Ok(());
+    }
     let labels = data::labels(&[&dataset], None)?;
     labels.targets(&dataset).map(|_| ())
 }
