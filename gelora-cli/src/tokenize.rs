@@ -112,9 +112,9 @@ impl Tokenizer {
     /// # Errors
     /// If the special tokens leave no room for a token of each text of a pair.
     pub fn with_max_length(mut self, max_length: usize) -> Result<Self> {
-        let special = self.contained(|inner| {
-            Ok(inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true)))
-        })?;
+        let added = |p: &tokenizers::PostProcessorWrapper, pair| tokenizers::PostProcessor::added_tokens(p, pair);
+        let special =
+            self.contained(|inner| Ok(inner.get_post_processor().map_or(0, |p| added(p, true).max(added(p, false)))))?;
         if max_length < special + 2 {
             bail!("a length of {max_length} is too short: {special} special tokens and a token of each text need more");
         }

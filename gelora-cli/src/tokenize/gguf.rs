@@ -21,6 +21,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
 };
 
+use super::sentencepiece::LONGEST;
 use crate::{fingerprint, ui};
 
 /// Kinds of tokens that stand for themselves in a text: control tokens and those that a user defined.
@@ -44,6 +45,9 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
     let id = |name: &str| key(&format!("{name}_token_id")).and_then(Value::as_u64);
     let tokens =
         texts("tokens").ok_or_else(|| of_file("no tokenizer.ggml.tokens; expected a tokenizer inside".into()))?;
+    if let Some(token) = tokens.iter().find(|token| token.len() > LONGEST) {
+        return Err(of_file(format!("has a token of {} bytes; expected {LONGEST} at most", token.len())));
+    }
     let kinds: Vec<i64> = numbers("token_type").unwrap_or_default().into_iter().map(|kind| kind as i64).collect();
     let vocabulary: HashMap<String, u32> =
         tokens.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), id)).collect();

@@ -56,6 +56,8 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<usize, u32>,
+    /// Entries of dictionaries that were made of lists, which may be the same list over and over.
+    copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -302,7 +304,11 @@ impl<'a> Machine<'a> {
                     [key, value] => Ok((*key, *value)),
                     _ => Err(damaged()),
                 };
-                let pairs = self.list(*items)?.iter().map(pair).collect::<Result<_, _>>()?;
+                let pairs = self.list(*items)?.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
+                self.copied += pairs.len();
+                if self.copied > LONGEST {
+                    return Err(format!("its pickle makes dictionaries of more than {LONGEST} entries"));
+                }
                 self.add(Object::Dict(pairs));
             }
             (Function::RebuildTensor, [storage, offset, shape, stride, ..]) => {

@@ -176,3 +176,18 @@ fn torch_pickles_that_are_deep_circular_or_damaged_end() {
         assert!(read(&around(damaged)).is_err(), "{damaged:?}");
     }
 }
+
+/// One list of a thousand pairs, and a dictionary made of it five thousand times.
+#[test]
+fn a_pickle_cannot_multiply_what_it_holds() {
+    let bomb = |times: usize| {
+        let mut bytes = b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01(".to_vec();
+        bytes.extend(b"K\x01K\x02\x86".repeat(1000));
+        bytes.extend(b"e\x85q\x02R");
+        bytes.extend(b"h\x00h\x02R".repeat(times));
+        bytes.push(b'.');
+        Pickle::read(&bytes).err()
+    };
+    assert_eq!(bomb(10), None);
+    assert_eq!(bomb(5000).unwrap(), "its pickle makes dictionaries of more than 4194304 entries");
+}
