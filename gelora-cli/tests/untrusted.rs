@@ -1,9 +1,12 @@
 //! The seeds of the fuzz targets, and the files that broke a reader once (`find-*`): see fuzz/README.md.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
 use gelora_cli::untrusted;
+use serde_json::{Value, json};
 
 #[test]
 fn seeds_are_read_and_finds_are_errors() {
@@ -41,5 +44,47 @@ fn no_cut_or_changed_byte_is_a_panic() {
                 let _ = untrusted::read(target, &changed, &folder.path().join(target));
             }
         }
+    }
+}
+
+/// The tokenizers crate reads these and panics on them later. On every way to it, that is one line which names the file.
+#[test]
+fn what_the_tokenizers_crate_panics_on_is_one_error() {
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/tokenizer/unigram");
+    let good: Value = serde_json::from_slice(&fs::read(seed).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let mut broken = good.clone();
+        change(&mut broken);
+        let error = untrusted::read("tokenizer", broken.to_string().as_bytes(), folder.path()).unwrap_err();
+        assert!(error.contains("tokenizer.json: "), "{error}");
+        error
+    };
+    const DAMAGED: &str = "tokenizer.json: damaged, or of a kind that cannot be read: ";
+    let template = refused(&|file| file["post_processor"]["special_tokens"] = json!({}));
+    assert!(template.contains(DAMAGED), "{template}");
+    let decoder = refused(&|file| file["decoder"] = json!({"type": "Strip", "content": "e", "start": 0, "stop": 9}));
+    assert!(decoder.contains(DAMAGED), "{decoder}");
+    let long = refused(&|file| file["model"]["vocab"][5] = json!(["y".repeat(100_000), -5.0]));
+    assert!(long.contains("not a readable tokenizer: a piece of 100000 bytes; expected 1024 at most"), "{long}");
+}
+
+/// Through the program, whose panics are told on stderr.
+#[test]
+fn a_broken_template_of_special_tokens_is_one_line_of_the_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(common::fixture("tiny-bert")).unwrap().flatten() {
+        fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let path = model.join("tokenizer.json");
+    let mut broken: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    broken["post_processor"]["special_tokens"] = json!({});
+    fs::write(&path, broken.to_string()).unwrap();
+    let (data, out) = (common::fixture("tiny-bert.jsonl"), folder.path().join("out"));
+    for line in ["rank {} --data {} --out {}", "train {} --data {} --rank 1 --steps 1 --out {}"] {
+        let run = common::gelora(common::words(line, &[&model, &data, &out]));
+        run.fails_with(&["tokenizer.json: damaged, or of a kind that cannot be read: "]);
     }
 }
