@@ -88,10 +88,9 @@ impl Tokenizer {
                 let unreadable = |problem: String| anyhow!("{}: not a readable tokenizer: {problem}", path.display());
                 pieces::check(&bytes).map_err(unreadable)?;
                 let (inner, casing) = contained(&path, || {
-                    let inner = tokenizers::Tokenizer::from_bytes(&bytes);
-                    let mut inner = inner.map_err(|error| unreadable(error.to_string()))?;
-                    let casing = casing::apply(&mut inner, model_dir);
-                    Ok((inner, casing))
+                    let read = tokenizers::Tokenizer::from_bytes(&bytes)
+                        .and_then(|mut inner| casing::apply(&mut inner, model_dir).map(|casing| (inner, casing)));
+                    read.map_err(|error| unreadable(error.to_string()))
                 })?;
                 (inner, vec![Some(bytes), Some(casing.into_bytes())])
             } else {

@@ -16,7 +16,10 @@ use crate::ui;
 
 /// Gives the tokenizer of `model`, read from its tokenizer.json, the options that tokenizer_config.json has, and warns where they
 /// differ. Returns them in words, for a fingerprint.
-pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> String {
+///
+/// # Errors
+/// If the tokenizer refuses the options.
+pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> tokenizers::Result<String> {
     let json = |name: &str| -> Value {
         let bytes = std::fs::read(model.join(name)).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default() // a damaged one is an error where it is needed
@@ -24,9 +27,9 @@ pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> String {
     let (config, options) = (json("config.json"), json("tokenizer_config.json"));
     let named = options["tokenizer_class"].as_str().or(config["tokenizer_class"].as_str());
     let class = Class::of(config["model_type"].as_str().unwrap_or_default(), named);
-    let Some(NormalizerWrapper::BertNormalizer(stored)) = tokenizer.get_normalizer() else { return String::new() };
+    let Some(NormalizerWrapper::BertNormalizer(stored)) = tokenizer.get_normalizer() else { return Ok(String::new()) };
     if !matches!(class, Some(Class::Bert | Class::MpNet)) {
-        return String::new();
+        return Ok(String::new());
     }
     let flag = |key: &str| options[key].as_bool();
     let mut wanted = stored.clone();
@@ -51,8 +54,8 @@ pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> String {
         ));
     }
     let words = format!("{wanted:?}");
-    tokenizer.with_normalizer(Some(wanted));
-    words
+    tokenizer.with_normalizer(Some(wanted))?;
+    Ok(words)
 }
 
 /// Accents go where the case does unless the option says otherwise.
