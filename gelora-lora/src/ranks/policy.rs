@@ -42,7 +42,8 @@ pub enum Policy {
         rounding: Rounding,
     },
     /// A number of parameters, spent in proportion to the need: every step starts from its rank under `gelora`, n, and while
-    /// anything fits, the step with the least r / n gets more. No step ends below n.
+    /// anything fits, the step with the least r / n gets more; of several the one with the greatest n, then the one with the
+    /// greatest growth. No step ends below n.
     Budget {
         /// Parameters of all adapters together, at most.
         parameters: usize,
@@ -148,11 +149,15 @@ fn spend(steps: &[Step], needed: Vec<usize>, budget: usize, limits: &Limits) -> 
             problem: format!("the bound on the ranks takes {least} parameters, but the budget is {budget}"),
         });
     };
-    // The step with the least r / n comes first, of equal ones the lowest. A positive f64 is ordered as its bits are.
-    let turn = |s: usize, rank: usize| Reverse(((rank as f64 / needed[s] as f64).to_bits(), s, rank));
+    // The step with the least r / n comes first. Of equal ones it is the neediest: the one with the greatest n, which one rank
+    // more moves least out of proportion, and then the one whose dimension grows most. A positive f64 is ordered as its bits.
+    let turn = |s: usize, rank: usize| {
+        let share = (rank as f64 / needed[s] as f64).to_bits();
+        Reverse((share, Reverse((needed[s], ordered(steps[s].delta))), s, rank))
+    };
     let mut turns: BinaryHeap<_> = needed.iter().enumerate().map(|(s, &rank)| turn(s, rank)).collect();
     let mut ranks = needed.clone();
-    while let Some(Reverse((_, s, rank))) = turns.pop() {
+    while let Some(Reverse((_, _, s, rank))) = turns.pop() {
         // A step that cannot be paid now never can: the budget only shrinks.
         if let Some((more, price)) = next(&steps[s], rank, limits).filter(|(_, price)| *price <= left) {
             left -= price;
@@ -161,6 +166,12 @@ fn spend(steps: &[Step], needed: Vec<usize>, budget: usize, limits: &Limits) -> 
         }
     }
     Ok(ranks)
+}
+
+/// A whole number that is ordered as the float is: that of [`f64::total_cmp`].
+fn ordered(value: f64) -> i64 {
+    let bits = value.to_bits() as i64;
+    bits ^ (((bits >> 63) as u64) >> 1) as i64
 }
 
 /// Hands out a budget at random, from the least ranks on.

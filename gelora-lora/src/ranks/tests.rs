@@ -43,6 +43,19 @@ fn policies_by_hand() {
 }
 
 #[test]
+fn the_remainder_of_a_budget_goes_to_the_neediest() {
+    let any = Limits::default();
+    // Nothing grows, so every step needs one rank; of 7 the last one goes where the dimension falls least.
+    assert_eq!(ranks_of(&steps(&[-3.0, -0.5, -2.0]), &budget(700), &any), [2, 3, 2]);
+    assert_eq!(ranks_of(&steps(&[-3.0, -2.0, -0.5]), &budget(800), &any), [2, 3, 3]);
+    // Of 1, 2 and 4 ranks needed the first above proportion goes to the 4, the next to the 2.
+    let growing = steps(&[-1.0, 0.4, 2.5]);
+    assert_eq!(ranks_of(&growing, &budget(800), &any), [1, 2, 5]);
+    assert_eq!(ranks_of(&growing, &budget(900), &any), [1, 2, 6]);
+    assert_eq!(ranks_of(&growing, &budget(1400), &any), [2, 4, 8]);
+}
+
+#[test]
 fn a_step_without_modules_costs_nothing_and_gets_no_more() {
     let mut steps = steps(&[2.5, -1.0, 0.4]);
     steps[1].cost = 0;
