@@ -5,7 +5,7 @@ mod others;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gelora_id::Estimator;
+use gelora_id::{Estimator, NearCopies};
 use gelora_kernels::{DType, DeviceKind};
 use gelora_lora::ranks::{Rounding, Server};
 
@@ -243,6 +243,10 @@ pub struct MeasureArgs {
     /// Estimator of the intrinsic dimension, as of `gelora id`
     #[arg(long, default_value_t = Estimator::default())]
     pub estimator: Estimator,
+    /// What becomes of examples that are almost the same as another, which is seen from their points: drop (one of each group
+    /// stays) or keep
+    #[arg(long, default_value_t = NearCopies::Drop, value_name = "drop|keep")]
+    pub near_copies: NearCopies,
     /// Where hidden states are taken
     #[arg(long, value_enum, default_value_t = GranularityArg::Block)]
     pub granularity: GranularityArg,

@@ -33,7 +33,12 @@ pub(crate) fn replicates(cloud: &Neighbourhood, inner: usize, outer: usize) -> R
             got: inner as f64,
         });
     }
-    let radii = [inner, outer].map(|order| median(cloud.column(order - 1)));
+    let radius = |order: usize| -> Result<f64> {
+        let missing =
+            || Error::Neighbours { estimator: "corr-dim".into(), needed: order, points: cloud.len(), k: cloud.k() };
+        Ok(median(order.checked_sub(1).and_then(|at| cloud.column(at)).ok_or_else(missing)?))
+    };
+    let radii = [radius(inner)?, radius(outer)?];
     if radii[0] <= 0.0 || radii[0] == radii[1] {
         return Err(Error::AllRatiosOne { n: cloud.len() });
     }
@@ -121,7 +126,7 @@ mod tests {
         let mut random = Stream::new(8);
         let values: Vec<f64> = (0..n * dim).map(|_| random.normal() + 30.0).collect();
         let cloud = Neighbourhood::with_neighbours(&Tensor::from_f64(values.clone(), [n, dim])?, 20)?;
-        let radii = [median(cloud.column(9)), median(cloud.column(19))];
+        let radii = [9, 19].map(|order| median(cloud.column(order).expect("20 neighbours")));
         let (mut all, mut without_7) = ([0; 2], [0; 2]);
         for i in 0..n {
             for j in 0..i {

@@ -101,6 +101,28 @@ pub enum Error {
         /// What came.
         got: String,
     },
+    /// What becomes of near copies is "drop" or "keep".
+    #[error("near copies: expected drop or keep, got {got:?}")]
+    UnknownNearCopies {
+        /// What came.
+        got: String,
+    },
+    /// A mark is needed for every row.
+    #[error("expected a mark for each of {rows} rows, got {marks}")]
+    Marks {
+        /// Number of rows.
+        rows: usize,
+        /// Number of marks.
+        marks: usize,
+    },
+    /// There is no such row.
+    #[error("row {row} of a matrix of {rows} rows (counted from 0)")]
+    Row {
+        /// The row asked for.
+        row: usize,
+        /// Number of rows.
+        rows: usize,
+    },
     /// The neighbour search failed.
     #[error(transparent)]
     Kernels(#[from] gelora_kernels::Error),

@@ -7,6 +7,8 @@
 //! is. The others stand in a module each: [`two_nn_trimmed`], [`two_nn_bayes`], [`gride`], [`mle`], [`corr_dim`],
 //! [`local_pca`].
 //!
+//! Rows that are almost the same as another count once: [`near_copies`] says how they are found.
+//!
 //! [`scale`] tells how the ID depends on the scale, [`Summary`] how two IDs of the same examples differ, and [`manifolds`] has
 //! clouds to try estimators on.
 //!
@@ -48,6 +50,7 @@ pub mod gride;
 pub mod local_pca;
 pub mod manifolds;
 pub mod mle;
+pub mod near_copies;
 mod neighbourhood;
 mod ratios;
 pub mod scale;
@@ -59,6 +62,7 @@ pub mod two_nn_trimmed;
 
 pub use error::{Error, Result};
 pub use estimator::Estimator;
+pub use near_copies::NearCopies;
 pub use neighbourhood::{GROUPS, Neighbourhood};
 pub use ratios::{Ratios, ratios};
 pub use summary::{Growth, Summary};
@@ -69,8 +73,7 @@ use serde::{Deserialize, Serialize};
 /// How to estimate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// Which estimator. By default the linear fit: it leaves out the largest ratios, while one pair of near-identical
-    /// points has a huge ln mu and can dominate the likelihood's sum.
+    /// Which estimator. By default the linear fit, as published.
     pub estimator: Estimator,
     /// The probability with which the interval is to hold the ID, strictly between 0 and 1.
     pub confidence: f64,
@@ -98,11 +101,17 @@ pub struct Estimate {
     /// Number of points left out: further copies of a row if the points were given, points with r1 = 0 if the distances
     /// were (see [`Neighbourhood`]).
     pub duplicates: usize,
+    /// Number of points left out as near copies of one that stays (see [`near_copies`]).
+    #[serde(default)]
+    pub near_copies: usize,
+    /// The intrinsic dimension with the near copies, where there are any and it can be estimated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id_with_near_copies: Option<f64>,
 }
 
 /// The intrinsic dimension of the rows of a matrix (n, D), on any device.
 ///
-/// Identical rows count once (see [`Neighbourhood::of`]).
+/// Identical rows count once, and so do near copies ([`near_copies`]); see [`Neighbourhood::keeping`] to keep those.
 ///
 /// # Errors
 /// If the matrix has fewer than 3 distinct rows, or only one; if a value is not finite; if every ratio of distances is 1;
@@ -114,7 +123,7 @@ pub fn estimate(points: &Tensor, options: &Options) -> Result<Estimate> {
 
 /// The intrinsic dimension from every point's distances r1 <= r2 to its nearest and second nearest neighbour.
 ///
-/// Points with r1 = 0 are left out and counted.
+/// Points with r1 = 0 are left out and counted. Near copies are not looked for: that takes more neighbours.
 ///
 /// # Errors
 /// If the lengths differ; if r2 < r1 or a distance is negative or not finite; if fewer than 3 points have r1 > 0; if every
@@ -130,6 +139,8 @@ pub fn estimate_from_neighbours(r1: &[f64], r2: &[f64], options: &Options) -> Re
         confidence: options.confidence,
         n: ratios.ln_mu().len(),
         duplicates: ratios.dropped(),
+        near_copies: 0,
+        id_with_near_copies: None,
     })
 }
 

@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 
 use gelora_kernels::{Tensor, random::Stream};
 
-use crate::Result;
+use crate::{Error, NearCopies, Neighbourhood, Result};
 
 /// Uniform in the unit cube of dimension `dim`.
 ///
@@ -54,10 +54,10 @@ pub fn swiss_roll(n: usize, seed: u64) -> Result<Tensor> {
     Ok(Tensor::from_f64((0..n).flat_map(point).collect(), [n, 3])?)
 }
 
-/// A flat torus bent through `columns` dimensions: angles u uniform in (0, 2 pi)^dim, and column c is
-/// sin(a_c . u + b_c) with whole numbers a_c of -2 to 2 (not all 0) and phases b_c; the first 2 `dim` columns are cos and sin of
-/// each angle, so that no two points coincide. It has no boundary. The torus depends on `dim` and `columns`, the points on it on
-/// the seed.
+/// A flat torus bent through `columns` dimensions: angles u uniform in (0, 2 pi)^dim, and column c is sin(a_c . u +
+/// b_c) with whole numbers a_c of -2 to 2 (not all 0) and phases b_c; the first 2 `dim` columns are cos and sin of
+/// each angle, so that no two points coincide. It has no boundary. The torus depends on `dim` and `columns`, the
+/// points on it on the seed.
 ///
 /// # Errors
 /// If n or `dim` is 0.
@@ -88,13 +88,17 @@ pub fn nonlinear(n: usize, dim: usize, columns: usize, seed: u64) -> Result<Tens
     Ok(Tensor::from_f64(values, [n, columns])?)
 }
 
-/// The points turned by a random rotation-like map into `columns` columns (a matrix of normal numbers over sqrt(columns), which
-/// keeps distances up to a little).
+/// The points turned by a random rotation-like map into `columns` columns (a matrix of normal numbers over
+/// sqrt(columns), which keeps distances up to a little).
 ///
 /// # Errors
-/// If the points are not a matrix.
+/// If the points are not a matrix, or `columns` is 0.
 pub fn embedded(points: &Tensor, columns: usize, seed: u64) -> Result<Tensor> {
-    let (n, dim, values) = (points.rows(), points.cols(), points.to_vec_f64()?);
+    let (n, dim) = matrix(points)?;
+    if columns == 0 {
+        return Err(Error::Option { name: "the number of columns", expected: "at least 1", got: 0.0 });
+    }
+    let values = points.to_vec_f64()?;
     let mut random = Stream::at(seed, &[0x656d_6265]); // "embe"
     let map: Vec<f64> = (0..dim * columns).map(|_| random.normal() / (columns as f64).sqrt()).collect();
     let mut out = vec![0.0; n * columns];
@@ -111,9 +115,61 @@ pub fn embedded(points: &Tensor, columns: usize, seed: u64) -> Result<Tensor> {
 /// # Errors
 /// If the points are not a matrix.
 pub fn noisy(points: &Tensor, deviation: f64, seed: u64) -> Result<Tensor> {
+    let shape = matrix(points)?;
     let mut random = Stream::at(seed, &[0x6e6f_6973]); // "nois"
     let values = points.to_vec_f64()?.into_iter().map(|v| v + deviation * random.normal());
-    Ok(Tensor::from_f64(values.collect(), [points.rows(), points.cols()])?)
+    Ok(Tensor::from_f64(values.collect(), [shape.0, shape.1])?)
+}
+
+/// The points with near copies in the place of the last rows, and how many those are: a share of all rows. Every
+/// group has `size` rows, the original among them; each copy stands at `distance` times the median distance to the
+/// nearest neighbour from its original, in a random direction. Without the last rows it is the cloud without near
+/// copies.
+///
+/// # Errors
+/// If the points are not a matrix or fewer than 3; if `share` is not in [0, 1), `size` not at least 2 or the distance
+/// not positive; if there are fewer rows left than originals needed.
+pub fn with_near_copies(points: &Tensor, share: f64, size: usize, distance: f64, seed: u64) -> Result<(Tensor, usize)> {
+    let (n, dim) = matrix(points)?;
+    let wrong = |name, expected, got| Err(Error::Option { name, expected, got });
+    if !(0.0..1.0).contains(&share) {
+        return wrong("the share of near copies", "at least 0 and below 1", share);
+    }
+    if size < 2 {
+        return wrong("the size of a group", "at least 2", size as f64);
+    }
+    if !(distance > 0.0 && distance < f64::INFINITY) {
+        return wrong("the distance of near copies", "positive and finite", distance);
+    }
+    let groups = (n as f64 * share / (size - 1) as f64).round() as usize;
+    let copies = groups * (size - 1);
+    let originals = n.saturating_sub(copies);
+    if originals < groups {
+        return wrong("the share of near copies", "small enough to leave an original for each group", share);
+    }
+    let mut nearest = Neighbourhood::keeping(points, 2, NearCopies::Keep)?.column(0).unwrap_or_default();
+    nearest.sort_unstable_by(f64::total_cmp);
+    let length = distance * nearest[nearest.len() / 2];
+    let mut values = points.to_vec_f64()?;
+    values.truncate(originals * dim);
+    let mut random = Stream::at(seed, &[0x636f_7079]); // "copy"
+    let mut order: Vec<usize> = (0..originals).collect();
+    random.shuffle(&mut order);
+    for original in order.into_iter().take(groups) {
+        for _ in 1..size {
+            let step: Vec<f64> = direction(&mut random, dim).map(|v| v * length).collect();
+            values.extend((0..dim).map(|c| values[original * dim + c] + step[c]).collect::<Vec<_>>());
+        }
+    }
+    Ok((Tensor::from_f64(values, [n, dim])?, copies))
+}
+
+/// n and D of a matrix.
+fn matrix(points: &Tensor) -> Result<(usize, usize)> {
+    match *points.shape() {
+        [n, columns] => Ok((n, columns)),
+        _ => Err(Error::Shape { got: points.shape().to_vec() }),
+    }
 }
 
 /// A unit vector, every direction equally likely.
@@ -161,6 +217,36 @@ mod tests {
         assert_relative_eq!((squares / 4000.0).sqrt(), 0.1, max_relative = 0.05);
         assert_eq!(embedded(&swiss_roll(10, 1)?, 40, 2)?.shape(), [10, 40]);
         assert_eq!(nonlinear(10, 3, 2, 1)?.shape(), [10, 6]);
+        Ok(())
+    }
+
+    #[test]
+    fn near_copies_stand_where_they_should() -> Result<()> {
+        let cloud = cube(300, 4, 1)?;
+        let (points, copies) = with_near_copies(&cloud, 0.1, 4, 0.01, 2)?;
+        assert_eq!((points.shape(), copies), (&[300, 4][..], 30));
+        let values = points.to_vec_f64()?;
+        assert_eq!(values[..270 * 4], cloud.to_vec_f64()?[..270 * 4]);
+        let row = |i: usize| &values[i * 4..][..4];
+        let apart = |i, j| row(i).iter().zip(row(j)).map(|(x, y): (&f64, &f64)| (x - y).powi(2)).sum::<f64>().sqrt();
+        let to_original = |i| (0..270).map(|j| apart(i, j)).fold(f64::INFINITY, f64::min);
+        let lengths: Vec<f64> = (270..300).map(to_original).collect();
+        lengths.iter().for_each(|length| assert_relative_eq!(*length, lengths[0], max_relative = 1e-9));
+        let fails = |share, size, distance| with_near_copies(&cloud, share, size, distance, 1).unwrap_err().to_string();
+        assert!(fails(1.0, 2, 0.1).contains("share") && fails(0.1, 1, 0.1).contains("size of a group"));
+        assert!(fails(0.6, 2, 0.1).contains("an original for each") && fails(0.1, 2, 0.0).contains("distance"));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_matrix_is_an_error() -> Result<()> {
+        let solid = Tensor::from_f64(vec![0.0; 8], [2, 2, 2])?;
+        for got in
+            [embedded(&solid, 4, 1), noisy(&solid, 0.1, 1), with_near_copies(&solid, 0.1, 2, 0.1, 1).map(|c| c.0)]
+        {
+            assert!(matches!(got, Err(Error::Shape { .. })), "{got:?}");
+        }
+        assert!(embedded(&cube(4, 2, 1)?, 0, 1).is_err());
         Ok(())
     }
 }

@@ -1,21 +1,21 @@
 //! How the dimension depends on the scale it is measured at, and where it does not.
 //!
-//! Two curves. The decimation curve estimates from n, n / 2, n / 4, .. of the points, of each several disjoint draws: fewer points
-//! are further apart. The GRIDE curve estimates from the neighbours of orders 1 and 2, 2 and 4, 4 and 8, .. of all points.
-//! Small scales see noise and near-duplicates, large ones curvature and the boundary; between them a cloud that has a
+//! Two curves. The decimation curve estimates from n, n / 2, n / 4, .. of the points, of each several disjoint draws:
+//! fewer points are further apart. The GRIDE curve estimates from the neighbours of orders 1 and 2, 2 and 4, 4 and 8,
+//! .. of all points. Small scales see noise, large ones curvature and the boundary; between them a cloud that has a
 //! dimension shows a plateau.
 //!
-//! The rule ([`plateau`]): a plateau is a run of at least 3 neighbouring scales (a factor of 4 in points or neighbours) over which the
-//! largest estimate is at most 1.1 times the smallest. Of several runs it is the longest, of equally long ones the one of the
-//! finest scale, and its dimension that of its finest scale, which has the most points. Where there is none, an estimate says
-//! more about the number of points than about the cloud.
+//! The rule ([`plateau`]): a plateau is a run of at least 3 neighbouring scales (a factor of 4 in points or
+//! neighbours) over which the largest estimate is at most 1.1 times the smallest. Of several runs it is the longest,
+//! of equally long ones the one of the finest scale, and its dimension that of its finest scale, which has the most
+//! points. Where there is none, an estimate says more about the number of points than about the cloud.
 //!
 //! Sources: Facco et al. 2017 for decimation; Denti et al. 2022 for GRIDE's curve. The numbers 3 and 1.1 are ours.
 
 use gelora_kernels::{DType, Tensor, random::Stream};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Estimator, Neighbourhood, Options, Result};
+use crate::{Error, Estimate, Estimator, NearCopies, Neighbourhood, Options, Result};
 
 /// The least number of scales in a plateau.
 pub const SHORTEST: usize = 3;
@@ -48,20 +48,37 @@ pub struct Plateau {
     pub scales: [usize; 2],
 }
 
-/// The estimate from n, n / 2, n / 4, .. points down to `least`, finest first. Of n / 2^j points at most 8 disjoint draws are taken.
+/// The estimate from n, n / 2, n / 4, .. points down to `least`, finest first. Of n / 2^j points at most 8 disjoint
+/// draws are taken from the n rows that the cloud was given. Rows that the cloud left out (identical ones, near
+/// copies) are left out of the draws too, so a draw may have a few points less than its scale says.
+///
+/// The first estimate is the cloud's own and costs no search.
 ///
 /// # Errors
-/// As [`crate::estimate`] of all points; a draw that has no estimate is left out.
-pub fn decimation(points: &Tensor, options: &Options, least: usize, seed: u64) -> Result<Vec<AtScale>> {
-    let all = crate::estimate(points, options)?;
-    let n = points.rows();
+/// As [`Neighbourhood::estimate`] of all points, or if the device fails; a draw that has no estimate is left out.
+pub fn decimation(cloud: &Neighbourhood, options: &Options, least: usize, seed: u64) -> Result<Vec<AtScale>> {
+    let all = cloud.estimate_alone(options)?;
+    let n = cloud.given();
     let mut curve = vec![AtScale { scale: n, id: all.id, interval: all.interval, draws: 1 }];
+    let mut place = vec![None; n];
+    cloud.rows().iter().enumerate().for_each(|(at, &row)| place[row as usize] = Some(at));
+    let estimate = |rows: &[usize]| -> Result<Estimate> {
+        let mut points: Vec<usize> = rows.iter().filter_map(|&row| place[row]).collect();
+        // In the order of the rows, whatever the order of the draw: a copy's first row is then the same.
+        points.sort_unstable();
+        if points.len() < 3 {
+            return Err(Error::TooFew { distinct: points.len(), points: rows.len() });
+        }
+        let drawn = subset(cloud.points(), &points)?;
+        let k = options.estimator.neighbours();
+        Neighbourhood::keeping(&drawn, k, NearCopies::Keep)?.estimate_alone(options)
+    };
     let mut parts = 2;
     while n / parts >= least.max(3) {
         let size = n / parts;
         let mut draws = Vec::new();
         for rows in self::draws(n, size, seed) {
-            match crate::estimate(&subset(points, &rows)?, options) {
+            match estimate(&rows) {
                 Ok(estimate) => draws.push(estimate),
                 Err(Error::Kernels(e)) => return Err(e.into()),
                 Err(_) => {}
@@ -87,7 +104,7 @@ pub fn gride(cloud: &Neighbourhood, confidence: f64) -> Result<Vec<AtScale>> {
     let orders = std::iter::successors(Some(1), |n1| Some(2 * n1)).take_while(|n1| 2 * n1 <= cloud.k());
     orders
         .map(|order| {
-            let e = cloud.estimate(&Options { estimator: Estimator::Gride { order }, confidence })?;
+            let e = cloud.estimate_alone(&Options { estimator: Estimator::Gride { order }, confidence })?;
             Ok(AtScale { scale: 2 * order, id: e.id, interval: e.interval, draws: 1 })
         })
         .collect()
@@ -111,8 +128,8 @@ pub fn plateau(curve: &[AtScale]) -> Option<Plateau> {
     Some(Plateau { id: first.id, interval: first.interval, scales: [first.scale, last.scale] })
 }
 
-/// The scale to compare states at: the finest one that lies in as many of their plateaus as any does. None where no state has
-/// one.
+/// The scale to compare states at: the finest one that lies in as many of their plateaus as any does. None where no
+/// state has one.
 pub fn common(curves: &[Vec<AtScale>]) -> Option<usize> {
     let plateaus: Vec<Plateau> = curves.iter().filter_map(|curve| plateau(curve)).collect();
     let inside = |scale: usize| plateaus.iter().filter(|p| p.scales[1] <= scale && scale <= p.scales[0]).count();
@@ -120,8 +137,8 @@ pub fn common(curves: &[Vec<AtScale>]) -> Option<usize> {
     scales.filter(|scale| inside(*scale) > 0).max_by_key(|scale| (inside(*scale), *scale))
 }
 
-/// How much the estimate moves when three quarters of the points are taken away: the larger of the two over the smaller, or
-/// None where the curve is too short to say.
+/// How much the estimate moves when three quarters of the points are taken away: the larger of the two over the
+/// smaller, or None where the curve is too short to say.
 pub fn drift(curve: &[AtScale]) -> Option<f64> {
     let (a, b) = (curve.first()?.id, curve.get(2)?.id);
     Some((a / b).max(b / a))
@@ -140,9 +157,12 @@ pub fn draws(n: usize, size: usize, seed: u64) -> Vec<Vec<usize>> {
 /// Some rows of a matrix, in f32 or f64 as it is, on its device.
 ///
 /// # Errors
-/// If the device fails.
+/// If there is no such row, or the device fails.
 pub fn subset(points: &Tensor, rows: &[usize]) -> Result<Tensor> {
     let columns = points.cols();
+    if let Some(&row) = rows.iter().find(|row| **row >= points.rows()) {
+        return Err(Error::Row { row, rows: points.rows() });
+    }
     let shape = [rows.len(), columns];
     if let Some(values) = points.as_f64() {
         let taken = rows.iter().flat_map(|&row| &values[row * columns..][..columns]).copied();
@@ -191,12 +211,35 @@ mod tests {
     fn a_noisy_roll_has_its_plateau_above_the_noise() -> Result<()> {
         // Noise of 0.3 fills the third dimension where neighbours are 0.4 apart, and not where they are 3 apart.
         let roll = manifolds::noisy(&manifolds::swiss_roll(4000, 1)?, 0.3, 2)?;
-        let curve = decimation(&roll, &Options::default(), 50, 0)?;
+        let curve = decimation(&Neighbourhood::of(&roll)?, &Options::default(), 50, 0)?;
         assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [4000, 2000, 1000, 500, 250, 125, 62]);
         assert_eq!(curve.iter().map(|at| at.draws).collect::<Vec<_>>(), [1, 2, 4, 8, 8, 8, 8]);
         assert!(curve[0].id > 2.5, "{curve:?}");
         let found = plateau(&curve).unwrap();
         assert!((1.8..2.4).contains(&found.id) && found.scales[0] <= 2000, "{found:?} {curve:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn rows_that_the_cloud_left_out_are_in_no_draw() -> Result<()> {
+        let (points, copies) = manifolds::with_near_copies(&manifolds::cube(800, 6, 1)?, 0.2, 2, 1e-4, 2)?;
+        let cloud = Neighbourhood::of(&points)?;
+        assert_eq!((cloud.near_copies(), copies), (160, 160));
+        let curve = decimation(&cloud, &Options::default(), 60, 0)?;
+        let clean = subset(&points, &(0..640).collect::<Vec<_>>())?;
+        let clean = decimation(&Neighbourhood::of(&clean)?, &Options::default(), 60, 0)?;
+        assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [800, 400, 200, 100]);
+        assert_eq!(curve[0].id, clean[0].id);
+        for (with, without) in curve.iter().zip(&clean) {
+            assert!((with.id / without.id - 1.0).abs() < 0.15, "{with:?} {without:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_that_is_not_there_is_named() -> Result<()> {
+        let message = subset(&manifolds::cube(10, 2, 1)?, &[3, 10]).unwrap_err().to_string();
+        assert!(message.contains("row 10 of a matrix of 10 rows"), "{message}");
         Ok(())
     }
 

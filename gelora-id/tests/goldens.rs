@@ -127,7 +127,7 @@ fn json_has_the_agreed_fields() -> Result {
     let json = serde_json::to_value(&estimate)?;
     let mut fields: Vec<&str> = json.as_object().ok_or("object")?.keys().map(String::as_str).collect();
     fields.sort_unstable();
-    assert_eq!(fields, ["confidence", "duplicates", "estimator", "id", "interval", "n"]);
+    assert_eq!(fields, ["confidence", "duplicates", "estimator", "id", "interval", "n", "near_copies"]);
     assert_eq!((&json["estimator"], &json["n"], &json["duplicates"]), (&"two-nn-fit".into(), &4.into(), &1.into()));
     assert_eq!(serde_json::from_value::<Estimate>(json)?, estimate);
     Ok(())

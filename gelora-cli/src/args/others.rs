@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use gelora_id::Estimator;
+use gelora_id::{Estimator, NearCopies};
 use gelora_model::gguf::StoredType;
 
 use super::{
@@ -164,6 +164,9 @@ pub struct IdArgs {
     /// Estimators: two-nn-fit, two-nn-trimmed, two-nn-mle, two-nn-bayes, gride, mle, corr-dim, local-pca
     #[arg(long, value_delimiter = ',', default_value = "two-nn-fit", value_name = "NAME,...")]
     pub estimator: Vec<Estimator>,
+    /// What becomes of points that are almost the same as another: drop (one of each group stays) or keep
+    #[arg(long, default_value_t = NearCopies::Drop, value_name = "drop|keep")]
+    pub near_copies: NearCopies,
     /// Confidence of the intervals
     #[arg(long, default_value_t = 0.95, value_name = "P", value_parser = inside_unit)]
     pub confidence: f64,

@@ -15,6 +15,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
     let device = open_device(args.device)?;
     let matrices = read_points(&args.points, args.tensor.as_deref(), &args.columns)?;
     let several = matrices.len() > 1;
+    let needed = args.estimator.iter().map(Estimator::neighbours).max().unwrap_or(2);
     let mut found: Vec<(String, Vec<Estimate>)> = Vec::new();
     for (name, points) in matrices {
         let at = || match name.as_str() {
@@ -26,7 +27,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
             // A GPU computes in f32, which near the origin loses least.
             _ => pairwise::centred(&points).with_context(at)?.to_device(&device)?,
         };
-        let neighbourhood = match Neighbourhood::for_estimators(&points, &args.estimator) {
+        let neighbourhood = match Neighbourhood::keeping(&points, needed, args.near_copies) {
             // Among several matrices one may be a single point, as the first token before the first block is.
             Err(gelora_id::Error::Identical { points, .. }) if several => {
                 let constant = |e: &Estimator| measure::constant(*e, args.confidence, points);
@@ -65,6 +66,8 @@ fn print_json(mut found: Vec<(String, Vec<Estimate>)>) -> Result<()> {
 
 fn print_table(found: &[(String, Vec<Estimate>)]) -> Result<()> {
     let several = found.len() > 1;
+    // A column for what the dimension would be with near copies, where there are any.
+    let with = found.iter().flat_map(|(_, estimates)| estimates).any(|e| e.near_copies > 0);
     let mut rows = Vec::new();
     for (name, estimates) in found {
         for e in estimates {
@@ -75,13 +78,24 @@ fn print_table(found: &[(String, Vec<Estimate>)]) -> Result<()> {
                 format!("{:.3} .. {:.3}", e.interval[0], e.interval[1]),
                 format!("{}", e.n),
                 format!("{}", e.duplicates),
+                format!("{}", e.near_copies),
             ]);
+            if with {
+                row.push(match (e.near_copies, e.id_with_near_copies) {
+                    (0, _) => String::new(),
+                    (_, Some(id)) => format!("{id:.3}"),
+                    (_, None) => "none".into(),
+                });
+            }
             rows.push(row);
         }
     }
     let percent = found.iter().flat_map(|(_, e)| e).next().map_or(95.0, |e| e.confidence * 100.0);
     let interval = format!("{percent} % interval");
     let mut header = if several { vec!["points"] } else { Vec::new() };
-    header.extend(["estimator", "id", &interval, "n", "duplicates"]);
+    header.extend(["estimator", "id", &interval, "n", "duplicates", "near copies"]);
+    if with {
+        header.push("id with them");
+    }
     Ok(ui::result(ui::table(&header, &rows, TableStyle::of_stdout()))?)
 }

@@ -147,9 +147,11 @@ fn stability(ranks: &Ranks) -> String {
     let of_size = |s: &measure::OfSize| format!("ranks in {} x {} examples", stability.resamples, s.n);
     let mut header = vec!["layer".to_owned(), "rank".to_owned()];
     header.extend(stability.sizes.iter().map(of_size));
+    header.extend(stability.other_scale.iter().map(|other| format!("rank at {} points", other.scale)));
     let row = |(step, layer): (usize, &measure::Layer)| {
         let mut row = vec![layer.name(), layer.rank.to_string()];
         row.extend(stability.sizes.iter().map(|size| counts(&size.ranks[step])));
+        row.extend(stability.other_scale.iter().map(|other| other.ranks[step].to_string()));
         row
     };
     let rows: Vec<_> = ranks.layers.iter().enumerate().map(row).collect();

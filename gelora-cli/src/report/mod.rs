@@ -229,7 +229,7 @@ fn facts(ranks: &Ranks) -> String {
     let facts: String =
         facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value))).collect();
     let duplicates = ranks.states.iter().map(|s| s.estimate.duplicates).max().unwrap_or(0);
-    let near = ranks.states.iter().map(|s| s.near_duplicates).max().unwrap_or(0);
+    let near = ranks.states.iter().map(|s| s.estimate.near_copies).max().unwrap_or(0);
     format!(
         "<section><h2>How to read it</h2>\
          <p>The method is GeLoRA as reconstructed from <a href=\"https://arxiv.org/abs/2412.09250\">arXiv 2412.09250</a>: the growth \
@@ -237,7 +237,8 @@ fn facts(ranks: &Ranks) -> String {
          estimates, each with its own error.</p>\
          <p>Nearest-neighbour estimators are biased low in high dimension, and more so with fewer points: compare dimensions of one n \
          with each other, and read 16 as \"at least 16\".</p>\
-         <p>Identical points count once: at most {duplicates} examples of a state were copies of others, and at most {near} had a near-duplicate.</p>\
+         <p>Identical points count once, and so do near copies, unless they were kept: at most {duplicates} examples of a state were \
+         copies of others, and at most {near} more were left out as near copies.</p>\
          <h2>How it was measured</h2><dl>{facts}</dl></section>\n"
     )
 }

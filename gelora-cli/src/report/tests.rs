@@ -7,7 +7,7 @@ fn sample(id: f64, n: usize) -> Ranks {
     let at = |scale: usize, id: f64| json!({"scale": scale, "id": id, "interval": [id - 1.0, id + 1.0], "draws": 1});
     let state = |name: &str, id: f64, n: usize| {
         json!({"name": name, "estimator": "two-nn-fit", "id": id, "interval": [id - 1.0, id + 1.0], "confidence": 0.95, "n": n,
-            "duplicates": 3, "near_duplicates": 1, "decimation": [at(100, id), at(50, id), at(25, id)], "gride": [at(2, id), at(4, id)],
+            "duplicates": 3, "near_copies": 1, "id_with_near_copies": 2.5, "decimation": [at(100, id), at(50, id), at(25, id)], "gride": [at(2, id), at(4, id)],
             "plateau": {"id": id, "interval": [1.0, 2.0], "scales": [100, 25]}})
     };
     let layer = |layer: usize, rank: usize| json!({"layer": layer, "delta": 1.5, "error": 0.5, "interval": [-0.5, 3.0], "upper": 2.5, "rank": rank, "alpha": 2.0});

@@ -1,14 +1,15 @@
 use gelora_kernels::random::Stream;
 
 use super::*;
-use crate::manifolds;
+use crate::{manifolds, scale};
 
 #[test]
 fn one_copy_of_each_row_stays() -> Result<()> {
     // 0 and -0 are one place; the origin stays a neighbour of (3, 4).
     let values = [0.0, 0.0, 3.0, 4.0, -0.0, 0.0, 0.0, -0.0, 6.0, 8.0, 3.0, 4.0];
     let cloud = Neighbourhood::of(&Tensor::from_f64(values.to_vec(), [6, 2])?)?;
-    assert_eq!((cloud.column(0), cloud.column(1), cloud.duplicates()), (vec![5.0; 3], vec![10.0, 5.0, 10.0], 3));
+    assert_eq!((cloud.column(0), cloud.column(1)), (Some(vec![5.0; 3]), Some(vec![10.0, 5.0, 10.0])));
+    assert_eq!((cloud.duplicates(), cloud.column(2), cloud.rows(), cloud.given()), (3, None, &[0, 1, 4][..], 6));
     assert!((1.0..=2.0).contains(&cloud.inflation()));
     let single = Neighbourhood::of(&Tensor::from_vec(values.map(|v| v as f32).to_vec(), [6, 2])?)?;
     assert_eq!((cloud.distances, cloud.indices, cloud.groups), (single.distances, single.indices, single.groups));
@@ -19,7 +20,7 @@ fn one_copy_of_each_row_stays() -> Result<()> {
 fn near_twins_are_not_twins() -> Result<()> {
     let values = vec![1.0, 1.0 + f64::EPSILON, 2.0, 4.0];
     let cloud = Neighbourhood::of(&Tensor::from_f64(values, [4, 1])?)?;
-    assert_eq!((cloud.duplicates(), cloud.column(0)[0]), (0, f64::EPSILON));
+    assert_eq!((cloud.duplicates(), cloud.distances_of(0)[0]), (0, f64::EPSILON));
     Ok(())
 }
 
@@ -33,7 +34,8 @@ fn distances_are_those_of_brute_force_in_every_type() -> Result<()> {
             // Half precision leaves some rows the same where there are few columns.
             let points = points.to_dtype(dtype)?;
             let values = points.to_vec_f64()?;
-            let rows = distinct_rows(&values, columns);
+            let rows: Vec<usize> =
+                distinct_rows(&values, columns, &vec![false; n]).iter().map(|r| *r as usize).collect();
             let Ok(cloud) = Neighbourhood::of(&points) else {
                 assert!(rows.len() < 3);
                 continue;
@@ -138,12 +140,37 @@ fn three_points_have_an_estimate_but_no_error() -> Result<()> {
 }
 
 #[test]
-fn near_duplicates_are_counted() -> Result<()> {
-    let mut values = manifolds::cube(200, 3, 5)?.to_vec_f64()?;
-    for c in 0..3 {
-        values[3 + c] = values[c] + 1e-6;
-    }
-    let cloud = Neighbourhood::of(&Tensor::from_f64(values, [200, 3])?)?;
-    assert_eq!((cloud.near_duplicates(), cloud.duplicates()), (2, 0));
+fn near_copies_are_left_out_and_counted() -> Result<()> {
+    let (points, copies) = manifolds::with_near_copies(&manifolds::cube(400, 3, 5)?, 0.1, 2, 1e-6, 1)?;
+    let cloud = Neighbourhood::of(&points)?;
+    assert_eq!((cloud.len(), cloud.near_copies(), cloud.duplicates(), copies), (360, 40, 0, 40));
+    assert_eq!(cloud.near_copy_marks(), (0..400).map(|row| row >= 360).collect::<Vec<_>>());
+    let clean = scale::subset(&points, &(0..360).collect::<Vec<_>>())?;
+    let clean = Neighbourhood::of(&clean)?;
+    assert_eq!((clean.near_copies(), clean.with_near_copies().is_none()), (0, true));
+    let estimate = cloud.estimate(&Options::default())?;
+    assert_eq!((estimate.id, estimate.near_copies), (clean.estimate(&Options::default())?.id, 40));
+    let kept = Neighbourhood::keeping(&points, 2, NearCopies::Keep)?;
+    assert_eq!((kept.len(), kept.near_copies()), (400, 0));
+    assert_eq!(estimate.id_with_near_copies, Some(kept.estimate(&Options::default())?.id));
+    assert!(estimate.id_with_near_copies < Some(0.8 * estimate.id), "{estimate:?}");
+    // What was marked once needs no search for near copies again, and keeps its groups.
+    let again = Neighbourhood::without(&points, 2, &cloud.near_copy_marks())?;
+    assert_eq!(
+        (again.rows(), &again.groups, again.estimate(&Options::default())?.id),
+        (cloud.rows(), &cloud.groups, estimate.id)
+    );
+    assert!(Neighbourhood::without(&points, 2, &[false]).unwrap_err().to_string().contains("400 rows, got 1"));
+    Ok(())
+}
+
+#[test]
+fn a_copy_of_a_near_copy_does_not_take_its_place() -> Result<()> {
+    let (points, _) = manifolds::with_near_copies(&manifolds::cube(200, 3, 5)?, 0.05, 2, 1e-6, 1)?;
+    let mut values = points.to_vec_f64()?;
+    values.extend_from_within(values.len() - 30..);
+    let cloud = Neighbourhood::of(&Tensor::from_f64(values, [210, 3])?)?;
+    assert_eq!((cloud.len(), cloud.near_copies(), cloud.duplicates()), (190, 10, 10));
+    assert_eq!(cloud.near_copy_marks().iter().filter(|gone| **gone).count(), 20);
     Ok(())
 }

@@ -48,6 +48,9 @@ pub struct Ranks {
     pub granularity: String,
     /// The number of points that growths are of: all examples, or the scale of the common plateau.
     pub scale: usize,
+    /// What became of near copies: "drop" or "keep".
+    #[serde(default)]
+    pub near_copies: String,
     /// How growths became ranks.
     pub policy: PolicyUsed,
     /// The hidden states, from the input up.
@@ -152,23 +155,25 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
         files::write_tensors(path, points.iter().enumerate().map(|(l, t)| (format!("layer_{l}"), t)))?;
     }
     let points = points::to_device(points, encoder.device())?;
-    let MeasureArgs { estimator, confidence, .. } = args.measure;
-    let how = states::How { estimator, confidence, seed: args.seed };
+    let MeasureArgs { estimator, confidence, near_copies, .. } = args.measure;
+    let how = states::How { estimator, confidence, near_copies, seed: args.seed };
     let names = points::state_names(config.layers, granularity);
-    let (states, summaries) = states::states(&points, names, &how, quiet)?;
+    let states::Measured { states, summaries, near_copies } = states::states(&points, names, &how, quiet)?;
+    let curves: Vec<_> = states.iter().map(|s| s.decimation.clone()).collect();
+    let of_plateaus = gelora_id::scale::common(&curves);
     let scale = match args.scale {
         ScaleArg::All => rows.len(),
-        ScaleArg::Plateau => {
-            let curves: Vec<_> = states.iter().map(|s| s.decimation.clone()).collect();
-            let common = gelora_id::scale::common(&curves);
-            common
-                .context("--scale plateau: the dimension of no state has a plateau; --scale all takes all examples")?
-        }
+        ScaleArg::Plateau => of_plateaus
+            .context("--scale plateau: the dimension of no state has a plateau; --scale all takes all examples")?,
     };
-    let summaries = if scale < rows.len() { states::at_scale(&points, scale, &how)? } else { summaries };
+    let at = |scale: usize| match scale < rows.len() {
+        true => states::at_scale(&points, &near_copies, scale, &how),
+        false => Ok(summaries.clone()),
+    };
+    let summaries_at_scale = at(scale)?;
     mark("dimensions");
 
-    let growths = states::growths(&summaries, confidence);
+    let growths = states::growths(&summaries_at_scale, confidence);
     let steps = targets.steps(&growths);
     let policy = policies::chosen(args, &steps)?;
     let given = ranks::assign(&steps, &policy, args.targets.alpha_ratio, &limits)?;
@@ -182,8 +187,16 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
     let step_names: Vec<String> = layers.iter().map(Layer::name).collect();
     let stability = (args.stability > 0).then(|| {
         let (points, targets, policy, seed) = (&points[..], &targets, &policy, args.seed);
-        let repeat = stability::Repeat { points, targets, policy, limits, estimator, confidence, seed, quiet };
-        repeat.run(args.stability, &of_steps, &step_names)
+        let near_copies = &near_copies[..];
+        let repeat =
+            stability::Repeat { points, near_copies, targets, policy, limits, estimator, confidence, seed, quiet };
+        // The scale that the ranks are not of: that of the plateaus, or all examples.
+        let other = if scale < rows.len() { Some(rows.len()) } else { of_plateaus.filter(|s| *s < rows.len()) };
+        let other = other.map(|scale| anyhow::Ok((scale, at(scale)?))).transpose()?;
+        repeat.run(
+            args.stability,
+            &stability::Given { ranks: &of_steps, names: &step_names, states: &states, scale, other },
+        )
     });
     let stability = stability.transpose()?;
     mark("stability");
@@ -200,7 +213,17 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
         seed: args.seed,
         granularity: format!("{granularity:?}").to_lowercase(),
         scale,
-        warnings: words::warnings(&states, &layers, &policy, stability.as_ref()),
+        warnings: words::warnings(&words::Facts {
+            states: &states,
+            layers: &layers,
+            policy: &policy,
+            stability: stability.as_ref(),
+            model: args.model.name.display().to_string(),
+            samples: rows.len(),
+            examples: dataset.examples.len(),
+            near_copies: args.measure.near_copies,
+        }),
+        near_copies: args.measure.near_copies.to_string(),
         policies: policies::compare(&steps, &policy, args),
         parameters: ranks::parameters(&steps, of_steps.iter().copied()),
         policy: PolicyUsed {

@@ -1,19 +1,21 @@
 //! Whether other data of the same kind would have given the same ranks.
 //!
-//! From the measured examples, halves and quarters are drawn at random, and everything after the model is done again on each.
-//! Estimates from random halves scatter among themselves as much as estimates from whole other samples of size n would (the
-//! scatter of a half around the whole is that of the whole around the truth); those from quarters show what fewer
-//! examples would have cost.
+//! From the measured examples, halves and quarters are drawn at random, and everything after the model is done again
+//! on each. Estimates from random halves scatter among themselves as much as estimates from whole other samples of
+//! size n would (the scatter of a half around the whole is that of the whole around the truth); those from quarters
+//! show what fewer examples would have cost. Examples are called enough only where nothing speaks against it: ranks
+//! over halves and over quarters within one of those given, a plateau in every state, and the ranks of the other
+//! scale within one too.
 
 use anyhow::Result;
-use gelora_id::Estimator;
+use gelora_id::{Estimator, Summary};
 use gelora_kernels::Tensor;
 use gelora_kernels::random::Stream;
 use gelora_lora::ranks::{Limits, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::policies::{Targets, outcome};
-use super::states::{growths, summaries};
+use super::states::{State, growths, summaries};
 use crate::ui::Progress;
 
 /// The fewest points of a resample.
@@ -28,8 +30,23 @@ pub struct Stability {
     pub resamples: usize,
     /// Halves and quarters.
     pub sizes: Vec<OfSize>,
-    /// Whether n was enough, in a sentence.
+    /// The ranks at the scale that those given are not of: that of the plateaus, or all examples.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub other_scale: Option<OtherScale>,
+    /// Whether n was enough.
+    #[serde(default)]
+    pub enough: bool,
+    /// The same in words, with what speaks against it.
     pub verdict: String,
+}
+
+/// Ranks at another scale.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OtherScale {
+    /// Number of points.
+    pub scale: usize,
+    /// The rank of every step.
+    pub ranks: Vec<usize>,
 }
 
 /// Ranks of the resamples of one size.
@@ -44,6 +61,8 @@ pub struct OfSize {
 /// What is repeated.
 pub struct Repeat<'a> {
     pub points: &'a [Tensor],
+    /// Of each state the examples that are near copies.
+    pub near_copies: &'a [Vec<bool>],
     pub targets: &'a Targets<'a>,
     pub policy: &'a Policy,
     pub limits: Limits,
@@ -53,86 +72,193 @@ pub struct Repeat<'a> {
     pub quiet: bool,
 }
 
+/// What the resamples are compared with.
+pub struct Given<'a> {
+    /// The rank of every step.
+    pub ranks: &'a [usize],
+    /// The names of the steps.
+    pub names: &'a [String],
+    pub states: &'a [State],
+    /// The number of points that the ranks are of.
+    pub scale: usize,
+    /// Another number of points, with the replicates of every state at it.
+    pub other: Option<(usize, Vec<Summary>)>,
+}
+
 impl Repeat<'_> {
     /// The ranks of `resamples` halves and as many quarters, against the ranks given.
-    pub fn run(&self, resamples: usize, given: &[usize], step_names: &[String]) -> Result<Stability> {
+    pub fn run(&self, resamples: usize, given: &Given<'_>) -> Result<Stability> {
         let n = self.points.first().map_or(0, Tensor::rows);
         let sizes: Vec<usize> = [n / 2, n / 4].into_iter().filter(|size| *size >= LEAST).collect();
         let progress = Progress::new(self.quiet, "stability", (resamples * sizes.len()) as u64);
         let mut found = Vec::new();
         for size in sizes {
-            let mut ranks = vec![Vec::new(); given.len()];
+            let mut ranks = vec![Vec::new(); given.ranks.len()];
             for draw in 0..resamples {
                 let mut rows: Vec<usize> = (0..n).collect();
                 let key = [0x7374_6162, size as u64, draw as u64]; // "stab"
                 Stream::at(self.seed, &key).shuffle(&mut rows);
                 rows.truncate(size);
                 rows.sort_unstable();
-                let summaries = summaries(self.points, &rows, &self.estimator)?;
-                let steps = self.targets.steps(&growths(&summaries, self.confidence));
-                // A budget that this resample's bound does not fit into is spent on the bound alone.
-                let policy = match self.policy {
-                    Policy::Budget { parameters, rounding } => {
-                        let least = outcome(&steps, &Policy::Gelora { rounding: *rounding }, &self.limits)?.parameters;
-                        Policy::Budget { parameters: least.max(*parameters), rounding: *rounding }
-                    }
-                    other => other.clone(),
-                };
-                let drawn = outcome(&steps, &policy, &self.limits)?;
-                ranks.iter_mut().zip(drawn.ranks).for_each(|(ranks, rank)| ranks.push(rank));
+                let summaries = summaries(self.points, self.near_copies, &rows, &self.estimator)?;
+                let drawn = self.ranks_of(&summaries)?;
+                ranks.iter_mut().zip(drawn).for_each(|(ranks, rank)| ranks.push(rank));
                 progress.inc(1);
             }
             found.push(OfSize { n: size, ranks });
         }
         progress.finish();
-        let verdict = verdict(&found, n, given, step_names);
-        Ok(Stability { resamples, sizes: found, verdict })
+        let other = given.other.as_ref();
+        let other = other.map(|(scale, s)| anyhow::Ok(OtherScale { scale: *scale, ranks: self.ranks_of(s)? }));
+        let other_scale = other.transpose()?;
+        let (enough, verdict) = verdict(&found, n, given, other_scale.as_ref());
+        Ok(Stability { resamples, sizes: found, other_scale, enough, verdict })
+    }
+
+    /// The rank of every step from the replicates of every state.
+    fn ranks_of(&self, summaries: &[Summary]) -> Result<Vec<usize>> {
+        let steps = self.targets.steps(&growths(summaries, self.confidence));
+        // A budget that this resample's bound does not fit into is spent on the bound alone.
+        let policy = match self.policy {
+            Policy::Budget { parameters, rounding } => {
+                let least = outcome(&steps, &Policy::Gelora { rounding: *rounding }, &self.limits)?.parameters;
+                Policy::Budget { parameters: least.max(*parameters), rounding: *rounding }
+            }
+            other => other.clone(),
+        };
+        Ok(outcome(&steps, &policy, &self.limits)?.ranks)
     }
 }
 
-/// Whether n was enough: halves show the scatter at n.
-fn verdict(sizes: &[OfSize], n: usize, given: &[usize], names: &[String]) -> String {
-    let Some(halves) = sizes.first() else {
-        return format!("{n} examples are too few to draw halves from and tell how the ranks scatter.");
-    };
+/// Whether n was enough, and why not.
+fn verdict(sizes: &[OfSize], n: usize, given: &Given<'_>, other: Option<&OtherScale>) -> (bool, String) {
+    let mut against = Vec::new();
+    for (part, size) in ["halves", "quarters"].into_iter().zip([0, 1]) {
+        match sizes.get(size) {
+            Some(resampled) => against.extend(moves(resampled, part, given)),
+            None => against.push(format!("{n} are too few to draw {part} from")),
+        }
+    }
+    let without = given.states.iter().filter(|s| !s.is_constant() && s.plateau.is_none()).count();
+    if without > 0 {
+        against.push(format!(
+            "the dimension of {without} of {} states has no plateau, so it depends on the number of examples",
+            given.states.len()
+        ));
+    }
+    if let Some(other) = other {
+        let differs = |s: &usize| other.ranks[*s].abs_diff(given.ranks[*s]) > 1;
+        let all: Vec<usize> = (0..given.ranks.len()).filter(differs).collect();
+        if !all.is_empty() {
+            let said =
+                |s: &usize| format!("{} would be {} and not {}", given.names[*s], other.ranks[*s], given.ranks[*s]);
+            against.push(format!(
+                "at the scale of {} points instead of {} the ranks are others: {}",
+                other.scale,
+                given.scale,
+                listed(&all, said)
+            ));
+        }
+    }
+    if !against.is_empty() {
+        let which = "--policy uniform does not depend on them, and --policy gelora-upper errs on the large side";
+        let advice = format!("More examples (--samples) make ranks surer; {which}.");
+        return (false, format!("{n} examples were not enough: {}. {advice}", against.join("; ")));
+    }
+    let resamples = sizes.first().and_then(|s| s.ranks.first()).map_or(0, Vec::len);
+    let least = sizes.iter().flat_map(|size| shares(size, given.ranks)).fold(1.0, f64::min) * resamples as f64;
+    let other = other.map_or(String::new(), |other| format!(", and so did {} points", other.scale));
+    let said = format!(
+        "{n} examples were enough: every state has a plateau, and in every layer at least {} of {resamples} halves and of as many \
+         quarters gave the same rank, give or take one{other}.",
+        least.round()
+    );
+    (true, said)
+}
+
+/// Of every step the share of resamples whose rank is within one of that given.
+fn shares(size: &OfSize, given: &[usize]) -> Vec<f64> {
     let near = |(ranks, given): (&Vec<usize>, &usize)| {
         ranks.iter().filter(|rank| rank.abs_diff(*given) <= 1).count() as f64 / ranks.len().max(1) as f64
     };
-    let shares: Vec<f64> = halves.ranks.iter().zip(given).map(near).collect();
-    let resamples = halves.ranks.first().map_or(0, Vec::len);
+    size.ranks.iter().zip(given).map(near).collect()
+}
+
+/// The steps whose rank moves by more than one over resamples of a size, in words; None if there are none.
+fn moves(size: &OfSize, part: &str, given: &Given<'_>) -> Option<String> {
+    let shares = shares(size, given.ranks);
     let unsure: Vec<usize> = (0..shares.len()).filter(|s| shares[*s] < STABLE).collect();
-    if unsure.is_empty() {
-        return format!(
-            "{n} examples were enough: in every layer at least {} of {resamples} halves of them gave the same rank, give or take one.",
-            (shares.iter().copied().fold(1.0, f64::min) * resamples as f64).round()
-        );
-    }
     let spread = |s: &usize| {
-        let (low, high) = (halves.ranks[*s].iter().min().unwrap_or(&0), halves.ranks[*s].iter().max().unwrap_or(&0));
-        format!("{} ({low} to {high}, given {})", names[*s], given[*s])
+        let (low, high) = (size.ranks[*s].iter().min().unwrap_or(&0), size.ranks[*s].iter().max().unwrap_or(&0));
+        format!("{} ({low} to {high}, given {})", given.names[*s], given.ranks[*s])
     };
-    let shown: Vec<String> = unsure.iter().take(4).map(spread).collect();
-    let more = if unsure.len() > 4 { format!(" and {} more", unsure.len() - 4) } else { String::new() };
-    format!(
-        "{n} examples were not enough for {} of {} layers: over halves of them the ranks move by more than one in {}{more}. More --samples make the ranks surer.",
-        unsure.len(),
-        given.len(),
-        shown.join(", ")
-    )
+    (!unsure.is_empty()).then(|| {
+        let (some, all) = (unsure.len(), given.ranks.len());
+        format!(
+            "over {part} of them the ranks of {some} of {all} layers move by more than one: {}",
+            listed(&unsure, spread)
+        )
+    })
+}
+
+/// The first four in words, and how many more there are.
+fn listed(steps: &[usize], said: impl Fn(&usize) -> String) -> String {
+    let shown: Vec<String> = steps.iter().take(4).map(said).collect();
+    let more = if steps.len() > 4 { format!(" and {} more", steps.len() - 4) } else { String::new() };
+    format!("{}{more}", shown.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
+    use gelora_id::Estimate;
+    use gelora_id::scale::Plateau;
+
     use super::*;
 
+    fn state(plateau: bool) -> State {
+        let estimate = Estimate {
+            estimator: "two-nn-fit".into(),
+            id: 5.0,
+            interval: [4.0, 6.0],
+            confidence: 0.95,
+            n: 200,
+            duplicates: 0,
+            near_copies: 0,
+            id_with_near_copies: None,
+        };
+        let plateau = plateau.then_some(Plateau { id: 5.0, interval: [4.0, 6.0], scales: [200, 50] });
+        State { name: "a state".into(), estimate, decimation: Vec::new(), gride: Vec::new(), plateau }
+    }
+
     #[test]
-    fn the_verdict_counts_halves_within_one() {
+    fn enough_is_said_only_where_nothing_speaks_against_it() {
         let names = ["layer 0".to_owned(), "layer 1".to_owned()];
-        let of = |ranks: [Vec<usize>; 2]| verdict(&[OfSize { n: 50, ranks: ranks.to_vec() }], 100, &[3, 7], &names);
-        let calm = of([vec![3, 4, 2, 3, 3, 3, 3, 3, 3, 9], vec![7; 10]]);
-        assert!(calm.starts_with("100 examples were enough: in every layer at least 9 of 10 halves"), "{calm}");
-        let wild = of([vec![3; 10], vec![7, 7, 7, 7, 7, 7, 7, 7, 2, 12]]);
-        assert!(wild.contains("not enough for 1 of 2 layers") && wild.contains("layer 1 (2 to 12, given 7)"), "{wild}");
-        assert!(verdict(&[], 40, &[3, 7], &names).contains("too few"));
+        let calm = [vec![3, 4, 2, 3, 3, 3, 3, 3, 3, 9], vec![7; 10]];
+        let wild = [vec![3; 10], vec![7, 7, 7, 7, 7, 7, 7, 7, 2, 12]];
+        let of = |halves: &[Vec<usize>; 2], quarters: &[Vec<usize>; 2], flat: bool, other: Option<[usize; 2]>| {
+            let sizes = [(100, halves), (50, quarters)].map(|(n, ranks)| OfSize { n, ranks: ranks.to_vec() });
+            let states = [state(true), state(flat)];
+            let given = Given { ranks: &[3, 7], names: &names, states: &states, scale: 200, other: None };
+            let other = other.map(|ranks| OtherScale { scale: 50, ranks: ranks.to_vec() });
+            verdict(&sizes, 200, &given, other.as_ref())
+        };
+        let (enough, said) = of(&calm, &calm, true, Some([4, 6]));
+        assert!(enough && said.starts_with("200 examples were enough") && said.contains("at least 9 of 10"), "{said}");
+        assert!(said.contains("so did 50 points") && of(&calm, &calm, true, None).0);
+        for (case, words) in [
+            (of(&wild, &calm, true, None), &["over halves", "1 of 2 layers", "layer 1 (2 to 12, given 7)"][..]),
+            (of(&calm, &wild, true, None), &["over quarters", "layer 1 (2 to 12, given 7)"]),
+            (of(&calm, &calm, false, None), &["1 of 2 states has no plateau"]),
+            (
+                of(&calm, &calm, true, Some([5, 7])),
+                &["scale of 50 points instead of 200", "layer 0 would be 5 and not 3"],
+            ),
+        ] {
+            assert!(!case.0 && case.1.starts_with("200 examples were not enough"), "{}", case.1);
+            words.iter().for_each(|word| assert!(case.1.contains(word), "{word}: {}", case.1));
+        }
+        let given = Given { ranks: &[3, 7], names: &names, states: &[], scale: 40, other: None };
+        let (enough, said) = verdict(&[], 40, &given, None);
+        assert!(!enough && said.contains("too few to draw halves"), "{said}");
     }
 }

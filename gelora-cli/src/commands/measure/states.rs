@@ -1,8 +1,15 @@
 //! From points to dimensions, with what tells how far to trust them.
+//!
+//! Near copies are a state's own: two texts that share a premise may be one point before the first layer and two
+//! after the last, and a copy that stayed in one state because another tells the rows apart would spoil exactly the
+//! dimension that a growth is made of. What pairs growths is the groups of the jackknife, which depend on an
+//! example's row and nothing else, so the states' replicates leave out the same examples whatever each has left out
+//! before. The price is that two neighbouring states may count a few per cent of the examples differently, which
+//! moves a dimension by less than its error.
 
 use anyhow::{Context, Result};
 use gelora_id::scale::{self, AtScale, Plateau};
-use gelora_id::{Estimate, Estimator, Growth, Neighbourhood, Options, Summary};
+use gelora_id::{Estimate, Estimator, Growth, NearCopies, Neighbourhood, Options, Summary};
 use gelora_kernels::{DeviceKind, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +28,6 @@ pub struct State {
     /// The dimension and its interval.
     #[serde(flatten)]
     pub estimate: Estimate,
-    /// Points with a neighbour at less than a hundredth of the usual distance.
-    pub near_duplicates: usize,
     /// The estimate from n, n / 2, n / 4, .. points.
     pub decimation: Vec<AtScale>,
     /// The estimate from neighbours of orders 1 and 2, 2 and 4, ..
@@ -43,7 +48,18 @@ impl State {
 pub struct How {
     pub estimator: Estimator,
     pub confidence: f64,
+    pub near_copies: NearCopies,
     pub seed: u64,
+}
+
+/// What all states together came to.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    pub states: Vec<State>,
+    /// Of each state, of which growths are made.
+    pub summaries: Vec<Summary>,
+    /// Of each state the examples that it left out as near copies.
+    pub near_copies: Vec<Vec<bool>>,
 }
 
 impl How {
@@ -52,19 +68,20 @@ impl How {
     }
 }
 
-/// Every state with its curves, and its replicates, of which growths are made. A state that is one and the same point for
-/// every example (the first token before block 0) has no dimension; it is given as 0, that of a single point.
-pub fn states(points: &[Tensor], names: Vec<String>, how: &How, quiet: bool) -> Result<(Vec<State>, Vec<Summary>)> {
+/// Every state with its curves, and its replicates, of which growths are made. A state that is one and the same point
+/// for every example (the first token before block 0) has no dimension; it is given as 0, that of a single point.
+pub fn states(points: &[Tensor], names: Vec<String>, how: &How, quiet: bool) -> Result<Measured> {
     let progress = Progress::new(quiet, "intrinsic dimension", points.len() as u64);
-    let (mut states, mut summaries) = (Vec::new(), Vec::new());
+    let mut measured = Measured { states: Vec::new(), summaries: Vec::new(), near_copies: Vec::new() };
     for (s, (points, name)) in points.iter().zip(names).enumerate() {
         let reach = REACH[usize::from(points.device().kind() != DeviceKind::Cpu)];
-        let cloud = match Neighbourhood::with_neighbours(points, how.estimator.neighbours().max(reach)) {
+        let cloud = match Neighbourhood::keeping(points, how.estimator.neighbours().max(reach), how.near_copies) {
             Err(gelora_id::Error::Identical { points, .. }) if s == 0 => {
                 let estimate = constant(how.estimator, how.confidence, points);
                 let (decimation, gride) = (Vec::new(), Vec::new());
-                states.push(State { name, estimate, near_duplicates: 0, decimation, gride, plateau: None });
-                summaries.push(Summary::of_a_point());
+                measured.states.push(State { name, estimate, decimation, gride, plateau: None });
+                measured.summaries.push(Summary::of_a_point());
+                measured.near_copies.push(vec![false; points]);
                 progress.inc(1);
                 continue;
             }
@@ -73,39 +90,46 @@ pub fn states(points: &[Tensor], names: Vec<String>, how: &How, quiet: bool) -> 
         let of_state = || -> Result<(State, Summary)> {
             let estimate = cloud.estimate(&how.options())?;
             let summary = cloud.replicates(&how.estimator)?;
-            let decimation = scale::decimation(points, &how.options(), LEAST, how.seed)?;
+            let decimation = scale::decimation(&cloud, &how.options(), LEAST, how.seed)?;
             // On points with many ties a coarser scale may have no finite dimension.
             let gride = scale::gride(&cloud, how.confidence).unwrap_or_default();
-            let (plateau, near_duplicates) = (scale::plateau(&decimation), cloud.near_duplicates());
-            Ok((State { name: name.clone(), estimate, near_duplicates, decimation, gride, plateau }, summary))
+            let plateau = scale::plateau(&decimation);
+            Ok((State { name: name.clone(), estimate, decimation, gride, plateau }, summary))
         };
         let (state, summary) = of_state().with_context(|| format!("hidden state {s} ({name})"))?;
-        states.push(state);
-        summaries.push(summary);
+        measured.states.push(state);
+        measured.summaries.push(summary);
+        measured.near_copies.push(cloud.near_copy_marks());
         progress.inc(1);
     }
     progress.finish();
-    Ok((states, summaries))
+    Ok(measured)
 }
 
-/// The replicates of every state and nothing else: what ranks are made of.
-pub fn summaries(points: &[Tensor], rows: &[usize], estimator: &Estimator) -> Result<Vec<Summary>> {
-    let of_state = |(s, points): (usize, &Tensor)| match Neighbourhood::for_estimators(
-        &scale::subset(points, rows)?,
-        &[*estimator],
-    ) {
-        Err(gelora_id::Error::Identical { .. }) if s == 0 => Ok(Summary::of_a_point()),
-        cloud => Ok(cloud?.replicates(estimator)?),
+/// The replicates of every state from some of the examples and nothing else: what ranks are made of. The near copies
+/// of all examples are left out, so none are looked for again.
+pub fn summaries(
+    points: &[Tensor],
+    near_copies: &[Vec<bool>],
+    rows: &[usize],
+    estimator: &Estimator,
+) -> Result<Vec<Summary>> {
+    let of_state = |(s, (points, marks)): (usize, (&Tensor, &Vec<bool>))| {
+        let gone: Vec<bool> = rows.iter().map(|&row| marks[row]).collect();
+        match Neighbourhood::without(&scale::subset(points, rows)?, estimator.neighbours(), &gone) {
+            Err(gelora_id::Error::Identical { .. }) if s == 0 => Ok(Summary::of_a_point()),
+            cloud => Ok(cloud?.replicates(estimator)?),
+        }
     };
-    points.iter().enumerate().map(of_state).collect()
+    points.iter().zip(near_copies).enumerate().map(of_state).collect()
 }
 
 /// The replicates of every state at a scale: the mean over the draws of so many points that the decimation took.
-pub fn at_scale(points: &[Tensor], size: usize, how: &How) -> Result<Vec<Summary>> {
+pub fn at_scale(points: &[Tensor], near_copies: &[Vec<bool>], size: usize, how: &How) -> Result<Vec<Summary>> {
     let n = points.first().map_or(0, Tensor::rows);
     let mut draws = Vec::new();
     for rows in scale::draws(n, size, how.seed) {
-        draws.push(summaries(points, &rows, &how.estimator)?);
+        draws.push(summaries(points, near_copies, &rows, &how.estimator)?);
     }
     let of_state = |s: usize| {
         let of_draws: Vec<Summary> = draws.iter().map(|draw| draw[s].clone()).collect();
@@ -122,5 +146,6 @@ pub fn growths(summaries: &[Summary], confidence: f64) -> Vec<Growth> {
 /// What is said of a cloud that is one and the same point: the dimension 0 of a single point.
 pub fn constant(estimator: Estimator, confidence: f64, points: usize) -> Estimate {
     let (estimator, interval) = (estimator.to_string(), [0.0, 0.0]);
-    Estimate { estimator, id: 0.0, interval, confidence, n: 1, duplicates: points - 1 }
+    let (duplicates, near_copies, id_with_near_copies) = (points - 1, 0, None);
+    Estimate { estimator, id: 0.0, interval, confidence, n: 1, duplicates, near_copies, id_with_near_copies }
 }

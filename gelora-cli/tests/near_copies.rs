@@ -1,0 +1,93 @@
+//! Near copies are left out, counted and said, by `gelora id` and `gelora rank`, and kept on request.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Run, fixture, gelora, words};
+use gelora_id::manifolds;
+use gelora_kernels::random::Stream;
+use serde_json::{Value, json};
+
+/// A .csv of 300 points of 4 columns, the last 30 of which are near copies.
+fn points(dir: &Path) -> std::path::PathBuf {
+    let cube = manifolds::cube(300, 4, 1).expect("a cloud");
+    let (points, copies) = manifolds::with_near_copies(&cube, 0.1, 2, 1e-5, 2).expect("copies");
+    assert_eq!(copies, 30);
+    let values = points.to_vec_f64().expect("values");
+    let row = |row: &[f64]| row.iter().map(f64::to_string).collect::<Vec<_>>().join(",") + "\n";
+    let path = dir.join("points.csv");
+    fs::write(&path, "a,b,c,d\n".to_owned() + &values.chunks_exact(4).map(row).collect::<String>()).expect("a file");
+    path
+}
+
+#[test]
+fn points_are_counted_once_unless_kept() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = points(dir.path());
+    let run = |options: &str| gelora(words(&format!("id {{}} --estimator two-nn-fit,mle {options}"), &[&path]));
+    let dropped = run("--json").json();
+    let kept = run("--json --near-copies keep").json();
+    for (dropped, kept) in dropped.as_array().expect("a list").iter().zip(kept.as_array().expect("a list")) {
+        assert_eq!((&dropped["n"], &dropped["near_copies"]), (&json!(270), &json!(30)));
+        assert_eq!((&kept["n"], &kept["near_copies"], kept.get("id_with_near_copies")), (&json!(300), &json!(0), None));
+        assert_eq!(dropped["id_with_near_copies"], kept["id"]);
+        let [id, with] = [dropped, kept].map(|e| e["id"].as_f64().expect("a number"));
+        assert!((3.0..4.5).contains(&id) && with < 0.8 * id, "{id} {with}");
+    }
+    let said = run("").ok().stdout;
+    assert!(said.contains("near copies") && said.contains("id with them") && said.contains("30"), "{said}");
+    let said = run("--near-copies keep").ok().stdout;
+    assert!(said.contains("near copies") && !said.contains("id with them"), "{said}");
+    let wrong = run("--near-copies merge");
+    assert!(wrong.code == Some(2) && wrong.stderr.contains("drop or keep, got \"merge\""), "{}", wrong.stderr);
+}
+
+/// Sentences of ten words, and as many more with the last word replaced.
+fn sentences(path: &Path, repeats: usize) {
+    let vocabulary = fs::read_to_string(fixture("tiny-bert/vocab.txt")).expect("the vocabulary");
+    let words: Vec<&str> = vocabulary.lines().filter(|w| w.len() > 2 && w.chars().all(char::is_alphabetic)).collect();
+    let mut random = Stream::new(5);
+    let mut sentence = || -> Vec<&str> { (0..10).map(|_| words[random.below(words.len())]).collect() };
+    let mut rows: Vec<Vec<&str>> = (0..150).map(|_| sentence()).collect();
+    for i in 0..repeats {
+        let mut other = rows[3 * i].clone();
+        other[9] = sentence()[0];
+        rows.push(other);
+    }
+    let line = |row: &Vec<&str>| format!("{}\n", json!({"text": row.join(" ")}));
+    fs::write(path, rows.iter().map(line).collect::<String>()).expect("a file");
+}
+
+fn rank(dir: &Path, data: &str, options: &str) -> Run {
+    let line = format!("rank {{}} --data {{}} --out {{}} --no-cache {options}");
+    gelora(words(&line, &[&fixture("tiny-bert"), &dir.join(data), &dir.join("out")]))
+}
+
+#[test]
+fn sentences_that_share_all_but_a_word_do_not_move_the_dimensions() {
+    let dir = tempfile::tempdir().expect("a folder");
+    sentences(&dir.path().join("once.jsonl"), 0);
+    sentences(&dir.path().join("twice.jsonl"), 20);
+    let once = rank(dir.path(), "once.jsonl", "--json --quiet").json();
+    let twice = rank(dir.path(), "twice.jsonl", "--json --quiet").json();
+    let kept = rank(dir.path(), "twice.jsonl", "--json --quiet --near-copies keep").json();
+    let states = |result: &Value| result["states"].as_array().expect("states").clone();
+    for ((once, twice), kept) in states(&once).iter().zip(states(&twice)).zip(states(&kept)) {
+        let number = |state: &Value, name: &str| state[name].as_f64().expect("a number");
+        assert_eq!(once["near_copies"], 0, "{once}");
+        assert!((18.0..=22.0).contains(&number(&twice, "near_copies")), "{twice}");
+        assert_eq!((&twice["id_with_near_copies"], &kept["near_copies"]), (&kept["id"], &json!(0)));
+        let interval = once["interval"].as_array().expect("an interval");
+        let [low, high] = [0, 1].map(|end| interval[end].as_f64().expect("a number"));
+        assert!(low < number(&twice, "id") && number(&twice, "id") < high, "{once} {twice}");
+        assert!(number(&kept, "id") < low, "{once} {kept}");
+    }
+    assert_eq!((&twice["near_copies"], &kept["near_copies"]), (&json!("drop"), &json!("keep")));
+    let warned = |result: &Value, words: &str| result["warnings"].to_string().contains(words);
+    assert!(warned(&twice, "Near copies of other examples were left out in 4 of 4 states"), "{twice}");
+    assert!(!warned(&once, "Near copies") && warned(&kept, "not looked for"));
+    let run = rank(dir.path(), "twice.jsonl", "--stability 2").ok();
+    assert!(run.stdout.contains("warning: Near copies") && run.stdout.contains("were not enough"), "{}", run.stdout);
+}
