@@ -108,9 +108,22 @@ pub struct DataArgs {
     /// Column with the second text of a pair [default: recognised by usual names]
     #[arg(long, value_name = "NAME")]
     pub pair_column: Option<String>,
+    /// Column with what a language model is to answer to the text [default: recognised by usual names: output, completion, ...]
+    #[arg(long, value_name = "NAME")]
+    pub answer_column: Option<String>,
     /// Column with the label or score [default: recognised by usual names]
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
+    /// What separates the cells of a .csv or .tsv file: one character, or tab [default: recognised from the header]
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// Leave out rows that are broken (not valid, without a text, with another number of cells) and say how many, instead of
+    /// stopping
+    #[arg(long)]
+    pub skip_bad_rows: bool,
+    /// Leave out rows that are the same as an earlier one and say how many
+    #[arg(long)]
+    pub dedup: bool,
     /// Tokens of one example or block at most, special tokens included [default: 128, for a language model 512, or what the
     /// adapter was trained with]
     #[arg(long, value_name = "TOKENS")]
@@ -434,6 +447,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 fn at_least_three(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n >= 3).ok_or("expected an integer of at least 3".into())
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        _ if text == "tab" || text == "\\t" => Ok(b'\t'),
+        [byte] if byte.is_ascii() && !b"\"\r\n".contains(byte) => Ok(*byte),
+        _ => Err("expected one ASCII character, or tab".into()),
+    }
 }
 
 fn number(text: &str, holds: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {

@@ -22,12 +22,18 @@ pub const FORMATS: [&str; 6] = ["npy", "npz", "safetensors", "csv", "tsv", "parq
 /// file's name without its ending where there can be only one.
 ///
 /// `tensor` picks one by name. `columns` picks columns of a table: .csv and .tsv (all of them by default, so that all must
-/// be numeric) and .parquet (by default every numeric column, or the one list column if there is none).
+/// be numeric) and .parquet (by default the one column of lists, or every numeric column if there is none). A column that is
+/// named as pandas names row numbers is left out by default. What is left out, or counts the rows, is added to `notes`.
 ///
 /// # Errors
 /// If the file is missing, empty, damaged or of another kind, holds no matrix or not the one asked for, or has a cell
 /// that is not a number. The message names the file and the place.
-pub fn read_points(path: &Path, tensor: Option<&str>, columns: &[String]) -> Result<Vec<(String, Tensor)>> {
+pub fn read_points(
+    path: &Path,
+    tensor: Option<&str>,
+    columns: &[String],
+    notes: &mut Vec<String>,
+) -> Result<Vec<(String, Tensor)>> {
     let shown = path.display();
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     if !FORMATS.contains(&ending.as_str()) {
@@ -51,16 +57,38 @@ pub fn read_points(path: &Path, tensor: Option<&str>, columns: &[String]) -> Res
     if !columns.is_empty() && !is_table {
         bail!("{shown}: columns can be chosen in .csv, .tsv and .parquet files only");
     }
-    let matrix = match ending.as_str() {
+    let (matrix, names) = match ending.as_str() {
         "npz" => return npy::read_archive(path, tensor),
         "safetensors" => return safetensors::read(path, tensor),
-        "npy" => npy::read(path)?,
-        "csv" => delimited::read(path, b',', columns)?,
-        "tsv" => delimited::read(path, b'\t', columns)?,
-        _ => crate::contained::contained(path, || parquet::read(path, columns))?,
+        "npy" => (npy::read(path)?, Vec::new()),
+        "csv" => delimited::read(path, b',', columns, notes)?,
+        "tsv" => delimited::read(path, b'\t', columns, notes)?,
+        _ => crate::contained::contained(path, || parquet::read(path, columns, notes))?,
     };
+    if columns.is_empty() && names.len() == matrix.cols() && matrix.cols() > 1 {
+        let counting: Vec<&String> = counting(&matrix)?.into_iter().map(|column| &names[column]).collect();
+        notes.extend(
+            counting.iter().map(|name| format!("{name} only counts the rows; --columns names those of the points")),
+        );
+    }
     let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(vec![(name, matrix)])
+}
+
+/// Whether pandas calls the number of a row so.
+fn is_row_number(name: &str) -> bool {
+    name.is_empty() || name == "__index_level_0__" || name.starts_with("Unnamed: ")
+}
+
+/// The columns that hold 0, 1, 2 and so on, or 1, 2, 3.
+fn counting(matrix: &Tensor) -> Result<Vec<usize>> {
+    let (values, columns) = (matrix.to_vec_f64()?, matrix.cols());
+    let counts = |column: &usize| {
+        let first = values[*column];
+        let mut rows = values.iter().skip(*column).step_by(columns).enumerate();
+        (first == 0.0 || first == 1.0) && rows.all(|(row, value)| *value == first + row as f64)
+    };
+    Ok((0..columns).filter(|column| values.len() >= 4 * columns && counts(column)).collect())
 }
 
 /// Values in the order of a row-major matrix.

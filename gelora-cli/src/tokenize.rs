@@ -7,6 +7,7 @@ mod added;
 mod casing;
 mod class;
 pub mod gguf;
+mod lengths;
 mod older;
 mod pieces;
 mod sentencepiece;

@@ -149,7 +149,7 @@ fn table(path: &Path) -> Result<()> {
 
 /// Rows of text, and their classes if they have any.
 fn rows(path: &Path) -> Result<()> {
-    let dataset = data::read(path, None, &data::ColumnFlags::default())?;
+    let dataset = data::read(path, None, &data::ReadOptions::default())?;
     if dataset.labelled() == 0 {
         return Ok(());
     }
@@ -158,7 +158,7 @@ fn rows(path: &Path) -> Result<()> {
 }
 
 fn matrices(path: &Path) -> Result<()> {
-    points::read_points(path, None, &[])?.iter().try_for_each(|(_, matrix)| values(matrix))
+    points::read_points(path, None, &[], &mut Vec::new())?.iter().try_for_each(|(_, matrix)| values(matrix))
 }
 
 /// Looks at every value.

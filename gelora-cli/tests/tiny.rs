@@ -42,7 +42,7 @@ fn rank_train_eval_merge() {
     assert_eq!(scores["rows"], 32);
     let first = fs::read_to_string(at("p.jsonl")).expect("predictions");
     let first: Value = serde_json::from_str(first.lines().next().expect("a line")).expect("JSON");
-    assert_eq!((&first["row"], &first["label"]), (&json!(0), &json!("yes")));
+    assert_eq!((&first["row"], &first["label"]), (&json!(1), &json!("yes")));
 
     gelora(words("merge {} --adapter {} --out {}", &[&model, &at("adapter"), &at("merged")])).ok();
     let line = "eval {} --data {} --predictions {} --json --quiet";

@@ -10,12 +10,13 @@ use serde_json::{Map, Value, json};
 
 use super::learner::{CAUSAL_LM, lm_rows, perplexity};
 use super::train::{LM_MAX_LENGTH, is_lm};
+use super::understood::{Understood, Use};
 use super::{
-    adapter_info, check_base, check_classes, check_not_input, load_classifier, open_device, open_tokenizer,
-    read_adapter,
+    adapter_info, check_base, check_classes, check_max_length, check_not_input, load_classifier, open_device,
+    open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, SplitArg, TaskArg};
-use crate::data::{self, Dataset, LabelSet, Split, Targets};
+use crate::data::{self, Aim, Dataset, LabelSet, Split, Targets};
 use crate::metrics;
 use crate::tokenize::Tokenizer;
 use crate::ui::{self, Progress, TableStyle};
@@ -29,31 +30,50 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if let (Some(adapter), Some(folder)) = (&adapter, &args.adapter) {
         check_base(adapter, folder, &args.model);
     }
-    let mut dataset = data::read(&args.data.data, wanted_split(args)?, &(&args.data).into())?;
+    let task_type = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref());
+    let aim = aim_of(args, task_type)?;
+    let options = read_options(&args.data, aim, &args.output);
+    let mut dataset = data::read(&args.data.data, wanted_split(args)?, &options)?;
     let is_lm = args.task == TaskArg::CausalLm
-        || match &adapter {
-            Some(adapter) => adapter.config.task_type.as_deref() == Some(CAUSAL_LM),
+        || match task_type {
+            Some(task_type) => task_type == Some(CAUSAL_LM),
             None => {
                 let config = Config::load(&args.model.path)?;
                 args.predictions.is_none() && without_head(args, &config)? && is_lm(args.task, &config, &dataset)
             }
         };
     if is_lm {
+        dataset.take_answers()?;
         return language_model(args, &device, adapter, &dataset);
     }
     dataset.take_texts();
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
     check_classes(&classifier);
+    check_task(args, classifier.task())?;
     classifier.compute_in(args.compute.dtype.into())?;
     classifier.move_to(&device)?;
     if let Some(path) = &args.predictions {
-        check_not_input(path, "--predictions", &[&args.model.path, &dataset.path])?;
+        let mut inputs: Vec<&Path> = vec![&args.model.path];
+        inputs.extend(dataset.files());
+        check_not_input(path, "--predictions", &inputs)?;
     }
     // Without any label there is nothing to measure, but predictions can be made; one missing label is an error.
     let unlabelled = dataset.labelled() == 0 && args.predictions.is_some();
-    let targets = if unlabelled { None } else { Some(label_set(&classifier).targets(&dataset)?) };
+    let labels = label_set(&classifier);
+    if dataset.labelled() == 0 && args.predictions.is_none() && dataset.columns.label.is_some() {
+        let column = dataset.columns.label.as_deref().unwrap_or_default();
+        let shown = dataset.path.display();
+        bail!(
+            "{shown}: no row has a label in \"{column}\"; --predictions FILE.jsonl writes predictions without a score"
+        );
+    }
+    let targets = if unlabelled { None } else { Some(labels.targets(&dataset)?) };
     let config = classifier.transformer().config();
+    check_max_length(args.data.max_length, config)?;
     let tokenizer = open_tokenizer(&args.model.path, max_length(args)?, config)?;
+    let used = if unlabelled { Use::Texts } else { Use::Labels(&labels) };
+    let understood = Understood::of(&dataset, &used, &tokenizer)?;
+    understood.say(args.output.quiet);
     let logits = predict(&classifier, &tokenizer, &dataset, args.batch_size, args.output.quiet)?;
     if let Some(path) = &args.predictions {
         write_predictions(path, &classifier, &dataset, &logits)?;
@@ -63,7 +83,52 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
         return Ok(());
     }
-    show(args, &scores, logits.len(), &dataset)
+    show(args, &scores, logits.len(), &understood, Some(&labels))
+}
+
+/// What the rows are read for.
+///
+/// # Errors
+/// If the task that is asked for is not the adapter's.
+fn aim_of(args: &EvalArgs, task_type: Option<Option<&str>>) -> Result<Aim> {
+    let of_adapter = match task_type.flatten() {
+        Some(CAUSAL_LM) => Some(Aim::Answers),
+        Some("SEQ_CLS") => Some(Aim::Labels),
+        _ => None,
+    };
+    let asked = super::aim(args.task);
+    if let (Some(of_adapter), Some(folder)) = (of_adapter, &args.adapter)
+        && asked != Aim::Any
+        && asked != of_adapter
+    {
+        let (task, of) = (shown_task(args.task), task_type.flatten().unwrap_or_default());
+        bail!("--task {task}: the adapter in {} is of another task ({of})", folder.display());
+    }
+    Ok(if asked == Aim::Any { of_adapter.unwrap_or(Aim::Any) } else { asked })
+}
+
+/// Checks that the head does what is asked for.
+fn check_task(args: &EvalArgs, task: &Task) -> Result<()> {
+    let (is_regression, of) = match task {
+        Task::Regression => (true, "regression"),
+        Task::Classification { .. } => (false, "classification"),
+    };
+    if matches!(args.task, TaskArg::Classification if is_regression)
+        || matches!(args.task, TaskArg::Regression if !is_regression)
+    {
+        let from = args.adapter.as_ref().unwrap_or(&args.model.name);
+        bail!("--task {}: the head of {} is one of {of}", shown_task(args.task), from.display());
+    }
+    Ok(())
+}
+
+fn shown_task(task: TaskArg) -> &'static str {
+    match task {
+        TaskArg::Auto => "auto",
+        TaskArg::Classification => "classification",
+        TaskArg::Regression => "regression",
+        TaskArg::CausalLm => "causal-lm",
+    }
 }
 
 /// Whether nothing says that the model is a classifier.
@@ -84,14 +149,17 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, da
     lm.remarks().iter().for_each(ui::warn);
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(device)?;
+    check_max_length(args.data.max_length, lm.transformer().config())?;
     let max_length = max_length(args)?.or(Some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, lm.transformer().config())?;
     let rows = lm_rows(&tokenizer, dataset)?;
+    let understood = Understood::of(dataset, &Use::Lm(&rows), &tokenizer)?;
+    understood.say(args.output.quiet);
     if rows.is_empty() {
         bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
     }
     let scores = perplexity(&lm, &rows, args.batch_size, args.output.quiet)?;
-    show(args, &scores, rows.len(), dataset)
+    show(args, &scores, rows.len(), &understood, None)
 }
 
 /// The option, or what the adapter or merged model was trained with.
@@ -103,30 +171,61 @@ fn max_length(args: &EvalArgs) -> Result<Option<usize>> {
 }
 
 /// The metrics, on standard output.
-fn show(args: &EvalArgs, scores: &[(&'static str, f64)], rows: usize, dataset: &Dataset) -> Result<()> {
+fn show(
+    args: &EvalArgs,
+    scores: &[(&'static str, f64)],
+    rows: usize,
+    understood: &Understood,
+    labels: Option<&LabelSet>,
+) -> Result<()> {
+    let positive = labels.and_then(positive_class);
     if args.output.json {
         let mut json: Map<String, Value> = scores.iter().map(|(name, v)| (name.to_string(), json!(v))).collect();
+        if let Some(class) = positive.filter(|_| json.contains_key("f1")) {
+            json.insert("f1_class".into(), json!(class));
+        }
         json.insert("rows".into(), json!(rows));
-        json.insert("data".into(), json!(dataset.path.display().to_string()));
+        json.insert("data".into(), json!(understood.data));
+        json.insert("dataset".into(), json!(understood));
         return Ok(ui::result(ui::with_warnings(Value::Object(json)).to_string())?);
     }
-    let shown: Vec<Vec<String>> = scores.iter().map(|(name, v)| vec![name.to_string(), format!("{v:.4}")]).collect();
+    let row = |(name, value): &(&'static str, f64)| vec![metric_name(name, positive), format!("{value:.4}")];
+    let shown: Vec<Vec<String>> = scores.iter().map(row).collect();
     ui::result(ui::table(&["metric", "value"], &shown, TableStyle::of_stdout()))?;
-    ui::result(format!("{} rows of {}", ui::count(rows as u64), dataset.path.display()))?;
+    ui::result(format!("{} rows of {}", ui::count(rows as u64), understood.data))?;
     Ok(())
+}
+
+/// The class that F1 is of: the second of two.
+pub fn positive_class(labels: &LabelSet) -> Option<&str> {
+    match labels {
+        LabelSet::Classes(names) if names.len() == 2 => Some(&names[1]),
+        _ => None,
+    }
+}
+
+/// The name of a metric as it is shown.
+pub fn metric_name(name: &str, positive: Option<&str>) -> String {
+    match positive {
+        Some(class) if name == "f1" => format!("f1 of \"{class}\""),
+        _ => name.to_owned(),
+    }
 }
 
 /// The split of a folder that is evaluated.
 fn wanted_split(args: &EvalArgs) -> Result<Option<Split>> {
     let splits = data::splits(&args.data.data)?;
     if splits.is_empty() {
+        if args.split.is_some() {
+            bail!("--split: {} is a file; a split is one of a folder", args.data.data.display());
+        }
         return Ok(None);
     }
     Ok(Some(match args.split {
         Some(SplitArg::Train) => Split::Train,
         Some(SplitArg::Validation) => Split::Validation,
         Some(SplitArg::Test) => Split::Test,
-        None => match splits.iter().map(|s| s.0).find(|s| *s != Split::Train) {
+        None => match splits.iter().map(|part| part.split).find(|s| *s != Split::Train) {
             Some(split) => split,
             None => bail!("{}: only a train split; say so with --split train", args.data.data.display()),
         },
@@ -184,6 +283,7 @@ fn write_predictions(path: &Path, classifier: &Classifier, dataset: &Dataset, lo
     let written = files::write_with(path, |file| {
         for (row, (logits, example)) in logits.iter().zip(&dataset.examples).enumerate() {
             let label = example.label.as_ref().map_or(Value::Null, label_json);
+            let row = dataset.row(row);
             let line = match classifier.task() {
                 Task::Classification { labels } => {
                     let predicted = class_json(&labels[largest(logits)]);
@@ -202,6 +302,7 @@ fn label_json(label: &data::Label) -> Value {
     match label {
         data::Label::Score(score) => json!(score),
         data::Label::Class(name) => class_json(name),
+        data::Label::Several(list) => json!(list),
     }
 }
 

@@ -13,7 +13,11 @@ use crate::ui::{self, TableStyle};
 
 pub fn run(args: &IdArgs) -> Result<()> {
     let device = open_device(args.device)?;
-    let matrices = read_points(&args.points, args.tensor.as_deref(), &args.columns)?;
+    let mut notes = Vec::new();
+    let matrices = read_points(&args.points, args.tensor.as_deref(), &args.columns, &mut notes)?;
+    for note in notes {
+        ui::note(args.output.quiet, format!("{}: {note}", args.points.display()));
+    }
     let several = matrices.len() > 1;
     let needed = args.estimator.iter().map(Estimator::neighbours).max().unwrap_or(2);
     let mut found: Vec<(String, Vec<Estimate>)> = Vec::new();

@@ -2,6 +2,7 @@
 
 mod adapters;
 pub mod devices;
+mod distinct;
 pub mod eval;
 pub mod export;
 pub mod generate;
@@ -14,6 +15,7 @@ mod prefetch;
 pub mod rank;
 pub mod train;
 mod trainer;
+pub mod understood;
 
 use std::path::Path;
 
@@ -24,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 pub use adapters::{FEATURES, check_base, check_classes, load_classifier, read_adapter};
 
-use crate::args::{DataArgs, DeviceArg};
-use crate::data::ColumnFlags;
+use crate::args::{DataArgs, DeviceArg, OutputArgs, TaskArg};
+use crate::data::{Aim, ColumnFlags, ReadOptions};
 use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded, Tokenizer};
 use crate::ui;
 
@@ -34,6 +36,16 @@ pub fn open_device(arg: DeviceArg) -> Result<Device> {
     match arg.kind() {
         None => Ok(Device::auto()),
         Some(kind) => Ok(Device::open(kind)?),
+    }
+}
+
+/// Checks that the model has positions for the length that was asked for.
+pub fn check_max_length(max_length: Option<usize>, config: &Config) -> Result<()> {
+    match max_length {
+        Some(length) if length > config.max_positions => {
+            bail!("--max-length {length}: the model has {} positions; expected at most as many", config.max_positions)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -58,10 +70,25 @@ pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) 
     Ok(tokenizer)
 }
 
-impl From<&DataArgs> for ColumnFlags {
-    fn from(args: &DataArgs) -> Self {
-        let DataArgs { text_column, pair_column, label_column, .. } = args.clone();
-        Self { text: text_column, pair: pair_column, label: label_column }
+/// How the options say that data is read, for rows that are meant for `aim`.
+pub fn read_options(args: &DataArgs, aim: Aim, output: &OutputArgs) -> ReadOptions {
+    let DataArgs { text_column, pair_column, answer_column, label_column, .. } = args.clone();
+    ReadOptions {
+        columns: ColumnFlags { text: text_column, pair: pair_column, answer: answer_column, label: label_column, aim },
+        delimiter: args.delimiter,
+        skip_bad_rows: args.skip_bad_rows,
+        dedup: args.dedup,
+        labels_do_not_matter: false,
+        show_progress: !output.quiet,
+    }
+}
+
+/// What rows are read for where the task is given.
+pub fn aim(task: TaskArg) -> Aim {
+    match task {
+        TaskArg::Auto => Aim::Any,
+        TaskArg::Classification | TaskArg::Regression => Aim::Labels,
+        TaskArg::CausalLm => Aim::Answers,
     }
 }
 

@@ -3,14 +3,15 @@
 use anyhow::Result;
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::Policy;
-use gelora_model::Transformer;
+use gelora_model::{Config, Transformer};
 
 use super::learner::of_lm;
 use super::measure::{self, Outcome, Ranks};
-use super::open_device;
 use super::train::{LM_MAX_LENGTH, is_lm};
+use super::understood::{Understood, Use};
+use super::{check_max_length, distinct, open_device, open_tokenizer, read_options};
 use crate::args::{RankArgs, TaskArg};
-use crate::data;
+use crate::data::{self, Aim, Dataset, ReadOptions};
 use crate::output::OutDir;
 use crate::plot::id_profile_svg;
 use crate::profile::mark;
@@ -24,20 +25,28 @@ const REPORT_NAME: &str = "report.html";
 
 pub fn run(args: &RankArgs) -> Result<()> {
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
-    let mut dataset = data::read(&args.data.data, None, &(&args.data).into())?;
+    let options = ReadOptions { labels_do_not_matter: true, ..read_options(&args.data, Aim::Any, &args.output) };
+    let mut dataset = data::read(&args.data.data, None, &options)?;
     mark("data read");
     let mut encoder = Transformer::load(&args.model.path)?;
     encoder.compute_in(args.compute.dtype.into())?;
     encoder.move_to(&open_device(args.compute.device)?)?;
     mark("model loaded");
     let lm = encoder.config().causal && is_lm(TaskArg::Auto, encoder.config(), &dataset);
-    if !lm || !dataset.has_answers() {
+    if lm && dataset.has_answers() {
+        dataset.take_answers()?;
+    } else {
         dataset.take_texts();
     }
+    check_max_length(args.data.max_length, encoder.config())?;
     // Of the tokens that it would be trained on.
     let mut args = args.clone();
     args.data.max_length = args.data.max_length.or(lm.then_some(LM_MAX_LENGTH));
-    let ranks = measure::ranks(&args, &encoder, &dataset)?;
+    let understood = understood(&args, encoder.config(), &dataset, lm)?;
+    understood.say(args.output.quiet);
+    distinct::check(&dataset, understood.distinct)?;
+    let mut ranks = measure::ranks(&args, &encoder, &dataset)?;
+    ranks.dataset = Some(understood);
 
     out.write_json(RANKS_NAME, &ranks)?;
     let config = measure::peft_config(&encoder, &args.model.name, &ranks.modules)?;
@@ -58,6 +67,18 @@ pub fn run(args: &RankArgs) -> Result<()> {
         format!("written: {}/{{{RANKS_NAME}, {REPORT_NAME}, {CONFIG_NAME}, {PROFILE_NAME}}}", args.out.display()),
     );
     Ok(())
+}
+
+/// What the data is taken for.
+fn understood(args: &RankArgs, config: &Config, dataset: &Dataset, lm: bool) -> Result<Understood> {
+    let tokenizer = open_tokenizer(&args.model.path, args.data.max_length, config)?;
+    let labels = if lm { None } else { data::labels(&[dataset], None).ok() };
+    let used = labels.as_ref().map_or(Use::Texts, Use::Labels);
+    let mut understood = Understood::of(dataset, &used, &tokenizer)?;
+    if lm {
+        understood.task = "language model".into();
+    }
+    Ok(understood)
 }
 
 /// The picture of the measurement.

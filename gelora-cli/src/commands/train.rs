@@ -8,16 +8,20 @@ use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::check_rank;
 use gelora_model::{CausalLm, Classifier, Config, Task as ModelTask, Transformer};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::learner::{Learner, lm_rows, perplexity};
 use super::measure::{self, ModuleRank, Targets};
 use super::order::Order;
 use super::prefetch::Source;
 use super::trainer::{CHECKPOINT, LOG, Trainer};
-use super::{AdapterInfo, INFO_NAME, eval, open_device, open_tokenizer, rank, read_json};
+use super::understood::{Understood, Use};
+use super::{
+    AdapterInfo, INFO_NAME, aim, check_max_length, distinct, eval, open_device, open_tokenizer, rank, read_json,
+    read_options,
+};
 use crate::args::{DataArgs, ProfileArgs, RankArgs, ScaleArg, TaskArg, TrainArgs};
-use crate::data::{self, Dataset, Example, LabelSet, Split, Task};
+use crate::data::{self, Dataset, Example, LabelSet, ReadOptions, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
 use crate::tokenize::Encoded;
@@ -30,13 +34,19 @@ const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, L
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
-    let mut dataset = data::read(&args.data.data, Some(Split::Train), &(&args.data).into())?;
-    let mut held_out = held_out(args)?;
+    let options = read_options(&args.data, aim(args.task), &args.output);
+    let mut dataset = data::read(&args.data.data, Some(Split::Train), &options)?;
+    let mut held_out = held_out(args, &options)?;
     mark("data read");
     let config = Config::load(&args.model.path)?;
+    check_max_length(args.data.max_length, &config)?;
     let is_lm = is_lm(args.task, &config, &dataset);
-    if !is_lm || !dataset.has_answers() {
-        [Some(&mut dataset), held_out.as_mut()].into_iter().flatten().for_each(Dataset::take_texts);
+    for data in [Some(&mut dataset), held_out.as_mut()].into_iter().flatten() {
+        if is_lm {
+            data.take_answers()?;
+        } else {
+            data.take_texts();
+        }
     }
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
@@ -47,6 +57,33 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         (Some(data), Some(labels)) => Some(labels.targets(data)?),
         _ => None,
     };
+    let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
+    let tokenizer = open_tokenizer(&args.model.path, max_length, &config)?;
+    mark("tokenizer loaded");
+    let rows_of = |data: &Dataset| if is_lm { lm_rows(&tokenizer, data).map(Some) } else { Ok(None) };
+    let made = rows_of(&dataset)?;
+    let held_out_rows = held_out.as_ref().map(rows_of).transpose()?.flatten().unwrap_or_default();
+    let understand = |data: &Dataset, rows: Option<&[Encoded]>| {
+        let used = match (&label_set, rows) {
+            (Some(labels), _) => Use::Labels(labels),
+            (None, Some(rows)) => Use::Lm(rows),
+            (None, None) => Use::Texts,
+        };
+        Understood::of(data, &used, &tokenizer)
+    };
+    let understood = understand(&dataset, made.as_deref())?;
+    understood.say(args.output.quiet);
+    let held_out_understood = held_out.as_ref().map(|data| understand(data, Some(&held_out_rows))).transpose()?;
+    if let Some(held_out) = &held_out_understood {
+        held_out.say(args.output.quiet);
+    }
+    if made.as_ref().map_or(dataset.examples.len(), Vec::len) == 0 {
+        bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
+    }
+    if args.rank.is_none() && args.ranks.is_none() {
+        distinct::check(&dataset, understood.distinct)?;
+    }
+    mark("data tokenised");
     let mut learner = match &label_set {
         None => Learner::Lm(Box::new(CausalLm::load(&args.model.path)?)),
         Some(labels) => {
@@ -56,7 +93,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     learner.prepare(args.compute.dtype.into(), &device)?;
     mark("model loaded");
-    let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let data = DataArgs { max_length, ..args.data.clone() };
     let modules = module_ranks(args, data, learner.transformer(), &dataset, &out)?;
     let mut config = learner.task_of(measure::peft_config(learner.transformer(), &args.model.name, &modules)?);
@@ -66,19 +102,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let parameters = learner.add_adapters(&config, args.seed)?;
     mark("adapters added");
 
-    let tokenizer = open_tokenizer(&args.model.path, max_length, learner.transformer().config())?;
-    mark("tokenizer loaded");
     let max_length = tokenizer.max_length();
-    let made = if is_lm { Some(lm_rows(&tokenizer, &dataset)?) } else { None };
-    let held_out_rows = match &held_out {
-        Some(data) if is_lm => lm_rows(&tokenizer, data)?,
-        _ => Vec::new(),
-    };
     let order = order(args, &dataset, made.as_deref());
     let source = Source { order, dataset, tokenizer, made };
-    if source.len() == 0 {
-        bail!("{}: every answer is cut off at --max-length {max_length}", source.dataset.path.display());
-    }
     let mut trainer = Trainer { args, out: &out, config, learner, source: &source, finished: None };
     ui::note(
         args.output.quiet,
@@ -103,6 +129,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         _ => Ok(None),
     })?;
 
+    let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
     let labels = match label_set {
         Some(LabelSet::Classes(labels)) => Some(labels),
         Some(LabelSet::Scores) | None => None,
@@ -112,7 +139,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     out.write_json(INFO_NAME, &AdapterInfo { labels, max_length, version })?;
     // The adapter is whole now; the checkpoint has done its duty.
     let _ = std::fs::remove_dir_all(out.file(CHECKPOINT));
-    report(args, scores, parameters)
+    let mut result = json!({"out": args.out, "parameters": parameters, "dataset": understood});
+    if let Some(held_out) = held_out_understood {
+        result["eval_dataset"] = json!(held_out);
+    }
+    report(args, scores, positive.as_deref(), result)
 }
 
 /// Whether a language model is learnt or measured.
@@ -147,14 +178,13 @@ fn order(args: &TrainArgs, dataset: &Dataset, made: Option<&[Encoded]>) -> Order
 }
 
 /// The data to evaluate on: --eval-data, or the validation split of a folder.
-fn held_out(args: &TrainArgs) -> Result<Option<Dataset>> {
-    let columns = (&args.data).into();
+fn held_out(args: &TrainArgs, options: &ReadOptions) -> Result<Option<Dataset>> {
     if let Some(path) = &args.eval_data {
-        return Ok(Some(data::read(path, Some(Split::Validation), &columns)?));
+        return Ok(Some(data::read(path, Some(Split::Validation), options)?));
     }
     let splits = data::splits(&args.data.data)?;
-    if splits.iter().any(|(split, _)| *split == Split::Validation) {
-        return Ok(Some(data::read(&args.data.data, Some(Split::Validation), &columns)?));
+    if splits.iter().any(|part| part.split == Split::Validation) {
+        return Ok(Some(data::read(&args.data.data, Some(Split::Validation), options)?));
     }
     Ok(None)
 }
@@ -205,6 +235,8 @@ fn module_ranks(
         ui::note(args.output.quiet, rank::summary(&ranks));
         return Ok(ranks.modules);
     };
+    // The folder of `gelora rank` stands for the file in it.
+    let path = &if path.is_dir() { path.join(rank::RANKS_NAME) } else { path.clone() };
     let ranks: RanksFile = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
     for (name, module) in &ranks.modules {
         let Some(info) = infos.iter().find(|i| i.name == *name) else {
@@ -244,13 +276,23 @@ fn rank_args(args: &TrainArgs, data: DataArgs) -> RankArgs {
     }
 }
 
-fn report(args: &TrainArgs, scores: Option<Vec<(&'static str, f64)>>, parameters: usize) -> Result<()> {
+fn report(
+    args: &TrainArgs,
+    scores: Option<Vec<(&'static str, f64)>>,
+    positive: Option<&str>,
+    mut result: Value,
+) -> Result<()> {
     if args.output.json {
         let eval: serde_json::Map<_, _> =
             scores.iter().flatten().map(|(name, v)| (name.to_string(), json!(v))).collect();
-        ui::result(json!({"out": args.out, "parameters": parameters, "eval": eval}).to_string())?;
+        if let Some(class) = positive.filter(|_| eval.contains_key("f1")) {
+            result["f1_class"] = json!(class);
+        }
+        result["eval"] = json!(eval);
+        ui::result(result.to_string())?;
     } else {
-        let text: Vec<String> = scores.iter().flatten().map(|(name, v)| format!("{name} {v:.4}")).collect();
+        let shown = |(name, value): &(&'static str, f64)| format!("{} {value:.4}", eval::metric_name(name, positive));
+        let text: Vec<String> = scores.iter().flatten().map(shown).collect();
         let held_out = if text.is_empty() { String::new() } else { format!("; held-out {}", text.join(", ")) };
         ui::result(format!("the adapter is in {}{held_out}", args.out.display()))?;
     }

@@ -1,19 +1,47 @@
 //! Cells that hold a conversation: `{"role": .., "content": ..}` a turn, or `{"from": .., "value": ..}` as ShareGPT has them.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, anyhow, bail};
 use serde_json::Value;
 
 use super::table::Cell;
-use crate::chat::{ASSISTANT, Message, USER};
+use crate::chat::{ASSISTANT, Message, SYSTEM, USER};
 
-/// The turns.
-pub fn messages(cell: Cell, column: &str, at: &dyn Fn() -> String) -> Result<Vec<Message>> {
+/// What a turn may hold beside its text that a template would write, or that changes what is learnt.
+const OTHER: [&str; 8] = [
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "thinking",
+    "weight of 0, which says that it is not learnt",
+    "images",
+    "audio",
+    "no text as content",
+];
+const WEIGHT: usize = 4;
+const NO_TEXT: usize = 7;
+
+/// Roles that a template is given as they are.
+const ROLES: [&str; 8] = [USER, ASSISTANT, SYSTEM, "developer", "tool", "function", "ipython", "environment"];
+
+/// What data sets call the user and the model.
+const USERS: [&str; 2] = ["human", "prompter"];
+const ASSISTANTS: [&str; 8] = ["gpt", "chatgpt", "bing", "bard", "claude", "bot", "model", "ai"];
+
+/// The turns. Keys of a turn that are not used are added to `ignored`.
+pub fn messages(
+    cell: Cell,
+    column: &str,
+    ignored: &mut BTreeSet<String>,
+    at: &dyn Fn() -> String,
+) -> Result<Vec<Message>> {
     let Cell::Nested(Value::Array(turns)) = cell else {
         bail!("{}: \"{column}\" is not a list of messages, as it is in other rows", at());
     };
     let message = |(i, turn): (usize, &Value)| {
-        let there = |key: &str| turn.get(key).filter(|value| !value.is_null());
-        let either = |a: &str, b: &str| there(a).or_else(|| there(b));
+        let there = |key: &str| turn.get(key).filter(|value| !is_nothing(value));
+        let either = |a: &str, b: &str| turn.get(a).filter(|v| !v.is_null()).or_else(|| turn.get(b));
         let Some(role) = either("role", "from").and_then(Value::as_str) else {
             bail!(
                 "{}: message {} in \"{column}\" is not like {{\"role\": \"user\", \"content\": \"...\"}}",
@@ -21,16 +49,52 @@ pub fn messages(cell: Cell, column: &str, at: &dyn Fn() -> String) -> Result<Vec
                 i + 1
             );
         };
+        let Some(role) = role_of(role) else {
+            bail!(
+                "{}: message {} in \"{column}\" has the role \"{role}\"; expected {}",
+                at(),
+                i + 1,
+                [&ROLES[..], &USERS, &ASSISTANTS].concat().join(", ")
+            );
+        };
         let said = either("content", "value").and_then(content);
-        let other =
-            OTHER.into_iter().find(|key| there(key).is_some()).or(said.is_none().then_some("no text as content"));
-        Ok(Message { role: role_of(role).into(), content: said.unwrap_or_default(), other })
+        let is_other = |i: &usize| match *i {
+            WEIGHT => there("weight").is_some_and(|weight| weight.as_f64() == Some(0.0)),
+            NO_TEXT => said.is_none(),
+            i => there(OTHER[i]).is_some(),
+        };
+        let other = (0..OTHER.len()).find(is_other).map(|i| OTHER[i]);
+        for (key, value) in turn.as_object().into_iter().flatten() {
+            let is_used = matches!(key.as_str(), "role" | "from" | "content" | "value" | "weight");
+            if !is_used && !OTHER.contains(&key.as_str()) && !is_nothing(value) && !ignored.contains(key) {
+                ignored.insert(key.clone());
+            }
+        }
+        Ok(Message { role: role.into(), content: said.unwrap_or_default(), other })
     };
     turns.iter().enumerate().map(message).collect()
 }
 
-/// What a turn may hold beside its text that a template would write.
-const OTHER: [&str; 4] = ["tool_calls", "function_call", "reasoning_content", "thinking"];
+/// The conversation with a system message from a column of its own.
+///
+/// # Errors
+/// If it begins with another one.
+pub fn with_system(
+    mut messages: Vec<Message>,
+    system: Option<String>,
+    column: &str,
+    at: &dyn Fn() -> String,
+) -> Result<Vec<Message>> {
+    let Some(system) = system.filter(|text| !text.trim().is_empty()) else { return Ok(messages) };
+    match messages.first() {
+        Some(first) if first.role == SYSTEM && first.content != system => {
+            bail!("{}: \"{column}\" and the first message are two different system messages", at())
+        }
+        Some(first) if first.role == SYSTEM => {}
+        _ => messages.insert(0, Message::new(SYSTEM, &system)),
+    }
+    Ok(messages)
+}
 
 /// What the user said last.
 pub fn last_of_user(messages: &[Message], column: &str, at: &dyn Fn() -> String) -> Result<String> {
@@ -50,11 +114,25 @@ fn content(content: &Value) -> Option<String> {
     }
 }
 
-/// ShareGPT's names of roles are those of others.
-fn role_of(name: &str) -> &str {
-    match name {
-        "human" => USER,
-        "gpt" => ASSISTANT,
-        other => other,
+/// Null, or empty: as a column has it where other rows need it.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
+}
+
+/// The role as templates know it.
+fn role_of(name: &str) -> Option<&str> {
+    let is = |known: &&&str| known.eq_ignore_ascii_case(name);
+    if USERS.iter().any(|known| is(&known)) {
+        return Some(USER);
+    }
+    if ASSISTANTS.iter().any(|known| is(&known)) {
+        return Some(ASSISTANT);
+    }
+    ROLES.iter().find(is).copied()
 }

@@ -1,76 +1,217 @@
 //! `.csv` and `.tsv` with a header line.
 //!
 //! CSV quotes as in RFC 4180. TSV has no quotes (IANA text/tab-separated-values): in the files that circulate a quote
-//! is part of the text, and reading it as CSV does would run rows together without a word.
+//! is part of the text, and reading it as CSV does would run rows together without a word. Cells may be separated by something
+//! else than the name of the file says; the header tells.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use csv::{ReaderBuilder, StringRecord};
+use anyhow::{Result, bail};
 
-use super::table::{Cell, Row, Table, read_text};
+use super::source::{Source, utf8};
+use super::table::{Cell, Column, Row, Schema, Sink, extension};
 
-/// Put behind the file as a row of its own: if it comes back inside another row, a quote was never closed.
-const SENTINEL: &str = "\u{1}end\u{1}";
+/// What separates cells in files that circulate.
+const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
-/// Reads a file of delimited cells.
-pub fn read(path: &Path, delimiter: u8, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
-    let shown = path.display();
-    let mut text = read_text(path)?;
-    text.push('\n');
-    text.push_str(SENTINEL);
-    let mut reader = ReaderBuilder::new()
-        .delimiter(delimiter)
-        .quoting(delimiter != b'\t')
-        .has_headers(false)
-        .flexible(true) // so that a ragged row gets our message
-        .from_reader(text.as_bytes());
-    let mut record = StringRecord::new();
-    let mut next = |record: &mut StringRecord| -> Result<Option<usize>> {
-        let more = reader.read_record(record).with_context(|| format!("{shown}: cannot be read"))?;
-        let end = record.len() == 1 && record.get(0) == Some(SENTINEL);
-        Ok((more && !end).then(|| record.position().map_or(0, |p| p.line() as usize + blank_lines(&text, p.byte()))))
+/// Finds the columns. `delimiter` is what the user says, `is_known` whether a column name is one that is looked for.
+///
+/// # Errors
+/// If the file is empty or cannot be read, or a quote in its header is never closed.
+pub fn schema(path: &Path, delimiter: Option<u8>, is_known: &dyn Fn(&str) -> bool) -> Result<Schema> {
+    let usual = if extension(path) == "tsv" { b'\t' } else { b',' };
+    let mut notes = Vec::new();
+    let delimiter = match delimiter {
+        Some(delimiter) => delimiter,
+        None => {
+            let found = recognised(path, usual, is_known)?;
+            if found != usual {
+                notes.push(format!("{}: cells are separated by {}", path.display(), shown(found)));
+            }
+            found
+        }
     };
+    let mut records = Records::open(path, delimiter, None)?;
+    let Some(header) = records.header()? else { bail!("{}: the file is empty", path.display()) };
+    let mut columns: Vec<Column> = header.iter().map(|name| Column::new(name)).collect();
+    let mut is_empty = true;
+    for _ in 0..ROWS {
+        if records.next()?.is_none() {
+            break;
+        }
+        is_empty = false;
+        for (column, cell) in columns.iter_mut().zip(records.cells()) {
+            column.look_at(&Cell::Untyped(String::from_utf8_lossy(cell).into_owned()));
+        }
+    }
+    Ok(Schema { columns, is_empty, delimiter, notes })
+}
 
-    next(&mut record)?;
-    unclosed(path, &record, 1)?;
-    let columns: Vec<String> = record.iter().map(|name| name.trim().to_owned()).collect();
+/// Rows that are looked at to tell what columns hold.
+const ROWS: usize = 20;
+
+/// Reads the cells of these columns, row by row.
+///
+/// # Errors
+/// If the file cannot be read, two of the columns have one name, or a quote is never closed; and those of the sink.
+pub fn rows(path: &Path, delimiter: u8, wanted: &[String], label: Option<&str>, sink: &mut Sink<'_>) -> Result<()> {
+    let shown = path.display();
+    let mut records = Records::open(path, delimiter, label)?;
+    let columns = records.header()?.unwrap_or_default();
     let mut indices = Vec::new();
-    for (i, name) in columns.iter().enumerate().filter(|(_, name)| keep(name)) {
-        if columns[..i].contains(name) {
-            bail!("{shown}: two columns are named \"{name}\"");
+    for name in wanted {
+        let mut found = columns.iter().enumerate().filter(|(_, column)| *column == name).map(|(i, _)| i);
+        match (found.next(), found.next()) {
+            (Some(index), None) => indices.push(index),
+            (_, Some(_)) => bail!("{shown}: two columns are named \"{name}\""),
+            (None, _) => bail!("{shown}: no column \"{name}\" in the header"),
         }
-        indices.push(i);
     }
-    let kept = indices.iter().map(|i| columns[*i].clone()).collect();
-    let mut table = Table { columns, kept, ..Table::default() };
-    while let Some(line) = next(&mut record)? {
-        unclosed(path, &record, line)?;
-        if record.len() != table.columns.len() {
-            bail!(
-                "{shown}: row {} (line {line}) has {} cells, but the header has {}",
-                table.rows.len() + 1,
-                record.len(),
-                table.columns.len()
+    let mut row = 0;
+    while let Some(line) = records.next()? {
+        row += 1;
+        let found = records.ends.len();
+        if found != columns.len() {
+            let (has, separated) = (columns.len(), self::shown(delimiter));
+            let wrong = anyhow::anyhow!(
+                "{shown}: row {row} (line {line}) has {found} cells, but the header has {has} (separated by {separated})"
             );
+            sink(line, Err(wrong))?;
+            continue;
         }
-        let cell = |i: &usize| record.get(*i).map_or(Cell::Null, |text| Cell::Untyped(text.to_owned()));
-        table.rows.push(Row(indices.iter().map(cell).collect()));
-        table.lines.push(line);
-    }
-    Ok(table)
-}
-
-/// The reader skips blank lines, but counts a row's position from before them.
-fn blank_lines(text: &str, position: u64) -> usize {
-    let blank =
-        text.as_bytes()[(position as usize).min(text.len())..].iter().take_while(|b| matches!(b, b'\n' | b'\r'));
-    blank.filter(|b| **b == b'\n').count()
-}
-
-fn unclosed(path: &Path, record: &StringRecord, line: usize) -> Result<()> {
-    if record.iter().next_back().is_some_and(|cell| cell.ends_with(SENTINEL)) {
-        bail!("{}: a quote in the row that starts on line {line} is never closed", path.display());
+        let cell = |i: &usize| utf8(path, records.cell(*i), line).map(|text| Cell::Untyped(text.to_owned()));
+        sink(line, indices.iter().map(cell).collect::<Result<_>>().map(Row))?;
     }
     Ok(())
+}
+
+/// What separates the names in the header: that which makes most of them known, or the usual one if it separates any.
+fn recognised(path: &Path, usual: u8, is_known: &dyn Fn(&str) -> bool) -> Result<u8> {
+    let mut source = Source::open(path, None)?;
+    let mut line = Vec::new();
+    source.skip_space()?;
+    // A name in quotes may have several lines.
+    while source.read_line(&mut line)? && line.iter().filter(|byte| **byte == b'"').count() % 2 == 1 {
+        line.push(b'\n');
+    }
+    if let Some(delimiter) = said(&line) {
+        return Ok(delimiter);
+    }
+    let worth = |delimiter: u8| -> (usize, bool, usize, bool) {
+        let mut records = Records::new(Source::from_bytes(path, line.clone()), delimiter);
+        let header = records.header().ok().flatten().unwrap_or_default();
+        let is_usual = delimiter == usual;
+        (header.iter().filter(|name| is_known(name)).count(), is_usual && header.len() > 1, header.len(), is_usual)
+    };
+    Ok(DELIMITERS.into_iter().max_by_key(|delimiter| worth(*delimiter)).unwrap_or(usual))
+}
+
+/// The separator in the line `sep=;`, with which Excel's files may begin.
+fn said(line: &[u8]) -> Option<u8> {
+    match line.trim_ascii_end() {
+        [b's', b'e', b'p', b'=', delimiter] => Some(*delimiter),
+        _ => None,
+    }
+}
+
+fn shown(delimiter: u8) -> String {
+    if delimiter == b'\t' { "tabs".into() } else { format!("\"{}\"", char::from(delimiter)) }
+}
+
+/// The rows of a file, blank lines left out.
+struct Records {
+    source: Source,
+    delimiter: u8,
+    quotes: bool,
+    /// The cells of the row, one after the other, and where each ends.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+/// Where a byte stands.
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// At the beginning of a cell.
+    Begins,
+    Plain,
+    Quoted,
+    /// Behind a quote that ends the cell, unless another follows.
+    Quote,
+}
+
+impl Records {
+    fn open(path: &Path, delimiter: u8, label: Option<&str>) -> Result<Self> {
+        Ok(Self::new(Source::open(path, label)?, delimiter))
+    }
+
+    fn new(source: Source, delimiter: u8) -> Self {
+        let quotes = delimiter != b'\t' || extension(source.path()) != "tsv";
+        Self { source, delimiter, quotes, bytes: Vec::new(), ends: Vec::new() }
+    }
+
+    /// The names in the header; none in an empty file.
+    fn header(&mut self) -> Result<Option<Vec<String>>> {
+        let mut line = self.next()?;
+        if line.is_some() && said(&self.bytes).is_some() || self.bytes == b"sep=" {
+            line = self.next()?;
+        }
+        let Some(line) = line else { return Ok(None) };
+        let name = |cell| Ok(utf8(self.source.path(), cell, line)?.trim().to_owned());
+        let names: Vec<String> = self.cells().map(name).collect::<Result<_>>()?;
+        Ok((!names.iter().all(String::is_empty)).then_some(names))
+    }
+
+    fn cell(&self, index: usize) -> &[u8] {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[index]]
+    }
+
+    fn cells(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.ends.len()).map(|index| self.cell(index))
+    }
+
+    /// Reads the next row; the line it starts on, or none at the end.
+    fn next(&mut self) -> Result<Option<usize>> {
+        self.bytes.clear();
+        self.ends.clear();
+        while self.source.peek()?.is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+            self.source.next()?;
+        }
+        if self.source.peek()?.is_none() {
+            return Ok(None);
+        }
+        let line = self.source.line();
+        let mut state = State::Begins;
+        loop {
+            let byte = self.source.next()?;
+            state = match (state, byte) {
+                (State::Quoted, None) => {
+                    let shown = self.source.path().display();
+                    bail!("{shown}: a quote in the row that starts on line {line} is never closed")
+                }
+                (State::Quoted, Some(b'"')) => State::Quote,
+                (State::Quote, Some(b'"')) => {
+                    self.bytes.push(b'"');
+                    State::Quoted
+                }
+                (State::Quoted, Some(byte)) => {
+                    self.bytes.push(byte);
+                    State::Quoted
+                }
+                (_, None | Some(b'\n' | b'\r')) => {
+                    self.ends.push(self.bytes.len());
+                    return Ok(Some(line));
+                }
+                (_, Some(byte)) if byte == self.delimiter => {
+                    self.ends.push(self.bytes.len());
+                    State::Begins
+                }
+                (State::Begins, Some(b'"')) if self.quotes => State::Quoted,
+                (_, Some(byte)) => {
+                    self.bytes.push(byte);
+                    State::Plain
+                }
+            };
+        }
+    }
 }

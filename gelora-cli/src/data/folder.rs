@@ -1,16 +1,81 @@
-//! Which file of a data folder is which split.
+//! Which files of a data folder are which split.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{FORMATS, Split, formats, table};
+use super::{FORMATS, formats, table};
 
-/// The splits in a folder with their files, train first; none if the path is a file.
+/// A part of a data folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Split {
+    /// What the adapter is trained on.
+    Train,
+    /// What is measured while training.
+    Validation,
+    /// What is measured at the end.
+    Test,
+}
+
+impl Split {
+    /// The name that files of this split have.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+            Split::Test => "test",
+        }
+    }
+}
+
+/// The names of splits, those that are preferred first.
+const NAMES: [(&str, Split); 11] = [
+    ("train", Split::Train),
+    ("training", Split::Train),
+    ("validation", Split::Validation),
+    ("valid", Split::Validation),
+    ("val", Split::Validation),
+    ("dev", Split::Validation),
+    ("validation_matched", Split::Validation),
+    ("validation_mismatched", Split::Validation),
+    ("test", Split::Test),
+    ("test_matched", Split::Test),
+    ("test_mismatched", Split::Test),
+];
+
+/// One split: its files, in the order of their numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub split: Split,
+    pub files: Vec<PathBuf>,
+    /// What is left aside, or missing.
+    pub notes: Vec<String>,
+}
+
+/// What is read for a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The file, or the folder of the files.
+    pub path: PathBuf,
+    pub files: Vec<PathBuf>,
+    pub notes: Vec<String>,
+}
+
+/// A file of a folder with what its name says.
+struct File {
+    path: PathBuf,
+    /// Its place in [`NAMES`].
+    name: usize,
+    split: Split,
+    /// `00001-of-00002`: which of how many.
+    shard: Option<(usize, usize)>,
+}
+
+/// The splits in a folder, train first; none if the path is a file.
 ///
 /// # Errors
-/// If the path does not exist, the folder has no recognised file, or two files for one split.
-pub fn splits(path: &Path) -> Result<Vec<(Split, PathBuf)>> {
+/// If the path does not exist, the folder has no recognised file, or two files for one split of which neither is preferred.
+pub fn splits(path: &Path) -> Result<Vec<Part>> {
     let shown = path.display();
     if !path.exists() {
         bail!("{shown}: no such file or folder");
@@ -18,63 +83,161 @@ pub fn splits(path: &Path) -> Result<Vec<(Split, PathBuf)>> {
     if !path.is_dir() {
         return Ok(Vec::new());
     }
-    let mut found: Vec<(Split, PathBuf)> = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(|| format!("{shown}: cannot be listed"))? {
-        let file = entry.with_context(|| format!("{shown}: cannot be listed"))?.path();
-        if !file.is_file() || !FORMATS.contains(&table::extension(&file).as_str()) {
-            continue;
-        }
-        if let Some(split) = split_of(&file) {
-            found.push((split, file));
+    let (mut files, folders) = list(path)?;
+    for folder in &folders {
+        // train/0000.parquet, and data/train-00000-of-00001.parquet.
+        match folder_name(folder) {
+            Some((name, split)) => {
+                let inside = list_all(folder)?;
+                files.extend(inside.into_iter().map(|path| File { path, name, split, shard: None }));
+            }
+            None if name(folder) == "data" => files.extend(list(folder)?.0),
+            None => {}
         }
     }
-    found.sort();
-    if let Some(two) = found.windows(2).find(|two| two[0].0 == two[1].0) {
-        bail!(
-            "{shown}: {} and {} are both a {} split; keep one, or give the path of the file",
-            name(&two[0].1),
-            name(&two[1].1),
-            two[0].0.name()
-        );
-    }
-    if found.is_empty() {
+    if files.is_empty() {
+        let with_splits = |folder: &&PathBuf| list(folder).is_ok_and(|(files, _)| !files.is_empty());
+        let inside: Vec<String> = folders.iter().filter(with_splits).map(|folder| name(folder)).collect();
+        match inside.as_slice() {
+            [] => {}
+            [only] => return splits(&path.join(only)),
+            several => bail!("{shown}: several folders have splits; give the path of one: {}", several.join(", ")),
+        }
         bail!("{shown}: no file named train, validation or test that ends in {}", formats());
     }
-    Ok(found)
-}
-
-/// The file to read for a path.
-pub fn locate(path: &Path, wanted: Option<Split>) -> Result<PathBuf> {
-    let found = splits(path)?;
-    let picked = match wanted {
-        _ if found.is_empty() => return Ok(path.to_owned()),
-        Some(wanted) => found.iter().find(|(split, _)| *split == wanted),
-        None if found.len() == 1 => found.first(),
-        None => found.iter().find(|(split, _)| *split == Split::Train),
-    };
-    match picked {
-        Some((_, file)) => Ok(file.clone()),
-        None => {
-            let there: Vec<String> = found.iter().map(|(_, file)| name(file)).collect();
-            let missing = wanted.unwrap_or(Split::Train).name();
-            bail!("{}: no {missing} file; there is {}", path.display(), there.join(" and "))
+    let mut parts = Vec::new();
+    for split in [Split::Train, Split::Validation, Split::Test] {
+        let (of_split, others): (Vec<File>, Vec<File>) = files.into_iter().partition(|file| file.split == split);
+        files = others;
+        if !of_split.is_empty() {
+            parts.push(part(path, split, of_split)?);
         }
     }
+    Ok(parts)
 }
 
-/// `train.csv`, `dev.tsv`, and `train-00000-of-00001.parquet` as data hubs name the parts of a split.
-fn split_of(file: &Path) -> Option<Split> {
-    let stem = file.file_stem()?.to_string_lossy().to_lowercase();
-    let stem = match stem.split_once('-') {
-        Some((split, part)) if part.contains("-of-") => split,
-        _ => stem.as_str(),
-    };
-    match stem {
-        "train" => Some(Split::Train),
-        "validation" | "valid" | "val" | "dev" => Some(Split::Validation),
-        "test" => Some(Split::Test),
-        _ => None,
+/// The files of a split under its preferred name.
+fn part(folder: &Path, split: Split, mut files: Vec<File>) -> Result<Part> {
+    let shown = folder.display();
+    files.sort_by_cached_key(|file| (file.name, file.shard.is_none(), file.shard, file.path.clone()));
+    let preferred = files[0].name;
+    let mut notes = Vec::new();
+    let (chosen, aside): (Vec<File>, Vec<File>) = files.into_iter().partition(|file| file.name == preferred);
+    if !aside.is_empty() {
+        let names: Vec<String> = aside.iter().map(|file| name(&file.path)).collect();
+        let (used, aside) = (name(&chosen[0].path), names.join(", "));
+        notes.push(format!(
+            "{shown}: the {} split is {used}; {aside} is not read (give its path to read it)",
+            split.name()
+        ));
     }
+    let in_own_folder = chosen[0].path.parent().is_some_and(|parent| folder_name(parent).is_some());
+    let ending = table::extension(&chosen[0].path);
+    let is_odd = |file: &&File| {
+        let same_kind = table::extension(&file.path) == ending && file.path.parent() == chosen[0].path.parent();
+        let same_count = file.shard.map(|shard| shard.1) == chosen[0].shard.map(|shard| shard.1);
+        let same_shard = chosen.iter().filter(|other| other.shard == file.shard).count() > 1 && !in_own_folder;
+        !same_kind || !same_count || same_shard
+    };
+    if let Some(other) = chosen.iter().skip(1).find(is_odd) {
+        bail!(
+            "{shown}: {} and {} are both a {} split; keep one, or give the path of the file",
+            name(&chosen[0].path),
+            name(&other.path),
+            split.name()
+        );
+    }
+    if let Some((_, count)) = chosen[0].shard
+        && chosen.len() < count
+    {
+        notes.push(format!("{shown}: {} of {count} files of the {} split are there", chosen.len(), split.name()));
+    }
+    Ok(Part { split, files: chosen.into_iter().map(|file| file.path).collect(), notes })
+}
+
+/// The files to read for a path.
+pub fn locate(path: &Path, wanted: Option<Split>) -> Result<Located> {
+    let mut found = splits(path)?;
+    let position = match wanted {
+        _ if found.is_empty() => {
+            return Ok(Located { path: path.to_owned(), files: vec![path.to_owned()], notes: Vec::new() });
+        }
+        Some(wanted) => found.iter().position(|part| part.split == wanted),
+        None if found.len() == 1 => Some(0),
+        None => found.iter().position(|part| part.split == Split::Train),
+    };
+    let Some(position) = position else {
+        let there: Vec<String> = found.iter().map(|part| name(&part.files[0])).collect();
+        let missing = wanted.unwrap_or(Split::Train).name();
+        bail!("{}: no {missing} file; there is {}", path.display(), there.join(" and "))
+    };
+    let Part { files, notes, .. } = found.swap_remove(position);
+    let path = if files.len() == 1 { files[0].clone() } else { path.to_owned() };
+    Ok(Located { path, files, notes })
+}
+
+/// The data files of a folder that are of a split, and its folders, sorted.
+fn list(folder: &Path) -> Result<(Vec<File>, Vec<PathBuf>)> {
+    let (mut files, mut folders) = (Vec::new(), Vec::new());
+    for path in entries(folder)? {
+        if path.is_dir() {
+            folders.push(path);
+        } else if let Some(file) = of_split(&path) {
+            files.push(file);
+        }
+    }
+    Ok((files, folders))
+}
+
+/// All data files of a folder.
+fn list_all(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok(entries(folder)?.into_iter().filter(|path| is_data(path)).collect())
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let unlisted = || format!("{}: cannot be listed", folder.display());
+    let entries = std::fs::read_dir(folder).with_context(unlisted)?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.with_context(unlisted)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn is_data(path: &Path) -> bool {
+    path.is_file() && FORMATS.contains(&table::extension(path).as_str())
+}
+
+/// `train.csv`, `dev.tsv.gz`, and `train-00000-of-00001.parquet` as data hubs name the parts of a split.
+fn of_split(path: &Path) -> Option<File> {
+    if !is_data(path) {
+        return None;
+    }
+    let file_name = name(path).to_lowercase();
+    let stem = file_name.split('.').next()?;
+    let (stem, shard) = match stem.split_once('-') {
+        Some((split, part)) => (split, Some(shard(part)?)),
+        None => (stem, None),
+    };
+    let (name, split) = known(stem)?;
+    Some(File { path: path.to_owned(), name, split, shard })
+}
+
+/// `00001-of-00002`, or with a hash behind it.
+fn shard(part: &str) -> Option<(usize, usize)> {
+    let mut numbers = part.splitn(3, '-');
+    let (index, of, count) = (numbers.next()?, numbers.next()?, numbers.next()?);
+    let count = count.split('-').next()?;
+    (of == "of").then_some((index.parse().ok()?, count.parse().ok()?))
+}
+
+fn known(stem: &str) -> Option<(usize, Split)> {
+    NAMES.iter().enumerate().find(|(_, (name, _))| *name == stem).map(|(i, (_, split))| (i, *split))
+}
+
+fn folder_name(folder: &Path) -> Option<(usize, Split)> {
+    known(&name(folder).to_lowercase())
 }
 
 fn name(file: &Path) -> String {

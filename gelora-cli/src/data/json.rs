@@ -1,4 +1,6 @@
-//! `.jsonl`: one object a line, blank lines skipped. `.json`: a list of objects, or the same as `.jsonl`.
+//! `.jsonl` and `.json`: objects, one a row. Both are read in every layout that [`Values`] knows.
+
+mod values;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,70 +11,69 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Deserializer, Value};
 
-use super::table::{Cell, Row, Table, read_text};
+use super::source::{Source, utf8};
+use super::table::{Cell, Column, Row, Schema, Sink};
+use values::Values;
 
-/// Reads one object a line.
-pub fn read_lines(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
-    lines(path, &read_text(path)?, keep)
-}
-
-/// Reads a list of objects, or one object a line.
-pub fn read(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
-    let text = read_text(path)?;
-    if text.trim_start().starts_with('[') { list(path, &text, keep) } else { lines(path, &text, keep) }
-}
-
-fn lines(path: &Path, text: &str, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
-    let mut rows = Rows::new(path, keep);
-    for (i, line) in text.lines().enumerate() {
-        if !line.trim().is_empty() {
-            rows.push(line, i + 1)?;
-        }
-    }
-    Ok(rows.table)
-}
-
-/// A list is taken apart here rather than by serde, so that each object's line is known.
-fn list(path: &Path, text: &str, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
-    let mut rows = Rows::new(path, keep);
-    let (mut position, mut line) = (0, 1);
-    let mut advance = |to: usize, position: &mut usize| {
-        line += text[*position..to].matches('\n').count();
-        *position = to;
-        line
-    };
-    let next = |from: usize| from + (text[from..].len() - text[from..].trim_start().len());
-    let mut at = next(0) + 1; // past the bracket
+/// Finds the names of all columns and what they hold. Broken rows are passed over unless there are no others.
+///
+/// # Errors
+/// If the file is empty, or what stands between its rows is wrong, or no row is an object.
+pub fn schema(path: &Path, label: Option<&str>) -> Result<Schema> {
+    let mut values = Values::open(Source::open(path, label)?)?;
+    let (mut text, mut number, mut wrong) = (Vec::new(), 0, None);
+    let mut seen = Seen::default();
     loop {
-        at = next(at);
-        let start = advance(at, &mut position);
-        if text[at..].starts_with(']') && rows.table.rows.is_empty() {
-            at += 1;
-            break;
-        }
-        let mut values = Deserializer::from_str(&text[at..]).into_iter::<IgnoredAny>();
-        match values.next() {
-            Some(Ok(_)) => rows.push(&text[at..at + values.byte_offset()], start)?,
-            Some(Err(error)) => return Err(rows.invalid(&error, start)),
-            None => bail!("{}: line {start} ends a list that has no closing bracket", path.display()),
-        }
-        at = next(at + values.byte_offset());
-        let line = advance(at, &mut position);
-        match text[at..].chars().next() {
-            Some(',') => at += 1,
-            Some(']') => {
-                at += 1;
-                break;
+        match values.next(&mut text) {
+            Ok(None) => break,
+            Ok(Some(line)) => {
+                number += 1;
+                if let Err(error) = object(path, &text, line, number, SchemaVisitor(&mut seen)) {
+                    wrong.get_or_insert(error);
+                }
             }
-            _ => bail!("{}: line {line} is not valid JSON: expected `,` or `]` after an object", path.display()),
+            // What is wrong with a row may be why the next one is not found.
+            Err(error) => return Err(wrong.unwrap_or(error)),
         }
     }
-    at = next(at);
-    if at < text.len() {
-        let line = advance(at, &mut position);
-        bail!("{}: line {line} is not valid JSON: text after the end of the list", path.display());
+    match wrong {
+        Some(error) if seen.columns.is_empty() => Err(error),
+        _ => Ok(Schema { columns: seen.columns, is_empty: number == 0, ..Schema::default() }),
     }
-    Ok(rows.table)
+}
+
+/// Reads the cells of these columns, row by row.
+///
+/// # Errors
+/// As [`schema`], and those of the sink.
+pub fn rows(path: &Path, columns: &[String], label: Option<&str>, sink: &mut Sink<'_>) -> Result<()> {
+    let mut values = Values::open(Source::open(path, label)?)?;
+    let (mut text, mut number) = (Vec::new(), 0);
+    while let Some(line) = values.next(&mut text)? {
+        number += 1;
+        sink(line, object(path, &text, line, number, RowVisitor(columns)))?;
+    }
+    Ok(())
+}
+
+/// Reads one object.
+fn object<'t, V: Visitor<'t>>(path: &Path, bytes: &'t [u8], line: usize, row: usize, visitor: V) -> Result<V::Value> {
+    let text = utf8(path, bytes, line)?;
+    let invalid = |error: serde_json::Error| {
+        let line = line + error.line().saturating_sub(1);
+        anyhow!("{}: line {line} is not valid JSON: {}", path.display(), cause(&error))
+    };
+    let mut values = Deserializer::from_str(text);
+    if !text.trim_start().starts_with('{') {
+        Value::deserialize(&mut values).and_then(|_| values.end()).map_err(invalid)?;
+        bail!(
+            "{}: row {row} (line {line}) is not an object like {{\"text\": \"...\", \"label\": ...}}",
+            path.display()
+        );
+    }
+    let found = values.deserialize_map(visitor).map_err(invalid)?;
+    values.end().map_err(invalid)?;
+    Ok(found)
 }
 
 /// serde's message, its position cut down to the column: the line is told by the caller.
@@ -82,61 +83,68 @@ fn cause(error: &serde_json::Error) -> String {
     format!("{what} (column {})", error.column())
 }
 
-/// Collects objects whose keys may differ from row to row into one table.
-struct Rows<'a> {
-    path: &'a Path,
-    keep: &'a dyn Fn(&str) -> bool,
-    table: Table,
-    /// For each key, its index among the kept columns, if it is kept.
-    seen: HashMap<String, Option<usize>>,
+/// The columns of the rows so far; keys may differ from row to row.
+#[derive(Default)]
+struct Seen {
+    columns: Vec<Column>,
+    indices: HashMap<String, usize>,
 }
 
-impl<'a> Rows<'a> {
-    fn new(path: &'a Path, keep: &'a dyn Fn(&str) -> bool) -> Self {
-        Self { path, keep, table: Table::default(), seen: HashMap::new() }
+/// Notes the keys of an object and looks at values of columns that little is known of.
+struct SchemaVisitor<'a>(&'a mut Seen);
+
+impl<'de> Visitor<'de> for SchemaVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
     }
 
-    /// Adds the object that this text, which starts on this line, consists of.
-    fn push(&mut self, text: &str, line: usize) -> Result<()> {
-        let mut values = Deserializer::from_str(text);
-        if !text.trim_start().starts_with('{') {
-            Value::deserialize(&mut values).and_then(|_| values.end()).map_err(|e| self.invalid(&e, line))?;
-            bail!(
-                "{}: row {} (line {line}) is not an object like {{\"text\": \"...\", \"label\": ...}}",
-                self.path.display(),
-                self.table.rows.len() + 1
-            );
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(index) = map.next_key_seed(SeenKey(self.0))? {
+            let column = &mut self.0.columns[index];
+            if column.wants_more() {
+                column.look_at(&map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
         }
-        let row = values.deserialize_map(RowVisitor(self)).and_then(|row| values.end().map(|()| row));
-        self.table.rows.push(row.map_err(|error| self.invalid(&error, line))?);
-        self.table.lines.push(line);
         Ok(())
     }
+}
 
-    fn invalid(&self, error: &serde_json::Error, first_line: usize) -> anyhow::Error {
-        let line = first_line + error.line().saturating_sub(1);
-        anyhow!("{}: line {line} is not valid JSON: {}", self.path.display(), cause(error))
-    }
+/// Reads a key as the index of its column.
+struct SeenKey<'a>(&'a mut Seen);
 
-    /// The index of a key among the kept columns, if it is kept.
-    fn column(&mut self, key: &str) -> Option<usize> {
-        if let Some(kept) = self.seen.get(key) {
-            return *kept;
-        }
-        let kept = (self.keep)(key).then_some(self.table.kept.len());
-        if kept.is_some() {
-            self.table.kept.push(key.to_owned());
-        }
-        self.table.columns.push(key.to_owned());
-        self.seen.insert(key.to_owned(), kept);
-        kept
+impl<'de> DeserializeSeed<'de> for SeenKey<'_> {
+    type Value = usize;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
+        deserializer.deserialize_str(self)
     }
 }
 
-/// Reads the cells of an object, passing over what is not kept.
-struct RowVisitor<'a, 'b>(&'a mut Rows<'b>);
+impl Visitor<'_> for SeenKey<'_> {
+    type Value = usize;
 
-impl<'de> Visitor<'de> for RowVisitor<'_, '_> {
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<usize, E> {
+        if let Some(index) = self.0.indices.get(key) {
+            return Ok(*index);
+        }
+        self.0.columns.push(Column::new(key));
+        self.0.indices.insert(key.to_owned(), self.0.columns.len() - 1);
+        Ok(self.0.columns.len() - 1)
+    }
+}
+
+/// Reads the cells of the columns, passing over all others.
+struct RowVisitor<'a>(&'a [String]);
+
+impl<'de> Visitor<'de> for RowVisitor<'_> {
     type Value = Row;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,26 +152,21 @@ impl<'de> Visitor<'de> for RowVisitor<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row, A::Error> {
-        let mut cells = vec![Cell::Null; self.0.table.kept.len()];
+        let mut cells = vec![Cell::Null; self.0.len()];
         while let Some(column) = map.next_key_seed(Key(self.0))? {
             match column {
-                Some(index) => {
-                    cells.resize(cells.len().max(index + 1), Cell::Null);
-                    cells[index] = map.next_value()?;
-                }
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+                Some(index) => cells[index] = map.next_value()?,
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(Row(cells))
     }
 }
 
-/// Reads a key as the index of its column.
-struct Key<'a, 'b>(&'a mut Rows<'b>);
+/// Reads a key as its place among the columns.
+struct Key<'a>(&'a [String]);
 
-impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
+impl<'de> DeserializeSeed<'de> for Key<'_> {
     type Value = Option<usize>;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Option<usize>, D::Error> {
@@ -171,7 +174,7 @@ impl<'de> DeserializeSeed<'de> for Key<'_, '_> {
     }
 }
 
-impl Visitor<'_> for Key<'_, '_> {
+impl Visitor<'_> for Key<'_> {
     type Value = Option<usize>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -179,7 +182,7 @@ impl Visitor<'_> for Key<'_, '_> {
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Option<usize>, E> {
-        Ok(self.0.column(key))
+        Ok(self.0.iter().position(|column| column == key))
     }
 }
 

@@ -2,10 +2,23 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
+use serde_json::Value;
 
-use super::{Dataset, Label, columns};
+use super::{Dataset, columns};
+
+/// A label as the file has it; [`labels`] decides whether it is a class or a score.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Label {
+    /// A string, an integer or a truth value, as written.
+    Class(Arc<str>),
+    /// A number with a decimal point, or any number of a score column. Finite.
+    Score(f64),
+    /// Any number of labels of one row but one. They can be neither learnt nor measured.
+    Several(Vec<Value>),
+}
 
 /// What the labels are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +67,11 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
                 }
                 _ => {}
             }
-            let name = label.class_name();
+            // The names of scores are not needed, and there may be as many as rows.
+            let name = match label {
+                Label::Score(_) if task != Some(Task::Classification) => continue,
+                label => label.class_name(),
+            };
             if !names.contains(&*name) {
                 names.insert(name.into_owned());
             }
@@ -95,7 +112,16 @@ fn classes(datasets: &[&Dataset], names: BTreeSet<String>) -> Result<LabelSet> {
 
 /// The label of a row where one is needed.
 fn required(data: &Dataset, row: usize) -> Result<&Label> {
-    data.examples[row].label.as_ref().ok_or_else(|| match &data.columns.label {
+    let label = data.examples[row].label.as_ref();
+    if let Some(Label::Several(list)) = label {
+        bail!(
+            "{}: \"{}\" holds a list of {} labels; several labels a row (multi-label) are not supported, expected one",
+            data.place(row),
+            data.columns.label.as_deref().unwrap_or_default(),
+            list.len()
+        );
+    }
+    label.ok_or_else(|| match &data.columns.label {
         Some(column) => anyhow!("{}: no label in \"{column}\"", data.place(row)),
         None => anyhow!(
             "{}: no label column recognised; the columns are {}: name one with --label-column",
@@ -105,12 +131,21 @@ fn required(data: &Dataset, row: usize) -> Result<&Label> {
     })
 }
 
+/// How many rows have each class, in the order of the set; None where labels are scores, missing or not in the set.
+pub fn counts(data: &Dataset, set: &LabelSet) -> Option<Vec<(String, usize)>> {
+    let (LabelSet::Classes(names), Ok(Targets::Classes(targets))) = (set, set.targets(data)) else { return None };
+    let mut counts: Vec<(String, usize)> = names.iter().map(|name| (name.clone(), 0)).collect();
+    targets.into_iter().for_each(|class| counts[class].1 += 1);
+    Some(counts)
+}
+
 impl Label {
     /// The number that the label is, if it is one.
     fn score(&self) -> Option<f64> {
         match self {
             Label::Score(score) => Some(*score),
             Label::Class(name) => name.trim().parse().ok().filter(|score: &f64| score.is_finite()),
+            Label::Several(_) => None,
         }
     }
 
@@ -119,6 +154,7 @@ impl Label {
         match self {
             Label::Class(name) => Cow::Borrowed(name),
             Label::Score(score) => Cow::Owned(score.to_string()),
+            Label::Several(list) => Cow::Owned(Value::from(list.clone()).to_string()),
         }
     }
 }
@@ -133,9 +169,14 @@ impl LabelSet {
         match self {
             LabelSet::Classes(names) => {
                 let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+                // A model from elsewhere may spell its truth values otherwise.
+                let truth = |name: &str| {
+                    let is_truth = ["true", "false"].contains(&name);
+                    names.iter().position(|other| is_truth && other.eq_ignore_ascii_case(name))
+                };
                 let class = |row| {
                     let name = required(data, row)?.class_name();
-                    index.get(&*name).copied().ok_or_else(|| {
+                    index.get(&*name).copied().or_else(|| truth(&name)).ok_or_else(|| {
                         anyhow!(
                             "{}: the label \"{name}\" is not among those trained on: {}",
                             data.place(row),

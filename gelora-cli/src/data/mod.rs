@@ -3,29 +3,35 @@
 //! [`read`] turns a file, or one split of a folder, into a [`Dataset`]; [`labels`] then says which classes there are and
 //! turns the labels as written into targets. Every complaint names the file and the row (and the line, in a text format).
 //!
-//! One file per format (`json`, `delimited`, `parquet`) makes a `Table` of cells; `columns` finds out which columns
-//! hold what; only then do cells become examples. Formats know nothing about labels, labels nothing about formats.
+//! A format (`json`, `delimited`, `parquet`) tells the `Schema` of a file and, in a second pass, hands on the cells of the
+//! columns that `columns` chose, row by row, so that nothing else is ever held; `examples` makes examples of them. Formats know
+//! nothing about labels, labels nothing about formats.
 
 mod columns;
 mod conversation;
+mod dataset;
 mod delimited;
+mod examples;
 mod folder;
 mod json;
 mod labels;
+mod paragraphs;
 mod parquet;
+mod source;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-pub use columns::{ColumnFlags, Columns};
-pub use folder::splits;
-pub use labels::{LabelSet, Targets, Task, labels};
+pub use columns::{Aim, ColumnFlags, list};
+pub use dataset::{Dataset, LeftOut};
+pub use folder::{Split, splits};
+pub use labels::{Label, LabelSet, Targets, Task, counts, labels};
 
-use crate::chat::{self, Message};
-use crate::fingerprint;
-use table::Table;
+use crate::chat::Message;
+use examples::Builder;
+use table::Schema;
 
 /// File endings that [`read`] knows.
 pub const FORMATS: [&str; 6] = ["jsonl", "json", "csv", "tsv", "parquet", "txt"];
@@ -39,144 +45,114 @@ pub struct Example {
     pub pair: Option<String>,
     /// The label, if the row has one.
     pub label: Option<Label>,
-    /// What a language model is to answer to the text.
+    /// What a language model is to answer to the text. Never blank.
     pub answer: Option<String>,
     /// The conversation, whose answers a language model is to learn; the text is what the user said last in it. Empty in other
     /// rows.
     pub chat: Vec<Message>,
 }
 
-/// A label as the file has it; [`labels`] decides whether it is a class or a score.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Label {
-    /// A string, an integer or a truth value, as written.
-    Class(String),
-    /// A number with a decimal point, or any number of a score column. Finite.
-    Score(f64),
-}
-
-/// A part of a data folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Split {
-    /// What the adapter is trained on.
-    Train,
-    /// What is measured while training.
-    Validation,
-    /// What is measured at the end.
-    Test,
-}
-
-impl Split {
-    /// The name that files of this split have.
-    pub fn name(self) -> &'static str {
-        match self {
-            Split::Train => "train",
-            Split::Validation => "validation",
-            Split::Test => "test",
-        }
+impl Example {
+    /// Everything that tokens are made of, for hashes.
+    pub fn parts(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        let turns = self.chat.iter().flat_map(|m| [&m.role, &m.content]).map(|part| Some(part.as_bytes()));
+        let answer = self.answer.iter().map(|answer| Some(answer.as_bytes()));
+        [Some(self.text.as_bytes()), self.pair.as_deref().map(str::as_bytes)].into_iter().chain(answer).chain(turns)
     }
 }
 
-/// The rows of one file, in its order.
-#[derive(Clone, Debug)]
-pub struct Dataset {
-    /// The file that was read.
-    pub path: PathBuf,
-    /// The rows; at least one.
-    pub examples: Vec<Example>,
-    /// Which columns they came from.
-    pub columns: Columns,
-    /// The rows are paragraphs that make up one text as they stand.
-    pub running: bool,
-    /// The line on which each row starts; empty for a format without lines.
-    lines: Vec<usize>,
-}
-
-impl Dataset {
-    /// Where a row is, for messages: `train.jsonl: row 3 (line 4)`. The index is 0-based, the message is 1-based.
-    pub fn place(&self, index: usize) -> String {
-        table::place(&self.path, &self.lines, index)
-    }
-
-    /// A hash of the texts and their order.
-    pub fn fingerprint(&self) -> [u32; 2] {
-        let of = |text: &'_ Option<String>| text.as_deref().map(str::as_bytes).map(<[u8]>::to_vec);
-        let texts: Vec<Option<Vec<u8>>> = self
-            .examples
-            .iter()
-            .flat_map(|e| {
-                [Some(e.text.clone().into_bytes()), of(&e.pair)]
-                    .into_iter()
-                    .chain(e.answer.is_some().then(|| of(&e.answer)))
-                    .chain(
-                        e.chat.iter().flat_map(|m| [&m.role, &m.content]).map(|part| Some(part.clone().into_bytes())),
-                    )
-            })
-            .collect();
-        fingerprint::of(texts.iter().map(Option::as_deref))
-    }
-
-    /// Whether rows have answers, of their own or in a conversation.
-    pub fn has_answers(&self) -> bool {
-        self.examples.iter().any(|e| e.answer.is_some() || chat::is_answered(&e.chat))
-    }
-
-    /// Takes conversations for what the user said last in them, as everything but a language model does.
-    pub fn take_texts(&mut self) {
-        self.examples.iter_mut().for_each(|example| example.chat = Vec::new());
-    }
-
-    /// How many rows carry a label.
-    pub fn labelled(&self) -> usize {
-        self.examples.iter().filter(|e| e.label.is_some()).count()
-    }
+/// How a data file is read.
+#[derive(Clone, Debug, Default)]
+pub struct ReadOptions {
+    /// Names of columns, and what the rows are for.
+    pub columns: ColumnFlags,
+    /// What separates the cells of .csv and .tsv; recognised without.
+    pub delimiter: Option<u8>,
+    /// Bad rows are left out and counted, instead of ending the reading.
+    pub skip_bad_rows: bool,
+    /// Rows that are the same as an earlier one are left out and counted.
+    pub dedup: bool,
+    /// Rows with the same texts are the same, whatever their labels.
+    pub labels_do_not_matter: bool,
+    /// Progress of large files is shown.
+    pub show_progress: bool,
 }
 
 /// Reads a data file, or one split of a data folder.
 ///
-/// A folder has files named train, validation (or dev, valid, val) and test. `wanted` picks one of them: without it the
-/// train split is read, or the only one there is. For a path that is itself a file, `wanted` plays no part.
+/// A folder has files named train, validation (or dev, valid, val) and test, or several of each (`train-00000-of-00002`).
+/// `wanted` picks one split: without it the train split is read, or the only one there is. For a path that is itself a file,
+/// `wanted` plays no part.
 ///
 /// Labels may be missing: [`labels`] complains about that where they are needed.
 ///
 /// # Errors
 /// If the file is missing, empty, in no known format or broken; if its columns are not recognised; if a row has no text.
-pub fn read(path: &Path, wanted: Option<Split>, flags: &ColumnFlags) -> Result<Dataset> {
-    let path = folder::locate(path, wanted)?;
-    let keep = |name: &str| columns::may_matter(name, flags);
-    let table = match table::extension(&path).as_str() {
-        "jsonl" => json::read_lines(&path, &keep)?,
-        "json" => json::read(&path, &keep)?,
-        "csv" => delimited::read(&path, b',', &keep)?,
-        "tsv" => delimited::read(&path, b'\t', &keep)?,
-        "parquet" => parquet::read(&path, &keep)?,
-        "txt" => return paragraphs(path),
-        _ => bail!("{}: not a data file: its name must end in {}", path.display(), formats()),
-    };
-    dataset(path, table, flags)
+pub fn read(path: &Path, wanted: Option<Split>, options: &ReadOptions) -> Result<Dataset> {
+    let found = folder::locate(path, wanted)?;
+    let mut builder = Builder::new(options, Dataset::new(found.path));
+    builder.data.notes = found.notes;
+    let label = options.show_progress.then_some("reading");
+    for (i, file) in found.files.iter().enumerate() {
+        check_options(file, options)?;
+        if table::extension(file) == "txt" {
+            paragraphs::read(file, label, &mut builder.data)?;
+            continue;
+        }
+        let schema = schema(file, options)?;
+        if schema.is_empty && found.files.len() == 1 {
+            bail!("{}: the file has no rows", file.display());
+        }
+        let columns = columns::resolve(file, &schema, &options.columns)?;
+        if i == 0 {
+            builder.data.columns = columns.clone();
+        } else if !columns.same_roles(&builder.data.columns) {
+            let (shown, other) = (file.display(), found.files[0].display());
+            let (here, there) = (columns.wanted().join(", "), builder.data.columns.wanted().join(", "));
+            bail!("{shown}: its columns are {here}, but those of {other} are {there}");
+        }
+        builder.data.notes.extend(schema.notes);
+        builder.begin(file);
+        let wanted = columns.wanted();
+        let sink = &mut |line, row| builder.push(file, &columns, line, row);
+        match table::extension(file).as_str() {
+            "parquet" => parquet::rows(file, &wanted, label, sink)?,
+            "csv" | "tsv" => delimited::rows(file, schema.delimiter, &wanted, label, sink)?,
+            _ => json::rows(file, &wanted, label, sink)?,
+        }
+    }
+    builder.finish()
 }
 
-/// A text, cut after its blank lines.
-fn paragraphs(path: PathBuf) -> Result<Dataset> {
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let (mut examples, mut lines, mut begun) = (Vec::<Example>::new(), Vec::new(), false);
-    for (i, line) in text.split_inclusive('\n').enumerate() {
-        let blank = line.trim().is_empty();
-        match examples.last_mut() {
-            Some(last) if blank || begun || last.text.trim().is_empty() => last.text.push_str(line),
-            _ => {
-                examples.push(Example { text: line.to_owned(), ..Example::default() });
-                lines.push(i + 1);
-            }
+/// Checks that no option was given that means nothing for this kind of file.
+fn check_options(file: &Path, options: &ReadOptions) -> Result<()> {
+    let ColumnFlags { text, pair, answer, label, .. } = &options.columns;
+    let (ending, shown) = (table::extension(file), file.display());
+    if options.delimiter.is_some() && !["csv", "tsv"].contains(&ending.as_str()) {
+        bail!("--delimiter: {shown} has no separated cells; expected a .csv or .tsv file");
+    }
+    if ending == "txt" {
+        let given = [
+            ("--text-column", text.is_some()),
+            ("--pair-column", pair.is_some()),
+            ("--answer-column", answer.is_some()),
+            ("--label-column", label.is_some()),
+            ("--dedup", options.dedup),
+        ];
+        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+            bail!("{option}: {shown} is one running text, without columns or rows");
         }
-        begun = !blank;
     }
-    if text.trim().is_empty() {
-        bail!("{}: the file has no text", path.display());
+    Ok(())
+}
+
+fn schema(path: &Path, options: &ReadOptions) -> Result<Schema> {
+    match table::extension(path).as_str() {
+        "jsonl" | "json" => json::schema(path, options.show_progress.then_some("columns of")),
+        "csv" | "tsv" => delimited::schema(path, options.delimiter, &|name| columns::is_known(name, &options.columns)),
+        "parquet" => parquet::schema(path),
+        _ => bail!("{}: not a data file: its name must end in {}", path.display(), formats()),
     }
-    let columns =
-        Columns { text: "text".into(), pair: None, label: None, label_is_score: false, all: vec!["text".into()] };
-    Ok(Dataset { path, examples, columns, running: true, lines })
 }
 
 /// What a language model reads of an instruction and what it is about.
@@ -191,47 +167,6 @@ pub fn instruction(instruction: &str, about: Option<&str>) -> String {
 fn formats() -> String {
     let dotted: Vec<String> = FORMATS.iter().map(|f| format!(".{f}")).collect();
     format!("{} or {}", dotted[..dotted.len() - 1].join(", "), dotted[dotted.len() - 1])
-}
-
-fn dataset(path: PathBuf, mut table: Table, flags: &ColumnFlags) -> Result<Dataset> {
-    if table.rows.is_empty() {
-        bail!("{}: the file has no rows", path.display());
-    }
-    let found = columns::resolve(&path, &table, flags)?;
-    let lines = std::mem::take(&mut table.lines);
-    let mut examples = Vec::with_capacity(table.rows.len());
-    for (i, mut row) in table.rows.into_iter().enumerate() {
-        let at = || table::place(&path, &lines, i);
-        let (mut chat, column) = (Vec::new(), &found.names.text);
-        let text = if found.chat {
-            chat = conversation::messages(row.take(found.text), column, &at)?;
-            conversation::last_of_user(&chat, column, &at)?
-        } else {
-            row.take(found.text).into_text(column, &at)?
-        };
-        if text.trim().is_empty() {
-            bail!("{}: the text in \"{}\" is empty", at(), found.names.text);
-        }
-        let pair = match (found.pair, &found.names.pair) {
-            (Some(index), Some(name)) => row.take(index).into_optional_text(name, &at)?,
-            _ => None,
-        };
-        let label = match (found.label, &found.names.label) {
-            (Some(index), Some(name)) => row.take(index).into_label(name, found.names.label_is_score, &at)?,
-            _ => None,
-        };
-        let answer = match found.answer {
-            Some(index) => Some(row.take(index).into_text("answer", &at)?),
-            None => None,
-        };
-        let text = match found.instruction {
-            None => text,
-            Some(None) => instruction(&text, None),
-            Some(Some(about)) => instruction(&text, row.take(about).into_optional_text("input", &at)?.as_deref()),
-        };
-        examples.push(Example { text, pair, label, answer, chat });
-    }
-    Ok(Dataset { path, examples, columns: found.names, running: false, lines })
 }
 
 #[cfg(test)]

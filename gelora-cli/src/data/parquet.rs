@@ -1,59 +1,143 @@
-//! `.parquet`, through the record API. Only columns that may matter are decoded.
+//! `.parquet`, through the record API. Only the columns asked for are decoded, a page at a time.
 
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use parquet::basic::{ConvertedType, Repetition, Type as Physical};
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::TreeBuilder;
 use parquet::record::{Field, Row as Record};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::Value;
 
-use super::table::{Cell, Row, Table, place};
+use super::table::{Cell, Column, Kind, Row, Schema, Sink, place};
 use crate::contained::contained;
+use crate::ui::Progress;
 
-/// Reads the columns of a parquet file that may matter.
-pub fn read(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
-    contained(path, || columns(path, keep))
+/// Files from this number of rows on show progress.
+const LARGE: u64 = 200_000;
+
+/// Finds the columns, and what those of text hold in the first rows.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn schema(path: &Path) -> Result<Schema> {
+    contained(path, || {
+        let reader = open(path)?;
+        let metadata = reader.metadata().file_metadata();
+        let mut columns: Vec<Column> = metadata.schema().get_fields().iter().map(|field| column(field)).collect();
+        let texts: Vec<usize> = (0..columns.len()).filter(|i| columns[*i].kind == Some(Kind::Text)).collect();
+        let names: Vec<String> = texts.iter().map(|i| columns[*i].name.clone()).collect();
+        let mut left = Column::ENOUGH;
+        // What is broken in these rows is said when they are read.
+        let looked = each(path, &reader, &names, &mut |row| {
+            let cells = row.map(|row| row.0).unwrap_or_default();
+            texts.iter().zip(&cells).for_each(|(i, cell)| columns[*i].look_at(cell));
+            left -= 1;
+            if left == 0 { Err(anyhow!("enough")) } else { Ok(()) }
+        });
+        drop(looked);
+        Ok(Schema { columns, is_empty: metadata.num_rows() == 0, ..Schema::default() })
+    })
 }
 
-fn columns(path: &Path, keep: &dyn Fn(&str) -> bool) -> Result<Table> {
+/// Reads the cells of these columns, row by row.
+///
+/// # Errors
+/// If the file cannot be read; and those of the sink.
+pub fn rows(path: &Path, columns: &[String], label: Option<&str>, sink: &mut Sink<'_>) -> Result<()> {
+    contained(path, || {
+        let reader = open(path)?;
+        let total = reader.metadata().file_metadata().num_rows().max(0) as u64;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let progress =
+            label.filter(|_| total >= LARGE).map(|label| Progress::new(false, format!("{label} {name}"), total));
+        let read = each(path, &reader, columns, &mut |row| {
+            if let Some(progress) = &progress {
+                progress.inc(1);
+            }
+            sink(0, row)
+        });
+        if let Some(progress) = progress {
+            progress.finish();
+        }
+        read
+    })
+}
+
+fn broken(path: &Path, error: &ParquetError) -> anyhow::Error {
+    anyhow!("{}: not a readable parquet file: {}", path.display(), first_line(&error.to_string()))
+}
+
+fn open(path: &Path) -> Result<SerializedFileReader<File>> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
     if file.metadata().is_ok_and(|m| m.len() == 0) {
         anyhow::bail!("{shown}: the file is empty");
     }
-    let broken = |error: parquet::errors::ParquetError| anyhow!("{shown}: not a readable parquet file: {error}");
-    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    SerializedFileReader::new(file).map_err(|error| broken(path, &error))
+}
+
+/// A column with what its type tells.
+fn column(field: &Type) -> Column {
+    let info = field.get_basic_info();
+    let repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
+    let kind = match info.converted_type() {
+        ConvertedType::LIST => Kind::List,
+        _ if repeated => Kind::List,
+        _ if !field.is_primitive() => Kind::Object,
+        _ => match field.get_physical_type() {
+            Physical::BOOLEAN => Kind::Bool,
+            Physical::BYTE_ARRAY => Kind::Text,
+            _ => Kind::Number,
+        },
+    };
+    Column::of_kind(field.name(), kind)
+}
+
+/// Hands on the cells of these columns, row by row.
+fn each(
+    path: &Path,
+    reader: &SerializedFileReader<File>,
+    columns: &[String],
+    sink: &mut dyn FnMut(Result<Row>) -> Result<()>,
+) -> Result<()> {
     let schema = reader.metadata().file_metadata().schema();
-    let columns: Vec<String> = schema.get_fields().iter().map(|f| f.name().to_owned()).collect();
-    let fields: Vec<_> = schema.get_fields().iter().filter(|f| keep(f.name())).cloned().collect();
-    let kept: Vec<String> = fields.iter().map(|f| f.name().to_owned()).collect();
-    let mut table = Table { columns, kept, ..Table::default() };
+    let of_name = |name: &String| schema.get_fields().iter().find(|field| field.name() == name).cloned();
+    // In the order of the file, which is that of the cells that come.
+    let mut fields: Vec<_> = columns.iter().filter_map(of_name).collect();
+    fields.sort_by_key(|field| schema.get_fields().iter().position(|other| other.name() == field.name()));
     if fields.is_empty() {
-        // Nothing to decode; the rows are counted so that the complaint is about the columns.
-        let count = reader.metadata().file_metadata().num_rows().clamp(0, 1) as usize;
-        table.rows = vec![Row(Vec::new()); count];
-        return Ok(table);
+        return Ok(());
     }
-    let wanted = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(broken)?;
-    let wanted = Arc::new(SchemaDescriptor::new(Arc::new(wanted)));
+    let place_of = |name: &String| fields.iter().position(|field| field.name() == name);
+    let places: Vec<usize> = columns.iter().filter_map(place_of).collect();
+    let wanted = Type::group_type_builder(schema.name()).with_fields(fields).build();
+    let wanted = Arc::new(SchemaDescriptor::new(Arc::new(wanted.map_err(|error| broken(path, &error))?)));
+    let mut number = 0;
     for group in 0..reader.num_row_groups() {
-        let group = reader.get_row_group(group).map_err(broken)?;
-        for record in TreeBuilder::new().as_iter(wanted.clone(), &*group).map_err(broken)? {
-            let at = || place(path, &[], table.rows.len());
+        let group = reader.get_row_group(group).map_err(|error| broken(path, &error))?;
+        let records = TreeBuilder::new().as_iter(wanted.clone(), &*group).map_err(|error| broken(path, &error))?;
+        for record in records {
+            number += 1;
+            let at = || place(path, number, 0);
             let record = record.map_err(|e| anyhow!("{}: {}", at(), first_line(&e.to_string())))?;
             let cells = record
                 .into_columns()
                 .into_iter()
                 .map(|(name, field)| cell(field).ok_or_else(|| anyhow!("{}: \"{name}\" is not valid UTF-8", at())));
-            let row = Row(cells.collect::<Result<_>>()?);
-            table.rows.push(row);
+            let row = cells.collect::<Result<Vec<_>>>().map(|mut cells| {
+                let take =
+                    |place: &usize| cells.get_mut(*place).map_or(Cell::Null, |c| std::mem::replace(c, Cell::Null));
+                Row(places.iter().map(take).collect())
+            });
+            sink(row)?;
         }
     }
-    Ok(table)
+    Ok(())
 }
 
 /// The crate prints the bytes of a bad string: a line's worth is enough.

@@ -1,8 +1,10 @@
-//! What every format is read into: named columns, rows of cells, and the line each row starts on.
+//! What every format is read into: a schema of named columns, and rows of cells.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use serde_json::Value;
 
 use super::Label;
 
@@ -22,7 +24,7 @@ pub enum Cell {
     /// A truth value.
     Bool(bool),
     /// A list or an object.
-    Nested(serde_json::Value),
+    Nested(Value),
 }
 
 impl Cell {
@@ -34,7 +36,7 @@ impl Cell {
             Cell::Integer(_) => "an integer",
             Cell::Float(_) => "a number",
             Cell::Bool(_) => "a truth value",
-            Cell::Nested(serde_json::Value::Array(_)) => "a list",
+            Cell::Nested(Value::Array(_)) => "a list",
             Cell::Nested(_) => "an object",
         }
     }
@@ -48,7 +50,7 @@ impl Cell {
         }
     }
 
-    /// The text in a pair's second column, which a row may do without.
+    /// The text in a column that a row may do without.
     pub fn into_optional_text(self, column: &str, at: &dyn Fn() -> String) -> Result<Option<String>> {
         match self {
             Cell::Null => Ok(None),
@@ -57,36 +59,42 @@ impl Cell {
         }
     }
 
-    /// The label in a label column, or none if the cell is empty. `scores` makes a score of every number.
+    /// The label in a label column, or none if the cell is empty. `scores` makes a score of every number. The truth values
+    /// of every format and spelling are the classes `true` and `false`.
     pub fn into_label(self, column: &str, scores: bool, at: &dyn Fn() -> String) -> Result<Option<Label>> {
         Ok(Some(match self {
             Cell::Null => return Ok(None),
             Cell::Text(text) | Cell::Untyped(text) if text.trim().is_empty() => return Ok(None),
-            Cell::Text(text) => Label::Class(text),
+            Cell::Text(text) => class(&text),
             Cell::Untyped(text) => {
                 let text = text.trim();
                 // Without types, a decimal point is what tells a score from a class number.
                 match text.parse::<f64>() {
                     Ok(score) if score.is_finite() && (scores || text.contains('.')) => Label::Score(score),
-                    _ => Label::Class(text.to_owned()),
+                    _ => class(text),
                 }
             }
             Cell::Integer(number) if scores => Label::Score(number as f64),
-            Cell::Integer(number) => Label::Class(number.to_string()),
+            Cell::Integer(number) => Label::Class(number.to_string().into()),
             Cell::Float(number) if number.is_finite() => Label::Score(number),
             Cell::Float(number) => bail!("{}: \"{column}\" is {number}, expected a finite number", at()),
-            Cell::Bool(truth) => Label::Class(truth.to_string()),
-            Cell::Nested(serde_json::Value::Array(mut list)) if list.len() == 1 => {
+            Cell::Bool(truth) => Label::Class(truth.to_string().into()),
+            Cell::Nested(Value::Array(mut list)) if list.len() == 1 => {
                 return Cell::from(list.remove(0)).into_label(column, scores, at);
             }
+            Cell::Nested(Value::Array(list)) => Label::Several(list),
             other => bail!("{}: \"{column}\" holds {}, expected a string or a number", at(), other.kind()),
         }))
     }
 }
 
-impl From<serde_json::Value> for Cell {
-    fn from(value: serde_json::Value) -> Self {
-        use serde_json::Value;
+fn class(name: &str) -> Label {
+    let truth = ["true", "false"].into_iter().find(|truth| name.trim().eq_ignore_ascii_case(truth));
+    Label::Class(Arc::from(truth.unwrap_or(name)))
+}
+
+impl From<Value> for Cell {
+    fn from(value: Value) -> Self {
         match value {
             Value::Null => Cell::Null,
             Value::String(text) => Cell::Text(text),
@@ -101,7 +109,7 @@ impl From<serde_json::Value> for Cell {
     }
 }
 
-/// The cells of one row, one for each kept column.
+/// The cells of one row, one for each column asked for.
 #[derive(Clone, Debug)]
 pub struct Row(pub Vec<Cell>);
 
@@ -112,56 +120,109 @@ impl Row {
     }
 }
 
-/// A file's contents. Cells are kept only of columns that could matter; all columns are named, for messages.
+/// Takes the rows of a file in their order: the line that each starts on (0 in a format without lines), and its cells or what
+/// is wrong with it. An error that it returns ends the reading.
+pub type Sink<'s> = dyn FnMut(usize, Result<Row>) -> Result<()> + 's;
+
+/// What the values of a column are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Strings; of CSV and TSV, what is no number.
+    Text,
+    Number,
+    Bool,
+    List,
+    Object,
+}
+
+/// A column, as far as the first rows tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Column {
+    pub name: String,
+    /// None where every value so far is null or empty.
+    pub kind: Option<Kind>,
+    /// Some string is more than one word.
+    pub has_words: bool,
+    /// Values that were looked at.
+    looked_at: usize,
+}
+
+impl Column {
+    /// Values of a column that are looked at for one of several words.
+    pub const ENOUGH: usize = 50;
+
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), kind: None, has_words: false, looked_at: 0 }
+    }
+
+    /// A column whose type is known.
+    pub fn of_kind(name: &str, kind: Kind) -> Self {
+        Self { kind: Some(kind), ..Self::new(name) }
+    }
+
+    /// Whether another value would tell more.
+    pub fn wants_more(&self) -> bool {
+        match self.kind {
+            None => true,
+            Some(Kind::Text) => !self.has_words && self.looked_at < Self::ENOUGH,
+            Some(_) => false,
+        }
+    }
+
+    /// Learns from a value.
+    pub fn look_at(&mut self, cell: &Cell) {
+        self.looked_at += 1;
+        let kind = match cell {
+            Cell::Null => None,
+            Cell::Text(text) | Cell::Untyped(text) if text.trim().is_empty() => None,
+            Cell::Untyped(text) if text.trim().parse::<f64>().is_ok() => Some(Kind::Number),
+            Cell::Text(text) | Cell::Untyped(text) => {
+                self.has_words |= text.trim().contains(char::is_whitespace);
+                Some(Kind::Text)
+            }
+            Cell::Integer(_) | Cell::Float(_) => Some(Kind::Number),
+            Cell::Bool(_) => Some(Kind::Bool),
+            Cell::Nested(Value::Array(list)) => (!list.is_empty()).then_some(Kind::List),
+            Cell::Nested(Value::Object(object)) => (!object.is_empty()).then_some(Kind::Object),
+            Cell::Nested(_) => None,
+        };
+        self.kind = self.kind.or(kind);
+    }
+}
+
+/// The columns of a file, before its rows are read.
 #[derive(Clone, Debug, Default)]
-pub struct Table {
-    /// Every column of the file (of JSON, by name).
-    pub columns: Vec<String>,
-    /// The columns that the rows' cells belong to.
-    pub kept: Vec<String>,
-    /// The rows, in file order.
-    pub rows: Vec<Row>,
-    /// The 1-based line on which each row starts; empty for a format without lines.
-    pub lines: Vec<usize>,
+pub struct Schema {
+    /// Every column of the file (of JSON, every key), in file order.
+    pub columns: Vec<Column>,
+    /// There are no rows.
+    pub is_empty: bool,
+    /// What separates the cells of a delimited file.
+    pub delimiter: u8,
+    /// What the user should know of how the file is read.
+    pub notes: Vec<String>,
 }
 
-impl Table {
-    /// The first value in a kept column that is not null.
-    pub fn first_value(&self, column: usize) -> Option<&Cell> {
-        self.rows.iter().filter_map(|row| row.0.get(column)).find(|cell| **cell != Cell::Null)
+impl Schema {
+    /// The names of the columns.
+    pub fn names(&self) -> Vec<String> {
+        self.columns.iter().map(|column| column.name.clone()).collect()
     }
 }
 
-/// `data/train.jsonl: row 3 (line 4)` for the 0-based index 2.
-pub fn place(path: &Path, lines: &[usize], index: usize) -> String {
-    match lines.get(index) {
-        Some(line) => format!("{}: row {} (line {line})", path.display(), index + 1),
-        None => format!("{}: row {}", path.display(), index + 1),
+/// `data/train.jsonl: row 3 (line 4)`; without the line for a line of 0.
+pub fn place(path: &Path, row: usize, line: usize) -> String {
+    match line {
+        0 => format!("{}: row {row}", path.display()),
+        line => format!("{}: row {row} (line {line})", path.display()),
     }
 }
 
-/// The ending of a file name in lower case, without the dot; empty if there is none.
+/// The ending of a file name in lower case, without the dot and that of gzip; empty if there is none.
 pub fn extension(path: &Path) -> String {
-    path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
-}
-
-/// The whole of a text file, without a byte order mark.
-///
-/// # Errors
-/// If it cannot be read, has no text, or is not UTF-8 (naming the line).
-pub fn read_text(path: &Path) -> Result<String> {
-    let shown = path.display();
-    let mut bytes = std::fs::read(path).with_context(|| format!("{shown}: cannot be read"))?;
-    if bytes.starts_with(b"\xef\xbb\xbf") {
-        bytes.drain(..3);
+    let ending = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    match ending(path).as_str() {
+        "gz" => ending(Path::new(path.file_stem().unwrap_or_default())),
+        other => other.to_owned(),
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let line = 1 + error.as_bytes()[..valid].iter().filter(|b| **b == b'\n').count();
-        anyhow::anyhow!("{shown}: line {line} is not valid UTF-8; save the file in the encoding UTF-8")
-    })?;
-    if text.trim().is_empty() {
-        bail!("{shown}: the file is empty");
-    }
-    Ok(text)
 }

@@ -1,5 +1,8 @@
 //! Good files in every format give the same rows, and every kind of bad file a message that says where.
 
+mod kinds;
+mod layouts;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,7 +22,7 @@ fn file(name: &str, contents: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) 
 
 fn read_with(name: &str, contents: impl AsRef<[u8]>, flags: &ColumnFlags) -> Result<Dataset> {
     let (_folder, path) = file(name, contents);
-    read(&path, None, flags)
+    read(&path, None, &ReadOptions { columns: flags.clone(), ..ReadOptions::default() })
 }
 
 fn good(name: &str, contents: impl AsRef<[u8]>) -> Dataset {
@@ -143,6 +146,7 @@ fn flags_override() {
         text: text.map(Into::into),
         pair: pair.map(Into::into),
         label: label.map(Into::into),
+        ..ColumnFlags::default()
     };
     let read = |flags| read_with("a.csv", contents, &flags).map(|d| d.examples[0].clone()).map_err(|e| short(&e));
     assert_eq!(read(flags(Some("title"), None, None)), Ok(example("b", None, class("d"))));
@@ -154,10 +158,10 @@ fn flags_override() {
     assert_eq!(
         read(flags(None, Some("text"), None)),
         Err("a.csv: no text column recognised; the columns are text, title, body, label, stars: name one with \
-             --text-column (and a second text with --pair-column)"
+             --text-column (and a second text with --pair-column, or what is to be answered with --answer-column)"
             .into())
     );
-    assert!(read(flags(Some("label"), None, None)).unwrap_err().contains("one column cannot be two of"));
+    assert!(read(flags(Some("label"), None, None)).unwrap_err().contains("one column (\"label\") cannot be two of"));
 }
 
 #[test]
@@ -176,11 +180,15 @@ fn bad_text_files_say_which_line() {
     assert_eq!(bad("a.jsonl", " \n\n"), "a.jsonl: the file is empty");
     assert_eq!(bad("a.json", "[ ]"), "a.json: the file has no rows");
     assert_eq!(bad("a.csv", "text,label\n"), "a.csv: the file has no rows");
-    for name in ["a.jsonl", "a.csv", "a.tsv"] {
-        let message = bad(name, b"text\nb\xffc\n");
+    for (name, bytes) in [
+        ("a.jsonl", &b"{\"text\":\"a\"}\n{\"text\":\"b\xffc\"}\n"[..]),
+        ("a.csv", b"text\nb\xffc\n"),
+        ("a.tsv", b"text\nb\xffc\n"),
+    ] {
+        let message = bad(name, bytes);
         assert_eq!(message, format!("{name}: line 2 is not valid UTF-8; save the file in the encoding UTF-8"));
     }
-    let missing = read(Path::new("/nowhere/a.csv"), None, &ColumnFlags::default()).unwrap_err();
+    let missing = read(Path::new("/nowhere/a.csv"), None, &ReadOptions::default()).unwrap_err();
     assert_eq!(missing.to_string(), "/nowhere/a.csv: no such file or folder");
 }
 
@@ -227,8 +235,8 @@ fn bad_rows_say_which() {
         "a.jsonl: row 2 (line 2): no \"premise\", but every row needs its text"
     );
     assert_eq!(
-        bad("a.jsonl", "{\"text\":\"a\",\"label\":[1,0]}"),
-        "a.jsonl: row 1 (line 1): \"label\" holds a list, expected a string or a number"
+        bad("a.jsonl", "{\"text\":\"a\",\"label\":{\"a\":1}}"),
+        "a.jsonl: row 1 (line 1): \"label\" holds an object, expected a string or a number"
     );
     assert_eq!(
         bad("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n{\"messages\":[]}"),
@@ -237,10 +245,16 @@ fn bad_rows_say_which() {
     assert_eq!(
         bad("a.json", "[{\"command\":\"a\",\"output\":\"b\"}]"),
         "a.json: no text column recognised; the columns are command, output: name one with --text-column (and a \
-         second text with --pair-column)"
+         second text with --pair-column, or what is to be answered with --answer-column)"
     );
-    assert_eq!(bad("a.csv", "text,label\na,1\n\nb,1,2\n"), "a.csv: row 2 (line 4) has 3 cells, but the header has 2");
-    assert_eq!(bad("a.tsv", "text\tlabel\na\n"), "a.tsv: row 1 (line 2) has 1 cells, but the header has 2");
+    assert_eq!(
+        bad("a.csv", "text,label\na,1\n\nb,1,2\n"),
+        "a.csv: row 2 (line 4) has 3 cells, but the header has 2 (separated by \",\")"
+    );
+    assert_eq!(
+        bad("a.tsv", "text\tlabel\na\n"),
+        "a.tsv: row 1 (line 2) has 1 cells, but the header has 2 (separated by tabs)"
+    );
     assert_eq!(
         bad("a.csv", "text,label\na,1\n\"b,1\nc,0\n"),
         "a.csv: a quote in the row that starts on line 3 is never closed"
@@ -291,43 +305,6 @@ fn parquet_floats_are_scores_and_nan_is_missing() {
     let data = good("a.parquet", bytes);
     assert_eq!(data.examples, [example("a", None, Some(Label::Score(2.0))), example("b", None, None)]);
     assert_eq!(short(&labels(&[&data], None).unwrap_err()), "a.parquet: row 2: no label in \"score\"");
-}
-
-#[test]
-fn folders_have_splits() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str| std::fs::write(folder.path().join(name), format!("text,label\n{name},1\n")).unwrap();
-    let flags = ColumnFlags::default();
-    let read = |split| read(folder.path(), split, &flags).map_err(|e| short(&e));
-    let name = folder.path().file_name().unwrap().to_string_lossy().into_owned();
-    assert_eq!(
-        read(None).unwrap_err(),
-        format!(
-            "{name}: no file named train, validation or test that ends in .jsonl, .json, .csv, .tsv, .parquet or .txt"
-        )
-    );
-    write("notes.csv");
-    write("train.doc");
-    assert!(read(None).is_err());
-    write("dev.csv");
-    assert_eq!(read(None).unwrap().path, folder.path().join("dev.csv"));
-    write("Train-00000-of-00001.csv");
-    assert_eq!(read(None).unwrap().examples[0].text, "Train-00000-of-00001.csv");
-    assert_eq!(read(Some(Split::Validation)).unwrap().examples[0].text, "dev.csv");
-    let found: Vec<Split> = splits(folder.path()).unwrap().into_iter().map(|(split, _)| split).collect();
-    assert_eq!(found, [Split::Train, Split::Validation]);
-    assert_eq!(
-        read(Some(Split::Test)).unwrap_err(),
-        format!("{name}: no test file; there is Train-00000-of-00001.csv and dev.csv")
-    );
-    write("train.csv");
-    assert_eq!(
-        read(None).unwrap_err(),
-        format!(
-            "{name}: Train-00000-of-00001.csv and train.csv are both a train split; keep one, or give the path of the file"
-        )
-    );
-    assert_eq!(splits(&folder.path().join("dev.csv")).unwrap(), []);
 }
 
 #[test]
@@ -390,16 +367,6 @@ fn instructions_and_prompts_have_answers() {
     let flags = ColumnFlags { text: Some("prompt".into()), ..Default::default() };
     let rows = read_with("a.csv", "prompt,completion,label\nsay,it,1\n", &flags).unwrap();
     assert_eq!((rows.examples[0].answer.as_deref(), rows.labelled()), (None, 1));
-}
-
-#[test]
-fn a_text_is_cut_after_blank_lines_and_is_whole_together() {
-    let text = "\nA first\nparagraph.\n\n \nA second.\n\nA third";
-    let rows = good("a.txt", text);
-    assert!(rows.running);
-    assert_eq!(rows.examples.iter().map(|e| e.text.as_str()).collect::<String>(), text);
-    assert_eq!(rows.examples.len(), 3);
-    assert_eq!(rows.examples[0].text, "\nA first\nparagraph.\n\n \n");
 }
 
 #[test]

@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail};
 use csv::{ReaderBuilder, StringRecord, Trim};
 use gelora_kernels::Tensor;
 
-use super::listed;
+use super::{is_row_number, listed};
 
-/// The matrix of the columns asked for, or of all.
-pub fn read(path: &Path, delimiter: u8, columns: &[String]) -> Result<Tensor> {
+/// The matrix of the columns asked for, or of all that are not named as a row number, which is added to `notes`.
+pub fn read(path: &Path, delimiter: u8, columns: &[String], notes: &mut Vec<String>) -> Result<(Tensor, Vec<String>)> {
     let shown = path.display();
     let bytes = std::fs::read(path).with_context(|| format!("{shown}: cannot be read"))?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes); // a byte order mark
@@ -31,7 +31,16 @@ pub fn read(path: &Path, delimiter: u8, columns: &[String]) -> Result<Tensor> {
     }
     let first = record.clone();
     let header = is_header(&first, columns).then_some(&first);
-    let indices = indices(path, &first, header, columns)?;
+    let mut indices = indices(path, &first, header, columns)?;
+    if let Some(header) = header.filter(|_| columns.is_empty()) {
+        let (numbers, points): (Vec<usize>, Vec<usize>) =
+            indices.iter().partition(|&&i| is_row_number(header.get(i).unwrap_or_default()));
+        if !numbers.is_empty() && !points.is_empty() {
+            let names = listed(numbers.iter().map(|&i| format!("\"{}\"", header.get(i).unwrap_or_default())));
+            notes.push(format!("not in the points: the row number {names} (--columns takes it)"));
+            indices = points;
+        }
+    }
     if header.is_some() {
         more = reader.read_record(&mut record).with_context(|| format!("{shown}: cannot be read"))?;
     }
@@ -56,7 +65,8 @@ pub fn read(path: &Path, delimiter: u8, columns: &[String]) -> Result<Tensor> {
     if row == 0 {
         bail!("{shown}: has a header, but no rows");
     }
-    Tensor::from_f64(values, [row, indices.len()]).with_context(|| shown.to_string())
+    let names = indices.iter().map(|&i| column(i, header)).collect();
+    Ok((Tensor::from_f64(values, [row, indices.len()]).with_context(|| shown.to_string())?, names))
 }
 
 fn is_header(first: &StringRecord, columns: &[String]) -> bool {

@@ -1,4 +1,4 @@
-//! `.npy` and `.npz`: little-endian f2, f4, f8 and integers, in C or Fortran order.
+//! `.npy` and `.npz`: f2, f4, f8, integers and truth values of either byte order, in C or Fortran order.
 //!
 //! Source: numpy.lib.format. npyz parses the header and zip the archive; the values are decoded here, so that a short file
 //! and a type that is not read are told apart.
@@ -104,8 +104,8 @@ fn matrix(what: &str, header: &NpyHeader, reader: impl Read) -> Result<Tensor> {
     let &[rows, columns] = header.shape() else {
         bail!("{what}: expected a matrix (points, columns), got the shape {:?}", header.shape());
     };
-    let Some((width, decode)) = decoder(&header.dtype()) else {
-        bail!("{what}: expected little-endian f2, f4, f8 or integers, got {}", header.dtype().descr());
+    let Some((width, big_endian, decode)) = decoder(&header.dtype()) else {
+        bail!("{what}: expected f2, f4, f8, integers or truth values, got {}", header.dtype().descr());
     };
     if rows == 0 || columns == 0 {
         bail!("{what}: is empty: shape {:?}", header.shape());
@@ -119,6 +119,9 @@ fn matrix(what: &str, header: &NpyHeader, reader: impl Read) -> Result<Tensor> {
         bail!("{what}: truncated: {} of {bytes} bytes of values", data.len());
     }
     data.truncate(bytes as usize);
+    if big_endian {
+        data.chunks_exact_mut(width as usize).for_each(<[u8]>::reverse);
+    }
     let shape = [rows as usize, columns as usize];
     let values = match (decode(&data), header.order()) {
         (values, Order::C) => values,
@@ -135,11 +138,11 @@ fn transposed<T: Copy>(values: &[T], [rows, columns]: [usize; 2]) -> Vec<T> {
 
 type Decode = fn(&[u8]) -> Values;
 
-/// Bytes per value, and how to read them.
-fn decoder(dtype: &DType) -> Option<(u64, Decode)> {
+/// Bytes per value, whether the most significant comes first, and how to read them the other way round.
+fn decoder(dtype: &DType) -> Option<(u64, bool, Decode)> {
     let DType::Plain(plain) = dtype else { return None };
     let decode: Decode = match (plain.endianness(), plain.type_char(), plain.size_field()) {
-        (Endianness::Big, _, _) => return None,
+        (_, TypeChar::Bool, 1) => |b| Values::F64(each(b, |[b]: [u8; 1]| f64::from(b))),
         (_, TypeChar::Float, 2) => |b| Values::F32(each(b, |b| half(u16::from_le_bytes(b)))),
         (_, TypeChar::Float, 4) => |b| Values::F32(each(b, f32::from_le_bytes)),
         (_, TypeChar::Float, 8) => |b| Values::F64(each(b, f64::from_le_bytes)),
@@ -153,7 +156,7 @@ fn decoder(dtype: &DType) -> Option<(u64, Decode)> {
         (_, TypeChar::Uint, 8) => |b| Values::F64(each(b, |b| u64::from_le_bytes(b) as f64)),
         _ => return None,
     };
-    Some((plain.size_field(), decode))
+    Some((plain.size_field(), plain.endianness() == Endianness::Big, decode))
 }
 
 fn each<T, const N: usize>(bytes: &[u8], value: fn([u8; N]) -> T) -> Vec<T> {

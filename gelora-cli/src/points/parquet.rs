@@ -10,17 +10,18 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
 
-use super::{Values, listed};
+use super::{Values, is_row_number, listed};
 
-/// The matrix of the columns asked for, in that order; else of every numeric column; else of the only list column. A list
-/// is as many columns as it has elements.
-pub fn read(path: &Path, columns: &[String]) -> Result<Tensor> {
+/// The matrix of the columns asked for, in that order; else of the only column of lists; else of every numeric column that is
+/// not named as a row number. A list is as many columns as it has elements. What is left aside is added to `notes`.
+pub fn read(path: &Path, columns: &[String], notes: &mut Vec<String>) -> Result<(Tensor, Vec<String>)> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
     let broken = |error: parquet::errors::ParquetError| anyhow!("{shown}: not a readable parquet file: {error}");
     let reader = SerializedFileReader::new(file).map_err(broken)?;
     let schema = reader.metadata().file_metadata().schema();
-    let chosen = choose(path, schema, columns)?;
+    let chosen = choose(path, schema, columns, notes)?;
+    let names = chosen.iter().map(|&i| schema.get_fields()[i].name().to_owned()).collect();
     let fields = chosen.iter().map(|&i| schema.get_fields()[i].clone()).collect();
     let projection = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(broken)?;
 
@@ -48,11 +49,11 @@ pub fn read(path: &Path, columns: &[String]) -> Result<Tensor> {
         true => Values::F32(values.into_iter().map(|v| v as f32).collect()),
         false => Values::F64(values),
     };
-    values.into_matrix([rows, width]).with_context(|| shown.to_string())
+    Ok((values.into_matrix([rows, width]).with_context(|| shown.to_string())?, names))
 }
 
 /// Indices of the columns to read.
-fn choose(path: &Path, schema: &Type, columns: &[String]) -> Result<Vec<usize>> {
+fn choose(path: &Path, schema: &Type, columns: &[String], notes: &mut Vec<String>) -> Result<Vec<usize>> {
     let fields = schema.get_fields();
     let all = || listed(fields.iter().map(|f| f.name().to_owned()));
     if !columns.is_empty() {
@@ -64,11 +65,28 @@ fn choose(path: &Path, schema: &Type, columns: &[String]) -> Result<Vec<usize>> 
     }
     let numeric: Vec<usize> = (0..fields.len()).filter(|&i| is_number(&fields[i])).collect();
     let lists: Vec<usize> = (0..fields.len()).filter(|&i| is_list(&fields[i])).collect();
+    let named = |indices: &[usize]| listed(indices.iter().map(|&i| fields[i].name().to_owned()));
     match (numeric.as_slice(), lists.as_slice()) {
-        ([], [only]) => Ok(vec![*only]),
-        ([], []) => bail!("{}: no column holds numbers or lists; it has {}", path.display(), all()),
-        ([], _) => bail!("{}: has several list columns, choose one: {}", path.display(), all()),
-        _ => Ok(numeric),
+        ([], []) => bail!("{}: no column holds numbers or lists of numbers; it has {}", path.display(), all()),
+        (_, [only]) => {
+            if !numeric.is_empty() {
+                let (lists, others) = (named(&lists), named(&numeric));
+                notes.push(format!(
+                    "the points are the lists in {lists}; not in them: {others} (--columns takes others)"
+                ));
+            }
+            Ok(vec![*only])
+        }
+        (_, []) => {
+            let (numbers, points): (Vec<usize>, Vec<usize>) =
+                numeric.iter().partition(|&&i| is_row_number(fields[i].name()));
+            if !numbers.is_empty() && !points.is_empty() {
+                notes.push(format!("not in the points: the row number {} (--columns takes it)", named(&numbers)));
+                return Ok(points);
+            }
+            Ok(numeric)
+        }
+        _ => bail!("{}: has several columns of lists, choose one with --columns: {}", path.display(), all()),
     }
 }
 
@@ -91,9 +109,16 @@ fn is_number(field: &Type) -> bool {
     }
 }
 
+/// Lists of numbers: of anything that is not text.
 fn is_list(field: &Type) -> bool {
     let info = field.get_basic_info();
-    info.converted_type() == ConvertedType::LIST || info.has_repetition() && info.repetition() == Repetition::REPEATED
+    let repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
+    let mut element = field;
+    while let Some(inside) = (!element.is_primitive()).then(|| element.get_fields().first()).flatten() {
+        element = inside;
+    }
+    let of_text = element.is_primitive() && element.get_physical_type() == Physical::BYTE_ARRAY;
+    (info.converted_type() == ConvertedType::LIST || repeated) && !of_text
 }
 
 /// Appends the numbers of a cell; what it is instead, if not a number. `single` stays true while all are of at most f32.

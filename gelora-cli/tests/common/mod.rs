@@ -107,7 +107,7 @@ pub fn logits(path: &Path) -> Vec<f32> {
     let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a JSON object a line"));
     let mut all = Vec::new();
     for (i, row) in rows.enumerate() {
-        assert_eq!(row["row"], i);
+        assert_eq!(row["row"], i + 1);
         all.extend(row["logits"].as_array().expect("logits").iter().map(|v| v.as_f64().expect("a number") as f32));
     }
     all

@@ -17,6 +17,7 @@ use gelora_lora::{AdapterConfig, files};
 use gelora_model::{Granularity, Transformer};
 use serde::{Deserialize, Serialize};
 
+use super::understood::Understood;
 use super::{check_not_input, open_tokenizer};
 use crate::args::{GranularityArg, MeasureArgs, RankArgs, ScaleArg};
 use crate::cache::Entry;
@@ -38,6 +39,9 @@ pub struct Ranks {
     pub data: String,
     /// How the tokens of an example became one point.
     pub pool: String,
+    /// What was understood of that data.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dataset: Option<Understood>,
     /// Number of examples.
     pub samples: usize,
     /// Type that the model's products were computed in.
@@ -207,6 +211,7 @@ pub fn ranks(args: &RankArgs, encoder: &Transformer, dataset: &Dataset) -> Resul
     Ok(Ranks {
         model: args.model.name.display().to_string(),
         data: dataset.path.display().to_string(),
+        dataset: None,
         pool: format!("{:?}", args.measure.pool).to_lowercase(),
         samples: rows.len(),
         dtype: DType::from(args.compute.dtype).to_string(),

@@ -1,0 +1,268 @@
+//! What was understood of the data: said in one block before anything runs, and part of the JSON of the run.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::distinct;
+use crate::data::{self, Dataset, Example, Label, LabelSet, LeftOut};
+use crate::tokenize::{Encoded, Tokenizer};
+use crate::ui;
+
+/// Rows whose length is measured at most; of more, every so manieth.
+const MEASURED: usize = 20_000;
+/// The share of rows that a length is recommended for.
+const SHARE: f64 = 0.99;
+/// Classes that are shown.
+const SHOWN: usize = 8;
+/// The order in which columns are shown: as rows are read, from what is asked to what is learnt.
+const ROLES: [&str; 9] =
+    ["text", "conversation", "instruction", "pair", "input", "context", "system", "answer", "label"];
+/// A score that takes no more values than this may be a class.
+const FEW: usize = 10;
+
+/// The account of one data file or split.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Understood {
+    /// The file or folder.
+    pub data: String,
+    /// "classification", "regression", "language model", or "texts" where labels play no part.
+    pub task: String,
+    /// The column of each role.
+    pub columns: BTreeMap<String, String>,
+    /// Columns that are not used.
+    pub ignored_columns: Vec<String>,
+    /// Rows of each class.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub classes: Option<BTreeMap<String, usize>>,
+    /// Smallest and largest score.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scores: Option<[f64; 2]>,
+    /// Rows in the files.
+    pub rows: usize,
+    /// Rows that are used.
+    pub kept: usize,
+    /// Different texts among them.
+    pub distinct: usize,
+    /// Rows that are not used, and why.
+    pub left_out: Vec<LeftOut>,
+    /// Most tokens of a row.
+    pub max_length: usize,
+    /// Rows that are longer.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cut: Option<Cut>,
+    /// Blocks of the greatest length that texts were put together to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub blocks: Option<usize>,
+    /// How the files were read.
+    pub notes: Vec<String>,
+    /// What may be meant otherwise.
+    pub warnings: Vec<String>,
+}
+
+/// Rows that are longer than the greatest length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cut {
+    /// How many are used and cut.
+    pub rows: usize,
+    /// How many are longer, those that are left out for it included.
+    pub longer: usize,
+    /// Of how many that was asked: all, or an even selection.
+    pub of: usize,
+    /// The length that would hold 99 % of them.
+    pub holds_99_percent: usize,
+}
+
+/// What rows are used for.
+pub enum Use<'a> {
+    /// Classes or scores.
+    Labels(&'a LabelSet),
+    /// What a language model learns: rows with answers, or blocks of text.
+    Lm(&'a [Encoded]),
+    /// Texts, whose labels play no part.
+    Texts,
+}
+
+impl Understood {
+    /// Looks at the data as it is going to be used.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot work without a limit.
+    pub fn of(dataset: &Dataset, used: &Use<'_>, tokenizer: &Tokenizer) -> Result<Self> {
+        let columns = &dataset.columns;
+        let max_length = tokenizer.max_length();
+        let (mut left_out, mut kept, mut blocks) = (dataset.left_out.clone(), dataset.examples.len(), None);
+        let mut cut = None;
+        match used {
+            Use::Lm(rows) if !dataset.has_answers() => blocks = Some(rows.len()),
+            _ => cut = Some(self::cut(dataset, tokenizer)?),
+        }
+        if let (Use::Lm(rows), Some(cut)) = (used, &mut cut) {
+            let unanswered = kept - rows.len();
+            let why = format!("no token of the answer is left at --max-length {max_length}");
+            left_out.extend((unanswered > 0).then_some(LeftOut { rows: unanswered, why }));
+            kept = rows.len();
+            if cut.of == dataset.examples.len() {
+                cut.rows = cut.rows.saturating_sub(unanswered);
+            }
+        }
+        let (mut classes, mut scores) = (None, None);
+        let task = match used {
+            Use::Labels(set @ LabelSet::Classes(_)) => {
+                classes = data::counts(dataset, set).map(|counts| counts.into_iter().collect());
+                "classification"
+            }
+            Use::Labels(LabelSet::Scores) => {
+                scores = range(dataset);
+                "regression"
+            }
+            Use::Lm(_) => "language model",
+            Use::Texts => "texts",
+        };
+        let ignored = columns.ignored().into_iter().map(str::to_owned);
+        let is_label = |name: &str| columns.label.as_deref() == Some(name);
+        let used_columns =
+            columns.used().into_iter().filter(|(_, name)| !is_label(name) || matches!(used, Use::Labels(_)));
+        let ignored = ignored.chain(columns.label.clone().filter(|_| !matches!(used, Use::Labels(_))));
+        let mut understood = Self {
+            data: dataset.path.display().to_string(),
+            task: task.to_owned(),
+            columns: used_columns.map(|(role, name)| (role.to_owned(), name.to_owned())).collect(),
+            ignored_columns: ignored.collect(),
+            classes,
+            scores,
+            rows: dataset.read,
+            kept,
+            distinct: distinct::count(dataset),
+            left_out,
+            max_length,
+            cut,
+            blocks,
+            notes: dataset.notes.clone(),
+            warnings: Vec::new(),
+        };
+        understood.warn(dataset);
+        Ok(understood)
+    }
+
+    fn warn(&mut self, dataset: &Dataset) {
+        let unused = &dataset.columns.unused_texts;
+        if !unused.is_empty() {
+            self.warnings.push(format!(
+                "{}: columns that hold texts are not used: {}; --text-column, --pair-column and --answer-column name those that are",
+                self.data,
+                unused.join(", ")
+            ));
+        }
+        if self.task == "regression" && !dataset.columns.label_is_score && whole_numbers(dataset) {
+            self.warnings.push(format!(
+                "{}: the labels are a few whole numbers written with a decimal point; --task classification takes them for classes",
+                self.data
+            ));
+        }
+        if let Some(cut) = self.cut.as_ref().filter(|cut| cut.holds_99_percent > self.max_length) {
+            let share = 100.0 * cut.longer as f64 / cut.of.max(1) as f64;
+            self.warnings.push(format!(
+                "{}: {share:.1} % of the rows are longer than --max-length {}; {} would hold 99 %",
+                self.data, self.max_length, cut.holds_99_percent
+            ));
+        }
+    }
+
+    /// Writes the block to stderr.
+    pub fn say(&self, quiet: bool) {
+        ui::note(quiet, self.block());
+    }
+
+    /// Some lines: what is done, with which columns, on how many rows.
+    fn block(&self) -> String {
+        let mut lines = vec![format!("data: {}", self.data), format!("  task: {}", self.task())];
+        let mut columns: Vec<(&String, &String)> = self.columns.iter().collect();
+        columns.sort_by_key(|(role, _)| ROLES.iter().position(|known| known == role));
+        let columns: Vec<String> = columns.into_iter().map(|(role, name)| format!("{role} \"{name}\"")).collect();
+        let ignored = match self.ignored_columns.is_empty() {
+            true => String::new(),
+            false => format!("; ignored: {}", data::list(&self.ignored_columns)),
+        };
+        lines.push(format!("  columns: {}{ignored}", columns.join(", ")));
+        lines.push(format!("  rows: {}", self.rows()));
+        lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
+        lines.extend(self.warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines.join("\n")
+    }
+
+    fn task(&self) -> String {
+        if let Some(classes) = &self.classes {
+            let mut shown: Vec<String> =
+                classes.iter().take(SHOWN).map(|(name, rows)| format!("{name} {}", ui::count(*rows as u64))).collect();
+            if classes.len() > SHOWN {
+                shown.push(format!("{} more", classes.len() - SHOWN));
+            }
+            return format!("classification, {} classes: {}", classes.len(), shown.join(", "));
+        }
+        match (self.scores, self.blocks) {
+            (Some([low, high]), _) => format!("regression, scores from {low} to {high}"),
+            (_, Some(blocks)) => {
+                format!("language model, {} blocks of at most {} tokens", ui::count(blocks as u64), self.max_length)
+            }
+            _ => self.task.clone(),
+        }
+    }
+
+    fn rows(&self) -> String {
+        let count = |n: usize| ui::count(n as u64);
+        let mut parts = vec![distinct::shown(self.kept, self.distinct.min(self.kept))];
+        if let Some(cut) = &self.cut {
+            let of = if cut.of < self.kept { format!(" of {} looked at", count(cut.of)) } else { String::new() };
+            parts.push(format!("{}{of} cut at --max-length {}", count(cut.rows), self.max_length));
+        }
+        for left_out in &self.left_out {
+            parts.push(format!("{} of {} left out: {}", count(left_out.rows), count(self.rows), left_out.why));
+        }
+        parts.join("; ")
+    }
+}
+
+/// How many rows are longer than the limit.
+fn cut(dataset: &Dataset, tokenizer: &Tokenizer) -> Result<Cut> {
+    let step = dataset.examples.len().div_ceil(MEASURED).max(1);
+    let selected: Vec<&Example> = dataset.examples.iter().step_by(step).collect();
+    let mut lengths: Vec<usize> = tokenizer.lengths(&selected)?.into_iter().flatten().collect();
+    lengths.sort_unstable();
+    let last = (SHARE * lengths.len() as f64).ceil() as usize;
+    let rows = lengths.iter().filter(|length| **length > tokenizer.max_length()).count();
+    Ok(Cut {
+        rows,
+        longer: rows,
+        of: lengths.len(),
+        holds_99_percent: lengths.get(last.saturating_sub(1)).copied().unwrap_or(0),
+    })
+}
+
+fn scores(dataset: &Dataset) -> impl Iterator<Item = f64> {
+    dataset.examples.iter().filter_map(|e| match e.label.as_ref()? {
+        Label::Score(score) => Some(*score),
+        Label::Class(name) => name.trim().parse().ok(),
+        Label::Several(_) => None,
+    })
+}
+
+fn range(dataset: &Dataset) -> Option<[f64; 2]> {
+    let fold = |of: fn(f64, f64) -> f64| scores(dataset).reduce(of);
+    Some([fold(f64::min)?, fold(f64::max)?])
+}
+
+/// Whether scores are few and whole, as pandas writes classes beside a missing one.
+fn whole_numbers(dataset: &Dataset) -> bool {
+    let mut values: Vec<f64> = Vec::new();
+    for score in scores(dataset) {
+        if score.fract() != 0.0 || (!values.contains(&score) && values.len() == FEW) {
+            return false;
+        }
+        if !values.contains(&score) {
+            values.push(score);
+        }
+    }
+    true
+}

@@ -1,0 +1,179 @@
+//! From cells to examples, and the account of rows that became none.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+
+use super::columns::Columns;
+use super::table::{Row, place};
+use super::{Dataset, Example, Label, ReadOptions, conversation, instruction};
+use crate::fingerprint;
+
+/// Why a row is no example.
+enum Outcome {
+    Example(Box<Example>),
+    /// There is nothing to learn.
+    EmptyAnswer,
+}
+
+/// Makes examples of the rows of one file after the other.
+pub struct Builder<'o> {
+    options: &'o ReadOptions,
+    pub data: Dataset,
+    /// Rows of the current file.
+    row: usize,
+    empty_answers: usize,
+    skipped: usize,
+    first_skipped: Option<String>,
+    duplicates: usize,
+    /// Hashes of the examples so far.
+    seen: HashSet<[u32; 4]>,
+    /// Keys of turns that are not used.
+    ignored_keys: BTreeSet<String>,
+    /// Names of classes, of which each is kept in memory once.
+    classes: HashSet<Arc<str>>,
+}
+
+/// Names of classes that are shared at most.
+const SHARED: usize = 1000;
+
+impl<'o> Builder<'o> {
+    pub fn new(options: &'o ReadOptions, data: Dataset) -> Self {
+        Self {
+            options,
+            data,
+            row: 0,
+            empty_answers: 0,
+            skipped: 0,
+            first_skipped: None,
+            duplicates: 0,
+            seen: HashSet::new(),
+            ignored_keys: BTreeSet::new(),
+            classes: HashSet::new(),
+        }
+    }
+
+    /// The rows of this file come next.
+    pub fn begin(&mut self, file: &Path) {
+        self.data.begin(file);
+        self.row = 0;
+    }
+
+    /// Takes one row.
+    ///
+    /// # Errors
+    /// If the row is broken, or its cells are not what its columns are for, unless such rows are skipped.
+    pub fn push(&mut self, file: &Path, columns: &Columns, line: usize, row: Result<Row>) -> Result<()> {
+        self.row += 1;
+        self.data.read += 1;
+        let made = row.and_then(|row| self.example(file, columns, line, row));
+        match made {
+            Ok(Outcome::EmptyAnswer) => self.empty_answers += 1,
+            Ok(Outcome::Example(example)) if self.options.dedup && !self.seen.insert(hash(&example, self.options)) => {
+                self.duplicates += 1;
+            }
+            Ok(Outcome::Example(example)) => self.data.push(*example, line),
+            Err(error) if self.options.skip_bad_rows => {
+                self.skipped += 1;
+                self.first_skipped.get_or_insert(format!("{error:#}"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn example(&mut self, file: &Path, columns: &Columns, line: usize, mut row: Row) -> Result<Outcome> {
+        let number = self.row;
+        let at = || place(file, number, line);
+        // Cells come in the order of `Columns::used`: the text first.
+        let mut next = 0;
+        let mut cell = || {
+            next += 1;
+            row.take(next - 1)
+        };
+        let mut chat = Vec::new();
+        let text = if columns.is_chat {
+            chat = conversation::messages(cell(), &columns.text, &mut self.ignored_keys, &at)?;
+            conversation::last_of_user(&chat, &columns.text, &at)?
+        } else {
+            cell().into_text(&columns.text, &at)?
+        };
+        if text.trim().is_empty() {
+            bail!("{}: the text in \"{}\" is empty", at(), columns.text);
+        }
+        let mut optional = |name: &Option<String>| match name {
+            Some(name) => cell().into_optional_text(name, &at),
+            None => Ok(None),
+        };
+        let pair = optional(&columns.pair)?;
+        let about = optional(&columns.about)?;
+        let system = optional(&columns.system)?;
+        if let Some(name) = &columns.system {
+            chat = conversation::with_system(chat, system, name, &at)?;
+        }
+        let answer = match &columns.answer {
+            Some(name) => Some(cell().into_text(name, &at)?),
+            None => None,
+        };
+        let mut label = match &columns.label {
+            Some(name) => cell().into_label(name, columns.label_is_score, &at)?,
+            None => None,
+        };
+        if let Some(Label::Class(name)) = &mut label {
+            match self.classes.get(&*name) {
+                Some(known) => *name = known.clone(),
+                None if self.classes.len() < SHARED => {
+                    self.classes.insert(name.clone());
+                }
+                None => {}
+            }
+        }
+        if answer.as_ref().is_some_and(|answer| answer.trim().is_empty()) {
+            return Ok(Outcome::EmptyAnswer);
+        }
+        let text = if columns.is_instruction { instruction(&text, about.as_deref()) } else { text };
+        Ok(Outcome::Example(Box::new(Example { text, pair, label, answer, chat })))
+    }
+
+    /// The examples, with the account of what was left out.
+    ///
+    /// # Errors
+    /// If no row is left.
+    pub fn finish(self) -> Result<Dataset> {
+        let mut data = self.data;
+        let answer = data.columns.answer.as_deref().unwrap_or_default();
+        data.leave_out(self.empty_answers, format!("the answer in \"{answer}\" is empty"));
+        let first = self.first_skipped.map(|first| format!(", the first: {first}")).unwrap_or_default();
+        data.leave_out(self.skipped, format!("bad (--skip-bad-rows{first})"));
+        data.leave_out(self.duplicates, "the same as an earlier row (--dedup)".into());
+        if data.examples.is_empty() {
+            let why = data.left_out.first().map_or(String::new(), |left_out| format!(" is left: {}", left_out.why));
+            bail!("{}: no row{why}", data.path.display());
+        }
+        if !self.ignored_keys.is_empty() {
+            let keys: Vec<&str> = self.ignored_keys.iter().map(String::as_str).collect();
+            data.notes.push(format!("not used in the messages of \"{}\": {}", data.columns.text, keys.join(", ")));
+        }
+        data.without_placeholders();
+        data.examples.shrink_to_fit();
+        Ok(data)
+    }
+}
+
+/// Of all that is read of a row, or of its texts alone.
+fn hash(example: &Example, options: &ReadOptions) -> [u32; 4] {
+    let texts: Vec<Option<&[u8]>> = example.parts().collect();
+    let label = example.label.as_ref().filter(|_| !options.labels_do_not_matter).map(|label| match label {
+        Label::Class(name) => name.to_string(),
+        Label::Score(score) => score.to_string(),
+        Label::Several(list) => serde_json::Value::from(list.clone()).to_string(),
+    });
+    let parts = |salt: &'static [u8]| {
+        let label = label.as_deref().map(str::as_bytes);
+        fingerprint::of([Some(salt), label].into_iter().chain(texts.iter().copied()))
+    };
+    let ([a, b], [c, d]) = (parts(b"1"), parts(b"2"));
+    [a, b, c, d]
+}

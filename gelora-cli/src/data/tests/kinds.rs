@@ -1,0 +1,208 @@
+//! Columns, roles, labels and rows as people have them.
+
+use super::*;
+
+fn with(name: &str, contents: &str, options: &ReadOptions) -> Result<Dataset> {
+    let (_folder, path) = file(name, contents);
+    read(&path, None, options)
+}
+
+fn aimed(name: &str, contents: &str, aim: Aim) -> Dataset {
+    let columns = ColumnFlags { aim, ..ColumnFlags::default() };
+    with(name, contents, &ReadOptions { columns, ..ReadOptions::default() }).unwrap()
+}
+
+fn used(data: &Dataset) -> String {
+    let used: Vec<String> = data.columns.used().iter().map(|(role, name)| format!("{role} {name}")).collect();
+    format!("{}; {}", used.join(", "), data.columns.ignored().join(", "))
+}
+
+#[test]
+fn a_question_with_an_answer_is_a_pair_or_something_to_learn() {
+    let rows = "{\"question\": \"why so\", \"answer\": \"it is\"}\n{\"question\": \"how\", \"answer\": \" \"}";
+    let mut data = good("a.jsonl", rows);
+    assert_eq!(data.examples[0], example("why so", Some("it is"), None));
+    assert!(data.has_answers());
+    data.take_answers().unwrap();
+    assert_eq!((used(&data).as_str(), data.examples.len()), ("text question, answer answer; ", 1));
+    assert_eq!((data.examples[0].pair.as_deref(), data.examples[0].answer.as_deref()), (None, Some("it is")));
+    assert_eq!(data.left_out[0], LeftOut { rows: 1, why: "the answer in \"answer\" is empty".into() });
+    let asked = aimed("a.jsonl", &rows.replace("}", ", \"label\": 1}"), Aim::Answers);
+    assert_eq!(used(&asked), "text question, answer answer; label");
+    let labelled = good("a.jsonl", rows.replace("}", ", \"label\": 1}"));
+    assert_eq!(used(&labelled), "text question, pair answer, label label; ");
+
+    // Other names, in other formats; a truth value is no answer to learn.
+    for (name, rows, want) in [
+        ("a.csv", "input,output\nthe one,two\n", "text input, answer output; "),
+        ("a.jsonl", "{\"query\": \"a\", \"response\": \"b\"}", "text query, answer response; "),
+        (
+            "a.jsonl",
+            "{\"question\": \"a\", \"passage\": \"b\", \"answer\": true}",
+            "text question, pair passage; answer",
+        ),
+    ] {
+        assert_eq!(used(&good(name, rows)), want);
+    }
+}
+
+#[test]
+fn no_column_with_text_is_left_aside_without_a_word() {
+    let unused = |rows: &str| good("a.jsonl", rows).columns.unused_texts;
+    let prompt = r#"{"context": "a long story", "prompt": "a", "completion": "b", "id": "x7", "n": 3}"#;
+    assert_eq!(unused(prompt), ["context"]);
+    assert_eq!(used(&good("a.jsonl", prompt)), "text prompt, answer completion; context, id, n");
+    assert_eq!(unused(r#"{"instruction": "a", "output": "b", "history": [["a b", "c"]]}"#), ["history"]);
+    assert_eq!(unused(r#"{"text": "a", "title": "The Title", "label": 1}"#), ["title"]);
+    assert!(unused("{\"text\": \"a\", \"tools\": [], \"title\": \"one\"}").is_empty());
+    assert_eq!(good("a.csv", "text,title,score\na,b,1\nc,two words,2\n").columns.unused_texts, ["title"]);
+
+    let mut pair = good("a.jsonl", r#"{"premise": "a", "hypothesis": "b", "id": 3}"#);
+    let said = short(&pair.take_answers().unwrap_err());
+    assert!(
+        said.contains("\"premise\" and \"hypothesis\" are a pair") && said.contains("premise, hypothesis, id"),
+        "{said}"
+    );
+    let flags = ColumnFlags { text: Some("a".into()), answer: Some("b".into()), ..ColumnFlags::default() };
+    let named = read_with("a.jsonl", "{\"a\": \"x\", \"b\": \"y\", \"text\": \"z\"}", &flags).unwrap();
+    assert_eq!((named.examples[0].text.as_str(), named.examples[0].answer.as_deref()), ("x", Some("y")));
+    let labels = ColumnFlags { label: Some("b".into()), ..flags };
+    let said = short(&read_with("a.jsonl", "{\"a\": \"x\", \"b\": \"y\"}", &labels).unwrap_err());
+    assert!(said.starts_with("--answer-column: is of a language model"), "{said}");
+    let for_lm = ColumnFlags { label: Some("b".into()), aim: Aim::Answers, ..ColumnFlags::default() };
+    let said = short(&read_with("a.jsonl", "{\"text\": \"x\", \"b\": \"y\"}", &for_lm).unwrap_err());
+    assert_eq!(said, "--label-column: a language model learns no labels");
+    // A label that is asked for is not dropped for an answer.
+    let flags = ColumnFlags { label: Some("kind".into()), ..ColumnFlags::default() };
+    let rows = read_with("a.jsonl", "{\"instruction\": \"x\", \"output\": \"y\", \"kind\": \"z\"}", &flags).unwrap();
+    assert_eq!(used(&rows), "text instruction, label kind; output");
+}
+
+#[test]
+fn answers_that_are_missing_or_empty_are_named_as_their_column_is() {
+    let rows =
+        |second: &str| format!("{{\"instruction\": \"a\", \"output\": \"b\"}}\n{{\"instruction\": \"c\"{second}}}");
+    let said = bad("a.jsonl", rows(", \"output\": null"));
+    assert_eq!(said, "a.jsonl: row 2 (line 2): no \"output\", but every row needs its text");
+    let data = good("a.jsonl", rows(", \"output\": \" \\n\""));
+    assert_eq!((data.examples.len(), data.read), (1, 2));
+    assert_eq!(data.left_out, [LeftOut { rows: 1, why: "the answer in \"output\" is empty".into() }]);
+    let said = bad("a.jsonl", "{\"instruction\": \"a\", \"output\": \"\"}");
+    assert_eq!(said, "a.jsonl: no row is left: the answer in \"output\" is empty");
+    let said = bad("a.jsonl", "{\"instruction\": \"a\", \"input\": 3, \"output\": \"b\"}\n{\"input\": \"c\"}");
+    assert!(said.starts_with("a.jsonl: row 2 (line 2): no \"instruction\""), "{said}");
+}
+
+#[test]
+fn roles_have_many_names_and_an_unknown_one_is_an_error() {
+    let turns = |user: &str, assistant: &str| {
+        let row = format!(
+            r#"{{"conversations": [{{"from": "{user}", "value": "a"}}, {{"from": "{assistant}", "value": "b"}}]}}"#
+        );
+        good("a.jsonl", row).examples[0].chat.clone()
+    };
+    let want = vec![Message::new("user", "a"), Message::new("assistant", "b")];
+    for (user, assistant) in [("user", "chatgpt"), ("human", "gpt"), ("User", "Assistant"), ("prompter", "model")] {
+        assert_eq!(turns(user, assistant), want, "{user} {assistant}");
+    }
+    let said =
+        bad("a.jsonl", r#"{"messages": [{"role": "user", "content": "a"}, {"role": "narrator", "content": "b"}]}"#);
+    assert!(
+        said.starts_with("a.jsonl: row 1 (line 1): message 2 in \"messages\" has the role \"narrator\"; expected user")
+    );
+
+    // Nothing is what an empty list says.
+    let row = r#"{"messages": [{"role": "user", "content": "a", "tool_calls": [], "name": "Ann"}, {"role": "assistant", "content": "b", "weight": 0, "name": null}], "tools": []}"#;
+    let data = good("a.jsonl", row);
+    let others: Vec<_> = data.examples[0].chat.iter().map(|turn| turn.other).collect();
+    assert_eq!(others, [None, Some("weight of 0, which says that it is not learnt")]);
+    assert_eq!(data.notes, ["not used in the messages of \"messages\": name"]);
+    let mut unanswered = good("a.jsonl", r#"{"messages": [{"role": "user", "content": "a"}]}"#);
+    let said = short(&unanswered.take_answers().unwrap_err());
+    assert_eq!(said, "a.jsonl: no conversation in \"messages\" has an answer of the assistant");
+}
+
+#[test]
+fn a_system_column_begins_the_conversation() {
+    let row = |system: &str, first: &str| {
+        format!(
+            r#"{{"system": {system}, "conversations": [{first}{{"from": "human", "value": "a"}}, {{"from": "gpt", "value": "b"}}]}}"#
+        )
+    };
+    let data = good("a.jsonl", format!("{}\n{}", row("\"calm\"", ""), row("\"\"", "")));
+    assert_eq!(data.examples[0].chat[0], Message::new("system", "calm"));
+    assert_eq!((data.examples[0].chat.len(), data.examples[1].chat.len()), (3, 2));
+    assert_eq!(used(&data), "conversation conversations, system system; ");
+    let same = row("\"calm\"", r#"{"from": "system", "value": "calm"}, "#);
+    assert_eq!(good("a.jsonl", &same).examples[0].chat.len(), 3);
+    let said = bad("a.jsonl", same.replace("\"value\": \"calm\"", "\"value\": \"loud\""));
+    assert!(said.ends_with("\"system\" and the first message are two different system messages"), "{said}");
+}
+
+#[test]
+fn truth_values_are_two_classes_however_they_are_spelled() {
+    let json = good("a.jsonl", "{\"text\": \"a\", \"label\": true}\n{\"text\": \"b\", \"label\": false}");
+    let set = labels(&[&json], None).unwrap();
+    assert_eq!(set, LabelSet::Classes(vec!["false".into(), "true".into()]));
+    for (name, rows) in [
+        ("a.csv", "text,label\na,True\nb,False\n"),
+        ("a.tsv", "text\tlabel\na\tTRUE\nb\tfalse \n"),
+        ("a.jsonl", "{\"text\": \"a\", \"label\": \"True\"}\n{\"text\": \"b\", \"label\": \"FALSE\"}"),
+    ] {
+        assert_eq!(set.targets(&good(name, rows)).unwrap(), Targets::Classes(vec![1, 0]), "{rows}");
+    }
+    let elsewhere = LabelSet::Classes(vec!["False".into(), "True".into()]);
+    assert_eq!(elsewhere.targets(&json).unwrap(), Targets::Classes(vec![1, 0]));
+    assert_eq!(counts(&json, &set).unwrap(), [("false".to_owned(), 1), ("true".to_owned(), 1)]);
+}
+
+#[test]
+fn several_labels_a_row_are_read_and_refused_where_they_are_needed() {
+    let data = good("a.jsonl", "{\"text\": \"a\", \"label\": [1, 0, 1]}\n{\"text\": \"b\", \"label\": []}");
+    assert_eq!(data.labelled(), 2);
+    let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels; several labels a row (multi-label) are not \
+                supported, expected one";
+    assert_eq!(short(&labels(&[&data], None).unwrap_err()), want);
+    let set = LabelSet::Classes(vec!["0".into(), "1".into()]);
+    assert_eq!(short(&set.targets(&data).unwrap_err()), want);
+}
+
+#[test]
+fn labels_that_are_all_minus_one_stand_for_none() {
+    let test = good("a.jsonl", "{\"text\": \"a\", \"label\": -1}\n{\"text\": \"b\", \"label\": -1}");
+    assert_eq!((test.labelled(), test.notes.len()), (0, 1));
+    assert!(test.notes[0].ends_with("every \"label\" is -1, which stands for no label"), "{}", test.notes[0]);
+    assert_eq!(good("a.csv", "text,score\na,-1.0\n").labelled(), 0);
+    assert_eq!(good("a.csv", "text,label\na,-1\nb,1\n").labelled(), 2);
+}
+
+#[test]
+fn bad_rows_and_repeated_rows_are_left_out_and_counted_where_that_is_asked_for() {
+    let skip = ReadOptions { skip_bad_rows: true, ..ReadOptions::default() };
+    let data = with("a.csv", "text,label\na,1\nb,1,2\n ,0\nc,0\n", &skip).unwrap();
+    assert_eq!((data.examples.len(), data.read, data.row(1)), (2, 4, 4));
+    assert!(data.place(1).ends_with("a.csv: row 4 (line 5)"), "{}", data.place(1));
+    assert_eq!(data.left_out[0].rows, 2);
+    assert!(data.left_out[0].why.contains("row 2 (line 3) has 3 cells"), "{}", data.left_out[0].why);
+    let data = with("a.jsonl", "{\"text\": \"a\"}\n{\"text\": \n{\"text\": 3}\n[1]\n{\"text\": \"b\"}", &skip).unwrap();
+    assert_eq!((data.examples.len(), data.left_out[0].rows, data.row(1)), (2, 3, 5));
+    let said = short(&with("a.jsonl", "{\"text\": 3}", &skip).unwrap_err());
+    assert!(said.starts_with("a.jsonl: no row is left: bad"), "{said}");
+
+    let rows = "text,label\na,1\nb,1\na,0\na,1\n";
+    let dedup = ReadOptions { dedup: true, ..ReadOptions::default() };
+    let data = with("a.csv", rows, &dedup).unwrap();
+    assert_eq!((data.examples.len(), data.left_out[0].rows, data.row(2)), (3, 1, 3));
+    let of_texts = ReadOptions { labels_do_not_matter: true, ..dedup };
+    let data = with("a.csv", rows, &of_texts).unwrap();
+    assert_eq!((data.examples.len(), data.left_out[0].why.as_str()), (2, "the same as an earlier row (--dedup)"));
+    assert_eq!(good("a.csv", rows).examples.len(), 4);
+
+    // An option that means nothing for a file is an error.
+    let dedup = ReadOptions { dedup: true, ..ReadOptions::default() };
+    let said = short(&with("a.txt", "one", &dedup).unwrap_err());
+    assert_eq!(said, "--dedup: a.txt is one running text, without columns or rows");
+    let semicolons = ReadOptions { delimiter: Some(b';'), ..ReadOptions::default() };
+    let said = short(&with("a.jsonl", "{}", &semicolons).unwrap_err());
+    assert!(said.starts_with("--delimiter: a.jsonl has no separated cells"), "{said}");
+}
