@@ -289,7 +289,7 @@ fn report(
             result["f1_class"] = json!(class);
         }
         result["eval"] = json!(eval);
-        ui::result(result.to_string())?;
+        ui::result(ui::with_warnings(result).to_string())?;
     } else {
         let shown = |(name, value): &(&'static str, f64)| format!("{} {value:.4}", eval::metric_name(name, positive));
         let text: Vec<String> = scores.iter().flatten().map(shown).collect();

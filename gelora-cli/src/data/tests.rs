@@ -6,6 +6,7 @@ mod layouts;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ::parquet::basic::Compression;
 use ::parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
@@ -51,10 +52,14 @@ fn class(name: &str) -> Option<Label> {
 
 /// A parquet file with `sentence` and `label` columns, of strings and integers.
 fn parquet_file(sentences: &[&[u8]], labels: &[i64], annotation: &str) -> Vec<u8> {
+    parquet_in(Compression::UNCOMPRESSED, sentences, labels, annotation)
+}
+
+fn parquet_in(codec: Compression, sentences: &[&[u8]], labels: &[i64], annotation: &str) -> Vec<u8> {
     let schema = format!("message m {{ required binary sentence {annotation}; required int64 label; }}");
     let schema = Arc::new(parse_message_type(&schema).unwrap());
     let mut bytes = Vec::new();
-    let properties = Arc::new(WriterProperties::builder().build());
+    let properties = Arc::new(WriterProperties::builder().set_compression(codec).build());
     let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let texts: Vec<ByteArray> = sentences.iter().map(|s| ByteArray::from(s.to_vec())).collect();
@@ -284,6 +289,26 @@ fn bad_parquet_is_an_error() {
                 assert!(short(&error).starts_with("a.parquet: "), "{error:#}");
             }
         }
+    }
+}
+
+#[test]
+fn parquet_in_every_codec_gives_the_same_rows() {
+    let texts: Vec<Vec<u8>> = (0..300).map(|i| format!("the film was good {}", i % 7).into_bytes()).collect();
+    let (texts, labels): (Vec<&[u8]>, Vec<i64>) = (texts.iter().map(Vec::as_slice).collect(), (0..300).collect());
+    let rows = |codec| good("a.parquet", parquet_in(codec, &texts, &labels, "(UTF8)")).examples;
+    let plain = rows(Compression::UNCOMPRESSED);
+    assert_eq!((plain.len(), plain[299].text.as_str()), (300, "the film was good 5"));
+    let codecs = [
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::BROTLI(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(Default::default()),
+    ];
+    for codec in codecs {
+        assert!(rows(codec) == plain, "{codec:?}");
     }
 }
 
