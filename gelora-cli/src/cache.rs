@@ -33,10 +33,7 @@ impl Entry {
     /// # Errors
     /// If a file of the model cannot be read.
     pub fn of(model: &Path, examples: &[Encoded], settings: &str) -> Result<Option<Self>> {
-        let own = std::env::var_os("GELORA_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let Some(folder) = own.or_else(|| dirs::cache_dir().map(|cache| cache.join("gelora"))) else {
-            return Ok(None);
-        };
+        let Some(folder) = folder() else { return Ok(None) };
         let mut hasher = blake3::Hasher::new();
         let mut field = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -80,6 +77,18 @@ impl Entry {
         files::write_tensors(&self.path, points.iter().enumerate().map(|(s, t)| (format!("layer_{s}"), t)))?;
         Ok(())
     }
+}
+
+/// The folder of everything that is kept: GELORA_CACHE, or `gelora` in the user's cache folder, if there is one.
+pub fn folder() -> Option<PathBuf> {
+    let own = std::env::var_os("GELORA_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    own.or_else(|| dirs::cache_dir().map(|cache| cache.join("gelora")))
+}
+
+/// Where compiled GPU kernels are kept: in the same folder, unless GELORA_KERNEL_CACHE is `off`.
+pub fn of_kernels() -> Option<PathBuf> {
+    let off = std::env::var_os("GELORA_KERNEL_CACHE").is_some_and(|value| value == "off");
+    folder().filter(|_| !off)
 }
 
 /// The files that a model's states depend on, in the order of their names.

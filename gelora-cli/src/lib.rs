@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            ui::note(false, format!("error: {}{}", in_one_line(&error), way_out(&error)));
+            ui::note(false, format!("error: {}{}", in_one_line(&error), way_out(&error, &cli.command)));
             ExitCode::FAILURE
         }
     }
@@ -68,8 +68,8 @@ fn run(command: &Command) -> anyhow::Result<()> {
     }
 }
 
-/// What to do about it, where that is the same whatever the command.
-fn way_out(error: &anyhow::Error) -> &'static str {
+/// What to do about it, where that does not depend on the input.
+fn way_out(error: &anyhow::Error, command: &Command) -> &'static str {
     // Errors that only pass on another's words are not causes of their own in a chain.
     let of_kernels = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<gelora_model::Error>() {
         Some(gelora_model::Error::Kernel(e) | gelora_model::Error::Lora(gelora_lora::Error::Kernel(e))) => {
@@ -78,7 +78,15 @@ fn way_out(error: &anyhow::Error) -> &'static str {
         _ => cause.downcast_ref::<gelora_kernels::Error>().cloned(),
     };
     if error.chain().filter_map(of_kernels).any(|e| matches!(e, gelora_kernels::Error::OutOfMemory { .. })) {
-        return "; a smaller --batch-size or --max-length, or --accumulate, needs less";
+        return match command {
+            Command::Train(_) => {
+                "; a smaller --batch-size or --max-length, --accumulate, --checkpoint-activations or --dtype bf16 needs less"
+            }
+            Command::Rank(_) | Command::Eval(_) => {
+                "; a smaller --batch-size or --max-length, or --dtype bf16, needs less"
+            }
+            _ => "",
+        };
     }
     ""
 }

@@ -167,12 +167,12 @@ impl Device {
         on_device!(self, crate::cpu::level() == crate::cpu::Level::Avx512Bf16, gpu => gpu.has_bf16_matrix_units())
     }
 
-    /// Bytes that this process holds on a GPU, in use or kept for later; None on the CPU.
+    /// Bytes of this process's tensors on a GPU, without what is kept for later ones; None on the CPU.
     ///
     /// # Errors
     /// If the device does not answer.
-    pub fn memory_held(&self) -> Result<Option<u64>> {
-        on_device!(self, Ok(None), gpu => gpu.memory_held().map(Some))
+    pub fn memory_in_use(&self) -> Result<Option<u64>> {
+        on_device!(self, Ok(None), gpu => gpu.memory_in_use().map(Some))
     }
 
     /// The kind of this device.

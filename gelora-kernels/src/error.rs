@@ -68,12 +68,14 @@ pub enum Error {
         reason: String,
     },
     /// The device's memory does not suffice.
-    #[error("{device}: out of memory: could not allocate {}", in_units(*needed))]
+    #[error("{device}: out of memory: could not allocate {}{}", asked(*needed), beside(*in_use))]
     OutOfMemory {
         /// The device.
         device: DeviceKind,
-        /// The bytes of the allocation that failed.
-        needed: u64,
+        /// The bytes of the allocation that failed, where the driver tells.
+        needed: Option<u64>,
+        /// The bytes of the process's tensors on the device then.
+        in_use: Option<u64>,
     },
     /// A kernel failed on the device.
     #[error("{device}: {message}")]
@@ -83,6 +85,14 @@ pub enum Error {
         /// What the runtime said.
         message: String,
     },
+}
+
+fn asked(needed: Option<u64>) -> String {
+    needed.map_or("more".into(), in_units)
+}
+
+fn beside(in_use: Option<u64>) -> String {
+    in_use.map_or(String::new(), |bytes| format!(" beside {} in use", in_units(bytes)))
 }
 
 /// Bytes as a person reads them.

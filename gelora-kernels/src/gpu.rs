@@ -9,12 +9,15 @@ mod cuda;
 #[cfg(feature = "cuda-compile")]
 pub mod cuda_compile;
 mod failure;
+mod inject;
 pub mod math;
+mod memory;
 mod peak;
 pub mod product;
 pub mod quantised;
 mod reading;
 pub mod rows;
+mod settings;
 pub mod tile;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -24,19 +27,21 @@ pub use cuda::{list as list_cuda, open as open_cuda};
 #[cfg(feature = "wgpu")]
 pub use wgpu::{list as list_wgpu, open as open_wgpu};
 
+pub use failure::forget as forget_failures;
+pub use memory::{Lifetime, upload};
 pub use reading::{Coming, wait_for};
+pub use settings::keep_compiled_kernels;
 
 use std::fmt;
 use std::sync::Arc;
 
-use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::server::{Handle, IoError, ServerError};
 use half::{bf16, f16};
 
+use self::failure::Failure;
 use crate::device::on_device;
-use crate::verify::{GUARD, GUARD_LEN, guards_are_on};
-use crate::{DType, Device, DeviceKind, Error, Offsets, Result, Tensor};
+use crate::{DType, Device, DeviceKind, Error, Result, Tensor};
 
 /// Cubes in one dimension of a launch: what every backend takes.
 pub const MAX_CUBES: u32 = 65_535;
@@ -160,22 +165,6 @@ impl<R: Backend> Gpu<R> {
         self.client
     }
 
-    /// An f32 output, all of which a kernel writes. Under [`crate::verify::guarded`] it is filled with NaN and fenced.
-    pub fn output(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
-        let shape = shape.into();
-        let len = shape.iter().product();
-        self.check_len(len)?;
-        let guard = if guards_are_on() { GUARD_LEN } else { 0 };
-        let handle = if guard > 0 {
-            let mut data = vec![GUARD; len + 2 * guard];
-            data[guard..guard + len].fill(f32::NAN);
-            self.client.create_from_slice(bytemuck::cast_slice(&data)).offset_start((4 * guard) as u64)
-        } else {
-            self.client.empty(4 * len)
-        };
-        Ok(Tensor::from_gpu(shape, R::device(self.clone()), GpuBuffer::new(handle, len, guard, DType::F32)))
-    }
-
     /// A copy of an f32 tensor in memory of its own.
     fn copy(&self, from: &Tensor) -> Result<Tensor> {
         let to = self.output(from.shape())?;
@@ -189,58 +178,33 @@ impl<R: Backend> Gpu<R> {
         Ok(to)
     }
 
-    /// Values that a kernel reads as u32, such as token ids.
-    pub fn upload_u32(&self, values: &[u32]) -> GpuBuffer {
-        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
-        GpuBuffer::new(handle, values.len(), 0, DType::F32)
-    }
-
-    /// Indices into a tensor, which has at most 2^32 elements, as u32.
-    pub fn upload_indices(&self, indices: &[usize]) -> GpuBuffer {
-        let indices: Vec<u32> = indices.iter().map(|&i| i as u32).collect();
-        self.upload_u32(&indices)
-    }
-
-    /// Values that are given with a call and are no tensor, such as targets.
-    pub fn upload_f32(&self, values: &[f32]) -> GpuBuffer {
-        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
-        GpuBuffer::new(handle, values.len(), 0, DType::F32)
-    }
-
-    /// Where each sequence begins and, last, the number of rows, as u32; uploaded once for each batch.
-    pub fn starts(&self, sequences: &Offsets) -> Result<GpuBuffer> {
-        self.check_len(sequences.tokens())?;
-        Ok(sequences.on_gpu(R::KIND, 0, || {
-            let starts: Vec<u32> = sequences.starts().iter().map(|&start| start as u32).collect();
-            self.upload_u32(&starts)
-        }))
-    }
-
     /// Waits for everything launched before.
     pub fn wait(&self) -> Result<()> {
-        cubecl::future::block_on(self.client().sync()).map_err(|e| Self::error(&e))
+        self.ask(|client| cubecl::future::block_on(client.sync()))
     }
 
-    /// Bytes held, in use or kept for later.
-    pub fn memory_held(&self) -> Result<u64> {
-        Ok(self.client.memory_usage().map_err(|e| Self::error(&e))?.bytes_reserved)
+    /// Asks something of CubeCL's thread. A failure that was reported before is the answer, whatever the thread says.
+    fn ask<T>(&self, question: impl FnOnce(&'static ComputeClient<R>) -> Result<T, ServerError>) -> Result<T> {
+        let answer = failure::answer(|| question(self.client));
+        match self.failure() {
+            Some(error) => Err(error),
+            None => answer.ok_or_else(|| reading::silent(R::KIND))?.map_err(|e| self.error(&e)),
+        }
     }
 
-    /// The longest [`Gpu::scratch`].
-    pub fn max_scratch(&self) -> usize {
-        (self.client.properties().memory.max_page_size / 4) as usize
+    /// The error that the device's first failure means, if it failed.
+    fn failure(&self) -> Option<Error> {
+        Some(match failure::of(R::KIND)? {
+            Failure::OutOfMemory { needed } => self.out_of_memory(needed),
+            Failure::Other(message) => Error::Runtime { device: R::KIND, message },
+        })
     }
 
-    /// Memory for `len` 32-bit values that stay inside an operator.
-    pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
-        self.check_len(len)?;
-        Ok(GpuBuffer::new(self.client.empty(4 * len), len, 0, DType::F32))
-    }
-
-    /// Memory for `len` values of bf16 that stay inside an operator.
-    pub fn scratch_bf16(&self, len: usize) -> Result<GpuBuffer> {
-        self.check_len(len.div_ceil(2))?;
-        Ok(GpuBuffer::new(self.client.empty(2 * len), len, 0, DType::Bf16))
+    fn out_of_memory(&self, needed: Option<u64>) -> Error {
+        // Not through `ask`: the failure would be the answer.
+        let usage = failure::answer(|| self.client.memory_usage());
+        let in_use = usage.and_then(Result::ok).map(|usage| usage.bytes_in_use);
+        Error::OutOfMemory { device: R::KIND, needed, in_use }
     }
 
     /// The bytes of a buffer, after everything queued before.
@@ -272,70 +236,20 @@ impl<R: Backend> Gpu<R> {
         Ok([values[..buffer.guard].to_vec(), values[behind..behind + buffer.guard].to_vec()])
     }
 
-    fn upload(&self, tensor: &Tensor) -> Result<Tensor> {
-        let dtype = tensor.dtype();
-        let unsupported = |what| Err(Error::Unsupported { op: "upload", device: R::KIND, what });
-        // Asked, not tried: a kernel on a type that the device lacks can fail without a word.
-        let has = |kind| self.client.properties().supports_type(ElemType::Float(kind));
-        match dtype {
-            DType::F64 => return unsupported("f64; for points, see pairwise::centred"),
-            DType::Bf16 if !has(FloatKind::BF16) => return unsupported("bf16 storage"),
-            DType::F16 if !has(FloatKind::F16) => return unsupported("f16 storage"),
-            quantised if quantised.is_quantised() => return self.upload_quantised(tensor),
-            _ => {}
-        }
-        self.check_len(tensor.len())?;
-        let handle = self.client.create_from_slice(tensor.bytes()?);
-        let buffer = GpuBuffer::new(handle, tensor.len(), 0, dtype);
-        Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
-    }
-
-    /// Of values of four bytes or less.
-    fn check_len(&self, len: usize) -> Result<()> {
-        self.check_words(len, len)
-    }
-
-    /// Of so many values in so many words.
-    fn check_words(&self, len: usize, words: usize) -> Result<()> {
-        // Kernels index by u32, and a tile may reach past the last element.
-        if len > u32::MAX as usize - (1 << 20) {
-            return Err(Error::Unsupported {
-                op: "tensor",
-                device: R::KIND,
-                what: "tensors of more than 2^32 elements",
-            });
-        }
-        let needed = 4 * words as u64;
-        // Beyond it CubeCL panics in a thread of its own, and the kernel silently does not run.
-        if needed > self.client.properties().memory.max_page_size {
-            return Err(Error::OutOfMemory { device: R::KIND, needed });
-        }
-        Ok(())
-    }
-
-    fn error(e: &ServerError) -> Error {
+    fn error(&self, e: &ServerError) -> Error {
         let causes = match e {
             ServerError::ServerUnhealthy { errors, .. } => &errors[..],
             one => std::slice::from_ref(one),
         };
         for cause in causes {
             if let ServerError::Io(IoError::BufferTooBig { size, .. }) = cause {
-                return Error::OutOfMemory { device: R::KIND, needed: *size };
+                return self.out_of_memory(Some(*size));
             }
         }
         // What follows the first cause is a list of CubeCL's own functions.
-        let text = causes.first().unwrap_or(e).to_string();
-        let message = text.split("Backtrace").next().unwrap_or_default().trim_end().to_string();
+        let message = failure::one_line(&causes.first().unwrap_or(e).to_string());
         Error::Runtime { device: R::KIND, message }
     }
-}
-
-/// A CPU tensor's data on a device.
-///
-/// # Errors
-/// If the device lacks the element type.
-pub fn upload(tensor: &Tensor, device: &Device) -> Result<Tensor> {
-    on_device!(device, Ok(tensor.clone()), gpu => gpu.upload(tensor))
 }
 
 /// A copy of a tensor in memory of its own, on its device.
@@ -433,7 +347,7 @@ mod tests {
         let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return };
         let len = gpu.client().properties().memory.max_page_size as usize / 4 + 1;
         match gpu.output([len]).map(|_| ()) {
-            Err(Error::OutOfMemory { needed, .. }) => assert_eq!(needed, 4 * len as u64),
+            Err(Error::OutOfMemory { needed, .. }) => assert_eq!(needed, Some(4 * len as u64)),
             Err(Error::Unsupported { .. }) => assert!(len > 1 << 31), // beyond what kernels can index
             other => panic!("{other:?}"),
         }

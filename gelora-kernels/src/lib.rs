@@ -47,6 +47,17 @@ pub mod verify;
 #[cfg(feature = "cuda-compile")]
 pub mod cuda_compile {
     pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, compiled, open};
+    pub use crate::gpu::forget_failures;
+}
+
+/// Keeps compiled CUDA kernels in a folder, in one of its own for each build of this crate and each architecture, so that a
+/// later run need not compile them again; None, the default, keeps none. Call it before a device is opened. A folder that
+/// cannot be written to is not used.
+pub fn keep_compiled_kernels(folder: Option<std::path::PathBuf>) {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    gpu::keep_compiled_kernels(folder);
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+    drop(folder);
 }
 
 pub use buffer::{Bytes, SharedBytes};

@@ -16,11 +16,12 @@
 //! # Ok::<(), gelora_kernels::Error>(())
 //! ```
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static ON: AtomicBool = AtomicBool::new(false);
+static MOST_MEMORY: AtomicU64 = AtomicU64::new(0);
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 /// The calls of one operator.
@@ -46,6 +47,7 @@ pub struct Span(Option<(&'static str, Instant, f64, f64)>);
 /// Forgets what was counted and begins to count.
 pub fn start() {
     entries().clear();
+    MOST_MEMORY.store(0, Ordering::Relaxed);
     ON.store(true, Ordering::Relaxed);
 }
 
@@ -55,6 +57,20 @@ pub fn stop() -> Vec<Entry> {
     let mut all = std::mem::take(&mut *entries());
     all.sort_by_key(|entry| std::cmp::Reverse(entry.time));
     all
+}
+
+/// Notes the memory that a GPU operator has in use at its peak; it is asked for only while counting.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(crate) fn memory(in_use: impl FnOnce() -> crate::Result<u64>) -> crate::Result<()> {
+    if ON.load(Ordering::Relaxed) {
+        MOST_MEMORY.fetch_max(in_use()?, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// The most bytes that an operator with working memory of its own had in use on a GPU since [`start`]; 0 if there was none.
+pub fn most_memory() -> u64 {
+    MOST_MEMORY.load(Ordering::Relaxed)
 }
 
 /// Begins a call of so many floating-point operations, which must at least read and write so many bytes.

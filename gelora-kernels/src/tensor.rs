@@ -122,7 +122,7 @@ impl Tensor {
         // A vector of zeros would end the process where memory does not suffice.
         let needed = (len * size_of::<f32>()) as u64;
         let reserved = Vec::<f32>::new().try_reserve_exact(len);
-        reserved.map_err(|_| Error::OutOfMemory { device: Device::Cpu.kind(), needed })?;
+        reserved.map_err(|_| Error::OutOfMemory { device: Device::Cpu.kind(), needed: Some(needed), in_use: None })?;
         Self::from_vec(vec![0.0; len], shape)?.to_device(device)
     }
 
@@ -409,6 +409,20 @@ impl Tensor {
     /// # Errors
     /// If the device fails or lacks the element type.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.moved(device, false)
+    }
+
+    /// As [`Tensor::to_device`], for a weight that stays there as long as the process: on a GPU it takes exactly the memory that
+    /// it needs, where others come from pools that round sizes up.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_device`].
+    pub fn to_device_for_good(&self, device: &Device) -> Result<Self> {
+        self.moved(device, true)
+    }
+
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(unused_variables))] // the CPU has no pools
+    fn moved(&self, device: &Device, for_good: bool) -> Result<Self> {
         if self.device.same(device) {
             return Ok(self.clone());
         }
@@ -416,8 +430,10 @@ impl Tensor {
             Device::Cpu => Tensor::from_vec(self.to_vec()?, self.shape.clone()),
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             _ => {
+                use crate::gpu::Lifetime;
+                let lifetime = if for_good { Lifetime::Process } else { Lifetime::Passing };
                 let host = if self.device.same(&Device::Cpu) { self.clone() } else { self.to_device(&Device::Cpu)? };
-                crate::gpu::upload(&host, device)
+                crate::gpu::upload(&host, device, lifetime)
             }
         }
     }

@@ -208,6 +208,8 @@ impl Case {
     /// Runs the case on a device and compares. With `inject_fault` the first output is perturbed by a hundred bounds before
     /// the comparison, which a working check must notice.
     pub fn check(&self, device: &Device, inject_fault: bool) -> Outcome {
+        #[cfg(any(feature = "wgpu", feature = "cuda"))]
+        crate::gpu::forget_failures();
         let verdict = match self.compare(device, inject_fault) {
             Ok((error, None)) => Verdict::Passed { error },
             Ok((error, Some(reason))) => Verdict::Failed { error: Some(error), reason },
@@ -401,6 +403,15 @@ mod tests {
     fn every_case_passes_on_wgpu_where_there_is_an_adapter() {
         if let Ok(device) = Device::open(DeviceKind::Wgpu) {
             check_all(&device);
+        }
+    }
+
+    #[test]
+    fn a_shape_that_a_launcher_does_not_have_is_skipped() {
+        let Ok(device) = Device::open(DeviceKind::Wgpu) else { return };
+        for case in cases().into_iter().filter(|case| case.forced.is_some()).step_by(4) {
+            let verdict = case.forced(99).check(&device, false).verdict;
+            assert!(matches!(verdict, Verdict::Skipped { .. }), "{verdict:?}");
         }
     }
 

@@ -24,8 +24,8 @@ pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> R
 
 /// A frozen weight on a device, in its own type where the device has it and in f32 otherwise.
 pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
-    match t.to_device(device) {
-        Err(gelora_kernels::Error::Unsupported { .. }) => Ok(t.to_dtype(DType::F32)?.to_device(device)?),
+    match t.to_device_for_good(device) {
+        Err(gelora_kernels::Error::Unsupported { .. }) => Ok(t.to_dtype(DType::F32)?.to_device_for_good(device)?),
         other => Ok(other?),
     }
 }

@@ -27,12 +27,14 @@ use serde::{Deserialize, Serialize};
 pub use adapters::{FEATURES, check_base, check_classes, load_classifier, read_adapter};
 
 use crate::args::{DataArgs, DeviceArg, OutputArgs, TaskArg};
+use crate::cache;
 use crate::data::{Aim, ColumnFlags, ReadOptions};
 use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded, Tokenizer};
 use crate::ui;
 
 /// The device that an option means.
 pub fn open_device(arg: DeviceArg) -> Result<Device> {
+    gelora_kernels::keep_compiled_kernels(cache::of_kernels());
     match arg.kind() {
         None => Ok(Device::auto()),
         Some(kind) => Ok(Device::open(kind)?),

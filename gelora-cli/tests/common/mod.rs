@@ -70,8 +70,14 @@ impl Run {
 
 /// Runs `gelora` with these arguments.
 pub fn gelora<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
+    gelora_with(args, &[])
+}
+
+/// Runs `gelora` with these arguments and these variables of the environment.
+pub fn gelora_with<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>, env: &[(&str, &str)]) -> Run {
     let output = Command::new(env!("CARGO_BIN_EXE_gelora"))
         .args(args)
+        .envs(env.iter().copied())
         .env("GELORA_CACHE", std::env::temp_dir().join("gelora-tests")) // not the user's
         .env("NODEVICE_SELECT", "1") // a Vulkan layer of Mesa that writes to stderr where there is no desktop
         .output()

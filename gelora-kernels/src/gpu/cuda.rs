@@ -4,14 +4,13 @@
 //! looked for first. The driver is asked through its C interface for the number of devices and their names.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
-use std::panic::catch_unwind;
 use std::sync::OnceLock;
 
 use cubecl::prelude::*;
 use cubecl_cuda::{CudaDevice, CudaRuntime};
 use libloading::Library;
 
-use super::{Backend, Gpu};
+use super::{Backend, Gpu, failure, inject, settings};
 use crate::{Device, DeviceInfo, DeviceKind, Error, Result};
 
 impl Backend for CudaRuntime {
@@ -21,6 +20,10 @@ impl Backend for CudaRuntime {
         Device::Cuda(gpu)
     }
 }
+
+/// The names that CubeCL's CUDA bindings try.
+const NVRTC: [&str; 6] =
+    ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
 
 /// What the driver says of a device.
 struct Found {
@@ -54,9 +57,7 @@ fn devices() -> Result<Vec<Found>, String> {
     if found.is_empty() {
         return Err("the NVIDIA driver sees no GPU".into());
     }
-    let nvrtc =
-        ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
-    first_library(&nvrtc).ok_or("no CUDA run-time compiler (libnvrtc.so not found); install the CUDA toolkit")?;
+    first_library(&NVRTC).ok_or("no CUDA run-time compiler (libnvrtc.so not found); install the CUDA toolkit")?;
     match cubecl_cuda::install::cuda_path() {
         Some(path) if path.join("include").is_dir() => Ok(found),
         Some(path) => {
@@ -119,11 +120,30 @@ pub fn open() -> Result<Device> {
 
 fn open_first() -> Result<Device> {
     let failed = |reason| Error::Device { kind: DeviceKind::Cuda, reason };
-    let name = devices().map_err(failed)?.swap_remove(0).name;
+    let Found { name, major, minor, .. } = devices().map_err(failed)?.swap_remove(0);
+    inject::prepare(DeviceKind::Cuda)?;
+    failure::watch();
+    settings::set(Some(&format!("cuda-sm_{major}{minor}-nvrtc-{}", nvrtc_version())));
     // What the checks before could not foresee, such as a device in exclusive use.
-    let client = catch_unwind(|| CudaRuntime::client(&CudaDevice::new(0)))
-        .map_err(|_| failed(format!("{name} was found but could not be opened")))?;
+    let client = failure::answer(|| CudaRuntime::client(&CudaDevice::new(0))).ok_or_else(|| {
+        let why = failure::of(DeviceKind::Cuda).map(|failure| format!(": {failure}")).unwrap_or_default();
+        failed(format!("{name} was found but could not be opened{why}"))
+    })?;
     Ok(Device::Cuda(Gpu::new(client, name)))
+}
+
+/// The version of the compiler that kernels are compiled with, as far as it tells.
+fn nvrtc_version() -> String {
+    type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
+    let Some(library) = first_library(&NVRTC) else { return String::new() };
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: nvrtcVersion has this type in every NVRTC (nvrtc.h), and the pointers are to live locals.
+    unsafe {
+        if let Ok(version) = library.get::<Version>(b"nvrtcVersion\0") {
+            version(&mut major, &mut minor);
+        }
+    }
+    format!("{major}.{minor}")
 }
 
 /// Every device; if there is none, one entry that says why.

@@ -16,7 +16,7 @@ use cubecl::zspace::{Shape, Strides};
 use cubecl_common::device::DeviceId;
 use cubecl_cuda::{CudaCompiler, CudaRuntime};
 
-use super::{Backend, Gpu};
+use super::{Backend, Gpu, failure, settings};
 use crate::{Device, DeviceKind, Error, Result};
 use server::CompileServer;
 
@@ -130,6 +130,8 @@ pub fn open(architecture: u32) -> Result<Device> {
         return Err(failed(format!("no sm_{architecture}; expected one of {ARCHITECTURES:?}")));
     };
     static OPENED: [OnceLock<Gpu<CompileRuntime>>; ARCHITECTURES.len()] = [const { OnceLock::new() }; 2];
+    failure::watch();
+    settings::set(None);
     let open = || Gpu::new(CompileRuntime::client(&CompileDevice(index)), format!("NVRTC for sm_{architecture}"));
     Ok(Device::CudaCompile(OPENED[index].get_or_init(open).clone()))
 }

@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 
 use super::product::Four;
-use super::{Backend, Gpu, GpuBuffer};
+use super::{Backend, Gpu, GpuBuffer, Lifetime};
 use crate::quantised::planes::{self, Packing, Scale};
 use crate::{DType, Error, Result, Rounding, Tensor};
 
@@ -19,13 +19,13 @@ pub fn words(dtype: DType, len: usize) -> usize {
 
 impl<R: Backend> Gpu<R> {
     /// A quantised CPU tensor on the device, in as many bits.
-    pub(super) fn upload_quantised(&self, tensor: &Tensor) -> Result<Tensor> {
+    pub(super) fn upload_quantised(&self, tensor: &Tensor, lifetime: Lifetime) -> Result<Tensor> {
         let (dtype, len) = (tensor.dtype(), tensor.len());
         let Some(words) = planes::pack(dtype, tensor.bytes()?) else {
             return Err(Error::DType { op: "upload", name: "tensor", expected: "a quantised type", got: dtype });
         };
         self.check_words(len, words.len())?;
-        let handle = self.client().create_from_slice(bytemuck::cast_slice(&words));
+        let handle = self.take(bytemuck::cast_slice(&words), lifetime)?;
         let buffer = GpuBuffer::new(handle, len, 0, dtype);
         Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
     }

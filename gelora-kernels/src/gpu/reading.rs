@@ -1,6 +1,5 @@
 //! Values from a GPU to the host. A copy is queued when it is asked for and waited for later.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 
 use cubecl::server::Handle;
@@ -15,6 +14,8 @@ type Bytes = Result<Vec<Vec<u8>>>;
 pub struct Coming {
     kind: DeviceKind,
     bytes: Pin<Box<dyn Future<Output = Bytes> + Send>>,
+    /// Asks for the error of the device, after which bytes mean nothing.
+    failure: Box<dyn Fn() -> Option<Error> + Send>,
 }
 
 /// The values of f32 tensors that are on their way.
@@ -26,17 +27,17 @@ pub fn wait_for(coming: Coming) -> Result<Vec<Vec<f32>>> {
 }
 
 fn await_bytes(coming: Coming) -> Result<Vec<Vec<u8>>> {
-    let Coming { kind, bytes } = coming;
-    let bytes = catch_unwind(AssertUnwindSafe(|| cubecl::future::block_on(bytes)));
-    match failure::of(kind) {
-        Some(message) => Err(Error::Runtime { device: kind, message }),
-        None => bytes.map_err(|_| silent(kind))?,
+    let Coming { kind, bytes, failure } = coming;
+    let bytes = failure::answer(|| cubecl::future::block_on(bytes));
+    match failure() {
+        Some(error) => Err(error),
+        None => bytes.unwrap_or_else(|| Err(silent(kind))),
     }
 }
 
-fn silent(device: DeviceKind) -> Error {
-    let message = failure::of(device).unwrap_or("the device does not answer any more".into());
-    Error::Runtime { device, message }
+/// The error of a device that neither answers nor says why.
+pub(super) fn silent(device: DeviceKind) -> Error {
+    Error::Runtime { device, message: "the device does not answer any more".into() }
 }
 
 impl<R: Backend> Gpu<R> {
@@ -56,19 +57,17 @@ impl<R: Backend> Gpu<R> {
 
     fn begin_to_read_handles(&self, wanted: Vec<(Handle, u64)>) -> Result<Coming> {
         let (handles, sizes): (Vec<Handle>, Vec<u64>) = wanted.into_iter().unzip();
-        // A device that is lost can take CubeCL's thread with it, which shows as a panic here.
-        let client = self.client;
-        let begun = catch_unwind(AssertUnwindSafe(|| client.read_async(handles)));
-        let reading = begun.map_err(|_| silent(R::KIND))?;
+        let reading = self.ask(|client| Ok(client.read_async(handles)))?;
+        let (gpu, asked) = (self.clone(), self.clone());
         let bytes = async move {
-            let all = reading.await.map_err(|e| Self::error(&e))?;
+            let all = reading.await.map_err(|e| gpu.error(&e))?;
             Ok(all
                 .into_iter()
                 .zip(sizes)
                 .map(|(bytes, size)| bytes[..(size as usize).min(bytes.len())].to_vec())
                 .collect())
         };
-        Ok(Coming { kind: R::KIND, bytes: Box::pin(bytes) })
+        Ok(Coming { kind: R::KIND, bytes: Box::pin(bytes), failure: Box::new(move || asked.failure()) })
     }
 
     /// The handle of a buffer's values alone.

@@ -3,14 +3,14 @@
 //! CubeCL panics when the adapter it is told to open is not there, so adapters are looked for first, with the same backend
 //! and in the same order.
 
-use std::panic::catch_unwind;
 use std::sync::{Arc, OnceLock};
 
 use cubecl::prelude::*;
 use cubecl_wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime, init_setup};
 use wgpu::{Adapter, AdapterInfo, DeviceType, Features, Instance, InstanceDescriptor};
 
-use super::{Backend, Gpu};
+use super::failure::{self, Failure};
+use super::{Backend, Gpu, inject, settings};
 use crate::{Device, DeviceInfo, DeviceKind, Error, Result};
 
 impl Backend for WgpuRuntime {
@@ -101,19 +101,35 @@ pub fn open() -> Result<Device> {
 }
 
 fn open_best() -> Result<Device> {
-    let failed = |reason| Error::Device { kind: DeviceKind::Wgpu, reason };
+    let kind = DeviceKind::Wgpu;
+    let failed = |reason| Error::Device { kind, reason };
     let Some(Found { device, info, .. }) = adapters().into_iter().next() else { return Err(failed(missing())) };
+    inject::prepare(kind)?;
+    failure::watch();
+    settings::set(None);
     // An adapter can be listed and still refuse; CubeCL unwraps that.
-    let client = catch_unwind(|| {
+    let client = failure::answer(|| {
         let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
         // Without these, wgpu panics in a thread of its own.
-        setup.device.on_uncaptured_error(Arc::new(|e| super::failure::record(DeviceKind::Wgpu, e.to_string())));
+        setup.device.on_uncaptured_error(Arc::new(|e| {
+            failure::record(
+                Some(DeviceKind::Wgpu),
+                match e {
+                    wgpu::Error::OutOfMemory { .. } => Failure::OutOfMemory { needed: None },
+                    other => Failure::Other(failure::one_line(&other.to_string())),
+                },
+            );
+        }));
         setup.device.set_device_lost_callback(|reason, message| {
-            super::failure::record(DeviceKind::Wgpu, format!("the device was lost ({reason:?}): {message}"));
+            let message = failure::one_line(&format!("the device was lost ({reason:?}): {message}"));
+            failure::record(Some(DeviceKind::Wgpu), Failure::Other(message));
         });
         WgpuRuntime::client(&device)
     })
-    .map_err(|_| failed(format!("the adapter {} ({:?}) was found but could not be opened", info.name, info.backend)))?;
+    .ok_or_else(|| {
+        let why = failure::of(kind).map(|failure| format!(": {failure}")).unwrap_or_default();
+        failed(format!("the adapter {} ({:?}) was found but could not be opened{why}", info.name, info.backend))
+    })?;
     Ok(Device::Wgpu(Gpu::new(client, info.name)))
 }
 

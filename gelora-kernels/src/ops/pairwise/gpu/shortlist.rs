@@ -18,7 +18,7 @@ use cubecl::prelude::*;
 use super::tiles::{SIDE, Shape, UNITS, goes, tile_kernel};
 use super::{EMPTY, FAR, insert};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, cubes, elementwise};
-use crate::{Result, Tensor};
+use crate::{Result, Tensor, profile};
 
 /// Tiles of a launch: what keeps a large GPU busy for several rounds. The slots take 16 bytes a line of a tile and entry.
 pub const TILES: usize = 4096;
@@ -275,5 +275,6 @@ pub fn shortlist<R: Backend>(gpu: &Gpu<R>, points: &Tensor, room: usize, shape: 
         lap += laps;
         laps = most_laps;
     }
+    profile::memory(|| gpu.memory_in_use())?;
     Ok(lists)
 }

@@ -1,0 +1,243 @@
+//! Memory of a device: outputs, what stays inside an operator, and what comes from the host.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use cubecl::server::{Handle, IoError};
+use cubecl::stream_id::StreamId;
+
+use super::inject::{self, Fault};
+use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, copy_kernel, elementwise};
+use crate::device::on_device;
+use crate::verify::{GUARD, GUARD_LEN, guards_are_on};
+use crate::{DType, Device, Error, Offsets, Result, Tensor};
+
+/// Bytes that may be on their way to a device: until a kernel is launched, CubeCL keeps a copy of every upload.
+const IN_FLIGHT: u64 = 256 << 20;
+
+/// Bytes from which a weight has an allocation of its own. Smaller ones share pages, of which they waste little.
+const OWN_ALLOCATION: usize = 1 << 20;
+
+/// How long a tensor stays on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Its memory is of use to others before long: it comes from CubeCL's pools, which round sizes up.
+    Passing,
+    /// As long as the process: it has exactly the memory that it needs.
+    Process,
+}
+
+/// Bytes uploaded since the last flush.
+static UPLOADED: AtomicU64 = AtomicU64::new(0);
+
+impl<R: Backend> Gpu<R> {
+    /// An f32 output, all of which a kernel writes. Under [`crate::verify::guarded`] it is filled with NaN and fenced.
+    pub fn output(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
+        let shape = shape.into();
+        let len = shape.iter().product();
+        self.check_len(len)?;
+        let guard = if guards_are_on() { GUARD_LEN } else { 0 };
+        let handle = if guard > 0 {
+            let mut data = vec![GUARD; len + 2 * guard];
+            data[guard..guard + len].fill(f32::NAN);
+            self.client.create_from_slice(bytemuck::cast_slice(&data)).offset_start((4 * guard) as u64)
+        } else {
+            match inject::next() {
+                None => self.client.empty(4 * len),
+                Some(fault) => self.fail(fault, 4 * len as u64),
+            }
+        };
+        Ok(Tensor::from_gpu(shape, R::device(self.clone()), GpuBuffer::new(handle, len, guard, DType::F32)))
+    }
+
+    /// What [`Gpu::output`] has after a fault in CubeCL's thread: memory that was never allocated.
+    fn fail(&self, fault: Fault, size: u64) -> Handle {
+        let failed = self.client.exclusive(move || match fault {
+            Fault::OutOfMemory => {
+                let too_big = IoError::BufferTooBig { size, backtrace: Default::default() };
+                std::panic::panic_any(format!("called `Result::unwrap()` on an `Err` value: {too_big:?}"));
+            }
+            Fault::Panic => std::panic::panic_any(format!("injected by {}", inject::VARIABLE)),
+        });
+        let _: Result<(), _> = failed; // that it failed is known from the hook
+        match fault {
+            Fault::OutOfMemory => Handle::new(StreamId::current(), size),
+            Fault::Panic => self.client.empty(size as usize),
+        }
+    }
+
+    /// Memory for `len` 32-bit values that stay inside an operator.
+    pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
+        self.check_len(len)?;
+        Ok(GpuBuffer::new(self.client.empty(4 * len), len, 0, DType::F32))
+    }
+
+    /// Memory for `len` values of bf16 that stay inside an operator.
+    pub fn scratch_bf16(&self, len: usize) -> Result<GpuBuffer> {
+        self.check_len(len.div_ceil(2))?;
+        Ok(GpuBuffer::new(self.client.empty(2 * len), len, 0, DType::Bf16))
+    }
+
+    /// The longest [`Gpu::scratch`].
+    pub fn max_scratch(&self) -> usize {
+        (self.client.properties().memory.max_page_size / 4) as usize
+    }
+
+    /// Values that a kernel reads as u32, such as token ids.
+    pub fn upload_u32(&self, values: &[u32]) -> GpuBuffer {
+        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
+        GpuBuffer::new(handle, values.len(), 0, DType::F32)
+    }
+
+    /// Indices into a tensor, which has at most 2^32 elements, as u32.
+    pub fn upload_indices(&self, indices: &[usize]) -> GpuBuffer {
+        let indices: Vec<u32> = indices.iter().map(|&i| i as u32).collect();
+        self.upload_u32(&indices)
+    }
+
+    /// Values that are given with a call and are no tensor, such as targets.
+    pub fn upload_f32(&self, values: &[f32]) -> GpuBuffer {
+        let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
+        GpuBuffer::new(handle, values.len(), 0, DType::F32)
+    }
+
+    /// Where each sequence begins and, last, the number of rows, as u32; uploaded once for each batch.
+    pub fn starts(&self, sequences: &Offsets) -> Result<GpuBuffer> {
+        self.check_len(sequences.tokens())?;
+        Ok(sequences.on_gpu(R::KIND, 0, || {
+            let starts: Vec<u32> = sequences.starts().iter().map(|&start| start as u32).collect();
+            self.upload_u32(&starts)
+        }))
+    }
+
+    fn upload(&self, tensor: &Tensor, lifetime: Lifetime) -> Result<Tensor> {
+        let dtype = tensor.dtype();
+        let unsupported = |what| Err(Error::Unsupported { op: "upload", device: R::KIND, what });
+        // Asked, not tried: a kernel on a type that the device lacks can fail without a word.
+        let has = |kind| self.client.properties().supports_type(ElemType::Float(kind));
+        match dtype {
+            DType::F64 => return unsupported("f64; for points, see pairwise::centred"),
+            DType::Bf16 if !has(FloatKind::BF16) => return unsupported("bf16 storage"),
+            DType::F16 if !has(FloatKind::F16) => return unsupported("f16 storage"),
+            quantised if quantised.is_quantised() => return self.upload_quantised(tensor, lifetime),
+            _ => {}
+        }
+        self.check_len(tensor.len())?;
+        let handle = self.take(tensor.bytes()?, lifetime)?;
+        let buffer = GpuBuffer::new(handle, tensor.len(), 0, dtype);
+        Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
+    }
+
+    /// Bytes of a tensor on their way to the device.
+    pub(super) fn take(&self, bytes: &[u8], lifetime: Lifetime) -> Result<Handle> {
+        let handle = if lifetime == Lifetime::Process && bytes.len() >= OWN_ALLOCATION {
+            let create = |bytes: &[u8]| self.client.create_from_slice(bytes);
+            self.client.memory_persistent_allocation(bytes, create).map_err(|e| self.error(&e))?
+        } else {
+            self.client.create_from_slice(bytes)
+        };
+        let size = bytes.len() as u64;
+        if UPLOADED.fetch_add(size, Ordering::Relaxed) + size >= IN_FLIGHT {
+            UPLOADED.store(0, Ordering::Relaxed);
+            self.flush()?;
+        }
+        Ok(handle)
+    }
+
+    /// Hands everything that was queued to the driver.
+    fn flush(&self) -> Result<()> {
+        // Uploads alone do not make wgpu's queue worth submitting.
+        let [from, to] = [self.scratch(1)?, self.scratch(1)?];
+        let units = CubeDim::new_1d(ELEMENTWISE_UNITS);
+        copy_kernel::launch::<R>(self.client(), elementwise(1), units, from.arg(), to.arg());
+        self.ask(|client| client.flush())
+    }
+
+    /// Bytes of tensors and buffers that are alive, without what is kept for later.
+    pub fn memory_in_use(&self) -> Result<u64> {
+        Ok(self.ask(|client| client.memory_usage())?.bytes_in_use)
+    }
+
+    /// Of values of four bytes or less.
+    fn check_len(&self, len: usize) -> Result<()> {
+        self.check_words(len, len)
+    }
+
+    /// Of so many values in so many words.
+    pub(super) fn check_words(&self, len: usize, words: usize) -> Result<()> {
+        // Kernels index by u32, and a tile may reach past the last element.
+        if len > u32::MAX as usize - (1 << 20) {
+            return Err(Error::Unsupported {
+                op: "tensor",
+                device: R::KIND,
+                what: "tensors of more than 2^32 elements",
+            });
+        }
+        let needed = 4 * words as u64;
+        // Beyond it CubeCL panics in a thread of its own.
+        if needed > self.client.properties().memory.max_page_size {
+            return Err(self.out_of_memory(Some(needed)));
+        }
+        Ok(())
+    }
+}
+
+/// A CPU tensor's data on a device.
+///
+/// # Errors
+/// If the device lacks the element type, or fails.
+pub fn upload(tensor: &Tensor, device: &Device, lifetime: Lifetime) -> Result<Tensor> {
+    on_device!(device, Ok(tensor.clone()), gpu => gpu.upload(tensor, lifetime))
+}
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::verify::random;
+    use crate::{DeviceKind, Tensor};
+
+    /// The device, and what its pools and allocations take for this thread.
+    fn device() -> Option<(Device, impl Fn() -> Result<u64>)> {
+        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return None };
+        let device = Device::Wgpu(gpu.clone());
+        Some((device, move || Ok(gpu.ask(|client| client.memory_usage())?.bytes_reserved)))
+    }
+
+    #[test]
+    fn a_weight_takes_what_it_needs_and_no_more() -> Result<()> {
+        let Some((device, reserved)) = device() else { return Ok(()) };
+        let (weight, before) = (random([3, 1 << 18], 1), reserved()?);
+        let kept = weight.to_device_for_good(&device)?;
+        assert_eq!(reserved()? - before, 3 << 20);
+        assert_eq!(kept.to_vec()?, weight.to_vec()?);
+        // What others have comes in pages.
+        let before = reserved()?;
+        let passing = random([5, 1 << 18], 2).to_device(&device)?;
+        assert!(reserved()? - before > 5 << 20);
+        assert_eq!(passing.to_vec()?, random([5, 1 << 18], 2).to_vec()?);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_in_use_is_that_of_tensors_that_are_alive() -> Result<()> {
+        let Some((device, _)) = device() else { return Ok(()) };
+        let in_use = || device.memory_in_use().map(Option::unwrap_or_default);
+        let before = in_use()?;
+        let tensor = random([1 << 16], 1).to_device(&device)?;
+        assert_eq!(in_use()? - before, 4 << 16);
+        drop(tensor);
+        assert_eq!(in_use()?, before);
+        Ok(())
+    }
+
+    #[test]
+    fn uploads_are_handed_over_when_there_are_many() -> Result<()> {
+        let Some((device, _)) = device() else { return Ok(()) };
+        UPLOADED.store(IN_FLIGHT - 4, Ordering::Relaxed);
+        let tensor = Tensor::from_vec(vec![1.0, 2.0], [2])?.to_device(&device)?;
+        assert!(UPLOADED.load(Ordering::Relaxed) < IN_FLIGHT / 2);
+        assert_eq!(tensor.to_vec()?, [1.0, 2.0]);
+        Ok(())
+    }
+}
