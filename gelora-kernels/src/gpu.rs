@@ -125,6 +125,18 @@ impl GpuBuffer {
         Arc::strong_count(&self.owners) > 1
     }
 
+    /// Whether this and the other, which is kept beside it, are the only ones that have the memory.
+    pub fn is_only_other(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.owners, &other.owners) && Arc::strong_count(&self.owners) == 2
+    }
+
+    /// `len` elements from element `start` on, for a tensor of its own. Writing to either is seen by the other.
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        let bytes = |elements: usize| self.dtype.bytes(elements) as u64;
+        let handle = self.handle.clone().offset_start(bytes(start)).offset_end(bytes(self.len - start - len));
+        Self::new(handle, len, 0, self.dtype)
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         self.len

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use gelora_kernels::ops::adamw::{self, AdamW, Clip, Moments};
+use gelora_kernels::ops::adamw::{AdamW, Group, Member, Moments};
 use gelora_kernels::{Device, Tensor};
 use gelora_lora::files;
 
@@ -45,12 +45,13 @@ pub struct Optimizer {
     pub clip: Option<f64>,
     t: u64,
     moments: BTreeMap<String, Moments>,
+    group: Group,
 }
 
 impl Optimizer {
     /// An optimizer that has not stepped yet.
     pub fn new(settings: AdamW, clip: Option<f64>) -> Self {
-        Self { settings, clip, t: 0, moments: BTreeMap::new() }
+        Self { settings, clip, t: 0, moments: BTreeMap::new(), group: Group::default() }
     }
 
     /// Steps taken.
@@ -62,22 +63,29 @@ impl Optimizer {
     /// their device, for [`finite_norm`]. If it is not finite, the step changes no parameter.
     ///
     /// # Errors
-    /// If there is no gradient, or one does not fit its parameter.
+    /// If there is no gradient, or one has no parameter or does not fit it.
     pub fn step(&mut self, parameters: Vec<(String, &mut Tensor)>, grads: &Grads, lr: f32) -> Result<Tensor> {
-        let norm = adamw::global_norm(grads.values())?;
-        let clip = Clip { norm: &norm, max_norm: self.clip.map_or(f32::INFINITY, |max| max as f32) };
-        self.t += 1;
-        for (name, parameter) in parameters {
-            let Some(gradient) = grads.get(&name) else {
-                continue;
-            };
-            let moments = match self.moments.entry(name) {
-                std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
-                std::collections::btree_map::Entry::Vacant(e) => e.insert(Moments::zeros(parameter)?),
-            };
-            adamw::step(&AdamW { lr, ..self.settings }, self.t, parameter, gradient, clip, moments)?;
+        let mut parameters: BTreeMap<String, &mut Tensor> = parameters.into_iter().collect();
+        let mut stepping = Vec::with_capacity(grads.len());
+        for (name, gradient) in grads {
+            let parameter = parameters.remove(name);
+            let parameter =
+                parameter.ok_or_else(|| Error::Value(format!("a gradient of {name}, which is no parameter")))?;
+            if !self.moments.contains_key(name) {
+                self.moments.insert(name.clone(), Moments::zeros(parameter)?);
+            }
+            stepping.push((parameter, gradient));
         }
-        Ok(norm)
+        let moments = self.moments.iter_mut().filter(|(name, _)| grads.contains_key(*name));
+        // All three are in the order of the names.
+        let mut members: Vec<Member<'_>> = stepping
+            .into_iter()
+            .zip(moments)
+            .map(|((parameter, gradient), (_, moments))| Member { parameter, gradient, moments })
+            .collect();
+        let max_norm = self.clip.map_or(f32::INFINITY, |max| max as f32);
+        self.t += 1;
+        Ok(self.group.step(&AdamW { lr, ..self.settings }, self.t, max_norm, &mut members)?)
     }
 
     /// Writes the moments; the number of steps is for the caller to keep.
@@ -105,6 +113,27 @@ impl Optimizer {
             self.moments.insert(name, Moments { m: m.to_device(device)?, v: v.to_device(device)? });
         }
         self.t = steps;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parameters without a gradient stay; a gradient without a parameter is named.
+    #[test]
+    fn gradients_and_parameters_find_each_other() -> Result<()> {
+        let tensor = |value: f32| Tensor::from_vec(vec![value], [1]);
+        let (mut a, mut b) = (tensor(1.0)?, tensor(1.0)?);
+        let mut optimizer = Optimizer::new(AdamW { weight_decay: 0.0, ..AdamW::default() }, Some(1.0));
+        let grads = Grads::from([("b".to_string(), tensor(3.0)?)]);
+        let norm = optimizer.step(vec![("b".into(), &mut b), ("a".into(), &mut a)], &grads, 0.1)?;
+        assert_eq!((norm.item()?, a.item()?), (3.0, 1.0));
+        assert!((b.item()? - 0.9).abs() < 1e-6);
+        let stray = optimizer.step(vec![("a".into(), &mut a)], &grads, 0.1).map(|_| ());
+        assert!(stray.is_err_and(|e| e.to_string().contains("a gradient of b, which is no parameter")));
+        assert_eq!((optimizer.steps(), a.item()?), (1, 1.0));
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-use super::{AdamW, Clip, Moments, global_norm, reference, step};
+use super::{AdamW, Clip, Group, Member, Moments, global_norm, reference, step};
 use crate::Tensor;
 use crate::verify::{Case, random};
 
@@ -38,5 +38,57 @@ pub fn cases() -> Vec<Case> {
                 .work(4.0 * len as f64, 8.0 * len as f64),
         );
     }
+    all.extend(groups());
     all
+}
+
+/// Two steps of many parameters at once, the second clipped.
+fn groups() -> impl Iterator<Item = Case> {
+    let settings = AdamW { lr: 0.05, weight_decay: 0.1, ..AdamW::default() };
+    // More tensors than one launch copies, and some that several cubes do.
+    let many: Vec<usize> = (0..150).map(|at| 1 + 37 * at % 200).collect();
+    [("1", vec![1]), ("3 + 65", vec![3, 65]), ("1 + 70000 + 64 + 3", vec![1, 70_000, 64, 3]), ("150", many)]
+        .map(move |(name, lens)| {
+            let (count, total) = (lens.len(), lens.iter().sum::<usize>() as f64);
+            let inputs = (0..2).flat_map(|kind| {
+                lens.iter().enumerate().map(move |(at, len)| random([*len], (1000 * kind + at) as u64))
+            });
+            let max_norm = (0.5 * (total + 1.0).sqrt()) as f32;
+            Case::new("adamw.group", name)
+                .inputs(inputs.collect::<Vec<_>>())
+                .run(move |x| {
+                    let (mut parameters, gradients) = (x[..count].to_vec(), &x[count..]);
+                    let mut moments = parameters.iter().map(Moments::zeros).collect::<crate::Result<Vec<_>>>()?;
+                    let (mut group, mut norms) = (Group::default(), Vec::new());
+                    for (t, max_norm) in [(1, f32::INFINITY), (2, max_norm)] {
+                        let mut members: Vec<_> = parameters
+                            .iter_mut()
+                            .zip(gradients)
+                            .zip(&mut moments)
+                            .map(|((parameter, gradient), moments)| Member { parameter, gradient, moments })
+                            .collect();
+                        norms.push(group.step(&settings, t, max_norm, &mut members)?);
+                    }
+                    let moments = moments.into_iter().flat_map(|of| [of.m, of.v]);
+                    Ok(norms.into_iter().chain(parameters).chain(moments).collect())
+                })
+                .reference(move |x| {
+                    let (parameters, gradients) = (&x[..count], &x[count..]);
+                    let norm = gradients.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
+                    let scale = (f64::from(max_norm) / (norm + 1e-6)).min(1.0);
+                    let (mut stepped, mut of_moments) = (Vec::new(), Vec::new());
+                    for (p, g) in parameters.iter().zip(gradients) {
+                        let zeros = vec![0.0; p.len()];
+                        let (p, m, v) = reference::step(&settings, 1, p, g, &zeros, &zeros);
+                        let clipped: Vec<f64> = g.iter().map(|g| scale * g).collect();
+                        let (p, m, v) = reference::step(&settings, 2, &p, &clipped, &m, &v);
+                        stepped.push(p);
+                        of_moments.extend([m, v]);
+                    }
+                    [vec![norm], vec![norm]].into_iter().chain(stepped).chain(of_moments).collect()
+                })
+                .bound(4e-6)
+                .work(32.0 * total, 80.0 * total)
+        })
+        .into_iter()
 }

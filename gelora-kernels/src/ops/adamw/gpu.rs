@@ -1,14 +1,20 @@
 //! One unit an element. The norm is summed in two stages, so that its bits do not depend on the order in which cubes run:
 //! every cube of a tensor sums its own elements, then one cube adds the sums of all cubes in a fixed order.
 
+mod group;
+
+pub use group::Flat;
+
 use cubecl::prelude::*;
 
 use super::{AdamW, Clip, Moments, corrections};
-use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
+use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, elementwise};
 use crate::{Result, Tensor};
 
-/// Cubes that sum one tensor, at most: a unit then adds few enough squares that f32 keeps six digits.
-const MAX_PARTS: usize = 256;
+/// Squares that a unit adds, before there are [`MAX_PARTS`] cubes: few enough that f32 keeps six digits.
+const UNIT_VALUES: usize = 4;
+/// Cubes that sum one buffer, at most.
+const MAX_PARTS: usize = 4096;
 
 /// Sums over the units of a cube, as a tree; the result is in the first place.
 #[cube]
@@ -102,47 +108,64 @@ pub fn step<R: Backend>(
     moments: &mut Moments,
 ) -> Result<()> {
     const OP: &str = "adamw";
+    let buffers =
+        [p.gpu_mut(OP)?, moments.m.gpu_mut(OP)?, moments.v.gpu_mut(OP)?, gradient.gpu(OP)?, clip.norm.gpu(OP)?];
+    step_all(gpu, s, t, clip.max_norm, buffers);
+    Ok(())
+}
+
+/// One step of everything in these buffers: parameters, both moments, gradients, and the norm.
+fn step_all<R: Backend>(gpu: &Gpu<R>, s: &AdamW, t: u64, max_norm: f32, [p, m, v, gradient, norm]: [&GpuBuffer; 5]) {
     let [correction1, correction2] = corrections(s, t);
     let keep = 1.0 - s.lr * s.weight_decay;
     step_kernel::launch::<R>(
         gpu.client(),
         elementwise(gradient.len()),
         CubeDim::new_1d(ELEMENTWISE_UNITS),
-        p.gpu_mut(OP)?.arg(),
-        moments.m.gpu_mut(OP)?.arg(),
-        moments.v.gpu_mut(OP)?.arg(),
-        gradient.gpu(OP)?.arg(),
-        clip.norm.gpu(OP)?.arg(),
-        SettingsLaunch::new(s.lr, s.beta1, s.beta2, s.eps, keep, correction1, correction2, clip.max_norm.min(f32::MAX)),
+        p.arg(),
+        m.arg(),
+        v.arg(),
+        gradient.arg(),
+        norm.arg(),
+        SettingsLaunch::new(s.lr, s.beta1, s.beta2, s.eps, keep, correction1, correction2, max_norm.min(f32::MAX)),
     );
-    Ok(())
 }
 
 /// The root of the sum of all squares, as a tensor of one value.
 pub fn global_norm<R: Backend>(gpu: &Gpu<R>, tensors: &[&Tensor]) -> Result<Tensor> {
-    const OP: &str = "global_norm";
-    let cubes = |t: &Tensor| t.len().div_ceil(ELEMENTWISE_UNITS as usize).min(MAX_PARTS);
-    let parts = gpu.scratch(tensors.iter().map(|t| cubes(t)).sum())?;
+    let buffers: Vec<&GpuBuffer> = tensors.iter().map(|t| t.gpu("global_norm")).collect::<Result<_>>()?;
+    root(gpu, &squares(gpu, &buffers)?)
+}
+
+/// Sums of squares of all values of these buffers, in parts.
+fn squares<R: Backend>(gpu: &Gpu<R>, buffers: &[&GpuBuffer]) -> Result<GpuBuffer> {
+    let cubes = |buffer: &GpuBuffer| buffer.len().div_ceil(UNIT_VALUES * ELEMENTWISE_UNITS as usize).min(MAX_PARTS);
+    let parts = gpu.scratch(buffers.iter().map(|buffer| cubes(buffer)).sum())?;
     let mut first = 0;
-    for t in tensors {
+    for buffer in buffers {
         squares_kernel::launch::<R>(
             gpu.client(),
-            CubeCount::Static(cubes(t) as u32, 1, 1),
+            CubeCount::Static(cubes(buffer) as u32, 1, 1),
             CubeDim::new_1d(ELEMENTWISE_UNITS),
-            t.gpu(OP)?.arg(),
+            buffer.arg(),
             parts.arg(),
             first,
-            cubes(t),
+            cubes(buffer),
         );
-        first += cubes(t);
+        first += cubes(buffer);
     }
+    Ok(parts)
+}
+
+/// The root of the sum of these parts.
+fn root<R: Backend>(gpu: &Gpu<R>, parts: &GpuBuffer) -> Result<Tensor> {
     let norm = gpu.output([1])?;
     root_kernel::launch::<R>(
         gpu.client(),
         CubeCount::Static(1, 1, 1),
         CubeDim::new_1d(ELEMENTWISE_UNITS),
         parts.arg(),
-        norm.gpu(OP)?.arg(),
+        norm.gpu("global_norm")?.arg(),
     );
     Ok(norm)
 }

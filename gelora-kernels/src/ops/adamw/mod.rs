@@ -4,7 +4,7 @@
 //! m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
 //! p = p (1 - lr weight_decay) - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps).
 //!
-//! Norm: sqrt of the sum of squares of all gradients; the CPU sums in f64 in order, a GPU in f32, in up to 256 parts a tensor
+//! Norm: sqrt of the sum of squares of all gradients; the CPU sums in f64 in order, a GPU in f32, in up to 4096 parts of a buffer
 //! whose sums are added in order. Gradients above a given norm are scaled down to it first. All of one parameter have one
 //! shape, f32.
 //!
@@ -14,7 +14,10 @@ pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+mod group;
 pub mod reference;
+
+pub use group::{Group, Member};
 
 use super::check;
 use crate::device::on_device;
@@ -84,14 +87,7 @@ pub fn step(
     moments: &mut Moments,
 ) -> Result<()> {
     const OP: &str = "adamw";
-    check::value(OP, t > 0, || "t counts from 1, got 0".into())?;
-    check::value(OP, clip.max_norm > 0.0, || format!("max_norm must be above 0, got {}", clip.max_norm))?;
-    for (name, other) in [("gradient", gradient), ("m", &moments.m), ("v", &moments.v)] {
-        check::shape(OP, name, other, parameter.shape())?;
-        check::f32(OP, name, other)?;
-        check::same_device(OP, &[parameter, other])?;
-    }
-    check::f32(OP, "parameter", parameter)?;
+    check_step(OP, t, clip.max_norm, &Member { parameter, gradient, moments })?;
     check::shape(OP, "norm", clip.norm, &[1])?;
     check::f32(OP, "norm", clip.norm)?;
     check::same_device(OP, &[gradient, clip.norm])?;
@@ -102,6 +98,18 @@ pub fn step(
         cpu::step(settings, t, parameter, gradient, clip, moments),
         gpu => gpu::step(gpu, settings, t, parameter, gradient, clip, moments)
     )
+}
+
+fn check_step(op: &'static str, t: u64, max_norm: f32, member: &Member<'_>) -> Result<()> {
+    let Member { parameter, gradient, moments } = member;
+    check::value(op, t > 0, || "t counts from 1, got 0".into())?;
+    check::value(op, max_norm > 0.0, || format!("max_norm must be above 0, got {max_norm}"))?;
+    for (name, other) in [("gradient", *gradient), ("m", &moments.m), ("v", &moments.v)] {
+        check::shape(op, name, other, parameter.shape())?;
+        check::f32(op, name, other)?;
+        check::same_device(op, &[parameter, other])?;
+    }
+    check::f32(op, "parameter", parameter)
 }
 
 /// 1 - beta^t of both moments, in f64: for beta near 1 and small t it is a difference of near-equal numbers.
@@ -128,6 +136,50 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
 mod tests {
     use super::*;
     use crate::{Device, DeviceKind, verify::random};
+
+    fn group_step(group: &mut Group, t: u64, p: &mut [Tensor], g: &[Tensor], moments: &mut [Moments]) -> Result<f32> {
+        let parts = p.iter_mut().zip(g).zip(moments);
+        let mut members: Vec<_> =
+            parts.map(|((parameter, gradient), moments)| Member { parameter, gradient, moments }).collect();
+        group.step(&AdamW::default(), t, 1.0, &mut members)?.item()
+    }
+
+    /// A group gives what its members give one by one, whatever is cloned or replaced between its steps.
+    #[test]
+    fn a_group_steps_as_its_members_do() -> Result<()> {
+        for device in [Ok(Device::Cpu), Device::open(DeviceKind::Wgpu)].into_iter().flatten() {
+            let on_device = |seed| random([40, 3], seed).to_device(&device);
+            let start = [on_device(1)?, on_device(2)?, on_device(3)?];
+            let g = [on_device(4)?, on_device(5)?, on_device(6)?];
+            let zeros = || start.iter().map(Moments::zeros).collect::<Result<Vec<_>>>();
+            let (mut alone, mut alone_moments) = (start.to_vec(), zeros()?);
+            let (mut p, mut moments, mut group) = (start.to_vec(), zeros()?, Group::default());
+            let mut kept = Vec::new();
+            for t in 1..=4 {
+                let norm = global_norm(&g)?;
+                for ((p, g), moments) in alone.iter_mut().zip(&g).zip(&mut alone_moments) {
+                    step(&AdamW::default(), t, p, g, Clip { norm: &norm, max_norm: 1.0 }, moments)?;
+                }
+                let of_group = group_step(&mut group, t, &mut p, &g, &mut moments)?;
+                assert!((of_group - norm.item()?).abs() < 1e-5 * of_group, "{of_group}");
+                if t == 2 {
+                    kept.push((p[1].clone(), p[1].to_vec()?));
+                }
+                if t == 3 {
+                    p[0] = Tensor::from_vec(p[0].to_vec()?, [40, 3])?.to_device(&device)?;
+                }
+            }
+            for (alone, p) in alone.iter().zip(&p) {
+                let (alone, p) = (alone.to_vec()?, p.to_vec()?);
+                assert!(alone.iter().zip(&p).all(|(a, b)| (a - b).abs() < 1e-5), "{:?}", device.kind());
+            }
+            for (clone, values) in kept {
+                assert_eq!(clone.to_vec()?, values, "a clone has changed");
+            }
+            assert_eq!(start[1].to_vec()?, random([40, 3], 2).to_vec()?);
+        }
+        Ok(())
+    }
 
     #[test]
     fn a_norm_that_is_not_finite_changes_nothing() -> Result<()> {
