@@ -119,7 +119,7 @@ fn zeros_like<R: Backend>(gpu: &Gpu<R>, op: &'static str, like: Option<&Tensor>)
     Ok(Some(out))
 }
 
-#[cube(launch)]
+#[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn d_query_kernel(
     q: &Array<f32>,
@@ -199,7 +199,7 @@ fn d_query_kernel(
     }
 }
 
-#[cube(launch)]
+#[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn d_key_value_kernel(
     q: &Array<f32>,
@@ -315,53 +315,61 @@ pub fn backward<R: Backend>(
         Some(t) => Ok::<_, Error>(t.gpu(OP)?.arg()),
         None => Ok(unused.arg()),
     };
-    d_query_kernel::launch::<R>(
-        gpu.client(),
-        cubes(count * call.heads),
-        CubeDim::new_1d(UNITS as u32),
-        q.gpu(OP)?.arg(),
-        k.gpu(OP)?.arg(),
-        v.gpu(OP)?.arg(),
-        d_o.gpu(OP)?.arg(),
-        saved.lse.gpu(OP)?.arg(),
-        delta.arg(),
-        bias(OP, call, q)?.arg(),
-        distances(OP, call, q)?,
-        list.arg(),
-        dq.gpu(OP)?.arg(),
-        arg(&d_by_query)?,
-        arg(&d_by_key)?,
-        mask(call.dropout),
-        count * call.heads,
-        call.sequences.longest(),
-        call.window.unwrap_or(0),
-        call.scale,
-        plan,
-    );
+    // SAFETY: the kernel compares rows and keys with the ends of their sequences before it reads or writes, and `Attention` has checked
+    // the shapes.
+    unsafe {
+        d_query_kernel::launch_unchecked::<R>(
+            gpu.client(),
+            cubes(count * call.heads),
+            CubeDim::new_1d(UNITS as u32),
+            q.gpu(OP)?.arg(),
+            k.gpu(OP)?.arg(),
+            v.gpu(OP)?.arg(),
+            d_o.gpu(OP)?.arg(),
+            saved.lse.gpu(OP)?.arg(),
+            delta.arg(),
+            bias(OP, call, q)?.arg(),
+            distances(OP, call, q)?,
+            list.arg(),
+            dq.gpu(OP)?.arg(),
+            arg(&d_by_query)?,
+            arg(&d_by_key)?,
+            mask(call.dropout),
+            count * call.heads,
+            call.sequences.longest(),
+            call.window.unwrap_or(0),
+            call.scale,
+            plan,
+        )
+    };
     let plan = Plan::new(gpu, call, d, 4, 2)?;
     let (list, count) = blocks(gpu, call, plan.block);
     let (dk, dv) = (gpu.output(k.shape())?, gpu.output(v.shape())?);
-    d_key_value_kernel::launch::<R>(
-        gpu.client(),
-        cubes(count * call.kv_heads),
-        CubeDim::new_1d(UNITS as u32),
-        q.gpu(OP)?.arg(),
-        k.gpu(OP)?.arg(),
-        v.gpu(OP)?.arg(),
-        d_o.gpu(OP)?.arg(),
-        saved.lse.gpu(OP)?.arg(),
-        delta.arg(),
-        bias(OP, call, q)?.arg(),
-        distances(OP, call, q)?,
-        list.arg(),
-        dk.gpu(OP)?.arg(),
-        dv.gpu(OP)?.arg(),
-        mask(call.dropout),
-        count * call.kv_heads,
-        call.sequences.longest(),
-        call.window.unwrap_or(0),
-        call.scale,
-        plan,
-    );
+    // SAFETY: the kernel compares rows and keys with the ends of their sequences before it reads or writes, and `Attention` has checked
+    // the shapes.
+    unsafe {
+        d_key_value_kernel::launch_unchecked::<R>(
+            gpu.client(),
+            cubes(count * call.kv_heads),
+            CubeDim::new_1d(UNITS as u32),
+            q.gpu(OP)?.arg(),
+            k.gpu(OP)?.arg(),
+            v.gpu(OP)?.arg(),
+            d_o.gpu(OP)?.arg(),
+            saved.lse.gpu(OP)?.arg(),
+            delta.arg(),
+            bias(OP, call, q)?.arg(),
+            distances(OP, call, q)?,
+            list.arg(),
+            dk.gpu(OP)?.arg(),
+            dv.gpu(OP)?.arg(),
+            mask(call.dropout),
+            count * call.kv_heads,
+            call.sequences.longest(),
+            call.window.unwrap_or(0),
+            call.scale,
+            plan,
+        )
+    };
     Ok(Gradients { dq, dk, dv, d_by_query, d_by_key })
 }

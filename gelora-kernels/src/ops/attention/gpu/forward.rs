@@ -8,7 +8,7 @@ use crate::gpu::cubes;
 use crate::gpu::math::exp;
 use crate::ops::dropout::gpu::mask;
 
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn forward_kernel(
     q: &Array<f32>,
     k: &Array<f32>,
@@ -69,9 +69,10 @@ fn forward_kernel(
                     let r = unit_y + comptime!(i * SIDE);
                     let c = unit_x + comptime!(j * SIDE);
                     let seen = sees(position + r, first + c, key_end, window, plan);
-                    let product = s[comptime!(i * n + j)]
-                        + by_distance(added, row + r, head, first + c, seen && row + r < end, plan);
-                    let score = scale * product + bias_of(bias, position + r, head, first + c, seen, plan);
+                    // Rows beyond the last have no place in the biases.
+                    let there = seen && row + r < end;
+                    let product = s[comptime!(i * n + j)] + by_distance(added, row + r, head, first + c, there, plan);
+                    let score = scale * product + bias_of(bias, position + r, head, first + c, there, plan);
                     let score = select(seen, score, UNSEEN);
                     weights[r * pitch + c] = score;
                 }
@@ -138,24 +139,28 @@ pub fn forward<R: Backend>(
     let plan = Plan::new(gpu, call, q.cols() / call.heads, 2, 1)?;
     let (list, count) = blocks(gpu, call, plan.block);
     let (o, lse) = (gpu.output(q.shape())?, gpu.output([q.rows(), call.heads])?);
-    forward_kernel::launch::<R>(
-        gpu.client(),
-        cubes(count * call.heads),
-        CubeDim::new_1d(UNITS as u32),
-        q.gpu(OP)?.arg(),
-        k.gpu(OP)?.arg(),
-        v.gpu(OP)?.arg(),
-        bias(OP, call, q)?.arg(),
-        distances(OP, call, q)?,
-        list.arg(),
-        o.gpu(OP)?.arg(),
-        lse.gpu(OP)?.arg(),
-        mask(call.dropout),
-        count * call.heads,
-        call.all_keys().longest(),
-        call.window.unwrap_or(0),
-        call.scale,
-        plan,
-    );
+    // SAFETY: the kernel compares rows and keys with the ends of their sequences before it reads or writes, and `Attention` has checked
+    // the shapes.
+    unsafe {
+        forward_kernel::launch_unchecked::<R>(
+            gpu.client(),
+            cubes(count * call.heads),
+            CubeDim::new_1d(UNITS as u32),
+            q.gpu(OP)?.arg(),
+            k.gpu(OP)?.arg(),
+            v.gpu(OP)?.arg(),
+            bias(OP, call, q)?.arg(),
+            distances(OP, call, q)?,
+            list.arg(),
+            o.gpu(OP)?.arg(),
+            lse.gpu(OP)?.arg(),
+            mask(call.dropout),
+            count * call.heads,
+            call.all_keys().longest(),
+            call.window.unwrap_or(0),
+            call.scale,
+            plan,
+        )
+    };
     Ok((o, lse))
 }

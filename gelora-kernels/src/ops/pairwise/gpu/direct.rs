@@ -27,7 +27,7 @@ fn gather_kernel(points: &Array<f32>, rows: &Array<u32>, copies: &mut Array<f32>
 ///
 /// rows (count): which points stand in `copies` (count, D). distances, indices (parts, count, k); places that no column filled
 /// keep `unfilled` and `EMPTY`.
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn nearest_kernel(
     copies: &Array<f32>,
     rows: &Array<u32>,
@@ -144,23 +144,27 @@ fn batch<R: Backend>(gpu: &Gpu<R>, points: &Tensor, rows: &[u32], k: usize) -> R
         copies.arg(),
         dim,
     );
-    nearest_kernel::launch::<R>(
-        gpu.client(),
-        CubeCount::Static(row_blocks as u32, parts as u32, 1),
-        tile.cube_dim(),
-        copies.arg(),
-        rows.arg(),
-        points.arg(),
-        distances.arg(),
-        indices.arg(),
-        count,
-        n,
-        dim,
-        blocks,
-        FAR,
-        k,
-        SETTINGS,
-    );
+    // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
+    // that its documentation gives.
+    unsafe {
+        nearest_kernel::launch_unchecked::<R>(
+            gpu.client(),
+            CubeCount::Static(row_blocks as u32, parts as u32, 1),
+            tile.cube_dim(),
+            copies.arg(),
+            rows.arg(),
+            points.arg(),
+            distances.arg(),
+            indices.arg(),
+            count,
+            n,
+            dim,
+            blocks,
+            FAR,
+            k,
+            SETTINGS,
+        )
+    };
     let distances: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.read_bytes(&distances)?);
     let indices: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read_bytes(&indices)?);
     if parts == 1 {

@@ -21,7 +21,7 @@ const UNITS: usize = 256;
 ///
 /// found (N, 2, k): bits of the squared distances, then columns. In a row that is not proved the first column is `OPEN`, and in a
 /// row of a wild point `WILD`.
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn exact_kernel<V: Size>(
     points: &Array<Vector<f32, V>>,
     lower: &Array<f32>,
@@ -103,22 +103,26 @@ pub fn exact<R: Backend>(gpu: &Gpu<R>, points: &Tensor, lists: &Lists, k: usize)
     let (n, dim) = (points.rows(), points.cols());
     let (width, bound) = (width(dim), Bound::of(dim));
     let found = gpu.scratch(2 * n * k)?;
-    exact_kernel::launch::<R>(
-        gpu.client(),
-        cubes(n.div_ceil(UNITS / lists.room)),
-        CubeDim::new_1d(UNITS as u32),
-        width,
-        points.gpu("pairwise.nearest")?.arg(),
-        lists.lower.arg(),
-        lists.bounds.arg(),
-        lists.columns.arg(),
-        found.arg(),
-        n,
-        dim / width,
-        bound.shrink,
-        bound.tiny,
-        k,
-        lists.room,
-    );
+    // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
+    // that its documentation gives.
+    unsafe {
+        exact_kernel::launch_unchecked::<R>(
+            gpu.client(),
+            cubes(n.div_ceil(UNITS / lists.room)),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            points.gpu("pairwise.nearest")?.arg(),
+            lists.lower.arg(),
+            lists.bounds.arg(),
+            lists.columns.arg(),
+            found.arg(),
+            n,
+            dim / width,
+            bound.shrink,
+            bound.tiny,
+            k,
+            lists.room,
+        )
+    };
     Ok(found)
 }

@@ -153,7 +153,7 @@ fn lower_kernel<V: Size>(
 }
 
 /// Merges the slots of a row into its list, one unit a row.
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn fold_kernel(
     bounds: &mut Array<f32>,
     columns: &mut Array<u32>,
@@ -238,40 +238,48 @@ pub fn shortlist<R: Backend>(gpu: &Gpu<R>, points: &Tensor, room: usize, shape: 
     let (mut lap, mut laps) = (0, most_laps.div_ceil(4));
     while lap < all_laps {
         laps = laps.min(all_laps - lap);
-        tile_kernel::launch::<R>(
-            gpu.client(),
-            cubes(blocks * laps),
-            units,
-            width,
-            points.arg(),
-            centre.arg(),
-            lists.lower.arg(),
-            lists.bounds.arg(),
-            slots[0].arg(),
-            slots[1].arg(),
-            n,
-            dim / width,
-            blocks,
-            lap,
-            laps,
-            room,
-            shape,
-        );
-        fold_kernel::launch::<R>(
-            gpu.client(),
-            elementwise(n),
-            CubeDim::new_1d(ELEMENTWISE_UNITS),
-            lists.bounds.arg(),
-            lists.columns.arg(),
-            slots[0].arg(),
-            slots[1].arg(),
-            n,
-            blocks,
-            lap,
-            laps,
-            room,
-            shape.side(),
-        );
+        // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
+        // that its documentation gives.
+        unsafe {
+            tile_kernel::launch_unchecked::<R>(
+                gpu.client(),
+                cubes(blocks * laps),
+                units,
+                width,
+                points.arg(),
+                centre.arg(),
+                lists.lower.arg(),
+                lists.bounds.arg(),
+                slots[0].arg(),
+                slots[1].arg(),
+                n,
+                dim / width,
+                blocks,
+                lap,
+                laps,
+                room,
+                shape,
+            )
+        };
+        // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
+        // that its documentation gives.
+        unsafe {
+            fold_kernel::launch_unchecked::<R>(
+                gpu.client(),
+                elementwise(n),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                lists.bounds.arg(),
+                lists.columns.arg(),
+                slots[0].arg(),
+                slots[1].arg(),
+                n,
+                blocks,
+                lap,
+                laps,
+                room,
+                shape.side(),
+            )
+        };
         lap += laps;
         laps = most_laps;
     }

@@ -85,7 +85,7 @@ pub fn goes(block: usize, lap: usize, blocks: usize) -> bool {
 ///
 /// bounds (room, N): the lists so far. `slot_bounds` and `slot_columns` (2 laps, room, N): what the rows of a tile found, for
 /// each lap, then what its columns found.
-#[cube(launch)]
+#[cube(launch_unchecked)]
 pub fn tile_kernel<V: Size>(
     points: &Array<Vector<f32, V>>,
     centre: &Array<Vector<f32, V>>,
