@@ -167,7 +167,7 @@ mod tests {
         let mut stream = Stream::new(7);
         let codes: Vec<u8> = (0..count.div_ceil(2)).map(|_| stream.bits() as u8).collect();
         let absmax: Vec<f32> = (0..count.div_ceil(block)).map(|_| stream.uniform() as f32).collect();
-        let code = |i: usize| if i % 2 == 0 { codes[i / 2] / 16 } else { codes[i / 2] % 16 };
+        let code = |i: usize| if i.is_multiple_of(2) { codes[i / 2] / 16 } else { codes[i / 2] % 16 };
         let want = (0..count).map(|i| table[usize::from(code(i))] * absmax[i / block]).collect();
         (codes, absmax, want)
     }

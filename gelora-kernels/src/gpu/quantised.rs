@@ -128,10 +128,11 @@ pub fn decode<W: Numeric, N: Size>(
     let mut four = Four::new(0.0f32);
     #[unroll]
     for e in 0..4usize {
-        let mut code = (codes >> comptime!((e * low) as u32)) & comptime!((1u32 << low) - 1);
+        let lower = (codes >> comptime!((e * low) as u32)) & comptime!((1u32 << low) - 1);
+        let mut code = lower;
         if comptime!(packing.high > 0) {
             let upper = (high >> comptime!((e * packing.high) as u32)) & comptime!((1u32 << packing.high) - 1);
-            code = code | (upper << comptime!(low as u32));
+            code = lower | (upper << comptime!(low as u32));
         }
         let mut value = f32::cast_from(code) - comptime!(packing.zero as f32);
         if comptime!(packing.table) {
