@@ -1,5 +1,6 @@
 //! What can be typed. What it means is in `commands`.
 
+mod hub;
 mod others;
 
 use std::path::PathBuf;
@@ -9,8 +10,7 @@ use gelora_id::{Estimator, NearCopies};
 use gelora_kernels::{DType, DeviceKind};
 use gelora_lora::ranks::{Rounding, Server};
 
-use crate::{hub, ui};
-
+pub use hub::DataHubArgs;
 pub use others::{EvalArgs, ExportArgs, GenerateArgs, IdArgs, MergeArgs, SplitArg};
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
@@ -75,33 +75,15 @@ pub struct ModelArgs {
     pub path: PathBuf,
 }
 
-impl Command {
-    /// Finds the model that the command takes, and downloads it if it is on the hub.
-    ///
-    /// # Errors
-    /// As [`hub::locate`].
-    pub fn locate_model(&mut self) -> anyhow::Result<()> {
-        let (model, output) = match self {
-            Command::Rank(args) => (&mut args.model, &args.output),
-            Command::Train(args) => (&mut args.model, &args.output),
-            Command::Eval(args) => (&mut args.model, &args.output),
-            Command::Generate(args) => (&mut args.model, &args.output),
-            Command::Merge(args) => (&mut args.model, &args.output),
-            Command::Export(args) => (&mut args.model, &args.output),
-            Command::Id(_) | Command::Devices(_) => return Ok(()),
-        };
-        ui::set_quiet(output.quiet);
-        model.path = hub::locate(&model.name, model.revision.as_deref(), output.quiet)?;
-        Ok(())
-    }
-}
-
 /// Where the texts are.
 #[derive(Clone, Debug, Args)]
 pub struct DataArgs {
-    /// Data file (.jsonl, .json, .csv, .tsv, .parquet, .txt) or a folder with train, validation or test files
-    #[arg(long, value_name = "FILE_OR_DIR")]
+    /// Data file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder with train, validation or test files, or the id of a data
+    /// set on the hub: org/name, org/name/FILE
+    #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
+    #[command(flatten)]
+    pub hub: DataHubArgs,
     /// Column with the text [default: recognised by usual names: text, sentence, sentence1, ...]
     #[arg(long, value_name = "NAME")]
     pub text_column: Option<String>,

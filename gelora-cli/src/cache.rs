@@ -20,6 +20,12 @@ const MOST: u64 = 4 << 30;
 /// Raised when the same inputs would give other points.
 const VERSION: &str = "points 1";
 
+/// The folder of everything that gelora keeps for another run, if the machine has a place for it.
+pub fn folder() -> Option<PathBuf> {
+    let own = std::env::var_os("GELORA_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    own.or_else(|| dirs::cache_dir().map(|cache| cache.join("gelora")))
+}
+
 /// The place of one measurement's points.
 #[derive(Clone, Debug)]
 pub struct Entry {

@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
         ui::note(false, format!("error: {problem}"));
         return ExitCode::from(2);
     }
-    let done = cli.command.locate_model().and_then(|()| run(&cli.command));
+    let done = cli.command.locate().and_then(|()| run(&cli.command));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,166 +1,9 @@
-//! Models by their id on a hub: a server on this machine that speaks the hub's protocol, and counts what it is asked for.
+//! Which files of a model are downloaded, and what is said where they cannot be.
 
-mod common;
-
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, Mutex};
-
-use common::{Run, data, fixture};
 use serde_json::{Value, json};
 
-const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// What the server has and how it behaves.
-#[derive(Default)]
-struct State {
-    files: BTreeMap<String, Vec<u8>>,
-    /// The hub hides the model from whoever does not show this token.
-    token: Option<String>,
-    /// Files need a token, though the model is shown to all.
-    gated: bool,
-    /// How many answers break in the middle of the weights.
-    breaks: usize,
-    /// Path and range of every request.
-    asked: Vec<(String, String)>,
-}
-
-struct Server {
-    state: Arc<Mutex<State>>,
-    address: String,
-    dir: tempfile::TempDir,
-}
-
-impl Server {
-    /// A hub with the model tiny/bert.
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = format!("http://{}", listener.local_addr().expect("an address"));
-        let mut files = BTreeMap::new();
-        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-            let bytes = std::fs::read(fixture("tiny-bert").join(name)).expect("a file of the fixture");
-            files.insert(name.to_owned(), bytes);
-        }
-        // What nobody needs.
-        files.insert("pytorch_model.bin".into(), vec![0; 1000]);
-        files.insert("README.md".into(), b"a model".to_vec());
-        let state = Arc::new(Mutex::new(State { files, ..State::default() }));
-        let shared = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&shared);
-                std::thread::spawn(move || answer(stream, &shared));
-            }
-        });
-        let dir = tempfile::tempdir().expect("a folder");
-        data(dir.path());
-        Self { state, address, dir }
-    }
-
-    fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().expect("no panic"));
-    }
-
-    /// The requests for files so far, by name and range, each time anew.
-    fn files_asked_for(&self) -> Vec<(String, String)> {
-        let mut state = self.state.lock().expect("no panic");
-        let asked = std::mem::take(&mut state.asked);
-        asked
-            .into_iter()
-            .filter_map(|(path, range)| Some((path.split("/resolve/main/").nth(1)?.into(), range)))
-            .collect()
-    }
-
-    fn home(&self) -> PathBuf {
-        self.dir.path().join("hf")
-    }
-
-    fn out(&self) -> PathBuf {
-        self.dir.path().join("out")
-    }
-
-    fn rank(&self, model: &str, options: &[&str], environment: &[(&str, &str)]) -> Run {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gelora"));
-        command.args(["rank", model, "--no-cache", "--data"]).arg(self.dir.path().join("data"));
-        command.arg("--out").arg(self.out()).args(options);
-        for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"] {
-            command.env_remove(name);
-        }
-        command.env("HF_ENDPOINT", &self.address).env("HF_HOME", self.home()).env("NODEVICE_SELECT", "1");
-        command.envs(environment.iter().copied());
-        let output = command.output().expect("the program starts");
-        Run {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-}
-
-fn answer(mut stream: TcpStream, state: &Mutex<State>) {
-    let mut reader = BufReader::new(stream.try_clone().expect("a socket"));
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).unwrap_or(0) == 0 {
-            return;
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-        lines.push(line.trim().to_owned());
-    }
-    let path = lines[0].split(' ').nth(1).unwrap_or("/").to_owned();
-    let header = |name: &str| {
-        let of = |line: &String| line.split_once(':').map(|(n, v)| (n.to_lowercase(), v.trim().to_owned()));
-        lines[1..].iter().filter_map(of).find(|(n, _)| n == name).map(|(_, value)| value).unwrap_or_default()
-    };
-    let (range, authorization) = (header("range"), header("authorization"));
-    let mut state = state.lock().expect("no panic");
-    state.asked.push((path.clone(), range.clone()));
-    let shown = state.token.as_ref().is_none_or(|token| authorization == format!("Bearer {token}"));
-    let mut reply = |status: &str, headers: &str, body: &[u8], cut: usize| {
-        let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
-        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..body.len() - cut]));
-    };
-    if let Some(rest) = path.strip_prefix("/api/models/tiny/bert/revision/") {
-        match rest {
-            _ if !shown && !state.gated => reply("401 Unauthorized", "X-Error-Code: RepoNotFound\r\n", b"", 0),
-            "main" => {
-                let names: Vec<Value> = state.files.keys().map(|name| json!({"rfilename": name})).collect();
-                let body = json!({"sha": SHA, "siblings": names}).to_string();
-                reply("200 OK", "Content-Type: application/json\r\n", body.as_bytes(), 0);
-            }
-            _ => reply("404 Not Found", "X-Error-Code: RevisionNotFound\r\n", b"", 0),
-        }
-        return;
-    }
-    let name = path.strip_prefix("/tiny/bert/resolve/main/").unwrap_or("");
-    let Some(bytes) = state.files.get(name).cloned() else {
-        return reply("404 Not Found", "X-Error-Code: RepoNotFound\r\n", b"", 0);
-    };
-    if !shown {
-        return reply("401 Unauthorized", "X-Error-Code: GatedRepo\r\n", b"", 0);
-    }
-    let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap_or(("0", ""));
-    let from: usize = from.parse().expect("a range");
-    if from >= bytes.len() {
-        return reply("416 Range Not Satisfiable", "", b"", 0);
-    }
-    let to = to.parse().map_or(bytes.len(), |last: usize| (last + 1).min(bytes.len()));
-    let headers = format!(
-        "ETag: \"{name}-etag\"\r\nX-Repo-Commit: {SHA}\r\nContent-Range: bytes {from}-{}/{}\r\n",
-        to - 1,
-        bytes.len()
-    );
-    let breaks = name.ends_with("model.safetensors") && to - from > 1 && state.breaks > 0;
-    state.breaks -= usize::from(breaks);
-    let cut = if breaks { (to - from) / 2 } else { 0 };
-    reply("206 Partial Content", &headers, &bytes[from..to], cut);
-}
+use crate::common::fixture;
+use crate::server::Server;
 
 #[test]
 fn a_model_is_downloaded_once_and_only_what_is_needed() {
@@ -170,7 +13,7 @@ fn a_model_is_downloaded_once_and_only_what_is_needed() {
     let mut names: Vec<String> = hub.files_asked_for().into_iter().map(|(name, _)| name).collect();
     names.dedup();
     assert_eq!(names, ["config.json", "tokenizer.json", "model.safetensors"]);
-    let snapshot = hub.home().join("hub/models--tiny--bert/snapshots").join(SHA);
+    let snapshot = hub.snapshot();
     assert_eq!(
         std::fs::read(snapshot.join("model.safetensors")).expect("it is there"),
         std::fs::read(fixture("tiny-bert/model.safetensors")).expect("the fixture")
@@ -209,39 +52,6 @@ fn what_is_not_in_the_cache_needs_the_hub() {
     hub.set(|state| state.breaks = 9);
     hub.rank("tiny/bert", &[], &[]).fails_with(&["downloading model.safetensors broke"]);
     hub.rank("tiny/bert", &[], &[("HF_HUB_OFFLINE", "1")]).fails_with(&["not all of it", way_on]);
-}
-
-#[test]
-fn a_broken_download_goes_on_where_it_stopped() {
-    let hub = Server::start();
-    let size = std::fs::metadata(fixture("tiny-bert/model.safetensors")).expect("the fixture").len();
-    // The connection breaks twice: half is there, then three quarters.
-    hub.set(|state| state.breaks = 2);
-    hub.rank("tiny/bert", &[], &[]).ok();
-    let ranges = |hub: &Server| -> Vec<String> {
-        let of_weights = |(name, range): (String, String)| (name == "model.safetensors").then_some(range);
-        hub.files_asked_for().into_iter().filter_map(of_weights).filter(|range| range != "bytes=0-0").collect()
-    };
-    let half = size - size / 2;
-    let three_quarters = half + (size - half) - (size - half) / 2;
-    assert_eq!(ranges(&hub), ["bytes=0-".to_owned(), format!("bytes={half}-"), format!("bytes={three_quarters}-")]);
-
-    // It breaks for good, and another run goes on.
-    std::fs::remove_dir_all(hub.home()).expect("a cache");
-    hub.set(|state| state.breaks = 4);
-    hub.rank("tiny/bert", &[], &[]).fails_with(&["downloading model.safetensors broke", "goes on where it stopped"]);
-    assert_eq!(ranges(&hub).len(), 4);
-    hub.rank("tiny/bert", &[], &[]).ok();
-    let last = ranges(&hub);
-    assert_eq!(last.len(), 1);
-    assert_ne!(last[0], "bytes=0-");
-
-    // A run that was stopped when all was there, but had no name yet.
-    let blobs = hub.home().join("hub/models--tiny--bert/blobs");
-    let whole = blobs.join("model.safetensors-etag");
-    std::fs::rename(&whole, whole.with_extension("part")).expect("a file");
-    hub.rank("tiny/bert", &[], &[]).ok();
-    assert_eq!(ranges(&hub), [format!("bytes={size}-"), "bytes=0-".to_owned()]);
 }
 
 #[test]
@@ -294,7 +104,7 @@ fn older_repositories_give_their_older_files() {
     // Without the hub all of it has to be there.
     let offline = [("HF_HUB_OFFLINE", "1")];
     assert_eq!(hub.rank("tiny/bert", &[], &offline).ok().stdout, run.stdout);
-    let snapshot = hub.home().join("hub/models--tiny--bert/snapshots").join(SHA);
+    let snapshot = hub.snapshot();
     for name in [older[1], "spm.model"] {
         std::fs::remove_file(snapshot.join(name)).expect("it was there");
         hub.rank("tiny/bert", &[], &offline).fails_with(&["not all of it"]);
@@ -376,5 +186,5 @@ fn ids_that_cannot_be_read_say_why() {
     hub.rank("tiny/bert", &[], &[]).fails_with(&["it has tf_model.h5, tiny.gguf", "tiny/bert/FILE.gguf"]);
     hub.rank("tiny/bert/other.gguf", &[], &[]).fails_with(&["tiny/bert has no other.gguf; it has", "tiny.gguf"]);
     hub.rank("tiny/bert/tiny.gguf", &[], &[]).fails_with(&["tiny.gguf", "not"]);
-    assert!(Path::new(&hub.home()).join("hub/models--tiny--bert/snapshots").join(SHA).join("tiny.gguf").exists());
+    assert!(hub.snapshot().join("tiny.gguf").exists());
 }

@@ -1,0 +1,73 @@
+//! Options of data sets on the hub, and the way from ids to files, before a command runs.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{Command, SplitArg};
+use crate::data::Split;
+use crate::hub::{self, Wanted};
+use crate::ui;
+
+/// Which part of a data set on the hub. `--revision` is the model's.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DataHubArgs {
+    /// Config of a data set on the hub, where it has several
+    #[arg(long, value_name = "NAME")]
+    pub config: Option<String>,
+    /// Branch, tag or commit of a data set on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub data_revision: Option<String>,
+}
+
+impl Command {
+    /// Finds the data and the model that the command takes, and downloads what is on the hub. The data come first: most mistakes
+    /// are in them, and a model takes longer.
+    ///
+    /// # Errors
+    /// As [`hub::locate_data`] and [`hub::locate`].
+    pub fn locate(&mut self) -> Result<()> {
+        self.locate_data()?;
+        self.locate_model()
+    }
+
+    fn locate_data(&mut self) -> Result<()> {
+        let (data, wanted, output) = match self {
+            Command::Rank(args) => (&mut args.data, Wanted::Measured, &args.output),
+            Command::Train(args) => {
+                (&mut args.data, Wanted::Trained { validates: args.eval_data.is_none() }, &args.output)
+            }
+            Command::Eval(args) => (&mut args.data, Wanted::Evaluated(args.split.map(Split::from)), &args.output),
+            Command::Generate(_) | Command::Merge(_) | Command::Export(_) | Command::Id(_) | Command::Devices(_) => {
+                return Ok(());
+            }
+        };
+        let (config, revision) = (data.hub.config.as_deref(), data.hub.data_revision.as_deref());
+        data.data = hub::locate_data(&data.data, config, revision, wanted, output.quiet)?;
+        Ok(())
+    }
+
+    fn locate_model(&mut self) -> Result<()> {
+        let (model, output) = match self {
+            Command::Rank(args) => (&mut args.model, &args.output),
+            Command::Train(args) => (&mut args.model, &args.output),
+            Command::Eval(args) => (&mut args.model, &args.output),
+            Command::Generate(args) => (&mut args.model, &args.output),
+            Command::Merge(args) => (&mut args.model, &args.output),
+            Command::Export(args) => (&mut args.model, &args.output),
+            Command::Id(_) | Command::Devices(_) => return Ok(()),
+        };
+        ui::set_quiet(output.quiet);
+        model.path = hub::locate(&model.name, model.revision.as_deref(), output.quiet)?;
+        Ok(())
+    }
+}
+
+impl From<SplitArg> for Split {
+    fn from(split: SplitArg) -> Self {
+        match split {
+            SplitArg::Train => Split::Train,
+            SplitArg::Validation => Split::Validation,
+            SplitArg::Test => Split::Test,
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Data sets by their id: which files are needed, and a folder of them that reads like any data folder.
+
+mod glob;
+mod layout;
+mod splits;
+mod view;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow, bail};
+
+use super::{Hub, Id, Info, Kind, MAIN, Repo, Sibling, list};
+use crate::data::FORMATS;
+use crate::ui;
+use layout::Config;
+
+pub use splits::Wanted;
+
+/// Returns the folder or file that `--data` means, after a download if it is the id of a data set on the hub: `org/name`, or
+/// `org/name/FILE` for one file of it.
+///
+/// The folder has one link for each file of the splits in `wanted`, called `train.parquet` or
+/// `train-00000-of-00002.parquet` whatever the repository calls them.
+///
+/// # Errors
+/// If the data set has several configs and `config` is `None`, it has no such config or split, it may not be read without a
+/// token, or the hub cannot be reached and not everything is in the cache.
+pub fn locate(
+    data: &Path,
+    config: Option<&str>,
+    revision: Option<&str>,
+    wanted: Wanted,
+    quiet: bool,
+) -> Result<PathBuf> {
+    let id = data.to_str().filter(|_| !data.exists()).and_then(parsed);
+    let Some(id) = id else {
+        for (option, value) in [("--config", config), ("--data-revision", revision)] {
+            if let Some(value) = value {
+                let place = if data.exists() { "is on this machine" } else { "is no such id as org/name" };
+                bail!("{option} {value} is for data sets on the hub; {} {place}", data.display());
+            }
+        }
+        // What is wrong with a path its reader says.
+        return Ok(data.to_owned());
+    };
+    if let (Some(file), Some(config)) = (&id.file, config) {
+        bail!("{}: --config {config} chooses among the files of a data set, but {file} is one file", data.display());
+    }
+    let repo = Repo { kind: Kind::Dataset, id, revision: revision.unwrap_or(MAIN).to_owned() };
+    let hub = Hub::open(repo, quiet)?;
+    let found = Found::of(&hub)?;
+    let result = match hub.repo.id.file.clone() {
+        Some(file) => found.file(&hub, &file),
+        None => found.folder(&hub, config, wanted),
+    };
+    result.map(|path| {
+        found.keep(&hub);
+        path
+    })
+}
+
+/// An id has two parts. `name` alone is a folder that is not there, and `folder/train.csv` a file.
+fn parsed(typed: &str) -> Option<Id> {
+    let endings: Vec<String> = FORMATS.iter().map(|format| format!(".{format}")).collect();
+    let endings: Vec<&str> = endings.iter().map(String::as_str).collect();
+    Id::parse(typed, &endings).filter(|id| id.repo.contains('/'))
+}
+
+/// A data set's revision.
+struct Found {
+    commit: String,
+    info: Info,
+    /// Why the hub was not asked, if it was not.
+    offline: Option<String>,
+}
+
+impl Found {
+    /// Asks the hub, or else the cache.
+    fn of(hub: &Hub) -> Result<Self> {
+        let why = if hub.settings.offline {
+            "HF_HUB_OFFLINE is set".to_owned()
+        } else {
+            match hub.info()? {
+                Ok(info) => {
+                    let any = info.siblings.first().map(|file| file.rfilename.clone());
+                    let any = any.ok_or_else(|| anyhow!("{}: the data set has no files", hub.repo.name()))?;
+                    return Ok(Self { commit: hub.commit(&info, &any)?, info, offline: None });
+                }
+                Err(problem) => format!("{} cannot be reached ({problem})", hub.client.endpoint()),
+            }
+        };
+        let Some(commit) = hub.cache.commit(&hub.repo.revision) else { return Err(hub.not_cached(&why)) };
+        if !hub.settings.offline {
+            ui::note(hub.quiet, format!("{why}; taking {} as it was downloaded before", hub.repo.name()));
+        }
+        let info = view::described(&hub.repo, &commit).unwrap_or_else(|| {
+            // Another program filled the cache: the files that it took are all that is known of the data set.
+            let siblings = hub.cache.files(&commit).into_iter().map(|rfilename| Sibling { rfilename }).collect();
+            let note = format!("{}: what the cache has of it is taken for the whole", hub.repo.name());
+            ui::note(hub.quiet, note);
+            Info { sha: Some(commit.clone()), siblings, card: None }
+        });
+        Ok(Self { commit, info, offline: Some(why) })
+    }
+
+    /// Remembers what the hub said, so that the data set is found without it.
+    fn keep(&self, hub: &Hub) {
+        if self.offline.is_none() {
+            hub.keep_commit(&self.commit);
+            if let Err(problem) = view::keep_description(&hub.repo, &self.commit, &self.info) {
+                let name = hub.repo.name();
+                ui::note(hub.quiet, format!("{name}: its description could not be kept: {problem:#}"));
+            }
+        }
+    }
+
+    /// The one file that was asked for.
+    fn file(&self, hub: &Hub, file: &str) -> Result<PathBuf> {
+        let names: Vec<&str> = self.names();
+        if !names.contains(&file) && self.offline.is_none() {
+            let readable = names.into_iter().filter(|name| layout::format_of(name).is_some());
+            bail!("{}: {} has no {file}; it has {}", hub.repo.name(), hub.repo.id.repo, list(readable));
+        }
+        self.bring(hub, file)
+    }
+
+    /// A folder with the splits that are wanted of one config.
+    fn folder(&self, hub: &Hub, config: Option<&str>, wanted: Wanted) -> Result<PathBuf> {
+        let data = hub.repo.name();
+        let names = self.names();
+        let declared =
+            layout::declared(&names, self.info.card.as_ref()).map_err(|problem| anyhow!("{data}: {problem}"))?;
+        let mut configs = declared.unwrap_or_else(|| layout::by_names(&names));
+        configs.retain(|config| !config.splits.is_empty());
+        if configs.is_empty() {
+            return Err(nothing_readable(hub, &names));
+        }
+        let config = chosen(hub, configs, config)?;
+        let splits = splits::needed(&config.splits, wanted).map_err(|problem| anyhow!("{data}: {problem}"))?;
+        let mut files = Vec::new();
+        for (split, names) in &splits {
+            for (index, name) in names.iter().enumerate() {
+                let link = layout::canonical(split, index, names.len(), name);
+                files.push((link, self.bring(hub, name)?));
+            }
+        }
+        let counted = |(split, names): &(String, Vec<String>)| match names.len() {
+            1 => format!("{split} ({})", names[0]),
+            n => format!("{split} ({n} files)"),
+        };
+        let taken: Vec<String> = splits.iter().map(counted).collect();
+        let of_config = if config.name == layout::DEFAULT { String::new() } else { format!(" {}", config.name) };
+        ui::note(hub.quiet, format!("{data}{of_config}: {} at {}", taken.join(", "), short(&self.commit)));
+        if !config.left_out.is_empty() {
+            ui::note(hub.quiet, format!("{data}: left out {}", list(config.left_out.iter().map(String::as_str))));
+        }
+        view::folder(&hub.repo, &self.commit, &config.name, &files)
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.info.siblings.iter().map(|file| file.rfilename.as_str()).collect()
+    }
+
+    /// Downloads a file, or finds it in the cache if the hub cannot be asked.
+    fn bring(&self, hub: &Hub, name: &str) -> Result<PathBuf> {
+        let path = hub.cache.pointer(&self.commit, name)?;
+        match &self.offline {
+            Some(_) if path.exists() => {}
+            Some(why) => return Err(hub.not_cached(&format!("{name} is missing and {why}"))),
+            None => hub.download(&self.commit, name)?,
+        }
+        Ok(path)
+    }
+}
+
+/// The config that is asked for, or the only one, or the one that its owner made the default.
+fn chosen(hub: &Hub, mut configs: Vec<Config>, asked: Option<&str>) -> Result<Config> {
+    let data = hub.repo.name();
+    let names: Vec<String> = configs.iter().map(|config| config.name.clone()).collect();
+    let all = || list(names.iter().map(String::as_str));
+    let index = match asked {
+        Some(asked) => names.iter().position(|name| name == asked).ok_or_else(|| match names.as_slice() {
+            [only] if only == layout::DEFAULT => {
+                anyhow!("{data}: the data set has no configs, so no {asked}; leave --config out")
+            }
+            _ => anyhow!("{data}: the data set has no config {asked}; it has {}", all()),
+        })?,
+        None if configs.len() == 1 => 0,
+        None => match configs.iter().position(|config| config.is_default) {
+            Some(index) => {
+                ui::note(hub.quiet, format!("{data}: its default config, {}, of {}", names[index], all()));
+                index
+            }
+            None => bail!("{data}: the data set has {} configs; choose one with --config: {}", names.len(), all()),
+        },
+    };
+    Ok(configs.swap_remove(index))
+}
+
+/// The error for a data set without a file that can be read.
+fn nothing_readable(hub: &Hub, names: &[&str]) -> anyhow::Error {
+    let (data, repo) = (hub.repo.name(), &hub.repo.id.repo);
+    let script = format!("{}.py", repo.rsplit('/').next().unwrap_or(repo));
+    let formats = FORMATS.map(|format| format!(".{format}")).join(", ");
+    if names.contains(&script.as_str()) {
+        return anyhow!(
+            "{data}: the data set is made by a program, {script}, which is not run here; the hub often has the rows as parquet: \
+             try --data-revision refs/convert/parquet"
+        );
+    }
+    let shown: BTreeSet<&str> = names.iter().copied().filter(|name| !name.starts_with('.')).collect();
+    anyhow!("{data}: the data set has no file that ends in one of {formats}; it has {}", list(shown))
+}
+
+/// The first digits of a commit.
+fn short(commit: &str) -> &str {
+    commit.get(..8).unwrap_or(commit)
+}
+
+#[cfg(test)]
+mod tests;

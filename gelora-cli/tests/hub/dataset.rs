@@ -1,0 +1,170 @@
+//! Data sets by their id: layouts, configs, splits, revisions, and the cache.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::server::{SHA, Server};
+
+/// A data set's files are these, with the rows of the data set that the server begins with.
+fn laid_out(hub: &Server, names: &[(&str, &str)]) {
+    hub.set(|state| {
+        let files = std::mem::take(&mut state.dataset);
+        for (name, rows) in names {
+            let bytes = files.get(*rows).cloned().unwrap_or_else(|| rows.as_bytes().to_vec());
+            state.dataset.insert((*name).to_owned(), bytes);
+        }
+    });
+}
+
+/// The files that were downloaded.
+fn downloaded(hub: &Server) -> Vec<String> {
+    let mut names: Vec<String> = hub.files_asked_for().into_iter().map(|(name, _)| name).collect();
+    names.dedup();
+    names
+}
+
+#[test]
+fn a_data_set_is_read_by_its_id() {
+    let hub = Server::start();
+    let by_folder = hub.rank_on(&hub.data().display().to_string(), &[], &[]).ok();
+    let run = hub.rank_on("tiny/reviews", &[], &[]).ok();
+    assert_eq!(run.stdout, by_folder.stdout);
+    assert!(run.stderr.contains("tiny/reviews: train (train.jsonl) at 01234567"), "{}", run.stderr);
+    assert_eq!(downloaded(&hub), ["train.jsonl"], "what is not read is not downloaded");
+    let repo = hub.home().join("hub/datasets--tiny--reviews");
+    assert_eq!(fs::read_to_string(repo.join("refs/main")).expect("a revision"), SHA);
+    assert!(repo.join("snapshots").join(SHA).join("train.jsonl").exists());
+
+    // The cache serves when asked to, and when the hub is away.
+    assert_eq!(hub.rank_on("tiny/reviews", &[], &[]).ok().stdout, run.stdout);
+    assert_eq!(hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")]).ok().stdout, run.stdout);
+    let away = hub.rank_on("tiny/reviews", &[], &[("HF_ENDPOINT", "http://127.0.0.1:9")]).ok();
+    assert!(away.stderr.contains("taking tiny/reviews as it was downloaded before"), "{}", away.stderr);
+    assert_eq!(downloaded(&hub), [""; 0]);
+
+    // The other split was not downloaded.
+    let eval = |environment: &[(&str, &str)]| hub.run(&["eval", "tiny/bert", "--data", "tiny/reviews"], environment);
+    hub.rank("tiny/bert", &[], &[]).ok();
+    eval(&[("HF_HUB_OFFLINE", "1")]).fails_with(&["validation.jsonl is missing", "Run this once with a connection"]);
+
+    // Filled by another program, the cache is all that is known.
+    fs::remove_dir_all(hub.home().with_file_name("gelora")).expect("a folder");
+    let run = hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")]).ok();
+    assert!(run.stderr.contains("what the cache has of it is taken for the whole"), "{}", run.stderr);
+    fs::remove_dir_all(hub.home()).expect("a cache");
+    hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")])
+        .fails_with(&["the data set is not in", "HF_HUB_OFFLINE is set"]);
+}
+
+#[test]
+fn each_command_downloads_the_splits_that_it_reads() {
+    let hub = Server::start();
+    laid_out(
+        &hub,
+        &[
+            ("data/train-00000-of-00001-0123456789abcdef.jsonl", "train.jsonl"),
+            ("data/validation-00000-of-00001-0123456789abcdef.jsonl", "validation.jsonl"),
+            ("data/test-00000-of-00001-0123456789abcdef.jsonl", "validation.jsonl"),
+            ("dataset_infos.json", "{}"),
+        ],
+    );
+    let out = hub.out().display().to_string();
+    let train = ["train", "tiny/bert", "--data", "tiny/reviews", "--out", &out, "--rank", "2", "--steps", "2"];
+    hub.run(&train, &[]).ok();
+    let of_data = |hub: &Server| -> Vec<String> {
+        let names = downloaded(hub).into_iter().filter(|name| name.starts_with("data/"));
+        names.map(|name| name["data/".len()..].split("-0").next().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(of_data(&hub), ["train", "validation"]);
+    let eval = ["eval", "tiny/bert", "--adapter", &out, "--data", "tiny/reviews", "--json"];
+    let json = hub.run(&eval, &[]).json();
+    assert_eq!((json["rows"].as_i64(), of_data(&hub).len()), (Some(32), 0));
+    let path = json["data"].as_str().expect("a path").to_owned();
+    assert!(path.contains("tiny--reviews") && path.ends_with("validation.jsonl"), "{path}");
+    hub.run(&[&eval[..], &["--split", "test"]].concat(), &[]).ok();
+    assert_eq!(of_data(&hub), ["test"]);
+}
+
+#[test]
+fn several_configs_are_chosen_among() {
+    let hub = Server::start();
+    laid_out(&hub, &[("cola/train.jsonl", "train.jsonl"), ("sst2/train.jsonl", "validation.jsonl")]);
+    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["tiny/reviews", "2 configs", "--config: cola, sst2"]);
+    hub.rank_on("tiny/reviews", &["--config", "wnli"], &[]).fails_with(&["no config wnli; it has cola, sst2"]);
+    assert_eq!(downloaded(&hub), [""; 0]);
+    let run = hub.rank_on("tiny/reviews", &["--config", "sst2"], &[]).ok();
+    assert!(run.stdout.contains("measured on 32 examples"), "{}", run.stdout);
+    assert_eq!(downloaded(&hub), ["sst2/train.jsonl"]);
+
+    // The README's header says more than names do; its owner's default is taken.
+    hub.set(|state| {
+        state.card = json!({"license": "mit", "configs": [
+            {"config_name": "small", "data_files": [{"split": "train", "path": "sst2/tr*.jsonl"}]},
+            {"config_name": "large", "default": true, "data_files": [{"split": "train", "path": ["cola/*"]}]},
+        ]});
+    });
+    let run = hub.rank_on("tiny/reviews", &[], &[]).ok();
+    assert!(run.stderr.contains("its default config, large, of small, large"), "{}", run.stderr);
+    assert!(run.stdout.contains("measured on 96 examples"), "{}", run.stdout);
+    assert_eq!(downloaded(&hub), ["cola/train.jsonl"]);
+    let small = hub.rank_on("tiny/reviews", &["--config", "small"], &[("HF_HUB_OFFLINE", "1")]).ok();
+    assert!(small.stdout.contains("measured on 32 examples"), "{}", small.stdout);
+    hub.set(|state| state.card = json!({"configs": [{"config_name": "a", "data_files": {"train": "a.csv"}}]}));
+    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["the config a", "no form that is known"]);
+}
+
+#[test]
+fn data_sets_that_cannot_be_read_say_why() {
+    let hub = Server::start();
+    hub.rank_on("tiny/other", &[], &[]).fails_with(&["tiny/other", "no such data set", "without a token"]);
+    hub.rank_on("tiny/reviews", &["--data-revision", "v9"], &[]).fails_with(&["the data set has no revision v9"]);
+    hub.rank_on("tiny/reviews", &["--data-revision", "refs/pr/1"], &[]).ok();
+    hub.rank_on("tiny/reviews", &["--config", "x"], &[]).fails_with(&["the data set has no configs", "x"]);
+    let here = hub.data().display().to_string();
+    hub.rank_on(&here, &["--config", "x"], &[]).fails_with(&["--config x is for data sets on the hub", &here]);
+    hub.rank_on(&here, &["--data-revision", "x"], &[]).fails_with(&["--data-revision x is for data sets on the hub"]);
+    // Paths that are no ids are not asked for on the hub.
+    hub.asked();
+    for path in ["nowhere", "nowhere/train.csv", "./tiny/reviews", "/tiny/reviews"] {
+        hub.rank_on(path, &[], &[]).fails_with(&[path, "no such file or folder"]);
+    }
+    assert_eq!(hub.asked().len(), 0);
+
+    // One file of a data set, by its name.
+    hub.rank_on("tiny/reviews/validation.jsonl", &[], &[]).ok();
+    assert_eq!(downloaded(&hub), ["validation.jsonl"]);
+    hub.rank_on("tiny/reviews/dev.jsonl", &[], &[])
+        .fails_with(&["has no dev.jsonl; it has train.jsonl, validation.jsonl"]);
+    let config = ["--config", "x"];
+    hub.rank_on("tiny/reviews/train.jsonl", &config, &[]).fails_with(&["--config x", "train.jsonl is one file"]);
+
+    fs::remove_dir_all(hub.home()).expect("a cache");
+    hub.set(|state| state.gated = true);
+    hub.set(|state| state.token = Some("secret".into()));
+    let page = format!("{}/datasets/tiny/reviews", hub.address);
+    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["needs a token", &page]);
+    hub.rank_on("tiny/reviews", &[], &[("HF_TOKEN", "secret")]).ok();
+
+    let hub = Server::start();
+    let names = |names: &[&str]| {
+        let names: Vec<(&str, &str)> = names.iter().map(|name| (*name, "x")).collect();
+        hub.set(|state| state.card = json!(null));
+        laid_out(&hub, &names);
+    };
+    names(&["reviews.py", "README.md"]);
+    hub.rank_on("tiny/reviews", &[], &[])
+        .fails_with(&["a program, reviews.py", "--data-revision refs/convert/parquet"]);
+    names(&["train.jsonl.gz", "README.md"]);
+    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&[
+        "no file that ends in",
+        ".parquet",
+        "it has README.md, train.jsonl.gz",
+    ]);
+    names(&["test.csv", "dev.csv"]);
+    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["no train split; it has test, validation"]);
+    // A name cannot have a file written outside of the cache.
+    names(&["data/../../../../train.csv"]);
+    hub.set(|state| state.card = json!({"configs": [{"config_name": "a", "data_files": "**/*.csv"}]}));
+    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["would not lie in the cache's folder"]);
+}
