@@ -87,6 +87,26 @@ fn each_command_downloads_the_splits_that_it_reads() {
 }
 
 #[test]
+fn the_parts_of_a_split_are_read_together() {
+    let hub = Server::start();
+    laid_out(
+        &hub,
+        &[
+            ("data/train-00001-of-00002-bb.jsonl", "validation.jsonl"),
+            ("data/train-00000-of-00002-aa.jsonl", "train.jsonl"),
+        ],
+    );
+    let run = hub.rank_on("tiny/reviews", &[], &[]).ok();
+    assert!(run.stdout.contains("measured on 128 examples"), "{}", run.stdout);
+    assert_eq!(downloaded(&hub), ["data/train-00000-of-00002-aa.jsonl", "data/train-00001-of-00002-bb.jsonl"]);
+    // A part that is missing is no smaller split.
+    let blobs = hub.home().join("hub/datasets--tiny--reviews/snapshots").join(SHA).join("data");
+    fs::remove_file(blobs.join("train-00001-of-00002-bb.jsonl")).expect("a part");
+    hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")])
+        .fails_with(&["data/train-00001-of-00002-bb.jsonl is missing"]);
+}
+
+#[test]
 fn several_configs_are_chosen_among() {
     let hub = Server::start();
     laid_out(&hub, &[("cola/train.jsonl", "train.jsonl"), ("sst2/train.jsonl", "validation.jsonl")]);
