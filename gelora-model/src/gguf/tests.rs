@@ -80,3 +80,36 @@ fn headers_that_promise_too_much_are_errors() {
     bytes.extend(u64::MAX.to_le_bytes());
     assert!(message(bytes).contains("general.alignment is 18446744073709551615, more than a file has"));
 }
+
+#[test]
+fn the_layers_of_a_gemma_that_slide() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f.gguf");
+    let config = |layers: u32, key: &str, value: MetadataValue| {
+        let number = MetadataValue::Unsigned;
+        let keys = [
+            ("general.architecture", MetadataValue::Text("gemma3".into())),
+            ("gemma3.block_count", number(layers)),
+            ("gemma3.embedding_length", number(5376)),
+            ("gemma3.attention.head_count", number(32)),
+            (key, value),
+        ];
+        let keys: Vec<_> = keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        write::write(&path, &keys, &[]).unwrap();
+        Gguf::open(&path).unwrap().config()
+    };
+    let pattern = "gemma3.attention.sliding_window_pattern";
+    let (sliding, full) = ("sliding_attention", "full_attention");
+    // Flags are an array of the type 7.
+    let flags = [&7u32.to_le_bytes()[..], &3u64.to_le_bytes(), &[1, 0, 1]].concat();
+    let listed = config(3, pattern, MetadataValue::Stored(9, flags)).unwrap();
+    assert_eq!(listed["layer_types"], json!([sliding, full, sliding]));
+    assert!(!listed.contains_key("sliding_window_pattern") && !listed.contains_key("query_pre_attn_scalar"));
+    assert_eq!(config(3, pattern, MetadataValue::Unsigned(2)).unwrap()["sliding_window_pattern"], 2);
+    assert_eq!(config(2, pattern, MetadataValue::Unsigned(0)).unwrap()["layer_types"], json!([sliding, sliding]));
+    let message = config(2, pattern, MetadataValue::Text("x".into())).unwrap_err().to_string();
+    assert!(message.contains("sliding_window_pattern is \"x\"; expected a number of layers"), "{message}");
+    // The largest one, whose scores are scaled by channels over heads.
+    let large = config(62, "gemma3.rope.freq_base_swa", MetadataValue::Float(5000.0)).unwrap();
+    assert_eq!((&large["query_pre_attn_scalar"], &large["rope_local_base_freq"]), (&json!(168), &json!(5000.0)));
+}

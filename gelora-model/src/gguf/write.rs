@@ -264,6 +264,18 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_8_bits_are_those_of_the_gguf_package() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/gguf/blocks.golden.safetensors");
+        let bytes = std::fs::read(path).expect("a fixture");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let data = |name: &str| file.tensor(name).expect("it is there").data().to_vec();
+        let values: Vec<f32> = data("Q8_0.source").as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let (packed, scales) = q8_0(&values).expect("finite values");
+        assert_eq!((values.len(), scales.len()), (256, 8));
+        assert_eq!(packed, data("Q8_0.packed"));
+    }
+
+    #[test]
     fn values_that_a_type_cannot_hold_are_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("f.gguf");
