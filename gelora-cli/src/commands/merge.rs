@@ -43,7 +43,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
             bail!("{}: {problem}", args.adapter.display());
         };
         export::check_target(path, &[&args.model.path, &args.adapter])?;
-        export::write_model(lm, &args.model, path, args.stored.stored(), args.output.quiet)?;
+        export::write_model(lm, &args.model, path, args.stored.stored())?;
     }
     if let Some(out) = &args.out {
         write_folder(args, &learner, out)?;

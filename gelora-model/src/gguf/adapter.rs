@@ -50,7 +50,9 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<
     let linears = architecture.linears(config);
     let mut tensors = Vec::new();
     for (name, layer) in &adapter.layers {
-        let Some(linear) = linears.iter().find(|linear| linear.name == *name) else {
+        // An adapter of a model without a task head has names without the prefix.
+        let is_named = |known: &str| known == name || known.strip_prefix(architecture.prefix) == Some(name);
+        let Some(linear) = linears.iter().find(|linear| is_named(&linear.name)) else {
             let known = architecture.name;
             let problem = format!("has no name in a GGUF file of the architecture {known}, or is not in this model");
             return Err(Error::file(path, format!("the adapter's module {name} {problem}")));

@@ -28,7 +28,7 @@ fn converted(folder: &Path) -> PathBuf {
     let path = folder.join("model.gguf");
     let lm = CausalLm::load(folder).expect("a model");
     let model = ModelArgs { name: folder.into(), revision: None, path: folder.into() };
-    write_model(&lm, &model, &path, StoredType::F16, true).expect("it is written");
+    write_model(&lm, &model, &path, StoredType::F16).expect("it is written");
     path
 }
 

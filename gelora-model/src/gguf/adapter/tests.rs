@@ -87,6 +87,15 @@ fn an_adapter_computes_what_its_folder_computes() {
             let peft = Adapter::read(&out.path().join("peft")).expect("a PEFT folder");
             let want = logits(&CausalLm::with_adapter(model, peft).expect("it fits"), tokens);
             assert!(largest_difference(&want, &logits(&base, tokens)) > 0.1, "{name}: the adapter does nothing");
+            // Names without the prefix mean the same modules.
+            let strip = |(name, layer): (&String, &LoraLayer)| {
+                let prefix = base.transformer().prefix();
+                (name.strip_prefix(prefix).expect("a task model's name").to_owned(), layer.clone())
+            };
+            let bare = Adapter { layers: adapter.layers.iter().map(strip).collect(), ..adapter.clone() };
+            let other = out.path().join("bare.gguf");
+            write_adapter(&other, &bare, config).expect("it is written");
+            assert_eq!(std::fs::read(&other).expect("a file"), std::fs::read(&path).expect("a file"), "{name}");
             let got = logits(&CausalLm::with_adapter(model, read).expect("it fits"), tokens);
             let worst = largest_difference(&got, &want);
             assert!(worst < 2e-5, "{name}, rsLoRA {rslora}: {worst}");
