@@ -85,12 +85,6 @@ impl Entry {
     }
 }
 
-/// The folder of everything that is kept: GELORA_CACHE, or `gelora` in the user's cache folder, if there is one.
-pub fn folder() -> Option<PathBuf> {
-    let own = std::env::var_os("GELORA_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from);
-    own.or_else(|| dirs::cache_dir().map(|cache| cache.join("gelora")))
-}
-
 /// Where compiled GPU kernels are kept: in the same folder, unless GELORA_KERNEL_CACHE is `off`.
 pub fn of_kernels() -> Option<PathBuf> {
     let off = std::env::var_os("GELORA_KERNEL_CACHE").is_some_and(|value| value == "off");
