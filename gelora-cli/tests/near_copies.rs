@@ -77,7 +77,7 @@ fn sentences_that_share_all_but_a_word_do_not_move_the_dimensions() {
     for ((once, twice), kept) in states(&once).iter().zip(states(&twice)).zip(states(&kept)) {
         let number = |state: &Value, name: &str| state[name].as_f64().expect("a number");
         assert_eq!(once["near_copies"], 0, "{once}");
-        assert!((18.0..=22.0).contains(&number(&twice, "near_copies")), "{twice}");
+        assert!((15.0..=22.0).contains(&number(&twice, "near_copies")), "{twice}");
         assert_eq!((&twice["id_with_near_copies"], &kept["near_copies"]), (&kept["id"], &json!(0)));
         let interval = once["interval"].as_array().expect("an interval");
         let [low, high] = [0, 1].map(|end| interval[end].as_f64().expect("a number"));

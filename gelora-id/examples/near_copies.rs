@@ -9,6 +9,7 @@
 //! With `--keep` near copies are kept. "found" is how many rows were left out, of how many copies there are.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::Write;
 
 use gelora_id::{Estimator, NearCopies, Neighbourhood, Options, manifolds, scale};
@@ -50,10 +51,10 @@ fn main() -> Result {
             for distance in list::<f64>(&text("--distances", "1e-6,0.01,0.1,0.3"))? {
                 for share in list::<f64>(&text("--shares", "0.04,0.2"))? {
                     let (points, copies) = manifolds::with_near_copies(&cube, share, size, distance, 1)?;
-                    if !clean.contains_key(&copies) {
+                    if let Entry::Vacant(place) = clean.entry(copies) {
                         let rows: Vec<usize> = (0..n - copies).collect();
                         let cloud = Neighbourhood::keeping(&scale::subset(&cube, &rows)?, needed, NearCopies::Keep)?;
-                        clean.insert(copies, ids(&cloud)?);
+                        place.insert(ids(&cloud)?);
                     }
                     let cloud = Neighbourhood::keeping(&points, needed, near_copies)?;
                     let off =

@@ -32,7 +32,7 @@ pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> tokenizers::Result<Stri
         return Ok(String::new());
     }
     let flag = |key: &str| options[key].as_bool();
-    let mut wanted = stored.clone();
+    let mut wanted = *stored;
     wanted.lowercase = flag("do_lower_case").unwrap_or(true);
     wanted.strip_accents = flag("strip_accents");
     wanted.handle_chinese_chars = flag("tokenize_chinese_chars").unwrap_or(true);

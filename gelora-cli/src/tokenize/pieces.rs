@@ -47,9 +47,15 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                "model" => drop(map.next_value::<Fields>()?),
-                "vocab" => drop(map.next_value::<Pieces>()?),
-                _ => drop(map.next_value::<IgnoredAny>()?),
+                "model" => {
+                    map.next_value::<Fields>()?;
+                }
+                "vocab" => {
+                    map.next_value::<Pieces>()?;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
         Ok(Fields)

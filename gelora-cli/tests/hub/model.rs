@@ -22,9 +22,11 @@ fn a_model_is_downloaded_once_and_only_what_is_needed() {
     assert!(by_id.contains("\"base_model_name_or_path\": \"tiny/bert\""), "{by_id}");
     let ranks = std::fs::read_to_string(hub.out().join("ranks.json")).expect("ranks");
 
-    let by_folder = hub.rank(&fixture("tiny-bert").display().to_string(), &[], &[]).ok();
+    let folder = fixture("tiny-bert").display().to_string();
+    let by_folder = hub.rank(&folder, &[], &[]).ok();
     assert_eq!(hub.files_asked_for(), []);
-    assert_eq!(by_folder.stdout, run.stdout);
+    // Warnings name the model as it was typed.
+    assert_eq!(by_folder.stdout.replace(&folder, "tiny/bert"), run.stdout);
     assert!(ranks.contains("\"model\": \"tiny/bert\""), "{ranks}");
 
     // The second time nothing is downloaded; without the hub, or if asked to, neither.

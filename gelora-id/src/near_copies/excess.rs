@@ -191,8 +191,8 @@ mod tests {
     #[test]
     fn rates_fall_with_p() {
         let (mut counted, mut expected) = ([0.0; BINS], [0.0; BINS]);
-        for bin in 0..BINS {
-            expected[bin] = 100.0 * 0.5f64.powi(bin as i32 + 1);
+        for (bin, expected) in expected.iter_mut().enumerate() {
+            *expected = 100.0 * 0.5f64.powi(bin as i32 + 1);
         }
         // Bin 3 expects 6.25 and bin 4 3.125; 2 is before the level.
         (counted[2], counted[3], counted[4]) = (90.0, 10.0, 25.0);

@@ -84,7 +84,7 @@ impl Prior {
     ///
     /// None where lists are too short or distances are tied, as on a grid.
     pub fn fit(lists: &Lists) -> Option<Self> {
-        let (last, middle) = (lists.complete, (FIRST + lists.complete + 1) / 2);
+        let (last, middle) = (lists.complete, (FIRST + lists.complete).div_ceil(2));
         if last < FIRST + 6 {
             return None;
         }

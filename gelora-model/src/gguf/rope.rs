@@ -13,15 +13,14 @@ use crate::{Config, Result};
 /// Options of YaRN with the value that llama.cpp has for each.
 const YARN: [(&str, f64); 2] = [("beta_fast", 32.0), ("beta_slow", 1.0)];
 
+/// A key of the header with its value.
+type Entry = (String, MetadataValue);
+
 /// The keys that say how queries and keys are turned, and the factors of frequencies that llama3's scaling needs.
 ///
 /// # Errors
 /// If an option cannot be said in a GGUF file of this architecture.
-pub(super) fn keys(
-    json: &Json,
-    config: &Config,
-    architecture: &Architecture,
-) -> Result<(Vec<(String, MetadataValue)>, Option<Tensor>)> {
+pub(super) fn keys(json: &Json, config: &Config, architecture: &Architecture) -> Result<(Vec<Entry>, Option<Tensor>)> {
     let is_gemma = architecture.name == "gemma3";
     let all = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| json.map.get(key)?.as_object());
     let of_layers = |kind: &str| all.and_then(|all| all.get(kind)).and_then(Value::as_object);

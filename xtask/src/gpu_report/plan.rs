@@ -1,6 +1,6 @@
 //! Which parts there are: the checks, then the timings, each beside PyTorch's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gelora_kernels::verify::cases;
 use gelora_kernels::{Device, DeviceKind};
@@ -39,7 +39,7 @@ impl Settings {
     }
 
     /// `{}` stands for the next path.
-    fn part(&self, name: &str, limit: u64, program: &PathBuf, line: &str, paths: &[&PathBuf]) -> Part {
+    fn part(&self, name: &str, limit: u64, program: &Path, line: &str, paths: &[&PathBuf]) -> Part {
         let mut paths = paths.iter();
         let args = line.split_whitespace().map(|word| match word {
             "{}" => paths.next().map(|path| path.display().to_string()).unwrap_or_default(),
@@ -48,7 +48,7 @@ impl Settings {
         Part {
             name: name.into(),
             limit,
-            program: program.clone(),
+            program: program.to_path_buf(),
             args: args.collect(),
             folder: self.scratch.join("timings"),
         }
@@ -166,8 +166,8 @@ pub fn timings(settings: &Settings) -> Vec<Part> {
         parts.push(settings.part(&format!("{shape}, training"), 90, &settings.gelora, &line, &[&model, data]));
         let steps = format!("steps --profile {shape}.json");
         parts.extend(settings.torch(&format!("{shape}, gelora's steps"), 20, &steps, &[]));
-        let peer = format!("causal --model {{}} --batch 8 --length 512 --r 16 --steps 8");
-        parts.extend(settings.torch(&format!("{shape}, training"), 90, &peer, &[&model]));
+        let peer = "causal --model {} --batch 8 --length 512 --r 16 --steps 8";
+        parts.extend(settings.torch(&format!("{shape}, training"), 90, peer, &[&model]));
     }
     parts
 }

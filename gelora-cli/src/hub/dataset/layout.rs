@@ -134,13 +134,16 @@ fn is_split_name(split: &str) -> bool {
     !split.is_empty() && !split.starts_with('.') && split.chars().all(is_known)
 }
 
+/// The format and name of every file, by split.
+type Splits<'a> = BTreeMap<String, Vec<(&'a str, &'a str)>>;
+
 /// Finds configs and splits from the names alone: `data/train-00000-of-00002-*.parquet`, `train.csv`, `cola/train-*.parquet`,
 /// `cola/train/0000.parquet`. Files of no split are left out, unless there are no others: then they are all for training.
 pub fn by_names(names: &[&str]) -> Vec<Config> {
     let mut files: Vec<(Place, &str)> = names.iter().filter_map(|name| Some((Place::of(name)?, *name))).collect();
     files.sort_by(|a, b| a.1.cmp(b.1));
     let has_splits = files.iter().any(|(place, _)| place.split.is_some());
-    let mut configs: BTreeMap<String, BTreeMap<String, Vec<(&str, &str)>>> = BTreeMap::new();
+    let mut configs: BTreeMap<String, Splits<'_>> = BTreeMap::new();
     let mut left_out = Vec::new();
     for (place, name) in files {
         let split = match place.split {
@@ -154,7 +157,7 @@ pub fn by_names(names: &[&str]) -> Vec<Config> {
         };
         configs.entry(place.config).or_default().entry(split).or_default().push((place.format, name));
     }
-    let config = |(name, splits): (String, BTreeMap<String, Vec<(&str, &str)>>)| {
+    let config = |(name, splits): (String, Splits<'_>)| {
         let mut config = Config { name, splits: Vec::new(), left_out: left_out.clone(), is_default: false };
         for (split, files) in splits {
             let best = PREFERRED.into_iter().find(|format| files.iter().any(|file| file.0 == *format));
@@ -174,7 +177,7 @@ fn merged(configs: Vec<Config>) -> (Vec<(String, Vec<String>)>, Vec<String>) {
         for (split, files) in config.splits {
             splits.entry(split).or_default().extend(files);
         }
-        left_out.extend(config.left_out.into_iter());
+        left_out.extend(config.left_out);
     }
     left_out.sort_unstable();
     left_out.dedup();

@@ -54,10 +54,7 @@ pub fn locate(
         Some(file) => found.file(&hub, &file),
         None => found.folder(&hub, config, wanted),
     };
-    result.map(|path| {
-        found.keep(&hub);
-        path
-    })
+    result.inspect(|_| found.keep(&hub))
 }
 
 /// An id has two parts. `name` alone is a folder that is not there, and `folder/train.csv` a file.

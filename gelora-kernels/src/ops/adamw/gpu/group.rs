@@ -103,7 +103,8 @@ fn aligned<R: Backend>(gpu: &Gpu<R>, len: usize) -> usize {
 
 /// Members in as few ranges as the largest buffer of the device allows.
 fn layout<R: Backend>(gpu: &Gpu<R>, members: &[Member<'_>]) -> Vec<Range<usize>> {
-    let (mut ranges, mut len) = (vec![0..0], 0);
+    let (mut ranges, mut len) = (Vec::new(), 0);
+    ranges.push(0..0);
     for (at, member) in members.iter().enumerate() {
         let more = aligned(gpu, member.gradient.len());
         if len > 0 && len + more > gpu.max_scratch() {
