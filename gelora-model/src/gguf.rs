@@ -136,7 +136,9 @@ impl Gguf {
             None => return Err(Error::file(path, "not a GGUF file")),
         };
         let alignment = metadata.get("general.alignment").and_then(Value::as_u64).filter(|n| *n > 0).unwrap_or(32);
-        let data = usize::try_from(alignment).ok().and_then(|alignment| cursor.at.checked_next_multiple_of(alignment));
+        // ggml keeps it in 32 bits.
+        let stride = u32::try_from(alignment).ok().map(|alignment| alignment as usize);
+        let data = stride.and_then(|stride| cursor.at.checked_next_multiple_of(stride));
         let data =
             data.ok_or_else(|| Error::file(path, format!("general.alignment is {alignment}, more than a file has")))?;
         Ok(Self { path: path.into(), metadata, keys, tensors, bytes, data })

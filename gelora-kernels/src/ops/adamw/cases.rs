@@ -88,7 +88,7 @@ fn groups() -> impl Iterator<Item = Case> {
                     [vec![norm], vec![norm]].into_iter().chain(stepped).chain(of_moments).collect()
                 })
                 .bound(4e-6)
-                .work(32.0 * total, 80.0 * total)
+                .work(32.0 * total, 64.0 * total)
         })
         .into_iter()
 }

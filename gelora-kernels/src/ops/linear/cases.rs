@@ -22,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         let bytes = 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64;
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             let w = stored(&w, dtype);
+            let bytes = (4 * n * (c_in + c_out) + dtype.bytes(c_in * c_out)) as f64;
             all.push(
                 Case::new("linear", &shape)
                     .dtype(dtype)

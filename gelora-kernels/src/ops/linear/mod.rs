@@ -21,7 +21,7 @@ pub use weight::Weight;
 
 use super::check;
 use crate::device::on_device;
-use crate::{Result, Tensor, profile};
+use crate::{DType, Result, Tensor, profile};
 
 /// y = x W^T + b: x (N, C_in) f32, W (C_out, C_in), b (C_out); y (N, C_out).
 ///
@@ -35,7 +35,7 @@ pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>) -> Result<Tensor> {
         check::f32(OP, "b", b)?;
         check::same_device(OP, &[x, b])?;
     }
-    let _span = product_span(OP, n, c_in, c_out);
+    let _span = product_span(OP, n, c_in, c_out, w.tensor().dtype());
     on_device!(x.device(), cpu::forward(x, w, b, n), gpu => gpu::forward(gpu, x, w, b))
 }
 
@@ -46,7 +46,7 @@ pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>) -> Result<Tensor> {
 pub fn backward_input(dy: &Tensor, w: &Weight) -> Result<Tensor> {
     const OP: &str = "linear.backward_input";
     let (n, c_out, c_in) = shapes(OP, "dy", dy, w, 0)?;
-    let _span = product_span(OP, n, c_in, c_out);
+    let _span = product_span(OP, n, c_in, c_out, w.tensor().dtype());
     on_device!(dy.device(), cpu::backward_input(dy, w, n), gpu => gpu::backward_input(gpu, dy, w))
 }
 
@@ -62,7 +62,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
     check::f32(OP, "x", x)?;
     check::f32(OP, "dy", dy)?;
     check::same_device(OP, &[dy, x])?;
-    let _span = product_span(OP, n, c_in, c_out);
+    let _span = product_span(OP, n, c_in, c_out, DType::F32);
     on_device!(dy.device(), cpu::backward_weight(dy, x, n, c_in, c_out), gpu => gpu::backward_weight(gpu, dy, x))
 }
 
@@ -76,6 +76,8 @@ fn shapes(op: &'static str, name: &'static str, t: &Tensor, w: &Weight, axis: us
     Ok((n, c, other))
 }
 
-fn product_span(op: &'static str, n: usize, c_in: usize, c_out: usize) -> profile::Span {
-    profile::span(op, 2.0 * (n * c_in * c_out) as f64, 4.0 * (n * c_in + c_in * c_out + n * c_out) as f64)
+/// A product of n rows with a matrix (C_out, C_in) of this type; bytes as they are stored.
+fn product_span(op: &'static str, n: usize, c_in: usize, c_out: usize, stored: DType) -> profile::Span {
+    let bytes = 4 * n * (c_in + c_out) + stored.bytes(c_in * c_out);
+    profile::span(op, 2.0 * (n * c_in * c_out) as f64, bytes as f64)
 }
