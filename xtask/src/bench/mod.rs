@@ -11,6 +11,8 @@ mod plot;
 mod program;
 mod scaling;
 
+pub use program::losses;
+
 use std::time::Instant;
 
 use anyhow::Result;

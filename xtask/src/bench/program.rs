@@ -286,8 +286,8 @@ fn layer_ranks(gelora: &Path, args: &TrainArgs, ranks: &[usize], scratch: &Path)
     Ok(path)
 }
 
-/// The loss of every step.
-fn losses(path: &Path) -> Result<Vec<f64>> {
+/// The loss of every step that a training's log holds.
+pub fn losses(path: &Path) -> Result<Vec<f64>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let mut losses = Vec::new();
     for line in text.lines() {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::plan::{LOSSES, Settings};
+use crate::bench::losses;
 use crate::say;
 
 /// Lines of a part's output that the report quotes, if it printed no JSON.
@@ -189,16 +190,6 @@ fn wanted(line: &str) -> bool {
 fn last(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(QUOTED)..].join("\n")
-}
-
-/// The loss of every step of a log.
-fn losses(log: &Path) -> Result<Vec<f64>> {
-    let text = fs::read_to_string(log).with_context(|| log.display().to_string())?;
-    let mut losses = Vec::new();
-    for line in text.lines() {
-        losses.extend(serde_json::from_str::<Value>(line)?["loss"].as_f64());
-    }
-    Ok(losses)
 }
 
 #[cfg(test)]
