@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that is done with the repository.
 
 mod bench;
+mod circles;
 mod demo;
 mod gpu_report;
 mod licenses;
@@ -36,7 +37,7 @@ enum Task {
     Demo,
     /// Fetch the model and data of the demo and the tests into target/testbed
     Testbed,
-    /// Check what clippy does not: sizes of files, stubs, licenses, who depends on CubeCL
+    /// Check what clippy does not: sizes of files, stubs, circles of imports, licenses, who depends on CubeCL
     Tidy,
 }
 

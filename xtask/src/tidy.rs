@@ -5,10 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{licenses, root, say};
+use crate::{circles, licenses, root, say};
 
 /// Lines of a Rust file, above which it should be two files.
 const LONGEST: usize = 500;
+/// The crates of the workspace, lowest first.
+const CRATES: [&str; 6] = ["gelora-kernels", "gelora-id", "gelora-lora", "gelora-model", "gelora-cli", "xtask"];
 /// Bytes of a committed file, above which it should be fetched or made instead.
 const LARGEST: u64 = 1_000_000;
 
@@ -28,6 +30,9 @@ pub fn run() -> Result<()> {
     }
     problems.extend(cubecl_outside_kernels()?);
     problems.extend(licenses::problems()?);
+    let (found, pending) = circles::problems(&root(), &CRATES)?;
+    problems.extend(found);
+    pending.iter().for_each(|circle| say(format!("not yet a problem: {circle}")));
     if !problems.is_empty() {
         bail!("tidy:\n{}", problems.join("\n"));
     }

@@ -182,32 +182,9 @@ fn words(model: &Path) -> Result<Vec<String>> {
     Ok(words)
 }
 
-/// The exponent of y ~ x^exponent in the upper half of the points, but three at least: the slope of ln y on ln x.
-pub fn exponent(points: &[(f64, f64)]) -> Option<f64> {
-    let upper = &points[points.len().saturating_sub(points.len().div_ceil(2).max(3))..];
-    let n = upper.len() as f64;
-    let logs: Vec<(f64, f64)> = upper.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
-    let (mean_x, mean_y) = logs.iter().fold((0.0, 0.0), |(sx, sy), (x, y)| (sx + x / n, sy + y / n));
-    let covariance: f64 = logs.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
-    let variance: f64 = logs.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
-    Some(covariance / variance).filter(|slope| slope.is_finite())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_exponent_is_that_of_the_upper_points() {
-        let at = |f: fn(f64) -> f64| [1.0, 2.0, 4.0, 8.0, 16.0, 32.0].map(|x: f64| (x, f(x)));
-        let square = exponent(&at(|x| 3.0 * x * x)).unwrap();
-        assert!((square - 2.0).abs() < 1e-12, "{square}");
-        // A fixed cost below, linear above.
-        let knee = exponent(&at(|x| x.max(8.0))).unwrap();
-        assert!((knee - 1.0).abs() < 1e-12, "{knee}");
-        assert!((exponent(&[(1.0, 5.0), (2.0, 5.0), (4.0, 5.0)]).unwrap()).abs() < 1e-12);
-        assert_eq!((exponent(&[]), exponent(&[(1.0, 1.0)])), (None, None));
-    }
 
     #[test]
     fn rows_have_as_many_words_as_fit() {

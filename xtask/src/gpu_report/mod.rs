@@ -7,6 +7,7 @@
 //! `--prepare DIR` packs everything that the machine with the GPU needs, which then needs no cargo: both programs, a tokenizer,
 //! texts, and a script.
 
+mod part;
 mod parts;
 mod plan;
 mod prepare;

@@ -1,69 +1,20 @@
-//! Parts of the report: programs with a limit, whose output is kept as it comes.
+//! The report: the outcomes of its parts, written as the parts end.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::part::{Outcome, Part};
 use super::plan::{LOSSES, Settings};
 use crate::bench::losses;
 use crate::say;
 
 /// Lines of a part's output that the report quotes, if it printed no JSON.
 const QUOTED: usize = 12;
-/// How often a running program is looked at.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// One program of the report.
-pub struct Part {
-    pub name: String,
-    /// Seconds after which it is stopped.
-    pub limit: u64,
-    pub program: PathBuf,
-    pub args: Vec<String>,
-    /// Where it runs; made first. Programs side by side do not share a cache of kernels.
-    pub folder: PathBuf,
-}
-
-/// What became of a part.
-struct Outcome {
-    seconds: f64,
-    /// None if it was stopped at its limit.
-    status: Option<ExitStatus>,
-    out: String,
-    err: String,
-}
-
-impl Part {
-    /// Runs the program to its end or its limit; only a program that cannot be started is an error.
-    fn run(&self) -> Result<Outcome> {
-        fs::create_dir_all(&self.folder).with_context(|| self.folder.display().to_string())?;
-        let [out, err] =
-            ["out", "err"].map(|end| self.folder.join(format!("{}.{end}", self.name.replace([' ', '/'], "-"))));
-        let mut command = Command::new(&self.program);
-        command.args(&self.args).current_dir(&self.folder).env("NODEVICE_SELECT", "1").stdin(Stdio::null());
-        command.stdout(File::create(&out)?).stderr(File::create(&err)?);
-        let began = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("{} cannot be started", self.program.display()))?;
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break Some(status);
-            }
-            if began.elapsed() >= Duration::from_secs(self.limit) {
-                child.kill()?;
-                child.wait()?;
-                break None;
-            }
-            std::thread::sleep(PAUSE);
-        };
-        let read = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        Ok(Outcome { seconds: began.elapsed().as_secs_f64(), status, out: read(&out)?, err: read(&err)? })
-    }
-}
 
 /// The report's two files, written as parts end.
 pub struct Report {
@@ -194,6 +145,9 @@ fn last(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::time::Duration;
+
     use super::*;
 
     fn shell(dir: &Path, name: &str, limit: u64, command: &str) -> Part {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use gelora_kernels::verify::cases;
 use gelora_kernels::{Device, DeviceKind};
 
-use super::parts::Part;
+use super::part::Part;
 
 /// Trainings of ten steps whose losses are compared with the CPU's: a name, and the options of `gelora train`.
 pub const LOSSES: [(&str, &str); 3] =
