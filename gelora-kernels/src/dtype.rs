@@ -1,10 +1,20 @@
+//! Element types of tensors.
+
 use std::fmt;
 
 /// The type of a tensor's elements.
 ///
-/// Sums are in f32. `Bf16` and `F16` store frozen weights in half the space, `Bf16` is also a type to compute
-/// products in; `F64` holds points whose distances are wanted to full precision (CPU only). The quantised types hold
-/// the frozen weights of GGUF files and of checkpoints that bitsandbytes quantised.
+/// Operators compute and sum in f32. `Bf16` and `F16` store frozen weights in half the space, and products can be
+/// computed in `Bf16`. `F64` stores points whose distances are needed in full precision, on the CPU only. The quantized
+/// types store frozen weights of GGUF files and of checkpoints that bitsandbytes quantized.
+///
+/// ```
+/// use gelora_kernels::DType;
+///
+/// assert_eq!(DType::Bf16.bytes(10), 20);
+/// assert_eq!(DType::Q4_0.block(), (32, 18)); // 32 values in 18 bytes
+/// assert!(DType::Q4_0.is_quantised());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision, the type of all activations, gradients and trained parameters.
@@ -15,7 +25,7 @@ pub enum DType {
     F16,
     /// IEEE double precision, for points.
     F64,
-    /// GGUF's Q4_0: frozen weights, as the following.
+    /// GGUF's Q4_0.
     Q4_0,
     /// GGUF's Q4_1.
     Q4_1,
@@ -39,26 +49,27 @@ pub enum DType {
     Iq4Nl,
     /// GGUF's IQ4_XS.
     Iq4Xs,
-    /// NF4 of bitsandbytes: a table of 16 values whose steps follow the normal distribution, an f32 scale for each 64.
+    /// NF4 of bitsandbytes: a table of 16 values spaced as quantiles of the normal distribution, and an f32 scale for
+    /// every 64 values.
     Nf4(Rounding),
-    /// FP4 of bitsandbytes: the same with the 16 values of a 4-bit float.
+    /// FP4 of bitsandbytes: as NF4, with the 16 values of a 4-bit float.
     Fp4(Rounding),
 }
 
-/// What the products of table value and scale are rounded to, in a 4-bit type of bitsandbytes: the type of the model
-/// that was quantised, in which bitsandbytes gives the values back.
+/// The type that dequantized values of a 4-bit type are rounded to: the type of the model before bitsandbytes quantized
+/// it, in which bitsandbytes returns the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rounding {
-    /// Not rounded.
+    /// No rounding.
     F32,
-    /// To the nearest bf16, ties to even.
+    /// The nearest bf16, ties to even.
     Bf16,
-    /// To the nearest f16, ties to even.
+    /// The nearest f16, ties to even.
     F16,
 }
 
 impl DType {
-    /// Values of a block, which a row has a whole number of, and its bytes.
+    /// (values, bytes) of one block. A row has a whole number of blocks; unquantized types have blocks of one value.
     pub fn block(self) -> (usize, usize) {
         match self {
             DType::Bf16 | DType::F16 => (1, 2),
@@ -79,19 +90,19 @@ impl DType {
         }
     }
 
-    /// Bytes that so many values take.
+    /// Number of bytes that `values` values take.
     pub fn bytes(self, values: usize) -> usize {
-        let (of_block, bytes) = self.block();
-        values.div_ceil(of_block) * bytes
+        let (values_per_block, bytes_per_block) = self.block();
+        values.div_ceil(values_per_block) * bytes_per_block
     }
 
-    /// Whether values are kept in blocks of few bits.
+    /// Whether the type stores values in blocks of few bits.
     pub fn is_quantised(self) -> bool {
         self.block().0 > 1
     }
 
-    /// The smallest type that is not quantised and holds every value of this one: bf16 or f16 for values that are
-    /// rounded to it, f32 for other quantised types, and the type itself otherwise.
+    /// The smallest unquantized type that holds every value of this type: bf16 or f16 for 4-bit types that round to it,
+    /// f32 for other quantized types, and the type itself otherwise.
     pub fn unquantised(self) -> DType {
         match self {
             DType::Nf4(Rounding::Bf16) | DType::Fp4(Rounding::Bf16) => DType::Bf16,

@@ -1,9 +1,11 @@
+//! The error type.
+
 use crate::{DType, DeviceKind};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in this crate. Each variant names the operation, what was expected and what came.
+/// An error of this crate. Each variant names the operation, what was expected and what came.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,21 +16,21 @@ pub enum Error {
         op: &'static str,
         /// The argument.
         name: &'static str,
-        /// The shape it must have, as text.
+        /// The expected shape, as text.
         expected: String,
-        /// The shape it has.
+        /// The actual shape.
         got: Vec<usize>,
     },
-    /// A tensor has an element type that the operation does not take.
+    /// A tensor has an element type that the operation does not support.
     #[error("{op}: {name} must be {expected}, got {got}")]
     DType {
         /// The operation.
         op: &'static str,
         /// The argument.
         name: &'static str,
-        /// The types that it may have.
+        /// The expected types.
         expected: &'static str,
-        /// The type it has.
+        /// The actual type.
         got: DType,
     },
     /// An argument other than a tensor is out of range.
@@ -49,14 +51,14 @@ pub enum Error {
         /// The other tensor's device.
         right: String,
     },
-    /// The operation has no kernel for this device or this element type there.
+    /// The operation has no kernel for this device, or none for this element type on it.
     #[error("{op}: not available on {device} ({what})")]
     Unsupported {
         /// The operation.
         op: &'static str,
         /// The device.
         device: DeviceKind,
-        /// What exactly is missing.
+        /// What is missing.
         what: &'static str,
     },
     /// A device could not be opened.
@@ -67,14 +69,14 @@ pub enum Error {
         /// What is missing, and how to get it.
         reason: String,
     },
-    /// The device's memory does not suffice.
+    /// The device has too little memory.
     #[error("{device}: out of memory: could not allocate {}{}", asked(*needed), beside(*in_use))]
     OutOfMemory {
         /// The device.
         device: DeviceKind,
-        /// The bytes of the allocation that failed, where the driver tells.
+        /// Bytes of the allocation that failed, if the driver tells.
         needed: Option<u64>,
-        /// The bytes of the process's tensors on the device then.
+        /// Bytes of the process's tensors on the device at that time.
         in_use: Option<u64>,
     },
     /// A kernel failed on the device.
@@ -82,20 +84,22 @@ pub enum Error {
     Runtime {
         /// The device.
         device: DeviceKind,
-        /// What the runtime said.
+        /// The runtime's message.
         message: String,
     },
 }
 
+/// The size of a failed allocation, as text.
 fn asked(needed: Option<u64>) -> String {
     needed.map_or("more".into(), in_units)
 }
 
+/// The memory in use beside a failed allocation, as text.
 fn beside(in_use: Option<u64>) -> String {
     in_use.map_or(String::new(), |bytes| format!(" beside {} in use", in_units(bytes)))
 }
 
-/// Bytes as a person reads them.
+/// A number of bytes with a unit.
 fn in_units(bytes: u64) -> String {
     let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(size, _)| bytes >= *size) {

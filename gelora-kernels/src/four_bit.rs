@@ -1,10 +1,9 @@
-//! The 4-bit weights of bitsandbytes: x = table(code) absmax, where a code of 4 bits picks one of 16 values and a
-//! block of adjacent values shares its largest magnitude, absmax.
+//! The 4-bit weights of bitsandbytes: x = table(code) absmax. A code of 4 bits selects one of 16 table values, and a
+//! block of adjacent values shares absmax, its largest magnitude.
 //!
 //! A matrix of [`DType::Nf4`] or [`DType::Fp4`](crate::DType::Fp4) has blocks of 64 values: absmax as a little-endian
-//! f32, then 32 bytes with two codes each, the first in the upper half. bitsandbytes itself keeps the codes of a
-//! whole tensor in one array and every absmax in another; [`blocks`] puts them together.
-//!
+//! f32, then 32 bytes with two codes each, the first code in the upper half. bitsandbytes itself stores the codes of a
+//! whole tensor in one array and all absmax in another; [`blocks`] interleaves the two.
 //! Source: Dettmers et al., "QLoRA: efficient finetuning of quantized LLMs" (arXiv 2305.14314), section 3 and
 //! appendix E; the tables and the order of codes are those of bitsandbytes' `functional.get_4bit_type` and
 //! `csrc/kernels.cu`.
@@ -35,7 +34,7 @@ pub const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// The values of FP4, from a sign, two bits of exponent and one of mantissa, scaled to [-1, 1].
+/// The values of FP4: a sign, two bits of exponent and one bit of mantissa, scaled to [-1, 1].
 pub const FP4: [f32; 16] = {
     const UNSCALED: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
     let (mut all, mut i) = ([0.0; 16], 0);
@@ -47,12 +46,12 @@ pub const FP4: [f32; 16] = {
     all
 };
 
-/// Values of a block of [`DType::Nf4`], its codes' bytes, and its bytes.
+/// Number of values in a block of [`DType::Nf4`], bytes of their codes, and bytes of the block.
 const VALUES: usize = 64;
 const CODES: usize = VALUES / 2;
 const BYTES: usize = 4 + CODES;
 
-/// The table of a 4-bit type.
+/// The table and the rounding of a 4-bit type; None for other types.
 pub(crate) fn table(dtype: DType) -> Option<(&'static [f32; 16], Rounding)> {
     match dtype {
         DType::Nf4(rounding) => Some((&NF4, rounding)),
@@ -61,7 +60,7 @@ pub(crate) fn table(dtype: DType) -> Option<(&'static [f32; 16], Rounding)> {
     }
 }
 
-/// The nearest value of the type that is rounded to, in f32.
+/// The value rounded to a type, as f32.
 #[inline(always)]
 pub(crate) fn rounded(value: f32, rounding: Rounding) -> f32 {
     match rounding {
@@ -71,16 +70,16 @@ pub(crate) fn rounded(value: f32, rounding: Rounding) -> f32 {
     }
 }
 
-/// The values that the 16 codes of a block stand for.
+/// The values of the 16 codes in a block with this absmax.
 #[inline(always)]
-fn values_of(table: &[f32; 16], absmax: f32, rounding: Rounding) -> [f32; 16] {
+fn block_values(table: &[f32; 16], absmax: f32, rounding: Rounding) -> [f32; 16] {
     table.map(|value| rounded(value * absmax, rounding))
 }
 
-/// The values of whole blocks.
+/// Writes the values of whole blocks.
 pub(crate) fn decode(table: &[f32; 16], rounding: Rounding, bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(BYTES).zip(out.chunks_exact_mut(VALUES)) {
-        let values = values_of(table, f32::from_le_bytes([block[0], block[1], block[2], block[3]]), rounding);
+        let values = block_values(table, f32::from_le_bytes([block[0], block[1], block[2], block[3]]), rounding);
         for (out, byte) in out.chunks_exact_mut(2).zip(&block[4..]) {
             out[0] = values[usize::from(byte >> 4)];
             out[1] = values[usize::from(byte & 15)];
@@ -88,16 +87,17 @@ pub(crate) fn decode(table: &[f32; 16], rounding: Rounding, bytes: &[u8], out: &
     }
 }
 
-/// Whether rows of so many columns, whose blocks have so many values, can be kept in the blocks of [`DType::Nf4`].
+/// Whether a matrix with `cols` columns and quantization blocks of `block` values can be stored in blocks of 64.
 pub fn fits(cols: usize, block: usize) -> bool {
     cols.is_multiple_of(VALUES) && block.is_multiple_of(VALUES)
 }
 
-/// The bytes of a matrix of [`DType::Nf4`] or [`DType::Fp4`](crate::DType::Fp4), from the codes of all its values and
-/// the absmax of every `block` values, of which only the last may be shorter.
+/// The bytes of a matrix of [`DType::Nf4`] or [`DType::Fp4`](crate::DType::Fp4), from the codes of all values (two a
+/// byte) and the absmax of every `block` values. Only the last block may be shorter.
 ///
 /// # Errors
-/// If `block` is no multiple of 64, the codes are not whole blocks of 64, or there are not as many scales as blocks.
+/// If `block` is not a multiple of 64, the codes do not fill blocks of 64, or the number of scales is not that of the
+/// blocks.
 ///
 /// ```
 /// use gelora_kernels::{DType, Rounding, Tensor, four_bit};
@@ -122,11 +122,11 @@ pub fn blocks(codes: &[u8], absmax: &[f32], block: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The values of a matrix whose rows are no blocks of 64, in f32, from its codes (two a byte; the last half of a byte
-/// may be unused) and the absmax of every `block` values.
+/// The values in f32 of a matrix that cannot be stored in blocks of 64, from its codes and the absmax of every `block`
+/// values. There are two codes a byte; the last half byte may be unused.
 ///
 /// # Errors
-/// If the type is not of 4 bits, or there are not as many codes and scales as the values need.
+/// If the type does not have 4 bits, or the number of codes or scales is not that of the values.
 pub fn values(dtype: DType, codes: &[u8], absmax: &[f32], block: usize, count: usize) -> Result<Vec<f32>> {
     check(count, absmax, block)?;
     let Some((table, rounding)) = table(dtype) else {
@@ -137,15 +137,16 @@ pub fn values(dtype: DType, codes: &[u8], absmax: &[f32], block: usize, count: u
     }
     let mut out = vec![0.0; count];
     out.par_chunks_mut(block).zip(absmax).enumerate().for_each(|(i, (out, absmax))| {
-        let values = values_of(table, *absmax, rounding);
+        let values = block_values(table, *absmax, rounding);
         for (j, out) in out.iter_mut().enumerate() {
-            let at = i * block + j;
-            *out = values[usize::from(codes[at / 2] >> (4 * (1 - at % 2)) & 15)];
+            let index = i * block + j;
+            *out = values[usize::from(codes[index / 2] >> (4 * (1 - index % 2)) & 15)];
         }
     });
     Ok(out)
 }
 
+/// Checks that there is one scale for each block.
 fn check(count: usize, absmax: &[f32], block: usize) -> Result<()> {
     if block == 0 || absmax.len() != count.div_ceil(block) {
         return Err(error(format!("{count} values in blocks of {block} do not have {} scales", absmax.len())));
@@ -162,7 +163,7 @@ mod tests {
     use super::*;
     use crate::random::Stream;
 
-    /// Codes, scales and their values, from the formula alone.
+    /// Random codes and scales, and their values by the formula.
     fn random(count: usize, block: usize, table: &[f32; 16]) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
         let mut stream = Stream::new(7);
         let codes: Vec<u8> = (0..count.div_ceil(2)).map(|_| stream.bits() as u8).collect();

@@ -1,24 +1,24 @@
-//! What a device can do at most, measured on it: what rates are compared with.
+//! Peak rates of a device, measured on it. Measured rates of operators are compared with them.
 
 use crate::device::on_device;
 use crate::{Device, Result, cpu};
 
-/// The ceilings of a device.
+/// The peak rates of a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Peak {
-    /// Billions of f32 operations a second, a multiply-add being two.
+    /// Peak rate in f32, in GFLOP/s. A multiply-add counts as two operations.
     pub gflops_f32: f64,
-    /// The same in products of bf16 that are summed in f32; none where the device has no instruction for them.
+    /// Peak rate of products of bf16 summed in f32, in GFLOP/s. None if the device has no instruction for them.
     pub gflops_bf16: Option<f64>,
-    /// Billions of bytes a second between memory and the device: a triad on the CPU, a large copy on a GPU.
+    /// Peak memory bandwidth in GB/s: of a triad on the CPU, of a large copy on a GPU.
     pub gbs: f64,
 }
 
 impl Peak {
-    /// Measures a device; takes about a second.
+    /// Measures a device. Takes about a second.
     ///
     /// # Errors
-    /// If the device fails, or lacks the memory for a large copy.
+    /// If the device fails, or has too little memory for a large copy.
     pub fn of(device: &Device) -> Result<Self> {
         on_device!(
             device,
@@ -42,7 +42,7 @@ mod tests {
     use crate::DeviceKind;
 
     #[test]
-    fn every_device_has_ceilings() -> Result<()> {
+    fn every_device_has_peak_rates() -> Result<()> {
         for device in [Ok(Device::Cpu), Device::open(DeviceKind::Wgpu)].into_iter().flatten() {
             let peak = Peak::of(&device)?;
             assert!(peak.gflops_f32 > 0.01 && peak.gbs > 0.01, "{peak:?}");

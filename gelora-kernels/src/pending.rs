@@ -1,6 +1,8 @@
+//! Values on their way from a device to the host.
+
 use crate::{Error, Result, Tensor};
 
-/// Values on their way from a device: the copy is queued when it is asked for, so that it does not wait for what is
+/// Values on their way from a device to the host. The copy is queued at once, so it does not wait for work that is
 /// launched later.
 ///
 /// ```
@@ -24,7 +26,7 @@ impl Pending {
     /// Begins to read f32 tensors, all on one device.
     ///
     /// # Errors
-    /// If there is none, one is not f32, or they are on different devices.
+    /// If there is no tensor, a tensor is not f32, or the tensors are on different devices.
     pub fn read(tensors: &[&Tensor]) -> Result<Self> {
         const OP: &str = "read";
         let Some(first) = tensors.first() else {
@@ -39,10 +41,10 @@ impl Pending {
         )
     }
 
-    /// The values of each tensor, when they are there.
+    /// Waits for the values, one vector for each tensor.
     ///
     /// # Errors
-    /// If a kernel before failed, or the device did.
+    /// If an earlier kernel or the device failed.
     pub fn wait(self) -> Result<Vec<Vec<f32>>> {
         match self.0 {
             State::Here(values) => Ok(values),

@@ -1,8 +1,8 @@
-//! Where time goes, operator by operator.
+//! Time, operations and bytes of each operator.
 //!
-//! Off by default, when a span costs one atomic load. Operators open a span for every call; a program that wants its own
-//! work in the same table (tokenising, reading) opens spans too. Nested spans are counted in both, so a table adds up only
-//! over spans that do not contain each other.
+//! Profiling is off by default; a span then costs one atomic load. Every call of an operator opens a span. A program
+//! that wants its own work in the same table, such as tokenizing or reading, opens spans with [`span`]. Time in nested
+//! spans counts for both spans, so times add up only over spans that do not contain each other.
 //!
 //! ```
 //! use gelora_kernels::{DType, Tensor, ops, profile};
@@ -24,34 +24,34 @@ static ON: AtomicBool = AtomicBool::new(false);
 static MOST_MEMORY: AtomicU64 = AtomicU64::new(0);
 static ENTRIES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
-/// The calls of one operator.
+/// The calls of one operator, summed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The operator, as in `room` or `room.function`.
+    /// The operator: `module` or `module.function`, such as `linear.backward_input`.
     pub op: &'static str,
     /// Number of calls.
     pub calls: u64,
-    /// Wall-clock time of all calls together.
+    /// Wall-clock time of all calls.
     pub time: Duration,
-    /// Floating-point operations of all calls together; 0 where nobody counts them.
+    /// Floating-point operations of all calls; 0 where they are not counted.
     pub flops: f64,
-    /// Bytes that all calls together must at least read and write.
+    /// Bytes that all calls must read and write at least.
     pub bytes: f64,
 }
 
-/// One call in progress; it ends when this is dropped.
+/// One call in progress. The call ends when the span is dropped.
 #[derive(Debug)]
 #[must_use = "a span ends when it is dropped"]
 pub struct Span(Option<(&'static str, Instant, f64, f64)>);
 
-/// Forgets what was counted and begins to count.
+/// Discards all entries and turns profiling on.
 pub fn start() {
     entries().clear();
     MOST_MEMORY.store(0, Ordering::Relaxed);
     ON.store(true, Ordering::Relaxed);
 }
 
-/// Stops counting and returns what was counted, the longest first.
+/// Turns profiling off and returns the entries, sorted by time, longest first.
 pub fn stop() -> Vec<Entry> {
     ON.store(false, Ordering::Relaxed);
     let mut all = std::mem::take(&mut *entries());
@@ -59,7 +59,7 @@ pub fn stop() -> Vec<Entry> {
     all
 }
 
-/// Notes the memory that a GPU operator has in use at its peak; it is asked for only while counting.
+/// Records the memory in use on a GPU at the peak of an operator. `in_use` is called only while profiling is on.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) fn memory(in_use: impl FnOnce() -> crate::Result<u64>) -> crate::Result<()> {
     if ON.load(Ordering::Relaxed) {
@@ -68,12 +68,12 @@ pub(crate) fn memory(in_use: impl FnOnce() -> crate::Result<u64>) -> crate::Resu
     Ok(())
 }
 
-/// The most bytes that an operator with working memory of its own had in use on a GPU since [`start`]; 0 if there was none.
+/// The most bytes in use on a GPU since [`start`], at the peaks of operators with working memory; 0 if none ran.
 pub fn most_memory() -> u64 {
     MOST_MEMORY.load(Ordering::Relaxed)
 }
 
-/// Begins a call of so many floating-point operations, which must at least read and write so many bytes.
+/// Begins a call of `flops` floating-point operations that must read and write `bytes` bytes at least.
 pub fn span(op: &'static str, flops: f64, bytes: f64) -> Span {
     Span(ON.load(Ordering::Relaxed).then(|| (op, Instant::now(), flops, bytes)))
 }
@@ -95,7 +95,7 @@ impl Drop for Span {
     }
 }
 
-/// A panic while the lock is held leaves counts that are whole.
+/// The entries. They stay consistent if a thread panics while it holds the lock, so poisoning is ignored.
 fn entries() -> std::sync::MutexGuard<'static, Vec<Entry>> {
     ENTRIES.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! Weights in blocks of few bits, as GGUF files have them: of each block a scale, or a scale and an offset, and small integers.
-//! Those of bitsandbytes are in [`four_bit`](crate::four_bit).
+//! Quantized weights in the blocks of GGUF files: small integers, and a scale or a scale and an offset for each block.
+//! [`four_bit`](crate::four_bit) has those of bitsandbytes.
 //!
-//! With scale d and offset m in f16 and integers q of as many bits as the name says, x is
+//! With scale d and offset m in f16, and integers q of as many bits as the name says, a value x is
 //!
 //! | | x | values a block | scales |
 //! |---|---|---|---|
@@ -13,28 +13,29 @@
 //! | Q3_K, Q6_K | d s (q - 4), d s (q - 32) | 256 | s of 6 or 8 bits for each 16 |
 //! | IQ4_NL, IQ4_XS | d v(q), d s v(q) | 32, 256 | s of 6 bits for each 32 |
 //!
-//! with a table of 16 values v. A row is a whole number of blocks.
+//! with a table v of 16 values. A row is a whole number of blocks.
 //!
-//! Source: the blocks of ggml's `ggml-common.h`, in the order in which `ggml-quants.c` takes them apart.
+//! Source: the blocks of ggml's `ggml-common.h`, in the order in which `ggml-quants.c` decodes them.
 
 #[cfg(any(feature = "wgpu", feature = "cuda", test))]
 pub mod planes;
 
 use crate::{DType, four_bit};
 
-/// A scale in f16. Not by the crate half, which asks each time what the CPU can do: there is a scale every few values.
+/// The f16 at byte `offset`, as f32. The crate `half` asks the CPU for its features on every call, which is too slow
+/// for one scale every few values.
 #[inline(always)]
-fn f16_at(bytes: &[u8], at: usize) -> f32 {
+fn f16_at(bytes: &[u8], offset: usize) -> f32 {
     /// 2^112: the bias of exponents is 127 in f32 and 15 in f16.
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
-    let bits = u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let bits = u32::from(u16::from_le_bytes([bytes[offset], bytes[offset + 1]]));
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * REBIAS;
     let special = if bits & 0x7c00 == 0x7c00 { 0xff << 23 } else { 0 };
-    // Kept apart from other blocks: the compiler would work on 16 at once, their values scattered.
+    // `black_box` keeps blocks apart. Without it, the compiler would decode 16 blocks at once and scatter their values.
     std::hint::black_box(f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16))
 }
 
-/// The scale and the offset, of 6 bits each, of the i-th 32 values of a block of 256, from 12 bytes.
+/// Scale and offset, 6 bits each, of the i-th 32 values of a block of 256 values, from 12 packed bytes.
 #[inline(always)]
 fn steps_of(packed: &[u8], i: usize) -> (u8, u8) {
     if i < 4 {
@@ -44,18 +45,18 @@ fn steps_of(packed: &[u8], i: usize) -> (u8, u8) {
     }
 }
 
-/// The same in f32.
+/// [`steps_of`] as f32.
 #[inline(always)]
 fn scale_and_offset(packed: &[u8], i: usize) -> (f32, f32) {
     let (s, t) = steps_of(packed, i);
     (f32::from(s), f32::from(t))
 }
 
-/// What the integers of IQ4_NL and IQ4_XS stand for: nearer together where weights are frequent.
+/// The values of the codes of IQ4_NL and IQ4_XS: closer together where weights are frequent.
 const NONLINEAR: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 
-/// The values of N bytes with two of 4 bits each: those of the lower halves, then those of the upper ones.
+/// Decodes N bytes with two codes of 4 bits each: first the values of all lower halves, then those of all upper halves.
 #[inline(always)]
 fn halves<const N: usize>(bytes: &[u8], out: &mut [f32], low: impl Fn(f32) -> f32, high: impl Fn(f32) -> f32) {
     let (lows, highs) = out.split_at_mut(N);
@@ -63,7 +64,7 @@ fn halves<const N: usize>(bytes: &[u8], out: &mut [f32], low: impl Fn(f32) -> f3
     each::<N>(bytes, highs, |q| high(f32::from(q >> 4)));
 }
 
-/// The values of N bytes, in a loop whose length the compiler knows.
+/// Decodes N bytes with one code each. The compiler knows the length of the loop.
 #[inline(always)]
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32) {
     let (Some(bytes), Some(out)) = (bytes.first_chunk::<N>(), out.first_chunk_mut::<N>()) else { return };
@@ -103,19 +104,19 @@ crate::cpu::vectorised! {
     fn q4_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(144).zip(out.chunks_exact_mut(256)) {
             let (d, m) = (f16_at(block, 0), f16_at(block, 2));
-            let of = |i: usize| {
+            let step = |i: usize| {
                 let (s, t) = scale_and_offset(&block[4..16], i);
                 (d * s, m * t)
             };
             for (i, (q, out)) in block[16..].chunks_exact(32).zip(out.chunks_exact_mut(64)).enumerate() {
-                let ((d_low, m_low), (d_high, m_high)) = (of(2 * i), of(2 * i + 1));
+                let ((d_low, m_low), (d_high, m_high)) = (step(2 * i), step(2 * i + 1));
                 halves::<32>(q, out, |q| d_low * q - m_low, |q| d_high * q - m_high);
             }
         }
     }
 }
 
-/// The values of 16 bytes with two of 4 bits each, whose fifth bits are those of a word.
+/// Decodes 16 bytes with two codes of 4 bits each. `fifth` is a word with the fifth bit of each of the 32 codes.
 #[inline(always)]
 fn fives(bytes: &[u8], fifth: &[u8], out: &mut [f32], value: impl Fn(f32) -> f32) {
     let (Some(bytes), Some((fifth, _)), Some(out)) =
@@ -130,7 +131,7 @@ fn fives(bytes: &[u8], fifth: &[u8], out: &mut [f32], value: impl Fn(f32) -> f32
     }
 }
 
-/// The i-th and the (i + 16)-th of 32 values.
+/// Pairs of the i-th and the (i + 16)-th of 32 values.
 #[inline(always)]
 fn out_halves(out: &mut [f32; 32]) -> impl Iterator<Item = (&mut f32, &mut f32)> {
     let (low, high) = out.split_at_mut(16);
@@ -248,7 +249,7 @@ crate::cpu::vectorised! {
     }
 }
 
-/// The values of whole blocks.
+/// Writes the values of whole blocks.
 pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     debug_assert_eq!(dtype.bytes(out.len()), bytes.len());
     match dtype {

@@ -1,7 +1,7 @@
-//! Counter-based random numbers: a value depends on a key and an index alone, never on the order of calls, so that every
-//! thread and every device draws the same ones. All arithmetic is on u32, which WGSL has too.
+//! Counter-based random numbers. A value depends on a key and an index alone, never on the order of calls, so every
+//! thread and every device draws the same values. All arithmetic is on u32, which WGSL has too.
 
-/// Two rounds of a 32-bit finaliser keyed twice.
+/// 32 random bits for an index under a key: two rounds of a 32-bit finalizer, each with one word of the key.
 ///
 /// Source: the "lowbias32" constants of C. Wellons, "Prospecting for hash functions" (2018).
 #[inline(always)]
@@ -18,14 +18,14 @@ fn lowbias32(mut x: u32) -> u32 {
     x ^ (x >> 16)
 }
 
-/// A key for one use of randomness, from a seed and what tells this use from others (a step, a layer, a site).
+/// The key for one use of randomness, from a seed and a path that tells this use from others: a step, a layer, a site.
 ///
 /// Source: the SplitMix64 step of Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
 pub fn key(seed: u64, path: &[u64]) -> [u32; 2] {
     key_of(seed, path.iter().copied())
 }
 
-/// The [`key`] of a path that is made on the way, such as the words of a file.
+/// As [`key`], for a path that is computed while it is read, such as the words of a file.
 pub fn key_of(seed: u64, path: impl IntoIterator<Item = u64>) -> [u32; 2] {
     let mut state = splitmix(seed);
     for p in path {
@@ -41,7 +41,7 @@ fn splitmix(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A sequence of numbers from one key, for initial values and test data.
+/// A sequence of random numbers from one key, for initial values and test data.
 #[derive(Clone, Debug)]
 pub struct Stream {
     key: [u32; 2],
@@ -93,7 +93,7 @@ impl Stream {
         ((self.uniform() * n as f64) as usize).min(n - 1)
     }
 
-    /// Puts the items in random order (Fisher and Yates).
+    /// Shuffles the items (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));

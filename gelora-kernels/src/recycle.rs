@@ -1,23 +1,23 @@
-//! Memory of large CPU outputs, kept when a tensor is dropped and handed out again as it is.
+//! Memory of large CPU outputs, kept when a tensor is dropped and reused as it is.
 //!
-//! A training step needs the same buffers as the step before. Asking the system for them costs zeroing and page faults
-//! each time; here an output takes the smallest kept buffer of one to two times its length, and its stale values are
-//! overwritten by whoever computes it. Lengths are rounded up to four sizes an octave, so that a batch with a few more
-//! tokens still fits. What is kept and what is in use stay together below 5/4 of the most that was ever in use at once, and
-//! what is kept below 1 GiB; the buffer that lay longest goes first.
+//! A training step needs the same buffers as the step before. Memory from the system would cost zeroing and page faults
+//! each time. Instead, an output takes the smallest kept buffer of one to two times its length, and the operator
+//! overwrites the stale values. Lengths are rounded up to four sizes per octave, so that a batch with a few more tokens
+//! still fits. Kept and lent buffers together stay below 5/4 of the peak of lent buffers, and kept buffers below 1 GiB;
+//! the buffer that was kept longest is freed first.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Values from which on a buffer is kept: 64 KiB.
+/// The length of the smallest buffer that is kept, in values: 64 KiB.
 pub(crate) const SMALLEST: usize = 16 * 1024;
-/// Values that are kept at most: 1 GiB.
+/// The largest total length of kept buffers, in values: 1 GiB.
 const MOST: usize = 1 << 28;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
-/// Lengths are in values.
+/// Kept buffers, and counts. Lengths are in values.
 struct Pool {
-    /// The longest unused first.
+    /// Kept buffers, the longest unused first.
     kept: Vec<Vec<f32>>,
     kept_len: usize,
     lent_len: usize,
@@ -26,24 +26,24 @@ struct Pool {
     reused: u64,
 }
 
-/// What happened so far in this process.
+/// Counts of large buffers since the process began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
-    /// Large buffers that were asked of the system.
+    /// Number of buffers allocated by the system.
     pub fresh: u64,
-    /// Large buffers that were handed out again.
+    /// Number of buffers reused.
     pub reused: u64,
-    /// Bytes that are kept now.
+    /// Bytes kept now.
     pub kept_bytes: usize,
 }
 
-/// Counts of large buffers.
+/// The counts so far.
 pub fn stats() -> Stats {
     let pool = pool();
     Stats { fresh: pool.fresh, reused: pool.reused, kept_bytes: pool.kept_len * size_of::<f32>() }
 }
 
-/// Gives everything that is kept back to the system.
+/// Frees all kept buffers.
 pub fn clear() {
     let mut pool = pool();
     pool.kept = Vec::new();
@@ -51,17 +51,17 @@ pub fn clear() {
     pool.most_lent = pool.lent_len;
 }
 
-/// A buffer of at least `len` values, whatever they are; [`give_back`] wants it back.
+/// A buffer of at least `len` unspecified values. [`give_back`] returns it.
 pub(crate) fn take(len: usize) -> Vec<f32> {
     pool().take(len)
 }
 
-/// Returns a buffer of [`take`].
+/// Returns a buffer that [`take`] lent.
 pub(crate) fn give_back(values: Vec<f32>) {
     pool().give_back(values);
 }
 
-/// Nothing panics while the lock is held.
+/// The pool. Nothing panics while the lock is held, so poisoning is ignored.
 fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -73,7 +73,7 @@ impl Pool {
 
     fn take(&mut self, len: usize) -> Vec<f32> {
         let fits = |values: &Vec<f32>| (len..=2 * len).contains(&values.len());
-        // Of equals the one that was used last: it may still be in a cache.
+        // Of equally long buffers, the one used last: it may still be in a cache.
         let kept = self.kept.iter().enumerate().rev().filter(|(_, v)| fits(v)).min_by_key(|(_, v)| v.len());
         let values = match kept.map(|(i, _)| i) {
             Some(i) => {
@@ -100,6 +100,7 @@ impl Pool {
         self.trim();
     }
 
+    /// Frees buffers until kept and lent buffers are within the limits.
     fn trim(&mut self) {
         let most = (self.most_lent + self.most_lent / 4 - self.lent_len).min(MOST);
         while self.kept_len > most {
@@ -108,7 +109,7 @@ impl Pool {
     }
 }
 
-/// The next of four sizes an octave.
+/// `len` rounded up to the next of four sizes per octave.
 fn rounded(len: usize) -> usize {
     len.next_multiple_of((len.next_power_of_two() / 8).max(1))
 }

@@ -1,8 +1,8 @@
-//! Checks of arguments, worded alike in every operator.
+//! Argument checks that every operator words in the same way.
 
 use crate::{DType, Error, Result, Tensor};
 
-/// (rows, cols) of a two-dimensional tensor.
+/// The numbers of rows and columns of a matrix; an error if the tensor does not have two dimensions.
 pub fn matrix(op: &'static str, name: &'static str, t: &Tensor) -> Result<(usize, usize)> {
     match t.shape() {
         &[rows, cols] => Ok((rows, cols)),
@@ -10,7 +10,7 @@ pub fn matrix(op: &'static str, name: &'static str, t: &Tensor) -> Result<(usize
     }
 }
 
-/// The tensor has exactly this shape.
+/// Checks that the tensor has exactly this shape.
 pub fn shape(op: &'static str, name: &'static str, t: &Tensor, expected: &[usize]) -> Result<()> {
     if t.shape() == expected {
         return Ok(());
@@ -18,7 +18,7 @@ pub fn shape(op: &'static str, name: &'static str, t: &Tensor, expected: &[usize
     Err(Error::Shape { op, name, expected: format!("{expected:?}"), got: t.shape().to_vec() })
 }
 
-/// The tensor is f32.
+/// Checks that the tensor is f32.
 pub fn f32(op: &'static str, name: &'static str, t: &Tensor) -> Result<()> {
     match t.dtype() {
         DType::F32 => Ok(()),
@@ -26,7 +26,7 @@ pub fn f32(op: &'static str, name: &'static str, t: &Tensor) -> Result<()> {
     }
 }
 
-/// All tensors are on the first one's device.
+/// Checks that all tensors are on the device of the first.
 pub fn same_device(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
     for t in &tensors[1..] {
         if !t.device().same(tensors[0].device()) {
@@ -37,7 +37,7 @@ pub fn same_device(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
     Ok(())
 }
 
-/// An argument that is not a tensor is in range.
+/// Checks an argument that is not a tensor. The message is made only if the check fails.
 pub fn value(op: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::Value { op, message: message() }) }
 }

@@ -1,4 +1,8 @@
-//! The operators, one room each.
+//! The operators, one module each.
+//!
+//! Every module has the formula, the shapes and the accumulation order in its documentation, the public functions with
+//! their argument checks, and the dispatch over devices. Arguments are checked before anything is computed, and a wrong
+//! argument is an error that names it.
 
 pub mod activation;
 pub mod adamw;
@@ -21,7 +25,7 @@ pub mod scale;
 
 use crate::verify::Case;
 
-/// Every case of every operator, in the order of the rooms.
+/// All cases of all operators, in the order of the modules.
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(activation::cases::cases());

@@ -1,10 +1,12 @@
+//! Loops over values, compiled for each nonlinearity and each level of vector instructions.
+
 use rayon::prelude::*;
 
 use super::Activation;
 use crate::cpu::{for_row_blocks, math, rows_per_task, vectorised};
 use crate::{Result, Tensor};
 
-/// Runs an expression with `$type` bound to the nonlinearity, so that a loop is compiled for each of them.
+/// Runs an expression with `$type` bound to the type of the nonlinearity, so that a loop is compiled for each one.
 macro_rules! by_activation {
     ($f:expr, $type:ident => $run:expr) => {
         match $f {
@@ -35,15 +37,15 @@ macro_rules! by_activation {
 pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::output(x.shape())?;
     let x = x.as_slice()?;
-    for_row_blocks(y.as_mut_slice()?, 1, |at, y| forward_block(f, &x[at..at + y.len()], y));
+    for_row_blocks(y.as_mut_slice()?, 1, |first, y| forward_block(f, &x[first..first + y.len()], y));
     Ok(y)
 }
 
 pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut dx = Tensor::output(x.shape())?;
     let (dy, x) = (dy.as_slice()?, x.as_slice()?);
-    for_row_blocks(dx.as_mut_slice()?, 1, |at, dx| {
-        let block = at..at + dx.len();
+    for_row_blocks(dx.as_mut_slice()?, 1, |first, dx| {
+        let block = first..first + dx.len();
         backward_block(f, &dy[block.clone()], &x[block], dx);
     });
     Ok(dx)
@@ -52,8 +54,8 @@ pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
 pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::output(gate.shape())?;
     let (gate, up) = (gate.as_slice()?, up.as_slice()?);
-    for_row_blocks(y.as_mut_slice()?, 1, |at, y| {
-        let block = at..at + y.len();
+    for_row_blocks(y.as_mut_slice()?, 1, |first, y| {
+        let block = first..first + y.len();
         gated_block(f, &gate[block.clone()], &up[block], y);
     });
     Ok(y)
@@ -72,6 +74,7 @@ pub fn gated_backward(f: Activation, dy: &Tensor, gate: &Tensor, up: &Tensor) ->
 }
 
 vectorised! {
+    /// y = f(x).
     fn forward_block(f: Activation, x: &[f32], y: &mut [f32]) {
         by_activation!(f, F => for (y, x) in y.iter_mut().zip(x) {
             *y = F::value(*x);
@@ -80,6 +83,7 @@ vectorised! {
 }
 
 vectorised! {
+    /// dx = dy f'(x).
     fn backward_block(f: Activation, dy: &[f32], x: &[f32], dx: &mut [f32]) {
         by_activation!(f, F => for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
             *dx = dy * F::derivative(*x);
@@ -88,6 +92,7 @@ vectorised! {
 }
 
 vectorised! {
+    /// y = f(gate) up.
     fn gated_block(f: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         by_activation!(f, F => for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
             *y = F::value(*gate) * up;
@@ -96,6 +101,7 @@ vectorised! {
 }
 
 vectorised! {
+    /// d_gate = dy up f'(gate), d_up = dy f(gate).
     fn gated_backward_block(
         f: Activation,
         dy: &[f32],
@@ -114,6 +120,7 @@ vectorised! {
     }
 }
 
+/// f and f', inlined into the loops.
 trait Nonlinearity {
     fn value(x: f32) -> f32;
     fn derivative(x: f32) -> f32;
@@ -136,6 +143,7 @@ impl Nonlinearity for Gelu {
 }
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+/// The factor of x^3 in the tanh approximation of GELU.
 const CUBIC: f32 = 0.044_715;
 
 struct GeluTanh;
@@ -156,7 +164,7 @@ impl Nonlinearity for GeluTanh {
 
 struct Silu;
 
-/// 1 / (1 + e^-x); e^-|x| cannot overflow.
+/// 1 / (1 + e^-x), from e^-|x|, which cannot overflow.
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     let e = math::exp(-x.abs());

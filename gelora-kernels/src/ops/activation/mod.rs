@@ -1,5 +1,6 @@
-//! Elementwise nonlinearities: y = f(x), dx = dy f'(x); and gated ones: y = f(gate) up, d_gate = dy up f'(gate),
-//! d_up = dy f(gate). With SiLU a gate is SwiGLU, with GELU or its approximation GeGLU (Shazeer, arXiv 2002.05202).
+//! Elementwise nonlinearities, y = f(x) with dx = dy f'(x), and gated ones, y = f(gate) up with d_gate = dy up f'(gate)
+//! and d_up = dy f(gate). A gate with SiLU is SwiGLU; with GELU or its approximation it is GeGLU (Shazeer, arXiv
+//! 2002.05202).
 //!
 //! - GELU: x Phi(x) with the normal distribution function Phi (Hendrycks and Gimpel, arXiv 1606.08415);
 //!   GELU-tanh: its approximation x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
@@ -7,7 +8,8 @@
 //! - ReLU: max(x, 0); its derivative at 0 is 0.
 //! - tanh.
 //!
-//! All tensors of a call have one shape, any. No accumulation: every value is computed alone, in f32.
+//! All tensors of a call have the same shape, of any rank. Every value is computed alone in f32; nothing is
+//! accumulated.
 
 pub(crate) mod cases;
 mod cpu;
@@ -19,7 +21,7 @@ use super::check;
 use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
-/// Which nonlinearity.
+/// A nonlinearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Activation {
@@ -83,7 +85,7 @@ pub fn gated_backward(f: Activation, dy: &Tensor, gate: &Tensor, up: &Tensor) ->
     )
 }
 
-/// All are f32, of one shape and on one device.
+/// Checks that all tensors are f32, of one shape and on one device.
 fn check_like(op: &'static str, first: &Tensor, all: &[(&'static str, &Tensor)]) -> Result<()> {
     for (name, t) in all {
         check::shape(op, name, t, first.shape())?;

@@ -1,4 +1,4 @@
-//! From the formulas alone, in f64.
+//! The formulas in f64.
 
 use super::Activation;
 
@@ -44,11 +44,12 @@ pub fn gated_backward(f: Activation, dy: &[f64], gate: &[f64], up: &[f64]) -> (V
     (d_gate, d_up)
 }
 
+/// The argument of tanh in the approximation of GELU.
 fn inner(x: f64) -> f64 {
     (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))
 }
 
-/// The error function as 2/sqrt(pi) e^(-x^2) sum of 2^n x^(2n+1) / (2n+1)!!, all of whose terms have one sign.
+/// The error function as 2/sqrt(pi) e^(-x^2) sum of 2^n x^(2n+1) / (2n+1)!!, a series whose terms all have one sign.
 ///
 /// Source: Abramowitz and Stegun, equation 7.1.6.
 pub fn erf(x: f64) -> f64 {

@@ -1,4 +1,4 @@
-//! One unit an element.
+//! One unit for each element.
 
 use cubecl::prelude::*;
 

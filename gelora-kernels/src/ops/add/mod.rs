@@ -1,6 +1,6 @@
-//! Elementwise sums: y = x + z, and acc += x where gradients or residual paths meet.
+//! Elementwise sums: y = x + z, and acc += x for gradients and residual paths.
 //!
-//! All of one shape, any. One f32 addition a value.
+//! All tensors of a call have the same shape, of any rank. Each value is one f32 addition.
 
 pub(crate) mod cases;
 mod cpu;
@@ -34,6 +34,7 @@ pub fn accumulate(acc: &mut Tensor, x: &Tensor) -> Result<()> {
     on_device!(x.device(), cpu::accumulate(acc, x), gpu => gpu::accumulate(gpu, acc, x))
 }
 
+/// Checks that both tensors are f32, of one shape and on one device.
 fn check_pair(op: &'static str, x: &Tensor, z: &Tensor) -> Result<()> {
     check::shape(op, "z", z, x.shape())?;
     check::f32(op, "x", x)?;

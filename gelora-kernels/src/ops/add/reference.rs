@@ -1,4 +1,4 @@
-//! From the formula alone.
+//! The formula in f64.
 
 /// x + z.
 pub fn forward(x: &[f64], z: &[f64]) -> Vec<f64> {

@@ -1,3 +1,5 @@
+//! Copies of rows.
+
 use super::Block;
 use crate::{Result, Tensor};
 

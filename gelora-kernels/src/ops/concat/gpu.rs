@@ -1,4 +1,4 @@
-//! One unit a value, one launch a block.
+//! One unit for each value, one launch for each block.
 
 use cubecl::prelude::*;
 

@@ -1,8 +1,11 @@
-//! Matrices beside or below one another, and taken apart again.
+//! Concatenation of matrices by columns or rows, and the split by columns.
 //!
-//! columns: y = [x_1 x_2 ..], x_i (N, C_i), y (N, sum of C_i). split_columns is its inverse, and each is the other's backward.
-//! rows: y = x_1 over x_2 over .., x_i (N_i, C), y (sum of N_i, C). append does the same to x_1 itself, which on a CPU keeps
-//! room for more. Values are copied, nothing is computed.
+//! - columns: y = [x_1 x_2 ..], x_i (N, C_i), y (N, sum of C_i). split_columns is its inverse; each is the backward
+//! pass   of the other.
+//! - rows: y = x_1 over x_2 over .., x_i (N_i, C), y (sum of N_i, C). append does the same in place; on a CPU, x_1
+//! keeps   capacity for more rows.
+//!
+//! Values are copied; nothing is computed.
 
 pub(crate) mod cases;
 mod cpu;
@@ -14,7 +17,8 @@ use super::check;
 use crate::device::on_device;
 use crate::{DeviceKind, Result, Tensor, profile};
 
-/// A block of `rows` rows of `width` values: where its first value is and how far apart its rows are, in x and in y.
+/// A block of `rows` rows of `width` values, with the place of its first value and the distance of its rows, in x and
+/// in y.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     rows: usize,
@@ -25,10 +29,10 @@ struct Block {
     to: (usize, usize),
 }
 
-/// The matrices side by side: x_i (N, C_i) -> (N, sum of C_i).
+/// Concatenates matrices by columns: x_i (N, C_i) -> (N, sum of C_i).
 ///
 /// # Errors
-/// If there is none, their rows differ in number, one is not f32, or devices differ.
+/// If there is no matrix, the numbers of rows differ, a matrix is not f32, or devices differ.
 ///
 /// ```
 /// use gelora_kernels::{Tensor, ops::concat};
@@ -45,17 +49,17 @@ pub fn columns(parts: &[&Tensor]) -> Result<Tensor> {
     let n = parts.first().map_or(0, |x| x.rows());
     check_parts(OP, parts, |c| [n, c[1]])?;
     let width: usize = parts.iter().map(|x| x.cols()).sum();
-    let blocks = firsts(parts.iter().map(|x| x.cols())).zip(parts).map(|(first, x)| {
+    let blocks = starts(parts.iter().map(|x| x.cols())).zip(parts).map(|(first, x)| {
         let c = x.cols();
         (*x, Block { rows: n, width: c, from: (0, c), to: (first, width) })
     });
     assemble(OP, [n, width], &blocks.collect::<Vec<_>>())
 }
 
-/// The matrix (N, sum of C_i) taken apart into matrices of so many columns, C_i each.
+/// Splits a matrix (N, sum of C_i) by columns, into matrices (N, C_i) with C_i = `widths[i]`.
 ///
 /// # Errors
-/// If the widths do not sum to the columns, one is 0, or x is not f32.
+/// If the sum of the widths is not the number of columns, a width is 0, or x is not f32.
 pub fn split_columns(x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
     const OP: &str = "concat.split_columns";
     let (n, c) = check::matrix(OP, "x", x)?;
@@ -66,29 +70,29 @@ pub fn split_columns(x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
     let part = |(first, &width): (usize, &usize)| {
         assemble(OP, [n, width], &[(x, Block { rows: n, width, from: (first, c), to: (0, width) })])
     };
-    firsts(widths.iter().copied()).zip(widths).map(part).collect()
+    starts(widths.iter().copied()).zip(widths).map(part).collect()
 }
 
-/// The matrices one below the other: x_i (N_i, C) -> (sum of N_i, C).
+/// Concatenates matrices by rows: x_i (N_i, C) -> (sum of N_i, C).
 ///
 /// # Errors
-/// If there is none, their columns differ in number, one is not f32, or devices differ.
+/// If there is no matrix, the numbers of columns differ, a matrix is not f32, or devices differ.
 pub fn rows(parts: &[&Tensor]) -> Result<Tensor> {
     const OP: &str = "concat.rows";
     let c = parts.first().map_or(0, |x| x.cols());
     check_parts(OP, parts, |n| [n[0], c])?;
     let n = parts.iter().map(|x| x.rows()).sum();
-    let blocks = firsts(parts.iter().map(|x| x.len()))
+    let blocks = starts(parts.iter().map(|x| x.len()))
         .zip(parts)
         .map(|(first, x)| (*x, Block { rows: 1, width: x.len(), from: (0, x.len()), to: (first, x.len()) }));
     assemble(OP, [n, c], &blocks.collect::<Vec<_>>())
 }
 
-/// Puts the rows of another matrix below those of `x`: (N, C), (M, C) -> (N + M, C). On a CPU that takes time for the new rows
-/// alone, if no clone of `x` is around.
+/// Appends the rows of `more` to `x`: (N, C), (M, C) -> (N + M, C). On a CPU the time is that of the new rows alone,
+/// unless `x` shares its values with a clone.
 ///
 /// # Errors
-/// As [`rows`]; `x` is as before.
+/// As [`rows`]. `x` is unchanged on an error.
 ///
 /// ```
 /// use gelora_kernels::{Tensor, ops::concat};
@@ -109,14 +113,15 @@ pub fn append(x: &mut Tensor, more: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Where each of several lengths begins when they follow one another.
-fn firsts(lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
-    lengths.scan(0, |at, length| {
-        *at += length;
-        Some(*at - length)
+/// The start of each part, for parts of these lengths that follow one another.
+fn starts(lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
+    lengths.scan(0, |end, length| {
+        *end += length;
+        Some(*end - length)
     })
 }
 
+/// Checks that there is a matrix, and that all are f32, on one device and of the expected shape.
 fn check_parts(op: &'static str, parts: &[&Tensor], expected: impl Fn([usize; 2]) -> [usize; 2]) -> Result<()> {
     check::value(op, !parts.is_empty(), || "needs at least one matrix".into())?;
     for x in parts {
@@ -127,6 +132,7 @@ fn check_parts(op: &'static str, parts: &[&Tensor], expected: impl Fn([usize; 2]
     check::same_device(op, parts)
 }
 
+/// Copies the blocks into a new matrix.
 fn assemble(op: &'static str, shape: [usize; 2], blocks: &[(&Tensor, Block)]) -> Result<Tensor> {
     let _span = profile::span(op, 0.0, 8.0 * (shape[0] * shape[1]) as f64);
     on_device!(blocks[0].0.device(), cpu::assemble(shape, blocks), gpu => gpu::assemble(gpu, op, shape, blocks))

@@ -1,3 +1,5 @@
+//! Tasks of rows. Only the rows of the given ids are widened, because a table can be the largest tensor of a model.
+
 use half::{bf16, f16};
 
 use crate::cpu::{Scratch, for_row_blocks};
@@ -21,7 +23,7 @@ pub fn forward(tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tenso
     Ok(y)
 }
 
-/// Only the rows that are asked for are widened: the table can be the largest tensor of a model.
+/// row += the values of these bytes.
 fn add_row(row: &mut [f32], bytes: &[u8], dtype: DType) {
     match dtype {
         DType::F32 => add(row, bytemuck::cast_slice(bytes).iter().copied()),

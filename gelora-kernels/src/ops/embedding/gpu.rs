@@ -1,5 +1,5 @@
-//! One unit an element of y, or four of them if the table is quantised; one launch a table: tables of any mix of
-//! types, in the order given.
+//! One unit for each element of y, or for four elements if the table is quantized. Each table is one launch, in the
+//! given order, so tables may have different types.
 
 use cubecl::prelude::*;
 
@@ -20,7 +20,7 @@ fn add_kernel<W: Float>(table: &Array<W>, ids: &Array<u32>, y: &mut Array<f32>, 
     }
 }
 
-/// The same from the packed planes of a table of `len` values.
+/// Adds rows of a quantized table of `len` values, from its planes.
 #[cube(launch)]
 fn add_decoded_kernel(
     table: &Array<Vector<u32, Const<1>>>,
@@ -31,15 +31,16 @@ fn add_decoded_kernel(
     #[comptime] first: bool,
     #[comptime] packing: Packing,
 ) {
-    let at = ABSOLUTE_POS * 4;
-    if at < y.len() {
-        let four = decode::<u32, Const<1>>(table, ids[at / c] as usize * c + at % c, len, packing);
+    let first_element = ABSOLUTE_POS * 4;
+    if first_element < y.len() {
+        let four =
+            decode::<u32, Const<1>>(table, ids[first_element / c] as usize * c + first_element % c, len, packing);
         #[unroll]
         for e in 0..4usize {
             if comptime!(first) {
-                y[at + e] = four[e];
+                y[first_element + e] = four[e];
             } else {
-                y[at + e] += four[e];
+                y[first_element + e] += four[e];
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Sum of table rows: `y_i = sum over tables t of table_t[ids_t[i]]`.
+//! Sums of table rows: `y_i = sum over tables t of table_t[ids_t[i]]`.
 //!
-//! A BERT embedding is one call with the word, position and token-type tables. Each table (V_t, C) of any storage type, ids
-//! N of them, y (N, C). The tables are added in the order given, in f32. They are frozen, so there is no backward.
+//! A BERT embedding is one call with the word, position and token-type tables. Each table (V_t, C) has any storage type
+//! and N ids; y (N, C). The tables are added in the given order, in f32. They are frozen, so there is no backward pass.
 
 pub(crate) mod cases;
 mod cpu;
@@ -13,11 +13,11 @@ use super::check;
 use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
-/// y (N, C), the sum of one row of each table.
+/// y (N, C): the sum of one row of each table, for each of the N ids.
 ///
 /// # Errors
-/// If there is no table, their widths or the numbers of ids differ, there are no ids, or an id is not below its table's
-/// number of rows.
+/// If there is no table or no id, the widths of the tables or the numbers of ids differ, or an id is not below the
+/// number of rows of its table.
 pub fn forward(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
     const OP: &str = "embedding";
     check::value(OP, !tables.is_empty(), || "needs at least one table".into())?;

@@ -1,6 +1,6 @@
-//! Naive loops, from the formula alone.
+//! The formula in f64.
 
-/// Sum over tables of row `ids[i]`.
+/// y_i = sum over tables of row `ids[i]`.
 pub fn forward(tables: &[(&[f64], &[u32])], c: usize) -> Vec<f64> {
     let n = tables[0].1.len();
     let mut y = vec![0.0; n * c];

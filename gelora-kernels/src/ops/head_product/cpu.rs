@@ -1,25 +1,27 @@
+//! Matrix products, one for each head and block of rows.
+
 use rayon::prelude::*;
 
 use super::Sizes;
-use crate::cpu::{Onto, View, ViewMut, gemm_serial};
+use crate::cpu::{Init, View, ViewMut, gemm_serial};
 use crate::{Result, Tensor};
 
-/// Rows of x that a task works on: enough that the table's layout for products costs little beside them.
+/// Rows of x in one task. With this many rows, packing the table costs little beside the product.
 const ROWS: usize = 256;
 
-/// Head h of the rows of a matrix whose heads are `width` wide.
+/// The columns of head `h` in a matrix with `width` columns for each head.
 fn head(data: &[f32], h: usize, heads: usize, width: usize) -> View<'_> {
     let pitch = heads * width;
     View::strided(&data[h * width..], data.len() / pitch, width, pitch)
 }
 
-/// The heads of a matrix of `width` values a head, each by itself.
-fn heads_of(data: &mut [f32], heads: usize, width: usize) -> impl Iterator<Item = ViewMut<'_>> {
+/// The columns of every head in a matrix with `width` columns for each head.
+fn head_views(data: &mut [f32], heads: usize, width: usize) -> impl Iterator<Item = ViewMut<'_>> {
     let rows = data.len() / (heads * width);
     ViewMut::new(data, rows, heads * width).columns(width)
 }
 
-/// out_h = x_h table_h for each head and block of rows: `right` makes the table's head a right factor.
+/// out_h = x_h right(h), for each head and block of rows.
 fn by_rows<'t>(
     out: &mut [f32],
     width: usize,
@@ -30,9 +32,9 @@ fn by_rows<'t>(
     let (x, x_width) = x;
     let blocks = out.par_chunks_mut(ROWS * heads * width).zip(x.par_chunks(ROWS * heads * x_width));
     blocks.for_each(|(out, x)| {
-        let heads_out: Vec<_> = heads_of(out, heads, width).enumerate().collect();
+        let heads_out: Vec<_> = head_views(out, heads, width).enumerate().collect();
         heads_out.into_par_iter().for_each(|(h, out)| {
-            gemm_serial(out, Onto::Nothing, 1.0, head(x, h, heads, x_width), right(h));
+            gemm_serial(out, Init::Zero, 1.0, head(x, h, heads, x_width), right(h));
         });
     });
 }
@@ -54,9 +56,9 @@ pub fn backward_input(s: Sizes, dy: &Tensor, table: &Tensor) -> Result<Tensor> {
 pub fn backward_table(s: Sizes, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut dt = Tensor::output([s.r, s.heads * s.d])?;
     let (dy, x) = (dy.as_slice()?, x.as_slice()?);
-    let parts: Vec<_> = heads_of(dt.as_mut_slice()?, s.heads, s.d).enumerate().collect();
+    let parts: Vec<_> = head_views(dt.as_mut_slice()?, s.heads, s.d).enumerate().collect();
     parts.into_par_iter().for_each(|(h, dt)| {
-        gemm_serial(dt, Onto::Nothing, 1.0, head(dy, h, s.heads, s.r).t(), head(x, h, s.heads, s.d));
+        gemm_serial(dt, Init::Zero, 1.0, head(dy, h, s.heads, s.r).t(), head(x, h, s.heads, s.d));
     });
     Ok(dt)
 }

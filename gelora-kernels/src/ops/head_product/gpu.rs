@@ -1,5 +1,5 @@
-//! One kernel for the three products: a cube computes a block of one head's output, 8 x 8 units with 4 x 4 sums each. Sums run
-//! in ascending order.
+//! One kernel for the three products. A cube computes a block of one head's output with 8 x 8 units, and each unit 4 x
+//! 4 sums. Sums run in ascending order.
 
 use cubecl::prelude::*;
 
@@ -7,16 +7,16 @@ use super::Sizes;
 use crate::gpu::{Backend, Gpu, MAX_CUBES};
 use crate::{Result, Tensor};
 
-/// Units of a cube side by side, and one above the other.
+/// Units of a cube along each side.
 const SIDE: usize = 8;
 const UNITS: usize = SIDE * SIDE;
-/// Rows and columns of a unit, SIDE apart.
+/// Rows and columns of outputs in one unit, SIDE apart.
 const OWN: usize = 4;
 const BLOCK: usize = SIDE * OWN;
-/// Steps of the sum in shared memory at a time.
+/// Steps of the sum that are in shared memory at a time.
 const DEPTH: usize = 16;
 
-/// How far apart the heads, lines and steps of an operand are.
+/// Distances of the heads, lines and steps of an operand in memory. A line is a row or a column of the output.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct Strides {
     head: usize,
@@ -24,11 +24,12 @@ struct Strides {
     step: usize,
 }
 
-/// Copies `BLOCK` lines from `first` over the steps from `step` into shared memory; what is beyond becomes 0.
+/// Copies the lines from `first` on and the steps from `step` on into shared memory. Values beyond the operand become
+/// 0.
 #[cube]
 fn stage(
     source: &Array<f32>,
-    room: &mut SharedMemory<f32>,
+    staged: &mut SharedMemory<f32>,
     first: usize,
     lines: usize,
     step: usize,
@@ -47,11 +48,11 @@ fn stage(
         if first + line < lines && step + k < steps {
             value = source[head * strides.head + (first + line) * strides.line + (step + k) * strides.step];
         }
-        room[k * comptime!(BLOCK + 1) + line] = value;
+        staged[k * comptime!(BLOCK + 1) + line] = value;
     }
 }
 
-/// out_h (rows, cols) = left_h right_h; of `right`, lines are the output's columns.
+/// out_h (rows, cols) = left_h right_h. The lines of `right` are the output's columns.
 #[cube(launch)]
 fn head_product_kernel(
     left: &Array<f32>,
@@ -64,8 +65,8 @@ fn head_product_kernel(
     steps: usize,
     heads: usize,
 ) {
-    let mut left_room = SharedMemory::<f32>::new(comptime!(DEPTH * (BLOCK + 1)));
-    let mut right_room = SharedMemory::<f32>::new(comptime!(DEPTH * (BLOCK + 1)));
+    let mut left_staged = SharedMemory::<f32>::new(comptime!(DEPTH * (BLOCK + 1)));
+    let mut right_staged = SharedMemory::<f32>::new(comptime!(DEPTH * (BLOCK + 1)));
     let unit_y = UNIT_POS as usize / comptime!(SIDE);
     let unit_x = UNIT_POS as usize % comptime!(SIDE);
     let col = CUBE_POS_X as usize * comptime!(BLOCK);
@@ -78,18 +79,18 @@ fn head_product_kernel(
             sums[i] = 0.0f32;
         }
         for step in range_stepped(0, steps, comptime!(DEPTH)) {
-            stage(left, &mut left_room, row, rows, step, steps, head, left_strides);
-            stage(right, &mut right_room, col, cols, step, steps, head, right_strides);
+            stage(left, &mut left_staged, row, rows, step, steps, head, left_strides);
+            stage(right, &mut right_staged, col, cols, step, steps, head, right_strides);
             sync_cube();
             for k in 0..comptime!(DEPTH) {
                 let mut column = Array::<f32>::new(comptime!(OWN));
                 #[unroll]
                 for i in 0..comptime!(OWN) {
-                    column[i] = left_room[k * comptime!(BLOCK + 1) + unit_y + comptime!(i * SIDE)];
+                    column[i] = left_staged[k * comptime!(BLOCK + 1) + unit_y + comptime!(i * SIDE)];
                 }
                 #[unroll]
                 for j in 0..comptime!(OWN) {
-                    let other = right_room[k * comptime!(BLOCK + 1) + unit_x + comptime!(j * SIDE)];
+                    let other = right_staged[k * comptime!(BLOCK + 1) + unit_x + comptime!(j * SIDE)];
                     #[unroll]
                     for i in 0..comptime!(OWN) {
                         sums[comptime!(i * OWN + j)] += column[i] * other;
@@ -113,7 +114,7 @@ fn head_product_kernel(
     }
 }
 
-/// A factor: the tensor and its (head, line, step) strides.
+/// A factor: a tensor and its strides (head, line, step).
 type Factor<'a> = (&'a Tensor, [usize; 3]);
 
 fn product<R: Backend>(

@@ -1,9 +1,9 @@
-//! Products head by head with a table of rows that all tokens share: what positions give to attention scores.
+//! Products head by head with a table of rows that all tokens share: the terms of positions in attention scores.
 //!
 //! y_(n,h,r) = sum_d x_(n,h,d) t_(r,h,d), with x (N, H D), t (R, H D) and y (N, H R), heads side by side.
 //! Backward, given dy: dx_(n,h,d) = sum_r dy_(n,h,r) t_(r,h,d); dt_(r,h,d) = sum_n dy_(n,h,r) x_(n,h,d).
 //!
-//! Accumulation: f32; on the CPU as in `linear`, on a GPU in ascending order of the summed index.
+//! Accumulation: f32; on the CPU as in [`linear`](super::linear), on a GPU in ascending order of the summed index.
 //!
 //! Source: the content-to-position and position-to-content terms of He et al., arXiv 2006.03654.
 
@@ -17,7 +17,7 @@ use super::check;
 use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
-/// Sizes of one call.
+/// The sizes of one call.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     /// Rows of x, N.
@@ -53,7 +53,7 @@ pub fn forward(x: &Tensor, table: &Tensor, heads: usize) -> Result<Tensor> {
 /// dx (N, H D) from dy (N, H R).
 ///
 /// # Errors
-/// As [`forward`], and if dy has another shape than y.
+/// As [`forward`], and if dy does not have the shape of y.
 pub fn backward_input(dy: &Tensor, table: &Tensor, heads: usize) -> Result<Tensor> {
     const OP: &str = "head_product.backward_input";
     let (r, c) = check::matrix(OP, "table", table)?;
@@ -67,7 +67,7 @@ pub fn backward_input(dy: &Tensor, table: &Tensor, heads: usize) -> Result<Tenso
 /// dt (R, H D) from dy (N, H R) and x (N, H D).
 ///
 /// # Errors
-/// As [`forward`], and if dy has other rows than x or the heads do not divide its columns.
+/// As [`forward`], and if dy does not have the rows of x or the heads do not divide its columns.
 pub fn backward_table(dy: &Tensor, x: &Tensor, heads: usize) -> Result<Tensor> {
     const OP: &str = "head_product.backward_table";
     let (n, c) = check::matrix(OP, "x", x)?;

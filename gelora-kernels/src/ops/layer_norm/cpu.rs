@@ -1,3 +1,5 @@
+//! Tasks of whole rows.
+
 use rayon::prelude::*;
 
 use super::{Norm, Normalized};
@@ -8,7 +10,7 @@ pub fn forward(norm: Norm<'_>, x: &Tensor, residual: Option<&Tensor>, keep_sum: 
     let (n, c) = (x.rows(), x.cols());
     let writes_sum = keep_sum && residual.is_some();
     let mut y = Tensor::output([n, c])?;
-    // A token tensor stands in for a sum that is not kept.
+    // If the sum is not kept, a tensor of one value stands in for it.
     let mut sums = Tensor::output(if writes_sum { [n, c] } else { [1, 1] })?;
     let (mut mean, mut rstd) = (Tensor::output([n])?, Tensor::output([n])?);
     {
@@ -29,8 +31,8 @@ pub fn forward(norm: Norm<'_>, x: &Tensor, residual: Option<&Tensor>, keep_sum: 
             .zip(sums)
             .enumerate()
             .for_each(|(i, (((y, mean), rstd), sums))| {
-                let at = i * rows * c..i * rows * c + y.len();
-                let (x, residual) = (&x[at.clone()], residual.map(|r| &r[at]));
+                let block = i * rows * c..i * rows * c + y.len();
+                let (x, residual) = (&x[block.clone()], residual.map(|r| &r[block]));
                 normalize(x, residual, &gamma, beta.as_deref(), norm.eps, norm.centred, y, sums, mean, rstd);
             });
     }
@@ -38,7 +40,7 @@ pub fn forward(norm: Norm<'_>, x: &Tensor, residual: Option<&Tensor>, keep_sum: 
 }
 
 vectorised! {
-    /// Normalises whole rows; keeps the sums of x and the residual if `sums` is not empty.
+    /// Normalizes whole rows. Writes the sums of x and the residual to `sums` unless it is empty.
     fn normalize(
         x: &[f32],
         residual: Option<&[f32]>,
@@ -55,6 +57,7 @@ vectorised! {
         let scale = 1.0 / c as f32;
         for (i, ((y, row_mean), rstd)) in y.chunks_exact_mut(c).zip(means).zip(rstds).enumerate() {
             let x = &x[i * c..(i + 1) * c];
+            // h = x + residual.
             match residual {
                 Some(r) => {
                     for ((y, x), r) in y.iter_mut().zip(x).zip(&r[i * c..(i + 1) * c]) {
@@ -66,14 +69,17 @@ vectorised! {
             if !sums.is_empty() {
                 sums[i * c..(i + 1) * c].copy_from_slice(y);
             }
+            // h - mean.
             let mean = if centred { math::sum(y) * scale } else { 0.0 };
             if centred {
                 for h in y.iter_mut() {
                     *h -= mean;
                 }
             }
+            // rstd, from the mean of the squared differences.
             let r = 1.0 / (math::dot(y, y) * scale + eps).sqrt();
             (*row_mean, *rstd) = (mean, r);
+            // y = normalized gamma + beta.
             match beta {
                 Some(beta) => {
                     for ((y, gamma), beta) in y.iter_mut().zip(gamma).zip(beta) {
@@ -90,7 +96,7 @@ vectorised! {
     }
 }
 
-/// Without means, those of a norm that is not centred.
+/// dh. Without `mean`, the norm is not centred.
 pub fn backward(
     dy: &Tensor,
     d_h: Option<&Tensor>,
@@ -104,18 +110,19 @@ pub fn backward(
     let (dy, gamma, h, rstd) = (dy.as_slice()?, gamma.to_f32()?, h.as_slice()?, rstd.as_slice()?);
     let (d_h, mean) = (d_h.map(Tensor::as_slice).transpose()?, mean.map(Tensor::as_slice).transpose()?);
     for_row_blocks(dh.as_mut_slice()?, c, |row, dh| {
-        let at = row * c..row * c + dh.len();
+        let block = row * c..row * c + dh.len();
         let mut normalized = vec![0.0; c];
         let mean = mean.map(|m| &m[row..]);
-        backward_rows(&dy[at.clone()], &gamma, &h[at.clone()], mean, &rstd[row..], &mut normalized, dh);
+        backward_rows(&dy[block.clone()], &gamma, &h[block.clone()], mean, &rstd[row..], &mut normalized, dh);
         if let Some(d_h) = d_h {
-            dh.iter_mut().zip(&d_h[at]).for_each(|(dh, d)| *dh += d);
+            dh.iter_mut().zip(&d_h[block]).for_each(|(dh, d)| *dh += d);
         }
     });
     Ok(dh)
 }
 
 vectorised! {
+    /// dh of whole rows; `normalized` is memory for one row.
     fn backward_rows(
         dy: &[f32],
         gamma: &[f32],
@@ -132,9 +139,11 @@ vectorised! {
             for (normalized, h) in normalized.iter_mut().zip(&h[i * c..(i + 1) * c]) {
                 *normalized = (h - mean) * rstd;
             }
+            // g = dy gamma.
             for ((dh, dy), gamma) in dh.iter_mut().zip(&dy[i * c..(i + 1) * c]).zip(gamma) {
                 *dh = dy * gamma;
             }
+            // dh = rstd (g - mean(g) - normalized mean(g normalized)).
             let mean = if means.is_some() { math::sum(dh) * scale } else { 0.0 };
             let projection = math::dot(dh, normalized) * scale;
             for (dh, normalized) in dh.iter_mut().zip(normalized.iter()) {

@@ -1,4 +1,4 @@
-//! Each row belongs to a group of units of one cube, which hold it in registers: memory is read once.
+//! A group of units of one cube holds each row in registers, so memory is read once.
 
 use cubecl::prelude::*;
 
@@ -7,18 +7,18 @@ use crate::gpu::rows::{self, Rows};
 use crate::gpu::{Backend, Gpu, by_dtype};
 use crate::{Error, Result, Tensor};
 
-/// The most values of a row that a unit holds.
+/// The most values of a row in one unit.
 const MAX_VALUES: usize = 64;
 
-/// Comptime settings of both kernels.
+/// The comptime settings of both kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Setup {
     rows: Rows,
-    /// Values of a row that each unit holds.
+    /// Number of values of a row in each unit.
     values: usize,
-    /// Whether the mean is taken off.
+    /// Whether the mean is subtracted.
     centred: bool,
-    /// Forward: whether there is a residual. Backward: whether there is a gradient to add to.
+    /// Forward: whether there is a residual. Backward: whether there is a gradient of h to add.
     added: bool,
     has_beta: bool,
     /// Whether the sum of x and the residual is written.

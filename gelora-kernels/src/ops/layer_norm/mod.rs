@@ -1,15 +1,15 @@
-//! Layer normalisation, with the residual sum that precedes it in a transformer.
+//! Layer normalization, with the residual sum that precedes it in a transformer.
 //!
 //! h = x + residual; mean and variance over the C channels of a row (variance divided by C);
 //! rstd = 1 / sqrt(variance + eps); normalized = (h - mean) rstd; y = normalized gamma + beta.
 //!
-//! Backward, with g = dy gamma: dh = rstd (g - mean(g) - normalized mean(g normalized)); it is the gradient of x and of
-//! the residual alike. Where h itself goes on too, as in a block that normalises first, the gradient that comes back to it
-//! is added. gamma and beta are frozen in LoRA training and get no gradient.
+//! Backward, with g = dy gamma: dh = rstd (g - mean(g) - normalized mean(g normalized)). dh is the gradient of x and of
+//! the residual. If h itself is used further on, as in a pre-norm block, its gradient from there is added to dh. gamma
+//! and beta are frozen in LoRA training and get no gradient.
 //!
 //! x, residual, h, y (N, C); gamma, beta (C), of any storage type; mean, rstd (N). Accumulation: two passes over a row
-//! (mean, then variance of the differences), on the CPU in 16 interleaved f32 partial sums, on a GPU in one partial sum a
-//! unit, which are added as a tree.
+//! (the mean, then the variance of the differences). CPU: 16 interleaved f32 partial sums. GPU: one partial sum for
+//! each unit, added as a tree.
 //!
 //! Source: Ba, Kiros, Hinton, arXiv 1607.06450.
 
@@ -25,10 +25,10 @@ use crate::{Result, Tensor, profile};
 
 const OP: &str = "layer_norm";
 
-/// What [`backward`] needs.
+/// Values of the forward pass that [`backward`] needs.
 #[derive(Debug)]
 pub struct Saved {
-    /// x + residual, (N, C); x itself if there was no residual.
+    /// x + residual, (N, C); x itself without a residual.
     pub h: Tensor,
     /// The mean of each row of h, (N).
     pub mean: Tensor,
@@ -44,7 +44,7 @@ pub fn forward(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, beta: &Ten
     Ok(run_forward(OP, Norm { gamma, beta: Some(beta), eps, centred: true }, x, residual, false)?.y)
 }
 
-/// As [`forward`], with what [`backward`] needs.
+/// As [`forward`], and returns the values that [`backward`] needs.
 ///
 /// # Errors
 /// As [`forward`].
@@ -68,7 +68,7 @@ pub fn backward(dy: &Tensor, gamma: &Tensor, saved: Saved) -> Result<Tensor> {
     run_backward("layer_norm.backward", dy, None, gamma, &saved.h, Some(&saved.mean), &saved.rstd)
 }
 
-/// As [`backward`] where h went on beside y: its gradient from above, `d_h` (N, C), is added.
+/// As [`backward`], if h was used beside y: adds `d_h` (N, C), the gradient of h from there.
 ///
 /// # Errors
 /// As [`backward`].
@@ -76,7 +76,7 @@ pub fn backward_onto(d_h: &Tensor, dy: &Tensor, gamma: &Tensor, saved: Saved) ->
     run_backward("layer_norm.backward", dy, Some(d_h), gamma, &saved.h, Some(&saved.mean), &saved.rstd)
 }
 
-/// A norm of rows as this room and [`super::rms_norm`] share it: without `centred` the mean counts as 0.
+/// A norm of rows, shared with [`super::rms_norm`]. Without `centred`, no mean is subtracted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Norm<'a> {
     pub gamma: &'a Tensor,
@@ -85,8 +85,8 @@ pub(super) struct Norm<'a> {
     pub centred: bool,
 }
 
-/// What a norm computes: h is x where there is no residual or the sum was not to be kept; the mean holds nothing if it was
-/// not taken off.
+/// The result of a norm. h is x if there is no residual or the sum was not kept; the mean is unspecified if none was
+/// subtracted.
 #[derive(Debug)]
 pub(super) struct Normalized {
     pub y: Tensor,
@@ -95,8 +95,8 @@ pub(super) struct Normalized {
     pub rstd: Tensor,
 }
 
-/// A value of h takes eight operations, one for the mean, three for the variance and four to normalise and scale it; half as
-/// many without mean and beta.
+/// Checks the arguments and computes a norm. The profile counts eight operations a value: one for the mean, three for
+/// the variance, four to normalize and scale. Without mean and beta it counts four.
 pub(super) fn run_forward(
     op: &'static str,
     norm: Norm<'_>,
@@ -128,7 +128,7 @@ pub(super) fn run_forward(
     )
 }
 
-/// Without means, the backward of a norm that is not centred.
+/// Checks the arguments and computes dh. Without `mean`, the norm is not centred.
 pub(super) fn run_backward(
     op: &'static str,
     dy: &Tensor,
@@ -141,13 +141,13 @@ pub(super) fn run_backward(
     let (n, c) = check::matrix(op, "h", h)?;
     check::shape(op, "gamma", gamma, &[c])?;
     check::same_device(op, &[h, gamma])?;
-    let (values, of_rows) = ([n, c], [n]);
+    let (matrix, column) = ([n, c], [n]);
     let wanted: [(_, _, &[usize]); 5] = [
-        ("h", Some(h), &values),
-        ("dy", Some(dy), &values),
-        ("d_h", d_h, &values),
-        ("mean", mean, &of_rows),
-        ("rstd", Some(rstd), &of_rows),
+        ("h", Some(h), &matrix),
+        ("dy", Some(dy), &matrix),
+        ("d_h", d_h, &matrix),
+        ("mean", mean, &column),
+        ("rstd", Some(rstd), &column),
     ];
     for (name, t, shape) in wanted {
         if let Some(t) = t {

@@ -1,4 +1,4 @@
-//! Naive loops, from the formula alone.
+//! The formulas in f64.
 
 /// (y, h, mean, rstd) of h = x + residual.
 pub fn forward(
@@ -11,7 +11,7 @@ pub fn forward(
     let c = gamma.len();
     let (mut y, mut sums, mut means, mut rstds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for i in 0..x.len() / c {
-        let h: Vec<f64> = (i * c..(i + 1) * c).map(|at| x[at] + residual.map_or(0.0, |r| r[at])).collect();
+        let h: Vec<f64> = (i * c..(i + 1) * c).map(|index| x[index] + residual.map_or(0.0, |r| r[index])).collect();
         let mean = h.iter().sum::<f64>() / c as f64;
         let variance = h.iter().map(|h| (h - mean).powi(2)).sum::<f64>() / c as f64;
         let rstd = 1.0 / (variance + eps).sqrt();

@@ -1,3 +1,5 @@
+//! Tasks of rows.
+
 use rayon::prelude::*;
 
 use crate::cpu::{math, rows_per_task, vectorised};
@@ -13,8 +15,10 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
     tasks.zip(losses.par_chunks_mut(rows)).for_each(|(((x, d), labels), losses)| {
         let rows = x.chunks_exact(k).zip(d.chunks_exact_mut(k)).zip(labels).zip(losses);
         for (((x, d), &label), loss) in rows {
+            // loss = ln sum_j e^(x_j - peak) - (x_label - peak).
             let (peak, sum) = exponentials(x, d);
             *loss = sum.ln() - f64::from(x[label] - peak);
+            // d_logits = (softmax - one-hot) / B.
             scale(d, (1.0 / (sum * b as f64)) as f32);
             d[label] -= 1.0 / b as f32;
         }
@@ -22,11 +26,11 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
     Ok((scalar(losses.iter().sum::<f64>() / b as f64)?, d_logits))
 }
 
-/// Values whose sum is taken in f32.
+/// Number of values that are summed in f32.
 const BLOCK: usize = 1024;
 
 vectorised! {
-    /// d = e^(x - the largest x); the largest x, and the sum of d.
+    /// Writes d = e^(x - peak), with peak the largest x. Returns peak and the sum of d.
     fn exponentials(x: &[f32], d: &mut [f32]) -> (f32, f64) {
         let peak = math::max(x);
         let mut sum = 0.0;

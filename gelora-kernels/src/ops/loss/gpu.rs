@@ -1,4 +1,4 @@
-//! Rows are reduced by the units that [`rows`] gives them. A second launch, of one cube, adds the rows' losses.
+//! The units of [`rows`] reduce the rows. A second launch, of one cube, adds the losses of the rows.
 
 use cubecl::prelude::*;
 
@@ -21,9 +21,9 @@ fn cross_entropy_kernel(
 ) {
     let (row, place) = rows::place(rows);
     let mut shared = rows::shared();
-    // Units beyond the last row go along with it, because all must reach the sums, and write nothing.
+    // Units beyond the last row repeat it, because all units must reach the reductions. They write nothing.
     let from = row.min(b - 1) * k;
-    // A unit without a column of its own begins with the last.
+    // The largest logit of the row. A unit without a column starts with the last column.
     let mut peak = logits[from + place.min(k - 1)];
     for col in range_stepped(place, k, comptime!(rows.units)) {
         peak = peak.max(logits[from + col]);
@@ -31,11 +31,12 @@ fn cross_entropy_kernel(
     peak = rows::max(peak, &mut shared, rows);
     let mut sum = 0.0f32;
     for col in range_stepped(place, k, comptime!(rows.units)) {
-        sum += math::exp(logits[from + col] - peak);
+        sum += math::exp(logits[from + col] - peak); // the softmax denominator
     }
     sum = rows::sum(sum, &mut shared, rows);
     if row < b {
         let label = labels[row] as usize;
+        // d_logits = (softmax - one-hot) / B.
         let share = scale / sum;
         for col in range_stepped(place, k, comptime!(rows.units)) {
             let mut d = math::exp(logits[from + col] - peak) * share;
@@ -50,7 +51,7 @@ fn cross_entropy_kernel(
     }
 }
 
-/// out = scale * sum of all values.
+/// out = scale sum of all values.
 #[cube(launch)]
 fn sum_kernel(values: &Array<f32>, out: &mut Array<f32>, scale: f32) {
     let mut shared = rows::shared();
@@ -64,7 +65,7 @@ fn sum_kernel(values: &Array<f32>, out: &mut Array<f32>, scale: f32) {
     }
 }
 
-/// One cube, which goes through all rows.
+/// Squared errors and their gradients. One cube goes through all rows.
 #[cube(launch)]
 fn squared_error_kernel(
     prediction: &Array<f32>,

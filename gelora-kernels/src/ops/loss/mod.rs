@@ -1,10 +1,11 @@
-//! Training losses with their gradients, each the mean over the B rows of a batch.
+//! Training losses and their gradients. A loss is the mean over the B rows of a batch.
 //!
 //! - cross entropy: `-1/B sum_b ln softmax(logits_b)[label_b]`; d_logits = (softmax - one-hot) / B.
 //! - squared error: 1/B sum_b (prediction_b - target_b)^2; d_prediction = 2 (prediction - target) / B.
 //!
-//! logits (B, K), prediction (B, 1); the loss is in nats, or in squared units of the target. Sums are in f64 on the
-//! CPU, but for those of up to 1024 exponentials in f32; on a GPU in f32, within a row as over rows in one partial sum a unit, which are added as a tree.
+//! logits (B, K), prediction (B, 1). The loss is in nats, or in squared units of the target. Accumulation: on the CPU
+//! f64, and f32 for sums of up to 1024 exponentials; on a GPU f32, one partial sum for each unit, added as a tree, both
+//! within a row and over rows.
 
 pub(crate) mod cases;
 mod cpu;
@@ -16,7 +17,7 @@ use super::check;
 use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
-/// (loss as one value, d_logits (B, K)): logits (B, K), a label below K for each row.
+/// (loss, d_logits): logits (B, K), a label below K for each row; loss (1), d_logits (B, K).
 ///
 /// # Errors
 /// If the number of labels differs from B, a label is not below K, or logits are not f32.
@@ -32,7 +33,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
     on_device!(logits.device(), cpu::cross_entropy(logits, labels), gpu => gpu::cross_entropy(gpu, logits, labels))
 }
 
-/// (loss as one value, d_prediction (B, 1)): prediction (B, 1), a finite target for each row.
+/// (loss, d_prediction): prediction (B, 1), a finite target for each row; loss (1), d_prediction (B, 1).
 ///
 /// # Errors
 /// If the number of targets differs from B, a target is not finite, or the prediction is not f32.

@@ -1,4 +1,4 @@
-//! From the formulas alone.
+//! The formulas in f64.
 
 /// (loss, d_logits).
 pub fn cross_entropy(logits: &[f64], labels: &[usize]) -> (f64, Vec<f64>) {

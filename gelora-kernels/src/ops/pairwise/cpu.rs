@@ -1,16 +1,17 @@
-//! Sums of squared differences, vectorised.
+//! Sums of squared differences, vectorized by the compiler.
 //!
-//! The lanes are fixed and multiplications are not fused into additions, so every instruction set gives the same bits.
+//! The number of lanes is fixed, and multiplications are not fused into additions, so every level of vector
+//! instructions gives the same bits.
 
 use std::ops::{AddAssign, Mul, Sub};
 
 use crate::cpu::{for_row_blocks, vectorised};
 use crate::{Result, Tensor};
 
-/// Partial sums per distance.
+/// Partial sums of one distance.
 const LANES: usize = 32;
 
-/// Rows of y that stay in cache while rows of x pass by.
+/// Rows of y that stay in a cache while the rows of x go by.
 const Y_ROWS: usize = 64;
 
 pub fn distances(x: &Tensor, y: &Tensor, n: usize, m: usize, dim: usize, squared: bool) -> Result<Tensor> {
@@ -44,7 +45,7 @@ vectorised! {
     }
 }
 
-/// `d[i][j] = f(x_i, y_j)` for as many rows of x as d has.
+/// `d[i][j] = f(x_i, y_j)`, for as many rows of x as d has.
 #[inline(always)]
 fn block<T>(x: &[T], y: &[T], dim: usize, d: &mut [f32], f: impl Fn(&[T], &[T]) -> f32) {
     let m = y.len() / dim;
@@ -57,7 +58,7 @@ fn block<T>(x: &[T], y: &[T], dim: usize, d: &mut [f32], f: impl Fn(&[T], &[T]) 
     }
 }
 
-/// sum (x - y)^2 in S.
+/// The sum of (x - y)^2, in S.
 #[inline(always)]
 pub fn sum_of_squares<S>(x: &[impl Copy + Into<S>], y: &[impl Copy + Into<S>]) -> S
 where
@@ -76,6 +77,7 @@ where
         let d = (*x).into() - (*y).into();
         *lane += d * d;
     }
+    // The lanes are added as a tree.
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {

@@ -1,93 +1,95 @@
-//! The columns that may be among a row's nearest, from bounds on their distances.
+//! Shortlists: the columns that may be among a row's nearest, from bounds on their distances.
 
 use crate::cpu::{Vector, by_vector};
 
-/// Candidates that a row may have: so many, and so many more for each neighbour.
-const ROOM: (usize, usize) = (24, 4);
+/// The capacity of a row's candidates: a constant, and a number for each neighbor.
+const CAPACITY: (usize, usize) = (24, 4);
 
 /// For each row of a block, the columns that may be among its k nearest.
 pub struct Shortlist {
     /// The first row of the block.
     first: usize,
     k: usize,
-    /// Room for candidates.
-    room: usize,
+    /// The capacity of a row's candidates.
+    capacity: usize,
     /// (rows, k): the least upper bounds, ascending.
     least: Vec<f32>,
-    /// A column with a lower bound above this is not among the k nearest; negative infinity for a row that has too many.
+    /// A column with a lower bound above the limit is not among the k nearest. Negative infinity marks a row with too
+    /// many candidates.
     pub limit: Vec<f32>,
-    /// What the row's own norm adds to the limit.
+    /// The width of the row's own bound, added to the limit.
     width: Vec<f32>,
-    /// (rows, room): lower bounds and columns, in no order.
+    /// (rows, capacity): lower bounds and columns, in no order.
     candidates: Vec<(f32, u32)>,
-    /// How many there are of each row.
+    /// Number of candidates of each row.
     found: Vec<usize>,
 }
 
 impl Shortlist {
-    /// Lists of rows with these widths.
+    /// Empty shortlists of rows with these widths.
     pub fn new(first: usize, width: &[f32], k: usize) -> Self {
-        let (rows, room) = (width.len(), ROOM.0 + ROOM.1 * k);
+        let (rows, capacity) = (width.len(), CAPACITY.0 + CAPACITY.1 * k);
         Self {
             first,
             k,
-            room,
+            capacity,
             least: vec![f32::INFINITY; rows * k],
             limit: vec![f32::MAX; rows],
             width: width.to_vec(),
-            candidates: vec![(0.0, 0); rows * room],
+            candidates: vec![(0.0, 0); rows * capacity],
             found: vec![0; rows],
         }
     }
 
-    /// Adds a column with this lower bound, which is within the limit.
+    /// Adds a column with a lower bound within the limit.
     #[inline(always)]
     fn insert(&mut self, i: usize, bound: f32, column_width: f32, column: usize) {
         let least = &mut self.least[i * self.k..][..self.k];
+        // The k least upper bounds, by insertion.
         let upper = bound + column_width;
         if upper < least[self.k - 1] {
-            let mut at = self.k - 1;
-            while at > 0 && least[at - 1] > upper {
-                least[at] = least[at - 1];
-                at -= 1;
+            let mut place = self.k - 1;
+            while place > 0 && least[place - 1] > upper {
+                least[place] = least[place - 1];
+                place -= 1;
             }
-            least[at] = upper;
+            least[place] = upper;
             self.limit[i] = (least[self.k - 1] + self.width[i]).min(f32::MAX);
         }
-        let candidates = &mut self.candidates[i * self.room..][..self.room];
+        let candidates = &mut self.candidates[i * self.capacity..][..self.capacity];
         candidates[self.found[i]] = (bound, column as u32);
         self.found[i] += 1;
-        if self.found[i] == self.room {
+        if self.found[i] == self.capacity {
             self.prune(i);
         }
     }
 
-    /// Drops the candidates that are none any more; gives the row up if most are still.
+    /// Drops candidates above the limit. Gives the row up if most of them stay.
     #[cold]
     fn prune(&mut self, i: usize) {
-        let candidates = &mut self.candidates[i * self.room..][..self.room];
+        let candidates = &mut self.candidates[i * self.capacity..][..self.capacity];
         let mut kept = 0;
-        for at in 0..self.room {
-            if candidates[at].0 <= self.limit[i] {
-                candidates[kept] = candidates[at];
+        for index in 0..self.capacity {
+            if candidates[index].0 <= self.limit[i] {
+                candidates[kept] = candidates[index];
                 kept += 1;
             }
         }
         self.found[i] = kept;
-        if 4 * kept > 3 * self.room {
+        if 4 * kept > 3 * self.capacity {
             self.limit[i] = f32::NEG_INFINITY;
         }
     }
 
-    /// The candidates of the i-th row, or None if they were too many.
+    /// The candidates of row `i`; None if there were too many.
     pub fn candidates(&self, i: usize) -> Option<impl Iterator<Item = u32>> {
         let limit = self.limit[i];
-        let all = &self.candidates[i * self.room..][..self.found[i]];
+        let all = &self.candidates[i * self.capacity..][..self.found[i]];
         (limit != f32::NEG_INFINITY).then(|| all.iter().filter(move |c| c.0 <= limit).map(|c| c.1))
     }
 }
 
-/// A bit for each value that is at most the limit when the addend is added.
+/// A mask with a bit for each value: whether value + addend <= limit.
 ///
 /// # Safety
 /// As of [`Vector`].
@@ -98,7 +100,7 @@ unsafe fn at_most<V: Vector>(values: &[f32], addend: V, limit: V) -> u32 {
     mask & (u32::MAX >> (32 - values.len()))
 }
 
-/// A vector of a slice that may be shorter.
+/// A vector of a slice, with zeros if the slice is shorter.
 ///
 /// # Safety
 /// As of [`Vector`].
@@ -110,12 +112,12 @@ unsafe fn load<V: Vector>(values: &[f32]) -> V {
     }
 }
 
-/// The positions of the bits that are set, ascending.
+/// The positions of the set bits, ascending.
 fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
-        let at = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
+        let bit = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
         mask &= mask - 1;
-        Some(at)
+        Some(bit)
     })
 }
 
@@ -129,7 +131,7 @@ by_vector! {
     pub fn keep_for_columns(products: &[f32], lower: &[f32], width: &[f32], first_row: usize, list: &mut Shortlist) = for_columns
 }
 
-/// Nearly all columns are too far: whole vectors of them are passed over by one comparison.
+/// [`keep_for_rows`]. Nearly all columns are too far, and one comparison skips a whole vector of them.
 #[inline(always)]
 unsafe fn for_rows<V: Vector>(
     products: &[f32],
@@ -157,7 +159,7 @@ unsafe fn for_rows<V: Vector>(
     }
 }
 
-/// Each column has a list of its own.
+/// [`keep_for_columns`]. Each column of the tile has its own list.
 #[inline(always)]
 unsafe fn for_columns<V: Vector>(
     products: &[f32],

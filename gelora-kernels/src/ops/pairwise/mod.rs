@@ -1,17 +1,17 @@
-//! Euclidean distances between points, and every point's nearest neighbours.
+//! Euclidean distances between points, and the nearest neighbors of every point.
 //!
 //! x (N, D), y (M, D): d_ij = sqrt(sum over c of (x_ic - y_jc)^2), in the units of the points.
 //!
-//! r1 and r2, a point's distances to its two nearest neighbours, are all that the TwoNN estimate of intrinsic dimension
-//! sees. Near duplicates, or a cloud far from the origin, make |x|^2 + |y|^2 - 2 x.y a difference of near-equal numbers
-//! whose f32 value can be all rounding. So every distance that leaves here is a sum of (x - y)^2, right relative to
-//! itself; the matrix product only shortlists, and a bound on its rounding proves for every point that no other point was
-//! nearer (see `cpu_nearest.rs` and `gpu/shortlist.rs`).
+//! The TwoNN estimate of intrinsic dimension uses only r1 and r2, the distances of a point to its two nearest
+//! neighbors. For near duplicates, or a cloud far from the origin, |x|^2 + |y|^2 - 2 x.y is a difference of nearly
+//! equal numbers, and its f32 value can be all rounding. So every returned distance is a sum of (x - y)^2, accurate
+//! relative to itself. The matrix product only shortlists candidates, and a bound on its rounding proves for every
+//! point that no other point was nearer (see `cpu_nearest.rs` and `gpu/shortlist.rs`).
 //!
-//! Accumulation: [`distances`] in f32 (in f64 if a set is f64), [`nearest`] in f64 on the CPU, in f32 on a GPU. On a GPU
-//! points are f32 and differences are taken before squaring, so a cloud far from the origin loses nothing that its f32
-//! points had not lost; for f64 points subtract the mean in f64 first ([`centred`]). Squares of differences outside
-//! 1e-19..1e19 (f32) or 1e-150..1e150 (f64) leave the range of their type.
+//! Accumulation: [`distances`] in f32, or in f64 if a set is f64; [`nearest`] in f64 on the CPU, in f32 on a GPU. On a
+//! GPU points are f32, and differences are taken before they are squared, so a cloud far from the origin loses no more
+//! than its f32 points have lost. For f64 points, subtract the mean in f64 first ([`centred`]). Squares of differences
+//! outside 1e-19..1e19 (f32) or 1e-150..1e150 (f64) leave the range of their type.
 //!
 //! Source: Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood information"
 //! (Scientific Reports 2017), for r1 and r2; Higham, "Accuracy and stability of numerical algorithms" (2002), section
@@ -29,18 +29,19 @@ use super::check;
 use crate::device::on_device;
 use crate::{DType, Error, Result, Tensor, profile};
 
-/// The k nearest other points of every point.
+/// The k nearest neighbors of every point.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Neighbours {
-    /// Neighbours per point.
+    /// Number of neighbors of each point.
     pub k: usize,
-    /// (N, k): rows of the neighbours, nearest first; among equal squared distances the lower row first.
+    /// (N, k): rows of the neighbors, nearest first; among equal squared distances the lower row first.
     pub indices: Vec<u32>,
     /// (N, k): distances, not squared.
     pub distances: Vec<f64>,
 }
 
-/// All distances between two sets: x (N, D), y (M, D), each f32 or f64; the result (N, M) in f32, squared if asked for.
+/// All distances between two sets of points: x (N, D), y (M, D), each f32 or f64; the result (N, M) in f32, squared if
+/// `squared` is set.
 ///
 /// # Errors
 /// If shapes, types or devices do not fit together.
@@ -63,13 +64,14 @@ pub fn distances(x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
     on_device!(x.device(), cpu::distances(x, y, n, m, dim, squared), gpu => gpu::distances(gpu, x, y, squared))
 }
 
-/// The k nearest other points of every point: points (N, D), f32 or f64, k from 1 to N - 1.
+/// The k nearest neighbors of every point: points (N, D), f32 or f64; k from 1 to N - 1.
 ///
-/// A point is not its own neighbour, but a duplicate of it is, at distance 0. Every pair of points is multiplied once.
+/// A point is not its own neighbor. A duplicate of it is, at distance 0. Every pair of points is multiplied once.
 /// Memory is O(N (D + k)), without a matrix of all distances.
 ///
+///
 /// # Errors
-/// If k is out of range (a GPU takes up to 16), or a value is not finite; the message names its row.
+/// If k is out of range (on a GPU, above 16), or a value is not finite. The message names the row.
 ///
 /// ```
 /// use gelora_kernels::{Tensor, ops::pairwise};
@@ -87,7 +89,7 @@ pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
         format!("k must be from 1 to the number of other points, got k = {k} with {n} points")
     })?;
     check::value(OP, u32::try_from(n).is_ok(), || format!("at most {} points, got {n}", u32::MAX))?;
-    // One inner product a pair, which is all that the shortlist takes.
+    // The profile counts one inner product for each pair: the work of the shortlist.
     let bytes = points.dtype().bytes(n * dim) + 12 * n * k;
     let _span = profile::span(OP, 2.0 * (n * n * dim) as f64, bytes as f64);
     let on_cpu = || match points.as_f64() {
@@ -97,22 +99,22 @@ pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
     on_device!(points.device(), on_cpu(), gpu => from_gpu(points, gpu::nearest(gpu, points, k)?, k))
 }
 
-/// Neighbours from what the kernel found; a row without enough of them has a reason, which is looked for on the host.
+/// Neighbors from the results of the kernels. If a row has fewer than k neighbors, the host looks for the reason.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn from_gpu(points: &Tensor, (squared, indices): (Vec<f32>, Vec<u32>), k: usize) -> Result<Neighbours> {
     const OP: &str = "pairwise.nearest";
-    if let Some(at) = indices.iter().position(|&j| j == u32::MAX) {
+    if let Some(empty) = indices.iter().position(|&j| j == u32::MAX) {
         cpu_nearest::mean(OP, &points.to_vec()?, points.rows(), points.cols())?;
-        let message = format!("row {} of the points is so far from the others that the square leaves f32", at / k);
+        let message = format!("row {} of the points is so far from the others that the square leaves f32", empty / k);
         return Err(Error::Value { op: OP, message });
     }
     Ok(Neighbours { k, indices, distances: squared.into_iter().map(|d| f64::from(d).sqrt()).collect() })
 }
 
-/// The points with their mean subtracted in f64, as f32 on the CPU: the same distances for a device without f64.
+/// The points minus their mean, subtracted in f64, as f32 on the CPU: the same distances, for a device without f64.
 ///
 /// # Errors
-/// If the points are not a matrix of f32 or f64, or a value is not finite; the message names its row.
+/// If the points are not a matrix of f32 or f64, or a value is not finite. The message names the row.
 pub fn centred(points: &Tensor) -> Result<Tensor> {
     const OP: &str = "pairwise.centred";
     let (n, dim) = self::points(OP, "points", points)?;
@@ -122,7 +124,7 @@ pub fn centred(points: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(centred.collect(), [n, dim])
 }
 
-/// (N, D) of a matrix of f32 or f64.
+/// The shape (N, D) of a matrix of f32 or f64.
 fn points(op: &'static str, name: &'static str, t: &Tensor) -> Result<(usize, usize)> {
     match t.dtype() {
         DType::F32 | DType::F64 => check::matrix(op, name, t),

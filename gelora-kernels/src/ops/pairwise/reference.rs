@@ -1,4 +1,4 @@
-//! Naive loops, from the formula alone.
+//! The formulas in f64.
 
 /// Distances (N, M) between the rows of x and of y.
 pub fn distances(x: &[f64], y: &[f64], dim: usize, squared: bool) -> Vec<f64> {
@@ -15,7 +15,7 @@ pub fn distances(x: &[f64], y: &[f64], dim: usize, squared: bool) -> Vec<f64> {
     d
 }
 
-/// (distances, rows) of the k nearest other points of every point: all distances, sorted.
+/// (distances, rows) of the k nearest neighbors of every point: all distances, sorted.
 pub fn nearest(points: &[f64], dim: usize, k: usize) -> (Vec<f64>, Vec<u32>) {
     let n = points.len() / dim;
     let (mut nearest, mut indices) = (Vec::new(), Vec::new());

@@ -1,15 +1,15 @@
-//! Root mean square normalisation, with the residual sum that precedes it in a transformer.
+//! Root mean square normalization, with the residual sum that precedes it in a transformer.
 //!
-//! h = x + residual; rstd = 1 / sqrt(mean of h^2 over the C channels of a row + eps); y = h rstd gamma. Gemma's variant,
-//! which scales by 1 + weight, is this with 1 added to the stored weight.
+//! h = x + residual; rstd = 1 / sqrt(mean of h^2 over the C channels of a row + eps); y = h rstd gamma. Gemma scales by
+//! 1 + weight; its gamma is the stored weight plus 1.
 //!
-//! Blocks that normalise first need h too: it is what their next sum is added to. So forward gives both, and backward
-//! takes the gradient that comes back to h beside the one of y. With g = dy gamma:
-//! dh = rstd (g - h rstd mean(g h rstd)) + d_h, the gradient of x and of the residual alike. gamma is frozen in LoRA
-//! training and gets no gradient.
+//! Pre-norm blocks need h too, because the next sum is added to it. So forward returns both y and h, and backward takes
+//! the gradient of h beside the gradient of y. With g = dy gamma: dh = rstd (g - h rstd mean(g h rstd)) + d_h. dh is
+//! the gradient of x and of the residual. gamma is frozen in LoRA training and gets no gradient.
 //!
 //! x, residual, h, y (N, C); gamma (C), of any storage type; rstd (N). Code and accumulation are those of
 //! [`super::layer_norm`] without the mean.
+//!
 //!
 //! Source: Zhang and Sennrich, arXiv 1910.07467.
 
@@ -21,10 +21,10 @@ use crate::{Result, Tensor};
 
 const OP: &str = "rms_norm";
 
-/// What [`backward`] needs.
+/// Values of the forward pass that [`backward`] needs.
 #[derive(Debug)]
 pub struct Saved {
-    /// x + residual, (N, C); x itself if there was no residual.
+    /// x + residual, (N, C); x itself without a residual.
     pub h: Tensor,
     /// 1 / sqrt(mean of h^2 + eps), (N).
     pub rstd: Tensor,
@@ -53,7 +53,7 @@ pub fn forward(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, eps: f32) 
     Ok((y, saved.h))
 }
 
-/// y as in [`forward`], with what [`backward`] needs; h is there as [`Saved::h`].
+/// y as in [`forward`], and the values that [`backward`] needs. [`Saved::h`] is h.
 ///
 /// # Errors
 /// As [`forward`].
@@ -63,8 +63,8 @@ pub fn forward_saving(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, eps
     Ok((y, Saved { h, rstd }))
 }
 
-/// dh, the gradient of x and of the residual, from the gradient of y and, if h went on, the one of h: dy, d_h (N, C),
-/// gamma (C); dh (N, C).
+/// dh, the gradient of x and of the residual, from the gradient of y and, if h was used further on, the gradient of h:
+/// dy, d_h (N, C), gamma (C); dh (N, C).
 ///
 /// # Errors
 /// If shapes, types or devices do not fit together; on a GPU, if C is above 16384.

@@ -1,14 +1,16 @@
+//! The table, and rotations row by row.
+
 use rayon::prelude::*;
 
 use super::{Angles, Positions};
 use crate::cpu::{for_row_blocks, vectorised};
 use crate::{Error, Result, Tensor};
 
-/// (cos, sin), each (positions, D/2).
+/// (cos, sin), each (positions, D/2), computed in f64.
 pub fn table(inverse_frequencies: &[f32], positions: usize) -> Result<(Tensor, Tensor)> {
     let angle = |p: usize, f: f32| f64::from(p as f32 * f);
-    let values = |of: fn(f64) -> f64| -> Vec<f32> {
-        let row = |p: usize| inverse_frequencies.iter().map(move |f| of(angle(p, *f)) as f32);
+    let values = |function: fn(f64) -> f64| -> Vec<f32> {
+        let row = |p: usize| inverse_frequencies.iter().map(move |f| function(angle(p, *f)) as f32);
         (0..positions).into_par_iter().flat_map_iter(row).collect()
     };
     let shape = [positions, inverse_frequencies.len()];
@@ -17,7 +19,8 @@ pub fn table(inverse_frequencies: &[f32], positions: usize) -> Result<(Tensor, T
 
 pub fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let cols = x.cols();
-    #[allow(irrefutable_let_patterns, clippy::infallible_destructuring_match)] // without a GPU there is but one variant
+    #[allow(irrefutable_let_patterns, clippy::infallible_destructuring_match)]
+    // without GPU features there is one variant
     let Positions::Host(positions) = &angles.positions else {
         return Err(Error::MixedDevices { op: "rotary", left: "cpu".into(), right: "gpu".into() });
     };
@@ -25,13 +28,14 @@ pub fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let (x, cos, sin) = (x.as_slice()?, angles.table.cos.as_slice()?, angles.table.sin.as_slice()?);
     let half = angles.table.cos.cols();
     for_row_blocks(y.as_mut_slice()?, cols, |row, y| {
-        let at = row * cols..row * cols + y.len();
-        rotate_rows(&x[at], cos, sin, &positions[row..], cols, half, sign, y);
+        let block = row * cols..row * cols + y.len();
+        rotate_rows(&x[block], cos, sin, &positions[row..], cols, half, sign, y);
     });
     Ok(y)
 }
 
 vectorised! {
+    /// Rotates whole rows, by `sign` times their angles.
     fn rotate_rows(
         x: &[f32],
         cos: &[f32],
@@ -43,8 +47,8 @@ vectorised! {
         y: &mut [f32],
     ) {
         for ((x, y), position) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).zip(positions) {
-            let at = *position as usize * half;
-            let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+            let first = *position as usize * half;
+            let (cos, sin) = (&cos[first..first + half], &sin[first..first + half]);
             for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
                 let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
                 for j in 0..half {

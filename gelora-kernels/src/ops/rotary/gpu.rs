@@ -1,4 +1,4 @@
-//! One unit a pair.
+//! One unit for each pair of values.
 
 use cubecl::prelude::*;
 

@@ -1,14 +1,14 @@
-//! Rotary position embedding: in each head, value j and value j + D/2 of a row at position p are turned together by the
+//! Rotary position embedding: in each head, the values j and j + D/2 of a row at position p are rotated together by the
 //! angle a = p f_j.
 //!
-//! y_j = x_j cos a - x_(j+D/2) sin a; y_(j+D/2) = x_(j+D/2) cos a + x_j sin a. This is the convention of Hugging Face's
-//! models, whose pairs are D/2 apart. Backward is the rotation by -a: dx = backward(dy).
+//! y_j = x_j cos a - x_(j+D/2) sin a; y_(j+D/2) = x_(j+D/2) cos a + x_j sin a. Pairs are D/2 apart, as in the models of
+//! Hugging Face. Backward is the rotation by -a: dx = backward(dy).
 //!
-//! x, y (N, H D); D/2 inverse frequencies f, which hold whatever scaling a model has; a is rounded to f32 before its cosine is
-//! taken, as transformers does. Nothing is summed.
+//! x, y (N, H D), and D/2 inverse frequencies f, which include the scaling of a model. As in transformers, a is rounded
+//! to f32 before its cosine is computed. Nothing is summed.
 //!
-//! A shading language's sine is of no use at an angle of 1e5, so cosines and sines come from a [`Table`] that the host
-//! computes in f64 and rounds to f32, once for a model.
+//! The sine of a shading language is useless at an angle of 1e5. So cosines and sines come from a [`Table`] that the
+//! host computes once for a model, in f64, and rounds to f32.
 //!
 //! Source: Su et al., "RoFormer", arXiv 2104.09864.
 
@@ -22,13 +22,13 @@ use super::check;
 use crate::device::on_device;
 use crate::{Device, Result, Tensor, profile};
 
-/// theta^(-2 j / D) for j below D/2, rounded as transformers does: the inverse frequencies of a model that scales none.
+/// theta^(-2 j / D) for j below D/2, rounded as in transformers: the inverse frequencies of a model without scaling.
 pub fn inverse_frequencies(theta: f64, d: usize) -> Vec<f32> {
     let power = |j: usize| theta.powf(f64::from((2 * j) as f32 / d as f32)) as f32;
     (0..d / 2).map(|j| 1.0 / power(j)).collect()
 }
 
-/// Cosines and sines of the angles at positions 0 to P - 1, on one device. Cheap to clone.
+/// Cosines and sines of the angles at positions 0 to P - 1, on one device. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Table {
     /// (P, D/2).
@@ -54,7 +54,7 @@ impl Table {
         Ok(Self { cos: cos.to_device(device)?, sin: sin.to_device(device)? })
     }
 
-    /// The angles of a batch: the position of each of its N rows.
+    /// The angles of a batch, from the position of each of its N rows.
     ///
     /// # Errors
     /// If there is no row, or a position is not below P.
@@ -75,7 +75,7 @@ impl Table {
     }
 }
 
-/// The angles of a batch, from [`Table::at`]: for the queries and keys of every layer, forward and backward.
+/// The angles of a batch, made by [`Table::at`]. The queries and keys of all layers use them, forward and backward.
 #[derive(Debug)]
 pub struct Angles {
     table: Table,
@@ -90,10 +90,11 @@ enum Positions {
     Gpu(crate::gpu::GpuBuffer),
 }
 
-/// The rotation of every head: x (N, H D), y alike.
+/// Rotates every head: x (N, H D); y in the shape of x.
 ///
 /// # Errors
-/// If x does not have the angles' number of rows or whole heads, is not f32, or is on another device.
+/// If the number of rows of x is not that of the angles, the columns are not whole heads, or x is not f32 or on another
+/// device.
 ///
 /// ```
 /// use gelora_kernels::{Device, Tensor, ops::rotary};
@@ -108,7 +109,7 @@ pub fn forward(x: &Tensor, angles: &Angles) -> Result<Tensor> {
     rotate("rotary", "x", x, angles, 1.0)
 }
 
-/// Backward of [`forward`], the rotation by the negative angles: dy (N, H D), dx alike.
+/// The backward pass of [`forward`], a rotation by the negative angles: dy (N, H D); dx in the shape of dy.
 ///
 /// # Errors
 /// As [`forward`].

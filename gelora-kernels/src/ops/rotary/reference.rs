@@ -1,6 +1,6 @@
-//! Naive loops, from the formula alone. That an angle is an f32 is part of the formula.
+//! The formula in f64. The rounding of an angle to f32 is part of the formula.
 
-/// The rotation by `sign` times the angles: x (N, H D), inverse frequencies (D/2), a position for each row.
+/// Rotates by `sign` times the angles: x (N, H D), inverse frequencies (D/2), one position for each row.
 pub fn rotate(x: &[f64], inverse_frequencies: &[f32], positions: &[u32], sign: f64) -> Vec<f64> {
     let half = inverse_frequencies.len();
     let cols = x.len() / positions.len();

@@ -1,11 +1,13 @@
+//! One loop over values.
+
 use crate::cpu::for_row_blocks;
 use crate::{Result, Tensor};
 
 pub fn forward(c: f32, x: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::output(x.shape())?;
     let x = x.as_slice()?;
-    for_row_blocks(y.as_mut_slice()?, 1, |at, y| {
-        y.iter_mut().zip(&x[at..]).for_each(|(y, x)| *y = c * x);
+    for_row_blocks(y.as_mut_slice()?, 1, |first, y| {
+        y.iter_mut().zip(&x[first..]).for_each(|(y, x)| *y = c * x);
     });
     Ok(y)
 }

@@ -1,6 +1,6 @@
 //! Multiplication by a number: y = c x, or x *= c.
 //!
-//! x of any shape. One f32 multiplication a value.
+//! x has any shape. Each value is one f32 multiplication.
 
 pub(crate) mod cases;
 mod cpu;

@@ -1,4 +1,4 @@
-//! From the formula alone.
+//! The formula in f64.
 
 /// c x.
 pub fn forward(c: f64, x: &[f64]) -> Vec<f64> {
