@@ -1,20 +1,24 @@
+//! Memory of CPU tensors.
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::{recycle, verify};
+use crate::guard::{GUARD, GUARD_LEN, guards_are_on};
+use crate::recycle;
 
-/// Read-only bytes that tensors can share without a copy.
+/// Read-only bytes that tensors share without a copy.
 pub type SharedBytes = Arc<dyn Bytes>;
 
-/// Where [`SharedBytes`] are, such as a mapped file.
+/// An owner of bytes, such as a mapped file.
 pub trait Bytes: Send + Sync {
-    /// All of them.
+    /// All bytes of the owner.
     fn bytes(&self) -> &[u8];
 
-    /// Says that some of them will not be read for a while. Whoever can get them again gives their memory back.
+    /// Announces that the bytes of `range` will not be read for a while. An owner that can get them again may give
+    /// their memory back.
     fn set_aside(&self, _range: Range<usize>) {}
 }
 
@@ -24,9 +28,9 @@ impl Bytes for Vec<u8> {
     }
 }
 
-/// A type that CPU tensors hold.
+/// An element type of CPU tensors.
 pub(crate) trait Element: bytemuck::Pod {
-    /// Takes back a buffer that [`recycle`] lent, which lends f32 alone.
+    /// Returns a buffer to [`recycle`], which lends f32 alone.
     fn give_back(_: Vec<Self>) {}
 }
 
@@ -45,14 +49,14 @@ pub(crate) struct Buffer<T: Element>(Values<T>);
 
 enum Values<T> {
     Owned(Vec<T>),
-    /// Between guard values, [`verify::GUARD_LEN`] on each side.
+    /// The values, with [`GUARD_LEN`] guard values on each side.
     Guarded(Vec<T>),
-    /// The first `len` of a buffer that goes back to [`recycle`].
+    /// The first `len` values of a buffer that goes back to [`recycle`].
     Lent {
         data: Vec<T>,
         len: usize,
     },
-    /// Aligned, and as many bytes as whole values have.
+    /// Bytes of whole values, aligned for their type.
     Shared {
         owner: SharedBytes,
         range: Range<usize>,
@@ -64,7 +68,8 @@ impl<T: Element> Buffer<T> {
         Arc::new(Self(Values::Owned(data)))
     }
 
-    /// The values of these bytes, in this machine's byte order: shared, or copied if they are not aligned.
+    /// The bytes `range` of `owner` as values in this machine's byte order. They are shared, or copied if they are not
+    /// aligned.
     pub fn shared(owner: SharedBytes, range: Range<usize>) -> Arc<Self> {
         let bytes = &owner.bytes()[range.clone()];
         match bytemuck::try_cast_slice::<u8, T>(bytes) {
@@ -76,13 +81,13 @@ impl<T: Element> Buffer<T> {
     pub fn as_slice(&self) -> &[T] {
         match &self.0 {
             Values::Owned(data) => data,
-            Values::Guarded(data) => &data[verify::GUARD_LEN..data.len() - verify::GUARD_LEN],
+            Values::Guarded(data) => &data[GUARD_LEN..data.len() - GUARD_LEN],
             Values::Lent { data, len } => &data[..*len],
             Values::Shared { owner, range } => bytemuck::cast_slice(&owner.bytes()[range.clone()]),
         }
     }
 
-    /// Gives memory back that can be filled again.
+    /// Lets the owner of shared bytes give their memory back.
     pub fn set_aside(&self) {
         if let Values::Shared { owner, range } = &self.0 {
             owner.set_aside(range.clone());
@@ -96,8 +101,8 @@ impl<T: Element> Buffer<T> {
         match &mut self.0 {
             Values::Owned(data) => data,
             Values::Guarded(data) => {
-                let end = data.len() - verify::GUARD_LEN;
-                &mut data[verify::GUARD_LEN..end]
+                let end = data.len() - GUARD_LEN;
+                &mut data[GUARD_LEN..end]
             }
             Values::Lent { data, len } => &mut data[..*len],
             Values::Shared { .. } => unreachable!("copied above"),
@@ -106,11 +111,11 @@ impl<T: Element> Buffer<T> {
 }
 
 impl Buffer<f32> {
-    /// `len` values that the caller overwrites: zeros or stale ones, or under [`verify::guarded`] NaN between guards.
+    /// `len` values that the caller overwrites: zeros or stale values, or in a guarded run NaN between guards.
     pub fn output(len: usize) -> Arc<Self> {
-        Arc::new(Self(if verify::guards_are_on() {
-            let mut data = vec![verify::GUARD; len + 2 * verify::GUARD_LEN];
-            data[verify::GUARD_LEN..][..len].fill(f32::NAN);
+        Arc::new(Self(if guards_are_on() {
+            let mut data = vec![GUARD; len + 2 * GUARD_LEN];
+            data[GUARD_LEN..][..len].fill(f32::NAN);
             Values::Guarded(data)
         } else if len >= recycle::SMALLEST {
             Values::Lent { data: recycle::take(len), len }
@@ -119,8 +124,8 @@ impl Buffer<f32> {
         }))
     }
 
-    /// Puts values after these: in place, if no other tensor shares them and they have a buffer of their own, else in one with
-    /// room for as many again. However many rows are put one at a time, the time for all of them grows as their number.
+    /// Appends values: in place if no other tensor shares the buffer and it owns its memory, else in a new buffer with
+    /// twice the needed capacity. Appending N rows one by one takes time proportional to N.
     pub fn append(this: &mut Arc<Self>, more: &[f32]) {
         if let Some(Self(Values::Owned(data))) = Arc::get_mut(this) {
             data.extend_from_slice(more);
@@ -132,16 +137,16 @@ impl Buffer<f32> {
         *this = Self::new(data);
     }
 
-    /// The values before and after the tensor's own; none if it is not guarded.
+    /// The guard values before and after the tensor's values; none if the buffer is not guarded.
     pub fn guards(&self) -> [&[f32]; 2] {
         match &self.0 {
-            Values::Guarded(data) => [&data[..verify::GUARD_LEN], &data[data.len() - verify::GUARD_LEN..]],
+            Values::Guarded(data) => [&data[..GUARD_LEN], &data[data.len() - GUARD_LEN..]],
             _ => [&[]; 2],
         }
     }
 }
 
-/// A copy of its own.
+/// A clone has memory of its own.
 impl<T: Element> Clone for Buffer<T> {
     fn clone(&self) -> Self {
         Self(match &self.0 {

@@ -1,48 +1,30 @@
-use std::fmt;
+//! The device enum, and dispatch over it.
+
+mod kind;
+
 use std::str::FromStr;
 
-use crate::{Error, Result};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::gpu::{self, Backend, Gpu};
+use crate::{Error, Result, cpu};
+pub use kind::{DeviceInfo, DeviceKind};
 
-/// Runs one expression on the CPU and another on any GPU, where it is compiled for each runtime with `$gpu` bound to the
-/// open device.
+/// Runs one expression for the CPU and another for any GPU. The GPU expression is compiled once for each runtime, with
+/// `$gpu` bound to the open [`Gpu`](crate::gpu::Gpu).
 macro_rules! on_device {
     ($device:expr, $cpu:expr, $gpu:ident => $on_gpu:expr) => {
         match $device {
             $crate::Device::Cpu => $cpu,
             #[cfg(feature = "wgpu")]
-            $crate::Device::Wgpu($gpu) => $on_gpu,
+            $crate::Device::Wgpu($crate::device::WgpuDevice($gpu)) => $on_gpu,
             #[cfg(feature = "cuda")]
-            $crate::Device::Cuda($gpu) => $on_gpu,
+            $crate::Device::Cuda($crate::device::CudaDevice($gpu)) => $on_gpu,
             #[cfg(feature = "cuda-compile")]
-            $crate::Device::CudaCompile($gpu) => $on_gpu,
+            $crate::Device::CudaCompile($crate::device::CudaCompileDevice($gpu)) => $on_gpu,
         }
     };
 }
 pub(crate) use on_device;
-
-/// Which kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeviceKind {
-    /// The host, with rayon and SIMD.
-    Cpu,
-    /// A GPU through Vulkan, Metal, DirectX or WebGPU.
-    Wgpu,
-    /// An NVIDIA GPU through CUDA.
-    Cuda,
-    /// No GPU: kernels are compiled for CUDA and not run.
-    CudaCompile,
-}
-
-impl fmt::Display for DeviceKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            DeviceKind::Cpu => "cpu",
-            DeviceKind::Wgpu => "wgpu",
-            DeviceKind::Cuda => "cuda",
-            DeviceKind::CudaCompile => "cuda-compile",
-        })
-    }
-}
 
 impl FromStr for DeviceKind {
     type Err = Error;
@@ -58,55 +40,90 @@ impl FromStr for DeviceKind {
     }
 }
 
-/// Where tensors live and operators run. Cheap to clone.
+/// The place where a tensor's values are and where operators compute. Clones are cheap and mean the same device.
+///
+/// ```
+/// use gelora_kernels::{Device, DeviceKind, Tensor};
+///
+/// let device = Device::auto(); // CUDA, else a hardware GPU through wgpu, else the CPU
+/// let x = Tensor::from_vec(vec![1.0, 2.0], [2])?.to_device(&device)?;
+/// assert!(x.device().same(&device));
+/// assert_eq!(Device::open(DeviceKind::Cpu)?.name(), Device::Cpu.name());
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Device {
-    /// The host.
+    /// The host CPU.
     Cpu,
     /// A GPU through wgpu.
     #[cfg(feature = "wgpu")]
-    Wgpu(crate::gpu::Gpu<cubecl_wgpu::WgpuRuntime>),
+    Wgpu(WgpuDevice),
     /// An NVIDIA GPU through CUDA.
     #[cfg(feature = "cuda")]
-    Cuda(crate::gpu::Gpu<cubecl_cuda::CudaRuntime>),
-    /// One architecture that kernels are compiled for; nothing runs, and what is read back is zero.
+    Cuda(CudaDevice),
+    /// A compiler for one CUDA architecture. Nothing runs, and values read back are zero.
     #[cfg(feature = "cuda-compile")]
-    CudaCompile(crate::gpu::Gpu<crate::gpu::cuda_compile::CompileRuntime>),
+    CudaCompile(CudaCompileDevice),
 }
 
-/// What [`Device::list`] found about one device.
+/// An open wgpu adapter; [`Device::open`] makes it.
+#[cfg(feature = "wgpu")]
 #[derive(Clone, Debug)]
-pub struct DeviceInfo {
-    /// Its kind.
-    pub kind: DeviceKind,
-    /// The name the driver gives.
-    pub name: String,
-    /// Whether it is a GPU in hardware (a software rasteriser is not; the CPU is not).
-    pub hardware_gpu: bool,
-    /// Its memory in bytes, where the driver tells.
-    pub memory: Option<u64>,
-    /// What kernels can make use of, such as f16 storage.
-    pub features: Vec<String>,
-    /// Whether [`Device::open`] would open it, or why not.
-    pub status: Result<(), String>,
+pub struct WgpuDevice(pub(crate) Gpu<cubecl_wgpu::WgpuRuntime>);
+
+/// An open CUDA device; [`Device::open`] makes it.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Debug)]
+pub struct CudaDevice(pub(crate) Gpu<cubecl_cuda::CudaRuntime>);
+
+/// A compiler for one CUDA architecture.
+#[cfg(feature = "cuda-compile")]
+#[derive(Clone, Debug)]
+pub struct CudaCompileDevice(pub(crate) Gpu<gpu::cuda_compile::CompileRuntime>);
+
+#[cfg(feature = "wgpu")]
+impl Backend for cubecl_wgpu::WgpuRuntime {
+    const KIND: DeviceKind = DeviceKind::Wgpu;
+
+    fn device(gpu: Gpu<Self>) -> Device {
+        Device::Wgpu(WgpuDevice(gpu))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Backend for cubecl_cuda::CudaRuntime {
+    const KIND: DeviceKind = DeviceKind::Cuda;
+
+    fn device(gpu: Gpu<Self>) -> Device {
+        Device::Cuda(CudaDevice(gpu))
+    }
+}
+
+#[cfg(feature = "cuda-compile")]
+impl Backend for gpu::cuda_compile::CompileRuntime {
+    const KIND: DeviceKind = DeviceKind::CudaCompile;
+
+    fn device(gpu: Gpu<Self>) -> Device {
+        Device::CudaCompile(CudaCompileDevice(gpu))
+    }
 }
 
 impl Device {
-    /// Opens the first device of a kind: for wgpu, a hardware adapter if there is one, else a software one.
+    /// Opens the first device of a kind. For wgpu, that is a hardware adapter if there is one, else a software adapter.
     ///
     /// # Errors
-    /// If the crate was built without the feature, or the machine has no such device; the message says what is missing.
-    /// Never panics for want of a driver.
+    /// If the crate was built without the feature of that kind, or the machine has no such device. The message says what is
+    /// missing. A missing driver is an error too, never a panic.
     pub fn open(kind: DeviceKind) -> Result<Self> {
         match kind {
             DeviceKind::Cpu => Ok(Device::Cpu),
             #[cfg(feature = "wgpu")]
-            DeviceKind::Wgpu => crate::gpu::open_wgpu(),
+            DeviceKind::Wgpu => gpu::open_wgpu().map(Backend::device),
             #[cfg(feature = "cuda")]
-            DeviceKind::Cuda => crate::gpu::open_cuda(),
+            DeviceKind::Cuda => gpu::open_cuda().map(Backend::device),
             #[cfg(feature = "cuda-compile")]
-            DeviceKind::CudaCompile => crate::gpu::cuda_compile::open(90),
+            DeviceKind::CudaCompile => gpu::cuda_compile::open(90).map(Backend::device),
             #[allow(unreachable_patterns)] // reachable only without the features
             _ => Err(Error::Device {
                 kind,
@@ -115,7 +132,7 @@ impl Device {
         }
     }
 
-    /// The best device at hand: CUDA, else a hardware wgpu adapter, else the CPU. Never a software rasteriser.
+    /// The best device of the machine: CUDA, else a hardware adapter of wgpu, else the CPU. Never a software rasterizer.
     pub fn auto() -> Self {
         for info in Self::list() {
             if info.hardware_gpu
@@ -128,46 +145,46 @@ impl Device {
         Device::Cpu
     }
 
-    /// Every device that this build can see, CUDA first, then wgpu, then the CPU; also kinds of which there is none, with
-    /// the reason.
-    #[allow(clippy::vec_init_then_push)] // which pushes there are depends on the features
+    /// All devices that this build can see: CUDA first, then wgpu, then the CPU. A kind without a device has one entry that
+    /// says why.
+    #[allow(clippy::vec_init_then_push)] // the features decide what is pushed
     pub fn list() -> Vec<DeviceInfo> {
         let mut all = Vec::new();
         #[cfg(feature = "cuda")]
-        all.extend(crate::gpu::list_cuda());
+        all.extend(gpu::list_cuda());
         #[cfg(not(feature = "cuda"))]
         all.push(DeviceInfo::not_built(DeviceKind::Cuda));
         #[cfg(feature = "wgpu")]
-        all.extend(crate::gpu::list_wgpu());
+        all.extend(gpu::list_wgpu());
         #[cfg(not(feature = "wgpu"))]
         all.push(DeviceInfo::not_built(DeviceKind::Wgpu));
         all.push(DeviceInfo {
             kind: DeviceKind::Cpu,
-            name: crate::cpu::describe(),
+            name: cpu::describe(),
             hardware_gpu: false,
-            memory: crate::cpu::memory(),
+            memory: cpu::memory(),
             features: vec!["f32 and bf16 products".into()],
             status: Ok(()),
         });
         all
     }
 
-    /// Waits until everything launched before is done: operators on a GPU return when they are queued. On the CPU they return
-    /// when they are done.
+    /// Waits until all launched work is done. Operators on a GPU return once their work is queued; operators on the CPU
+    /// return when they are done.
     ///
     /// # Errors
-    /// If a kernel failed, or the device did.
+    /// If a kernel or the device failed.
     pub fn wait(&self) -> Result<()> {
         on_device!(self, Ok(()), gpu => gpu.wait())
     }
 
-    /// Whether products of bf16 have instructions of their own here: AVX-512 BF16 on a CPU, matrix units on a GPU. Where they
-    /// have none, a weight that computes in bf16 computes in f32.
+    /// Whether the device has instructions for products of bf16: AVX-512 BF16 on a CPU, matrix units on a GPU. Without
+    /// them, a weight that asks for products in bf16 is multiplied in f32.
     pub fn multiplies_bf16(&self) -> bool {
-        on_device!(self, crate::cpu::level() == crate::cpu::Level::Avx512Bf16, gpu => gpu.has_bf16_matrix_units())
+        on_device!(self, cpu::level() == cpu::Level::Avx512Bf16, gpu => gpu.has_bf16_matrix_units())
     }
 
-    /// Bytes of this process's tensors on a GPU, without what is kept for later ones; None on the CPU.
+    /// Bytes of this process's live tensors on a GPU, without memory that is kept for later tensors. None on the CPU.
     ///
     /// # Errors
     /// If the device does not answer.
@@ -188,34 +205,14 @@ impl Device {
         }
     }
 
-    /// The name the driver gives.
+    /// The name that the driver gives; for the CPU, the number of threads and the vector instructions.
     pub fn name(&self) -> String {
-        match self {
-            Device::Cpu => crate::cpu::describe(),
-            #[cfg(feature = "wgpu")]
-            Device::Wgpu(gpu) => gpu.name().to_string(),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(gpu) => gpu.name().to_string(),
-            #[cfg(feature = "cuda-compile")]
-            Device::CudaCompile(gpu) => gpu.name().to_string(),
-        }
+        on_device!(self, cpu::describe(), gpu => gpu.name().to_string())
     }
 
-    /// Whether two handles mean the same device. One device of a kind is open at a time.
+    /// Whether two handles mean the same device. At most one device of a kind is open.
     pub fn same(&self, other: &Device) -> bool {
         self.kind() == other.kind() && (self.kind() != DeviceKind::CudaCompile || self.name() == other.name())
-    }
-}
-
-impl DeviceInfo {
-    /// A kind of which there is no device.
-    pub(crate) fn none(kind: DeviceKind, why: String) -> Self {
-        Self { kind, name: "-".into(), hardware_gpu: false, memory: None, features: Vec::new(), status: Err(why) }
-    }
-
-    #[cfg(not(all(feature = "wgpu", feature = "cuda")))]
-    fn not_built(kind: DeviceKind) -> Self {
-        Self::none(kind, format!("this build has no {kind} support; build with --features {kind}"))
     }
 }
 

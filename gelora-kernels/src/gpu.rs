@@ -4,12 +4,14 @@
 //! private launch functions of the rooms. Operations are queued: a launch returns at once, and an error of a kernel
 //! surfaces where values are next read.
 
+mod buffer;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda-compile")]
 pub mod cuda_compile;
 mod failure;
 mod inject;
+pub mod mask;
 pub mod math;
 mod memory;
 mod peak;
@@ -27,8 +29,9 @@ pub use cuda::{list as list_cuda, open as open_cuda};
 #[cfg(feature = "wgpu")]
 pub use wgpu::{list as list_wgpu, open as open_wgpu};
 
+pub use buffer::GpuBuffer;
 pub use failure::forget as forget_failures;
-pub use memory::{Lifetime, upload};
+pub use memory::Lifetime;
 pub use reading::{Coming, wait_for};
 pub use settings::keep_compiled_kernels;
 
@@ -36,12 +39,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use cubecl::prelude::*;
-use cubecl::server::{Handle, IoError, ServerError};
+use cubecl::server::{IoError, ServerError};
 use half::{bf16, f16};
 
 use self::failure::Failure;
-use crate::device::on_device;
-use crate::{DType, Device, DeviceKind, Error, Result, Tensor};
+use crate::{DType, Device, DeviceKind, Error, Result};
+
+/// Four adjacent f32 values.
+pub type Four = Vector<f32, Const<4>>;
 
 /// Cubes in one dimension of a launch: what every backend takes.
 pub const MAX_CUBES: u32 = 65_535;
@@ -99,61 +104,6 @@ impl<R: Runtime> fmt::Debug for Gpu<R> {
     }
 }
 
-/// Memory of one tensor on a GPU, with `guard` f32 values before and behind it.
-#[derive(Clone, Debug)]
-pub struct GpuBuffer {
-    /// Begins at the first element. Under guards it ends behind the last guard, so that a kernel which overruns its
-    /// output writes there rather than being stopped by a bounds check.
-    handle: Handle,
-    len: usize,
-    guard: usize,
-    /// The element type.
-    pub dtype: DType,
-    /// One reference for each tensor that shares the memory.
-    owners: Arc<()>,
-}
-
-impl GpuBuffer {
-    /// The buffer as an argument of a launch: of words of 32 bits, if it is quantised.
-    pub fn arg<R: Runtime>(&self) -> ArrayArg<R> {
-        // SAFETY: the handle was allocated for as many elements of this type, and nothing shrinks it.
-        unsafe { ArrayArg::from_raw_parts(self.handle.clone(), quantised::words(self.dtype, self.len)) }
-    }
-
-    /// Whether another tensor has the same memory, so that it must be copied before it is written to.
-    pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.owners) > 1
-    }
-
-    /// Whether this and the other, which is kept beside it, are the only ones that have the memory.
-    pub fn is_only_other(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.owners, &other.owners) && Arc::strong_count(&self.owners) == 2
-    }
-
-    /// `len` elements from element `start` on, for a tensor of its own. Writing to either is seen by the other.
-    pub fn part(&self, start: usize, len: usize) -> Self {
-        let bytes = |elements: usize| self.dtype.bytes(elements) as u64;
-        let handle = self.handle.clone().offset_start(bytes(start)).offset_end(bytes(self.len - start - len));
-        Self::new(handle, len, 0, self.dtype)
-    }
-
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    fn new(handle: Handle, len: usize, guard: usize, dtype: DType) -> Self {
-        Self { handle, len, guard, dtype, owners: Arc::new(()) }
-    }
-
-    fn size(&self) -> u64 {
-        match self.dtype.is_quantised() {
-            true => 4 * quantised::words(self.dtype, self.len) as u64,
-            false => self.dtype.bytes(self.len) as u64,
-        }
-    }
-}
-
 #[cube(launch)]
 fn copy_kernel(from: &Array<f32>, to: &mut Array<f32>) {
     if ABSOLUTE_POS < to.len() {
@@ -177,15 +127,15 @@ impl<R: Backend> Gpu<R> {
         self.client
     }
 
-    /// A copy of an f32 tensor in memory of its own.
-    fn copy(&self, from: &Tensor) -> Result<Tensor> {
-        let to = self.output(from.shape())?;
+    /// A copy of the first `len` f32 values of a buffer, in new memory.
+    pub fn copy(&self, from: &GpuBuffer, len: usize) -> Result<GpuBuffer> {
+        let to = self.output_buffer(len)?;
         copy_kernel::launch::<R>(
             self.client(),
-            elementwise(from.len()),
+            elementwise(len),
             CubeDim::new_1d(ELEMENTWISE_UNITS),
-            from.gpu("copy")?.arg(),
-            to.gpu("copy")?.arg(),
+            from.arg(),
+            to.arg(),
         );
         Ok(to)
     }
@@ -224,7 +174,8 @@ impl<R: Backend> Gpu<R> {
         self.read_handle(self.handle_of(buffer), buffer.size())
     }
 
-    fn read(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
+    /// The values of a buffer, widened to f32, after everything queued before.
+    pub fn read(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
         if buffer.dtype.is_quantised() {
             return self.read_quantised(buffer);
         }
@@ -236,7 +187,8 @@ impl<R: Backend> Gpu<R> {
         })
     }
 
-    fn guards(&self, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
+    /// The guard values before and behind a buffer; none if it is not guarded.
+    pub fn guards(&self, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
         if buffer.guard == 0 {
             return Ok([Vec::new(), Vec::new()]);
         }
@@ -244,7 +196,7 @@ impl<R: Backend> Gpu<R> {
         whole.offset_start = None;
         let size = whole.size();
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&self.read_handle(whole, size)?);
-        let behind = buffer.guard + buffer.len;
+        let behind = buffer.guard + buffer.len();
         Ok([values[..buffer.guard].to_vec(), values[behind..behind + buffer.guard].to_vec()])
     }
 
@@ -264,34 +216,6 @@ impl<R: Backend> Gpu<R> {
     }
 }
 
-/// A copy of a tensor in memory of its own, on its device.
-///
-/// # Errors
-/// If the device fails.
-pub fn copy(tensor: &Tensor) -> Result<Tensor> {
-    on_device!(tensor.device(), Ok(tensor.clone()), gpu => gpu.copy(tensor))
-}
-
-/// The values of a buffer, widened to f32.
-///
-/// # Errors
-/// If a kernel before failed, or the device does.
-pub fn read(device: &Device, buffer: &GpuBuffer) -> Result<Vec<f32>> {
-    on_device!(device, Err(not_there()), gpu => gpu.read(buffer))
-}
-
-/// What now stands before and behind a buffer.
-///
-/// # Errors
-/// As [`read`].
-pub fn guards(device: &Device, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
-    on_device!(device, Err(not_there()), gpu => gpu.guards(buffer))
-}
-
-fn not_there() -> Error {
-    Error::MixedDevices { op: "read", left: "cpu".into(), right: "gpu".into() }
-}
-
 /// The launch size for kernels with one unit an element, in cubes of [`ELEMENTWISE_UNITS`].
 pub fn elementwise(len: usize) -> CubeCount {
     cubes(len.div_ceil(ELEMENTWISE_UNITS as usize))
@@ -307,6 +231,7 @@ pub fn cubes(n: usize) -> CubeCount {
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
+    use crate::device::WgpuDevice;
 
     /// Writes `out[at]` without asking whether it is there.
     #[cube(launch)]
@@ -320,8 +245,8 @@ mod tests {
     }
 
     fn guards_hold_after_writing_at(at: u32) -> Result<Option<bool>> {
-        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return Ok(None) };
-        let t = crate::verify::guarded(|| gpu.output([5]))?;
+        let Ok(Device::Wgpu(WgpuDevice(gpu))) = Device::open(DeviceKind::Wgpu) else { return Ok(None) };
+        let t = crate::guard::guarded(|| gpu.output([5]))?;
         write_at::launch(gpu.client(), cubes(1), CubeDim::new_1d(32), t.gpu("test")?.arg(), at);
         assert_eq!(t.to_vec()?.len(), 5);
         t.guards_hold().map(Some)
@@ -356,7 +281,7 @@ mod tests {
 
     #[test]
     fn more_than_the_device_can_hold_is_an_error_that_says_how_much() {
-        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return };
+        let Ok(Device::Wgpu(WgpuDevice(gpu))) = Device::open(DeviceKind::Wgpu) else { return };
         let len = gpu.client().properties().memory.max_page_size as usize / 4 + 1;
         match gpu.output([len]).map(|_| ()) {
             Err(Error::OutOfMemory { needed, .. }) => assert_eq!(needed, Some(4 * len as u64)),

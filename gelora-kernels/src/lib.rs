@@ -27,11 +27,13 @@
 mod buffer;
 pub mod cpu;
 mod device;
+mod dropout;
 mod dtype;
 mod error;
 pub mod four_bit;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+mod guard;
 mod offsets;
 pub mod ops;
 pub mod peak;
@@ -46,8 +48,18 @@ pub mod verify;
 /// Compiling for CUDA on machines without a GPU.
 #[cfg(feature = "cuda-compile")]
 pub mod cuda_compile {
-    pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, compiled, open};
+    pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, compiled};
     pub use crate::gpu::forget_failures;
+    use crate::gpu::{self, Backend};
+    use crate::{Device, Result};
+
+    /// Opens the compiler for one of the [`ARCHITECTURES`].
+    ///
+    /// # Errors
+    /// If NVRTC or CUDA's headers are not found; the message says where they are looked for.
+    pub fn open(architecture: u32) -> Result<Device> {
+        gpu::cuda_compile::open(architecture).map(Backend::device)
+    }
 }
 
 /// Keeps compiled CUDA kernels in a folder, in one of its own for each build of this crate and each architecture, so that a
@@ -61,6 +73,12 @@ pub fn keep_compiled_kernels(folder: Option<std::path::PathBuf>) {
 }
 
 pub use buffer::{Bytes, SharedBytes};
+#[cfg(feature = "cuda-compile")]
+pub use device::CudaCompileDevice;
+#[cfg(feature = "cuda")]
+pub use device::CudaDevice;
+#[cfg(feature = "wgpu")]
+pub use device::WgpuDevice;
 pub use device::{Device, DeviceInfo, DeviceKind};
 pub use dtype::{DType, Rounding};
 pub use error::{Error, Result};

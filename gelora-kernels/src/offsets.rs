@@ -1,9 +1,12 @@
+//! Offsets of the sequences in an unpadded batch.
+
 use crate::{Error, Result};
 
+/// Lists on GPUs, by kind of device and block size; see [`Offsets::on_gpu`].
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 type OnGpu = std::sync::Mutex<Vec<((crate::DeviceKind, usize), crate::gpu::GpuBuffer)>>;
 
-/// Where each sequence of an unpadded batch begins: sequence `b` is the rows `starts[b]..starts[b + 1]`.
+/// The rows at which the sequences of an unpadded batch begin: sequence `b` is the rows `starts[b]..starts[b + 1]`.
 ///
 /// ```
 /// let offsets = gelora_kernels::Offsets::from_lengths(&[3, 1, 2])?;
@@ -14,7 +17,7 @@ type OnGpu = std::sync::Mutex<Vec<((crate::DeviceKind, usize), crate::gpu::GpuBu
 #[derive(Clone, Debug)]
 pub struct Offsets {
     starts: Vec<usize>,
-    /// Lists on GPUs, made when first asked for; clones share them.
+    /// Lists on GPUs, made on first use and shared by clones.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     on_gpu: std::sync::Arc<OnGpu>,
 }
@@ -28,10 +31,10 @@ impl PartialEq for Offsets {
 impl Eq for Offsets {}
 
 impl Offsets {
-    /// Offsets of sequences that stand one after the other.
+    /// The offsets of sequences of these lengths, stored one after the other.
     ///
     /// # Errors
-    /// If there is no sequence, or one is empty.
+    /// If there is no sequence, or a sequence is empty.
     pub fn from_lengths(lengths: &[usize]) -> Result<Self> {
         if lengths.is_empty() || lengths.contains(&0) {
             return Err(Error::Value {
@@ -42,11 +45,11 @@ impl Offsets {
             });
         }
         let mut starts = Vec::with_capacity(lengths.len() + 1);
-        let mut at = 0;
-        starts.push(at);
+        let mut start = 0;
+        starts.push(start);
         for length in lengths {
-            at += length;
-            starts.push(at);
+            start += length;
+            starts.push(start);
         }
         Ok(Self {
             starts,
@@ -55,8 +58,8 @@ impl Offsets {
         })
     }
 
-    /// A list that these offsets determine, on this kind of device, uploaded if it is not there yet: the starts themselves
-    /// (`block` 0), or the blocks of so many rows.
+    /// A list on a kind of device that is derived from these offsets, uploaded on first use: the starts themselves if
+    /// `block` is 0, else the list of blocks of `block` rows.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     pub(crate) fn on_gpu(
         &self,
@@ -73,6 +76,16 @@ impl Offsets {
         list
     }
 
+    /// The starts as u32 on a GPU; see [`Offsets::starts`]. They are uploaded once for each batch.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn starts_on_gpu<R: crate::gpu::Backend>(
+        &self,
+        gpu: &crate::gpu::Gpu<R>,
+    ) -> Result<crate::gpu::GpuBuffer> {
+        gpu.check_len(self.tokens())?;
+        Ok(self.on_gpu(R::KIND, 0, || gpu.upload_indices(&self.starts)))
+    }
+
     /// Number of sequences, B.
     pub fn sequences(&self) -> usize {
         self.starts.len() - 1
@@ -83,12 +96,15 @@ impl Offsets {
         self.starts[self.starts.len() - 1]
     }
 
-    /// Tokens of the longest sequence.
+    /// Number of tokens of the longest sequence.
     pub fn longest(&self) -> usize {
         (0..self.sequences()).map(|b| self.range(b).len()).max().unwrap_or(0)
     }
 
     /// The rows of sequence `b`.
+    ///
+    /// # Panics
+    /// If there is no sequence `b`.
     pub fn range(&self, b: usize) -> std::ops::Range<usize> {
         self.starts[b]..self.starts[b + 1]
     }
@@ -98,7 +114,7 @@ impl Offsets {
         self.starts.windows(2).map(|w| w[0]..w[1])
     }
 
-    /// First row of every sequence and, last, the number of all rows: B + 1 values.
+    /// The first row of every sequence, then the number of all rows: B + 1 values.
     pub fn starts(&self) -> &[usize] {
         &self.starts
     }

@@ -3,7 +3,8 @@
 //! W (C_out, C_in), A (R, C_in), B (C_out, R). B A is accumulated onto W inside the matrix product, so the dense update
 //! is never formed on its own. Sums are in f32 and are rounded once to W's element type.
 
-use gelora_kernels::{DType, Tensor, cpu};
+use gelora_kernels::ops::lora_linear;
+use gelora_kernels::{DType, Tensor};
 
 use crate::{LoraLayer, Result};
 
@@ -37,25 +38,17 @@ pub fn unmerge(weight: &Tensor, layer: &LoraLayer) -> Result<Tensor> {
 }
 
 fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tensor> {
-    let (rank, c_in, c_out) = layer.sizes().map_err(|message| gelora_kernels::Error::Value { op: "merge", message })?;
+    let (_, c_in, c_out) = layer.sizes().map_err(|message| gelora_kernels::Error::Value { op: "merge", message })?;
     if weight.shape() != [c_out, c_in] {
         let (expected, got) = (format!("({c_out}, {c_in}), as the adapter"), weight.shape().to_vec());
         return Err(gelora_kernels::Error::Shape { op: "merge", name: "W", expected, got }.into());
     }
-    let (a, b, mut merged) = (layer.a.to_vec()?, layer.b.to_vec()?, weight.to_vec()?);
-    cpu::gemm(
-        cpu::ViewMut::new(&mut merged, c_out, c_in),
-        cpu::Onto::Destination,
-        scaling,
-        cpu::View::new(&b, c_out, rank),
-        cpu::View::new(&a, rank, c_in),
-    );
-    if let Some(sum) = merged.iter().find(|sum| !sum.is_finite()) {
+    let merged = lora_linear::merge(weight, &layer.a, &layer.b, scaling)?;
+    if let Some(sum) = merged.as_slice()?.iter().find(|sum| !sum.is_finite()) {
         let message = format!("W {scaling:+} B A has the value {sum}; W, A or B is damaged or far too large");
         return Err(gelora_kernels::Error::Value { op: "merge", message }.into());
     }
     let (device, dtype) = (weight.device(), weight.dtype().unquantised());
-    let merged = Tensor::from_vec(merged, [c_out, c_in])?;
     let stored = merged.to_dtype(dtype)?;
     let fits = dtype != DType::F16 || stored.to_vec()?.iter().all(|value| value.is_finite());
     match if fits { &stored } else { &merged }.to_device(device) {

@@ -1,61 +1,53 @@
-//! Matrix products on the [kernel](super::tile): tasks for threads, and what rides on a product.
+//! Matrix products: how they are split into tasks for threads, and the low-rank product computed along with one.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::macro_kernel::{Destination, Left, Problem, Right, macro_kernel};
+use super::micro_kernel::{self, Init, TileShape};
 use super::packed::Packed;
 use super::scratch::Scratch;
-use super::sweep::{Destination, Left, Right, sweep};
-use super::tile::{self, Shape};
 use super::view::{View, ViewMut};
 use super::{Level, for_row_blocks, level, math};
 
-/// What a product is added to.
-#[derive(Clone, Copy, Debug)]
-pub enum Onto<'a> {
-    /// Nothing: the destination is overwritten.
-    Nothing,
-    /// The destination's values.
-    Destination,
-    /// The same row (a bias) for every row of the destination.
-    Row(&'a [f32]),
+/// A low-rank product added to a product: y += mask(x) down up. Its factors join the loops of the base product, as r more
+/// steps of its inner dimension.
+pub(crate) struct LowRank<'a> {
+    /// (K, r).
+    pub(crate) down: &'a Packed,
+    /// (r, N), in f32.
+    pub(crate) up: &'a Packed,
+    /// (M, r): receives mask(x) down.
+    pub(crate) inner: &'a mut [f32],
+    /// Applied to x before `down`.
+    pub(crate) mask: Option<&'a Mask<'a>>,
 }
 
-/// A low-rank product that is computed with the base product, its factors being r more columns and rows of the base's.
-pub struct Rider<'a> {
-    /// (K, r): inner = x down.
-    pub down: &'a Packed,
-    /// (r, N) in f32: y += inner up.
-    pub up: &'a Packed,
-    /// (M, r): written.
-    pub inner: &'a mut [f32],
-    /// What x is put through before `down`: (index of the first value, x, result).
-    pub mask: Option<&'a Mask<'a>>,
-}
+/// A function of the values of x, called with (index of the first value, values of x, results).
+pub(crate) type Mask<'a> = dyn Fn(usize, &[f32], &mut [f32]) + Sync + 'a;
 
-/// What x is put through: (index of the first value, x, result).
-pub type Mask<'a> = dyn Fn(usize, &[f32], &mut [f32]) + Sync + 'a;
-
-/// Rows that a task works on at least and at most, in tiles.
+/// The fewest and the most rows of one task, in tiles.
 const TASK_TILES: (usize, usize) = (3, 16);
 
-/// Bytes of a right factor that stay in a cache from task to task.
+/// Products with fewer multiplications are done by one thread before other threads would wake.
+const SERIAL: usize = 64 * 64 * 64;
+
+/// Bytes of a right factor that stay in a cache from one task to the next.
 const CACHED: u64 = 8 << 20;
 
-/// Rows of a left factor whose blocks stay in a core's L2 cache while all columns of such a right factor go by.
+/// Rows of a left factor whose blocks stay in a core's L2 cache while all columns of a larger right factor go by.
 const ROWS_OF_LARGE: usize = 256;
 
-/// `dst = onto + scale a b` with all threads.
+/// `dst = init + scale a b`, on all threads.
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn gemm(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: View<'_>) {
-    // A product this small is done before other threads wake.
-    if a.rows * a.cols * b.cols < 64 * 64 * 64 || rayon::current_num_threads() == 1 {
-        return gemm_serial(dst, onto, scale, a, b);
+pub(crate) fn gemm(mut dst: ViewMut<'_>, init: Init<'_>, scale: f32, a: View<'_>, b: View<'_>) {
+    if a.rows * a.cols * b.cols < SERIAL || rayon::current_num_threads() == 1 {
+        return gemm_serial(dst, init, scale, a, b);
     }
-    let shape = tile::shape();
+    let shape = micro_kernel::shape();
     let packed;
     let right = if b.col_stride == 1 && a.rows <= 8 * shape.mr {
         Right::rows(b)
@@ -63,16 +55,17 @@ pub fn gemm(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: View<'
         packed = Packed::f32(b);
         Right::packed(&packed)
     };
-    let c = Destination::new(dst, a.rows, b.cols);
-    parallel(Left::new(a), &right, c, onto, scale, shape);
+    let c = Destination::new(&mut dst, a.rows, b.cols);
+    // SAFETY: `dst` is borrowed exclusively until the end of this function and has the shape of the product.
+    unsafe { parallel(&Problem::new(Left::new(a), right, init, scale), c, shape) };
 }
 
 /// [`gemm`] on the calling thread alone.
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn gemm_serial(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b: View<'_>) {
-    let shape = tile::shape();
+pub(crate) fn gemm_serial(mut dst: ViewMut<'_>, init: Init<'_>, scale: f32, a: View<'_>, b: View<'_>) {
+    let shape = micro_kernel::shape();
     let packed;
     let right = if b.col_stride == 1 && (a.rows <= 4 * shape.mr || b.cols <= shape.width()) {
         Right::rows(b)
@@ -80,93 +73,109 @@ pub fn gemm_serial(dst: ViewMut<'_>, onto: Onto<'_>, scale: f32, a: View<'_>, b:
         packed = Packed::f32(b);
         Right::packed(&packed)
     };
-    let c = Destination::new(dst, a.rows, b.cols);
-    assert_eq!(a.cols, b.rows, "inner dimensions");
-    sweep(Left::new(a), &right, None, c, onto, scale, 0..right.panels(shape), shape);
+    let c = Destination::new(&mut dst, a.rows, b.cols);
+    let problem = Problem::new(Left::new(a), right, init, scale);
+    // SAFETY: `dst` is borrowed exclusively until the end of this function and has the shape of the product.
+    unsafe { macro_kernel(&problem, c, 0..right.panels(shape), shape) };
 }
 
-/// `dst = onto + scale a b[steps, columns]` on the calling thread, of a right factor in f32 that is packed already; the columns
-/// begin at a multiple of [`panel_width`], and end at one or with b's.
+/// `dst = init + scale a b[steps, columns]` on the calling thread, for a right factor packed in f32. The columns begin at a
+/// multiple of [`panel_width`], and end at a multiple or with the last column of b.
 ///
 /// # Panics
 /// If the shapes do not fit together, or the right factor is in bf16.
-pub fn gemm_packed(
-    dst: ViewMut<'_>,
-    onto: Onto<'_>,
+pub(crate) fn gemm_packed(
+    mut dst: ViewMut<'_>,
+    init: Init<'_>,
     scale: f32,
     a: View<'_>,
     b: &Packed,
     [steps, columns]: [Range<usize>; 2],
 ) {
-    let (shape, right) = (tile::shape(), Right::packed(b).with_steps(steps));
-    assert!(!b.is_bf16() && a.cols == right.steps, "factors in f32 of one inner dimension");
-    let c = Destination::new(dst, a.rows, columns.len());
+    assert!(!b.is_bf16(), "a right factor in f32");
+    let (shape, right) = (micro_kernel::shape(), Right::packed(b).with_steps(steps));
+    let c = Destination::new(&mut dst, a.rows, columns.len());
     let (c, panels) = of_columns(c, b, columns, shape);
-    sweep(Left::new(a), &right, None, c, onto, scale, panels, shape);
+    let problem = Problem::new(Left::new(a), right, init, scale);
+    // SAFETY: `dst` is borrowed exclusively until the end of this function, and the columns of `panels` are its columns.
+    unsafe { macro_kernel(&problem, c, panels, shape) };
 }
 
-/// The panels of some columns of a packed factor, and where its column 0 would go if they go to the destination's first.
+/// The panels of some columns of a packed factor, and the destination of its column 0 if `c` is that of the first of the
+/// columns.
 ///
 /// # Panics
-/// If they are not whole panels.
-fn of_columns(c: Destination, b: &Packed, columns: Range<usize>, shape: Shape) -> (Destination, Range<usize>) {
+/// If the columns are not whole panels.
+fn of_columns(c: Destination, b: &Packed, columns: Range<usize>, shape: TileShape) -> (Destination, Range<usize>) {
     let width = shape.width();
     let whole = columns.end == b.cols() || (columns.end.is_multiple_of(width) && columns.end < b.cols());
     assert!(columns.start.is_multiple_of(width) && columns.start < columns.end && whole, "columns of whole panels");
     (Destination { data: c.data.wrapping_sub(columns.start), ..c }, columns.start / width..columns.end.div_ceil(width))
 }
 
-/// `y = onto + x w (+ mask(x) down up)`, x (M, K) f32, w (K, N), y (M, N), with all threads. In bf16, x is rounded to bf16 too and
-/// sums are in f32.
+/// `y = init + x w (+ mask(x) down up)` on all threads, with x (M, K) in f32, w (K, N) and y (M, N). If w is in bf16, x is
+/// rounded to bf16 too. Sums are in f32.
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn product(y: &mut [f32], onto: Onto<'_>, x: &[f32], w: &Packed, rider: Option<Rider<'_>>) {
+pub(crate) fn product(y: &mut [f32], init: Init<'_>, x: &[f32], w: &Packed, low_rank: Option<LowRank<'_>>) {
     let (k, n) = (w.rows(), w.cols());
     let m = x.len() / k;
     assert!(m * k == x.len() && m * n == y.len(), "shapes of x and y");
-    let shape = tile::shape();
+    let shape = micro_kernel::shape();
     let threads = rayon::current_num_threads();
     let right = Right::packed(w);
-    let small = m * k * n < 64 * 64 * 64 || threads == 1;
+    let small = m * k * n < SERIAL || threads == 1;
     let rows = if small { m } else { task_rows(m, threads, shape) };
-    let (down, up, inner, mask) = match rider {
-        Some(r) => {
-            assert_eq!((r.down.rows(), r.up.rows(), r.up.cols()), (k, r.down.cols(), n), "shapes of the rider");
-            assert_eq!(r.down.is_bf16(), w.is_bf16(), "types of the rider");
-            assert!(r.inner.len() == m * r.down.cols() && !r.up.is_bf16(), "the rider's inner product");
-            (Some(r.down), Some(r.up), r.inner, r.mask)
+    let (down, up, inner, mask) = match low_rank {
+        Some(l) => {
+            assert_eq!(
+                (l.down.rows(), l.up.rows(), l.up.cols()),
+                (k, l.down.cols(), n),
+                "shapes of the low-rank factors"
+            );
+            assert_eq!(l.down.is_bf16(), w.is_bf16(), "types of the low-rank factors");
+            assert!(l.inner.len() == m * l.down.cols() && !l.up.is_bf16(), "the inner product of the low-rank factors");
+            (Some(l.down), Some(l.up), l.inner, l.mask)
         }
         None => (None, None, &mut [][..], None),
     };
     let r = down.map_or(0, Packed::cols);
-    // Few rows: all threads share them and split the columns, if those are many. Of a factor beyond the caches, which every task
-    // reads whole from memory, more rows are few; not beside a rider, whose first product one thread would do for all of them.
+    // Few rows: all threads share them and split the columns, if there are many columns. More rows count as few if the right
+    // factor is larger than the caches, because every task would read all of it from memory. This does not hold with a
+    // low-rank term, whose first product one thread would compute for all rows.
     let few = 2 * TASK_TILES.0 * shape.mr * threads;
     let most = if w.bytes() > CACHED && r == 0 { few.max(ROWS_OF_LARGE) } else { few };
     let wide = !small && m <= most && right.panels(shape) >= 2 * threads;
-    let task = |first: usize, x: &[f32], y: &mut [f32], inner: &mut [f32]| {
+    // One task: the rows of x from `first_row` on.
+    let task = |first_row: usize, x: &[f32], y: &mut [f32], inner: &mut [f32]| {
         let m = x.len() / k;
-        let (mut rounded, mut dropped, mut rounded_dropped) = (None, None, None);
-        let left = Left::of(x, k, w.is_bf16(), &mut rounded);
+        let (mut rounded, mut masked, mut rounded_masked) = (None, None, None);
+        let left = Left::dense(x, k, w.is_bf16(), &mut rounded);
+        // inner = mask(x) down.
         if let Some(down) = down {
             let source = match mask {
                 None => left,
                 Some(mask) => {
-                    let dropped = dropped.insert(Scratch::new(x.len()));
-                    mask(first * k, x, dropped);
-                    Left::of(dropped, k, down.is_bf16(), &mut rounded_dropped)
+                    let masked = masked.insert(Scratch::new(x.len()));
+                    mask(first_row * k, x, masked);
+                    Left::dense(masked, k, down.is_bf16(), &mut rounded_masked)
                 }
             };
-            let (right, c) = (Right::packed(down), Destination::new(ViewMut::new(inner, m, r), m, r));
-            sweep(source, &right, None, c, Onto::Nothing, 1.0, 0..right.panels(shape), shape);
+            let (right, c) = (Right::packed(down), Destination::new(&mut ViewMut::new(inner, m, r), m, r));
+            // SAFETY: `inner` belongs to this task and has the shape of the product.
+            unsafe { macro_kernel(&Problem::new(source, right, Init::Zero, 1.0), c, 0..right.panels(shape), shape) };
         }
-        let second = up.map(|up| (Left::new(View::new(inner, m, r)), Right::packed(up)));
-        let c = Destination::new(ViewMut::new(y, m, n), m, n);
-        if wide {
-            split_columns(left, &right, second.as_ref(), c, onto, 1.0, shape);
-        } else {
-            sweep(left, &right, second.as_ref(), c, onto, 1.0, 0..right.panels(shape), shape);
+        // y = init + x w + inner up.
+        let low_rank = up.map(|up| (Left::new(View::new(inner, m, r)), Right::packed(up)));
+        let c = Destination::new(&mut ViewMut::new(y, m, n), m, n);
+        let problem = Problem { low_rank, ..Problem::new(left, right, init, 1.0) };
+        // SAFETY: `y` belongs to this task and has the shape of the product; the shapes of the factors were checked above.
+        unsafe {
+            match wide {
+                true => split_columns(&problem, c, shape),
+                false => macro_kernel(&problem, c, 0..right.panels(shape), shape),
+            }
         }
     };
     if wide || rows >= m {
@@ -180,19 +189,19 @@ pub fn product(y: &mut [f32], onto: Onto<'_>, x: &[f32], w: &Packed, rider: Opti
     }
 }
 
-/// The rows of a left factor, laid out for blocks of products with a right one.
-pub struct Rows<'a> {
+/// The rows of a left factor, rounded once for many blocks of products.
+pub(crate) struct Rows<'a> {
     x: &'a [f32],
     k: usize,
     rounded: Option<Scratch>,
 }
 
 impl<'a> Rows<'a> {
-    /// Dense rows of k values; in bf16 if asked for and the machine has its products.
+    /// Dense rows of k values. They are rounded to bf16 if `bf16` is set and the machine has products of bf16.
     ///
     /// # Panics
-    /// If the values are no whole rows.
-    pub fn new(x: &'a [f32], k: usize, bf16: bool) -> Self {
+    /// If the values are not whole rows.
+    pub(crate) fn new(x: &'a [f32], k: usize, bf16: bool) -> Self {
         assert!(!x.is_empty() && x.len().is_multiple_of(k), "whole rows");
         let rounded = (bf16 && level() == Level::Avx512Bf16).then(|| {
             let steps = k.div_ceil(2);
@@ -207,7 +216,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The rows as the columns of a right factor.
-    pub fn as_columns(&self) -> Packed {
+    pub(crate) fn as_columns(&self) -> Packed {
         let left = self.left();
         Packed::words(
             View::strided(left.data, left.rows, left.steps, left.row_stride).t(),
@@ -224,56 +233,68 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// `dst = scale x[rows] right[.., columns]` on the calling thread; the columns begin at a multiple of [`panel_width`].
+/// `dst = scale x[rows] right[.., columns]` on the calling thread. The columns begin at a multiple of [`panel_width`], and
+/// end at a multiple or with the last column of the right factor.
 ///
 /// # Panics
 /// If the shapes do not fit together.
-pub fn block(dst: ViewMut<'_>, scale: f32, x: &Rows<'_>, rows: Range<usize>, right: &Packed, columns: Range<usize>) {
-    let shape = tile::shape();
+pub(crate) fn block(
+    mut dst: ViewMut<'_>,
+    scale: f32,
+    x: &Rows<'_>,
+    rows: Range<usize>,
+    right: &Packed,
+    columns: Range<usize>,
+) {
+    let shape = micro_kernel::shape();
     assert!(rows.start < rows.end && rows.end <= x.x.len() / x.k, "rows of a block");
     assert_eq!((x.k, x.rounded.is_some()), (right.rows(), right.is_bf16()), "factors of one layout");
-    let (c, panels) = of_columns(Destination::new(dst, rows.len(), columns.len()), right, columns, shape);
+    let (c, panels) = of_columns(Destination::new(&mut dst, rows.len(), columns.len()), right, columns, shape);
     let left = x.left().slice(rows.start, rows.len());
-    sweep(left, &Right::packed(right), None, c, Onto::Nothing, scale, panels, shape);
+    let problem = Problem::new(left, Right::packed(right), Init::Zero, scale);
+    // SAFETY: `dst` is borrowed exclusively until the end of this function, and the columns of `panels` are its columns.
+    unsafe { macro_kernel(&problem, c, panels, shape) };
 }
 
 /// Columns of a panel of a [`Packed`] factor.
-pub fn panel_width() -> usize {
-    tile::shape().width()
+pub(crate) fn panel_width() -> usize {
+    micro_kernel::shape().width()
 }
 
-/// Rows of a task, so that every thread has several.
-fn task_rows(m: usize, threads: usize, shape: Shape) -> usize {
+/// Rows of a task, so that every thread gets several tasks.
+fn task_rows(m: usize, threads: usize, shape: TileShape) -> usize {
     m.div_ceil(4 * threads).next_multiple_of(shape.mr).clamp(TASK_TILES.0 * shape.mr, TASK_TILES.1 * shape.mr)
 }
 
-/// Tasks of rows, or of columns where there are few rows.
-fn parallel(left: Left<'_>, right: &Right, c: Destination, onto: Onto<'_>, scale: f32, shape: Shape) {
-    assert_eq!(left.steps, right.steps, "inner dimensions");
+/// Computes a product in tasks of rows, or in tasks of columns if there are few rows.
+///
+/// # Safety
+/// As [`macro_kernel`], for all panels.
+unsafe fn parallel(problem: &Problem<'_>, c: Destination, shape: TileShape) {
     let threads = rayon::current_num_threads();
-    if left.rows < 8 * shape.mr * threads {
-        return split_columns(left, right, None, c, onto, scale, shape);
+    let m = problem.left.rows;
+    if m < 8 * shape.mr * threads {
+        // SAFETY: by the caller's contract.
+        return unsafe { split_columns(problem, c, shape) };
     }
-    let rows = task_rows(left.rows, threads, shape);
-    (0..left.rows.div_ceil(rows)).into_par_iter().for_each(|i| {
-        let left = left.slice(i * rows, rows.min(left.rows - i * rows));
-        sweep(left, right, None, c.row(i * rows), onto, scale, 0..right.panels(shape), shape);
+    let rows = task_rows(m, threads, shape);
+    (0..m.div_ceil(rows)).into_par_iter().for_each(|i| {
+        let part = problem.rows(i * rows, rows.min(m - i * rows));
+        // SAFETY: by the caller's contract; the tasks have different rows.
+        unsafe { macro_kernel(&part, c.row(i * rows), 0..part.panels(shape), shape) };
     });
 }
 
-fn split_columns(
-    left: Left<'_>,
-    right: &Right,
-    second: Option<&(Left<'_>, Right)>,
-    c: Destination,
-    onto: Onto<'_>,
-    scale: f32,
-    shape: Shape,
-) {
-    let panels = right.panels(shape);
-    let each = panels.div_ceil(4 * rayon::current_num_threads()).max(1);
-    (0..panels.div_ceil(each)).into_par_iter().for_each(|i| {
-        sweep(left, right, second, c, onto, scale, i * each..panels.min((i + 1) * each), shape);
+/// Computes a product in tasks of panels of columns.
+///
+/// # Safety
+/// As [`macro_kernel`], for all panels.
+unsafe fn split_columns(problem: &Problem<'_>, c: Destination, shape: TileShape) {
+    let panels = problem.panels(shape);
+    let per_task = panels.div_ceil(4 * rayon::current_num_threads()).max(1);
+    (0..panels.div_ceil(per_task)).into_par_iter().for_each(|i| {
+        // SAFETY: by the caller's contract; the tasks have different columns.
+        unsafe { macro_kernel(problem, c, i * per_task..panels.min((i + 1) * per_task), shape) };
     });
 }
 
@@ -295,7 +316,7 @@ mod tests {
         let mut dst = [10.0; 2 * 5];
         gemm(
             ViewMut::strided(&mut dst, 2, 3, 5),
-            Onto::Destination,
+            Init::Accumulate,
             2.0,
             View::strided(&a, 2, 3, 4),
             View::new(&b, 3, 3).t(),
@@ -304,7 +325,7 @@ mod tests {
         let mut ata = [f32::NAN; 9];
         gemm_serial(
             ViewMut::new(&mut ata, 3, 3),
-            Onto::Nothing,
+            Init::Zero,
             1.0,
             View::strided(&a, 2, 3, 4).t(),
             View::strided(&a, 2, 3, 4),
@@ -326,8 +347,8 @@ mod tests {
             for a in [View::new(&a, m, k), View::new(&at, k, m).t()] {
                 for b in [View::new(&b, k, n), View::new(&bt, n, k).t()] {
                     let (mut c, mut d) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
-                    gemm(ViewMut::new(&mut c, m, n), Onto::Nothing, 1.0, a, b);
-                    gemm_serial(ViewMut::new(&mut d, m, n), Onto::Nothing, 1.0, a, b);
+                    gemm(ViewMut::new(&mut c, m, n), Init::Zero, 1.0, a, b);
+                    gemm_serial(ViewMut::new(&mut d, m, n), Init::Zero, 1.0, a, b);
                     assert_eq!(c, d, "{m} {k} {n}");
                     for (c, w) in c.iter().zip(&want) {
                         assert!((f64::from(*c) - w).abs() < 2e-5 * (k as f64).sqrt(), "{m} {k} {n}: {c} {w}");

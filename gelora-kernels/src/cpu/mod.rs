@@ -2,22 +2,23 @@
 
 mod gemm;
 mod level;
-pub mod math;
+mod macro_kernel;
+pub(crate) mod math;
+mod micro_kernel;
 mod packed;
 pub mod peak;
 mod scratch;
 mod simd;
-mod sweep;
-mod tile;
 mod view;
 
-pub use gemm::{Mask, Onto, Rider, Rows, block, gemm, gemm_packed, gemm_serial, panel_width, product};
+pub(crate) use gemm::{LowRank, Mask, Rows, block, gemm, gemm_packed, gemm_serial, panel_width, product};
 pub(crate) use level::vectorised;
 pub use level::{Level, VARIABLE, level};
-pub use packed::Packed;
+pub(crate) use micro_kernel::Init;
+pub(crate) use packed::Packed;
 pub(crate) use scratch::Scratch;
 pub(crate) use simd::{Portable, Vector, by_vector};
-pub use view::{View, ViewMut};
+pub(crate) use view::{View, ViewMut};
 
 use rayon::prelude::*;
 
@@ -25,7 +26,7 @@ use rayon::prelude::*;
 const GRAIN: usize = 16 * 1024;
 
 /// Calls `f(first_row, rows)` on blocks of whole rows of `out`, in parallel.
-pub fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(crate) fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows_per_task(out.len() / cols, cols);
     if out.len() <= rows * cols {
         return f(0, out);
@@ -34,7 +35,7 @@ pub fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]
 }
 
 /// How many rows of `cols` values make one task.
-pub fn rows_per_task(rows: usize, cols: usize) -> usize {
+pub(crate) fn rows_per_task(rows: usize, cols: usize) -> usize {
     let even = rows.div_ceil(rayon::current_num_threads() * 4);
     even.max(GRAIN.div_ceil(cols.max(1))).clamp(1, rows.max(1))
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
-use super::{Level, View, level, math, tile, vectorised};
+use super::{Level, View, level, math, micro_kernel, vectorised};
 
 /// A matrix (K, N) in panels of as many columns as a tile has: each panel holds its K rows one after the other, the last one
 /// padded with zero columns to whole vectors. In bf16, two rows of a panel stand together, the two values of a column side by
@@ -39,11 +39,6 @@ impl Packed {
         Self::pack(b, false, factor)
     }
 
-    /// The matrix rounded to bf16, or in f32 where the machine has no product of bf16.
-    pub fn bf16(b: View<'_>) -> Self {
-        Self::pack(b, level() == Level::Avx512Bf16, 1.0)
-    }
-
     /// The matrix times a factor, in bf16 if asked for and the machine has its products.
     pub fn of(bf16: bool, b: View<'_>, factor: f32) -> Self {
         Self::pack(b, bf16 && level() == Level::Avx512Bf16, factor)
@@ -64,7 +59,7 @@ impl Packed {
     }
 
     fn in_panels([k, n]: [usize; 2], bf16: bool, factor: f32, columns_of: &Columns<'_>) -> Self {
-        let shape = tile::shape();
+        let shape = micro_kernel::shape();
         let steps = if bf16 { k.div_ceil(2) } else { k };
         let len = n.checked_next_multiple_of(shape.lanes).and_then(|width| width.checked_mul(steps));
         let mut data = Scratch::new(len.expect("a matrix that fits into memory"));
@@ -219,7 +214,7 @@ mod tests {
         }
         let (a, b) = (View::new(&row_major, k, n), View::new(&transposed, n, k).t());
         assert_eq!(Packed::f32(a).data[..], Packed::f32(b).data[..]);
-        assert_eq!(Packed::bf16(a).data[..], Packed::bf16(b).data[..]);
+        assert_eq!(Packed::of(true, a, 1.0).data[..], Packed::of(true, b, 1.0).data[..]);
         // Every other pairing of rows: an odd last row stands with zeros.
         let odd = Packed::of(true, a, 2.0);
         if odd.is_bf16() {
@@ -228,7 +223,7 @@ mod tests {
             assert_eq!((of(0, 1), of(1, 2), of(20, 3), of(21, 3)), (2.0, 110.0, 2128.0, 0.0));
         }
         let packed = Packed::f32(a);
-        let width = tile::shape().width();
+        let width = micro_kernel::shape().width();
         assert_eq!(packed.data[width.min(n)], row_major[n]); // row 1 follows row 0
     }
 }

@@ -10,16 +10,8 @@ use cubecl::prelude::*;
 use cubecl_cuda::{CudaDevice, CudaRuntime};
 use libloading::Library;
 
-use super::{Backend, Gpu, failure, inject, settings};
-use crate::{Device, DeviceInfo, DeviceKind, Error, Result};
-
-impl Backend for CudaRuntime {
-    const KIND: DeviceKind = DeviceKind::Cuda;
-
-    fn device(gpu: Gpu<Self>) -> Device {
-        Device::Cuda(gpu)
-    }
-}
+use super::{Gpu, failure, inject, settings};
+use crate::{DeviceInfo, DeviceKind, Error, Result};
 
 /// The names that CubeCL's CUDA bindings try.
 const NVRTC: [&str; 6] =
@@ -113,12 +105,12 @@ fn ask_driver(driver: &Library) -> Result<Vec<Found>, String> {
 }
 
 /// The first device, opened once.
-pub fn open() -> Result<Device> {
-    static OPENED: OnceLock<Result<Device>> = OnceLock::new();
+pub fn open() -> Result<Gpu<CudaRuntime>> {
+    static OPENED: OnceLock<Result<Gpu<CudaRuntime>>> = OnceLock::new();
     OPENED.get_or_init(open_first).clone()
 }
 
-fn open_first() -> Result<Device> {
+fn open_first() -> Result<Gpu<CudaRuntime>> {
     let failed = |reason| Error::Device { kind: DeviceKind::Cuda, reason };
     let Found { name, major, minor, .. } = devices().map_err(failed)?.swap_remove(0);
     inject::prepare(DeviceKind::Cuda)?;
@@ -129,7 +121,7 @@ fn open_first() -> Result<Device> {
         let why = failure::of(DeviceKind::Cuda).map(|failure| format!(": {failure}")).unwrap_or_default();
         failed(format!("{name} was found but could not be opened{why}"))
     })?;
-    Ok(Device::Cuda(Gpu::new(client, name)))
+    Ok(Gpu::new(client, name))
 }
 
 /// The version of the compiler that kernels are compiled with, as far as it tells.

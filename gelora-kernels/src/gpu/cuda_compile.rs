@@ -16,8 +16,8 @@ use cubecl::zspace::{Shape, Strides};
 use cubecl_common::device::DeviceId;
 use cubecl_cuda::{CudaCompiler, CudaRuntime};
 
-use super::{Backend, Gpu, failure, settings};
-use crate::{Device, DeviceKind, Error, Result};
+use super::{Gpu, failure, settings};
+use crate::{DeviceKind, Error, Result};
 use server::CompileServer;
 
 /// The architectures that kernels are compiled for, as compute capabilities times ten.
@@ -111,19 +111,11 @@ impl Runtime for CompileRuntime {
     }
 }
 
-impl Backend for CompileRuntime {
-    const KIND: DeviceKind = DeviceKind::CudaCompile;
-
-    fn device(gpu: Gpu<Self>) -> Device {
-        Device::CudaCompile(gpu)
-    }
-}
-
 /// The compiling device of an architecture.
 ///
 /// # Errors
 /// If NVRTC or CUDA's headers are not found; the message says where they are looked for.
-pub fn open(architecture: u32) -> Result<Device> {
+pub fn open(architecture: u32) -> Result<Gpu<CompileRuntime>> {
     let failed = |reason| Error::Device { kind: DeviceKind::CudaCompile, reason };
     nvrtc::shared().as_ref().map_err(|reason| failed(reason.clone()))?;
     let Some(index) = ARCHITECTURES.iter().position(|a| *a == architecture) else {
@@ -133,5 +125,5 @@ pub fn open(architecture: u32) -> Result<Device> {
     failure::watch();
     settings::set(None);
     let open = || Gpu::new(CompileRuntime::client(&CompileDevice(index)), format!("NVRTC for sm_{architecture}"));
-    Ok(Device::CudaCompile(OPENED[index].get_or_init(open).clone()))
+    Ok(OPENED[index].get_or_init(open).clone())
 }

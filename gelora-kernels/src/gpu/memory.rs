@@ -9,9 +9,8 @@ use cubecl::stream_id::StreamId;
 
 use super::inject::{self, Fault};
 use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, copy_kernel, elementwise};
-use crate::device::on_device;
-use crate::verify::{GUARD, GUARD_LEN, guards_are_on};
-use crate::{DType, Device, Error, Offsets, Result, Tensor};
+use crate::guard::{GUARD, GUARD_LEN, guards_are_on};
+use crate::{DType, Error, Result};
 
 /// Bytes that may be on their way to a device: until a kernel is launched, CubeCL keeps a copy of every upload.
 const IN_FLIGHT: u64 = 256 << 20;
@@ -32,10 +31,9 @@ pub enum Lifetime {
 static UPLOADED: AtomicU64 = AtomicU64::new(0);
 
 impl<R: Backend> Gpu<R> {
-    /// An f32 output, all of which a kernel writes. Under [`crate::verify::guarded`] it is filled with NaN and fenced.
-    pub fn output(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
-        let shape = shape.into();
-        let len = shape.iter().product();
+    /// Memory for `len` f32 values, all of which a kernel must write. In a guarded run the memory is filled with NaN and
+    /// fenced with guard values.
+    pub fn output_buffer(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;
         let guard = if guards_are_on() { GUARD_LEN } else { 0 };
         let handle = if guard > 0 {
@@ -48,10 +46,10 @@ impl<R: Backend> Gpu<R> {
                 Some(fault) => self.fail(fault, 4 * len as u64),
             }
         };
-        Ok(Tensor::from_gpu(shape, R::device(self.clone()), GpuBuffer::new(handle, len, guard, DType::F32)))
+        Ok(GpuBuffer::new(handle, len, guard, DType::F32))
     }
 
-    /// What [`Gpu::output`] has after a fault in CubeCL's thread: memory that was never allocated.
+    /// What [`Gpu::output_buffer`] has after a fault in CubeCL's thread: memory that was never allocated.
     fn fail(&self, fault: Fault, size: u64) -> Handle {
         let failed = self.client.exclusive(move || match fault {
             Fault::OutOfMemory => {
@@ -102,17 +100,8 @@ impl<R: Backend> Gpu<R> {
         GpuBuffer::new(handle, values.len(), 0, DType::F32)
     }
 
-    /// Where each sequence begins and, last, the number of rows, as u32; uploaded once for each batch.
-    pub fn starts(&self, sequences: &Offsets) -> Result<GpuBuffer> {
-        self.check_len(sequences.tokens())?;
-        Ok(sequences.on_gpu(R::KIND, 0, || {
-            let starts: Vec<u32> = sequences.starts().iter().map(|&start| start as u32).collect();
-            self.upload_u32(&starts)
-        }))
-    }
-
-    fn upload(&self, tensor: &Tensor, lifetime: Lifetime) -> Result<Tensor> {
-        let dtype = tensor.dtype();
+    /// Memory with the values of a CPU tensor: `len` values of a type, from their bytes.
+    pub fn upload(&self, dtype: DType, len: usize, bytes: &[u8], lifetime: Lifetime) -> Result<GpuBuffer> {
         let unsupported = |what| Err(Error::Unsupported { op: "upload", device: R::KIND, what });
         // Asked, not tried: a kernel on a type that the device lacks can fail without a word.
         let has = |kind| self.client.properties().supports_type(ElemType::Float(kind));
@@ -120,13 +109,11 @@ impl<R: Backend> Gpu<R> {
             DType::F64 => return unsupported("f64; for points, see pairwise::centred"),
             DType::Bf16 if !has(FloatKind::BF16) => return unsupported("bf16 storage"),
             DType::F16 if !has(FloatKind::F16) => return unsupported("f16 storage"),
-            quantised if quantised.is_quantised() => return self.upload_quantised(tensor, lifetime),
+            quantised if quantised.is_quantised() => return self.upload_quantised(dtype, len, bytes, lifetime),
             _ => {}
         }
-        self.check_len(tensor.len())?;
-        let handle = self.take(tensor.bytes()?, lifetime)?;
-        let buffer = GpuBuffer::new(handle, tensor.len(), 0, dtype);
-        Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
+        self.check_len(len)?;
+        Ok(GpuBuffer::new(self.take(bytes, lifetime)?, len, 0, dtype))
     }
 
     /// Bytes of a tensor on their way to the device.
@@ -160,7 +147,7 @@ impl<R: Backend> Gpu<R> {
     }
 
     /// Of values of four bytes or less.
-    fn check_len(&self, len: usize) -> Result<()> {
+    pub(crate) fn check_len(&self, len: usize) -> Result<()> {
         self.check_words(len, len)
     }
 
@@ -183,24 +170,17 @@ impl<R: Backend> Gpu<R> {
     }
 }
 
-/// A CPU tensor's data on a device.
-///
-/// # Errors
-/// If the device lacks the element type, or fails.
-pub fn upload(tensor: &Tensor, device: &Device, lifetime: Lifetime) -> Result<Tensor> {
-    on_device!(device, Ok(tensor.clone()), gpu => gpu.upload(tensor, lifetime))
-}
-
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
+    use crate::device::WgpuDevice;
     use crate::verify::random;
-    use crate::{DeviceKind, Tensor};
+    use crate::{Device, DeviceKind, Tensor};
 
     /// The device, and what its pools and allocations take for this thread.
     fn device() -> Option<(Device, impl Fn() -> Result<u64>)> {
-        let Ok(Device::Wgpu(gpu)) = Device::open(DeviceKind::Wgpu) else { return None };
-        let device = Device::Wgpu(gpu.clone());
+        let Ok(device) = Device::open(DeviceKind::Wgpu) else { return None };
+        let Device::Wgpu(WgpuDevice(gpu)) = device.clone() else { return None };
         Some((device, move || Ok(gpu.ask(|client| client.memory_usage())?.bytes_reserved)))
     }
 

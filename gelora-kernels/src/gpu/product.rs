@@ -16,11 +16,10 @@ use half::{bf16, f16};
 
 pub use super::tile::Lines;
 use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, MAX_CUBES, elementwise};
-use crate::ops::dropout::Dropout;
-use crate::ops::dropout::gpu::mask;
+use crate::dropout::Dropout;
+use crate::gpu::mask::mask;
 use crate::quantised::planes::Packing;
 use crate::{DType, Result, Tensor};
-pub use block::Four;
 use block::{Addend, Block, ExtentLaunch, Plan, Side, Sum, product_kernel};
 use matrix::{MatrixExtentLaunch, MatrixPlan};
 use pack::{Fill, PARTS, pack};

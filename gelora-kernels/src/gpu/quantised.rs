@@ -3,31 +3,29 @@
 
 use cubecl::prelude::*;
 
-use super::product::Four;
-use super::{Backend, Gpu, GpuBuffer, Lifetime};
+use super::{Backend, Four, Gpu, GpuBuffer, Lifetime};
 use crate::quantised::planes::{self, Packing, Scale};
-use crate::{DType, Error, Result, Rounding, Tensor};
+use crate::{DType, Error, Result, Rounding};
 
 /// 2^-24, the least positive f16, and its inverse.
 const LEAST_F16: f32 = 5.960_464_5e-8;
 const INVERSE_OF_LEAST_F16: f32 = 16_777_216.0;
 
-/// 32-bit words of a buffer of so many values.
-pub fn words(dtype: DType, len: usize) -> usize {
-    Packing::of(dtype).map_or(len, |packing| packing.words(len))
-}
-
 impl<R: Backend> Gpu<R> {
-    /// A quantised CPU tensor on the device, in as many bits.
-    pub(super) fn upload_quantised(&self, tensor: &Tensor, lifetime: Lifetime) -> Result<Tensor> {
-        let (dtype, len) = (tensor.dtype(), tensor.len());
-        let Some(words) = planes::pack(dtype, tensor.bytes()?) else {
+    /// Memory with the values of a quantized CPU tensor, in planes: `len` values of a type, from their blocks.
+    pub(super) fn upload_quantised(
+        &self,
+        dtype: DType,
+        len: usize,
+        blocks: &[u8],
+        lifetime: Lifetime,
+    ) -> Result<GpuBuffer> {
+        let Some(words) = planes::pack(dtype, blocks) else {
             return Err(Error::DType { op: "upload", name: "tensor", expected: "a quantised type", got: dtype });
         };
         self.check_words(len, words.len())?;
         let handle = self.take(bytemuck::cast_slice(&words), lifetime)?;
-        let buffer = GpuBuffer::new(handle, len, 0, dtype);
-        Ok(Tensor::from_gpu(tensor.shape().to_vec(), R::device(self.clone()), buffer))
+        Ok(GpuBuffer::new(handle, len, 0, dtype))
     }
 
     /// The values of a quantised buffer.

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use cubecl::server::Handle;
 
 use super::{Backend, Gpu, GpuBuffer, failure};
-use crate::{DeviceKind, Error, Result, Tensor};
+use crate::{DeviceKind, Error, Result};
 
 /// The bytes of each buffer.
 type Bytes = Result<Vec<Vec<u8>>>;
@@ -46,13 +46,10 @@ impl<R: Backend> Gpu<R> {
         Ok(all.remove(0))
     }
 
-    /// Queues a copy of f32 tensors to the host.
-    pub fn begin_to_read(&self, tensors: &[&Tensor]) -> Result<Coming> {
-        let handle = |t: &&Tensor| {
-            let buffer = t.gpu("read")?;
-            Ok((self.handle_of(buffer), buffer.size()))
-        };
-        self.begin_to_read_handles(tensors.iter().map(handle).collect::<Result<_>>()?)
+    /// Queues a copy of f32 buffers to the host.
+    pub fn begin_to_read_buffers(&self, buffers: Vec<&GpuBuffer>) -> Result<Coming> {
+        let handles = buffers.into_iter().map(|buffer| (self.handle_of(buffer), buffer.size()));
+        self.begin_to_read_handles(handles.collect())
     }
 
     fn begin_to_read_handles(&self, wanted: Vec<(Handle, u64)>) -> Result<Coming> {

@@ -7,7 +7,7 @@
 
 use cubecl::prelude::*;
 
-use crate::ops::dropout::gpu::{Mask, factor};
+use crate::gpu::mask::{Mask, factor};
 
 /// The comptime sizes of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -10,16 +10,8 @@ use cubecl_wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice, WgpuRuntime, init_se
 use wgpu::{Adapter, AdapterInfo, DeviceType, Features, Instance, InstanceDescriptor};
 
 use super::failure::{self, Failure};
-use super::{Backend, Gpu, inject, settings};
-use crate::{Device, DeviceInfo, DeviceKind, Error, Result};
-
-impl Backend for WgpuRuntime {
-    const KIND: DeviceKind = DeviceKind::Wgpu;
-
-    fn device(gpu: Gpu<Self>) -> Device {
-        Device::Wgpu(gpu)
-    }
-}
+use super::{Gpu, inject, settings};
+use crate::{DeviceInfo, DeviceKind, Error, Result};
 
 /// An adapter, with the name CubeCL knows it by.
 struct Found {
@@ -95,12 +87,12 @@ fn missing() -> String {
 }
 
 /// The best adapter, opened once.
-pub fn open() -> Result<Device> {
-    static OPENED: OnceLock<Result<Device>> = OnceLock::new();
+pub fn open() -> Result<Gpu<WgpuRuntime>> {
+    static OPENED: OnceLock<Result<Gpu<WgpuRuntime>>> = OnceLock::new();
     OPENED.get_or_init(open_best).clone()
 }
 
-fn open_best() -> Result<Device> {
+fn open_best() -> Result<Gpu<WgpuRuntime>> {
     let kind = DeviceKind::Wgpu;
     let failed = |reason| Error::Device { kind, reason };
     let Some(Found { device, info, .. }) = adapters().into_iter().next() else { return Err(failed(missing())) };
@@ -130,7 +122,7 @@ fn open_best() -> Result<Device> {
         let why = failure::of(kind).map(|failure| format!(": {failure}")).unwrap_or_default();
         failed(format!("the adapter {} ({:?}) was found but could not be opened{why}", info.name, info.backend))
     })?;
-    Ok(Device::Wgpu(Gpu::new(client, info.name)))
+    Ok(Gpu::new(client, info.name))
 }
 
 /// Every adapter; if there is none, one entry that says so.

@@ -1,67 +1,67 @@
-//! Quantised weights as the kernels of a GPU read them: codes and scales apart, in 32-bit words.
+//! Quantized weights as GPU kernels read them: codes and scales apart, in 32-bit words.
 //!
-//! One buffer holds, one after the other and each from a whole word on: the lower bits of all codes, their upper bits
-//! (where codes have 3, 5 or 6 bits), a scale for every 32, 64 or 256 values, a step of it for every 16 or 32 values
-//! (K types), and the 16 values of a table (types whose codes are no integers). Codes stand in the order of the
-//! matrix's values, so that any four that are adjacent in a row lie in one word of each plane.
+//! One buffer holds these planes one after the other, each from a whole word on: the lower bits of all codes; their
+//! upper bits, if codes have 3, 5 or 6 bits; one scale for every 32, 64 or 256 values; in the K types one step of the
+//! scale for every 16 or 32 values; and the 16 values of a table, if codes are not integers. Codes stand in the order
+//! of the matrix's values, so four values that are adjacent in a row lie in one word of each plane.
 //!
-//! With scale d, offset m, code q, steps s and t and a table v, x is d (q - zero) + m, d s (q - zero) - m t, or the
-//! same with v(q) in place of q - zero.
+//! With scale d, offset m, code q, steps s and t and a table v, a value x is d (q - zero) + m, d s (q - zero) - m t, or
+//! the same with v(q) in place of q - zero.
 
 use rayon::prelude::*;
 
 use super::{NONLINEAR, f16_at, steps_of};
 use crate::{DType, Rounding, four_bit};
 
-/// How the values of a type lie in planes: a comptime setting of kernels.
+/// The layout of a type's values in planes: a comptime setting of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Packing {
     /// Bits of a code in the first plane: 2, 4 or 8.
     pub low: usize,
     /// Bits of a code in the second plane: 0, 1 or 2.
     pub high: usize,
-    /// The code that stands for 0, where there is no table.
+    /// The code of the value 0, in types without a table.
     pub zero: usize,
-    /// Whether codes pick values of a table.
+    /// Whether codes select values of a table.
     pub table: bool,
-    /// What scales are.
+    /// The type of scales.
     pub scale: Scale,
-    /// Values that share a scale.
+    /// Number of values that share a scale.
     pub scaled: usize,
     /// Steps of the scale, in the K types.
     pub steps: Option<Steps>,
-    /// What values are rounded to.
+    /// The type that values are rounded to.
     pub rounding: Rounding,
 }
 
 /// The type of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scale {
-    /// f16, two a word.
+    /// f16, two in a word.
     F16,
-    /// A word of two f16: the scale and, in the upper half, the offset.
+    /// Two f16 in a word: the scale in the lower half, the offset in the upper half.
     F16AndOffset,
     /// f32.
     F32,
 }
 
-/// Steps of a scale: integers of 8 bits.
+/// Steps of a scale, integers of 8 bits: the factors of a scale for groups of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Steps {
-    /// Values that share them.
+    /// Number of values that share a step.
     pub values: usize,
-    /// The step that stands for 0.
+    /// The step of the factor 0.
     pub zero: usize,
-    /// Whether the offset has steps too; each stands after that of the scale.
+    /// Whether the offset has steps too. Each follows the step of the scale.
     pub of_offset: bool,
 }
 
-/// Bytes of each plane of so many values, in the order of the planes.
+/// Bytes of each plane, in the order of the planes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sizes([usize; 5]);
 
 impl Packing {
-    /// How a quantised type is laid out; None for other types.
+    /// The layout of a quantized type; None for other types.
     pub fn of(dtype: DType) -> Option<Self> {
         let plain = Self {
             low: 4,
@@ -105,27 +105,32 @@ impl Packing {
         if let Scale::F16 = self.scale { 2 } else { 4 }
     }
 
-    /// Bytes of the planes of `len` values, which are whole blocks.
+    /// Bytes of the planes of `len` values in whole blocks.
     fn sizes(&self, len: usize) -> Sizes {
         let steps = self.steps.map_or(0, |s| len / s.values * if s.of_offset { 2 } else { 1 });
         let scales = len / self.scaled * self.scale_bytes();
         Sizes([len / 8 * self.low, len / 8 * self.high, scales, steps, if self.table { 64 } else { 0 }])
     }
 
-    /// Words of a buffer of `len` values.
+    /// Number of words of a buffer of `len` values.
     pub fn words(&self, len: usize) -> usize {
         self.sizes(len).0.iter().map(|bytes| bytes.div_ceil(4)).sum()
     }
 }
 
-/// One block taken apart.
+/// Number of 32-bit words in a GPU buffer of `len` values. A type without planes has one word for each value.
+pub fn words(dtype: DType, len: usize) -> usize {
+    Packing::of(dtype).map_or(len, |packing| packing.words(len))
+}
+
+/// One decoded block.
 struct Block {
     codes: [u8; 256],
     scale: u32,
     steps: [u8; 32],
 }
 
-/// The planes of a matrix in whole blocks; None for types without blocks.
+/// The planes of a matrix, from its blocks; None for unquantized types.
 pub fn pack(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
     let packing = Packing::of(dtype)?;
     let (values, size) = dtype.block();
@@ -141,7 +146,7 @@ pub fn pack(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
     if packing.table {
         planes[4].copy_from_slice(bytemuck::cast_slice(table(dtype)));
     }
-    // Blocks that one task packs, and the part of each plane that is theirs.
+    // Split the blocks into tasks, and each plane into the parts that the tasks write.
     const TASK: usize = 64;
     let Sizes(shares) = packing.sizes(TASK * values);
     let mut tasks = Vec::with_capacity(len / values / TASK + 1);
@@ -159,16 +164,16 @@ pub fn pack(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
         let mut steps = steps.chunks_exact_mut((shares[3] / TASK).max(1));
         for (i, (bytes, scale)) in blocks.chunks_exact(size).zip(scales.chunks_exact_mut(shares[2] / TASK)).enumerate()
         {
-            take_apart(dtype, bytes, &mut block);
+            decode_block(dtype, bytes, &mut block);
             scale.copy_from_slice(&block.scale.to_le_bytes()[..scale.len()]);
             if let Some(steps) = steps.next() {
                 steps.copy_from_slice(&block.steps[..steps.len()]);
             }
             for (j, code) in block.codes[..values].iter().enumerate() {
-                let at = i * values + j;
-                put(low, packing.low, at, code & low_mask(packing.low));
+                let index = i * values + j;
+                put(low, packing.low, index, code & low_mask(packing.low));
                 if packing.high > 0 {
-                    put(high, packing.high, at, code >> packing.low);
+                    put(high, packing.high, index, code >> packing.low);
                 }
             }
         }
@@ -180,17 +185,17 @@ const fn low_mask(bits: usize) -> u8 {
     (0xff >> (8 - bits)) as u8
 }
 
-/// Puts the bits of the value numbered `at` into a plane.
-fn put(plane: &mut [u8], bits: usize, at: usize, code: u8) {
-    plane[at * bits / 8] |= code << (at * bits % 8);
+/// Writes the bits of the code with index `index` into a plane.
+fn put(plane: &mut [u8], bits: usize, index: usize, code: u8) {
+    plane[index * bits / 8] |= code << (index * bits % 8);
 }
 
-/// The 16 values that codes of a type pick, where they are no integers.
+/// The 16 values that the codes of a type with a table select.
 fn table(dtype: DType) -> &'static [f32; 16] {
     four_bit::table(dtype).map_or(&NONLINEAR, |(table, _)| table)
 }
 
-/// The values of a buffer that [`pack`] made, for what is read back from a device.
+/// The values of a buffer that [`pack`] made, after it was read back from a device.
 pub fn values(dtype: DType, words: &[u32], len: usize) -> Vec<f32> {
     let Some(packing) = Packing::of(dtype) else { return Vec::new() };
     let bytes: &[u8] = bytemuck::cast_slice(words);
@@ -200,15 +205,15 @@ pub fn values(dtype: DType, words: &[u32], len: usize) -> Vec<f32> {
         begin += size.next_multiple_of(4);
         plane
     });
-    let bits = |plane: &[u8], bits: usize, at: usize| plane[at * bits / 8] >> (at * bits % 8) & low_mask(bits);
-    let value = |at: usize| {
-        let mut code = bits(low, packing.low, at);
+    let bits = |plane: &[u8], bits: usize, index: usize| plane[index * bits / 8] >> (index * bits % 8) & low_mask(bits);
+    let value = |index: usize| {
+        let mut code = bits(low, packing.low, index);
         if packing.high > 0 {
-            code |= bits(high, packing.high, at) << packing.low;
+            code |= bits(high, packing.high, index) << packing.low;
         }
         let integer = f32::from(code) - packing.zero as f32;
         let v = if packing.table { table(dtype)[usize::from(code)] } else { integer };
-        let scale = &scales[at / packing.scaled * packing.scale_bytes()..];
+        let scale = &scales[index / packing.scaled * packing.scale_bytes()..];
         let (d, m) = match packing.scale {
             Scale::F32 => (f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]), 0.0),
             Scale::F16 => (f16_at(scale, 0), 0.0),
@@ -218,17 +223,17 @@ pub fn values(dtype: DType, words: &[u32], len: usize) -> Vec<f32> {
             None if packing.scale == Scale::F16AndOffset => d * v + m,
             None => d * v,
             Some(Steps { values, of_offset: true, .. }) => {
-                let [s, t] = [0, 1].map(|i| f32::from(steps[at / values * 2 + i]));
+                let [s, t] = [0, 1].map(|i| f32::from(steps[index / values * 2 + i]));
                 d * s * v - m * t
             }
-            Some(Steps { values, zero, .. }) => d * (f32::from(steps[at / values]) - zero as f32) * v,
+            Some(Steps { values, zero, .. }) => d * (f32::from(steps[index / values]) - zero as f32) * v,
         };
         four_bit::rounded(x, packing.rounding)
     };
     (0..len).into_par_iter().with_min_len(1 << 14).map(value).collect()
 }
 
-/// The two codes of each byte: those of the lower halves, then those of the upper ones.
+/// Unpacks two codes from each byte: first the lower halves of all bytes, then the upper halves.
 fn halves(bytes: &[u8], codes: &mut [u8]) {
     let (low, high) = codes.split_at_mut(bytes.len());
     for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
@@ -236,7 +241,7 @@ fn halves(bytes: &[u8], codes: &mut [u8]) {
     }
 }
 
-/// Adds a fifth bit to 32 codes.
+/// Adds the fifth bits of 32 codes.
 fn fives(word: &[u8], codes: &mut [u8]) {
     for (j, code) in codes[..32].iter_mut().enumerate() {
         *code |= (word[j / 8] >> (j % 8) & 1) << 4;
@@ -248,8 +253,8 @@ fn word(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte))
 }
 
-/// Codes, scale and steps of a block; the layouts of blocks are those of the module above.
-fn take_apart(dtype: DType, bytes: &[u8], out: &mut Block) {
+/// Decodes codes, scale and steps of a block. The parent module describes the layouts of blocks.
+fn decode_block(dtype: DType, bytes: &[u8], out: &mut Block) {
     let Block { codes, scale, steps } = out;
     let pairs = |steps: &mut [u8; 32]| {
         for i in 0..8 {
@@ -293,8 +298,8 @@ fn take_apart(dtype: DType, bytes: &[u8], out: &mut Block) {
             }
         }
         DType::Q2K | DType::Q3K => {
-            let (first, at) = if dtype == DType::Q2K { (16, 80) } else { (32, 108) };
-            *scale = word(&bytes[at..]);
+            let (first, scale_offset) = if dtype == DType::Q2K { (16, 80) } else { (32, 108) };
+            *scale = word(&bytes[scale_offset..]);
             for (i, code) in codes.iter_mut().enumerate() {
                 *code = bytes[first + 32 * (i / 128) + i % 32] >> (i % 128 / 32 * 2) & 3;
             }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::Bytes;
+use crate::{Bytes, guard};
 
 #[test]
 fn writing_to_a_clone_leaves_the_original() -> Result<()> {
@@ -65,7 +65,7 @@ fn large_outputs_are_handed_out_again_but_not_under_guards() -> Result<()> {
     let again = Tensor::output([299, 100])?;
     // Tests beside this one may have taken the memory; if it is the same, so are its values.
     assert!(again.as_slice()?.as_ptr() != address || again.as_slice()? == &copy[..29_900]);
-    let guarded = verify::guarded(|| Tensor::output([299, 100]))?;
+    let guarded = guard::guarded(|| Tensor::output([299, 100]))?;
     assert!(guarded.as_slice()?.iter().all(|v| v.is_nan()) && guarded.guards_hold()?);
     Ok(())
 }

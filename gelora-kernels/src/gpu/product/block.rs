@@ -10,12 +10,10 @@
 use cubecl::prelude::*;
 
 use super::Lines;
+use crate::gpu::Four;
+use crate::gpu::mask::{Mask, factor};
 use crate::gpu::quantised::decode;
-use crate::ops::dropout::gpu::{Mask, factor};
 use crate::quantised::planes::Packing;
-
-/// What units fetch and stage.
-pub type Four = Vector<f32, Const<4>>;
 
 /// The comptime sizes of a block. All are multiples of 4, and the units divide `rows * depth / 4` and `cols * depth / 4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -19,7 +19,7 @@ use half::bf16;
 
 use super::Lines;
 use super::shape::{DEPTH, LINE, PLANE, SIDE, Shape, WIDTH};
-use crate::ops::dropout::gpu::{Mask, factor};
+use crate::gpu::mask::{Mask, factor};
 
 /// The comptime settings of [`matrix_kernel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

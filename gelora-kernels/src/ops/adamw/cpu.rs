@@ -1,3 +1,5 @@
+//! One loop over values for each parameter.
+
 use super::{AdamW, Clip, Moments, corrections};
 use crate::cpu::vectorised;
 use crate::{Result, Tensor};
@@ -7,7 +9,7 @@ pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, clip: Clip<'_>, momen
     if !norm.is_finite() {
         return Ok(());
     }
-    // As PyTorch's clip_grad_norm_: max / (norm + 1e-6), never above 1.
+    // As in PyTorch's clip_grad_norm_: max_norm / (norm + 1e-6), never above 1.
     let length = norm + 1e-6;
     let scale = if length > clip.max_norm { clip.max_norm / length } else { 1.0 };
     update(
@@ -23,6 +25,7 @@ pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, clip: Clip<'_>, momen
 }
 
 vectorised! {
+    /// The step of one parameter, with gradients times `scale`.
     fn update(s: &AdamW, corrections: [f32; 2], scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let keep = 1.0 - s.lr * s.weight_decay;
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {

@@ -1,9 +1,9 @@
-//! One unit an element. The norm is summed in two stages, so that its bits do not depend on the order in which cubes run:
-//! every cube of a tensor sums its own elements, then one cube adds the sums of all cubes in a fixed order.
+//! One unit for each element. The norm is summed in two stages, so its bits do not depend on the order in which cubes
+//! run:
 
 mod group;
 
-pub use group::Flat;
+pub use group::FlatGroup;
 
 use cubecl::prelude::*;
 
@@ -11,12 +11,12 @@ use super::{AdamW, Clip, Moments, corrections};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, elementwise};
 use crate::{Result, Tensor};
 
-/// Squares that a unit adds, before there are [`MAX_PARTS`] cubes: few enough that f32 keeps six digits.
+/// Squares that a unit adds while there are fewer than [`MAX_PARTS`] cubes: few enough that f32 keeps six digits.
 const UNIT_VALUES: usize = 4;
-/// Cubes that sum one buffer, at most.
+/// The most cubes that sum one buffer.
 const MAX_PARTS: usize = 4096;
 
-/// Sums over the units of a cube, as a tree; the result is in the first place.
+/// The sum over the units of a cube, as a tree. The result is in `shared[0]`.
 #[cube]
 fn sum_units(own: f32, shared: &mut SharedMemory<f32>) {
     let unit = UNIT_POS as usize;
@@ -33,13 +33,13 @@ fn sum_units(own: f32, shared: &mut SharedMemory<f32>) {
     }
 }
 
-/// parts[first + cube] = sum of squares of the elements that are this cube's.
+/// parts[first + cube] = sum of the squares of the cube's elements.
 #[cube(launch)]
 fn squares_kernel(x: &Array<f32>, parts: &mut Array<f32>, first: usize, cubes: usize) {
     let mut shared = SharedMemory::<f32>::new(ELEMENTWISE_UNITS as usize);
     let mut sum = 0.0f32;
-    for at in range_stepped(ABSOLUTE_POS, x.len(), cubes * ELEMENTWISE_UNITS as usize) {
-        sum += x[at] * x[at];
+    for i in range_stepped(ABSOLUTE_POS, x.len(), cubes * ELEMENTWISE_UNITS as usize) {
+        sum += x[i] * x[i];
     }
     sum_units(sum, &mut shared);
     if UNIT_POS == 0 {
@@ -51,8 +51,8 @@ fn squares_kernel(x: &Array<f32>, parts: &mut Array<f32>, first: usize, cubes: u
 fn root_kernel(parts: &Array<f32>, norm: &mut Array<f32>) {
     let mut shared = SharedMemory::<f32>::new(ELEMENTWISE_UNITS as usize);
     let mut sum = 0.0f32;
-    for at in range_stepped(UNIT_POS as usize, parts.len(), ELEMENTWISE_UNITS as usize) {
-        sum += parts[at];
+    for i in range_stepped(UNIT_POS as usize, parts.len(), ELEMENTWISE_UNITS as usize) {
+        sum += parts[i];
     }
     sum_units(sum, &mut shared);
     if UNIT_POS == 0 {
@@ -81,20 +81,22 @@ fn step_kernel(
     norm: &Array<f32>,
     s: &Settings,
 ) {
-    let at = ABSOLUTE_POS;
-    // A shader may assume that there are no NaNs and no infinities, so the bits are asked.
+    let i = ABSOLUTE_POS;
+    // A shader may assume that there are no NaNs and no infinities, so finiteness is read from the bits.
     let finite = u32::reinterpret(norm[0]) & 0x7f80_0000u32 != 0x7f80_0000u32;
-    if at < p.len() && finite {
+    if i < p.len() && finite {
         let length = norm[0] + 1e-6f32;
-        let mut g = gradient[at];
+        // The clipped gradient.
+        let mut g = gradient[i];
         if length > s.max_norm {
             g *= s.max_norm / length;
         }
-        let first = s.beta1 * m[at] + (1.0f32 - s.beta1) * g;
-        let second = s.beta2 * v[at] + (1.0f32 - s.beta2) * g * g;
-        m[at] = first;
-        v[at] = second;
-        p[at] = p[at] * s.keep - s.lr * (first / s.correction1) / ((second / s.correction2).sqrt() + s.eps);
+        // Both moments, then the parameter.
+        let first = s.beta1 * m[i] + (1.0f32 - s.beta1) * g;
+        let second = s.beta2 * v[i] + (1.0f32 - s.beta2) * g * g;
+        m[i] = first;
+        v[i] = second;
+        p[i] = p[i] * s.keep - s.lr * (first / s.correction1) / ((second / s.correction2).sqrt() + s.eps);
     }
 }
 
@@ -114,7 +116,7 @@ pub fn step<R: Backend>(
     Ok(())
 }
 
-/// One step of everything in these buffers: parameters, both moments, gradients, and the norm.
+/// One step of these buffers: parameters, both moments, gradients, and the norm.
 fn step_all<R: Backend>(gpu: &Gpu<R>, s: &AdamW, t: u64, max_norm: f32, [p, m, v, gradient, norm]: [&GpuBuffer; 5]) {
     let [correction1, correction2] = corrections(s, t);
     let keep = 1.0 - s.lr * s.weight_decay;
@@ -137,7 +139,7 @@ pub fn global_norm<R: Backend>(gpu: &Gpu<R>, tensors: &[&Tensor]) -> Result<Tens
     root(gpu, &squares(gpu, &buffers)?)
 }
 
-/// Sums of squares of all values of these buffers, in parts.
+/// Sums of the squares of all values of these buffers, in parts.
 fn squares<R: Backend>(gpu: &Gpu<R>, buffers: &[&GpuBuffer]) -> Result<GpuBuffer> {
     let cubes = |buffer: &GpuBuffer| buffer.len().div_ceil(UNIT_VALUES * ELEMENTWISE_UNITS as usize).min(MAX_PARTS);
     let parts = gpu.scratch(buffers.iter().map(|buffer| cubes(buffer)).sum())?;
@@ -157,7 +159,7 @@ fn squares<R: Backend>(gpu: &Gpu<R>, buffers: &[&GpuBuffer]) -> Result<GpuBuffer
     Ok(parts)
 }
 
-/// The root of the sum of these parts.
+/// The root of the sum of the parts, as a tensor of one value.
 fn root<R: Backend>(gpu: &Gpu<R>, parts: &GpuBuffer) -> Result<Tensor> {
     let norm = gpu.output([1])?;
     root_kernel::launch::<R>(

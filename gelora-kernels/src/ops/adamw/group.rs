@@ -1,24 +1,14 @@
-//! Many parameters that step together.
+//! Many parameters with one step.
 
-use super::{AdamW, Clip, Moments, check_step, cpu, global_norm};
+use super::{AdamW, Clip, Member, check_step, cpu, global_norm};
 use crate::device::on_device;
 use crate::ops::check;
 use crate::{Result, Tensor, profile};
 
-/// A parameter, its gradient and its moments; all of one shape, f32.
-#[derive(Debug)]
-pub struct Member<'a> {
-    /// What is trained.
-    pub parameter: &'a mut Tensor,
-    /// The gradient of this step.
-    pub gradient: &'a Tensor,
-    /// The running moments.
-    pub moments: &'a mut Moments,
-}
-
-/// Parameters that step together. On the CPU each steps for itself. On a GPU the first step moves parameters and moments into
-/// one buffer each, of which their tensors are parts from then on: a step is a few launches however many parameters there are.
-/// A tensor that shares its memory with a clone is moved to new memory first; the clone keeps its values.
+/// Parameters that are updated in one step. On the CPU, each is updated on its own. On a GPU, the first step moves the
+/// parameters and moments into one buffer each, and their tensors become parts of these buffers. A step is then a few
+/// launches for any number of parameters. A tensor that shares its memory with a clone is moved to new memory first;
+/// the clone keeps its values.
 ///
 /// ```
 /// use gelora_kernels::Tensor;
@@ -36,16 +26,16 @@ pub struct Member<'a> {
 #[derive(Debug, Default)]
 pub struct Group {
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
-    pub(super) flats: Vec<super::gpu::Flat>,
+    flat: super::gpu::FlatGroup,
 }
 
 impl Group {
-    /// One step of all members in place; `t` counts steps from 1. Gradients whose norm together is above `max_norm` (infinite
-    /// for no clipping) are scaled down to it. Returns that norm before clipping, one value on their device; if it is not
-    /// finite, nothing changes.
+    /// One step of all members in place. `t` counts steps from 1. Gradients whose common norm is above `max_norm`
+    /// (infinity turns clipping off) are scaled down to it. Returns the norm before clipping, one value on the device;
+    /// if it is not finite, nothing changes.
     ///
     /// # Errors
-    /// If there is no member, shapes, types or devices differ, t is 0, or max_norm is not above 0.
+    /// If there is no member, if shapes, types or devices differ, if t is 0, or if max_norm is not above 0.
     pub fn step(&mut self, settings: &AdamW, t: u64, max_norm: f32, members: &mut [Member<'_>]) -> Result<Tensor> {
         const OP: &str = "adamw";
         let Some(first) = members.first() else {
@@ -59,7 +49,7 @@ impl Group {
         on_device!(&device, step_on_cpu(settings, t, max_norm, members), gpu => {
             let len = members.iter().map(|member| member.gradient.len()).sum::<usize>() as f64;
             let _span = profile::span(OP, 16.0 * len, 40.0 * len);
-            self.step_on_gpu(gpu, settings, t, max_norm, members)
+            self.flat.step(gpu, settings, t, max_norm, members)
         })
     }
 }

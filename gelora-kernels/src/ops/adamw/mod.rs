@@ -1,12 +1,12 @@
-//! The AdamW step, and the global norm that gradients are clipped by.
+//! The AdamW step, and the global norm for gradient clipping.
 //!
 //! With g the gradient times a factor (clipping) and t counting from 1:
 //! m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
 //! p = p (1 - lr weight_decay) - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps).
 //!
-//! Norm: sqrt of the sum of squares of all gradients; the CPU sums in f64 in order, a GPU in f32, in up to 4096 parts of a buffer
-//! whose sums are added in order. Gradients above a given norm are scaled down to it first. All of one parameter have one
-//! shape, f32.
+//! Norm: the root of the sum of squares of all gradients. Gradients with a norm above the limit are scaled down to the
+//! limit before the step. Accumulation of the norm: on the CPU f64, in order; on a GPU f32, in up to 4096 parts of a
+//! buffer, added in order. All tensors of one parameter have the same shape, in f32.
 //!
 //! Source: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, with the decay scaled by lr as PyTorch does.
 
@@ -17,20 +17,20 @@ mod gpu;
 mod group;
 pub mod reference;
 
-pub use group::{Group, Member};
+pub use group::Group;
 
 use super::check;
 use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
-/// Settings of one step.
+/// The settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// Learning rate of this step.
+    /// Learning rate.
     pub lr: f32,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
@@ -64,17 +64,28 @@ impl Moments {
     }
 }
 
-/// How a gradient is clipped: multiplied by min(1, max_norm / (norm + 1e-6)), as PyTorch's clip_grad_norm_ does.
+/// A parameter, its gradient and its moments; all of one shape, f32.
+#[derive(Debug)]
+pub struct Member<'a> {
+    /// The parameter.
+    pub parameter: &'a mut Tensor,
+    /// The gradient of this step.
+    pub gradient: &'a Tensor,
+    /// The running moments.
+    pub moments: &'a mut Moments,
+}
+
+/// Gradient clipping: gradients are multiplied by min(1, max_norm / (norm + 1e-6)), as in PyTorch's clip_grad_norm_.
 #[derive(Clone, Copy, Debug)]
 pub struct Clip<'a> {
-    /// The norm of all gradients together, one value on their device: what [`global_norm`] returns. If it is not finite, a
-    /// step changes nothing.
+    /// The norm of all gradients, one value on their device: the result of [`global_norm`]. If it is not finite, a step
+    /// changes nothing.
     pub norm: &'a Tensor,
-    /// The norm that they may have, above 0; infinite for no clipping.
+    /// The largest norm, above 0; infinity turns clipping off.
     pub max_norm: f32,
 }
 
-/// One step in place; `t` counts steps from 1. The norm is read on the device, so that the host need not wait for it.
+/// One step in place. `t` counts steps from 1. The device reads the norm, so the host does not wait for it.
 ///
 /// # Errors
 /// If shapes, types or devices differ, t is 0, or max_norm is not above 0.
@@ -100,6 +111,7 @@ pub fn step(
     )
 }
 
+/// Checks the arguments of a step of one member.
 fn check_step(op: &'static str, t: u64, max_norm: f32, member: &Member<'_>) -> Result<()> {
     let Member { parameter, gradient, moments } = member;
     check::value(op, t > 0, || "t counts from 1, got 0".into())?;
@@ -112,7 +124,7 @@ fn check_step(op: &'static str, t: u64, max_norm: f32, member: &Member<'_>) -> R
     check::f32(op, "parameter", parameter)
 }
 
-/// 1 - beta^t of both moments, in f64: for beta near 1 and small t it is a difference of near-equal numbers.
+/// 1 - beta^t of both moments, in f64: for beta near 1 and small t it is a difference of nearly equal numbers.
 fn corrections(settings: &AdamW, t: u64) -> [f32; 2] {
     [settings.beta1, settings.beta2].map(|beta| (1.0 - f64::from(beta).powf(t as f64)) as f32)
 }
@@ -120,7 +132,7 @@ fn corrections(settings: &AdamW, t: u64) -> [f32; 2] {
 /// The Euclidean norm of all values of all tensors, as one value on their device.
 ///
 /// # Errors
-/// If there is no tensor, one is not f32, or they are on different devices.
+/// If there is no tensor, a tensor is not f32, or the tensors are on different devices.
 pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
     const OP: &str = "global_norm";
     let tensors: Vec<&Tensor> = tensors.into_iter().collect();

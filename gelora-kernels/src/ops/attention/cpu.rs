@@ -1,22 +1,26 @@
+//! One task for each query head (forward) or each key head (backward) of each sequence, over blocks of query rows.
+
+mod rows;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use self::rows::{drop_slice, probabilities_from_lse, products_of_rows, scores_gradient, softmax};
 use super::{Attention, Gradients, Saved};
-use crate::cpu::{Onto, Packed, Scratch, View, ViewMut, gemm_packed, gemm_serial, math, panel_width, vectorised};
-use crate::ops::dropout::{Dropout, factor};
+use crate::cpu::{Init, Packed, Scratch, View, ViewMut, gemm_packed, gemm_serial, panel_width};
 use crate::{Result, Tensor};
 
-/// Query rows that are worked on at once: the scores in memory are this many times T.
+/// Query rows of a block. The scores of a block, BLOCK x T values, are in memory at once.
 const BLOCK: usize = 64;
 
-/// Query rows up to which keys are read as they stand: while generating, there is one.
+/// The most query rows for which keys are read in place, without packing. During generation there is one row.
 const FEW: usize = 4;
 
-/// Values that the rows of scores are padded to a multiple of, so that loops over them are whole vectors.
+/// Rows of scores are padded to a multiple of LANES, so that loops over them are whole vectors.
 const LANES: usize = 16;
 
-/// One query head of one sequence, with everything to address it.
+/// One query head of one sequence, and the sizes that address it.
 struct Head<'a> {
     call: &'a Attention<'a>,
     rows: Range<usize>,
@@ -28,7 +32,7 @@ struct Head<'a> {
     scale: f32,
     /// b of this head.
     bias: Option<&'a [f32]>,
-    /// A and B of this sequence.
+    /// A and B, the rows of this sequence.
     by_query: Option<&'a [f32]>,
     by_key: Option<&'a [f32]>,
     longest: usize,
@@ -42,37 +46,46 @@ impl<'a> Head<'a> {
             Some(bias) => Some(&bias.as_slice()?[h * bias.cols()..][..bias.cols()]),
             None => None,
         };
-        let of_sequence = |t: Option<&'a Tensor>| match t {
+        let sequence_rows = |t: Option<&'a Tensor>| match t {
             Some(t) => Ok::<_, crate::Error>(Some(&t.as_slice()?[rows.start * t.cols()..rows.end * t.cols()])),
             None => Ok(None),
         };
-        let (by_query, by_key) = (of_sequence(call.by_query)?, of_sequence(call.by_key)?);
+        let (by_query, by_key) = (sequence_rows(call.by_query)?, sequence_rows(call.by_key)?);
         let longest = call.all_keys().longest();
         Ok(Self { call, rows, keys, h, heads, kv_heads, d: channels / heads, scale, bias, by_query, by_key, longest })
     }
 
-    /// Rows `rows` (within the sequence) of this head in a tensor of (N, H D).
+    /// The rows `rows` of the sequence, for this head, in a tensor (N, H D).
     fn view<'t>(&self, t: &'t [f32], rows: Range<usize>) -> View<'t> {
         self.head_of(t, &self.rows, rows, self.h, self.heads)
     }
 
-    /// Rows `rows` (within the sequence) of the keys or values that this head reads.
+    /// The rows `rows` of the sequence's keys or values, for this head, in a tensor (N, G D).
     fn kv_view<'t>(&self, t: &'t [f32], rows: Range<usize>) -> View<'t> {
         self.head_of(t, &self.keys, rows, self.h / (self.heads / self.kv_heads), self.kv_heads)
     }
 
-    fn head_of<'t>(&self, t: &'t [f32], of: &Range<usize>, rows: Range<usize>, h: usize, heads: usize) -> View<'t> {
+    /// The rows `rows` of the rows `sequence`, columns of head `h` of `heads`.
+    fn head_of<'t>(
+        &self,
+        t: &'t [f32],
+        sequence: &Range<usize>,
+        rows: Range<usize>,
+        h: usize,
+        heads: usize,
+    ) -> View<'t> {
         let c = heads * self.d;
-        let from = (of.start + rows.start) * c + h * self.d;
+        let from = (sequence.start + rows.start) * c + h * self.d;
         View::strided(&t[from..], rows.len(), self.d, c)
     }
 
-    /// Columns of A or B that belong to a head.
-    fn width(&self, of: &[f32]) -> usize {
-        of.len() / (self.rows.len() * self.heads)
+    /// Number of columns of A or B that belong to one head.
+    fn width(&self, by_distance: &[f32]) -> usize {
+        by_distance.len() / (self.rows.len() * self.heads)
     }
 
-    /// Adds what depends on distance to the scores of query row `i` with some keys, and hides those that it does not see.
+    /// Adds the terms by distance to the scores of query row `i` and the given keys, and sets the scores of keys that
+    /// the row does not see to -inf.
     fn finish_scores(&self, i: usize, keys: &Range<usize>, s: &mut [f32]) {
         if let Some(all) = self.by_query {
             let width = self.width(all);
@@ -81,7 +94,7 @@ impl<'a> Head<'a> {
         }
         if let Some(all) = self.by_key {
             let width = self.width(all);
-            // One key further is one row and one distance further.
+            // The next key is one row and one distance further.
             let next = self.heads * width + 1;
             let by_key = all[self.h * width + width / 2 - i + keys.start * next..].iter().step_by(next);
             s[..keys.len()].iter_mut().zip(by_key).for_each(|(s, b)| *s += self.scale * b);
@@ -96,10 +109,10 @@ impl<'a> Head<'a> {
         s[seen.end - keys.start..].fill(f32::NEG_INFINITY);
     }
 
-    /// The keys that some of these query rows see, with those beside them that fill panels of a packed factor.
+    /// The keys that at least one of these query rows sees, extended to whole panels of a packed factor.
     fn seen(&self, rows: &Range<usize>) -> Range<usize> {
-        let of = |i: usize| self.call.seen(i, &self.rows, &self.keys);
-        let (start, end, width) = (of(rows.start).start, of(rows.end - 1).end, panel_width());
+        let seen_by = |i: usize| self.call.seen(i, &self.rows, &self.keys);
+        let (start, end, width) = (seen_by(rows.start).start, seen_by(rows.end - 1).end, panel_width());
         start / width * width..end.next_multiple_of(width).min(self.keys.len())
     }
 
@@ -108,20 +121,21 @@ impl<'a> Head<'a> {
         0..self.keys.len()
     }
 
+    /// Blocks of query rows.
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
         let t = self.rows.len();
         (0..t).step_by(BLOCK).map(move |i| i..t.min(i + BLOCK))
     }
 
-    /// Where (row, head) stands among rows of H.
-    fn row_at(&self, i: usize) -> usize {
+    /// The index of (query row `i`, this head) in a tensor (N, H).
+    fn row_index(&self, i: usize) -> usize {
         (self.rows.start + i) * self.heads + self.h
     }
 
     /// Multiplies the probabilities of query row `i` and some keys by the dropout mask.
     fn drop_row(&self, i: usize, keys: &Range<usize>, p: &mut [f32]) {
         if let Some(dropout) = self.call.dropout {
-            drop_slice(dropout, (self.row_at(i) * self.longest + keys.start) as u32, &mut p[..keys.len()]);
+            drop_slice(dropout, (self.row_index(i) * self.longest + keys.start) as u32, &mut p[..keys.len()]);
         }
     }
 
@@ -134,26 +148,30 @@ impl<'a> Head<'a> {
             let seen = self.seen(&rows);
             let (n, t, stride) = (rows.len(), seen.len(), seen.len().next_multiple_of(LANES));
             let (mut scores, q) = (ViewMut::strided(&mut s, n, t, stride), self.view(q, rows.clone()));
+            // S = scale Q K^T of the block.
             match &keys {
-                Some(keys) => gemm_packed(scores, Onto::Nothing, self.scale, q, keys, [0..self.d, seen.clone()]),
+                Some(keys) => gemm_packed(scores, Init::Zero, self.scale, q, keys, [0..self.d, seen.clone()]),
                 None => products_of_rows(&mut scores, self.scale, q, self.kv_view(k, seen.clone())),
             }
+            // P = drop(softmax(S)), row by row.
             for (i, s) in rows.clone().zip(s.chunks_exact_mut(stride)) {
                 self.finish_scores(i, &seen, s);
                 lse.row_mut(i)[0] = softmax(s);
                 self.drop_row(i, &seen, s);
             }
+            // O = P V.
             values.product(o.rows_mut(rows), View::strided(&s, n, t, stride), seen);
         }
     }
 
-    /// Writes what is of the query head; writes dk and dv (T, D), or adds to them what comes of another head of the group.
+    /// Writes the gradients of the query head. Writes dk and dv (T, D), or adds to them if `add` is set: the key head
+    /// then has gradients of another query head of its group.
     fn backward(
         &self,
         d_o: &[f32],
         [q, k, v]: [&[f32]; 3],
         [o, lse]: [&[f32]; 2],
-        OfQuery { dq, d_by_query, d_by_key }: &mut OfQuery<'_>,
+        QueryGradients { dq, d_by_query, d_by_key }: &mut QueryGradients<'_>,
         [dk, dv]: [&mut ViewMut<'_>; 2],
         add: bool,
     ) {
@@ -176,13 +194,16 @@ impl<'a> Head<'a> {
             let (n, t, stride) = (rows.len(), seen.len(), seen.len().next_multiple_of(LANES));
             let (q, d_o_rows) = (self.view(q, rows.clone()), self.view(d_o, rows.clone()));
             let (p, dp) = (&mut p[..n * stride], &mut dp[..n * stride]);
-            let of_scores = || [0..d, seen.clone()];
-            gemm_packed(ViewMut::strided(p, n, t, stride), Onto::Nothing, self.scale, q, &keys, of_scores());
-            gemm_packed(ViewMut::strided(dp, n, t, stride), Onto::Nothing, 1.0, d_o_rows, &values, of_scores());
+            let score_columns = || [0..d, seen.clone()];
+            // S = scale Q K^T and dP = dO V^T of the block.
+            gemm_packed(ViewMut::strided(p, n, t, stride), Init::Zero, self.scale, q, &keys, score_columns());
+            gemm_packed(ViewMut::strided(dp, n, t, stride), Init::Zero, 1.0, d_o_rows, &values, score_columns());
+            // P = exp(S - lse).
             for (i, p) in rows.clone().zip(p.chunks_exact_mut(stride)) {
                 self.finish_scores(i, &seen, p);
-                probabilities_from_lse(p, lse[self.row_at(i)]);
+                probabilities_from_lse(p, lse[self.row_index(i)]);
             }
+            // drop(P), and dP through the same mask.
             let kept: &[f32] = match &mut dropped {
                 Some(dropped) => {
                     let dropped = &mut dropped[..n * stride];
@@ -196,12 +217,14 @@ impl<'a> Head<'a> {
                 }
                 None => p,
             };
-            let of_keys = View::strided(kept, n, t, stride).t();
-            gemm_serial(dv.rows_mut(seen.clone()), Onto::Destination, 1.0, of_keys, d_o_rows);
+            let kept = View::strided(kept, n, t, stride).t();
+            // dV += drop(P)^T dO.
+            gemm_serial(dv.rows_mut(seen.clone()), Init::Accumulate, 1.0, kept, d_o_rows);
             for ((i, p), dp) in rows.clone().zip(p.chunks_exact(stride)).zip(dp.chunks_exact_mut(stride)) {
-                // sum_k P_ik dP_ik = dO_i . O_i
-                let at = self.row_at(i) * d;
-                scores_gradient(&p[..t], &mut dp[..t], &d_o[at..at + d], &o[at..at + d], self.scale);
+                // scale dS, with sum_k P_ik dP_ik = dO_i . O_i.
+                let first = self.row_index(i) * d;
+                scores_gradient(&p[..t], &mut dp[..t], &d_o[first..first + d], &o[first..first + d], self.scale);
+                // dA and dB are scale dS where the scores read A and B.
                 if let Some(all) = d_by_query {
                     let row = all.row_mut(i);
                     let first = row.len() / 2 - i + seen.start;
@@ -215,9 +238,10 @@ impl<'a> Head<'a> {
                     }
                 }
             }
+            // dQ = scale dS K and dK += scale dS^T Q.
             let ds = View::strided(dp, n, t, stride);
             by_key.product(dq.rows_mut(rows), ds, seen.clone());
-            gemm_serial(dk.rows_mut(seen), Onto::Destination, 1.0, ds.t(), q);
+            gemm_serial(dk.rows_mut(seen), Init::Accumulate, 1.0, ds.t(), q);
         }
     }
 
@@ -226,44 +250,32 @@ impl<'a> Head<'a> {
         let whole = self.kv_view(t, self.all());
         match self.d > panel_width() && self.rows.len() > BLOCK {
             true => Factor::Packed(Packed::f32(whole)),
-            false => Factor::AsItStands(whole),
+            false => Factor::InPlace(whole),
         }
     }
 }
 
-vectorised! {
-    /// `scores = scale q k^T` for few rows of q.
-    fn products_of_rows(scores: &mut ViewMut<'_>, scale: f32, q: View<'_>, k: View<'_>) {
-        for i in 0..q.rows() {
-            let (q, scores) = (q.row(i), scores.row_mut(i));
-            for (j, s) in scores.iter_mut().enumerate() {
-                *s = math::wide_dot(q, k.row(j)) * scale;
-            }
-        }
-    }
-}
-
-/// A matrix that blocks of rows are multiplied with: packed once, if it is for more than one of them.
+/// The right factor of products with blocks of rows: packed if more than one block uses it.
 enum Factor<'t> {
     Packed(Packed),
-    AsItStands(View<'t>),
+    InPlace(View<'t>),
 }
 
 impl Factor<'_> {
     /// `dst = a b[rows]`.
     fn product(&self, dst: ViewMut<'_>, a: View<'_>, rows: Range<usize>) {
         match self {
-            Factor::Packed(b) => gemm_packed(dst, Onto::Nothing, 1.0, a, b, [rows, 0..b.cols()]),
-            Factor::AsItStands(b) => gemm_serial(dst, Onto::Nothing, 1.0, a, b.some_rows(rows)),
+            Factor::Packed(b) => gemm_packed(dst, Init::Zero, 1.0, a, b, [rows, 0..b.cols()]),
+            Factor::InPlace(b) => gemm_serial(dst, Init::Zero, 1.0, a, b.some_rows(rows)),
         }
     }
 }
 
 /// The gradients of one query head in one sequence.
-struct OfQuery<'t> {
+struct QueryGradients<'t> {
     /// (T, D).
     dq: ViewMut<'t>,
-    /// (T, 2 M - 1), as the next.
+    /// (T, 2 M - 1), as `d_by_key`.
     d_by_query: Option<ViewMut<'t>>,
     d_by_key: Option<ViewMut<'t>>,
 }
@@ -275,7 +287,7 @@ pub fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Resu
     let heads = by_head(call, o.as_mut_slice()?, c, call.heads);
     let parts = heads.into_par_iter().zip(by_head(call, lse.as_mut_slice()?, call.heads, call.heads));
     parts.enumerate().try_for_each(|(i, (mut o, mut lse))| {
-        head_at(call, c, i)?.forward(q, k, v, &mut o, &mut lse);
+        head_of_part(call, c, i)?.forward(q, k, v, &mut o, &mut lse);
         Ok::<_, crate::Error>(())
     })?;
     Ok((o, lse))
@@ -297,27 +309,27 @@ pub fn backward(
     let (mut d_by_query, mut d_by_key) = (like(call.by_query)?, like(call.by_key)?);
     let mut by_query = by_head_or_none(call, &mut d_by_query)?;
     let mut by_key = by_head_or_none(call, &mut d_by_key)?;
-    let mut of_queries: Vec<_> = by_head(call, dq.as_mut_slice()?, c, call.heads)
+    let mut query_gradients: Vec<_> = by_head(call, dq.as_mut_slice()?, c, call.heads)
         .into_iter()
-        .map(|dq| OfQuery { dq, d_by_query: by_query.next(), d_by_key: by_key.next() })
+        .map(|dq| QueryGradients { dq, d_by_query: by_query.next(), d_by_key: by_key.next() })
         .collect();
     // A task is one key head with all query heads of its group.
-    let parts = of_queries
+    let parts = query_gradients
         .par_chunks_mut(group)
         .zip(by_head(call, dk.as_mut_slice()?, kv_c, call.kv_heads))
         .zip(by_head(call, dv.as_mut_slice()?, kv_c, call.kv_heads));
-    parts.enumerate().try_for_each(|(i, ((of_group, mut dk), mut dv))| {
-        for (member, of_query) in of_group.iter_mut().enumerate() {
-            let head = head_at(call, c, i * group + member)?;
-            head.backward(d_o, qkv, saved, of_query, [&mut dk, &mut dv], member > 0);
+    parts.enumerate().try_for_each(|(i, ((group_gradients, mut dk), mut dv))| {
+        for (member, gradients) in group_gradients.iter_mut().enumerate() {
+            let head = head_of_part(call, c, i * group + member)?;
+            head.backward(d_o, qkv, saved, gradients, [&mut dk, &mut dv], member > 0);
         }
         Ok::<_, crate::Error>(())
     })?;
-    drop((of_queries, by_query, by_key));
+    drop((query_gradients, by_query, by_key));
     Ok(Gradients { dq, dk, dv, d_by_query, d_by_key })
 }
 
-/// [`by_head`] of the query heads of a tensor that may not be there.
+/// [`by_head`] for the query heads of an optional tensor.
 fn by_head_or_none<'t>(call: &Attention<'_>, t: &'t mut Option<Tensor>) -> Result<std::vec::IntoIter<ViewMut<'t>>> {
     Ok(match t {
         Some(t) => {
@@ -329,7 +341,7 @@ fn by_head_or_none<'t>(call: &Attention<'_>, t: &'t mut Option<Tensor>) -> Resul
     .into_iter())
 }
 
-/// The part of each of `heads` heads of each sequence, head by head.
+/// The columns of every head in the rows of every sequence: all heads of the first sequence, then those of the next.
 fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize, heads: usize) -> Vec<ViewMut<'t>> {
     let mut parts = Vec::with_capacity(call.sequences.sequences() * heads);
     for rows in call.sequences.ranges() {
@@ -340,49 +352,7 @@ fn by_head<'t>(call: &Attention<'_>, mut data: &'t mut [f32], cols: usize, heads
     parts
 }
 
-/// The head of a part of [`by_head`].
-fn head_at<'a>(call: &'a Attention<'a>, channels: usize, part: usize) -> Result<Head<'a>> {
+/// The query head of part `part` of [`by_head`].
+fn head_of_part<'a>(call: &'a Attention<'a>, channels: usize, part: usize) -> Result<Head<'a>> {
     Head::new(call, channels, part / call.heads, part % call.heads)
-}
-
-vectorised! {
-    fn drop_slice(dropout: Dropout, first: u32, p: &mut [f32]) {
-        for (j, p) in p.iter_mut().enumerate() {
-            *p *= factor(dropout, first + j as u32);
-        }
-    }
-}
-
-vectorised! {
-    /// Turns scores into probabilities; returns the logarithm of the sum of their exponentials.
-    fn softmax(s: &mut [f32]) -> f32 {
-        let peak = math::max(s);
-        for s in s.iter_mut() {
-            *s = math::exp(*s - peak);
-        }
-        let sum = math::sum(s);
-        let share = 1.0 / sum;
-        for s in s.iter_mut() {
-            *s *= share;
-        }
-        peak + sum.ln()
-    }
-}
-
-vectorised! {
-    fn probabilities_from_lse(s: &mut [f32], lse: f32) {
-        for s in s {
-            *s = math::exp(*s - lse);
-        }
-    }
-}
-
-vectorised! {
-    /// Turns dP into dS, both times the scale.
-    fn scores_gradient(p: &[f32], dp: &mut [f32], d_o: &[f32], o: &[f32], scale: f32) {
-        let mean = math::dot(d_o, o);
-        for (dp, p) in dp.iter_mut().zip(p) {
-            *dp = p * (*dp - mean) * scale;
-        }
-    }
 }

@@ -13,9 +13,9 @@ pub use forward::forward;
 use cubecl::prelude::*;
 
 use super::Attention;
+use crate::gpu::mask::{Mask, factor};
 use crate::gpu::{Backend, Gpu, GpuBuffer};
-use crate::ops::dropout::gpu::{Mask, factor};
-use crate::verify::forced_shape;
+use crate::guard::forced_shape;
 use std::ops::Range;
 
 use crate::{Error, Result};

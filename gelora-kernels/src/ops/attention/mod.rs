@@ -2,27 +2,31 @@
 //!
 //! For one sequence of T tokens and one head of size D, with Q, K, V (T, D):
 //! S = scale Q K^T; P = softmax of each row of S; O = drop(P) V; lse_i = ln sum_j exp(S_ij).
-//! With a causal mask, row i sees the keys j <= i alone: S_ij is -inf for the others. With a window of w, it sees the last w of
-//! those. A bias b (H, 2 M - 1) is added to the scores by distance: S_ij = scale Q_i K_j + b_(h, j - i + M - 1).
-//! Disentangled attention adds what content and distance have to do with each other, of the query's content (`by_query`, A) and of
-//! the key's (`by_key`, B): S_ij = scale (Q_i K_j + A_(i, h, j - i + M - 1) + B_(j, h, j - i + M - 1)).
-//! Keys of their own (a cache while generating): the T queries are the last T positions of their sequence's keys.
-//! Query head h reads the key and value head h / (H / G) of G: G = H is the usual attention, G = 1 shares one among all.
+//!
+//! - Causal mask: row i sees the keys j <= i alone; S_ij is -inf for other keys. With a window w, row i sees the last
+//!   w of these keys.
+//! - Bias b (H, 2 M - 1): added to the scores by distance, S_ij = scale Q_i K_j + b_(h, j - i + M - 1).
+//! - Disentangled attention: the content of the query (`by_query`, A) and of the key (`by_key`, B) add terms by
+//!   distance, S_ij = scale (Q_i K_j + A_(i, h, j - i + M - 1) + B_(j, h, j - i + M - 1)).
+//! - Separate keys (a key-value cache during generation): the T queries are the last T positions of their sequence's
+//!   keys.
+//! - Grouped heads: query head h reads the key and value head h / (H / G) of G. G = H is the usual attention, G = 1 is
+//!   multi-query attention.
 //!
 //! Backward, given dO: dV = drop(P)^T dO; dP = dropped(dO V^T); dS_ij = P_ij (dP_ij - sum_k P_ik dP_ik);
-//! dQ = scale dS K; dK = scale dS^T Q; dA and dB are scale dS_ij where S_ij reads them, and 0 elsewhere. P is recomputed from
-//! lse; no (T, T) matrix is kept, forward or backward.
+//! dQ = scale dS K; dK = scale dS^T Q. dA and dB are scale dS_ij where S_ij reads them, and 0 elsewhere. P is
+//! recomputed from lse, so no (T, T) matrix is stored.
 //!
-//! q, o (N, H D), k, v (N, G D), A, B (N, H (2 M - 1)), heads side by side; lse (N, H). The dropout of P_ij of head h has the index
-//! ((row i of the batch) H + h) longest + j, where j counts from the sequence's start.
+//! q, o (N, H D), k, v (N, G D), A, B (N, H (2 M - 1)), with heads side by side; lse (N, H). The dropout index of P_ij
+//! in head h is ((row i of the batch) H + h) longest + j, where j counts from the first key of the sequence.
 //!
-//! Accumulation, in f32: on the CPU products as in `linear`, those of up to 4 queries with keys in 64 interleaved partial sums; a
-//! row's softmax sum in 16; dK and dV over blocks of query rows in ascending order. On a GPU all of them key by key, or row by
-//! row, in ascending order. Query heads of a group are added in order.
+//! Accumulation: f32. CPU: products as in [`linear`](super::linear); products of up to 4 queries with keys in 64
+//! interleaved partial sums; the softmax sum of a row in 16; dK and dV over blocks of query rows in ascending order.
+//! GPU: key by key, or row by row, in ascending order. Query heads of a group are added in order.
 //!
-//! Sources: Vaswani et al., arXiv 1706.03762; windows: Beltagy et al., arXiv 2004.05150; biases: Raffel et al., arXiv 1910.10683;
-//! disentangled attention: He et al., arXiv 2006.03654; recomputation from lse: Dao et al., arXiv 2205.14135; grouped heads:
-//! Ainslie et al., arXiv 2305.13245.
+//! Sources: Vaswani et al., arXiv 1706.03762; windows: Beltagy et al., arXiv 2004.05150; biases: Raffel et al.,
+//! arXiv 1910.10683; disentangled attention: He et al., arXiv 2006.03654; recomputation from lse: Dao et al.,
+//! arXiv 2205.14135; grouped heads: Ainslie et al., arXiv 2305.13245.
 
 pub(crate) mod cases;
 mod cpu;
@@ -37,35 +41,35 @@ use super::dropout::Dropout;
 use crate::device::on_device;
 use crate::{Offsets, Result, Tensor, profile};
 
-/// What attention needs to know beside its inputs.
+/// The settings of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
-    /// Where the queries of each sequence begin.
+    /// Offsets of the queries of each sequence.
     pub sequences: &'a Offsets,
-    /// Where its keys and values begin, if there are more of them than queries; forward alone.
+    /// Offsets of the keys and values of each sequence, if a sequence has more keys than queries. Forward only.
     pub keys: Option<&'a Offsets>,
     /// Number of query heads, H.
     pub heads: usize,
     /// Number of key and value heads, G, which divides H.
     pub kv_heads: usize,
-    /// What S is multiplied by, usually 1 / sqrt(D).
+    /// The factor of the scores, usually 1 / sqrt(D).
     pub scale: f32,
-    /// Whether a row sees only itself and the rows before it.
+    /// Whether a row sees only itself and earlier rows.
     pub causal: bool,
-    /// How many rows a row sees at most, itself included; with `causal` alone.
+    /// The most rows that a row sees, itself included. Requires `causal`.
     pub window: Option<usize>,
-    /// What is added to the scores by distance, (H, 2 M - 1): column M - 1 is for a row itself, the columns after it for keys
-    /// that follow. No sequence is longer than M. It is frozen.
+    /// Frozen bias added to the scores by distance, (H, 2 M - 1). Column M - 1 is for the row itself; later columns are
+    /// for later keys. No sequence may be longer than M.
     pub bias: Option<&'a Tensor>,
-    /// A, what the content of each query adds to its products with keys by distance, (N, H (2 M - 1)); without `keys` alone.
+    /// A: the term of each query's content by distance, (N, H (2 M - 1)). Not with `keys`.
     pub by_query: Option<&'a Tensor>,
-    /// B, the same of the content of each key.
+    /// B: the term of each key's content by distance, in the shape of A. Not with `keys`.
     pub by_key: Option<&'a Tensor>,
     /// Dropout of the probabilities.
     pub dropout: Option<Dropout>,
 }
 
-/// What [`Attention::backward`] needs beside q, k, v.
+/// Values of the forward pass that [`Attention::backward`] needs.
 #[derive(Debug)]
 pub struct Saved {
     /// The output, (N, H D).
@@ -74,23 +78,24 @@ pub struct Saved {
     pub lse: Tensor,
 }
 
-/// Gradients of the inputs.
+/// The gradients of the inputs.
 #[derive(Debug)]
 pub struct Gradients {
-    /// Of q, (N, H D).
+    /// dq (N, H D).
     pub dq: Tensor,
-    /// Of k, (N, G D).
+    /// dk (N, G D).
     pub dk: Tensor,
-    /// Of v, (N, G D).
+    /// dv (N, G D).
     pub dv: Tensor,
-    /// Of A, (N, H (2 M - 1)), if the call has it.
+    /// dA (N, H (2 M - 1)), if the call has A.
     pub d_by_query: Option<Tensor>,
-    /// Of B, if the call has it.
+    /// dB (N, H (2 M - 1)), if the call has B.
     pub d_by_key: Option<Tensor>,
 }
 
 impl<'a> Attention<'a> {
-    /// Plain attention of H heads of size D: scale 1 / sqrt(D), every row sees every row of its sequence.
+    /// Attention of `heads` heads of size `head_size`, with scale 1 / sqrt(D). Every row sees every row of its
+    /// sequence.
     pub fn new(sequences: &'a Offsets, heads: usize, head_size: usize) -> Self {
         let scale = 1.0 / (head_size as f32).sqrt();
         Self {
@@ -108,11 +113,11 @@ impl<'a> Attention<'a> {
         }
     }
 
-    /// (o, what backward needs): q and o (N, H D), k and v (N, G D).
+    /// (o, values for backward): q and o (N, H D), k and v (N, G D).
     ///
     /// # Errors
-    /// If shapes, types or devices do not fit together, the heads do not divide the channels, a window is not causal, what is
-    /// added by distance is narrower than the longest sequence, or a sequence has fewer keys than queries.
+    /// If shapes, types or devices do not fit together, the heads do not divide the channels, a window is not causal, a
+    /// term by distance is narrower than the longest sequence, or a sequence has fewer keys than queries.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
         const OP: &str = "attention";
         self.check(OP, &[("q", q)], &[("k", k), ("v", v)])?;
@@ -121,13 +126,13 @@ impl<'a> Attention<'a> {
         Ok((o.clone(), Saved { o, lse }))
     }
 
-    /// dq, dk, dv, and dA and dB, from the gradient of o, (N, H D).
+    /// The gradients of all inputs, from the gradient `d_o` (N, H D) of o.
     ///
     /// # Errors
-    /// As [`Attention::forward`]; if there are keys of their own.
+    /// As [`Attention::forward`], and if the call has separate keys.
     pub fn backward(&self, d_o: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, saved: Saved) -> Result<Gradients> {
         const OP: &str = "attention.backward";
-        check::value(OP, self.keys.is_none(), || "keys of their own have no backward".into())?;
+        check::value(OP, self.keys.is_none(), || "attention with separate keys has no backward pass".into())?;
         self.check(OP, &[("q", q), ("d_o", d_o), ("o", &saved.o)], &[("k", k), ("v", v)])?;
         check::shape(OP, "lse", &saved.lse, &[q.rows(), self.heads])?;
         check::same_device(OP, &[q, &saved.lse])?;
@@ -139,19 +144,21 @@ impl<'a> Attention<'a> {
         )
     }
 
-    /// A call with so many operations for each pair of tokens and channel, and so many tensors of the shape of q, and of k.
+    /// The profile span of a call with `flops` operations for each pair of tokens and channel, and `tensors` tensors in
+    /// the shape of q and as many in the shape of k.
     fn span(&self, op: &'static str, flops: f64, tensors: f64, q: &Tensor) -> profile::Span {
         let pairs: usize = self
             .parts()
             .map(|(rows, keys)| (0..rows.len()).map(|i| self.seen(i, &rows, &keys).len()).sum::<usize>())
             .sum();
-        let of_keys = self.kv_heads as f64 / self.heads as f64 * (self.all_keys().tokens() as f64 / q.rows() as f64);
-        // What is added by distance is read, and its gradient written, where a row sees a key.
+        let key_share = self.kv_heads as f64 / self.heads as f64 * (self.all_keys().tokens() as f64 / q.rows() as f64);
+        // Terms by distance are read, and their gradients written, only where a row sees a key.
         let added = [self.by_query, self.by_key].iter().flatten().count() * pairs * self.heads;
-        let bytes = 4.0 * tensors * (1.0 + of_keys) * q.len() as f64 + 2.0 * tensors * added as f64;
+        let bytes = 4.0 * tensors * (1.0 + key_share) * q.len() as f64 + 2.0 * tensors * added as f64;
         profile::span(op, flops * (pairs * q.cols()) as f64, bytes)
     }
 
+    /// The offsets of keys and values.
     fn all_keys(&self) -> &Offsets {
         self.keys.unwrap_or(self.sequences)
     }
@@ -161,7 +168,7 @@ impl<'a> Attention<'a> {
         self.sequences.ranges().zip(self.all_keys().ranges())
     }
 
-    /// The keys that the `i`-th query of a sequence sees, counted from its first.
+    /// The keys that query `i` of a sequence sees, counted from the first key of the sequence.
     fn seen(&self, i: usize, rows: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
         let position = keys.len() - rows.len() + i;
         let end = if self.causal { position + 1 } else { keys.len() };
@@ -171,10 +178,10 @@ impl<'a> Attention<'a> {
     fn check(
         &self,
         op: &'static str,
-        of_queries: &[(&'static str, &Tensor)],
-        of_keys: &[(&'static str, &Tensor)],
+        query_like: &[(&'static str, &Tensor)],
+        key_like: &[(&'static str, &Tensor)],
     ) -> Result<()> {
-        let (_, q) = of_queries[0];
+        let (_, q) = query_like[0];
         let (n, c) = check::matrix(op, "q", q)?;
         check::value(op, n == self.sequences.tokens(), || {
             format!("q has {n} rows, the sequences have {} tokens", self.sequences.tokens())
@@ -208,13 +215,13 @@ impl<'a> Attention<'a> {
         }
         for (name, t) in [("by_query", self.by_query), ("by_key", self.by_key)] {
             let Some(t) = t else { continue };
-            check::value(op, self.keys.is_none(), || format!("{name} does not go with keys of their own"))?;
+            check::value(op, self.keys.is_none(), || format!("{name} cannot be combined with separate keys"))?;
             let (_, width) = check::matrix(op, name, t)?;
             check::shape(op, name, t, &[n, width])?;
             check::f32(op, name, t)?;
             check::same_device(op, &[q, t])?;
-            let of_head = width / self.heads;
-            let reaches = of_head % 2 == 1 && of_head.div_ceil(2) >= keys.longest();
+            let head_width = width / self.heads;
+            let reaches = head_width % 2 == 1 && head_width.div_ceil(2) >= keys.longest();
             check::value(op, width % self.heads == 0 && reaches, || {
                 format!("{name} of {width} columns does not reach over sequences of {}", keys.longest())
             })?;
@@ -222,9 +229,9 @@ impl<'a> Attention<'a> {
         if let (Some(a), Some(b)) = (self.by_query, self.by_key) {
             check::shape(op, "by_key", b, a.shape())?;
         }
-        let (of_query, of_key) = ([n, c], [keys.tokens(), c / self.heads * self.kv_heads]);
-        for ((name, t), shape) in of_queries.iter().map(|t| (t, &of_query)).chain(of_keys.iter().map(|t| (t, &of_key)))
-        {
+        let (query_shape, key_shape) = ([n, c], [keys.tokens(), c / self.heads * self.kv_heads]);
+        let query_like = query_like.iter().map(|t| (t, &query_shape));
+        for ((name, t), shape) in query_like.chain(key_like.iter().map(|t| (t, &key_shape))) {
             check::shape(op, name, t, shape)?;
             check::f32(op, name, t)?;
             check::same_device(op, &[q, t])?;

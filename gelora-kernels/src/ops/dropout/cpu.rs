@@ -1,5 +1,8 @@
-use super::{Dropout, factor};
+//! Loops over elements, vectorized by the compiler.
+
+use super::Dropout;
 use crate::cpu::{for_row_blocks, vectorised};
+use crate::dropout::factor;
 use crate::{Result, Tensor};
 
 pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
@@ -13,7 +16,7 @@ pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
 }
 
 vectorised! {
-    /// `y = x * mask / (1 - p)` for the elements from index `first`.
+    /// y = x mask / (1 - p), for the elements from index `first` on.
     pub fn block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
         for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
             *y = x * factor(d, first.wrapping_add(i as u32));
@@ -22,7 +25,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// `y += x * mask / (1 - p)` for the elements from index `first`.
+    /// y += x mask / (1 - p), for the elements from index `first` on.
     pub fn add_block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
         for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
             *y += x * factor(d, first.wrapping_add(i as u32));

@@ -1,12 +1,12 @@
-//! Dropout that any element can recompute: y_i = x_i m_i / (1 - p), with m_i = 1 if hash(key, i) >= floor(p 2^32), else 0.
+//! Dropout with a mask that can be recomputed for any element: y_i = x_i m_i / (1 - p), with m_i = 1 if
+//! hash(key, i) >= floor(p 2^32), else 0.
 //!
-//! i is the flat index of the element as u32, so the mask depends on the key and the position alone: it is the same on
-//! every device and in every split of the work, and backward draws it again instead of storing it. Backward is the
-//! same function: dx = apply(dy) with the same [`Dropout`].
+//! i is the flat index of the element as u32. The mask depends on the key and the index alone, so it is the same on
+//! every device and in every split of the work. Backward recomputes it instead of storing it, and is the same function:
+//! dx = apply(dy) with the same [`Dropout`].
 //!
 //! Nothing is summed. The expected value of y is x.
 //!
-//! Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting" (JMLR 2014), in the
 //! inverted form that needs no rescaling at inference.
 
 pub(crate) mod cases;
@@ -17,32 +17,11 @@ pub mod reference;
 
 use super::check;
 use crate::device::on_device;
-use crate::random::hash;
+pub use crate::dropout::Dropout;
 use crate::{Result, Tensor, profile};
 
-/// One use of dropout: how much, and which mask.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// The probability that an element becomes 0, in [0, 1).
-    pub p: f32,
-    /// What tells this mask from others: [`crate::random::key`] of a seed, a step and a site.
-    pub key: [u32; 2],
-}
-
 impl Dropout {
-    /// floor(p 2^32): the hashes below it are dropped.
-    #[inline(always)]
-    pub(crate) fn threshold(self) -> u32 {
-        (f64::from(self.p) * 4_294_967_296.0) as u32
-    }
-
-    /// 1 / (1 - p), what a kept element is multiplied by.
-    #[inline(always)]
-    pub(crate) fn scale(self) -> f32 {
-        1.0 / (1.0 - self.p)
-    }
-
-    /// p is a probability below 1, and `len` elements have an index each.
+    /// Checks that p is in [0, 1), and that `len` elements have different indices.
     pub(crate) fn check(self, op: &'static str, len: usize) -> Result<()> {
         check::value(op, (0.0..1.0).contains(&self.p), || format!("dropout p must be in [0, 1), got {}", self.p))?;
         check::value(op, u32::try_from(len).is_ok(), || {
@@ -51,14 +30,7 @@ impl Dropout {
     }
 }
 
-/// What element `index` is multiplied by: 0 or 1 / (1 - p). Everything but the hash is the same for all elements, so a
-/// loop computes it once.
-#[inline(always)]
-pub(crate) fn factor(d: Dropout, index: u32) -> f32 {
-    if hash(d.key, index) >= d.threshold() { d.scale() } else { 0.0 }
-}
-
-/// y_i = x_i m_i / (1 - p): x of any shape, f32; y alike. Its backward is dx = apply(dy) with the same `d`.
+/// y_i = x_i m_i / (1 - p): x f32 of any shape; y in the shape of x. Its backward is dx = apply(dy) with the same `d`.
 ///
 /// # Errors
 /// If p is outside [0, 1), x is not f32, or it has more than u32::MAX elements.

@@ -1,4 +1,4 @@
-//! A naive loop, from the formula alone. The hash is part of the formula.
+//! The formula in f64. The hash is part of the formula.
 
 use crate::random::hash;
 

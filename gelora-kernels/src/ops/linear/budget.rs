@@ -1,17 +1,17 @@
-//! How much memory the layouts of all weights may take together, so that a model whose layouts would not fit runs slower rather
-//! than out of memory.
+//! The memory budget of the packed layouts of all weights. A model whose layouts would not fit runs slower instead of
+//! running out of memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Bytes to hand out.
+/// A number of bytes to share out.
 #[derive(Debug)]
 pub struct Budget {
     most: u64,
     taken: AtomicU64,
 }
 
-/// Bytes that are taken until this is dropped.
+/// Bytes taken from a budget until the share is dropped.
 #[derive(Debug)]
 pub struct Share {
     budget: Arc<Budget>,
@@ -19,18 +19,18 @@ pub struct Share {
 }
 
 impl Budget {
-    /// So many bytes.
+    /// A budget of `most` bytes.
     pub fn of(most: u64) -> Arc<Self> {
         Arc::new(Self { most, taken: AtomicU64::new(0) })
     }
 
-    /// Half of the machine's memory; no limit where the system does not tell how much there is.
+    /// Half of the machine's memory, shared by all weights; no limit if the system does not tell its memory.
     pub fn of_machine() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Budget>> = OnceLock::new();
         Arc::clone(SHARED.get_or_init(|| Self::of(crate::cpu::memory().map_or(u64::MAX, |bytes| bytes / 2))))
     }
 
-    /// A share of so many bytes, if they are left.
+    /// A share of `bytes` bytes; None if fewer are left.
     pub fn take(self: &Arc<Self>, bytes: u64) -> Option<Share> {
         let rest = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.most);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).ok()?;

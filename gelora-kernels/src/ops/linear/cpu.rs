@@ -1,5 +1,7 @@
+//! Products with packed weights, or, for few rows, with weights as they are stored.
+
 use super::Weight;
-use crate::cpu::{Onto, Scratch, View, ViewMut, for_row_blocks, gemm, math, product, vectorised};
+use crate::cpu::{Init, Scratch, View, ViewMut, for_row_blocks, gemm, math, product, vectorised};
 use crate::{Result, Tensor};
 
 pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
@@ -7,13 +9,13 @@ pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<T
         return few_rows(x, w, b, n);
     }
     let mut y = Tensor::output([n, w.c_out()])?;
-    let onto = b.map(Tensor::as_slice).transpose()?.map_or(Onto::Nothing, Onto::Row);
+    let init = b.map(Tensor::as_slice).transpose()?.map_or(Init::Zero, Init::Row);
     let layout = w.forward()?;
-    product(y.as_mut_slice()?, onto, x.as_slice()?, &layout, None);
+    product(y.as_mut_slice()?, init, x.as_slice()?, &layout, None);
     Ok(y)
 }
 
-/// Each row of W becomes f32 once and is multiplied with every row of x.
+/// y for few rows of x. Each row of W is widened to f32 once and multiplied with all rows of x.
 fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
     let (c_in, c_out) = (w.c_in(), w.c_out());
     let (x, b) = (x.as_slice()?, b.map(Tensor::as_slice).transpose()?);
@@ -33,7 +35,7 @@ fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tens
 }
 
 vectorised! {
-    /// The inner products of a row with rows of x, each added to b.
+    /// y_i = b + row x_i.
     fn products(row: &[f32], x: &[f32], b: f32, y: &mut [f32]) {
         for (y, x) in y.iter_mut().zip(x.chunks_exact(row.len())) {
             *y = b + math::wide_dot(row, x);
@@ -44,7 +46,7 @@ vectorised! {
 pub fn backward_input(dy: &Tensor, w: &Weight, n: usize) -> Result<Tensor> {
     let mut dx = Tensor::output([n, w.c_in()])?;
     let layout = w.backward()?;
-    product(dx.as_mut_slice()?, Onto::Nothing, dy.as_slice()?, &layout, None);
+    product(dx.as_mut_slice()?, Init::Zero, dy.as_slice()?, &layout, None);
     Ok(dx)
 }
 
@@ -53,7 +55,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, n: usize, c_in: usize, c_out: us
     let (dy, x) = (dy.as_slice()?, x.as_slice()?);
     gemm(
         ViewMut::new(dw.as_mut_slice()?, c_out, c_in),
-        Onto::Nothing,
+        Init::Zero,
         1.0,
         View::new(dy, n, c_out).t(),
         View::new(x, n, c_in),

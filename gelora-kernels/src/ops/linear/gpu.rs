@@ -1,4 +1,4 @@
-//! Each is one product; see [`crate::gpu::product`].
+//! Each function is one product; see [`crate::gpu::product`].
 
 use super::Weight;
 use crate::gpu::product::{Product, column_sums, columns, rows};

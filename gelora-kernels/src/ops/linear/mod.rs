@@ -1,14 +1,14 @@
-//! Affine map: y = x W^T + b.
+//! An affine map with a frozen or a trained weight: y = x W^T + b.
 //!
 //! x (N, C_in), W (C_out, C_in), b (C_out), y (N, C_out).
 //! Backward: dx = dy W; dW = dy^T x; db = sum over rows of dy.
 //!
-//! Accumulation: f32. CPU: in ascending order of the inner dimension, in blocks of at most 512 steps, whatever the number of
-//! threads; for up to 8 rows and a W of fewer bits in 64 interleaved partial sums. GPU: in ascending order, without blocks; dW and db
-//! over rows in parts whose sums are added in order.
-//! With a [`Weight`] that computes in bf16, x, dy and W are rounded to bf16 (2^-9 relative) and summed in f32: in pairs on the
-//! CPU, in the order of the matrix units on a GPU.
-
+//! Accumulation: f32. CPU: in ascending order of the inner dimension, in blocks of at most 512 steps, for any number of
+//! threads. For up to 8 rows and a W of fewer bits than f32: in 64 interleaved partial sums. GPU: in ascending order;
+//! dW and db over rows in parts whose sums are added in order.
+//!
+//! A [`Weight`] may ask for products in bf16. Then x, dy and W are rounded to bf16 (2^-9 relative) and summed in f32:
+//! in pairs on the CPU, in the order of the matrix units on a GPU.
 mod budget;
 pub(crate) mod cases;
 pub(in crate::ops) mod cpu;
@@ -66,7 +66,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
     on_device!(dy.device(), cpu::backward_weight(dy, x, n, c_in, c_out), gpu => gpu::backward_weight(gpu, dy, x))
 }
 
-/// (rows of t, columns of t, the other dimension of W), where t's columns are W's dimension `axis`.
+/// (rows of t, columns of t, other dimension of W). The columns of t are dimension `axis` of W.
 fn shapes(op: &'static str, name: &'static str, t: &Tensor, w: &Weight, axis: usize) -> Result<(usize, usize, usize)> {
     let (n, c) = check::matrix(op, name, t)?;
     let (shared, other) = if axis == 1 { (w.c_in(), w.c_out()) } else { (w.c_out(), w.c_in()) };
@@ -76,7 +76,7 @@ fn shapes(op: &'static str, name: &'static str, t: &Tensor, w: &Weight, axis: us
     Ok((n, c, other))
 }
 
-/// A product of n rows with a matrix (C_out, C_in) of this type; bytes as they are stored.
+/// The profile span of a product of n rows with a matrix (C_out, C_in) stored in a type.
 fn product_span(op: &'static str, n: usize, c_in: usize, c_out: usize, stored: DType) -> profile::Span {
     let bytes = 4 * n * (c_in + c_out) + stored.bytes(c_in * c_out);
     profile::span(op, 2.0 * (n * c_in * c_out) as f64, bytes as f64)

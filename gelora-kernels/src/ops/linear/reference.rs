@@ -1,4 +1,4 @@
-//! Naive loops, from the formula alone. Dimensions that the slices do not tell are passed.
+//! The formulas in f64. Dimensions that the slices do not determine are arguments.
 
 /// y = x W^T + b.
 pub fn forward(x: &[f64], w: &[f64], b: Option<&[f64]>, c_in: usize) -> Vec<f64> {

@@ -1,3 +1,5 @@
+//! A frozen weight, and its packed layouts.
+
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,7 +9,7 @@ use crate::cpu::{Packed, Scratch, View};
 use crate::ops::check;
 use crate::{DType, Error, Result, Tensor};
 
-/// A layout that a weight keeps, or that was made for one product.
+/// A packed layout of a weight: kept with the weight, or made for one product.
 pub enum Layout<'a> {
     Kept(&'a Packed),
     Made(Packed),
@@ -24,15 +26,28 @@ impl Deref for Layout<'_> {
     }
 }
 
-/// Rows of x up to which a product reads a weight as it is stored.
+/// The most rows of x for which a product reads the weight as it is stored.
 const FEW: usize = 8;
 
-/// A frozen weight W (C_out, C_in), laid out for its products. From the second product on the layout is kept, as long as those of
-/// all weights fit into half of the machine's memory; one that is never used again, as for a prompt, would only take memory.
-/// Clones share it.
+/// A frozen weight W (C_out, C_in), packed for its products. Clones share the packed layouts.
 ///
-/// A quantised weight is laid out anew for every product: it is there to be small. A product of few rows, in f32, reads a
-/// weight of fewer bits as it is stored: a layout costs as much as many such products, and has more bytes to be read.
+/// A layout is kept from the second product on, as long as the layouts of all weights fit into half of the machine's
+/// memory. The first product does not keep it: a weight that is used once, as for one prompt, would only take memory. A
+/// quantized weight is packed anew for every product, because a kept layout would undo the quantization.
+///
+/// An f32 product of few rows reads a weight of fewer bits as it is stored. Packing costs as much as many such
+/// products, and a packed layout has more bytes to read.
+///
+/// ```
+/// use gelora_kernels::ops::linear::{self, Weight};
+/// use gelora_kernels::{DType, Tensor};
+///
+/// let w = Tensor::from_vec(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2])?; // C_out = 3, C_in = 2
+/// let w = Weight::new(w, DType::F32)?;
+/// let x = Tensor::from_vec(vec![1.0, -1.0], [1, 2])?;
+/// assert_eq!(linear::forward(&x, &w, None)?.to_vec()?, [-1.0, -1.0, -1.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Weight(Arc<Inner>);
 
@@ -42,18 +57,19 @@ struct Inner {
     compute: DType,
     c_in: usize,
     c_out: usize,
-    /// Whether layouts are kept, and in what memory.
+    /// Whether layouts are kept, and the budget for them.
     keep: Keep,
     budget: Arc<Budget>,
     /// W^T, for y = x W^T.
     forward: Slot,
     /// W, for dx = dy W.
     backward: Slot,
-    /// W in bf16 on its GPU, for matrix units.
+    /// W in bf16 on its GPU, for the matrix units.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     rounded: OnceLock<crate::gpu::GpuBuffer>,
 }
 
+/// When a layout is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keep {
     Never,
@@ -61,6 +77,7 @@ enum Keep {
     Always,
 }
 
+/// The place of one layout.
 #[derive(Debug, Default)]
 struct Slot {
     kept: OnceLock<(Packed, Share)>,
@@ -68,9 +85,9 @@ struct Slot {
 }
 
 impl Weight {
-    /// A weight of any storage type whose products on the CPU are computed in `compute`: f32, or bf16, in which both factors are
-    /// rounded to bf16 and the sums are f32. A CPU without products of bf16 (AVX-512 BF16) computes in f32 all the same. GPU
-    /// kernels compute in the storage type.
+    /// A weight of any storage type. `compute` is the type of its products: f32, or bf16, which rounds both factors to
+    /// bf16 and sums in f32. A device without bf16 products (see
+    /// [`Device::multiplies_bf16`](crate::Device::multiplies_bf16)) computes them in f32.
     ///
     /// # Errors
     /// If the tensor is not a matrix, or `compute` is neither f32 nor bf16.
@@ -99,13 +116,13 @@ impl Weight {
         }))
     }
 
-    /// The same weight for several products that follow one another: its layouts are kept until this is dropped.
+    /// The same weight for several consecutive products. Its layouts are kept until the returned weight is dropped.
     pub fn kept(&self) -> Self {
         if self.0.keep != Keep::Never {
             [&self.0.forward, &self.0.backward].iter().for_each(|slot| slot.used.store(true, Ordering::Relaxed));
             return self.clone();
         }
-        // Of the few that follow one another, not of the whole model.
+        // No limit: these layouts live for a few products, not as long as the model.
         let budget = Budget::of(u64::MAX);
         Self::with(self.0.tensor.clone(), self.0.compute, [self.0.c_out, self.0.c_in], Keep::Always, budget)
     }
@@ -116,18 +133,18 @@ impl Weight {
         n <= FEW && (half || self.0.keep == Keep::Never)
     }
 
-    /// W (C_out, C_in), as it was given.
+    /// W (C_out, C_in) in its storage type.
     pub fn tensor(&self) -> &Tensor {
         &self.0.tensor
     }
 
-    /// Where W in bf16 is kept on its GPU.
+    /// The place of W in bf16 on its GPU.
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     pub(in crate::ops) fn rounded(&self) -> &OnceLock<crate::gpu::GpuBuffer> {
         &self.0.rounded
     }
 
-    /// The type that products are computed in.
+    /// The type of the products.
     pub fn compute(&self) -> DType {
         self.0.compute
     }
@@ -157,7 +174,8 @@ impl Weight {
         if let Some((packed, _)) = slot.kept.get() {
             return Ok(Layout::Kept(packed));
         }
-        // Packed before the slot is locked: a thread of the pool that waits for others may take up work that comes back here.
+        // Packing comes before locking the slot: a thread of the pool that waits for others may take up work that comes
+        // back here.
         let packed = self.pack(transposed)?;
         self.0.tensor.set_aside();
         let used = slot.used.swap(true, Ordering::Relaxed);
@@ -169,10 +187,12 @@ impl Weight {
         })
     }
 
+    /// Packs W^T if `transposed`, else W.
     fn pack(&self, transposed: bool) -> Result<Packed> {
         let Inner { tensor, c_in, c_out, .. } = &*self.0;
         let (c_in, c_out, dtype, bf16) = (*c_in, *c_out, tensor.dtype(), self.0.compute == DType::Bf16);
-        // Few rows or columns of W at a time become f32, and whole matrices only where blocks do not end where panels do.
+        // A few rows or columns of W are widened to f32 at a time. The whole matrix is widened only if panels would
+        // split quantized blocks.
         let half = matches!(dtype, DType::F16 | DType::Bf16);
         if transposed && (half || dtype.is_quantised()) {
             return Ok(Packed::made_of([c_in, c_out], bf16, &|first, rows, panel| {
@@ -192,7 +212,7 @@ impl Weight {
         }
         let (values, mut decoded);
         let rows: &[f32] = if dtype.is_quantised() {
-            // In memory that is there already: these come again and again.
+            // Scratch memory is reused: quantized weights are widened again and again.
             decoded = Scratch::new(tensor.len());
             tensor.decode_rows(&mut decoded)?;
             &decoded

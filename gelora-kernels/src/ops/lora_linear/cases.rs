@@ -6,7 +6,7 @@ use crate::random::key;
 use crate::verify::{Case, random, random_quantised};
 use crate::{DType, Rounding, Tensor};
 
-/// One shape and what varies with it.
+/// One shape and its settings.
 #[derive(Clone, Copy)]
 struct Setup {
     n: usize,
@@ -19,12 +19,12 @@ struct Setup {
     products: Products,
 }
 
-/// What the weight computes in.
+/// The type of the weight's products.
 #[derive(Clone, Copy, PartialEq)]
 enum Products {
     F32,
     Bf16,
-    /// bf16, of factors that it holds exactly: only the sums round.
+    /// bf16, with factors that bf16 represents exactly: only the sums round.
     Bf16Exact,
 }
 
@@ -71,18 +71,18 @@ pub fn cases() -> Vec<Case> {
         setup((33, 49, 1100, 3), true, 0.0, F32),
         bf16(Products::Bf16Exact, (33, 1100, 49, 8), true, 0.0),
         bf16(Products::Bf16Exact, (33, 49, 1100, 8), true, 0.0),
-        // Enough for the larger cubes of the matrix units, forward and backward.
+        // Large enough for the larger cubes of the matrix units, forward and backward.
         bf16(Products::Bf16Exact, (1300, 72, 1536, 8), true, 0.0),
         bf16(Products::Bf16Exact, (1300, 1536, 72, 8), false, 0.5),
         bf16(Products::Bf16Exact, (2048, 72, 2048, 32), true, 0.5),
         bf16(Products::Bf16Exact, (2048, 2048, 72, 32), true, 0.5),
     ]
     .into_iter()
-    .flat_map(of)
+    .flat_map(cases_of)
     .collect()
 }
 
-fn of(setup: Setup) -> Vec<Case> {
+fn cases_of(setup: Setup) -> Vec<Case> {
     let Setup { n, c_in, c_out, r, bias, p, dtype, products } = setup;
     let scaling = 16.0 / r as f32;
     let dropout = (p > 0.0).then(|| Dropout { p, key: key(5, &[n as u64]) });
@@ -91,7 +91,7 @@ fn of(setup: Setup) -> Vec<Case> {
         Products::Bf16 => (" bf16 products", DType::Bf16),
         Products::Bf16Exact => (" bf16 products, exact factors", DType::Bf16),
     };
-    // An adapter's left operand is three factors of 8 bits on matrix units.
+    // On matrix units, the left operand of an adapter is three factors of 8 bits.
     let bound = |short: f64, depth: usize| match products {
         Products::Bf16 => 2500.0 * short,
         Products::F32 | Products::Bf16Exact => of_long_sums(short, depth + 3 * r),

@@ -1,8 +1,8 @@
-//! The adapter rides on the base product: xa is computed for a block of rows that the base product is about to read, and
-//! x W^T + s xa B^T is one sum over C_in + R terms, held in registers.
+//! The adapter is computed along with the base product: xa for a block of rows that the base product is about to read,
+//! and x W^T + s xa B^T as one sum over C_in + R terms, held in registers.
 
 use super::{Gradients, LoraLinear, Sizes};
-use crate::cpu::{Mask, Onto, Packed, Rider, Scratch, View, ViewMut, for_row_blocks, gemm, product};
+use crate::cpu::{Init, LowRank, Mask, Packed, Scratch, View, ViewMut, for_row_blocks, gemm, product};
 use crate::ops::{dropout, linear};
 use crate::{DType, Result, Tensor};
 
@@ -19,9 +19,9 @@ pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tens
         .active_dropout()
         .map(|d| move |first: usize, x: &[f32], dropped: &mut [f32]| dropout::cpu::block(d, first as u32, x, dropped));
     let mask = mask.as_ref().map(|f| f as &Mask<'_>);
-    let rider = Rider { down: &down, up: &up, inner: xa.as_mut_slice()?, mask };
-    let onto = layer.bias.map(Tensor::as_slice).transpose()?.map_or(Onto::Nothing, Onto::Row);
-    product(y.as_mut_slice()?, onto, x.as_slice()?, &w, Some(rider));
+    let low_rank = LowRank { down: &down, up: &up, inner: xa.as_mut_slice()?, mask };
+    let init = layer.bias.map(Tensor::as_slice).transpose()?.map_or(Init::Zero, Init::Row);
+    product(y.as_mut_slice()?, init, x.as_slice()?, &w, Some(low_rank));
     Ok((y, xa))
 }
 
@@ -34,15 +34,15 @@ pub fn backward(layer: &LoraLinear<'_>, x: &Tensor, dy: &Tensor, xa: &Tensor, si
     match layer.active_dropout() {
         None => {
             let down = Packed::like(&w, View::new(layer.b.as_slice()?, c_out, r), layer.scaling);
-            let rider = Rider { down: &down, up: &Packed::f32(a), inner: dxa.as_mut_slice()?, mask: None };
-            product(dx.as_mut_slice()?, Onto::Nothing, d_out, &w, Some(rider));
+            let low_rank = LowRank { down: &down, up: &Packed::f32(a), inner: dxa.as_mut_slice()?, mask: None };
+            product(dx.as_mut_slice()?, Init::Zero, d_out, &w, Some(low_rank));
         }
         Some(d) => {
             dxa = d_xa(layer, dy, sizes)?;
             let dx = dx.as_mut_slice()?;
-            product(dx, Onto::Nothing, d_out, &w, None);
+            product(dx, Init::Zero, d_out, &w, None);
             let mut through_a = Scratch::new(n * c_in);
-            product(&mut through_a, Onto::Nothing, dxa.as_slice()?, &Packed::f32(a), None);
+            product(&mut through_a, Init::Zero, dxa.as_slice()?, &Packed::f32(a), None);
             for_row_blocks(dx, c_in, |first, dx| {
                 let first = first * c_in;
                 dropout::cpu::add_block(d, first as u32, &through_a[first..first + dx.len()], dx);
@@ -63,7 +63,7 @@ pub fn backward_parameters(
     d_parameters(layer, x, dy, xa, &d_xa(layer, dy, sizes)?, sizes)
 }
 
-/// The base product as `linear` has it for few rows, then the adapter's.
+/// The forward pass for few rows: the base product of `linear`, then the adapter's products.
 fn few_rows(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
     let Sizes { n, c_in, c_out, r } = sizes;
     let mut y = linear::cpu::forward(x, layer.weight, layer.bias, n)?;
@@ -74,10 +74,10 @@ fn few_rows(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tensor,
         None => dropped.copy_from_slice(x.as_slice()?),
     }
     let a = View::new(layer.a.as_slice()?, r, c_in).t();
-    gemm(ViewMut::new(xa.as_mut_slice()?, n, r), Onto::Nothing, 1.0, View::new(&dropped, n, c_in), a);
+    gemm(ViewMut::new(xa.as_mut_slice()?, n, r), Init::Zero, 1.0, View::new(&dropped, n, c_in), a);
     let b = View::new(layer.b.as_slice()?, c_out, r).t();
     let inner = View::new(xa.as_slice()?, n, r);
-    gemm(ViewMut::new(y.as_mut_slice()?, n, c_out), Onto::Destination, layer.scaling, inner, b);
+    gemm(ViewMut::new(y.as_mut_slice()?, n, c_out), Init::Accumulate, layer.scaling, inner, b);
     Ok((y, xa))
 }
 
@@ -87,11 +87,11 @@ fn d_xa(layer: &LoraLinear<'_>, dy: &Tensor, sizes: Sizes) -> Result<Tensor> {
     let mut dxa = Tensor::output([n, r])?;
     let b = View::new(layer.b.as_slice()?, c_out, r);
     let down = Packed::of(layer.weight.compute() == DType::Bf16, b, layer.scaling);
-    product(dxa.as_mut_slice()?, Onto::Nothing, dy.as_slice()?, &down, None);
+    product(dxa.as_mut_slice()?, Init::Zero, dy.as_slice()?, &down, None);
     Ok(dxa)
 }
 
-/// (dA = dxa^T drop(x), dB = s dY^T xa), in f32 whatever the weight computes in.
+/// (dA = dxa^T drop(x), dB = s dY^T xa), in f32 even if the weight computes in bf16.
 fn d_parameters(
     layer: &LoraLinear<'_>,
     x: &Tensor,
@@ -105,7 +105,7 @@ fn d_parameters(
     let dxa = View::new(dxa.as_slice()?, n, r).t();
     match layer.active_dropout() {
         None => {
-            gemm(ViewMut::new(da.as_mut_slice()?, r, c_in), Onto::Nothing, 1.0, dxa, View::new(x.as_slice()?, n, c_in))
+            gemm(ViewMut::new(da.as_mut_slice()?, r, c_in), Init::Zero, 1.0, dxa, View::new(x.as_slice()?, n, c_in))
         }
         Some(d) => {
             let mut dropped = Scratch::new(n * c_in);
@@ -114,16 +114,25 @@ fn d_parameters(
                 let first = first * c_in;
                 dropout::cpu::block(d, first as u32, &x[first..first + dropped.len()], dropped);
             });
-            gemm(ViewMut::new(da.as_mut_slice()?, r, c_in), Onto::Nothing, 1.0, dxa, View::new(&dropped, n, c_in));
+            gemm(ViewMut::new(da.as_mut_slice()?, r, c_in), Init::Zero, 1.0, dxa, View::new(&dropped, n, c_in));
         }
     }
-    // dB^T, whose rows are as long as those of dY.
+    // dB^T = s xa^T dY, then its transpose: the product then has long rows, as dY.
     let mut transposed = Scratch::new(r * c_out);
     let (xa, dy) = (View::new(xa.as_slice()?, n, r).t(), View::new(dy.as_slice()?, n, c_out));
-    gemm(ViewMut::new(&mut transposed, r, c_out), Onto::Nothing, layer.scaling, xa, dy);
+    gemm(ViewMut::new(&mut transposed, r, c_out), Init::Zero, layer.scaling, xa, dy);
     let mut db = Tensor::output([c_out, r])?;
     for (o, row) in db.as_mut_slice()?.chunks_exact_mut(r).enumerate() {
         row.iter_mut().enumerate().for_each(|(k, v)| *v = transposed[k * c_out + o]);
     }
     Ok((da, db))
+}
+
+/// W + s B A as f32 values.
+pub fn merge(weight: &Tensor, a: &Tensor, b: &Tensor, scaling: f32, sizes: Sizes) -> Result<Tensor> {
+    let Sizes { c_in, c_out, r, .. } = sizes;
+    let (a, b, mut merged) = (a.to_vec()?, b.to_vec()?, weight.to_vec()?);
+    let dst = ViewMut::new(&mut merged, c_out, c_in);
+    gemm(dst, Init::Accumulate, scaling, View::new(&b, c_out, r), View::new(&a, r, c_in));
+    Tensor::from_vec(merged, [c_out, c_in])
 }

@@ -1,5 +1,5 @@
-//! Forward is a thin product (xa) and one that has the adapter's terms in its sums; backward a thin product (dxa), dX
-//! likewise in one, and two products over N for dA and dB. See [`crate::gpu::product`].
+//! Forward: xa, then y with the adapter's terms in its sums. Backward: dxa, then dX with the adapter's terms in its
+//! sums, and dA and dB as products over N. See [`crate::gpu::product`].
 
 use super::LoraLinear;
 use crate::gpu::product::{Adapter, Product, columns, rows};

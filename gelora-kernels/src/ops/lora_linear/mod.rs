@@ -1,9 +1,9 @@
 //! A frozen affine map with a low-rank adapter: y = x W^T + b + s drop(x) A^T B^T.
 //!
 //! x (N, C_in), W (C_out, C_in) frozen, b (C_out) frozen, A (R, C_in), B (C_out, R), y (N, C_out); s is the scaling,
-//! alpha / R or alpha / sqrt(R). drop is [`dropout`](super::dropout) on the adapter's path alone.
+//! alpha / R or alpha / sqrt(R). drop is [`dropout`](super::dropout) of the adapter's input alone.
 //!
-//! With dY (N, C_out) given and xa = drop(x) A^T saved by the forward pass:
+//! Backward, given dY (N, C_out) and xa = drop(x) A^T from the forward pass:
 //!
 //! ```text
 //! dxa = s dY B                       (N, R)
@@ -12,14 +12,15 @@
 //! dX  = dY W + mask / (1 - p) * (dxa A)
 //! ```
 //!
-//! W and b get no gradient, and a dense B A is never formed: the adapter costs 2 N R (C_in + C_out) operations forward.
+//! W and b get no gradient. The dense product B A is never formed: the adapter costs 2 N R (C_in + C_out) operations
+//! forward.
 //!
-//! Accumulation: f32 throughout. CPU: in ascending order of the inner dimension (the adapter's terms after the base's), in
-//! blocks of at most 512 steps, whatever the number of threads; with a weight that computes in bf16, the factors of the base
-//! products, of xa and of dxa are rounded to bf16, those of the adapter's second products and of dA and dB are not. GPU: each
-//! sum in ascending order by one unit, the adapter's before the base's; dA and dB in parts of the rows, likewise. On matrix
-//! units (bf16, without dropout) the factors of the base products, and B in y and A in dX, are rounded; xa, dxa, dA and dB are
-//! f32. No atomics, so a gradient is the same on every run.
+//! Accumulation: f32. CPU: in ascending order of the inner dimension, the adapter's terms after the base's, in blocks
+//! of at most 512 steps, for any number of threads. If the weight computes in bf16, the factors of the base products,
+//! of xa and of dxa are rounded to bf16; those of the adapter's second products, of dA and of dB are not. GPU: each sum
+//! in ascending order in one unit, the adapter's terms before the base's; dA and dB in parts of the rows, added in
+//! order. On matrix units (bf16, without dropout) the factors of the base products, B in y and A in dX are rounded; xa,
+//! dxa, dA and dB are f32. There are no atomics, so a gradient has the same bits in every run.
 //!
 //! Source: Hu et al., "LoRA: low-rank adaptation of large language models" (arXiv 2106.09685), section 4.1; s with
 //! sqrt(R) from Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA" (arXiv 2312.03732).
@@ -36,7 +37,7 @@ use super::linear::Weight;
 use crate::device::on_device;
 use crate::{Result, Tensor, profile};
 
-/// The frozen weight and the adapter, borrowed for one call.
+/// The frozen weight and the adapter of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraLinear<'a> {
     /// W (C_out, C_in).
@@ -49,11 +50,11 @@ pub struct LoraLinear<'a> {
     pub b: &'a Tensor,
     /// s = alpha / R, or alpha / sqrt(R).
     pub scaling: f32,
-    /// Dropout before A, while training.
+    /// Dropout of the adapter's input; None for inference.
     pub dropout: Option<Dropout>,
 }
 
-/// What the forward pass leaves for the backward pass.
+/// Values of the forward pass that the backward pass needs.
 #[derive(Debug)]
 pub struct Saved {
     /// xa = drop(x) A^T (N, R).
@@ -81,12 +82,12 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// A call with so many base products and adapter products of both factors.
+    /// The profile span of a call with `base` products with W and `adapter` products with A and B.
     fn span(self, op: &'static str, weight: &Weight, base: f64, adapter: f64) -> profile::Span {
         let Sizes { n, c_in, c_out, r } = self;
         let flops = base * 2.0 * (n * c_in * c_out) as f64 + adapter * 2.0 * (n * r * (c_in + c_out)) as f64;
-        let of_weight = base * (weight.tensor().dtype().bytes(c_in * c_out)) as f64;
-        profile::span(op, flops, 4.0 * ((n + r) * (c_in + c_out)) as f64 + of_weight)
+        let weight_bytes = base * (weight.tensor().dtype().bytes(c_in * c_out)) as f64;
+        profile::span(op, flops, 4.0 * ((n + r) * (c_in + c_out)) as f64 + weight_bytes)
     }
 }
 
@@ -116,7 +117,7 @@ impl LoraLinear<'_> {
         Ok((y, Saved { xa }))
     }
 
-    /// dX, dA and dB: x (N, C_in) as in the forward pass, dy (N, C_out), and what the forward pass saved.
+    /// dX, dA and dB, from x (N, C_in) of the forward pass, dy (N, C_out) and the saved values.
     ///
     /// # Errors
     /// As [`LoraLinear::forward`].
@@ -131,7 +132,7 @@ impl LoraLinear<'_> {
         })
     }
 
-    /// (dA, dB) alone, for the lowest layer with an adapter: nothing below it wants dX.
+    /// (dA, dB) alone, for the lowest layer with an adapter, where no layer below needs dX.
     ///
     /// # Errors
     /// As [`LoraLinear::forward`].
@@ -176,10 +177,35 @@ impl LoraLinear<'_> {
         Ok(sizes)
     }
 
-    /// Dropout, unless it would be the identity.
+    /// The dropout, if its rate is above 0.
     fn active_dropout(&self) -> Option<Dropout> {
         self.dropout.filter(|d| d.p > 0.0)
     }
+}
+
+/// W' = W + s B A, summed in f32 on the CPU: W (C_out, C_in) of any type on any device, A (R, C_in), B (C_out, R);
+/// W' (C_out, C_in) f32 on the CPU. A plain linear layer with W' computes what the adapter computed without dropout.
+///
+/// B A is added inside the matrix product, so the dense update is never formed on its own.
+///
+/// # Errors
+/// If shapes do not fit together, or a device fails.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::lora_linear};
+///
+/// let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2])?;
+/// let (a, b) = (Tensor::from_vec(vec![1.0, 2.0], [1, 2])?, Tensor::from_vec(vec![1.0, -1.0], [2, 1])?);
+/// assert_eq!(lora_linear::merge(&w, &a, &b, 0.5)?.to_vec()?, [1.5, 1.0, -0.5, 0.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+pub fn merge(weight: &Tensor, a: &Tensor, b: &Tensor, scaling: f32) -> Result<Tensor> {
+    const OP: &str = "merge";
+    let (c_out, c_in) = check::matrix(OP, "W", weight)?;
+    let (r, _) = check::matrix(OP, "A", a)?;
+    check::shape(OP, "A", a, &[r, c_in])?;
+    check::shape(OP, "B", b, &[c_out, r])?;
+    cpu::merge(weight, a, b, scaling, Sizes { n: 0, c_in, c_out, r })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Naive loops, from the formula alone. Dimensions that the slices do not tell are passed.
+//! The formulas in f64. Dimensions that the slices do not determine are arguments.
 
 use crate::ops::dropout::{Dropout, reference::apply};
 
@@ -41,7 +41,7 @@ pub fn forward(
     (y, xa)
 }
 
-/// (dX, dA, dB) of the sum of dy * y.
+/// (dX, dA, dB), the gradients of the sum of dy y.
 #[allow(clippy::too_many_arguments)] // the formula has as many symbols
 pub fn backward(
     x: &[f64],

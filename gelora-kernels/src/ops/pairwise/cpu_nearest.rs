@@ -1,26 +1,29 @@
-//! Nearest neighbours with a matrix product as a shortlist and f64 sums as the answer.
+//! Nearest neighbors: a matrix product shortlists candidates, and f64 sums decide among them.
 //!
-//! 1. The mean is subtracted in f64 and the result scaled by a power of two into [-1, 1] and rounded to f32: x'. With
-//!    n_i = |x'_i|^2 the squared distance is n_i + n_j - 2 x'_i . x'_j, up to rounding.
-//! 2. Square tiles of X' X'^T are taken by GEMM, those on and above the diagonal only. A product p bounds the squared distance
-//!    (less n_i) from below by l_ij = n_j (1 - c) - 2 p and from above by l_ij + 2 c n_j, up to c n_i on either side. A row
-//!    keeps its k least upper bounds; a column whose lower bound is above them cannot be among the k nearest, every other
-//!    one becomes a candidate. A tile serves its rows and, read the other way, its columns; the lists of a block of rows are
-//!    locked while a tile is merged. The order of tiles may change which columns were candidates for a while, never the
-//!    result.
-//! 3. The distances to the candidates are recomputed in f64 from the original values, and the k least are the answer.
-//! 4. Where the CPU has products of bf16, step 2 uses them, at twice the speed of f32. Rows with too many candidates then
-//!    (neighbours nearer together than bf16 tells) go through steps 2 and 3 again in f32, against all columns.
-//! 5. A row that still has too many (a cluster nearer together than f32 tells) is done exactly over all columns.
+//! 1. The mean is subtracted in f64, and the result is scaled by a power of two into [-1, 1] and rounded to f32: x'.
+//!    With n_i = |x'_i|^2 the squared distance is n_i + n_j - 2 x'_i . x'_j, up to rounding.
+//! 2. GEMM computes square tiles of X' X'^T, those on and above the diagonal only. Up to c n_i on either side, a
+//!    product p bounds the squared distance (less n_i) from below by l_ij = n_j (1 - c) - 2 p and from above by l_ij +
+//!    2 c n_j. A row keeps its k least upper bounds. A column whose lower bound is above all of them cannot be among
+//!    the k nearest; every other column becomes a candidate. A tile serves its rows and, transposed, its columns. The
+//!    lists of a block of rows are locked while a tile is merged. The order of the tiles may change which columns are
+//!    candidates for a while, but never the result.
+//! 3. The distances to the candidates are recomputed in f64 from the original values. The k least are the result.
+//! 4. If the CPU has products of bf16, step 2 uses them, at twice the speed of f32. Rows with too many candidates
+//!    (their neighbors are closer together than bf16 can resolve) repeat steps 2 and 3 in f32, against all columns.
+//! 5. A row that still has too many candidates (a cluster that f32 cannot resolve) is computed exactly over all
+//!    columns.
 //!
-//! The constant in f32, with u = 2^-24 and any order of summation: the inner product is within gamma_D |x'_i| |x'_j| <=
-//! gamma_D (n_i + n_j) / 2, gamma_D = D u / (1 - D u) (Higham 2002, 3.5), and counts twice; n_j is rounded once and so are
-//! the three sums that make a bound (at most 8 u (n_i + n_j)); x' differs from the scaled difference to the mean by u
-//! relative per value, which moves a squared distance by at most 2 u (|x_i| + |x_j|)^2 <= 4 u (n_i + n_j). Together less
-//! than c = (1.1 D + 24) u times (n_i + n_j) for D up to a million, and values that underflow add less than [`UNDERFLOW`] D.
+//! The constant c in f32, with u = 2^-24 and any order of summation: the inner product is within gamma_D |x'_i| |x'_j|
+//! <= gamma_D (n_i + n_j) / 2, gamma_D = D u / (1 - D u) (Higham 2002, 3.5), and counts twice. n_j is rounded once, and
+//! so are the three sums of a bound (at most 8 u (n_i + n_j)). x' differs from the scaled difference to the mean by u
+//! relative per value, which moves a squared distance by at most 2 u (|x_i| + |x_j|)^2 <= 4 u (n_i + n_j). The sum is
+//! less than c = (1.1 D + 24) u times (n_i + n_j) for D up to a million. Values that underflow add less than
+//! [`UNDERFLOW`] D.
 //!
-//! In bf16 x' is rounded to b. With e the largest |x'_i - b_i| / |x'_i|, measured, b_i . b_j differs from x'_i . x'_j by at most
-//! (2 e + e^2) |x'_i| |x'_j|, so c grows by 2 e + e^2, and the sums by a factor of (1 + e)^2. Products of bf16 are exact in f32.
+//! In bf16, x' is rounded to b. Let e be the largest |x'_i - b_i| / |x'_i|, as measured. b_i . b_j differs from
+//! x'_i . x'_j by at most (2 e + e^2) |x'_i| |x'_j|, so c grows by 2 e + e^2, and the sums by a factor of (1 + e)^2.
+//! Products of bf16 are exact in f32.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -32,21 +35,22 @@ use super::cpu_shortlist::{Shortlist, keep_for_columns, keep_for_rows};
 use crate::cpu::{self, Level, Packed, Rows, Scratch, View, ViewMut, level, math, panel_width, vectorised};
 use crate::{Error, Result};
 
-/// Rows and columns of a tile, at most: two blocks of x' and the product stay near a core's L2 cache.
+/// The most rows and columns of a tile: two blocks of x' and the product stay near a core's L2 cache.
 const BLOCK: usize = 192;
 
-/// Per dimension, what f32 values below 2^-126 in a cloud of extent 1 can move a squared distance by, with room.
+/// The most that f32 values below 2^-126 can move a squared distance in a cloud of extent 1, per dimension, with a
+/// margin.
 const UNDERFLOW: f64 = 1e-36;
 
-/// A value of a point.
+/// The coordinate type of points.
 pub trait Coordinate: Copy + Sync + Into<f64> {
     /// Squared distances from `x` to the rows `columns` of `points`.
     fn squared_distances(x: &[Self], points: &[Self], columns: &[u32], out: &mut [f64]);
-    /// Adds a row to the sums; false if a value cannot be squared in f64.
+    /// Adds a row to the sums. Returns false if a value cannot be squared in f64.
     fn add(row: &[Self], sums: &mut [f64]) -> bool;
     /// The largest difference to the mean.
     fn extent(row: &[Self], mean: &[f64]) -> f64;
-    /// Writes (row - mean) unit; returns the square of its norm.
+    /// Writes (row - mean) unit. Returns its squared norm.
     fn centre(row: &[Self], mean: &[f64], unit: f64, out: &mut [f32]) -> f64;
 }
 
@@ -70,7 +74,7 @@ macro_rules! coordinate {
                     for (sum, &v) in sums.iter_mut().zip(row) {
                         let v = f64::from(v);
                         *sum += v;
-                        // A NaN is not small either.
+                        // The comparison is false for NaN.
                         small &= u32::from(v.abs() < 1e150);
                     }
                     small == 1
@@ -109,7 +113,7 @@ macro_rules! coordinate {
 coordinate!(f32);
 coordinate!(f64);
 
-/// The points around their mean, scaled into [-1, 1].
+/// The points minus their mean, scaled into [-1, 1].
 struct Cloud {
     /// x' (N, D).
     points: Vec<f32>,
@@ -119,20 +123,22 @@ struct Cloud {
     dim: usize,
 }
 
-/// The norms with what rounding of the products may take and add.
+/// The norms, with margins for the rounding of products.
 struct Bounds {
-    /// n_i (1 - c) - what underflow may take.
+    /// n_i (1 - c) - underflow.
     lower: Vec<f32>,
-    /// 2 c n_i + what underflow may take and add.
+    /// 2 (c n_i + underflow): the width of a bound.
     width: Vec<f32>,
 }
 
 pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize, k: usize) -> Result<Neighbours> {
+    // Steps 1 and 2: the shortlists.
     let cloud = Cloud::new(op, values, n, dim)?;
     let rounded = level() == Level::Avx512Bf16;
     let bounds = cloud.bounds(if rounded { cloud.rounding_to_bf16() } else { 0.0 });
     let block = block_size(n);
     let lists = among_all(&cloud, &bounds, rounded, k, block);
+    // Step 3: exact distances. `open` has the rows with too many candidates.
     let (mut indices, mut distances) = (vec![0; n * k], vec![0.0; n * k]);
     let mut open: Vec<usize> = indices
         .par_chunks_mut(k)
@@ -148,9 +154,10 @@ pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usi
         })
         .collect();
     drop(lists);
+    // Step 4: open rows again, in f32.
     if rounded && !open.is_empty() {
         let bounds = cloud.bounds(0.0);
-        let (lists, block) = of_rows(&cloud, &bounds, &open, k);
+        let (lists, block) = shortlists_of_rows(&cloud, &bounds, &open, k);
         let found: Vec<_> = open
             .par_iter()
             .enumerate()
@@ -165,6 +172,7 @@ pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usi
         }
         open = still_open;
     }
+    // Step 5: rows that are still open.
     let exact: Vec<_> =
         open.par_iter().map(|&row| all_columns(&values[row * dim..][..dim], values, row, n, k)).collect();
     for (row, found) in open.into_iter().zip(exact) {
@@ -173,27 +181,27 @@ pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usi
     Ok(Neighbours { k, indices, distances })
 }
 
-/// The first of (squared distance, column), as many as there is room for.
+/// Writes the first k of `found`, pairs of (squared distance, column).
 fn write(found: &[(f64, u32)], indices: &mut [u32], distances: &mut [f64]) {
     for ((index, distance), (d, j)) in indices.iter_mut().zip(distances).zip(found) {
         (*index, *distance) = (*j, d.sqrt());
     }
 }
 
-/// Rows of a block: whole panels, and tiles enough that every thread has several.
+/// Rows of a block: whole panels, and enough tiles for every thread.
 fn block_size(n: usize) -> usize {
     let tiles_across = (8.0 * rayon::current_num_threads() as f64).sqrt().ceil() as usize;
     let width = panel_width();
     n.div_ceil(tiles_across).min(BLOCK).div_ceil(width) * width
 }
 
-/// Rows whose sum is one term of the mean, whatever the number of threads.
+/// Rows in one partial sum of the mean, for any number of threads.
 const MEAN_ROWS: usize = 256;
 
 /// The mean of the rows, in f64.
 ///
 /// # Errors
-/// If a value is not finite, or so large that its square is not.
+/// If a value is not finite, or its square is not.
 pub fn mean<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize) -> Result<Vec<f64>> {
     let sum = |rows: &[T]| {
         let mut sums = vec![0.0; dim];
@@ -219,7 +227,7 @@ impl Cloud {
     fn new<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize) -> Result<Self> {
         let mean = mean(op, values, n, dim)?;
         let extent = values.par_chunks(dim).map(|row| T::extent(row, &mean)).reduce(|| 0.0, f64::max);
-        // A power of two, so that scaling does not round; twice the exponent stays in range.
+        // A power of two does not round. The clamp keeps its square in range.
         let unit = if extent > 0.0 { 2f64.powi(-(extent.log2().ceil().clamp(-500.0, 500.0) as i32)) } else { 1.0 };
         let mut points = vec![0.0; n * dim];
         let norms: Vec<f64> = points
@@ -230,15 +238,15 @@ impl Cloud {
         Ok(Self { points, norms, n, dim })
     }
 
-    /// e, the largest |x' - b| / |x'| of a point, b being x' in bf16.
+    /// e: the largest |x' - b| / |x'| of all points, where b is x' in bf16.
     fn rounding_to_bf16(&self) -> f64 {
         let ratio = |(x, &norm): (&[f32], &f64)| if norm > 0.0 { rounding_error(x) / norm } else { 0.0 };
         let largest = self.points.par_chunks(self.dim).zip(&self.norms).map(ratio).reduce(|| 0.0, f64::max);
-        // The ratio itself is rounded.
+        // A margin for the rounding of the ratio.
         largest.sqrt() * (1.0 + 1e-6)
     }
 
-    /// Bounds for products of factors that are rounded by `e` relative to their norm first.
+    /// Bounds for products of factors that were rounded by `e` relative to their norm.
     fn bounds(&self, e: f64) -> Bounds {
         let c = (1.1 * self.dim as f64 + 24.0) * 2f64.powi(-24) * (1.0 + e) * (1.0 + e) + 2.0 * e + e * e;
         let underflow = UNDERFLOW * self.dim as f64;
@@ -248,30 +256,31 @@ impl Cloud {
     }
 }
 
+/// One shortlist for each block of rows.
 type Lists = Vec<Mutex<Shortlist>>;
 
-/// Lists of rows with these widths, a block each.
+/// Empty shortlists of rows with these widths.
 fn empty_lists(width: &[f32], block: usize, k: usize) -> Lists {
     width.chunks(block).enumerate().map(|(b, width)| Mutex::new(Shortlist::new(b * block, width, k))).collect()
 }
 
-/// A panic elsewhere leaves no list half-written that anyone would read: it ends the whole search.
+/// The shortlists without their locks. A panic ends the whole search, so poisoning is ignored.
 fn unlocked(lists: Lists) -> Vec<Shortlist> {
     lists.into_iter().map(|list| list.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
-/// The shortlists of all rows, a block of rows each.
+/// The shortlists of all rows, one for each block of rows.
 fn among_all(cloud: &Cloud, bounds: &Bounds, bf16: bool, k: usize, block: usize) -> Vec<Shortlist> {
     let n = cloud.n;
     let left = Rows::new(&cloud.points, cloud.dim, bf16);
     let right = left.as_columns();
-    let rows_of = |b: usize| b * block..n.min((b + 1) * block);
+    let block_rows = |b: usize| b * block..n.min((b + 1) * block);
     let lists = empty_lists(&bounds.width, block, k);
     let blocks = lists.len();
-    // Along diagonals, so that tiles in work at the same time rarely share a block.
+    // Tiles go along diagonals, so that tiles in progress at the same time rarely share a block.
     let tiles: Vec<(usize, usize)> = (0..blocks).flat_map(|d| (0..blocks - d).map(move |b| (b, b + d))).collect();
     tiles.into_par_iter().for_each(|(i, j)| {
-        let (rows, columns) = (rows_of(i), rows_of(j));
+        let (rows, columns) = (block_rows(i), block_rows(j));
         let mut products = Scratch::new(rows.len() * columns.len());
         let tile = ViewMut::new(&mut products, rows.len(), columns.len());
         cpu::block(tile, -2.0, &left, rows.clone(), &right, columns.clone());
@@ -298,8 +307,8 @@ fn among_all(cloud: &Cloud, bounds: &Bounds, bf16: bool, k: usize, block: usize)
     unlocked(lists)
 }
 
-/// The shortlists of some rows in f32, a block of them each, and the size of a block.
-fn of_rows(cloud: &Cloud, bounds: &Bounds, wanted: &[usize], k: usize) -> (Vec<Shortlist>, usize) {
+/// The shortlists in f32 of the rows `wanted`, one for each block of them, and the size of a block.
+fn shortlists_of_rows(cloud: &Cloud, bounds: &Bounds, wanted: &[usize], k: usize) -> (Vec<Shortlist>, usize) {
     let (n, dim) = (cloud.n, cloud.dim);
     let mut chosen = Scratch::new(wanted.len() * dim);
     for (to, &row) in chosen.chunks_exact_mut(dim).zip(wanted) {
@@ -318,7 +327,7 @@ fn of_rows(cloud: &Cloud, bounds: &Bounds, wanted: &[usize], k: usize) -> (Vec<S
         let mut products = Scratch::new(rows.len() * columns.len());
         let tile = ViewMut::new(&mut products, rows.len(), columns.len());
         cpu::block(tile, -2.0, &left, rows.clone(), &right, columns.clone());
-        // A row is not its own neighbour.
+        // A row is not its own neighbor.
         for (column, row) in wanted[columns.clone()].iter().enumerate().filter(|(_, row)| rows.contains(*row)) {
             products[(row - first) * columns.len() + column] = f32::INFINITY;
         }
@@ -328,7 +337,8 @@ fn of_rows(cloud: &Cloud, bounds: &Bounds, wanted: &[usize], k: usize) -> (Vec<S
     (unlocked(lists), block)
 }
 
-/// The candidates of a row, the i-th of its list: (squared distance, column), ascending; None if they were too many.
+/// The candidates of a row, which is row `i` of its shortlist, as pairs (squared distance, column) in ascending order;
+/// None if there were too many.
 fn resolve<T: Coordinate>(list: &Shortlist, i: usize, row: usize, values: &[T], dim: usize) -> Option<Vec<(f64, u32)>> {
     let columns: Vec<u32> = list.candidates(i)?.collect();
     let mut exact = vec![0.0; columns.len()];
@@ -338,7 +348,7 @@ fn resolve<T: Coordinate>(list: &Shortlist, i: usize, row: usize, values: &[T], 
     Some(found)
 }
 
-/// The k nearest rows of `values` to `x`, exactly, over all rows but `row`.
+/// The k rows of `values` nearest to `x`, computed exactly over all rows but `row`.
 fn all_columns<T: Coordinate>(x: &[T], values: &[T], row: usize, n: usize, k: usize) -> Vec<(f64, u32)> {
     let mut found: Vec<(f64, u32)> = Vec::with_capacity(k + 1);
     let mut exact = [0.0; 64];
@@ -349,9 +359,9 @@ fn all_columns<T: Coordinate>(x: &[T], values: &[T], row: usize, n: usize, k: us
             if j as usize == row || found.len() == k && d >= found[k - 1].0 {
                 continue;
             }
-            // Columns come in ascending order, so behind equals keeps the lower index first.
-            let at = found.partition_point(|f| f.0 <= d);
-            found.insert(at, (d, j));
+            // Columns come in ascending order, so inserting behind equals keeps the lower index first.
+            let place = found.partition_point(|f| f.0 <= d);
+            found.insert(place, (d, j));
             found.truncate(k);
         }
     }
@@ -359,7 +369,7 @@ fn all_columns<T: Coordinate>(x: &[T], values: &[T], row: usize, n: usize, k: us
 }
 
 vectorised! {
-    /// |x - b|^2, b being x in bf16.
+    /// |x - b|^2, where b is x in bf16.
     fn rounding_error(x: &[f32]) -> f64 {
         let error = |x: &f32| f64::from(x - f32::from_bits(u32::from(math::to_bf16(*x)) << 16));
         let (chunks, rest) = x.as_chunks::<16>();

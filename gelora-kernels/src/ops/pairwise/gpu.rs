@@ -1,10 +1,11 @@
-//! Distances are tiles of (x - y)^2 sums in f32, with no norms and no matrix product: nothing cancels.
+//! Distances are computed in tiles of sums of (x - y)^2 in f32. No norms and no matrix product are involved, so nothing
+//! cancels.
 //!
-//! Neighbours are found in two steps on the device: products shortlist a few columns for every row
-//! (`gpu/shortlist.rs`), and sums of squared differences choose among them and prove that no other column was nearer
-//! (`gpu/exact.rs`). A row that cannot be proved (many points nearly as near as the k-th, or a cloud that the products cannot
-//! tell from a point) is searched directly (`gpu/direct.rs`), which gives the same bits. Beside the points that takes 16 (k +
-//! 4) bytes of lists a point, and at most some 8 (k + 4) MB of slots unless the points are more than half a million.
+//! Neighbors are found on the device in two steps. Matrix products shortlist a few columns for every row
+//! (`gpu/shortlist.rs`); sums of squared differences choose among them and prove that no other column was nearer
+//! (`gpu/exact.rs`). A row that cannot be proved is searched directly (`gpu/direct.rs`), with the same bits: its k-th
+//! neighbor has many points nearly as near, or its cloud is a point to the products. Beside the points, the search
+//! takes 16 (k + 4) bytes of lists a point, and at most about 8 (k + 4) MB of slots for up to half a million points.
 
 mod direct;
 mod exact;
@@ -14,29 +15,29 @@ mod tiles;
 use cubecl::prelude::*;
 
 use self::tiles::Shape;
+use crate::gpu::mask::no_mask;
 use crate::gpu::tile::{Lines, Sum, Tile, accumulate, staging, unit_origin, zeros};
 use crate::gpu::{Backend, Gpu, cubes};
-use crate::ops::dropout::gpu::no_mask;
-use crate::verify::forced_shape;
+use crate::guard::forced_shape;
 use crate::{Error, Result, Tensor};
 
-/// The longest list of neighbours that stays in registers.
+/// The largest k: a list of this length stays in registers.
 const MAX_K: usize = 16;
 
-/// Candidates beyond the k that are asked for: the proof needs the distance to what comes after them to be larger.
+/// Candidates beyond k. The proof needs the distance of the next candidate to be larger than that of the k-th.
 const SLACK: usize = 4;
 
-/// A squared distance that no pair has.
+/// A squared distance larger than that of any pair.
 const FAR: f32 = f32::MAX;
 
-/// In place of a column: none.
+/// The column of an empty entry.
 const EMPTY: u32 = u32::MAX;
 
-/// In place of a row's first neighbour: not proved.
+/// The first column of a row whose shortlist is not proved complete.
 const OPEN: u32 = u32::MAX - 1;
 
-/// In place of a row's first neighbour: the point has a coordinate that no product should meet.
-const WILD: u32 = u32::MAX - 2;
+/// The first column of a row whose point has a coordinate that is out of the range of products.
+const OUT_OF_RANGE: u32 = u32::MAX - 2;
 
 const SETTINGS: Sum = Sum { squared_difference: true, ..Sum::products(Tile::SQUARE, Lines::AreRows, Lines::AreRows) };
 
@@ -117,8 +118,8 @@ pub fn distances<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, squared: bool
     Ok(d)
 }
 
-/// Puts a column into its place of an ascending list, behind equals: columns come in ascending order. Indices are comptime,
-/// so that the list stays in registers.
+/// Inserts a column into an ascending list, behind equals, because columns come in ascending order. Indices are
+/// comptime, so the list stays in registers.
 #[cube]
 fn insert(nearest: &mut Array<f32>, columns: &mut Array<u32>, d: f32, column: u32, #[comptime] k: usize) {
     #[unroll]
@@ -138,19 +139,19 @@ fn insert(nearest: &mut Array<f32>, columns: &mut Array<u32>, d: f32, column: u3
     }
 }
 
-/// What was found for every point, and which rows had to be searched directly.
+/// The neighbors of every point, and the rows that were searched directly.
 struct Found {
     /// (N, k): squared distances.
     squared: Vec<f32>,
     /// (N, k): columns.
     indices: Vec<u32>,
-    /// Rows that the shortlist was not proved complete for.
+    /// Rows whose shortlist was not proved complete.
     #[cfg_attr(not(test), allow(dead_code))] // tests ask whether the fallback ran
     open: Vec<u32>,
 }
 
-/// (squared distances, rows) of the k nearest, each (N, k). A row that has fewer than k at a finite distance has
-/// u32::MAX in the places left.
+/// (squared distances, columns) of the k nearest, each (N, k). A row with fewer than k points at a finite distance has
+/// [`EMPTY`] in the remaining places.
 pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     if k > MAX_K {
         let what = "more than 16 neighbours; use the CPU";
@@ -168,7 +169,7 @@ pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize) -> Result<(V
     Ok((found.squared, found.indices))
 }
 
-/// The search by tiles of this shape, so many a launch.
+/// The search with tiles of a shape, `tiles` of them in one launch.
 fn search<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize, shape: Shape, tiles: usize) -> Result<Found> {
     let n = points.rows();
     let lists = shortlist::shortlist(gpu, points, k + SLACK, shape, tiles)?;
@@ -180,9 +181,9 @@ fn search<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize, shape: Shape, til
         squared.extend(row[..k].iter().map(|&bits| f32::from_bits(bits)));
         indices.extend_from_slice(&row[k..]);
     }
-    // What a wild point's products did to the lists of others is not known.
-    let wild = indices.iter().step_by(k).any(|&first| first == WILD);
-    let open: Vec<u32> = (0..n).filter(|row| wild || indices[row * k] == OPEN).map(|row| row as u32).collect();
+    // The products of a point out of range may have spoilt any list, so all rows are searched directly.
+    let out_of_range = indices.iter().step_by(k).any(|&first| first == OUT_OF_RANGE);
+    let open: Vec<u32> = (0..n).filter(|row| out_of_range || indices[row * k] == OPEN).map(|row| row as u32).collect();
     let (direct_squared, direct_indices) = direct::nearest(gpu, points, &open, k)?;
     for (i, row) in open.iter().map(|&row| row as usize).enumerate() {
         squared[row * k..][..k].copy_from_slice(&direct_squared[i * k..][..k]);

@@ -1,3 +1,5 @@
+//! Loops over rows.
+
 use crate::cpu::for_row_blocks;
 use crate::{Offsets, Result, Tensor};
 

@@ -1,11 +1,12 @@
-//! One unit an output value. Backward, a row finds its sequence, or whether it was chosen, by bisection.
+//! One unit for each output value. In backward kernels, a row finds its sequence, or whether it was chosen, by
+//! bisection.
 
 use cubecl::prelude::*;
 
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
 use crate::{Offsets, Result, Tensor};
 
-/// Rows that are summed before the sum joins the others.
+/// Rows in one partial sum of a mean.
 const BLOCK: usize = 256;
 
 #[cube(launch)]
@@ -15,7 +16,7 @@ fn mean_kernel(x: &Array<f32>, starts: &Array<u32>, y: &mut Array<f32>, c: usize
         let start = starts[sequence] as usize;
         let end = starts[sequence + 1] as usize;
         let mut sum = 0.0f32;
-        // In blocks: a long sum loses fewer digits so.
+        // Partial sums of blocks of rows lose fewer digits than one long sum.
         for block in range_stepped(start, end, BLOCK) {
             let mut part = 0.0f32;
             for row in block..(block + BLOCK).min(end) {
@@ -47,16 +48,16 @@ fn rows_kernel(x: &Array<f32>, rows: &Array<u32>, y: &mut Array<f32>, c: usize) 
 fn rows_backward_kernel(dy: &Array<f32>, rows: &Array<u32>, dx: &mut Array<f32>, c: usize, chosen: usize) {
     if ABSOLUTE_POS < dx.len() {
         let row = (ABSOLUTE_POS / c) as u32;
-        let at = last_not_above(rows, chosen, row);
+        let index = last_not_above(rows, chosen, row);
         let mut value = 0.0f32;
-        if rows[at] == row {
-            value = dy[at * c + ABSOLUTE_POS % c];
+        if rows[index] == row {
+            value = dy[index * c + ABSOLUTE_POS % c];
         }
         dx[ABSOLUTE_POS] = value;
     }
 }
 
-/// The last of `count` ascending values that is not above `limit`, or the first if all are.
+/// The index of the last of `count` ascending values that is not above `limit`; 0 if all are above it.
 #[cube]
 fn last_not_above(values: &Array<u32>, count: usize, limit: u32) -> usize {
     let mut first = 0usize.runtime();
@@ -80,7 +81,7 @@ pub fn mean<R: Backend>(gpu: &Gpu<R>, x: &Tensor, sequences: &Offsets) -> Result
         elementwise(y.len()),
         CubeDim::new_1d(ELEMENTWISE_UNITS),
         x.gpu(OP)?.arg(),
-        gpu.starts(sequences)?.arg(),
+        sequences.starts_on_gpu(gpu)?.arg(),
         y.gpu(OP)?.arg(),
         x.cols(),
     );
@@ -95,7 +96,7 @@ pub fn mean_backward<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, sequences: &Offsets)
         elementwise(dx.len()),
         CubeDim::new_1d(ELEMENTWISE_UNITS),
         dy.gpu(OP)?.arg(),
-        gpu.starts(sequences)?.arg(),
+        sequences.starts_on_gpu(gpu)?.arg(),
         dx.gpu(OP)?.arg(),
         dy.cols(),
         sequences.sequences(),

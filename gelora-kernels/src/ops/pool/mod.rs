@@ -1,9 +1,9 @@
-//! From the tokens of each sequence to one vector: their mean, or chosen rows (first token, last token, any).
+//! One vector for each sequence: the mean of its tokens, or a chosen row such as the first or the last token.
 //!
-//! mean: y_b = 1/T_b sum of the rows of sequence b; its backward dx_i = dy_b / T_b for every row i of b.
-//! rows: `y_b = x[rows_b]`; its backward puts dy_b in row rows_b of a zero matrix (rows are distinct).
+//! - mean: y_b = 1/T_b sum of the rows of sequence b. Backward: dx_i = dy_b / T_b for every row i of b.
+//! - rows: `y_b = x[rows_b]`. Backward: dy_b becomes row rows_b of a zero matrix; the rows are distinct.
 //!
-//! x (N, C), y (B, C). A mean is summed over rows in ascending order, in f32; on a GPU in blocks of 256.
+//! x (N, C), y (B, C). Accumulation: f32, over rows in ascending order; on a GPU in blocks of 256 rows.
 
 pub(crate) mod cases;
 mod cpu;
@@ -18,7 +18,7 @@ use crate::{Offsets, Result, Tensor, profile};
 /// The mean of each sequence's rows: x (N, C) -> (B, C).
 ///
 /// # Errors
-/// If x does not have the sequences' number of rows or is not f32.
+/// If the number of rows of x is not that of the sequences' tokens, or x is not f32.
 pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     const OP: &str = "pool.mean";
     let (_, c) = check::matrix(OP, "x", x)?;
@@ -28,10 +28,10 @@ pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     on_device!(x.device(), cpu::mean(x, sequences), gpu => gpu::mean(gpu, x, sequences))
 }
 
-/// Backward of [`mean`]: dy (B, C) -> dx (N, C).
+/// The backward pass of [`mean`]: dy (B, C) -> dx (N, C).
 ///
 /// # Errors
-/// If dy does not have a row for each sequence or is not f32.
+/// If dy does not have one row for each sequence, or is not f32.
 pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     const OP: &str = "pool.mean_backward";
     let (_, c) = check::matrix(OP, "dy", dy)?;
@@ -44,7 +44,7 @@ pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
 /// The chosen rows: x (N, C) -> (number of rows, C).
 ///
 /// # Errors
-/// If no row is chosen, one is not below N, or x is not f32.
+/// If no row is chosen, a row is not below N, or x is not f32.
 pub fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     const OP: &str = "pool.rows";
     let (n, c) = check::matrix(OP, "x", x)?;
@@ -54,10 +54,10 @@ pub fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     on_device!(x.device(), cpu::rows(x, rows), gpu => gpu::rows(gpu, x, rows))
 }
 
-/// Backward of [`rows`] with distinct ascending rows: dy (number of rows, C) -> dx (n, C).
+/// The backward pass of [`rows`] for distinct ascending rows: dy (number of rows, C) -> dx (n, C).
 ///
 /// # Errors
-/// If the rows are not ascending or not below n, or dy does not have one row for each.
+/// If the rows are not ascending or not below n, or dy does not have one row for each of them.
 pub fn rows_backward(dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
     const OP: &str = "pool.rows_backward";
     let (_, c) = check::matrix(OP, "dy", dy)?;

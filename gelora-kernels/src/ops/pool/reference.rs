@@ -1,4 +1,4 @@
-//! Naive loops, from the formulas alone. `starts` are the first rows of the sequences and, last, their end.
+//! The formulas in f64. `starts` has the first row of every sequence, then the number of all rows.
 
 /// Mean of each sequence's rows.
 pub fn mean(x: &[f64], starts: &[usize], c: usize) -> Vec<f64> {

@@ -1,5 +1,5 @@
-//! Parameters, moments and gradients of a group in one buffer each: the gradients are copied there, many a launch, and the rest
-//! is one launch for all.
+//! Parameters, moments and gradients of a group, in one buffer each. The gradients are copied into their buffer, many
+//! in one launch; the step itself is one launch for all.
 
 use std::ops::Range;
 
@@ -7,33 +7,33 @@ use cubecl::prelude::*;
 
 use super::{root, squares, step_all};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, elementwise};
-use crate::ops::adamw::{AdamW, Group, Member};
+use crate::ops::adamw::{AdamW, Member};
 use crate::{Error, Result, Tensor};
 
 const OP: &str = "adamw";
 
-/// Tensors that one launch copies, at most. On most devices fewer buffers can be bound.
+/// The most tensors that one launch copies. On most devices the limit on bound buffers is lower.
 const COPIED: usize = 64;
-/// Cubes that copy one tensor, at most.
+/// The most cubes that copy one tensor.
 const CUBES: usize = 64;
 
 /// The members of one set of buffers.
 #[derive(Debug)]
-pub struct Flat {
-    /// Which members they are.
+struct Flat {
+    /// The members, as a range of the group's members.
     members: Range<usize>,
     parameters: GpuBuffer,
     first: GpuBuffer,
     second: GpuBuffer,
     gradients: GpuBuffer,
-    /// Where each member begins in the buffers, on the host and on the device.
+    /// The start of each member in the buffers, on the host and on the device.
     starts: Vec<usize>,
     uploaded: GpuBuffer,
     /// Parameter and moments of each member, as parts of the buffers.
     parts: Vec<[GpuBuffer; 3]>,
 }
 
-/// to[starts[y]..] = sources[y], a row of cubes each.
+/// to[starts[first + y]..] = sources[y]. Cubes with the same CUBE_POS_Y copy one source.
 #[cube(launch)]
 fn gather_kernel(
     sources: &Sequence<Array<f32>>,
@@ -49,8 +49,8 @@ fn gather_kernel(
         if which == k {
             let source = sources.index(k);
             let unit = CUBE_POS_X as usize * ELEMENTWISE_UNITS as usize + UNIT_POS as usize;
-            for at in range_stepped(unit, source.len(), CUBE_COUNT_X as usize * ELEMENTWISE_UNITS as usize) {
-                to[start + at] = source[at];
+            for i in range_stepped(unit, source.len(), CUBE_COUNT_X as usize * ELEMENTWISE_UNITS as usize) {
+                to[start + i] = source[i];
             }
         }
     }
@@ -63,9 +63,15 @@ fn zero_kernel(to: &mut Array<f32>) {
     }
 }
 
-impl Group {
-    /// See [`Group::step`]; the arguments are checked.
-    pub fn step_on_gpu<R: Backend>(
+/// The buffers of a group, in as few sets as the device allows.
+#[derive(Debug, Default)]
+pub struct FlatGroup {
+    flats: Vec<Flat>,
+}
+
+impl FlatGroup {
+    /// One step of all members; see [`Group::step`](crate::ops::adamw::Group::step), which checks the arguments.
+    pub fn step<R: Backend>(
         &mut self,
         gpu: &Gpu<R>,
         settings: &AdamW,
@@ -96,31 +102,32 @@ impl Group {
     }
 }
 
-/// Values from one place for a tensor to the next, such that a part can be bound on its own.
+/// The distance of tensors of this length in a buffer: a multiple of the device's alignment, so that a part can be
+/// bound on its own.
 fn aligned<R: Backend>(gpu: &Gpu<R>, len: usize) -> usize {
     len.next_multiple_of((gpu.client().properties().memory.alignment as usize).div_ceil(4).max(64))
 }
 
-/// Members in as few ranges as the largest buffer of the device allows.
+/// Ranges of members, as few as the largest buffer of the device allows.
 fn layout<R: Backend>(gpu: &Gpu<R>, members: &[Member<'_>]) -> Vec<Range<usize>> {
     let (mut ranges, mut len) = (Vec::new(), 0);
     ranges.push(0..0);
-    for (at, member) in members.iter().enumerate() {
+    for (index, member) in members.iter().enumerate() {
         let more = aligned(gpu, member.gradient.len());
         if len > 0 && len + more > gpu.max_scratch() {
-            ranges.push(at..at);
+            ranges.push(index..index);
             len = 0;
         }
         len += more;
         if let Some(last) = ranges.last_mut() {
-            last.end = at + 1;
+            last.end = index + 1;
         }
     }
     ranges
 }
 
 impl Flat {
-    /// Moves these members' parameters and moments into buffers of their own.
+    /// Moves the parameters and moments of the members in `range` into new buffers.
     fn new<R: Backend>(gpu: &Gpu<R>, range: Range<usize>, members: &mut [Member<'_>]) -> Result<Self> {
         let members = &mut members[range.clone()];
         let (mut starts, mut len) = (Vec::with_capacity(members.len()), 0);
@@ -161,7 +168,7 @@ impl Flat {
         Ok(flat)
     }
 
-    /// Whether these members' tensors are the parts of the buffers, and no clone of one is around.
+    /// Whether the tensors of these members are the parts of the buffers, without clones.
     fn holds(&self, members: &[Member<'_>]) -> bool {
         members.len() == self.parts.len()
             && members.iter().zip(&self.parts).all(|(member, parts)| {
@@ -171,11 +178,11 @@ impl Flat {
             })
     }
 
-    /// Copies a tensor of each member to its place in `to`.
+    /// Copies the source of each member to the member's place in `to`.
     fn gather<R: Backend>(&self, gpu: &Gpu<R>, sources: &[&GpuBuffer], to: &GpuBuffer) {
         let bound = gpu.client().properties().hardware.max_bindings as usize;
         let count = bound.saturating_sub(3).clamp(1, COPIED);
-        for (at, sources) in sources.chunks(count).enumerate() {
+        for (chunk, sources) in sources.chunks(count).enumerate() {
             let longest = sources.iter().map(|source| source.len()).max().unwrap_or(1);
             let cubes = longest.div_ceil(ELEMENTWISE_UNITS as usize).min(CUBES);
             gather_kernel::launch::<R>(
@@ -185,14 +192,14 @@ impl Flat {
                 sources.iter().map(|source| source.arg()).collect(),
                 to.arg(),
                 self.uploaded.arg(),
-                at * count,
+                chunk * count,
                 sources.len(),
             );
         }
     }
 }
 
-/// What stays from step to step.
+/// The tensors that persist from step to step.
 fn tensors<'m>(member: &'m Member<'_>) -> [&'m Tensor; 3] {
     [&*member.parameter, &member.moments.m, &member.moments.v]
 }

@@ -5,10 +5,10 @@ use cubecl::prelude::*;
 
 use super::*;
 use crate::Tensor;
+use crate::gpu::mask::mask;
 use crate::gpu::math::exp;
 use crate::gpu::{ELEMENTWISE_UNITS, cubes, elementwise};
 use crate::ops::attention::{Gradients, Saved};
-use crate::ops::dropout::gpu::mask;
 
 /// delta_i = dO_i . O_i of each row and head: sum_k P_ik dP_ik, also with dropout.
 #[cube(launch)]

@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use super::*;
 use crate::Tensor;
 use crate::gpu::cubes;
+use crate::gpu::mask::mask;
 use crate::gpu::math::exp;
-use crate::ops::dropout::gpu::mask;
 
 #[cube(launch_unchecked)]
 fn forward_kernel(

@@ -1,20 +1,21 @@
-//! The search without a shortlist: sums of squared differences between some rows and all, the k least of every row.
+//! The direct search, without a shortlist: sums of squared differences of some rows to all points, and the k least of
+//! every row.
 
 use cubecl::prelude::*;
 
 use super::{EMPTY, FAR, SETTINGS, insert};
+use crate::gpu::mask::no_mask;
 use crate::gpu::tile::{Sum, accumulate, staging, unit_origin, zeros};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
-use crate::ops::dropout::gpu::no_mask;
 use crate::{Result, Tensor};
 
-/// Cubes that keep a large GPU busy.
+/// Number of cubes that keeps a large GPU busy.
 const CUBES: usize = 256;
 
-/// Rows of one launch: bounds the memory of its results, and of the copies of listed rows.
+/// Rows of one launch. They bound the memory of results and of the copies of rows.
 const ROWS: usize = 1 << 12;
 
-/// Copies listed rows, one unit a value.
+/// Copies the given rows, one unit for each value.
 #[cube(launch)]
 fn gather_kernel(points: &Array<f32>, rows: &Array<u32>, copies: &mut Array<f32>, dim: usize) {
     if ABSOLUTE_POS < copies.len() {
@@ -22,11 +23,11 @@ fn gather_kernel(points: &Array<f32>, rows: &Array<u32>, copies: &mut Array<f32>
     }
 }
 
-/// Each cube owns a block of rows and streams over the column blocks of its part, `blocks` of them. When a block of squared
-/// distances is complete, one unit a row merges it into the row's k least.
+/// Each cube owns a block of rows and goes over the column blocks of its part, `blocks` of them. When a block of
+/// squared distances is complete, one unit for each row merges it into the row's k least.
 ///
-/// rows (count): which points stand in `copies` (count, D). distances, indices (parts, count, k); places that no column filled
-/// keep `unfilled` and `EMPTY`.
+/// rows (count): the points in `copies` (count, D). distances, indices (parts, count, k): entries without a column are
+/// `unfilled` and `EMPTY`.
 #[cube(launch_unchecked)]
 fn nearest_kernel(
     copies: &Array<f32>,
@@ -51,9 +52,9 @@ fn nearest_kernel(
     let mask = no_mask();
     let row = CUBE_POS_X as usize * comptime!(tile.rows);
     let part = CUBE_POS_Y as usize;
-    let at_row = row + UNIT_POS as usize;
-    let merges = UNIT_POS < comptime!(tile.rows as u32) && at_row < count;
-    let own = rows[at_row.min(count - 1)];
+    let unit_row_index = row + UNIT_POS as usize;
+    let merges = UNIT_POS < comptime!(tile.rows as u32) && unit_row_index < count;
+    let own = rows[unit_row_index.min(count - 1)];
 
     let mut nearest = Array::<f32>::new(k);
     let mut columns = Array::<u32>::new(k);
@@ -88,8 +89,8 @@ fn nearest_kernel(
         for i in 0..comptime!(tile.unit_rows) {
             #[unroll]
             for j in 0..comptime!(tile.unit_cols) {
-                let at = (unit_row + i) * pitch + unit_col + comptime!(j * tile.units_x());
-                block[at] = sums[comptime!(i * tile.unit_cols + j)];
+                let place = (unit_row + i) * pitch + unit_col + comptime!(j * tile.units_x());
+                block[place] = sums[comptime!(i * tile.unit_cols + j)];
             }
         }
         sync_cube();
@@ -102,20 +103,20 @@ fn nearest_kernel(
                 }
             }
         }
-        // `accumulate` synchronises before any unit writes the block again.
+        // `accumulate` synchronizes before any unit writes the block again.
     }
     if merges {
         #[unroll]
         for slot in 0..k {
-            let at = (part * count + at_row) * k + slot;
-            distances[at] = nearest[slot];
-            indices[at] = columns[slot];
+            let place = (part * count + unit_row_index) * k + slot;
+            distances[place] = nearest[slot];
+            indices[place] = columns[slot];
         }
     }
 }
 
-/// (squared distances, columns) of the k nearest to each of these rows, (rows, k). A row that has fewer than k at a finite
-/// distance has `EMPTY` in the places left.
+/// (squared distances, columns) of the k nearest points of each of these rows, (rows, k). A row with fewer than k
+/// points at a finite distance has `EMPTY` in the remaining places.
 pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, rows: &[u32], k: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     let mut found = (Vec::with_capacity(rows.len() * k), Vec::with_capacity(rows.len() * k));
     for rows in rows.chunks(ROWS) {
@@ -126,11 +127,12 @@ pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, rows: &[u32], k: usize
     Ok(found)
 }
 
+/// [`nearest`] for the rows of one launch.
 fn batch<R: Backend>(gpu: &Gpu<R>, points: &Tensor, rows: &[u32], k: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     let (n, dim, tile, count) = (points.rows(), points.cols(), SETTINGS.tile, rows.len());
     let points = points.gpu("pairwise.nearest")?;
     let (row_blocks, col_blocks) = (count.div_ceil(tile.rows), n.div_ceil(tile.cols));
-    // Few rows leave units idle unless the columns are shared out too. The host merges the parts, in order.
+    // Few rows would leave cubes idle, so the columns are split into parts, which the host merges in order.
     let blocks = col_blocks.div_ceil((CUBES / row_blocks).clamp(1, col_blocks));
     let parts = col_blocks.div_ceil(blocks);
     let (rows, copies) = (gpu.upload_u32(rows), gpu.scratch(count * dim)?);
@@ -144,8 +146,8 @@ fn batch<R: Backend>(gpu: &Gpu<R>, points: &Tensor, rows: &[u32], k: usize) -> R
         copies.arg(),
         dim,
     );
-    // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
-    // that its documentation gives.
+    // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes. The buffers
+    // have the sizes in its documentation.
     unsafe {
         nearest_kernel::launch_unchecked::<R>(
             gpu.client(),
@@ -173,14 +175,15 @@ fn batch<R: Backend>(gpu: &Gpu<R>, points: &Tensor, rows: &[u32], k: usize) -> R
     Ok(merge(&distances, &indices, count, k, parts))
 }
 
+/// The k least of all parts, for every row.
 fn merge(distances: &[f32], indices: &[u32], n: usize, k: usize, parts: usize) -> (Vec<f32>, Vec<u32>) {
     let mut merged = (Vec::with_capacity(n * k), Vec::with_capacity(n * k));
     let mut row: Vec<(f32, u32)> = Vec::with_capacity(parts * k);
     for i in 0..n {
         row.clear();
         for part in 0..parts {
-            let at = (part * n + i) * k;
-            row.extend(distances[at..at + k].iter().copied().zip(indices[at..at + k].iter().copied()));
+            let first = (part * n + i) * k;
+            row.extend(distances[first..first + k].iter().copied().zip(indices[first..first + k].iter().copied()));
         }
         row.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         for &(d, j) in &row[..k] {

@@ -1,26 +1,26 @@
-//! Sums of squared differences to the candidates, the k least of them, and whether that is proved to be the answer: step
-//! 2 of the search.
+//! Step 2 of the search: sums of squared differences to the candidates, the k least of them, and the proof that they
+//! are the result.
 //!
-//! A column that is no candidate has a squared distance of at least the worst bound in the list, W. The f32 sum of its
-//! squared differences would be at least W (1 - c) - t (see `shortlist.rs` for c and t, which exceed what the sum needs). If
-//! that is above the sum of the k-th neighbour found, no column is missing, not even among equals. Points that a list
-//! has room for are all candidates.
+//! A column that is not a candidate has a squared distance of at least W, the largest bound in the list. The f32 sum of
+//! its squared differences is at least W (1 - c) - t; `shortlist.rs` has c and t, which exceed what the sum needs. If
+//! that is above the sum of the k-th neighbor found, no column is missing, not even among equals. If the list has room
+//! for all points, all points are candidates.
 
 use cubecl::prelude::*;
 
 use super::shortlist::{Bound, Lists, width};
-use super::{EMPTY, FAR, OPEN, WILD};
+use super::{EMPTY, FAR, OPEN, OUT_OF_RANGE};
 use crate::gpu::{Backend, Gpu, GpuBuffer, cubes};
 use crate::{Result, Tensor};
 
 /// Units of a cube.
 const UNITS: usize = 256;
 
-/// One unit a candidate, in ascending order of the dimensions like the direct search, for the same bits; then one unit a
-/// row.
+/// One unit for each candidate sums in ascending order of the dimensions, as the direct search does, for the same bits.
+/// Then one unit for each row sorts.
 ///
-/// found (N, 2, k): bits of the squared distances, then columns. In a row that is not proved the first column is `OPEN`, and in a
-/// row of a wild point `WILD`.
+/// found (N, 2, k): bits of the squared distances, then columns. The first column is `OPEN` in a row that is not
+/// proved, and `OUT_OF_RANGE` in the row of a point that is out of range.
 #[cube(launch_unchecked)]
 fn exact_kernel<V: Size>(
     points: &Array<Vector<f32, V>>,
@@ -33,21 +33,22 @@ fn exact_kernel<V: Size>(
     shrink: f32,
     tiny: f32,
     #[comptime] k: usize,
-    #[comptime] room: usize,
+    #[comptime] capacity: usize,
 ) {
-    let rows = comptime!(UNITS / room);
-    let mut sums = SharedMemory::<f32>::new(comptime!(UNITS / room * room));
+    let rows = comptime!(UNITS / capacity);
+    let mut sums = SharedMemory::<f32>::new(comptime!(UNITS / capacity * capacity));
     let unit = UNIT_POS as usize;
     let first = CUBE_POS * rows;
-    let row = first + unit / room;
-    if unit < rows * room && row < n {
-        let column = columns[unit % room * n + row];
+    let row = first + unit / capacity;
+    if unit < rows * capacity && row < n {
+        let column = columns[unit % capacity * n + row];
+        // The squared distance to the unit's candidate.
         let mut sum = f32::new(FAR);
         if column != EMPTY {
             sum = 0.0f32;
             let other = column as usize * length;
-            for at in 0..length {
-                let difference = points[row * length + at] - points[other + at];
+            for i in 0..length {
+                let difference = points[row * length + i] - points[other + i];
                 #[unroll]
                 for l in 0..V::value() {
                     sum += difference[l] * difference[l];
@@ -66,9 +67,9 @@ fn exact_kernel<V: Size>(
             nearest[slot] = FAR;
             nearest_columns[slot] = EMPTY;
         }
-        for entry in 0..room {
-            // Whatever stands nearer goes before it: candidates come in no order of their columns.
-            let mut d = sums[unit * room + entry];
+        for entry in 0..capacity {
+            // Insertion by (distance, column), because candidates are in no order of their columns.
+            let mut d = sums[unit * capacity + entry];
             let mut column = columns[entry * n + row];
             #[unroll]
             for slot in 0..k {
@@ -82,7 +83,8 @@ fn exact_kernel<V: Size>(
                 }
             }
         }
-        let last = comptime!(room - 1) * n + row;
+        // The proof.
+        let last = comptime!(capacity - 1) * n + row;
         let complete = columns[last] == EMPTY || bounds[last] * shrink - tiny > nearest[comptime!(k - 1)];
         #[unroll]
         for slot in 0..k {
@@ -93,22 +95,22 @@ fn exact_kernel<V: Size>(
             found[row * 2 * k + k] = OPEN;
         }
         if lower[row] == FAR {
-            found[row * 2 * k + k] = WILD;
+            found[row * 2 * k + k] = OUT_OF_RANGE;
         }
     }
 }
 
-/// What was found in the lists, (N, 2, k).
+/// The results of the lists, (N, 2, k).
 pub fn exact<R: Backend>(gpu: &Gpu<R>, points: &Tensor, lists: &Lists, k: usize) -> Result<GpuBuffer> {
     let (n, dim) = (points.rows(), points.cols());
     let (width, bound) = (width(dim), Bound::of(dim));
     let found = gpu.scratch(2 * n * k)?;
-    // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
-    // that its documentation gives.
+    // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes. The buffers
+    // have the sizes in its documentation.
     unsafe {
         exact_kernel::launch_unchecked::<R>(
             gpu.client(),
-            cubes(n.div_ceil(UNITS / lists.room)),
+            cubes(n.div_ceil(UNITS / lists.capacity)),
             CubeDim::new_1d(UNITS as u32),
             width,
             points.gpu("pairwise.nearest")?.arg(),
@@ -121,7 +123,7 @@ pub fn exact<R: Backend>(gpu: &Gpu<R>, points: &Tensor, lists: &Lists, k: usize)
             bound.shrink,
             bound.tiny,
             k,
-            lists.room,
+            lists.capacity,
         )
     };
     Ok(found)

@@ -1,17 +1,18 @@
-//! For every point the columns with the least lower bounds on the squared distance, from products: step 1 of the search.
+//! Step 1 of the search: for every point, the columns with the least lower bounds on the squared distance, from
+//! products.
 //!
-//! x' = x - m for a point m near the cloud, n_i = |x'_i|^2. With products p the squared distance of i and j is at least
-//! L_ij = l_i + l_j - 2 p_ij, l_i = n_i (1 - c) - t, whatever the roundings: with u = 2^-24 and n_i + n_j as the unit, the inner
-//! product is within gamma_D / 2 in any order of summation (Higham 2002, 3.5) and counts twice, the sums that make n_i
-//! are within gamma_(D / 16 + 18), those that make l and L within 8 u, and rounding x' to f32 moves |x'_i - x'_j|^2 by at
-//! most 6 u. Together less than c = (1.1 (D + D / 16) + 48) u; values that are flushed to zero below 2^-126 take less
-//! than t = 1e-36 D.
+//! Let x' = x - m for a point m near the cloud, and n_i = |x'_i|^2. With products p, the squared distance of i and j is
+//! at least L_ij = l_i + l_j - 2 p_ij with l_i = n_i (1 - c) - t, for any rounding. With u = 2^-24 and n_i + n_j as the
+//! unit: the inner product is within gamma_D / 2 in any order of summation (Higham 2002, 3.5) and counts twice; the
+//! sums of n_i are within gamma_(D / 16 + 18), those of l and L within 8 u; rounding x' to f32 moves |x'_i - x'_j|^2 by
+//! at most 6 u. The sum is less than c = (1.1 (D + D / 16) + 48) u. Values that are flushed to zero below 2^-126 take
+//! less than t = 1e-36 D.
 //!
-//! Blocks of rows stand in a circle. On lap d, block b meets block b + d, so that after half a circle every pair of
-//! blocks has met once. One cube computes one such tile in registers and passes it through shared memory a strip at a
-//! time, where one unit a row and one unit a column keep the least. Their lists go to slots of their own, and after
-//! each launch of a few laps every row's slots are folded into its list: no atomics, and the order is fixed. The worst
-//! of the list so far is what the next laps must be below, so that nearly nothing is inserted after the first.
+//! Blocks of rows form a circle. On lap d, block b meets block b + d, so after half a circle every pair of blocks has
+//! met once. One cube computes one such tile in registers and passes it through shared memory in strips; there one unit
+//! for each row and one for each column keep the least bounds. Their lists go to slots of their own, and after each
+//! launch of a few laps the slots of a row are folded into its list. This needs no atomics, and the order is fixed. The
+//! largest bound of a list is the limit for the next laps, so almost nothing is inserted after the first laps.
 
 use cubecl::prelude::*;
 
@@ -20,20 +21,21 @@ use super::{EMPTY, FAR, insert};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, cubes, elementwise};
 use crate::{Result, Tensor, profile};
 
-/// Tiles of a launch: what keeps a large GPU busy for several rounds. The slots take 16 bytes a line of a tile and entry.
+/// Tiles of one launch: enough to keep a large GPU busy for several rounds. Slots take 16 bytes for each line of a tile
+/// and entry.
 pub const TILES: usize = 4096;
 
-/// Rows whose coordinate-wise median is the centre. No few outliers move it.
+/// Number of sampled rows. Their coordinate-wise median is the centre; a few outliers do not move it.
 const SAMPLES: usize = 15;
 
-/// A point with a coordinate of this magnitude, or one that is not finite, is left to the direct search.
-const WILD: f32 = 1e14;
+/// A point with a coordinate of at least this magnitude, or one that is not finite, is left to the direct search.
+const LARGEST_COORDINATE: f32 = 1e14;
 
-/// The relative error of one f32 operation that rounds to nearest. Matrix units truncate their sums: products that are summed
-/// there need 2^-23 here, and an allowance for what the alignment of a block's summands drops.
+/// The relative error of one f32 operation that rounds to nearest. Matrix units truncate their sums, so products on
+/// matrix units would need 2^-23 here, and a margin for summands that lose bits by alignment.
 const UNIT_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
-/// What bounds the distance of a pair from below.
+/// The constants of the lower bound on a distance.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
     /// 1 - c.
@@ -43,7 +45,7 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// For points of so many dimensions.
+    /// The constants for points of `dim` dimensions.
     pub fn of(dim: usize) -> Self {
         let dim = dim as f64;
         let c = (1.1 * (dim + dim / 16.0) + 48.0) * UNIT_ROUNDOFF;
@@ -51,19 +53,19 @@ impl Bound {
     }
 }
 
-/// Candidates of every row, the least bounds first.
+/// The candidates of every row, the least bounds first.
 pub struct Lists {
-    /// Entries of a list.
-    pub room: usize,
-    /// (room, N): lower bounds; [`FAR`] where there is none.
+    /// Number of entries of a list.
+    pub capacity: usize,
+    /// (capacity, N): lower bounds; [`FAR`] in empty entries.
     pub bounds: GpuBuffer,
-    /// (room, N): columns; [`EMPTY`] where there is none.
+    /// (capacity, N): columns; [`EMPTY`] in empty entries.
     pub columns: GpuBuffer,
-    /// (N): l, or [`FAR`] for a wild point.
+    /// (N): l, or [`FAR`] for a point that is out of range.
     pub lower: GpuBuffer,
 }
 
-/// Each coordinate's median over a few rows.
+/// The median of each coordinate over a few rows: the value with as many values before it as behind it.
 #[cube(launch)]
 fn centre_kernel(points: &Array<f32>, centre: &mut Array<f32>, n: usize, dim: usize) {
     let c = ABSOLUTE_POS;
@@ -93,7 +95,7 @@ fn centre_kernel(points: &Array<f32>, centre: &mut Array<f32>, n: usize, dim: us
     }
 }
 
-/// l of every row, [`SIDE`] units a row; and empty lists.
+/// l of every row, with [`SIDE`] units for each row, and empty lists.
 #[cube(launch)]
 fn lower_kernel<V: Size>(
     points: &Array<Vector<f32, V>>,
@@ -105,7 +107,7 @@ fn lower_kernel<V: Size>(
     length: usize,
     shrink: f32,
     tiny: f32,
-    #[comptime] room: usize,
+    #[comptime] capacity: usize,
 ) {
     let mut parts = SharedMemory::<f32>::new(UNITS);
     let mut largest = SharedMemory::<u32>::new(UNITS);
@@ -113,12 +115,12 @@ fn lower_kernel<V: Size>(
     let lane = unit % SIDE;
     let row = CUBE_POS * SIDE + unit / SIDE;
     let mut sum = 0.0f32;
-    // The order of magnitudes is that of their bits, also where they are infinite or no numbers.
+    // Magnitudes are ordered as their bits, also infinities and NaNs.
     let mut top = 0u32;
     if row < n {
-        for at in range_stepped(lane, length, SIDE) {
-            let x = points[row * length + at];
-            let centred = x - centre[at];
+        for i in range_stepped(lane, length, SIDE) {
+            let x = points[row * length + i];
+            let centred = x - centre[i];
             #[unroll]
             for l in 0..V::value() {
                 sum += centred[l] * centred[l];
@@ -140,19 +142,19 @@ fn lower_kernel<V: Size>(
             }
         }
         let mut l = sum * shrink - tiny;
-        if top >= comptime!(WILD.to_bits()) {
+        if top >= comptime!(LARGEST_COORDINATE.to_bits()) {
             l = f32::new(FAR);
         }
         lower[row] = l;
         #[unroll]
-        for entry in 0..room {
+        for entry in 0..capacity {
             bounds[entry * n + row] = FAR;
             columns[entry * n + row] = EMPTY;
         }
     }
 }
 
-/// Merges the slots of a row into its list, one unit a row.
+/// Merges the slots of a row into its list, one unit for each row.
 #[cube(launch_unchecked)]
 fn fold_kernel(
     bounds: &mut Array<f32>,
@@ -163,58 +165,70 @@ fn fold_kernel(
     blocks: usize,
     first_lap: usize,
     laps: usize,
-    #[comptime] room: usize,
+    #[comptime] capacity: usize,
     #[comptime] side: usize,
 ) {
     let row = ABSOLUTE_POS;
     if row < n {
-        let mut kept = Array::<f32>::new(room);
-        let mut kept_columns = Array::<u32>::new(room);
+        let mut kept = Array::<f32>::new(capacity);
+        let mut kept_columns = Array::<u32>::new(capacity);
         #[unroll]
-        for entry in 0..room {
+        for entry in 0..capacity {
             kept[entry] = bounds[entry * n + row];
             kept_columns[entry] = columns[entry * n + row];
         }
         let block = row / side;
         for slot in 0..2 * laps {
             let lap = first_lap + slot % laps;
-            // The slots that a tile wrote: of its rows if this block went, of its columns if another came.
+            // Slots that a tile wrote: for its rows if this block went, for its columns if another block came.
             let came = lap != 0 && goes((block + blocks - lap) % blocks, lap, blocks);
             let written = select(slot < laps, goes(block, lap, blocks), came);
-            if written && slot_bounds[slot * room * n + row] < kept[comptime!(room - 1)] {
-                for entry in 0..room {
-                    let at = (slot * room + entry) * n + row;
-                    let bound = slot_bounds[at];
-                    if bound < kept[comptime!(room - 1)] {
-                        insert(&mut kept, &mut kept_columns, bound, slot_columns[at], room);
+            if written && slot_bounds[slot * capacity * n + row] < kept[comptime!(capacity - 1)] {
+                for entry in 0..capacity {
+                    let place = (slot * capacity + entry) * n + row;
+                    let bound = slot_bounds[place];
+                    if bound < kept[comptime!(capacity - 1)] {
+                        insert(&mut kept, &mut kept_columns, bound, slot_columns[place], capacity);
                     }
                 }
             }
         }
         #[unroll]
-        for entry in 0..room {
+        for entry in 0..capacity {
             bounds[entry * n + row] = kept[entry];
             columns[entry * n + row] = kept_columns[entry];
         }
     }
 }
 
-/// Values of a vector: as many as divide the dimension.
+/// Values of a vector: 4, 2 or 1, so that they divide the dimension.
 pub fn width(dim: usize) -> usize {
     [4, 2, 1].into_iter().find(|width| dim.is_multiple_of(*width)).unwrap_or(1)
 }
 
-/// The `room` columns with the least lower bounds of every row, in launches of `tiles` tiles or, if more, one lap.
-pub fn shortlist<R: Backend>(gpu: &Gpu<R>, points: &Tensor, room: usize, shape: Shape, tiles: usize) -> Result<Lists> {
+/// The `capacity` columns with the least lower bounds of every row, in launches of `tiles` tiles or, if that is more,
+/// of one lap.
+pub fn shortlist<R: Backend>(
+    gpu: &Gpu<R>,
+    points: &Tensor,
+    capacity: usize,
+    shape: Shape,
+    tiles: usize,
+) -> Result<Lists> {
     const OP: &str = "pairwise.nearest";
     let (n, dim) = (points.rows(), points.cols());
     let (width, bound) = (width(dim), Bound::of(dim));
     let blocks = n.div_ceil(shape.side());
     let all_laps = blocks / 2 + 1;
-    let most_laps = (tiles / blocks).min(gpu.max_scratch() / (2 * room * n)).clamp(1, all_laps);
-    let slots = [gpu.scratch(2 * most_laps * room * n)?, gpu.scratch(2 * most_laps * room * n)?];
+    let most_laps = (tiles / blocks).min(gpu.max_scratch() / (2 * capacity * n)).clamp(1, all_laps);
+    let slots = [gpu.scratch(2 * most_laps * capacity * n)?, gpu.scratch(2 * most_laps * capacity * n)?];
     let centre = gpu.scratch(dim)?;
-    let lists = Lists { room, bounds: gpu.scratch(room * n)?, columns: gpu.scratch(room * n)?, lower: gpu.scratch(n)? };
+    let lists = Lists {
+        capacity,
+        bounds: gpu.scratch(capacity * n)?,
+        columns: gpu.scratch(capacity * n)?,
+        lower: gpu.scratch(n)?,
+    };
     let points = points.gpu(OP)?;
     let units = CubeDim::new_1d(UNITS as u32);
     centre_kernel::launch::<R>(gpu.client(), elementwise(dim), units, points.arg(), centre.arg(), n, dim);
@@ -232,14 +246,14 @@ pub fn shortlist<R: Backend>(gpu: &Gpu<R>, points: &Tensor, room: usize, shape: 
         dim / width,
         bound.shrink,
         bound.tiny,
-        room,
+        capacity,
     );
-    // The first laps insert most: they are few, so that the others have limits.
+    // The first laps insert most entries. Their launch is short, so that the next launches have limits.
     let (mut lap, mut laps) = (0, most_laps.div_ceil(4));
     while lap < all_laps {
         laps = laps.min(all_laps - lap);
-        // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
-        // that its documentation gives.
+        // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes. The
+        // buffers have the sizes in its documentation.
         unsafe {
             tile_kernel::launch_unchecked::<R>(
                 gpu.client(),
@@ -257,12 +271,11 @@ pub fn shortlist<R: Backend>(gpu: &Gpu<R>, points: &Tensor, room: usize, shape: 
                 blocks,
                 lap,
                 laps,
-                room,
+                capacity,
                 shape,
             )
         };
-        // SAFETY: the kernel compares points, columns and entries with their numbers before it reads or writes; the buffers have the sizes
-        // that its documentation gives.
+        // SAFETY: as above.
         unsafe {
             fold_kernel::launch_unchecked::<R>(
                 gpu.client(),
@@ -276,7 +289,7 @@ pub fn shortlist<R: Backend>(gpu: &Gpu<R>, points: &Tensor, room: usize, shape: 
                 blocks,
                 lap,
                 laps,
-                room,
+                capacity,
                 shape.side(),
             )
         };

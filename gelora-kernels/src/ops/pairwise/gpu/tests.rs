@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::reference;
 use super::*;
+use crate::device::WgpuDevice;
 use crate::random::Stream;
 use crate::verify::random;
 use crate::{Device, DeviceKind};
@@ -15,8 +16,9 @@ const LARGE: Shape = Shape { per_unit: 8, depth: 8, buffers: 1 };
 type Wgpu = Gpu<cubecl_wgpu::WgpuRuntime>;
 
 fn device() -> Option<(Device, Wgpu)> {
-    match Device::open(DeviceKind::Wgpu) {
-        Ok(Device::Wgpu(gpu)) => Some((Device::Wgpu(gpu.clone()), gpu)),
+    let device = Device::open(DeviceKind::Wgpu).ok()?;
+    match device.clone() {
+        Device::Wgpu(WgpuDevice(gpu)) => Some((device, gpu)),
         _ => None,
     }
 }

@@ -83,7 +83,7 @@ pub fn goes(block: usize, lap: usize, blocks: usize) -> bool {
 
 /// One tile a cube.
 ///
-/// bounds (room, N): the lists so far. `slot_bounds` and `slot_columns` (2 laps, room, N): what the rows of a tile found, for
+/// bounds (capacity, N): the lists so far. `slot_bounds` and `slot_columns` (2 laps, capacity, N): what the rows of a tile found, for
 /// each lap, then what its columns found.
 #[cube(launch_unchecked)]
 pub fn tile_kernel<V: Size>(
@@ -98,7 +98,7 @@ pub fn tile_kernel<V: Size>(
     blocks: usize,
     first_lap: usize,
     laps: usize,
-    #[comptime] room: usize,
+    #[comptime] capacity: usize,
     #[comptime] shape: Shape,
 ) {
     let width = V::value();
@@ -165,12 +165,12 @@ pub fn tile_kernel<V: Size>(
         let keeps = own < n && (owns_row || (unit < 2 * side && lap != 0));
         let mut limit = f32::new(FAR);
         if keeps {
-            limit = bounds[comptime!(room - 1) * n + own];
+            limit = bounds[comptime!(capacity - 1) * n + own];
         }
-        let mut kept = Array::<f32>::new(room);
-        let mut kept_columns = Array::<u32>::new(room);
+        let mut kept = Array::<f32>::new(capacity);
+        let mut kept_columns = Array::<u32>::new(capacity);
         #[unroll]
-        for entry in 0..room {
+        for entry in 0..capacity {
             kept[entry] = limit;
             kept_columns[entry] = EMPTY;
         }
@@ -192,9 +192,9 @@ pub fn tile_kernel<V: Size>(
             if keeps {
                 for t in 0..SIDE {
                     let bound = strip[unit * STRIP + t];
-                    if bound < kept[comptime!(room - 1)] {
+                    if bound < kept[comptime!(capacity - 1)] {
                         let column = others + comptime!(pass * SIDE) + t;
-                        insert(&mut kept, &mut kept_columns, bound, column as u32, room);
+                        insert(&mut kept, &mut kept_columns, bound, column as u32, capacity);
                     }
                 }
             }
@@ -202,8 +202,8 @@ pub fn tile_kernel<V: Size>(
         if keeps {
             let slot = CUBE_POS % laps + select(owns_row, 0, laps);
             #[unroll]
-            for entry in 0..room {
-                let at = (slot * room + entry) * n + own;
+            for entry in 0..capacity {
+                let at = (slot * capacity + entry) * n + own;
                 slot_bounds[at] = kept[entry];
                 slot_columns[at] = kept_columns[entry];
             }

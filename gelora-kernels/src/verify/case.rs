@@ -1,4 +1,4 @@
-//! The registry of cases, and the check of one case on one device: what tests, `cargo xtask verify` and benches run.
+//! One case: an operator at one shape, and its check on one device.
 //!
 //! A case is an operator at one shape: its inputs, how to run it, the same computed in f64 by the reference, and the bound
 //! that the error must stay under. The error of an output is the largest of
@@ -8,52 +8,9 @@
 //! A run is checked four ways: every value is finite and was written (outputs start as NaN), errors are below the bound,
 //! guard values around the outputs are intact, and a second run gives the same bits.
 
-use std::cell::Cell;
 use std::fmt;
 
-use crate::random::Stream;
-use crate::{DType, Device, Error, Result, Tensor};
-
-/// The value that fences an output.
-pub(crate) const GUARD: f32 = f32::from_bits(0x7fc5_1ab1);
-/// How many guards stand on each side.
-pub(crate) const GUARD_LEN: usize = 256;
-
-thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-    static SHAPE: Cell<Option<usize>> = const { Cell::new(None) };
-}
-
-pub(crate) fn guards_are_on() -> bool {
-    GUARDED.get()
-}
-
-/// The shape that a GPU launcher must take, as its place in the launcher's list; None if the launcher chooses.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub(crate) fn forced_shape() -> Option<usize> {
-    SHAPE.get()
-}
-
-/// Sets a thread-local value until the guard is dropped.
-struct Restore<T: Copy + 'static>(&'static std::thread::LocalKey<Cell<T>>, T);
-
-impl<T: Copy> Restore<T> {
-    fn after_setting(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> Self {
-        Self(key, key.replace(value))
-    }
-}
-
-impl<T: Copy> Drop for Restore<T> {
-    fn drop(&mut self) {
-        self.0.set(self.1);
-    }
-}
-
-/// Runs `f` with every output tensor of this thread NaN-filled and fenced with guard values.
-pub fn guarded<T>(f: impl FnOnce() -> T) -> T {
-    let _restore = Restore::after_setting(&GUARDED, true);
-    f()
-}
+use crate::{DType, Device, Error, Result, Tensor, guard};
 
 /// How an output's error is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,8 +158,13 @@ impl Case {
     /// # Errors
     /// Whatever the operator returns.
     pub fn launch(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _restore = Restore::after_setting(&SHAPE, self.forced);
-        (self.run)(inputs)
+        guard::with_forced_shape(self.forced, || (self.run)(inputs))
+    }
+
+    /// Whether GPU launchers must take one shape.
+    #[cfg(test)]
+    pub(crate) fn is_forced(&self) -> bool {
+        self.forced.is_some()
     }
 
     /// Runs the case on a device and compares. With `inject_fault` the first output is perturbed by a hundred bounds before
@@ -222,7 +184,7 @@ impl Case {
 
     fn compare(&self, device: &Device, inject_fault: bool) -> Result<(f64, Option<String>)> {
         let inputs = self.prepare(device)?;
-        let outputs = guarded(|| self.launch(&inputs))?;
+        let outputs = guard::guarded(|| self.launch(&inputs))?;
         let mut got = outputs.iter().map(Tensor::to_vec_f64).collect::<Result<Vec<_>>>()?;
         for output in &outputs {
             if !output.guards_hold()? {
@@ -303,138 +265,4 @@ pub enum Verdict {
         /// What is missing.
         reason: String,
     },
-}
-
-/// A seeded CPU tensor of standard normal values.
-///
-/// # Panics
-/// If the shape has a zero.
-pub fn random(shape: impl Into<Vec<usize>>, seed: u64) -> Tensor {
-    let shape = shape.into();
-    let mut stream = Stream::new(seed);
-    let data = (0..shape.iter().product()).map(|_| stream.normal() as f32).collect();
-    Tensor::from_vec(data, shape).expect("a case has at least one element")
-}
-
-/// A random CPU tensor of a quantised type: blocks of random integers with scales around 0.1.
-pub fn random_quantised(shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
-    let (_, size) = dtype.block();
-    let mut stream = Stream::new(seed);
-    let mut bytes: Vec<u8> = (0..dtype.bytes(shape[0] * shape[1])).map(|_| stream.bits() as u8).collect();
-    for block in bytes.chunks_exact_mut(size) {
-        if let DType::Nf4(_) | DType::Fp4(_) = dtype {
-            let scale = (0.01 + 0.1 * stream.uniform()) as f32;
-            block[..4].copy_from_slice(&scale.to_le_bytes());
-            continue;
-        }
-        let scales: &[usize] = match dtype {
-            DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
-            DType::Q2K => &[80, 82],
-            DType::Q3K => &[108],
-            DType::Q6K => &[208],
-            _ => &[0],
-        };
-        for at in scales {
-            let scale = half::f16::from_f64(0.01 + 0.1 * stream.uniform());
-            block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
-        }
-    }
-    let len = bytes.len();
-    Tensor::from_bytes(std::sync::Arc::new(bytes), 0..len, dtype, shape).expect("whole blocks")
-}
-
-/// Every case of every operator.
-pub fn cases() -> Vec<Case> {
-    crate::ops::cases()
-}
-
-/// That `gradients` are the slopes of `loss` in each value of each input: a reference's backward pass against its forward one.
-#[cfg(test)]
-pub(crate) fn assert_slopes(inputs: &[Vec<f64>], gradients: &[Vec<f64>], loss: impl Fn(&[Vec<f64>]) -> f64) {
-    const STEP: f64 = 1e-6;
-    assert_eq!(inputs.len(), gradients.len());
-    for (which, gradient) in gradients.iter().enumerate() {
-        assert_eq!(inputs[which].len(), gradient.len());
-        assert!(gradient.iter().any(|v| *v != 0.0), "input {which} has no gradient");
-        for (i, slope) in gradient.iter().enumerate() {
-            let (mut up, mut down) = (inputs.to_vec(), inputs.to_vec());
-            up[which][i] += STEP;
-            down[which][i] -= STEP;
-            approx::assert_abs_diff_eq!((loss(&up) - loss(&down)) / (2.0 * STEP), slope, epsilon = 1e-7);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::DeviceKind;
-
-    fn check_all(device: &Device) {
-        // While one operator is worked on: GELORA_OP=attention cargo test -p gelora-kernels every_case
-        let only = std::env::var("GELORA_OP").unwrap_or_default();
-        let failures: Vec<String> = cases()
-            .iter()
-            .filter(|case| case.op.starts_with(&only) && !case.near_limit)
-            .filter_map(|case| match case.check(device, false).verdict {
-                Verdict::Failed { reason, .. } => Some(format!("{case:?}: {reason}")),
-                _ => None,
-            })
-            .collect();
-        assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    }
-
-    #[test]
-    fn every_case_passes_on_the_cpu() {
-        check_all(&Device::Cpu);
-    }
-
-    #[test]
-    fn every_case_notices_a_fault() {
-        for case in cases().into_iter().filter(|case| !case.near_limit) {
-            assert!(
-                matches!(case.check(&Device::Cpu, true).verdict, Verdict::Failed { .. }),
-                "{case:?} missed a fault"
-            );
-        }
-    }
-
-    #[test]
-    fn every_case_passes_on_wgpu_where_there_is_an_adapter() {
-        if let Ok(device) = Device::open(DeviceKind::Wgpu) {
-            check_all(&device);
-        }
-    }
-
-    #[test]
-    fn a_shape_that_a_launcher_does_not_have_is_skipped() {
-        let Ok(device) = Device::open(DeviceKind::Wgpu) else { return };
-        for case in cases().into_iter().filter(|case| case.forced.is_some()).step_by(4) {
-            let verdict = case.forced(99).check(&device, false).verdict;
-            assert!(matches!(verdict, Verdict::Skipped { .. }), "{verdict:?}");
-        }
-    }
-
-    #[test]
-    fn a_stray_write_is_noticed() -> Result<()> {
-        let stray = |offset: isize| -> Result<bool> {
-            let mut t = guarded(|| Tensor::output([4]))?;
-            let p = t.as_mut_slice()?.as_mut_ptr();
-            // SAFETY: guards stand on both sides, so the address is inside the allocation.
-            unsafe { p.offset(offset).write(1.0) };
-            t.guards_hold()
-        };
-        assert!(stray(0)? && stray(3)?);
-        assert!(!stray(4)? && !stray(-1)?);
-        Ok(())
-    }
-
-    #[test]
-    fn an_unwritten_output_is_noticed() {
-        let case = Case::new("nothing", "1")
-            .inputs([random([1], 1)])
-            .run(|_| Ok(vec![Tensor::output([1])?]))
-            .reference(|_| vec![vec![0.0]]);
-        assert!(matches!(case.check(&Device::Cpu, false).verdict, Verdict::Failed { .. }));
-    }
 }
