@@ -8,9 +8,9 @@ mod chat;
 mod commands;
 mod contained;
 mod data;
+mod distinct;
 mod fingerprint;
 mod hub;
-mod metrics;
 mod output;
 mod plot;
 mod points;
@@ -18,6 +18,7 @@ mod profile;
 mod report;
 mod tokenize;
 mod ui;
+mod understood;
 #[doc(hidden)]
 pub mod untrusted;
 

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use gelora_lora::files::check_downloaded;
+use gelora_model::Tokens;
 use gelora_model::gguf::is_gguf;
 use rayon::prelude::*;
 use tokenizers::{EncodeInput, Encoding, TruncationDirection, TruncationParams, TruncationStrategy};
@@ -55,17 +56,6 @@ pub struct Tokenizer {
     vocabulary: u32,
     /// How conversations are written; inside, what is wrong with the template.
     template: Option<Result<Template, String>>,
-}
-
-/// The tokens of one example, special tokens included.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded {
-    /// Token ids, (T).
-    pub ids: Vec<u32>,
-    /// Which text each token belongs to, (T): 0 or 1.
-    pub type_ids: Vec<u32>,
-    /// Whether a language model is to predict each token, (T).
-    pub targets: Vec<bool>,
 }
 
 impl Tokenizer {
@@ -193,7 +183,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If the tokenizer cannot encode a text (a vocabulary without an unknown token), or the template refuses a conversation.
-    pub fn encode(&self, example: &Example) -> Result<Encoded> {
+    pub fn encode(&self, example: &Example) -> Result<Tokens> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         if let Some(written) = self.written(example)? {
             let encoding = self.contained(|inner| inner.encode(written.text.as_str(), false))?;
@@ -249,7 +239,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Encoded>> {
+    pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Tokens>> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         let examples: Vec<&Example> = examples.into_iter().collect();
         // Where one row is a conversation, all are.
@@ -267,7 +257,7 @@ impl Tokenizer {
     }
 
     /// The tokens of an encoding; where there is an answer, from which on it is, and the end of the text if there is room.
-    fn encoded(&self, encoding: &Encoding, example: &Example) -> Result<Encoded> {
+    fn encoded(&self, encoding: &Encoding, example: &Example) -> Result<Tokens> {
         if encoding.is_empty() {
             bail!("tokenizer: a text has no tokens");
         }
@@ -275,7 +265,7 @@ impl Tokenizer {
         let (mut ids, mut type_ids) = (encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec());
         let Some(answer) = &example.answer else {
             let targets = vec![true; ids.len()];
-            return Ok(Encoded { ids, type_ids, targets });
+            return Ok(Tokens { ids, type_ids, targets });
         };
         let asked = example.text.len();
         let first = encoding.get_offsets().iter().position(|(_, end)| *end > asked).unwrap_or(ids.len());
@@ -285,14 +275,14 @@ impl Tokenizer {
             type_ids.push(0);
         }
         let targets = (0..ids.len()).map(|i| i >= first).collect();
-        Ok(Encoded { ids, type_ids, targets })
+        Ok(Tokens { ids, type_ids, targets })
     }
 
     /// The texts one after the other, each ended unless they make up one, in blocks of the greatest length.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`]; if there are fewer than two tokens.
-    pub fn blocks(&self, dataset: &Dataset) -> Result<Vec<Encoded>> {
+    pub fn blocks(&self, dataset: &Dataset) -> Result<Vec<Tokens>> {
         let whole = self.whole()?;
         let encode = |text: &str| whole.contained(|inner| inner.encode(text, true));
         let texts = dataset.examples.iter().map(|e| e.text.as_str());
@@ -312,7 +302,7 @@ impl Tokenizer {
         self.embedded(&ids).with_context(|| dataset.path.display().to_string())?;
         let block = |ids: &[u32]| {
             let (type_ids, targets) = (vec![0; ids.len()], vec![true; ids.len()]);
-            Encoded { ids: ids.to_vec(), type_ids, targets }
+            Tokens { ids: ids.to_vec(), type_ids, targets }
         };
         Ok(ids.chunks(self.max_length()).filter(|ids| ids.len() > 1).map(block).collect())
     }
@@ -356,7 +346,7 @@ impl Tokenizer {
     }
 
     /// The tokens of a conversation; what the assistant says is to be predicted.
-    fn said(&self, encoding: &Encoding, written: &Written) -> Result<Encoded> {
+    fn said(&self, encoding: &Encoding, written: &Written) -> Result<Tokens> {
         if encoding.is_empty() {
             bail!("tokenizer: a conversation has no tokens");
         }
@@ -366,7 +356,7 @@ impl Tokenizer {
             written.answers.iter().any(|answer| *begin < answer.end && *end > answer.start)
         };
         let targets = encoding.get_offsets().iter().map(inside).collect();
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: vec![0; encoding.len()], targets })
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), type_ids: vec![0; encoding.len()], targets })
     }
 }
 

@@ -1,31 +1,13 @@
-use std::cell::RefCell;
-
-use gelora_kernels::ops::rotary::{self, Angles};
+use gelora_kernels::ops::rotary;
 use gelora_kernels::ops::{add, attention, concat};
 use gelora_kernels::{Offsets, Tensor};
 
-use crate::block::Sublayer;
 use crate::disentangled::{Added, Disentangled, Projected};
-use crate::generate::Cache;
 use crate::linear::{Grads, Linear, Saved as LinearSaved};
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{Pass, Site};
-use crate::position::Distances;
+use crate::sublayer::{Context, Sublayer};
 use crate::{Config, Result};
-
-/// What all blocks of a pass share.
-pub(crate) struct Context<'a> {
-    pub pass: &'a Pass,
-    pub sequences: &'a Offsets,
-    /// The angles of each of the model's rotations.
-    pub angles: Vec<Angles>,
-    /// The bias by distance, if the model has one.
-    pub bias: Option<Tensor>,
-    /// The embeddings of distances, if the model has them.
-    pub distances: Option<Distances<'a>>,
-    /// Keys and values of tokens before these, while generating.
-    pub cache: Option<&'a RefCell<Cache>>,
-}
 
 /// Self-attention with its projections.
 pub(crate) struct Attention {

@@ -2,6 +2,29 @@ use gelora_kernels::Offsets;
 
 use crate::{Error, Result};
 
+/// The tokens of one example, special tokens included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Token ids, (T).
+    pub ids: Vec<u32>,
+    /// Which text each token belongs to, (T): 0 or 1.
+    pub type_ids: Vec<u32>,
+    /// Whether a language model should predict each token, (T).
+    pub targets: Vec<bool>,
+}
+
+impl Tokens {
+    /// One text, every token of which a language model should predict.
+    pub fn of_ids(ids: Vec<u32>) -> Self {
+        Self { type_ids: vec![0; ids.len()], targets: vec![true; ids.len()], ids }
+    }
+
+    /// How many tokens a language model should predict from those before them.
+    pub fn predicted(&self) -> usize {
+        self.targets.iter().skip(1).filter(|target| **target).count()
+    }
+}
+
 /// Sequences of tokens, one after the other, without padding.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -31,6 +54,15 @@ impl Batch {
             batch.positions.extend(0..ids.len() as u32);
         }
         Ok(batch)
+    }
+
+    /// A batch of examples.
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn of_tokens<'a>(examples: impl IntoIterator<Item = &'a Tokens>) -> Result<Self> {
+        let sequences: Vec<_> = examples.into_iter().map(|tokens| (&tokens.ids, &tokens.type_ids)).collect();
+        Self::new(&sequences)
     }
 
     /// A batch of texts without token types.

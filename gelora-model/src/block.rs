@@ -3,29 +3,13 @@ use gelora_kernels::ops::add;
 use gelora_kernels::ops::dropout::Dropout;
 
 use crate::Result;
-use crate::attention::{Attention, Context};
+use crate::attention::Attention;
 use crate::convolution::Convolution;
 use crate::linear::{Grads, Linear};
 use crate::mlp::Mlp;
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{self, Site};
-
-/// What a half of a block does between its norms.
-pub(crate) trait Sublayer {
-    type Saved;
-
-    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Self::Saved)>;
-
-    /// dx, or None where nothing below wants it.
-    fn backward(
-        &self,
-        dy: &Tensor,
-        context: &Context<'_>,
-        saved: Self::Saved,
-        grads: &mut Grads,
-        want_dx: bool,
-    ) -> Result<Option<Tensor>>;
-}
+use crate::sublayer::{Context, Sublayer};
 
 /// y = last(x + drop(after(inner(before(x))))), each norm where the model has one: after the sum (BERT), before the
 /// sublayer (GPT-2, Llama), or around it (Gemma 3).

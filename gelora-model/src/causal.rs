@@ -111,6 +111,11 @@ impl CausalLm {
         &self.model
     }
 
+    /// As [`Transformer::set_name`].
+    pub fn set_name(&mut self, name: impl Into<String>) {
+        self.model.set_name(name);
+    }
+
     /// Every trained parameter by its name, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         self.model.adapter_parameters_mut()

@@ -145,6 +145,11 @@ impl Classifier {
         &self.model
     }
 
+    /// As [`Transformer::set_name`].
+    pub fn set_name(&mut self, name: impl Into<String>) {
+        self.model.set_name(name);
+    }
+
     /// What the head predicts.
     pub fn task(&self) -> &Task {
         &self.task

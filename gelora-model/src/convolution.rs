@@ -6,10 +6,10 @@ use gelora_kernels::ops::{concat, embedding};
 use gelora_kernels::{DType, Device, Tensor};
 
 use crate::Result;
-use crate::attention::Context;
 use crate::linear::stored_on;
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{self, Site};
+use crate::sublayer::Context;
 
 /// y' = norm(y + f(drop(b + sum over taps t of W_t x_(i + t - taps / 2)))), where x is a block's input, y its output, and x
 /// beyond a sequence is 0.

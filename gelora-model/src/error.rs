@@ -29,12 +29,40 @@ pub enum Error {
     /// Reading or writing tensors or an adapter failed.
     #[error(transparent)]
     Lora(#[from] gelora_lora::Error),
+    /// The dimension of a hidden state cannot be estimated.
+    #[error("hidden state {state}")]
+    State {
+        /// Index and name of the state.
+        state: String,
+        /// What is wrong with its points.
+        source: gelora_id::Error,
+    },
+    /// Estimating a dimension failed.
+    #[error(transparent)]
+    Id(#[from] gelora_id::Error),
+    /// Growths were to be measured at the scale of a plateau, and there is none.
+    #[error("the dimension of no state has a plateau")]
+    NoPlateau,
+    /// Rows of training or evaluation data cannot be had.
+    #[error(transparent)]
+    Rows(Box<dyn std::error::Error + Send + Sync>),
+    /// The progress callback ended the run.
+    #[error(transparent)]
+    Stopped(Box<dyn std::error::Error + Send + Sync>),
     /// An operator failed.
     #[error(transparent)]
     Kernel(#[from] gelora_kernels::Error),
 }
 
 impl Error {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn state(index: usize, name: &str, source: gelora_id::Error) -> Self {
+        Self::State { state: format!("{index} ({name})"), source }
+    }
+
     pub(crate) fn file(path: &Path, problem: impl Into<String>) -> Self {
         Self::File { path: path.to_path_buf(), problem: problem.into() }
     }

@@ -2,36 +2,10 @@
 
 use std::cell::RefCell;
 
-use gelora_kernels::Tensor;
-use gelora_kernels::ops::concat;
 use gelora_kernels::random::Stream;
 
+use crate::kv_cache::KvCache;
 use crate::{Batch, CausalLm, Error, Result};
-
-/// Keys and values of the tokens so far, by layer.
-pub(crate) struct Cache {
-    layers: Vec<Option<(Tensor, Tensor)>>,
-}
-
-impl Cache {
-    pub fn new(layers: usize) -> Self {
-        Self { layers: vec![None; layers] }
-    }
-
-    /// Takes in the keys and values of new tokens of a layer; all of it now.
-    pub fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
-        let all = match self.layers[layer].take() {
-            Some((mut past_k, mut past_v)) => {
-                concat::append(&mut past_k, &k)?;
-                concat::append(&mut past_v, &v)?;
-                (past_k, past_v)
-            }
-            None => (k, v),
-        };
-        self.layers[layer] = Some(all.clone());
-        Ok(all)
-    }
-}
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,7 +46,7 @@ impl CausalLm {
             )));
         }
         let mut sampler = Sampler::new(sampling)?;
-        let cache = RefCell::new(Cache::new(config.layers));
+        let cache = RefCell::new(KvCache::new(config.layers));
         let (mut next, mut past, mut all) = (ids.to_vec(), 0, Vec::new());
         while all.len() < most {
             let batch = Batch::after(&next, past)?;

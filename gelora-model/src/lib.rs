@@ -1,32 +1,49 @@
-//! A minimal transformer: load one from a Hugging Face folder or a GGUF file, take its hidden states, train LoRA adapters and
-//! a head with explicit backward functions, and write the result back.
+//! GeLoRA on a minimal transformer: load a model, measure the rank of every LoRA matrix on your own data, train the adapter,
+//! evaluate it, and write it in PEFT's format.
 //!
-//! - [`Transformer`]: embeddings, blocks, hidden states.
-//! - [`Classifier`]: a transformer with a task head, in training or not; loss, gradients and logits.
-//! - [`CausalLm`]: a decoder that predicts the next token: loss, gradients, and text that goes on.
-//! - [`optim`]: AdamW over named parameters, the schedule, clipping.
-//! - A family (BERT, ...) is one file under `family/` that translates a config.json and weight names into blocks; no
-//!   model code is copied per family.
+//! Measure ranks, and write the PEFT config for a trainer of your own:
+//!
+//! ```no_run
+//! # let tokens: Vec<gelora_model::Tokens> = Vec::new();
+//! use gelora_model::{Event, MeasureOptions, Transformer, measure};
+//!
+//! let model = Transformer::load("all-MiniLM-L6-v2".as_ref())?;
+//! let mut progress = |event: Event<'_>| println!("{event}");
+//! let ranks = measure(&model, &tokens, &MeasureOptions::default(), &mut progress)?;
+//! ranks.adapter_config(&model)?.write("adapter_config.json".as_ref())?;
+//! # Ok::<(), gelora_model::Error>(())
+//! ```
+//!
+//! Train an adapter of these ranks:
+//!
+//! ```no_run
+//! # let (rows, ranks) = (gelora_model::TokenRows::new(Vec::new()), Default::default());
+//! use gelora_model::{Classifier, Task, TaskModel, TrainOptions, Trainer};
+//!
+//! let task = Task::Classification { labels: vec!["bad".into(), "good".into()] };
+//! let mut model = TaskModel::from(Classifier::new("all-MiniLM-L6-v2".as_ref(), task, 0)?);
+//! let mut trainer = Trainer::new(&mut model, &rows, TrainOptions { ranks, lr: 1e-3, ..Default::default() })?;
+//! trainer.run(&mut |event| println!("{event}"))?;
+//! trainer.adapter().write("adapter".as_ref())?;
+//! # Ok::<(), gelora_model::Error>(())
+//! ```
+//!
+//! | module or type | what it does |
+//! |---|---|
+//! | [`Transformer`] | loads a Hugging Face folder or a GGUF file; hidden states |
+//! | [`Classifier`], [`CausalLm`], [`TaskModel`] | a transformer with a task head, or with its vocabulary |
+//! | [`measure()`], [`mod@measure`] | tokens to intrinsic dimensions to ranks |
+//! | [`Trainer`], [`train`] | optimizer steps, checkpoints, held-out metrics |
+//! | [`evaluate()`], [`mod@evaluate`] | predictions and metrics |
+//! | [`optim`] | AdamW over named parameters, the learning-rate schedule, clipping |
+//! | [`gguf`], [`checkpoint`] | files of weights |
+//!
+//! Texts become tokens outside of this crate: [`Tokens`] are token ids, from any tokenizer. A family of models (BERT, ...) is one
+//! file under `family/` that translates a config.json and weight names into blocks.
 //!
 //! Training has no tape. `forward` returns what the matching `backward` needs as a typed value, which `backward` takes by
 //! value: a second backward pass does not compile, and activations are freed on the way down. Frozen weights have no
-//! gradient code.
-//!
-//! A batch is unpadded (see [`gelora_kernels::Offsets`]): [`Batch`] holds its tokens one sequence after the other.
-//!
-//! ```no_run
-//! use gelora_kernels::ops::pool;
-//! use gelora_model::{Batch, Transformer, Granularity};
-//!
-//! let model = Transformer::load("all-MiniLM-L6-v2".as_ref())?;
-//! let batch = Batch::new(&[(vec![101, 7592, 102], vec![0, 0, 0])])?;
-//! model.hidden_states(&batch, Granularity::Block, |state, tokens| {
-//!     let point = pool::mean(tokens, batch.sequences())?; // (1, D)
-//!     println!("state {state}: {:?}", &point.to_vec()?[..4]);
-//!     Ok(())
-//! })?;
-//! # Ok::<(), gelora_model::Error>(())
-//! ```
+//! gradient code. A [`Batch`] is unpadded: its tokens stand one sequence after the other (see [`gelora_kernels::Offsets`]).
 
 mod adapter;
 mod attention;
@@ -40,28 +57,45 @@ mod config;
 mod convolution;
 mod disentangled;
 mod error;
+pub mod evaluate;
+mod event;
 mod family;
 mod generate;
 pub mod gguf;
 mod head;
+mod kv_cache;
 mod linear;
+pub mod measure;
 mod merged;
 mod mlp;
 mod norm;
 pub mod optim;
 mod pass;
 mod position;
+mod record;
+mod rows;
+mod sublayer;
+mod task;
+mod task_model;
 mod torch_file;
+pub mod train;
 mod transformer;
 mod weights;
 
 pub use adapter::{AdapterTask, read_adapter};
-pub use batch::Batch;
+pub use batch::{Batch, Tokens};
 pub use causal::CausalLm;
 pub use classifier::{Classifier, Targets, Task};
 pub use config::Config;
 pub use error::{Error, Result};
+pub use evaluate::evaluate;
+pub use event::{Event, Reply, Work};
 pub use generate::Sampling;
 pub use linear::{Grads, Linear};
+pub use measure::{MeasureOptions, measure};
 pub use pass::Pass;
+pub use rows::{Labels, Rows, TokenRows};
+pub use task::{LM_MAX_LENGTH, is_language_model};
+pub use task_model::TaskModel;
+pub use train::{TrainOptions, Trainer};
 pub use transformer::{Granularity, LinearInfo, Transformer};

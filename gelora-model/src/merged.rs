@@ -125,3 +125,17 @@ impl Merged {
 fn half_max() -> f32 {
     65504.0
 }
+
+impl Transformer {
+    /// Writes the model without a task head, its adapters merged into the weights: model.safetensors and config.json, which
+    /// transformers loads with `AutoModel`. `model` is what this was loaded from. Returns what whoever merges should be told.
+    ///
+    /// # Errors
+    /// If the base files cannot be read again or the new ones not be written.
+    pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
+        let mut merged = Merged::of(self, model)?;
+        merged.without_prefix(self.prefix());
+        merged.config.insert("architectures".into(), serde_json::json!([self.family().classes[2]]));
+        merged.write(out)
+    }
+}

@@ -3,9 +3,8 @@ use gelora_kernels::ops::activation::{self, Activation};
 use gelora_kernels::ops::add;
 
 use crate::Result;
-use crate::attention::Context;
-use crate::block::Sublayer;
 use crate::linear::{Grads, Linear, Saved as LinearSaved};
+use crate::sublayer::{Context, Sublayer};
 
 /// down(f(up x)), or down(f(gate x) up x).
 pub(crate) struct Mlp {

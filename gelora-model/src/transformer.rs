@@ -1,26 +1,32 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gelora_kernels::ops::{embedding, scale};
 use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
+use serde::{Deserialize, Serialize};
 
-use crate::attention::Context;
 use crate::block::{Block, Saved as BlockSaved};
 use crate::family::{self, Family, Tables};
-use crate::generate::Cache;
+use crate::kv_cache::KvCache;
 use crate::linear::{Grads, Linear, stored_on};
-use crate::merged::Merged;
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::pass::{self, Pass, Site};
 use crate::position::{RelativeBias, RelativeEmbedding, Rope};
+use crate::sublayer::Context;
 use crate::weights::Weights;
 use crate::{Batch, Config, Error, Result, adapter};
 
 /// A transformer without a task head: embeddings and L blocks, so L + 1 hidden states.
 pub struct Transformer {
     config: Config,
+    /// The folder or file that the base weights were loaded from.
+    source: PathBuf,
+    /// What the model is called in files and messages.
+    name: String,
+    /// Type that products with frozen weights are computed in.
+    dtype: DType,
     device: Device,
     /// Tensors that an adapter has trained whole, by their names inside a task model, the head's left out.
     saved: BTreeMap<String, Tensor>,
@@ -35,7 +41,8 @@ pub struct Transformer {
 }
 
 /// Where hidden states are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Granularity {
     /// Before the first block and after each.
     #[default]
@@ -45,6 +52,14 @@ pub enum Granularity {
 }
 
 impl Granularity {
+    /// The name in ranks.json and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Granularity::Block => "block",
+            Granularity::Sublayer => "sublayer",
+        }
+    }
+
     /// Steps from state to state in one block.
     pub fn steps_per_block(self) -> usize {
         match self {
@@ -101,7 +116,24 @@ impl Transformer {
         let ropes = config.ropes.iter().map(|rope| Rope::new(rope.frequencies.clone())).collect();
         let device = Device::Cpu;
         let saved = BTreeMap::new();
-        Ok(Self { config, device, saved, tables, norm, blocks, last_norm, ropes, bias, distances, pooler })
+        let (source, dtype) = (weights.model().to_owned(), DType::F32);
+        let name = source.display().to_string();
+        Ok(Self {
+            config,
+            source,
+            name,
+            dtype,
+            device,
+            saved,
+            tables,
+            norm,
+            blocks,
+            last_norm,
+            ropes,
+            bias,
+            distances,
+            pooler,
+        })
     }
 
     /// The model of an adapter without the task head: base weights, what the adapter saves whole, and its adapters.
@@ -132,7 +164,30 @@ impl Transformer {
     /// # Errors
     /// If the type is neither.
     pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
-        self.linears_mut().try_for_each(|linear| linear.compute_in(dtype))
+        self.linears_mut().try_for_each(|linear| linear.compute_in(dtype))?;
+        self.dtype = dtype;
+        Ok(())
+    }
+
+    /// Type that products with frozen weights are computed in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The folder or file that the base weights were loaded from.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// What the model is called in files and messages: the path that it was loaded from, unless [`Transformer::set_name`] gave
+    /// it another name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives the model another name for files and messages, such as its id on a hub.
+    pub fn set_name(&mut self, name: impl Into<String>) {
+        self.name = name.into();
     }
 
     /// Moves all weights and adapters to a device, where everything runs from now on. Weights of a type that the device lacks
@@ -246,7 +301,7 @@ impl Transformer {
         &'a self,
         batch: &'a Batch,
         pass: &'a Pass,
-        cache: Option<&'a RefCell<Cache>>,
+        cache: Option<&'a RefCell<KvCache>>,
     ) -> Result<Context<'a>> {
         let sequences = batch.sequences();
         let angles = self.ropes.iter().map(|rope| rope.at(batch.positions(), &self.device)).collect::<Result<_>>()?;
@@ -292,7 +347,7 @@ impl Transformer {
     }
 
     /// The last hidden state of tokens that follow those in the cache, which takes them in.
-    pub(crate) fn forward_cached(&self, batch: &Batch, cache: &RefCell<Cache>) -> Result<Tensor> {
+    pub(crate) fn forward_cached(&self, batch: &Batch, cache: &RefCell<KvCache>) -> Result<Tensor> {
         Ok(self.run(batch, &Pass::inference(), Some(cache), None)?.0)
     }
 
@@ -301,7 +356,7 @@ impl Transformer {
         &self,
         batch: &Batch,
         pass: &Pass,
-        cache: Option<&RefCell<Cache>>,
+        cache: Option<&RefCell<KvCache>>,
         lowest: Option<usize>,
     ) -> Result<(Tensor, Saved)> {
         let context = self.context(batch, pass, cache)?;
@@ -438,18 +493,6 @@ impl Transformer {
     /// Notes a tensor beside the transformer's own that an adapter has trained whole.
     pub(crate) fn keep_saved(&mut self, name: &str, tensor: Tensor) {
         self.saved.insert(name.to_owned(), tensor);
-    }
-
-    /// Writes the model without a task head, its adapters merged into the weights: model.safetensors and config.json, which
-    /// transformers loads with `AutoModel`. `model` is what this was loaded from. Returns what whoever merges should be told.
-    ///
-    /// # Errors
-    /// If the base files cannot be read again or the new ones not be written.
-    pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
-        let mut merged = Merged::of(self, model)?;
-        merged.without_prefix(self.prefix());
-        merged.config.insert("architectures".into(), serde_json::json!([self.family().classes[2]]));
-        merged.write(out)
     }
 }
 

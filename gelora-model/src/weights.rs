@@ -11,6 +11,8 @@ use crate::{Error, Result, checkpoint};
 /// The tensors of a model folder, single file or sharded, taken out one by one as modules are built. Tensors that an adapter
 /// saves whole (PEFT's `modules_to_save`) take the place of the checkpoint's.
 pub(crate) struct Weights {
+    /// The folder or file of the model.
+    model: PathBuf,
     /// The file that error messages name.
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
@@ -25,7 +27,13 @@ pub(crate) struct Weights {
 impl Weights {
     pub fn open(model: &Path) -> Result<Self> {
         let (path, tensors) = checkpoint::read(model)?;
-        Ok(Self { path, tensors, saved: BTreeMap::new(), prefix: "", prefixed: false, linears: 0 })
+        let model = model.to_owned();
+        Ok(Self { model, path, tensors, saved: BTreeMap::new(), prefix: "", prefixed: false, linears: 0 })
+    }
+
+    /// The folder or file that the weights were opened from.
+    pub fn model(&self) -> &Path {
+        &self.model
     }
 
     /// Modules are built from these tensors of an adapter instead of the checkpoint's.

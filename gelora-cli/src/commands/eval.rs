@@ -2,27 +2,23 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use gelora_kernels::Device;
 use gelora_lora::{Adapter, files};
-use gelora_model::{CausalLm, Classifier, Config, Task};
+use gelora_model::evaluate::{Evaluation, evaluate, predicted_class};
+use gelora_model::{CausalLm, Classifier, Config, Event, LM_MAX_LENGTH, Rows, Task, TaskModel, TokenRows};
 use serde_json::{Map, Value, json};
 
-use super::learner::{CAUSAL_LM, lm_rows, perplexity};
-use super::train::{LM_MAX_LENGTH, is_lm};
-use super::understood::{Understood, Use};
+use super::rows::{TextRows, lm_rows};
+use super::screen::Screen;
 use super::{
-    adapter_info, check_base, check_classes, check_max_length, check_not_input, load_classifier, open_device,
-    open_tokenizer, read_adapter, read_options,
+    CAUSAL_LM, adapter_info, check_base, check_classes, check_max_length, check_not_input, is_lm, load_classifier,
+    open_device, open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, SplitArg, TaskArg};
-use crate::data::{self, Aim, Dataset, LabelSet, Split, Targets};
-use crate::metrics;
-use crate::tokenize::Tokenizer;
-use crate::ui::{self, Progress, TableStyle};
-
-/// Logits of each row.
-pub type Logits = Vec<Vec<f32>>;
+use crate::data::{self, Aim, Dataset, LabelSet, Split};
+use crate::ui::{self, TableStyle};
+use crate::understood::{Understood, Use};
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
@@ -74,16 +70,17 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let used = if unlabelled { Use::Texts } else { Use::Labels(&labels) };
     let understood = Understood::of(&dataset, &used, &tokenizer)?;
     understood.say(args.output.quiet);
-    let logits = predict(&classifier, &tokenizer, &dataset, args.batch_size, args.output.quiet)?;
+    let task = classifier.task().clone();
+    let rows = TextRows { dataset: &dataset, tokenizer: &tokenizer, targets, parallel: true };
+    let Evaluation { metrics, logits, .. } = evaluated(&classifier.into(), &rows, args)?;
     if let Some(path) = &args.predictions {
-        write_predictions(path, &classifier, &dataset, &logits)?;
+        write_predictions(path, &task, &dataset, &logits)?;
     }
-    let scores = targets.map(|targets| score(&classifier, &logits, &targets)).unwrap_or_default();
     if unlabelled && !args.output.json {
         ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
         return Ok(());
     }
-    show(args, &scores, logits.len(), &understood, Some(&labels))
+    show(args, &metrics, logits.len(), &understood, Some(&labels))
 }
 
 /// What the rows are read for.
@@ -158,8 +155,15 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, da
     if rows.is_empty() {
         bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
     }
-    let scores = perplexity(&lm, &rows, args.batch_size, args.output.quiet)?;
-    show(args, &scores, rows.len(), &understood, None)
+    let rows = TokenRows::new(rows);
+    let metrics = evaluated(&lm.into(), &rows, args)?.metrics;
+    show(args, &metrics, rows.len(), &understood, None)
+}
+
+/// Evaluates with a progress bar.
+fn evaluated(model: &TaskModel, rows: &dyn Rows, args: &EvalArgs) -> Result<Evaluation> {
+    let mut screen = Screen::new(args.output.quiet);
+    Ok(evaluate(model, rows, args.batch_size, &mut |event: Event<'_>| screen.show(event))?)
 }
 
 /// The option, or what the adapter or merged model was trained with.
@@ -240,53 +244,14 @@ pub fn label_set(classifier: &Classifier) -> LabelSet {
     }
 }
 
-/// Logits of every example, in order.
-pub fn predict(
-    classifier: &Classifier,
-    tokenizer: &Tokenizer,
-    dataset: &Dataset,
-    batch_size: usize,
-    quiet: bool,
-) -> Result<Logits> {
-    let progress = Progress::new(quiet, "eval", dataset.examples.len() as u64);
-    let mut all = Vec::with_capacity(dataset.examples.len());
-    for chunk in dataset.examples.chunks(batch_size) {
-        let encoded = tokenizer.encode_all(chunk);
-        let encoded = encoded.with_context(|| dataset.place(all.len() + tokenizer.first_bad(chunk).unwrap_or(0)))?;
-        let logits = classifier.logits(&super::batch(&encoded)?)?;
-        all.extend(logits.to_vec()?.chunks(logits.cols()).map(<[f32]>::to_vec));
-        progress.inc(chunk.len() as u64);
-    }
-    progress.finish();
-    Ok(all)
-}
-
-/// The metrics of the task.
-pub fn score(classifier: &Classifier, logits: &Logits, targets: &Targets) -> Vec<(&'static str, f64)> {
-    match targets {
-        Targets::Classes(gold) => {
-            let predicted: Vec<usize> = logits.iter().map(|row| largest(row)).collect();
-            metrics::classification(&predicted, gold, classifier.task().outputs())
-        }
-        Targets::Scores(gold) => {
-            let predicted: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
-            metrics::regression(&predicted, gold)
-        }
-    }
-}
-
-fn largest(row: &[f32]) -> usize {
-    (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
-}
-
-fn write_predictions(path: &Path, classifier: &Classifier, dataset: &Dataset, logits: &Logits) -> Result<()> {
+fn write_predictions(path: &Path, task: &Task, dataset: &Dataset, logits: &[Vec<f32>]) -> Result<()> {
     let written = files::write_with(path, |file| {
         for (row, (logits, example)) in logits.iter().zip(&dataset.examples).enumerate() {
             let label = example.label.as_ref().map_or(Value::Null, label_json);
             let row = dataset.row(row);
-            let line = match classifier.task() {
+            let line = match task {
                 Task::Classification { labels } => {
-                    let predicted = class_json(&labels[largest(logits)]);
+                    let predicted = class_json(&labels[predicted_class(logits)]);
                     json!({"row": row, "logits": logits, "label": label, "predicted": predicted})
                 }
                 Task::Regression => json!({"row": row, "score": logits[0], "label": label}),

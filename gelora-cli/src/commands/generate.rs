@@ -6,8 +6,7 @@ use anyhow::{Context, Result, bail};
 use gelora_model::{CausalLm, Config, Sampling};
 use serde_json::json;
 
-use super::learner::CAUSAL_LM;
-use super::{check_base, open_device, read_adapter};
+use super::{CAUSAL_LM, check_base, open_device, read_adapter};
 use crate::args::GenerateArgs;
 use crate::chat::{Message, SYSTEM, USER};
 use crate::data;

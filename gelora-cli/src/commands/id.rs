@@ -4,9 +4,10 @@ use anyhow::{Context, Result};
 use gelora_id::{Estimate, Estimator, Neighbourhood, Options};
 use gelora_kernels::DeviceKind;
 use gelora_kernels::ops::pairwise;
+use gelora_model::measure::constant_estimate;
 use serde_json::{Map, Value};
 
-use super::{measure, open_device};
+use super::open_device;
 use crate::args::IdArgs;
 use crate::points::read_points;
 use crate::ui::{self, TableStyle};
@@ -34,7 +35,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
         let neighbourhood = match Neighbourhood::keeping(&points, needed, args.near_copies) {
             // Among several matrices one may be a single point, as the first token before the first block is.
             Err(gelora_id::Error::Identical { points, .. }) if several => {
-                let constant = |e: &Estimator| measure::constant(*e, args.confidence, points);
+                let constant = |e: &Estimator| constant_estimate(*e, args.confidence, points);
                 found.push((name, args.estimator.iter().map(constant).collect()));
                 continue;
             }

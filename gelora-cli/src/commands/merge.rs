@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 use gelora_model::gguf::is_gguf;
 use gelora_model::{CausalLm, Classifier, Transformer};
 
-use super::learner::CAUSAL_LM;
-use super::{FEATURES, INFO_NAME, adapter_info, check_base, check_not_input, export, load_classifier, read_adapter};
+use super::{
+    CAUSAL_LM, FEATURES, INFO_NAME, adapter_info, check_base, check_not_input, export, load_classifier, read_adapter,
+};
 use crate::args::MergeArgs;
 use crate::output::OutDir;
 use crate::tokenize::gguf::as_files;

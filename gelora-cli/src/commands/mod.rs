@@ -2,34 +2,33 @@
 
 mod adapters;
 pub mod devices;
-mod distinct;
 pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod id;
-mod learner;
-pub mod measure;
+mod log;
 pub mod merge;
-mod order;
-mod prefetch;
 pub mod rank;
+mod rows;
+mod screen;
 pub mod train;
-mod trainer;
-pub mod understood;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::Device;
-use gelora_model::{Batch, Config};
+use gelora_model::{Config, is_language_model};
 use serde::{Deserialize, Serialize};
 
 pub use adapters::{FEATURES, check_base, check_classes, load_classifier, read_adapter};
 
+/// PEFT's name of language modelling.
+pub const CAUSAL_LM: &str = "CAUSAL_LM";
+
 use crate::args::{DataArgs, DeviceArg, OutputArgs, TaskArg};
 use crate::cache;
-use crate::data::{Aim, ColumnFlags, ReadOptions};
-use crate::tokenize::{DEFAULT_MAX_LENGTH, Encoded, Tokenizer};
+use crate::data::{Aim, ColumnFlags, Dataset, ReadOptions};
+use crate::tokenize::{DEFAULT_MAX_LENGTH, Tokenizer};
 use crate::ui;
 
 /// The device that an option means.
@@ -94,10 +93,13 @@ pub fn aim(task: TaskArg) -> Aim {
     }
 }
 
-/// A batch of encoded examples.
-pub fn batch<'a>(examples: impl IntoIterator<Item = &'a Encoded>) -> Result<Batch> {
-    let sequences: Vec<_> = examples.into_iter().map(|e| (&e.ids, &e.type_ids)).collect();
-    Ok(Batch::new(&sequences)?)
+/// Whether a language model is learnt or measured.
+pub fn is_lm(task: TaskArg, config: &Config, dataset: &Dataset) -> bool {
+    match task {
+        TaskArg::CausalLm => true,
+        TaskArg::Auto => is_language_model(config, dataset.labelled() > 0, dataset.has_answers()),
+        TaskArg::Classification | TaskArg::Regression => false,
+    }
 }
 
 /// That a result does not go where an input is read from.

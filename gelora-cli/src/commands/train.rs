@@ -1,36 +1,39 @@
-//! `gelora train`: options to a [`Trainer`], and the folder it leaves.
+//! `gelora train`: flags to a [`Trainer`], and the folder that it leaves.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::check_rank;
-use gelora_model::{CausalLm, Classifier, Config, Task as ModelTask, Transformer};
+use gelora_model::evaluate::Metrics;
+use gelora_model::measure::{ModuleRank, Targets};
+use gelora_model::train::{Checkpoints, Length};
+use gelora_model::{
+    CausalLm, Classifier, Config, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel, TokenRows, Tokens,
+    TrainOptions, Trainer, Transformer,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::learner::{Learner, lm_rows, perplexity};
-use super::measure::{self, ModuleRank, Targets};
-use super::order::Order;
-use super::prefetch::Source;
-use super::trainer::{CHECKPOINT, LOG, Trainer};
-use super::understood::{Understood, Use};
+use super::log::{LOG, Log};
+use super::rows::{TextRows, lm_rows};
+use super::screen::Screen;
 use super::{
-    AdapterInfo, INFO_NAME, aim, check_max_length, distinct, eval, open_device, open_tokenizer, rank, read_json,
+    AdapterInfo, INFO_NAME, aim, check_max_length, eval, is_lm, open_device, open_tokenizer, rank, read_json,
     read_options,
 };
-use crate::args::{DataArgs, ProfileArgs, RankArgs, ScaleArg, TaskArg, TrainArgs};
-use crate::data::{self, Dataset, Example, LabelSet, ReadOptions, Split, Task};
+use crate::args::{TaskArg, TrainArgs, measure_options};
+use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
-use crate::tokenize::Encoded;
-use crate::ui;
+use crate::report::{RANKS_NAME, RanksFile, text};
+use crate::tokenize::Tokenizer;
+use crate::understood::{Understood, Use};
+use crate::{distinct, fingerprint, ui};
 
-/// Tokens of a row or block at most in training of a language model.
-pub const LM_MAX_LENGTH: usize = 512;
-
-const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, rank::RANKS_NAME, CHECKPOINT];
+/// Folder of the latest checkpoint inside OUT.
+const CHECKPOINT: &str = "checkpoint";
+const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, RANKS_NAME, CHECKPOINT];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
@@ -53,106 +56,159 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
     }
     let label_set = if is_lm { None } else { Some(label_set(args, &dataset)?) };
-    let held_out_targets = match (&held_out, &label_set) {
-        (Some(data), Some(labels)) => Some(labels.targets(data)?),
-        _ => None,
-    };
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, &config)?;
     mark("tokenizer loaded");
-    let rows_of = |data: &Dataset| if is_lm { lm_rows(&tokenizer, data).map(Some) } else { Ok(None) };
-    let made = rows_of(&dataset)?;
-    let held_out_rows = held_out.as_ref().map(rows_of).transpose()?.flatten().unwrap_or_default();
-    let understand = |data: &Dataset, rows: Option<&[Encoded]>| {
-        let used = match (&label_set, rows) {
-            (Some(labels), _) => Use::Labels(labels),
-            (None, Some(rows)) => Use::Lm(rows),
-            (None, None) => Use::Texts,
-        };
-        Understood::of(data, &used, &tokenizer)
-    };
-    let understood = understand(&dataset, made.as_deref())?;
-    understood.say(args.output.quiet);
-    let held_out_understood = held_out.as_ref().map(|data| understand(data, Some(&held_out_rows))).transpose()?;
-    if let Some(held_out) = &held_out_understood {
-        held_out.say(args.output.quiet);
+    let data = Prepared::new(&dataset, label_set.as_ref(), &tokenizer, false)?;
+    let held_out =
+        held_out.as_ref().map(|data| Prepared::new(data, label_set.as_ref(), &tokenizer, true)).transpose()?;
+    data.understood.say(args.output.quiet);
+    if let Some(held_out) = &held_out {
+        held_out.understood.say(args.output.quiet);
     }
-    if made.as_ref().map_or(dataset.examples.len(), Vec::len) == 0 {
+    if data.rows.is_empty() {
         bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
     }
     if args.rank.is_none() && args.ranks.is_none() {
-        distinct::check(&dataset, understood.distinct)?;
+        distinct::check(&dataset, data.understood.distinct)?;
     }
     mark("data tokenised");
-    let mut learner = match &label_set {
-        None => Learner::Lm(Box::new(CausalLm::load(&args.model.path)?)),
-        Some(labels) => {
-            let classifier = Classifier::new(&args.model.path, model_task(labels), args.seed)?;
-            Learner::Classifier(Box::new(classifier), labels.targets(&dataset)?)
-        }
-    };
-    learner.prepare(args.compute.dtype.into(), &device)?;
+    let mut model = load(args, label_set.as_ref())?;
+    model.compute_in(args.compute.dtype.into())?;
+    model.move_to(&device)?;
     mark("model loaded");
-    let data = DataArgs { max_length, ..args.data.clone() };
-    let modules = module_ranks(args, data, learner.transformer(), &dataset, &out)?;
-    let mut config = learner.task_of(measure::peft_config(learner.transformer(), &args.model.name, &modules)?);
-    config.lora_dropout = args.lora_dropout as f32;
-    config.use_rslora = args.rslora;
-    config.inference_mode = true;
-    let parameters = learner.add_adapters(&config, args.seed)?;
+    let ranks = module_ranks(args, model.transformer(), &dataset, &tokenizer, &out)?;
+    let modules = ranks.len();
+    let checkpoints = Checkpoints {
+        folder: out.file(CHECKPOINT),
+        every: args.checkpoint_every,
+        resume: args.resume,
+        settings: settings(&dataset, &tokenizer, &*data.rows),
+    };
+    let options = TrainOptions { ranks, checkpoints: Some(checkpoints), ..train_options(args) };
+    let mut trainer = Trainer::new(&mut model, &*data.rows, options)?;
+    let held_out_rows = held_out.as_ref().map(|data| &*data.rows).filter(|rows| !rows.is_empty());
+    trainer = trainer.with_held_out(held_out_rows);
     mark("adapters added");
-
-    let max_length = tokenizer.max_length();
-    let order = order(args, &dataset, made.as_deref());
-    let source = Source { order, dataset, tokenizer, made };
-    let mut trainer = Trainer { args, out: &out, config, learner, source: &source, finished: None };
+    let (steps, parameters) = (trainer.steps(), trainer.parameters());
     ui::note(
         args.output.quiet,
         format!(
             "{} {}, {} steps, {} adapter parameters in {} modules",
-            ui::count(source.len() as u64),
-            if is_lm && !source.dataset.has_answers() { "blocks" } else { "rows" },
-            ui::count(trainer.total() as u64),
+            ui::count(data.rows.len() as u64),
+            if is_lm && !dataset.has_answers() { "blocks" } else { "rows" },
+            ui::count(steps as u64),
             ui::count(parameters as u64),
-            modules.len()
+            modules
         ),
     );
     out.create()?;
-    let scores = trainer.run(|learner| match (learner, held_out.as_ref().zip(held_out_targets.as_ref())) {
-        (Learner::Classifier(classifier, _), Some((data, targets))) => {
-            let logits = eval::predict(classifier, &source.tokenizer, data, args.batch_size, true)?;
-            Ok(Some(eval::score(classifier, &logits, targets)))
-        }
-        (Learner::Lm(lm), _) if !held_out_rows.is_empty() => {
-            Ok(Some(perplexity(lm, &held_out_rows, args.batch_size, true)?))
-        }
-        _ => Ok(None),
-    })?;
+    let scores = train(args, &mut trainer, &out)?;
 
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
-    let labels = match label_set {
-        Some(LabelSet::Classes(labels)) => Some(labels),
+    let labels = match &label_set {
+        Some(LabelSet::Classes(labels)) => Some(labels.clone()),
         Some(LabelSet::Scores) | None => None,
     };
     trainer.adapter().write(out.path())?;
-    let version = env!("CARGO_PKG_VERSION").into();
-    out.write_json(INFO_NAME, &AdapterInfo { labels, max_length, version })?;
+    let info = AdapterInfo { labels, max_length: tokenizer.max_length(), version: env!("CARGO_PKG_VERSION").into() };
+    out.write_json(INFO_NAME, &info)?;
     // The adapter is whole now; the checkpoint has done its duty.
     let _ = std::fs::remove_dir_all(out.file(CHECKPOINT));
-    let mut result = json!({"out": args.out, "parameters": parameters, "dataset": understood});
-    if let Some(held_out) = held_out_understood {
-        result["eval_dataset"] = json!(held_out);
+    let mut result = json!({"out": args.out, "parameters": parameters, "dataset": data.understood});
+    if let Some(held_out) = &held_out {
+        result["eval_dataset"] = json!(held_out.understood);
     }
     report(args, scores, positive.as_deref(), result)
 }
 
-/// Whether a language model is learnt or measured.
-pub fn is_lm(task: TaskArg, config: &Config, dataset: &Dataset) -> bool {
-    match task {
-        TaskArg::CausalLm => true,
-        TaskArg::Auto => dataset.labelled() == 0 && (config.causal || dataset.has_answers()),
-        TaskArg::Classification | TaskArg::Regression => false,
+/// Rows with what was understood of them.
+struct Prepared<'a> {
+    rows: Box<dyn Rows + 'a>,
+    understood: Understood,
+}
+
+impl<'a> Prepared<'a> {
+    /// Without labels the rows are those of a language model.
+    fn new(dataset: &'a Dataset, labels: Option<&LabelSet>, tokenizer: &'a Tokenizer, parallel: bool) -> Result<Self> {
+        let Some(labels) = labels else {
+            let tokens: Vec<Tokens> = lm_rows(tokenizer, dataset)?;
+            let understood = Understood::of(dataset, &Use::Lm(&tokens), tokenizer)?;
+            return Ok(Self { rows: Box::new(TokenRows::new(tokens)), understood });
+        };
+        let targets = Some(labels.targets(dataset)?);
+        let understood = Understood::of(dataset, &Use::Labels(labels), tokenizer)?;
+        Ok(Self { rows: Box::new(TextRows { dataset, tokenizer, targets, parallel }), understood })
     }
+}
+
+/// The base model with a fresh head, or with its vocabulary.
+fn load(args: &TrainArgs, labels: Option<&LabelSet>) -> Result<TaskModel> {
+    let name = args.model.name.display().to_string();
+    let Some(labels) = labels else {
+        let mut lm = CausalLm::load(&args.model.path)?;
+        lm.remarks().iter().for_each(ui::warn);
+        lm.set_name(name);
+        return Ok(lm.into());
+    };
+    let mut classifier = Classifier::new(&args.model.path, model_task(labels), args.seed)?;
+    classifier.set_name(name);
+    Ok(classifier.into())
+}
+
+fn train_options(args: &TrainArgs) -> TrainOptions {
+    TrainOptions {
+        lora_dropout: args.lora_dropout,
+        rslora: args.rslora,
+        lr: args.lr,
+        length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
+        batch_size: args.batch_size,
+        accumulate: args.accumulate,
+        checkpoint_activations: args.checkpoint_activations,
+        group_by_length: args.group_by_length,
+        warmup: args.warmup,
+        weight_decay: args.weight_decay,
+        clip: args.clip,
+        seed: args.seed,
+        ..TrainOptions::default()
+    }
+}
+
+/// What the result depends on beside the options of the training.
+fn settings(dataset: &Dataset, tokenizer: &Tokenizer, rows: &dyn Rows) -> BTreeMap<String, Value> {
+    let labels = match rows.labels() {
+        Labels::Classes(all) => fingerprint::of_numbers(all.iter().map(|class| *class as u64)),
+        Labels::Scores(all) => fingerprint::of_numbers(all.iter().map(|score| score.to_bits())),
+        _ => [0, 0],
+    };
+    let settings = [
+        ("data", json!(dataset.fingerprint())),
+        ("labels", json!(labels)),
+        ("tokenizer", json!(tokenizer.fingerprint())),
+        ("max-length", json!(tokenizer.max_length())),
+    ];
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Trains to the end, with a bar, the log and checkpoints; the metrics of the held-out rows.
+fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Option<Metrics>> {
+    let (mut screen, mut log) = (Screen::new(args.output.quiet), Log::new(out.file(LOG)));
+    let total = trainer.steps();
+    let trained = trainer.run(&mut |event: Event<'_>| {
+        if let Event::Training { first, .. } = event
+            && first > 0
+        {
+            ui::note(args.output.quiet, format!("going on from step {first} of {total}"));
+        }
+        screen.show(event);
+        log.write(event)
+    });
+    let trained = match trained {
+        Err(error) if args.resume => Err(error).context("--resume"),
+        other => Ok(other?),
+    };
+    log.flush()?;
+    trained
 }
 
 fn label_set(args: &TrainArgs, dataset: &Dataset) -> Result<LabelSet> {
@@ -162,19 +218,6 @@ fn label_set(args: &TrainArgs, dataset: &Dataset) -> Result<LabelSet> {
         TaskArg::Regression => Some(Task::Regression),
     };
     data::labels(&[dataset], task)
-}
-
-fn order(args: &TrainArgs, dataset: &Dataset, made: Option<&[Encoded]>) -> Order {
-    if !args.group_by_length {
-        let rows = made.map_or(dataset.examples.len(), <[_]>::len);
-        return Order::shuffled(rows, args.batch_size, args.seed);
-    }
-    if let Some(made) = made {
-        return Order::grouped(made.iter().map(|row| row.ids.len()).collect(), args.batch_size, args.seed);
-    }
-    let characters = |text: &String| text.chars().count();
-    let length = |e: &Example| characters(&e.text) + e.pair.as_ref().map_or(0, characters);
-    Order::grouped(dataset.examples.iter().map(length).collect(), args.batch_size, args.seed)
 }
 
 /// The data to evaluate on: --eval-data, or the validation split of a folder.
@@ -198,23 +241,24 @@ fn model_task(labels: &LabelSet) -> ModelTask {
 
 /// What training needs of a ranks.json.
 #[derive(Deserialize)]
-struct RanksFile {
+struct RanksOfModules {
     modules: BTreeMap<String, ModuleRank>,
 }
 
 /// Rank and alpha of every module: one for all, from a file, or measured now.
 fn module_ranks(
     args: &TrainArgs,
-    data: DataArgs,
-    encoder: &Transformer,
+    model: &Transformer,
     dataset: &Dataset,
+    tokenizer: &Tokenizer,
     out: &OutDir,
 ) -> Result<BTreeMap<String, ModuleRank>> {
-    let infos = encoder.linear_infos();
+    let infos = model.linear_infos();
     if let Some(rank) = args.rank {
         let alpha = args.targets.alpha_ratio * rank as f64;
-        let layers = encoder.config().layers;
-        let targets = Targets::new(&infos, layers, args.measure.granularity.into(), &args.targets)?;
+        let (layers, granularity) = (model.config().layers, args.measure.granularity.into());
+        let targets =
+            Targets::new(&infos, layers, granularity, &args.targets.target_modules).context("--target-modules")?;
         return targets
             .modules
             .into_iter()
@@ -225,19 +269,21 @@ fn module_ranks(
             .collect();
     }
     let Some(path) = &args.ranks else {
-        let measured = out.file(rank::RANKS_NAME);
+        let measured = out.file(RANKS_NAME);
         if args.resume && measured.is_file() {
-            return Ok(read_json::<RanksFile>(&measured)?.modules);
+            return Ok(read_json::<RanksOfModules>(&measured)?.modules);
         }
-        let ranks = measure::ranks(&rank_args(args, data), encoder, dataset)?;
-        out.write_json(rank::RANKS_NAME, &ranks)?;
-        ui::note(args.output.quiet, rank::table(&ranks));
-        ui::note(args.output.quiet, rank::summary(&ranks));
-        return Ok(ranks.modules);
+        let options = measure_options(&args.measure, &args.targets, args.batch_size, args.seed);
+        let ranks = rank::measured(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
+        let ranks = RanksFile { data: dataset.path.display().to_string(), dataset: None, ranks, serve: None };
+        out.write_json(RANKS_NAME, &ranks)?;
+        ui::note(args.output.quiet, text::table(&ranks));
+        ui::note(args.output.quiet, text::summary(&ranks));
+        return Ok(ranks.ranks.modules);
     };
     // The folder of `gelora rank` stands for the file in it.
-    let path = &if path.is_dir() { path.join(rank::RANKS_NAME) } else { path.clone() };
-    let ranks: RanksFile = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
+    let path = &if path.is_dir() { path.join(RANKS_NAME) } else { path.clone() };
+    let ranks: RanksOfModules = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
     for (name, module) in &ranks.modules {
         let Some(info) = infos.iter().find(|i| i.name == *name) else {
             bail!(
@@ -251,37 +297,7 @@ fn module_ranks(
     Ok(ranks.modules)
 }
 
-/// What `gelora rank` would be asked, when `train` measures by itself.
-fn rank_args(args: &TrainArgs, data: DataArgs) -> RankArgs {
-    RankArgs {
-        model: args.model.clone(),
-        data,
-        measure: args.measure.clone(),
-        targets: args.targets.clone(),
-        policy: None,
-        rank: None,
-        budget: None,
-        budget_rank: None,
-        stability: 0,
-        scale: ScaleArg::All,
-        serve: None,
-        no_cache: false,
-        points: None,
-        batch_size: args.batch_size,
-        compute: args.compute,
-        seed: args.seed,
-        out: PathBuf::new(),
-        profile: ProfileArgs::default(),
-        output: args.output.clone(),
-    }
-}
-
-fn report(
-    args: &TrainArgs,
-    scores: Option<Vec<(&'static str, f64)>>,
-    positive: Option<&str>,
-    mut result: Value,
-) -> Result<()> {
+fn report(args: &TrainArgs, scores: Option<Metrics>, positive: Option<&str>, mut result: Value) -> Result<()> {
     if args.output.json {
         let eval: serde_json::Map<_, _> =
             scores.iter().flatten().map(|(name, v)| (name.to_string(), json!(v))).collect();

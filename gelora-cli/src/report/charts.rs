@@ -3,7 +3,8 @@
 use gelora_id::scale::AtScale;
 
 use super::svg::{Scale, Svg, label};
-use crate::commands::measure::{Layer, Ranks, State};
+use gelora_model::Granularity;
+use gelora_model::measure::{Layer, Ranks, State};
 
 const WIDTH: f64 = 880.0;
 const LEFT: f64 = 46.0;
@@ -59,7 +60,7 @@ pub fn profile(ranks: &Ranks) -> String {
             svg.text("", [centre, 420.0], "middle", &short);
         }
     }
-    let unit = if ranks.granularity == "block" { "layer" } else { "layer and half (a: attention, m: MLP)" };
+    let unit = if ranks.granularity == Granularity::Block { "layer" } else { "layer and half (a: attention, m: MLP)" };
     svg.text("", [0.5 * (LEFT + WIDTH), 436.0], "middle", unit);
     svg.finish()
 }

@@ -1,23 +1,27 @@
 //! report.html: the measurement on one page that needs nothing else: no network, no script, light and dark.
 
 mod charts;
+mod ranks_file;
 mod svg;
 #[cfg(test)]
-mod tests;
+pub mod tests;
+pub mod text;
 
 use std::fmt::Write;
 
 use gelora_lora::ranks::Policy;
+use gelora_model::measure::{Layer, ModuleRank, Outcome, Stability, State, Warning};
 
-use crate::commands::measure::{Layer, Outcome, Ranks, Stability};
-use crate::commands::rank::title;
 use crate::ui::count;
 use svg::escaped;
+use text::title;
+
+pub use ranks_file::{RANKS_NAME, RanksFile, Serve};
 
 const STYLE: &str = include_str!("style.css");
 
 /// The page.
-pub fn html(ranks: &Ranks) -> String {
+pub fn html(ranks: &RanksFile) -> String {
     let mut page = String::new();
     let head = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -59,7 +63,7 @@ fn figure(svg: &str) -> String {
     format!("<figure class=\"scroll\" tabindex=\"0\">{svg}</figure>")
 }
 
-fn headline(ranks: &Ranks) -> String {
+fn headline(ranks: &RanksFile) -> String {
     let least = ranks.layers.iter().map(|l| l.rank).min().unwrap_or(0);
     let most = ranks.layers.iter().map(|l| l.rank).max().unwrap_or(0);
     let range = if least == most { format!("Rank {least} everywhere") } else { format!("Ranks {least} to {most}") };
@@ -81,15 +85,15 @@ fn headline(ranks: &Ranks) -> String {
     )
 }
 
-fn warnings(warnings: &[String]) -> String {
+fn warnings(warnings: &[Warning]) -> String {
     if warnings.is_empty() {
         return String::new();
     }
-    let items: String = warnings.iter().map(|w| format!("<li>{}</li>", escaped(w))).collect();
+    let items: String = warnings.iter().map(|w| format!("<li>{}</li>", escaped(&w.text))).collect();
     format!("<ul class=\"warnings\" aria-label=\"Warnings\">{items}</ul>\n")
 }
 
-fn policies(ranks: &Ranks) -> String {
+fn policies(ranks: &RanksFile) -> String {
     let most = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1).max(1);
     let row = |p: &Outcome| {
         let chosen = if p.policy.name() == ranks.policy.policy.name() { " class=\"chosen\"" } else { "" };
@@ -168,10 +172,10 @@ fn stability(stability: &Stability, layers: &[Layer]) -> String {
     section("Stability", &format!("{} {axis}", stability.verdict), &table(&header, &rows))
 }
 
-fn scales(ranks: &Ranks) -> String {
+fn scales(ranks: &RanksFile) -> String {
     let curves = || ranks.states.iter().flat_map(|s| s.decimation.iter().chain(&s.gride)).map(|at| at.id);
     let top = curves().filter(|v| v.is_finite()).fold(1.0, f64::max) * 1.05;
-    let one = |s: &crate::commands::measure::State| {
+    let one = |s: &State| {
         let flat = match &s.plateau {
             Some(p) => format!("{:.1} from {} to {} points", p.id, p.scales[0], p.scales[1]),
             None => "no plateau".into(),
@@ -194,9 +198,9 @@ fn scales(ranks: &Ranks) -> String {
     )
 }
 
-fn modules(ranks: &Ranks) -> String {
+fn modules(ranks: &RanksFile) -> String {
     let most = ranks.modules.values().map(|m| m.rank).max().unwrap_or(1).max(1) as f64;
-    let row = |(name, m): (&String, &crate::commands::measure::ModuleRank)| {
+    let row = |(name, m): (&String, &ModuleRank)| {
         format!(
             "<tr><td><code>{}</code></td><td class=\"n\">{}</td><td><span class=\"meter rank\" style=\"width:{:.1}rem\"></span></td><td class=\"n\">{}</td></tr>",
             escaped(name),
@@ -210,15 +214,15 @@ fn modules(ranks: &Ranks) -> String {
     format!("<details><summary>All {} modules</summary>{table}</details>\n", ranks.modules.len())
 }
 
-fn facts(ranks: &Ranks) -> String {
+fn facts(ranks: &RanksFile) -> String {
     let first = ranks.states.first();
     let facts = [
         ("model", ranks.model.clone()),
         ("data", ranks.data.clone()),
         ("examples", count(ranks.samples as u64)),
         ("growths are of", format!("{} points", count(ranks.scale as u64))),
-        ("pooling", ranks.pool.clone()),
-        ("states", format!("{} (granularity {})", ranks.states.len(), ranks.granularity)),
+        ("pooling", ranks.pool.to_string()),
+        ("states", format!("{} (granularity {})", ranks.states.len(), ranks.granularity.name())),
         ("estimator", first.map_or(String::new(), |s| s.estimate.estimator.clone())),
         ("confidence", format!("{} %", 100.0 * ranks.policy.confidence)),
         ("type", ranks.dtype.clone()),

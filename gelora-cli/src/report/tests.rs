@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 /// A measurement of two layers whose second state is constant in one case, with every part of the page.
-fn sample(id: f64, n: usize) -> Ranks {
+pub fn sample(id: f64, n: usize) -> RanksFile {
     let at = |scale: usize, id: f64| json!({"scale": scale, "id": id, "interval": [id - 1.0, id + 1.0], "draws": 1});
     let state = |name: &str, id: f64, n: usize| {
         json!({"name": name, "estimator": "two-nn-fit", "id": id, "interval": [id - 1.0, id + 1.0], "confidence": 0.95, "n": n,

@@ -7,43 +7,14 @@ use gelora_kernels::{DType, Tensor};
 
 use super::bert::{self, Names};
 use super::{Parts, Tables};
+
 use crate::config::Json;
+use crate::config::deberta::{DebertaOptions, Distances, Term};
 use crate::convolution::Convolution;
 use crate::disentangled::{Disentangled, Projection};
 use crate::position::{Buckets, RelativeEmbedding};
 use crate::weights::Weights;
 use crate::{Config, Result};
-
-/// What other families do not have.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Options {
-    /// Whether positions are added to the embeddings too.
-    positions: bool,
-    /// What makes up the scores beside content with content, in the order of `pos_att_type`.
-    terms: Vec<Term>,
-    /// How distances are embedded; None without relative attention.
-    distances: Option<Distances>,
-    /// Taps and nonlinearity of the convolution.
-    convolution: Option<(usize, Activation)>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Distances {
-    /// Rows of the table are 2 span.
-    span: usize,
-    buckets: Option<Buckets>,
-    normed: bool,
-    /// Queries and keys of distances are made by the projections of content.
-    shared: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Term {
-    /// Content of the query, distance of the key.
-    ContentToPosition,
-    /// Distance of the query, content of the key.
-    PositionToContent,
-}
 
 pub fn config(json: &Json) -> Result<Config> {
     let config = bert::encoder(json)?;
@@ -58,7 +29,7 @@ pub fn config(json: &Json) -> Result<Config> {
     }
     let terms = terms(json)?;
     let relative = json.flag("relative_attention", false)?;
-    let options = Options {
+    let options = DebertaOptions {
         positions: json.flag("position_biased_input", true)?,
         distances: if relative { Some(distances(json, config.max_positions)?) } else { None },
         terms,

@@ -8,6 +8,8 @@ mod llama;
 mod mpnet;
 mod rope;
 
+use std::path::Path;
+
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::activation::Activation;
 
@@ -19,7 +21,6 @@ use crate::norm::Norm;
 use crate::position::{RelativeBias, RelativeEmbedding};
 use crate::weights::Weights;
 use crate::{Config, Result};
-pub(crate) use deberta::Options as DebertaOptions;
 
 /// What is known of a family.
 pub(crate) struct Family {
@@ -172,6 +173,27 @@ pub(crate) struct Tables {
     pub types: Option<Tensor>,
     /// What the sum is multiplied by.
     pub scale: f32,
+}
+
+/// What a folder says of how its model is to generate.
+const GENERATION: &str = "generation_config.json";
+
+impl Config {
+    /// Reads MODEL/config.json, or the metadata of a .gguf file; and MODEL/generation_config.json, where models that were taught to
+    /// converse name the end of a turn.
+    ///
+    /// # Errors
+    /// If a file is missing (but the latter) or no JSON object, the family is not supported, a key is missing or of the wrong type, or an
+    /// option is not known or has a value that is not supported.
+    pub fn load(model: &Path) -> Result<Self> {
+        let mut config = config(&Json::load(model)?)?;
+        let path = model.join(GENERATION);
+        if path.exists() {
+            let stop = Json::read(path)?.eos()?;
+            config.stop = if stop.is_empty() { config.stop } else { stop };
+        }
+        Ok(config)
+    }
 }
 
 /// The family of this name.

@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use crate::data::Example;
-use crate::tokenize::{Encoded, Tokenizer};
+use gelora_model::Tokens;
+
+use crate::tokenize::Tokenizer;
 
 use super::*;
 
@@ -49,7 +51,7 @@ fn older_tokenizers_are_those_of_transformers() {
         let tokenizer = Tokenizer::open(folder.path()).unwrap().with_max_length(500).unwrap();
         assert_eq!(tokenizer.vocab_size() as u64, case["size"], "{what}");
         for (text, want) in all(&golden, "texts").iter().zip(all(&case, "ids")) {
-            let Encoded { ids, .. } = tokenizer.encode(&example(text.as_str().unwrap(), None)).unwrap();
+            let Tokens { ids, .. } = tokenizer.encode(&example(text.as_str().unwrap(), None)).unwrap();
             assert_eq!(ids, numbers(&want), "{what}: {text}");
         }
         for (i, pair) in all(&golden, "pairs").iter().enumerate() {

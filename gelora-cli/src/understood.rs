@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use gelora_model::Tokens;
 use serde::{Deserialize, Serialize};
 
-use super::distinct;
 use crate::data::{self, Dataset, Example, Label, LabelSet, LeftOut};
-use crate::tokenize::{Encoded, Tokenizer};
+use crate::distinct;
+use crate::tokenize::Tokenizer;
 use crate::ui;
 
 /// Rows whose length is measured at most; of more, every so manieth.
@@ -79,7 +80,7 @@ pub enum Use<'a> {
     /// Classes or scores.
     Labels(&'a LabelSet),
     /// What a language model learns: rows with answers, or blocks of text.
-    Lm(&'a [Encoded]),
+    Lm(&'a [Tokens]),
     /// Texts, whose labels play no part.
     Texts,
 }

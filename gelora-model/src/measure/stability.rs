@@ -7,16 +7,17 @@
 //! over halves and over quarters within one of those given, a plateau in every state, and the ranks of the other
 //! scale within one too.
 
-use anyhow::Result;
-use gelora_id::{Estimator, Summary};
+use gelora_id::Summary;
 use gelora_kernels::Tensor;
 use gelora_kernels::random::Stream;
-use gelora_lora::ranks::{Limits, Policy};
+use gelora_lora::ranks::Policy;
 use serde::{Deserialize, Serialize};
 
-use super::policies::{Targets, outcome};
+use super::options::MeasureOptions;
 use super::states::{State, growths, summaries};
-use crate::ui::Progress;
+use super::steps::{Targets, outcome};
+use crate::event::Report;
+use crate::{Event, Result, Work};
 
 /// The fewest points of a resample.
 const LEAST: usize = 30;
@@ -25,11 +26,12 @@ const STABLE: f64 = 0.9;
 
 /// Ranks of resamples.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Stability {
     /// Resamples of each size.
     pub resamples: usize,
     /// Halves and quarters.
-    pub sizes: Vec<OfSize>,
+    pub sizes: Vec<ResampledRanks>,
     /// The ranks at the scale that those given are not of: that of the plateaus, or all examples.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub other_scale: Option<OtherScale>,
@@ -42,6 +44,7 @@ pub struct Stability {
 
 /// Ranks at another scale.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OtherScale {
     /// Number of points.
     pub scale: usize,
@@ -51,29 +54,26 @@ pub struct OtherScale {
 
 /// Ranks of the resamples of one size.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OfSize {
+#[non_exhaustive]
+pub struct ResampledRanks {
     /// Examples in a resample.
     pub n: usize,
     /// Of every step, the rank in each resample.
     pub ranks: Vec<Vec<usize>>,
 }
 
-/// What is repeated.
-pub struct Repeat<'a> {
+/// What is measured again on each resample.
+pub(super) struct Resampling<'a> {
     pub points: &'a [Tensor],
-    /// Of each state the examples that are near copies.
+    /// For each state, which examples are near copies.
     pub near_copies: &'a [Vec<bool>],
     pub targets: &'a Targets<'a>,
     pub policy: &'a Policy,
-    pub limits: Limits,
-    pub estimator: Estimator,
-    pub confidence: f64,
-    pub seed: u64,
-    pub quiet: bool,
+    pub options: &'a MeasureOptions,
 }
 
 /// What the resamples are compared with.
-pub struct Given<'a> {
+pub(super) struct Given<'a> {
     /// The rank of every step.
     pub ranks: &'a [usize],
     /// The names of the steps.
@@ -85,53 +85,55 @@ pub struct Given<'a> {
     pub other: Option<(usize, Vec<Summary>)>,
 }
 
-impl Repeat<'_> {
+impl Resampling<'_> {
     /// The ranks of `resamples` halves and as many quarters, against the ranks given.
-    pub fn run(&self, resamples: usize, given: &Given<'_>) -> Result<Stability> {
+    pub(super) fn run(&self, resamples: usize, given: &Given<'_>, report: &mut Report<'_>) -> Result<Stability> {
         let n = self.points.first().map_or(0, Tensor::rows);
         let sizes: Vec<usize> = [n / 2, n / 4].into_iter().filter(|size| *size >= LEAST).collect();
-        let progress = Progress::new(self.quiet, "stability", (resamples * sizes.len()) as u64);
+        report(Event::Began { work: Work::Stability, units: resamples * sizes.len() })?;
         let mut found = Vec::new();
         for size in sizes {
             let mut ranks = vec![Vec::new(); given.ranks.len()];
             for draw in 0..resamples {
                 let mut rows: Vec<usize> = (0..n).collect();
                 let key = [0x7374_6162, size as u64, draw as u64]; // "stab"
-                Stream::at(self.seed, &key).shuffle(&mut rows);
+                Stream::at(self.options.seed, &key).shuffle(&mut rows);
                 rows.truncate(size);
                 rows.sort_unstable();
-                let summaries = summaries(self.points, self.near_copies, &rows, &self.estimator)?;
+                let summaries = summaries(self.points, self.near_copies, &rows, &self.options.estimator)?;
                 let drawn = self.ranks_of(&summaries)?;
                 ranks.iter_mut().zip(drawn).for_each(|(ranks, rank)| ranks.push(rank));
-                progress.inc(1);
+                report(Event::Advanced { units: 1 })?;
             }
-            found.push(OfSize { n: size, ranks });
+            found.push(ResampledRanks { n: size, ranks });
         }
-        progress.finish();
+        report(Event::Finished { work: Work::Stability })?;
         let other = given.other.as_ref();
-        let other = other.map(|(scale, s)| anyhow::Ok(OtherScale { scale: *scale, ranks: self.ranks_of(s)? }));
-        let other_scale = other.transpose()?;
+        let other_scale = match other {
+            Some((scale, replicates)) => Some(OtherScale { scale: *scale, ranks: self.ranks_of(replicates)? }),
+            None => None,
+        };
         let (enough, verdict) = verdict(&found, n, given, other_scale.as_ref());
         Ok(Stability { resamples, sizes: found, other_scale, enough, verdict })
     }
 
     /// The rank of every step from the replicates of every state.
     fn ranks_of(&self, summaries: &[Summary]) -> Result<Vec<usize>> {
-        let steps = self.targets.steps(&growths(summaries, self.confidence));
+        let steps = self.targets.steps(&growths(summaries, self.options.confidence));
         // A budget that this resample's bound does not fit into is spent on the bound alone.
         let policy = match self.policy {
             Policy::Budget { parameters, rounding } => {
-                let least = outcome(&steps, &Policy::Gelora { rounding: *rounding }, &self.limits)?.parameters;
+                let least = outcome(&steps, &Policy::Gelora { rounding: *rounding }, &self.options.limits)?.parameters;
                 Policy::Budget { parameters: least.max(*parameters), rounding: *rounding }
             }
             other => other.clone(),
         };
-        Ok(outcome(&steps, &policy, &self.limits)?.ranks)
+        Ok(outcome(&steps, &policy, &self.options.limits)?.ranks)
     }
 }
 
 /// Whether n was enough, and why not.
-fn verdict(sizes: &[OfSize], n: usize, given: &Given<'_>, other: Option<&OtherScale>) -> (bool, String) {
+fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<&OtherScale>) -> (bool, String) {
     let mut against = Vec::new();
     for (part, size) in ["halves", "quarters"].into_iter().zip([0, 1]) {
         match sizes.get(size) {
@@ -161,9 +163,7 @@ fn verdict(sizes: &[OfSize], n: usize, given: &Given<'_>, other: Option<&OtherSc
         }
     }
     if !against.is_empty() {
-        let which = "--policy uniform does not depend on them, and --policy gelora-upper errs on the large side";
-        let advice = format!("More examples (--samples) make ranks surer; {which}.");
-        return (false, format!("{n} examples were not enough: {}. {advice}", against.join("; ")));
+        return (false, format!("{n} examples were not enough: {}.", against.join("; ")));
     }
     let resamples = sizes.first().and_then(|s| s.ranks.first()).map_or(0, Vec::len);
     let least = sizes.iter().flat_map(|size| shares(size, given.ranks)).fold(1.0, f64::min) * resamples as f64;
@@ -177,7 +177,7 @@ fn verdict(sizes: &[OfSize], n: usize, given: &Given<'_>, other: Option<&OtherSc
 }
 
 /// Of every step the share of resamples whose rank is within one of that given.
-fn shares(size: &OfSize, given: &[usize]) -> Vec<f64> {
+fn shares(size: &ResampledRanks, given: &[usize]) -> Vec<f64> {
     let near = |(ranks, given): (&Vec<usize>, &usize)| {
         ranks.iter().filter(|rank| rank.abs_diff(*given) <= 1).count() as f64 / ranks.len().max(1) as f64
     };
@@ -185,7 +185,7 @@ fn shares(size: &OfSize, given: &[usize]) -> Vec<f64> {
 }
 
 /// The steps whose rank moves by more than one over resamples of a size, in words; None if there are none.
-fn moves(size: &OfSize, part: &str, given: &Given<'_>) -> Option<String> {
+fn moves(size: &ResampledRanks, part: &str, given: &Given<'_>) -> Option<String> {
     let shares = shares(size, given.ranks);
     let unsure: Vec<usize> = (0..shares.len()).filter(|s| shares[*s] < STABLE).collect();
     let spread = |s: &usize| {
@@ -236,7 +236,7 @@ mod tests {
         let calm = [vec![3, 4, 2, 3, 3, 3, 3, 3, 3, 9], vec![7; 10]];
         let wild = [vec![3; 10], vec![7, 7, 7, 7, 7, 7, 7, 7, 2, 12]];
         let of = |halves: &[Vec<usize>; 2], quarters: &[Vec<usize>; 2], flat: bool, other: Option<[usize; 2]>| {
-            let sizes = [(100, halves), (50, quarters)].map(|(n, ranks)| OfSize { n, ranks: ranks.to_vec() });
+            let sizes = [(100, halves), (50, quarters)].map(|(n, ranks)| ResampledRanks { n, ranks: ranks.to_vec() });
             let states = [state(true), state(flat)];
             let given = Given { ranks: &[3, 7], names: &names, states: &states, scale: 200, other: None };
             let other = other.map(|ranks| OtherScale { scale: 50, ranks: ranks.to_vec() });

@@ -7,14 +7,14 @@
 ///
 /// # Panics
 /// If the slices differ in length, as in every function here.
-pub fn accuracy(predicted: &[usize], gold: &[usize]) -> f64 {
+pub(super) fn accuracy(predicted: &[usize], gold: &[usize]) -> f64 {
     assert_eq!(predicted.len(), gold.len(), "accuracy: as many predictions as labels");
     let right = predicted.iter().zip(gold).filter(|(p, g)| p == g).count();
     ratio(right as f64, gold.len() as f64)
 }
 
 /// F1 = 2 TP / (2 TP + FP + FN). With two classes, of the second one; with more, the mean over those that occur.
-pub fn f1(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
+pub(super) fn f1(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
     let counts = Counts::of(predicted, gold, classes);
     let f1_of = |class: usize| ratio(2.0 * counts.right[class], counts.predicted[class] + counts.gold[class]);
     if classes == 2 {
@@ -30,7 +30,7 @@ pub fn f1(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
 /// where of s rows c are right, p_k are predicted to be class k and t_k are. 0 if only one class is predicted or occurs.
 ///
 /// Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient", eq. 8.
-pub fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
+pub(super) fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
     let counts = Counts::of(predicted, gold, classes);
     let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| x * y).sum() };
     let s = gold.len() as f64;
@@ -42,7 +42,7 @@ pub fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
 
 /// Pearson correlation, sum (x - mean x)(y - mean y) / sqrt(sum (x - mean x)^2 sum (y - mean y)^2).
 /// 0 if either is constant, or a value is not finite (a model that diverged).
-pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+pub(super) fn pearson(x: &[f64], y: &[f64]) -> f64 {
     assert_eq!(x.len(), y.len(), "pearson: as many predictions as scores");
     if x.is_empty() || !x.iter().chain(y).all(|v| v.is_finite()) {
         return 0.0;
@@ -64,7 +64,7 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
 }
 
 /// Spearman correlation: Pearson's of the ranks, equal values sharing the mean of theirs.
-pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
+pub(super) fn spearman(x: &[f64], y: &[f64]) -> f64 {
     if !x.iter().chain(y).all(|v| v.is_finite()) {
         return 0.0;
     }
@@ -72,7 +72,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
 }
 
 /// What is reported for classes: accuracy, F1 (called macro F1 for more than two) and Matthews.
-pub fn classification(predicted: &[usize], gold: &[usize], classes: usize) -> Vec<(&'static str, f64)> {
+pub(super) fn classification(predicted: &[usize], gold: &[usize], classes: usize) -> Vec<(&'static str, f64)> {
     let f1_name = if classes == 2 { "f1" } else { "macro_f1" };
     vec![
         ("accuracy", accuracy(predicted, gold)),
@@ -82,7 +82,7 @@ pub fn classification(predicted: &[usize], gold: &[usize], classes: usize) -> Ve
 }
 
 /// What is reported for scores: Pearson and Spearman.
-pub fn regression(predicted: &[f64], gold: &[f64]) -> Vec<(&'static str, f64)> {
+pub(super) fn regression(predicted: &[f64], gold: &[f64]) -> Vec<(&'static str, f64)> {
     vec![("pearson", pearson(predicted, gold)), ("spearman", spearman(predicted, gold))]
 }
 

@@ -8,7 +8,8 @@ use gelora_kernels::random::Stream;
 const GROUPED: usize = 50;
 
 /// The rows of every step: each row once an epoch, in an order that depends on the seed and the epoch alone.
-pub struct Order {
+#[derive(Clone, Debug)]
+pub(super) struct Sampler {
     rows: usize,
     batch_size: usize,
     seed: u64,
@@ -16,25 +17,25 @@ pub struct Order {
     lengths: Option<Vec<usize>>,
 }
 
-impl Order {
+impl Sampler {
     /// Rows in random order, cut into batches.
-    pub fn shuffled(rows: usize, batch_size: usize, seed: u64) -> Self {
+    pub(super) fn shuffled(rows: usize, batch_size: usize, seed: u64) -> Self {
         Self { rows, batch_size, seed, lengths: None }
     }
 
     /// Rows in random order, of which every 50 batches are sorted by length, cut into batches, which are shuffled. The last
     /// batch stays last if it is not full.
-    pub fn grouped(lengths: Vec<usize>, batch_size: usize, seed: u64) -> Self {
+    pub(super) fn grouped(lengths: Vec<usize>, batch_size: usize, seed: u64) -> Self {
         Self { rows: lengths.len(), batch_size, seed, lengths: Some(lengths) }
     }
 
     /// Steps of one pass over the data.
-    pub fn steps(&self) -> usize {
+    pub(super) fn steps(&self) -> usize {
         self.rows.div_ceil(self.batch_size)
     }
 
     /// The rows of each of these steps.
-    pub fn batches(&self, steps: Range<usize>) -> impl Iterator<Item = Vec<usize>> {
+    pub(super) fn batches(&self, steps: Range<usize>) -> impl Iterator<Item = Vec<usize>> {
         let (mut order, mut order_of) = (Vec::new(), None);
         steps.map(move |step| {
             let epoch = step / self.steps();
@@ -76,8 +77,8 @@ mod tests {
 
     #[test]
     fn every_epoch_has_every_row_once_in_its_own_order() {
-        let orders = [|seed| Order::shuffled(1013, 8, seed), |seed| Order::grouped(lengths(1013), 8, seed)];
-        let epoch = |order: &Order, e: usize| order.batches(e * 127..(e + 1) * 127).collect::<Vec<_>>().concat();
+        let orders = [|seed| Sampler::shuffled(1013, 8, seed), |seed| Sampler::grouped(lengths(1013), 8, seed)];
+        let epoch = |order: &Sampler, e: usize| order.batches(e * 127..(e + 1) * 127).collect::<Vec<_>>().concat();
         for order in orders {
             let (a, b) = (epoch(&order(1), 0), epoch(&order(1), 1));
             assert_ne!(a, b);
@@ -93,7 +94,7 @@ mod tests {
 
     #[test]
     fn steps_can_begin_anywhere() {
-        let order = Order::grouped(lengths(100), 8, 3);
+        let order = Sampler::grouped(lengths(100), 8, 3);
         assert_eq!(order.steps(), 13);
         let all: Vec<_> = order.batches(0..40).collect();
         assert_eq!(all[17..], order.batches(17..40).collect::<Vec<_>>());
@@ -103,14 +104,14 @@ mod tests {
     #[test]
     fn grouped_rows_are_of_similar_length() {
         let lengths = lengths(4000);
-        let spread = |order: Order| {
+        let spread = |order: Sampler| {
             let spread = |rows: Vec<usize>| {
                 let of = |row: &usize| lengths[*row];
                 rows.iter().map(of).max().unwrap_or(0) - rows.iter().map(of).min().unwrap_or(0)
             };
             order.batches(0..125).map(spread).sum::<usize>() / 125
         };
-        let (grouped, shuffled) = (Order::grouped(lengths.clone(), 32, 1), Order::shuffled(4000, 32, 1));
+        let (grouped, shuffled) = (Sampler::grouped(lengths.clone(), 32, 1), Sampler::shuffled(4000, 32, 1));
         let (grouped, shuffled) = (spread(grouped), spread(shuffled));
         assert!(grouped <= 3 && shuffled > 80, "{grouped} {shuffled}");
     }

@@ -7,13 +7,13 @@
 //! before. The price is that two neighbouring states may count a few per cent of the examples differently, which
 //! moves a dimension by less than its error.
 
-use anyhow::{Context, Result};
 use gelora_id::scale::{self, AtScale, Plateau};
 use gelora_id::{Estimate, Estimator, Growth, NearCopies, Neighbourhood, Options, Summary};
 use gelora_kernels::{DeviceKind, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::ui::Progress;
+use crate::event::Report;
+use crate::{Error, Event, Result, Work};
 
 /// The fewest points that a decimation goes down to.
 const LEAST: usize = 60;
@@ -22,6 +22,7 @@ const REACH: [usize; 2] = [64, 16];
 
 /// The dimension of a hidden state. In JSON it has the fields of an [`Estimate`] and more.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct State {
     /// "embeddings", "after layer 0", "after attention 0".
     pub name: String,
@@ -43,26 +44,26 @@ impl State {
     }
 }
 
-/// How to estimate.
+/// How dimensions are estimated.
 #[derive(Clone, Copy, Debug)]
-pub struct How {
+pub(crate) struct Estimation {
     pub estimator: Estimator,
     pub confidence: f64,
     pub near_copies: NearCopies,
     pub seed: u64,
 }
 
-/// What all states together came to.
+/// The measurement of all states.
 #[derive(Clone, Debug)]
-pub struct Measured {
+pub(super) struct Measured {
     pub states: Vec<State>,
-    /// Of each state, of which growths are made.
+    /// The replicates of each state, of which growths are made.
     pub summaries: Vec<Summary>,
-    /// Of each state the examples that it left out as near copies.
+    /// For each state, which examples it left out as near copies.
     pub near_copies: Vec<Vec<bool>>,
 }
 
-impl How {
+impl Estimation {
     fn options(&self) -> Options {
         Options { estimator: self.estimator, confidence: self.confidence }
     }
@@ -70,24 +71,29 @@ impl How {
 
 /// Every state with its curves, and its replicates, of which growths are made. A state that is one and the same point
 /// for every example (the first token before block 0) has no dimension; it is given as 0, that of a single point.
-pub fn states(points: &[Tensor], names: Vec<String>, how: &How, quiet: bool) -> Result<Measured> {
-    let progress = Progress::new(quiet, "intrinsic dimension", points.len() as u64);
+pub(super) fn measure(
+    points: &[Tensor],
+    names: Vec<String>,
+    how: &Estimation,
+    report: &mut Report<'_>,
+) -> Result<Measured> {
+    report(Event::Began { work: Work::Dimensions, units: points.len() })?;
     let mut measured = Measured { states: Vec::new(), summaries: Vec::new(), near_copies: Vec::new() };
     for (s, (points, name)) in points.iter().zip(names).enumerate() {
         let reach = REACH[usize::from(points.device().kind() != DeviceKind::Cpu)];
         let cloud = match Neighbourhood::keeping(points, how.estimator.neighbours().max(reach), how.near_copies) {
             Err(gelora_id::Error::Identical { points, .. }) if s == 0 => {
-                let estimate = constant(how.estimator, how.confidence, points);
+                let estimate = constant_estimate(how.estimator, how.confidence, points);
                 let (decimation, gride) = (Vec::new(), Vec::new());
                 measured.states.push(State { name, estimate, decimation, gride, plateau: None });
                 measured.summaries.push(Summary::of_a_point());
                 measured.near_copies.push(vec![false; points]);
-                progress.inc(1);
+                report(Event::Advanced { units: 1 })?;
                 continue;
             }
-            other => other.with_context(|| format!("hidden state {s} ({name})"))?,
+            other => other.map_err(|source| Error::state(s, &name, source))?,
         };
-        let of_state = || -> Result<(State, Summary)> {
+        let of_state = || -> gelora_id::Result<(State, Summary)> {
             let estimate = cloud.estimate(&how.options())?;
             let summary = cloud.replicates(&how.estimator)?;
             let decimation = scale::decimation(&cloud, &how.options(), LEAST, how.seed)?;
@@ -96,19 +102,18 @@ pub fn states(points: &[Tensor], names: Vec<String>, how: &How, quiet: bool) -> 
             let plateau = scale::plateau(&decimation);
             Ok((State { name: name.clone(), estimate, decimation, gride, plateau }, summary))
         };
-        let (state, summary) = of_state().with_context(|| format!("hidden state {s} ({name})"))?;
+        let (state, summary) = of_state().map_err(|source| Error::state(s, &name, source))?;
         measured.states.push(state);
         measured.summaries.push(summary);
         measured.near_copies.push(cloud.near_copy_marks());
-        progress.inc(1);
+        report(Event::Advanced { units: 1 })?;
     }
-    progress.finish();
     Ok(measured)
 }
 
 /// The replicates of every state from some of the examples and nothing else: what ranks are made of. The near copies
 /// of all examples are left out, so none are looked for again.
-pub fn summaries(
+pub(super) fn summaries(
     points: &[Tensor],
     near_copies: &[Vec<bool>],
     rows: &[usize],
@@ -125,7 +130,12 @@ pub fn summaries(
 }
 
 /// The replicates of every state at a scale: the mean over the draws of so many points that the decimation took.
-pub fn at_scale(points: &[Tensor], near_copies: &[Vec<bool>], size: usize, how: &How) -> Result<Vec<Summary>> {
+pub(super) fn at_scale(
+    points: &[Tensor],
+    near_copies: &[Vec<bool>],
+    size: usize,
+    how: &Estimation,
+) -> Result<Vec<Summary>> {
     let n = points.first().map_or(0, Tensor::rows);
     let mut draws = Vec::new();
     for rows in scale::draws(n, size, how.seed) {
@@ -133,18 +143,19 @@ pub fn at_scale(points: &[Tensor], near_copies: &[Vec<bool>], size: usize, how: 
     }
     let of_state = |s: usize| {
         let of_draws: Vec<Summary> = draws.iter().map(|draw| draw[s].clone()).collect();
-        Summary::mean(&of_draws).with_context(|| format!("hidden state {s} at {size} points"))
+        Summary::mean(&of_draws)
+            .ok_or_else(|| Error::Value(format!("hidden state {s}: no draw of {size} points has a dimension")))
     };
     (0..points.len()).map(of_state).collect()
 }
 
 /// The growth of the dimension in every step.
-pub fn growths(summaries: &[Summary], confidence: f64) -> Vec<Growth> {
+pub(super) fn growths(summaries: &[Summary], confidence: f64) -> Vec<Growth> {
     summaries.windows(2).map(|pair| pair[0].growth(&pair[1], confidence)).collect()
 }
 
-/// What is said of a cloud that is one and the same point: the dimension 0 of a single point.
-pub fn constant(estimator: Estimator, confidence: f64, points: usize) -> Estimate {
+/// The estimate for a cloud whose `points` rows are all the same: the dimension 0 of a single point.
+pub fn constant_estimate(estimator: Estimator, confidence: f64, points: usize) -> Estimate {
     let (estimator, interval) = (estimator.to_string(), [0.0, 0.0]);
     let (duplicates, near_copies, id_with_near_copies) = (points - 1, 0, None);
     Estimate { estimator, id: 0.0, interval, confidence, n: 1, duplicates, near_copies, id_with_near_copies }

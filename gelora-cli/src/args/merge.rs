@@ -1,0 +1,74 @@
+//! Options of `gelora merge` and `gelora export`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use gelora_model::gguf::StoredType;
+
+use super::{ModelArgs, OutputArgs};
+
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Adapter folder, from `gelora train` or PEFT, or a .gguf file with an adapter
+    #[arg(long, value_name = "DIR_OR_GGUF")]
+    pub adapter: PathBuf,
+    /// Folder for the merged model
+    #[arg(long, value_name = "DIR", required_unless_present = "gguf")]
+    pub out: Option<PathBuf>,
+    /// File for the merged model, with its tokenizer
+    #[arg(long, value_name = "FILE.gguf")]
+    pub gguf: Option<PathBuf>,
+    #[command(flatten)]
+    pub stored: GgufArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// How a model is stored in a .gguf file.
+#[derive(Clone, Debug, Args)]
+pub struct GgufArgs {
+    /// Type of the matrices in --gguf: f32, f16, bf16 or q8_0 [default: f16]
+    #[arg(long, value_enum, value_name = "TYPE", requires = "gguf")]
+    pub gguf_type: Option<StoredArg>,
+}
+
+impl GgufArgs {
+    /// The type that is meant.
+    pub fn stored(&self) -> StoredType {
+        match self.gguf_type {
+            Some(StoredArg::F32) => StoredType::F32,
+            Some(StoredArg::F16) => StoredType::F16,
+            Some(StoredArg::Bf16) => StoredType::Bf16,
+            Some(StoredArg::Q8_0) => StoredType::Q8_0,
+            None => StoredType::default(),
+        }
+    }
+}
+
+/// [`StoredType`] as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StoredArg {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Adapter folder, from `gelora train` or PEFT [default: the model itself is written, with its tokenizer]
+    #[arg(long, value_name = "DIR", conflicts_with = "gguf_type")]
+    pub adapter: Option<PathBuf>,
+    /// File for the adapter (always f32) or the model
+    #[arg(long, value_name = "FILE.gguf")]
+    pub gguf: PathBuf,
+    #[command(flatten)]
+    pub stored: GgufArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}

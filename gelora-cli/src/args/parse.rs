@@ -1,0 +1,41 @@
+//! Values that options take: numbers within limits, a delimiter.
+
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n >= 1).ok_or("expected an integer of at least 1".into())
+}
+
+pub(super) fn at_least_three(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n >= 3).ok_or("expected an integer of at least 3".into())
+}
+
+pub(super) fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        _ if text == "tab" || text == "\\t" => Ok(b'\t'),
+        [byte] if byte.is_ascii() && !b"\"\r\n".contains(byte) => Ok(*byte),
+        _ => Err("expected one ASCII character, or tab".into()),
+    }
+}
+
+fn number(text: &str, holds: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && holds(*v)).ok_or(format!("expected a number {expected}"))
+}
+
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0, "above 0")
+}
+
+pub(super) fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |v| v >= 0.0, "of at least 0")
+}
+
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    number(text, |v| (0.0..1.0).contains(&v), "of at least 0 and below 1")
+}
+
+pub(super) fn positive_share(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0 && v <= 1.0, "above 0 and at most 1")
+}
+
+pub(super) fn inside_unit(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0 && v < 1.0, "above 0 and below 1")
+}

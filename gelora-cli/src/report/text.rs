@@ -1,0 +1,217 @@
+//! A measurement as text: tables for the terminal, and a summary with what to do about its warnings.
+
+use anyhow::Result;
+use gelora_lora::ranks::Policy;
+use gelora_model::measure::{Layer, Outcome, Ranks, ResampledRanks, Warning, WarningKind};
+
+use super::RanksFile;
+use crate::plot::id_profile_svg;
+use crate::ui::{self, TableStyle};
+
+/// Adds to each warning what to do about it with the options of the program. `examples` is how many the data has.
+pub fn advise(ranks: &mut Ranks, examples: usize) {
+    let samples = ranks.samples;
+    for Warning { kind, text, .. } in &mut ranks.warnings {
+        let advice = match kind {
+            WarningKind::NearCopiesKept => "--near-copies drop leaves them out.",
+            WarningKind::NearCopiesDropped => "If they are meant to count, --near-copies keep measures them too.",
+            WarningKind::NoGrowth => {
+                "To spend more there, --budget-rank R spreads the parameters of a uniform rank R, and --min-rank R sets a floor; \
+                 the table of policies shows what each would do."
+            }
+            WarningKind::Noise if samples < examples => {
+                text.push_str(&format!(
+                    " More of the {examples} examples (--samples, now {samples}) narrow the intervals."
+                ));
+                continue;
+            }
+            WarningKind::Noise => {
+                text.push_str(&format!(" All {samples} examples were measured:"));
+                "more data would narrow the intervals, and --policy gelora-upper takes their upper ends."
+            }
+            WarningKind::NoPlateau => "--scale plateau takes all growths at the scale of most plateaus.",
+            WarningKind::NoPlateauAtAll => {
+                "Compare dimensions of one number of examples only, and look at --stability before relying on a rank."
+            }
+            WarningKind::NotEnough => {
+                "More examples (--samples) make ranks surer; --policy uniform does not depend on them, and --policy gelora-upper \
+                 errs on the large side."
+            }
+            _ => continue,
+        };
+        text.push(' ');
+        text.push_str(advice);
+    }
+}
+
+/// The picture of the measurement.
+pub fn profile(ranks: &Ranks) -> Result<String> {
+    let states: Vec<_> = ranks.states.iter().map(|s| (s.estimate.id, s.estimate.interval)).collect();
+    let bars: Vec<usize> = ranks.layers.iter().map(|l| l.rank).collect();
+    id_profile_svg(&states, &bars)
+}
+
+/// Columns of a bar at most.
+const BAR: usize = 14;
+
+/// A bar of a share from 0 to 1, in eighths of a column on a terminal.
+fn bar(share: f64, style: TableStyle) -> String {
+    let share = share.clamp(0.0, 1.0);
+    if style == TableStyle::Plain {
+        return "#".repeat((share * BAR as f64).round() as usize);
+    }
+    const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (share * BAR as f64 * 8.0).round() as usize;
+    format!("{}{}", "█".repeat(eighths / 8), PARTS[eighths % 8])
+}
+
+/// States and layers, one above the other.
+pub fn table(ranks: &Ranks) -> String {
+    let style = TableStyle::of_stdout();
+    let percent = ranks.policy.confidence * 100.0;
+    let (interval, growth) = (format!("{percent} % interval"), format!("growth, {percent} %"));
+    let header = ["state", "id", "", &interval, "plateau", "layer", &growth, "rank", ""];
+    let highest = ranks.states.iter().map(|s| s.estimate.id).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let largest = ranks.layers.iter().map(|l| l.rank).max().unwrap_or(1) as f64;
+    let mut rows = Vec::new();
+    for (s, state) in ranks.states.iter().enumerate() {
+        let e = &state.estimate;
+        let mut row = vec![
+            state.name.clone(),
+            if state.is_constant() { "constant".into() } else { format!("{:.2}", e.id) },
+            bar(e.id / highest, style),
+            if state.is_constant() { "-".into() } else { format!("{:.2} .. {:.2}", e.interval[0], e.interval[1]) },
+            state.plateau.as_ref().map_or("-".into(), |p| format!("n {} .. {}", p.scales[1], p.scales[0])),
+        ];
+        // The step that this state enters stands on its line.
+        row.extend(match ranks.layers.get(s) {
+            Some(layer) => [
+                layer.name().trim_start_matches("layer ").to_owned(),
+                format!("{:+.2} ± {:.2}", layer.delta, (layer.interval[1] - layer.interval[0]) / 2.0),
+                layer.rank.to_string(),
+                bar(layer.rank as f64 / largest, style),
+            ],
+            None => Default::default(),
+        });
+        rows.push(row);
+    }
+    ui::table(&header, &rows, style)
+}
+
+/// What each policy would do, against one rank everywhere.
+pub fn policies(ranks: &Ranks) -> String {
+    let style = TableStyle::of_stdout();
+    let most = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1) as f64;
+    let row = |p: &Outcome| {
+        let chosen = if p.policy.name() == ranks.policy.policy.name() { "*" } else { "" };
+        vec![
+            format!("{}{chosen}", title(&p.policy)),
+            p.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            ui::count(p.parameters as u64),
+            bar(p.parameters as f64 / most, style),
+        ]
+    };
+    let rows: Vec<_> = ranks.policies.iter().map(row).collect();
+    ui::table(&["policy (* chosen)", "ranks, from the first layer", "parameters", ""], &rows, style)
+}
+
+/// A policy with the number that matters.
+pub fn title(policy: &Policy) -> String {
+    match policy {
+        Policy::Uniform { rank } => format!("uniform {rank}"),
+        Policy::Budget { parameters, .. } => format!("budget {}", ui::count(*parameters as u64)),
+        Policy::Random { parameters, .. } => format!("random {}", ui::count(*parameters as u64)),
+        other => other.name().to_owned(),
+    }
+}
+
+/// The ranks of resamples, a line a step: how often which rank.
+pub fn stability(ranks: &Ranks) -> String {
+    let Some(stability) = &ranks.stability else { return String::new() };
+    let of_size = |s: &ResampledRanks| format!("ranks in {} x {} examples", stability.resamples, s.n);
+    let mut header = vec!["layer".to_owned(), "rank".to_owned()];
+    header.extend(stability.sizes.iter().map(of_size));
+    header.extend(stability.other_scale.iter().map(|other| format!("rank at {} points", other.scale)));
+    let row = |(step, layer): (usize, &Layer)| {
+        let mut row = vec![layer.name(), layer.rank.to_string()];
+        row.extend(stability.sizes.iter().map(|size| counts(&size.ranks[step])));
+        row.extend(stability.other_scale.iter().map(|other| other.ranks[step].to_string()));
+        row
+    };
+    let rows: Vec<_> = ranks.layers.iter().enumerate().map(row).collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let table = ui::table(&header, &rows, TableStyle::of_stdout());
+    // Where it is bad news it is among the warnings.
+    let is_warning = |w: &Warning| w.text.starts_with(&stability.verdict);
+    if ranks.warnings.iter().any(is_warning) { table } else { format!("{table}\n{}", stability.verdict) }
+}
+
+/// "3 x12, 4 x8": which value how often, ascending; of many different ones the range.
+fn counts(values: &[usize]) -> String {
+    let mut counted = std::collections::BTreeMap::new();
+    values.iter().for_each(|v| *counted.entry(v).or_insert(0) += 1);
+    let shown: Vec<String> = counted.iter().map(|(value, times)| format!("{value} x{times}")).collect();
+    match (shown.len() > 6, counted.first_key_value(), counted.last_key_value()) {
+        (true, Some((low, _)), Some((high, _))) => format!("{low} to {high}, {} different", shown.len()),
+        _ => shown.join(", "),
+    }
+}
+
+/// The measurement in a few sentences.
+pub fn summary(ranks: &RanksFile) -> String {
+    let mut text = format!(
+        "{} modules, {} adapter parameters; measured on {} examples",
+        ranks.modules.len(),
+        ui::count(ranks.parameters as u64),
+        ui::count(ranks.samples as u64)
+    );
+    if ranks.scale < ranks.samples {
+        text.push_str(&format!(
+            "\nGrowths and ranks are of {} examples, the scale of most plateaus.",
+            ui::count(ranks.scale as u64)
+        ));
+    }
+    if let Some(serve) = &ranks.serve {
+        text.push_str(&format!("\nServe it with {} --max-lora-rank {}.", serve.server, serve.max_lora_rank));
+    }
+    for warning in &ranks.warnings {
+        text.push_str(&format!("\nwarning: {warning}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_of_eighths_or_of_hashes() {
+        assert_eq!(bar(0.5, TableStyle::Plain), "#######");
+        assert_eq!(bar(0.5 / 14.0, TableStyle::Terminal), "▌");
+        assert_eq!((bar(7.0, TableStyle::Terminal), bar(-1.0, TableStyle::Plain)), ("█".repeat(14), String::new()));
+    }
+
+    #[test]
+    fn ranks_are_counted_or_given_as_a_range() {
+        assert_eq!(counts(&[3, 4, 3, 3]), "3 x3, 4 x1");
+        assert_eq!(counts(&[1, 2, 3, 4, 5, 6, 9]), "1 to 9, 7 different");
+    }
+
+    #[test]
+    fn warnings_say_what_to_do() {
+        let advised = |kind: WarningKind, examples: usize| {
+            let mut ranks = crate::report::tests::sample(4.0, 100).ranks;
+            let mut warning = Warning::from("A fact.".to_owned());
+            warning.kind = kind;
+            ranks.warnings = vec![warning];
+            advise(&mut ranks, examples);
+            ranks.warnings.remove(0).text
+        };
+        let more = advised(WarningKind::Noise, 3000);
+        assert_eq!(more, "A fact. More of the 3000 examples (--samples, now 100) narrow the intervals.");
+        assert!(advised(WarningKind::Noise, 100).contains("All 100 examples were measured"));
+        assert!(advised(WarningKind::NoGrowth, 100).starts_with("A fact. To spend more there, --budget-rank R"));
+        assert!(advised(WarningKind::NearCopiesDropped, 100).contains("--near-copies keep"));
+        assert_eq!(advised(WarningKind::Unknown, 100), "A fact.");
+    }
+}

@@ -1,0 +1,123 @@
+//! Predictions of a task model on held-out rows, and how well they fit the labels.
+
+mod metrics;
+
+use crate::event::{Reply, Report, report};
+use crate::task_model::targets;
+use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, TaskModel, Tokens, Work};
+
+pub use crate::record::Metrics;
+
+/// What [`evaluate`] found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// The metrics of the task; none without labels.
+    pub metrics: Metrics,
+    /// The logits of every row, where the model is a classifier.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// Evaluates a model on rows: accuracy, F1 and Matthews correlation of classes; Pearson and Spearman correlation and mean
+/// squared error of scores; mean loss and perplexity of a language model. A classifier predicts rows without labels, too.
+///
+/// # Errors
+/// If a row cannot be tokenized, a token is outside the model's tables, the labels do not fit the task, the device fails, or
+/// `progress` returns an error.
+pub fn evaluate<R: Reply>(
+    model: &TaskModel,
+    rows: &dyn Rows,
+    batch_size: usize,
+    progress: &mut impl FnMut(Event<'_>) -> R,
+) -> Result<Evaluation> {
+    evaluated(model, rows, batch_size, &mut report(progress))
+}
+
+pub(crate) fn evaluated(
+    model: &TaskModel,
+    rows: &dyn Rows,
+    batch_size: usize,
+    report: &mut Report<'_>,
+) -> Result<Evaluation> {
+    match model {
+        TaskModel::Classifier(classifier) => {
+            let logits = predict(classifier, rows, batch_size, report)?;
+            let metrics = score(&logits, rows.labels(), classifier.task().outputs())?;
+            Ok(Evaluation { metrics, logits })
+        }
+        TaskModel::CausalLm(lm) => {
+            Ok(Evaluation { metrics: perplexity(lm, rows, batch_size, report)?, logits: Vec::new() })
+        }
+    }
+}
+
+/// The class of the largest logit; of several, the first.
+pub fn predicted_class(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+/// Calls `visit` with the tokens of every batch, in order.
+fn for_batches(
+    rows: &dyn Rows,
+    batch_size: usize,
+    report: &mut Report<'_>,
+    mut visit: impl FnMut(&[Tokens]) -> Result<()>,
+) -> Result<()> {
+    report(Event::Began { work: Work::Evaluation, units: rows.len() })?;
+    let all: Vec<usize> = (0..rows.len()).collect();
+    for chunk in all.chunks(batch_size.max(1)) {
+        visit(&rows.tokens(chunk)?)?;
+        report(Event::Advanced { units: chunk.len() })?;
+    }
+    report(Event::Finished { work: Work::Evaluation })
+}
+
+/// The logits of every row, in order.
+fn predict(
+    classifier: &Classifier,
+    rows: &dyn Rows,
+    batch_size: usize,
+    report: &mut Report<'_>,
+) -> Result<Vec<Vec<f32>>> {
+    let mut all = Vec::with_capacity(rows.len());
+    for_batches(rows, batch_size, report, |tokens| {
+        let logits = classifier.logits(&Batch::of_tokens(tokens)?)?;
+        all.extend(logits.to_vec()?.chunks(logits.cols()).map(<[f32]>::to_vec));
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// The metrics of the labels' task.
+fn score(logits: &[Vec<f32>], labels: Labels<'_>, classes: usize) -> Result<Metrics> {
+    let check = |labels: usize| match labels == logits.len() {
+        true => Ok(()),
+        false => Err(Error::Value(format!("{} rows need as many labels, got {labels}", logits.len()))),
+    };
+    Ok(match labels {
+        Labels::None => Metrics::new(),
+        Labels::Classes(gold) => {
+            check(gold.len())?;
+            let predicted: Vec<usize> = logits.iter().map(|row| predicted_class(row)).collect();
+            metrics::classification(&predicted, gold, classes)
+        }
+        Labels::Scores(gold) => {
+            check(gold.len())?;
+            let predicted: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
+            metrics::regression(&predicted, gold)
+        }
+    })
+}
+
+/// Mean loss and perplexity over all tokens that are to be predicted, and the number of those tokens.
+fn perplexity(lm: &CausalLm, rows: &dyn Rows, batch_size: usize, report: &mut Report<'_>) -> Result<Metrics> {
+    let (mut sum, mut count) = (0.0, 0);
+    for_batches(rows, batch_size, report, |tokens| {
+        let (loss, predicted) = lm.loss(&Batch::of_tokens(tokens)?, &targets(tokens))?;
+        sum += loss;
+        count += predicted;
+        Ok(())
+    })?;
+    let loss = sum / count as f64;
+    Ok(vec![("loss", loss), ("perplexity", loss.exp()), ("tokens", count as f64)])
+}

@@ -1,0 +1,49 @@
+//! A step from one hidden state to the next.
+
+use gelora_id::Growth;
+use gelora_lora::ranks::StepRank;
+use serde::{Deserialize, Serialize};
+
+use crate::Granularity;
+
+/// A step from one hidden state to the next: a block, or a half of one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Layer {
+    /// The block, counted from 0.
+    pub layer: usize,
+    /// "attention" or "mlp", where the halves of a block are steps of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
+    /// Growth of the dimension, d_{s+1} - d_s.
+    pub delta: f64,
+    /// Standard error of the growth, by a jackknife over the examples.
+    pub error: f64,
+    /// Confidence interval of the growth.
+    pub interval: [f64; 2],
+    /// One-sided upper confidence bound of the growth.
+    pub upper: f64,
+    /// Rank of the step's modules.
+    pub rank: usize,
+    /// Alpha of the step's modules.
+    pub alpha: f64,
+}
+
+impl Layer {
+    /// "layer 3", "layer 3 attention".
+    pub fn name(&self) -> String {
+        match &self.part {
+            None => format!("layer {}", self.layer),
+            Some(part) => format!("layer {} {part}", self.layer),
+        }
+    }
+}
+
+impl Layer {
+    pub(super) fn new(step: usize, granularity: Granularity, rank: &StepRank, growth: &Growth) -> Self {
+        let halves = granularity.steps_per_block();
+        let part = (halves > 1).then(|| if step.is_multiple_of(2) { "attention" } else { "mlp" }.to_owned());
+        let &Growth { delta, error, interval, upper } = growth;
+        Self { layer: step / halves, part, delta, error, interval, upper, rank: rank.rank, alpha: rank.alpha }
+    }
+}

@@ -1,0 +1,182 @@
+//! From tokens to ranks: pooled hidden states, their intrinsic dimensions, and the rank of every module.
+//!
+//! With x_s (n, C) the pooled hidden states s = 0 .. L of n examples and d_s the intrinsic dimension of x_s:
+//!
+//! ```text
+//! delta_s = d_{s+1} - d_s                      growth of the dimension across step s
+//! r_s     = policy(delta_s)                    e.g. max(ceil(delta_s), 0) + 1 in the published rule
+//! ```
+//!
+//! [`measure`] does all of it. [`pooled_states`] and [`measure_points`] are its two halves, for callers that keep the points.
+//!
+//! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250).
+
+mod cache;
+mod layer;
+mod options;
+mod policy;
+mod pooled;
+mod ranks;
+mod stability;
+mod states;
+mod steps;
+mod warnings;
+
+use gelora_id::{NearCopies, Summary};
+use gelora_kernels::Tensor;
+use gelora_lora::ranks as rule;
+
+use crate::event::{Reply, Report, report};
+use crate::{Error, Event, Result, Tokens, Transformer, Work};
+
+pub use cache::Cache;
+pub use layer::Layer;
+pub use options::{MeasureOptions, Pool, Scale};
+pub use policy::{Budget, PolicyChoice};
+pub use pooled::{pooled_states, sample, state_names};
+pub use ranks::{PolicyUsed, Ranks, adapter_config};
+pub use stability::{OtherScale, ResampledRanks, Stability};
+pub use states::{State, constant_estimate};
+pub use steps::{ModuleRank, Outcome, Targets};
+pub use warnings::{Warning, WarningKind};
+
+/// Measures the ranks of a model's adapters on examples.
+///
+/// `progress` receives every [`Event`]; it may return nothing, or a `Result` whose error ends the measurement.
+///
+/// # Errors
+/// If an option is out of range or names no module of the model, there are fewer than 3 distinct examples, a token is outside
+/// the model's tables, the device fails, or `progress` returns an error.
+pub fn measure<R: Reply>(
+    model: &Transformer,
+    examples: &[Tokens],
+    options: &MeasureOptions,
+    progress: &mut impl FnMut(Event<'_>) -> R,
+) -> Result<Ranks> {
+    let report: &mut Report<'_> = &mut report(progress);
+    options.check(model)?;
+    check_number(examples.len())?;
+    let points = pooled::pooled(model, examples, options, report)?;
+    of_points(model, points, options, report)
+}
+
+/// The second half of [`measure`]: ranks from the pooled hidden states (n, C), one matrix for each state, that
+/// [`pooled_states`] returned for the same model and options.
+///
+/// # Errors
+/// As [`measure`]; if the number of states is not the model's.
+pub fn measure_points<R: Reply>(
+    model: &Transformer,
+    points: Vec<Tensor>,
+    options: &MeasureOptions,
+    progress: &mut impl FnMut(Event<'_>) -> R,
+) -> Result<Ranks> {
+    options.check(model)?;
+    let expected = state_names(model.config().layers, options.granularity).len();
+    if points.len() != expected {
+        let problem = format!("the model has {expected} hidden states, got points of {}", points.len());
+        return Err(Error::Value(problem));
+    }
+    check_number(points[0].rows())?;
+    of_points(model, points, options, &mut report(progress))
+}
+
+fn check_number(examples: usize) -> Result<()> {
+    match examples {
+        0..3 => Err(Error::Value(format!("{examples} rows; two nearest neighbours need at least 3"))),
+        _ => Ok(()),
+    }
+}
+
+fn of_points(
+    model: &Transformer,
+    points: Vec<Tensor>,
+    options: &MeasureOptions,
+    report: &mut Report<'_>,
+) -> Result<Ranks> {
+    let (layers, granularity, confidence) = (model.config().layers, options.granularity, options.confidence);
+    let infos = model.linear_infos();
+    let targets = Targets::new(&infos, layers, granularity, &options.target_modules)?;
+    let points: Vec<Tensor> =
+        points.into_iter().map(|state| state.to_device(model.device())).collect::<Result<_, _>>()?;
+    let n = points[0].rows();
+
+    // The dimension of every state, at all examples and at the scale that growths are taken at.
+    let names = state_names(layers, granularity);
+    let measured = states::measure(&points, names, &options.estimation(), report)?;
+    let curves: Vec<_> = measured.states.iter().map(|s| s.decimation.clone()).collect();
+    let plateau_scale = gelora_id::scale::common(&curves);
+    let scale = match options.scale {
+        Scale::All => n,
+        Scale::Plateau => plateau_scale.ok_or(Error::NoPlateau)?,
+    };
+    let replicates_at = |scale: usize| match scale < n {
+        true => states::at_scale(&points, &measured.near_copies, scale, &options.estimation()),
+        false => Ok(measured.summaries.clone()),
+    };
+    let replicates: Vec<Summary> = replicates_at(scale)?;
+    report(Event::Finished { work: Work::Dimensions })?;
+
+    // The growth of every step, and its rank.
+    let growths = states::growths(&replicates, confidence);
+    let steps = targets.steps(&growths);
+    let policy = options.policy.resolve(&steps, &options.assignment())?;
+    let step_ranks = rule::assign(&steps, &policy, options.alpha_ratio, &options.limits)?;
+    let layers: Vec<Layer> = step_ranks
+        .iter()
+        .zip(&growths)
+        .enumerate()
+        .map(|(s, (rank, growth))| Layer::new(s, granularity, rank, growth))
+        .collect();
+    let rank_of_steps: Vec<usize> = layers.iter().map(|l| l.rank).collect();
+    let step_names: Vec<String> = layers.iter().map(Layer::name).collect();
+
+    let stability = match options.resamples {
+        0 => None,
+        resamples => {
+            // The scale that the ranks were not taken at: that of the plateaus, or all examples.
+            let other_scale = if scale < n { Some(n) } else { plateau_scale.filter(|scale| *scale < n) };
+            let other = other_scale.map(|scale| Ok::<_, Error>((scale, replicates_at(scale)?))).transpose()?;
+            let near_copies = &measured.near_copies[..];
+            let repeat =
+                stability::Resampling { points: &points, near_copies, targets: &targets, policy: &policy, options };
+            let given =
+                stability::Given { ranks: &rank_of_steps, names: &step_names, states: &measured.states, scale, other };
+            Some(repeat.run(resamples, &given, report)?)
+        }
+    };
+    let warnings = warnings::warnings(&warnings::Facts {
+        states: &measured.states,
+        layers: &layers,
+        policy: &policy,
+        stability: stability.as_ref(),
+        model: model.name(),
+        samples: n,
+        keeps_near_copies: options.near_copies == NearCopies::Keep,
+    });
+    Ok(Ranks {
+        model: model.name().to_owned(),
+        pool: options.pool,
+        samples: n,
+        dtype: model.dtype().to_string(),
+        seed: options.seed,
+        granularity,
+        scale,
+        warnings,
+        near_copies: options.near_copies.to_string(),
+        policies: policy::compare(&steps, &policy, options.policy, &options.assignment()),
+        parameters: rule::parameters(&steps, rank_of_steps.iter().copied()),
+        policy: PolicyUsed {
+            policy,
+            min_rank: options.limits.min,
+            max_rank: Some(options.limits.max).filter(|max| *max < usize::MAX),
+            rank_multiple: options.limits.multiple,
+            alpha_ratio: options.alpha_ratio,
+            confidence,
+        },
+        states: measured.states,
+        layers,
+        modules: targets.of_modules(&step_ranks),
+        stability,
+    })
+}

@@ -1,0 +1,139 @@
+//! How a measurement is made.
+
+use std::fmt;
+
+use gelora_id::{Estimator, NearCopies};
+use gelora_lora::ranks::{self, ALPHA_RATIO, Limits, Rounding};
+use serde::{Deserialize, Serialize};
+
+use super::cache::Cache;
+use super::policy::{Assignment, PolicyChoice};
+use super::states::Estimation;
+use super::steps::Targets;
+use crate::{Error, Granularity, Result, Transformer};
+
+/// How the tokens of an example become one point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Pool {
+    /// The mean over all tokens.
+    #[default]
+    Mean,
+    /// The last token.
+    Last,
+    /// The first token ([CLS] in BERT).
+    First,
+    /// One token of each example, drawn at random from the seed.
+    Token,
+}
+
+impl Pool {
+    /// The name in ranks.json and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Last => "last",
+            Self::First => "first",
+            Self::Token => "token",
+        }
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The number of points that growths are measured at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scale {
+    /// All examples.
+    #[default]
+    All,
+    /// The finest scale that lies in the plateau of most states, averaged over draws of that many points.
+    Plateau,
+}
+
+/// Options of [`measure`](super::measure).
+#[derive(Clone, Debug)]
+pub struct MeasureOptions {
+    /// How the tokens of an example become one point.
+    pub pool: Pool,
+    /// Where hidden states are taken.
+    pub granularity: Granularity,
+    /// Estimator of the intrinsic dimension.
+    pub estimator: Estimator,
+    /// Confidence of the intervals, strictly between 0 and 1.
+    pub confidence: f64,
+    /// What happens to examples that are almost the same as another.
+    pub near_copies: NearCopies,
+    /// The number of points that growths are measured at.
+    pub scale: Scale,
+    /// Modules to adapt: ends of their names, or "all-linear"; if empty, the four projections of attention.
+    pub target_modules: Vec<String>,
+    /// How growths become ranks.
+    pub policy: PolicyChoice,
+    /// Rounding of growths.
+    pub rounding: Rounding,
+    /// Least and greatest rank.
+    pub limits: Limits,
+    /// alpha / rank, the same in every layer.
+    pub alpha_ratio: f64,
+    /// Number of random halves and of random quarters of the examples on which ranks are measured again; 0 for none.
+    pub resamples: usize,
+    /// Examples in one forward pass.
+    pub batch_size: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Where pooled hidden states are kept between runs; None runs the model every time.
+    pub cache: Option<Cache>,
+}
+
+impl Default for MeasureOptions {
+    fn default() -> Self {
+        Self {
+            pool: Pool::default(),
+            granularity: Granularity::default(),
+            estimator: Estimator::default(),
+            confidence: 0.95,
+            near_copies: NearCopies::Drop,
+            scale: Scale::default(),
+            target_modules: Vec::new(),
+            policy: PolicyChoice::default(),
+            rounding: Rounding::Ceil,
+            limits: Limits::default(),
+            alpha_ratio: ALPHA_RATIO,
+            resamples: 0,
+            batch_size: 32,
+            seed: 0,
+            cache: None,
+        }
+    }
+}
+
+impl MeasureOptions {
+    /// Finds what is wrong with the options before the model runs.
+    pub(super) fn check(&self, model: &Transformer) -> Result<()> {
+        if self.batch_size == 0 {
+            return Err(Error::Value("batch_size is 0; expected at least 1".into()));
+        }
+        let infos = model.linear_infos();
+        let targets = Targets::new(&infos, model.config().layers, self.granularity, &self.target_modules)?;
+        // Every policy asks for the fewest parameters where nothing grows: what does not fit then never fits.
+        let steps = targets.flat();
+        ranks::assign(&steps, &self.policy.resolve(&steps, &self.assignment())?, self.alpha_ratio, &self.limits)?;
+        Ok(())
+    }
+
+    pub(super) fn assignment(&self) -> Assignment {
+        Assignment { rounding: self.rounding, limits: self.limits, seed: self.seed }
+    }
+
+    pub(super) fn estimation(&self) -> Estimation {
+        let &Self { estimator, confidence, near_copies, seed, .. } = self;
+        Estimation { estimator, confidence, near_copies, seed }
+    }
+}

@@ -1,0 +1,226 @@
+//! Reasons not to trust the ranks that a model got from some examples, in plain sentences.
+
+use std::fmt;
+
+use gelora_id::scale;
+use gelora_lora::ranks::Policy;
+use serde::{Deserialize, Serialize};
+
+use super::layer::Layer;
+use super::stability::Stability;
+use super::states::State;
+
+/// A reason not to trust the ranks. Serialized, it is its text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+#[non_exhaustive]
+pub struct Warning {
+    /// What the warning is about, for programs that add advice of their own.
+    pub kind: WarningKind,
+    /// The warning in plain sentences.
+    pub text: String,
+}
+
+/// What a [`Warning`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WarningKind {
+    /// Near copies were not looked for.
+    NearCopiesKept,
+    /// Near copies were left out.
+    NearCopiesDropped,
+    /// The dimension grows in few steps or none.
+    NoGrowth,
+    /// The interval of a growth holds 0.
+    Noise,
+    /// There are too few examples to look for a plateau.
+    TooFewForPlateau,
+    /// Some states have no plateau.
+    NoPlateau,
+    /// No state has a plateau.
+    NoPlateauAtAll,
+    /// Resamples say that there were too few examples.
+    NotEnough,
+    /// The warning was read from a file, which has its text alone.
+    Unknown,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<String> for Warning {
+    fn from(text: String) -> Self {
+        Self { kind: WarningKind::Unknown, text }
+    }
+}
+
+impl From<Warning> for String {
+    fn from(warning: Warning) -> Self {
+        warning.text
+    }
+}
+
+/// The measurement that warnings are about.
+pub(super) struct Facts<'a> {
+    pub states: &'a [State],
+    pub layers: &'a [Layer],
+    pub policy: &'a Policy,
+    pub stability: Option<&'a Stability>,
+    /// Name of the model.
+    pub model: &'a str,
+    /// Number of examples measured.
+    pub samples: usize,
+    pub keeps_near_copies: bool,
+}
+
+/// Every warning that applies.
+pub(super) fn warnings(facts: &Facts<'_>) -> Vec<Warning> {
+    let follows_growth =
+        matches!(facts.policy, Policy::Gelora { .. } | Policy::Shuffled { .. } | Policy::Budget { .. });
+    let not_enough = facts.stability.filter(|s| !s.enough);
+    let found = [
+        near_copies(facts),
+        no_growth(facts).filter(|_| follows_growth),
+        noise(facts),
+        no_plateau(facts),
+        not_enough.map(|s| (WarningKind::NotEnough, s.verdict.clone())),
+    ];
+    found.into_iter().flatten().map(|(kind, text)| Warning { kind, text }).collect()
+}
+
+fn near_copies(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    if facts.keeps_near_copies {
+        let text = "Near copies were not looked for: a few per cent of them change a dimension by half.";
+        return Some((WarningKind::NearCopiesKept, text.into()));
+    }
+    let states = facts.states;
+    let affected = states.iter().filter(|s| s.estimate.near_copies > 0).count();
+    let worst = states.iter().max_by_key(|s| s.estimate.near_copies).filter(|_| affected > 0)?;
+    let estimate = &worst.estimate;
+    let with = match estimate.id_with_near_copies {
+        Some(with) => format!("{:.1} without them and {with:.1} with them", estimate.id),
+        None => format!("{:.1} without them and cannot be estimated with them", estimate.id),
+    };
+    let text = format!(
+        "Near copies of other examples were left out in {affected} of {} states, most in {}: {} of {} points, whose dimension \
+         is {with}.",
+        states.len(),
+        worst.name,
+        estimate.near_copies,
+        estimate.n + estimate.near_copies,
+    );
+    Some((WarningKind::NearCopiesDropped, text))
+}
+
+fn no_growth(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    let steps = facts.layers.len();
+    let grows = facts.layers.iter().filter(|l| l.delta > 0.0).count();
+    if 2 * grows > steps {
+        return None;
+    }
+    let how_many = if grows == 0 { "no layer".to_owned() } else { format!("only {grows} of {steps} steps") };
+    let text = format!(
+        "The dimension of {} grows in {how_many}: where it falls, the published rule gives the least rank.",
+        facts.model
+    );
+    Some((WarningKind::NoGrowth, text))
+}
+
+fn noise(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    let noisy = facts.layers.iter().filter(|l| l.interval[0] <= 0.0 && l.interval[1] >= 0.0);
+    let names: Vec<String> = noisy.map(Layer::name).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "In {} of {} steps the growth is within the noise (its interval holds 0): {}. There the rank is noise too.",
+        names.len(),
+        facts.layers.len(),
+        names.join(", ")
+    );
+    Some((WarningKind::Noise, text))
+}
+
+fn no_plateau(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    let states = facts.states;
+    if states.iter().all(|s| s.decimation.len() < scale::SHORTEST) {
+        let text = format!(
+            "{} examples are too few to tell whether the dimension depends on their number: that takes about 250.",
+            facts.samples
+        );
+        return Some((WarningKind::TooFewForPlateau, text));
+    }
+    let is_flat = |s: &&State| s.is_constant() || s.plateau.is_some();
+    let without: Vec<&State> = states.iter().filter(|s| !is_flat(s)).collect();
+    let drift = |s: &State| scale::drift(&s.decimation).unwrap_or(1.0);
+    let worst = without.iter().max_by(|a, b| drift(a).total_cmp(&drift(b)))?;
+    let (first, last) = (worst.decimation.first()?, worst.decimation.last()?);
+    let text = format!(
+        "{} of {} states have no plateau: their dimension depends on the number of points, most in {} ({:.1} from {} points, \
+         {:.1} from {}).",
+        without.len(),
+        states.len(),
+        worst.name,
+        first.id,
+        first.scale,
+        last.id,
+        last.scale
+    );
+    let some = without.len() < states.len();
+    Some((if some { WarningKind::NoPlateau } else { WarningKind::NoPlateauAtAll }, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use gelora_id::Estimate;
+
+    use super::*;
+
+    fn state(name: &str, near_copies: usize) -> State {
+        let estimate = Estimate {
+            estimator: "two-nn-fit".into(),
+            id: 17.8,
+            interval: [16.0, 19.0],
+            confidence: 0.95,
+            n: 2042,
+            duplicates: 0,
+            near_copies,
+            id_with_near_copies: (near_copies > 0).then_some(12.0),
+        };
+        State { name: name.into(), estimate, decimation: Vec::new(), gride: Vec::new(), plateau: None }
+    }
+
+    fn layer(layer: usize, delta: f64) -> Layer {
+        Layer {
+            layer,
+            part: None,
+            delta,
+            error: 1.0,
+            interval: [delta - 2.0, delta + 2.0],
+            upper: 0.0,
+            rank: 1,
+            alpha: 2.0,
+        }
+    }
+
+    fn texts(states: &[State], layers: &[Layer], samples: usize, keeps_near_copies: bool) -> String {
+        let (policy, model, stability) = (&Policy::default(), "org/a-decoder", None);
+        let facts = Facts { states, layers, policy, stability, model, samples, keeps_near_copies };
+        warnings(&facts).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn warnings_name_the_model_and_the_numbers() {
+        let (states, layers) = ([state("embeddings", 0), state("after layer 0", 85)], [layer(0, -1.0), layer(1, -9.0)]);
+        let text = texts(&states, &layers, 2127, false);
+        assert!(text.contains("of org/a-decoder grows in no layer"), "{text}");
+        assert!(text.contains("in 1 of 2 states, most in after layer 0: 85 of 2127 points"), "{text}");
+        assert!(text.contains("17.8 without them and 12.0 with them") && text.contains("In 1 of 2 steps"), "{text}");
+        assert!(!text.contains("--"), "a library knows no options of a program: {text}");
+        assert!(!texts(&states[..1], &layers, 3000, false).contains("Near copies"));
+        assert!(texts(&states, &layers, 3000, true).contains("Near copies were not looked for"));
+    }
+}

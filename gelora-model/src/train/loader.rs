@@ -1,0 +1,96 @@
+//! The tokens of training steps, made while the step before runs.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
+
+use super::sampler::Sampler;
+use crate::{Result, Rows, Tokens};
+
+/// The rows of one step.
+#[derive(Debug)]
+pub(super) struct StepRows {
+    /// Their indices in the data.
+    pub indices: Vec<usize>,
+    /// Their tokens.
+    pub tokens: Vec<Tokens>,
+}
+
+/// Starts a thread that makes the rows of these steps, in order and one step ahead. Tokens are not kept: making them again in the
+/// next epoch costs a hundredth of a step. The thread ends when the receiver is dropped.
+pub(super) fn start<'scope>(
+    rows: &'scope dyn Rows,
+    sampler: &'scope Sampler,
+    scope: &'scope Scope<'scope, '_>,
+    steps: Range<usize>,
+) -> Receiver<Result<StepRows>> {
+    // Without a place to put them down, the next rows are made and held while a step runs.
+    let (sender, receiver) = sync_channel(0);
+    scope.spawn(move || {
+        for indices in sampler.batches(steps) {
+            let rows = rows.tokens(&indices).map(|tokens| StepRows { indices, tokens });
+            let failed = rows.is_err();
+            if sender.send(rows).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{Error, Labels};
+
+    /// Four rows of which the third has no tokens.
+    struct Broken;
+
+    impl Rows for Broken {
+        fn len(&self) -> usize {
+            4
+        }
+
+        fn tokens(&self, rows: &[usize]) -> Result<Vec<Tokens>> {
+            let tokens = |&row: &usize| match row {
+                2 => Err(Error::Rows("row 3: no tokens".into())),
+                row => Ok(Tokens::of_ids(vec![row as u32])),
+            };
+            rows.iter().map(tokens).collect()
+        }
+
+        fn labels(&self) -> Labels<'_> {
+            Labels::None
+        }
+
+        fn lengths(&self) -> Vec<usize> {
+            vec![1; 4]
+        }
+    }
+
+    #[test]
+    fn rows_come_in_order_until_one_has_no_tokens() {
+        let sampler = Sampler::shuffled(4, 1, 5);
+        let wanted: Vec<usize> = sampler.batches(0..4).flatten().collect();
+        let bad = wanted.iter().position(|row| *row == 2).unwrap();
+        assert!(bad > 0, "a row before the bad one");
+        thread::scope(|scope| {
+            let receiver = start(&Broken, &sampler, scope, 0..4);
+            for row in &wanted[..bad] {
+                let rows = receiver.recv().unwrap().unwrap();
+                assert_eq!((rows.indices, rows.tokens), (vec![*row], vec![Tokens::of_ids(vec![*row as u32])]));
+            }
+            let error = receiver.recv().unwrap().err().unwrap().to_string();
+            assert!(error.contains("row 3: no tokens"), "{error}");
+            assert!(receiver.recv().is_err(), "nothing comes after an error");
+        });
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_receiver() {
+        let sampler = Sampler::shuffled(4, 1, 5);
+        thread::scope(|scope| drop(start(&Broken, &sampler, scope, 0..4))); // a thread that went on would never be joined
+    }
+}

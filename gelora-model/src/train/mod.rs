@@ -1,0 +1,225 @@
+//! Training: optimizer steps over rows, evaluation, checkpoints.
+//!
+//! One step on a batch, with lr_t the learning rate of [`linear_schedule`]:
+//!
+//! ```text
+//! loss, g = mean over the rows of the batch, backward through every adapter and the head
+//! g       = g min(1, clip / |g|)
+//! theta   = AdamW(theta, g, lr_t)
+//! ```
+
+mod checkpoint;
+mod loader;
+mod options;
+mod sampler;
+
+use std::ops::Range;
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::Instant;
+
+use gelora_kernels::ops::adamw::AdamW;
+use gelora_kernels::{DeviceKind, Pending, Tensor};
+use gelora_lora::{Adapter, AdapterConfig};
+
+use self::loader::StepRows;
+use self::sampler::Sampler;
+use crate::evaluate::evaluated;
+use crate::event::{Reply, Report, report};
+use crate::measure::adapter_config;
+use crate::optim::{Optimizer, finite_norm, linear_schedule};
+use crate::record::Metrics;
+use crate::{Error, Event, Grads, Pass, Result, Rows, TaskModel, Work};
+
+pub use crate::record::StepRecord;
+pub use options::{Checkpoints, Length, TrainOptions};
+
+/// A training of a model's adapters, and of its head if it has one.
+pub struct Trainer<'a> {
+    model: &'a mut TaskModel,
+    rows: &'a dyn Rows,
+    held_out: Option<&'a dyn Rows>,
+    options: TrainOptions,
+    config: AdapterConfig,
+    sampler: Sampler,
+    /// Parameters of the adapters.
+    parameters: usize,
+    /// When the last step was finished.
+    finished: Option<Instant>,
+}
+
+/// A step that was launched; on a GPU it may still run.
+struct Running {
+    step: usize,
+    lr: f64,
+    /// Share of each part in the step's rows.
+    shares: Vec<f64>,
+    /// The norm of the gradients, and the loss of each part.
+    values: Pending,
+    tokens: usize,
+    began: Instant,
+}
+
+impl<'a> Trainer<'a> {
+    /// Adds fresh adapters of the given ranks to the model.
+    ///
+    /// # Errors
+    /// If an option is out of range, there are no rows, the labels do not fit the model's task, or a module of the ranks is not
+    /// the model's.
+    pub fn new(model: &'a mut TaskModel, rows: &'a dyn Rows, options: TrainOptions) -> Result<Self> {
+        options.check()?;
+        if rows.is_empty() {
+            return Err(Error::Value("there are no rows to train on".into()));
+        }
+        model.check_labels(rows.labels(), rows.len())?;
+        let config = AdapterConfig {
+            lora_dropout: options.lora_dropout as f32,
+            use_rslora: options.rslora,
+            inference_mode: true,
+            ..adapter_config(model.transformer(), &options.ranks, model.adapter_task())?
+        };
+        let parameters = model.add_adapters(&config, options.seed)?;
+        let sampler = match options.group_by_length {
+            true => Sampler::grouped(rows.lengths(), options.batch_size, options.seed),
+            false => Sampler::shuffled(rows.len(), options.batch_size, options.seed),
+        };
+        Ok(Self { model, rows, held_out: None, options, config, sampler, parameters, finished: None })
+    }
+
+    /// Evaluates on these rows after each epoch and at the end.
+    #[must_use]
+    pub fn with_held_out(self, rows: Option<&'a dyn Rows>) -> Self {
+        Self { held_out: rows, ..self }
+    }
+
+    /// Steps of the whole training.
+    pub fn steps(&self) -> usize {
+        self.options.steps(self.rows.len())
+    }
+
+    /// Parameters of the adapters.
+    pub fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    /// The adapters and the head as they are now.
+    pub fn adapter(&self) -> Adapter {
+        self.model.adapter(self.config.clone())
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &TaskModel {
+        self.model
+    }
+
+    /// Trains to the end; returns the metrics of the last evaluation, if there are held-out rows.
+    ///
+    /// # Errors
+    /// If a row cannot be tokenized, a gradient is not finite, a checkpoint cannot be written or does not fit, the device fails,
+    /// or `progress` returns an error.
+    pub fn run<R: Reply>(&mut self, progress: &mut impl FnMut(Event<'_>) -> R) -> Result<Option<Metrics>> {
+        let report: &mut Report<'_> = &mut report(progress);
+        let settings = AdamW { weight_decay: self.options.weight_decay as f32, ..AdamW::default() };
+        let clip = self.options.clip;
+        let mut optimizer = Optimizer::new(settings, (clip > 0.0).then_some(clip));
+        let first = match self.options.checkpoints.clone() {
+            Some(at) if at.resume => self.restore(&at, &mut optimizer)?,
+            Some(at) => {
+                // A checkpoint of an earlier training must not be taken for one of this.
+                let _ = std::fs::remove_dir_all(&at.folder);
+                0
+            }
+            None => 0,
+        };
+        let (total, rows, sampler) = (self.steps(), self.rows, self.sampler.clone());
+        thread::scope(|scope| {
+            let batches = loader::start(rows, &sampler, scope, first..total);
+            self.run_steps(first..total, &batches, &mut optimizer, report)
+        })
+    }
+
+    /// Trains these steps on the rows that come in.
+    fn run_steps(
+        &mut self,
+        steps: Range<usize>,
+        batches: &Receiver<Result<StepRows>>,
+        optimizer: &mut Optimizer,
+        report: &mut Report<'_>,
+    ) -> Result<Option<Metrics>> {
+        let (total, epoch) = (steps.end, self.sampler.steps());
+        let checkpoints = self.options.checkpoints.clone();
+        report(Event::Training { first: steps.start, total })?;
+        report(Event::Began { work: Work::Training, units: steps.len() })?;
+        let (mut metrics, mut running) = (None, None);
+        let on_cpu = self.model.transformer().device().kind() == DeviceKind::Cpu;
+        for step in steps {
+            let rows = batches.recv().map_err(|_| Error::Value("the rows of the next step never came".into()))??;
+            let before = running.replace(self.launch(&rows, step, optimizer)?);
+            let (is_last, ends_epoch) = (step + 1 == total, (step + 1) % epoch == 0);
+            let checkpoint =
+                checkpoints.as_ref().filter(|at| !is_last && (step + 1).is_multiple_of(at.every.unwrap_or(epoch)));
+            // A GPU computes this step while the host reads the loss of the one before and prepares the next.
+            let waits = on_cpu || is_last || ends_epoch || checkpoint.is_some();
+            let now = if waits { running.take() } else { None };
+            for launched in before.into_iter().chain(now) {
+                let record = self.finish(launched)?;
+                report(Event::Step(&record))?;
+                report(Event::Advanced { units: 1 })?;
+            }
+            if let Some(rows) = self.held_out.filter(|_| is_last || ends_epoch) {
+                let found = evaluated(self.model, rows, self.options.batch_size, report)?.metrics;
+                report(Event::Evaluated { step: step + 1, metrics: &found })?;
+                metrics = Some(found);
+            }
+            if let Some(at) = checkpoint {
+                report(Event::Checkpoint { step: step + 1, folder: &at.folder })?;
+                self.write_checkpoint(at, step + 1, optimizer)?;
+            }
+            report(Event::StepEnded)?;
+        }
+        report(Event::Finished { work: Work::Training })?;
+        Ok(metrics)
+    }
+
+    /// Launches one optimizer step on these rows.
+    fn launch(&mut self, rows: &StepRows, step: usize, optimizer: &mut Optimizer) -> Result<Running> {
+        let (total, began) = (self.steps(), Instant::now());
+        let &TrainOptions { lr, warmup, accumulate, seed, checkpoint_activations, .. } = &self.options;
+        let lr = lr * linear_schedule(step, total, warmup * total as f64);
+        let (mut grads, mut shares, mut losses) = (Grads::new(), Vec::new(), Vec::new());
+        let tokens = rows.tokens.iter().map(|row| row.ids.len()).sum();
+        let size = rows.indices.len().div_ceil(accumulate);
+        for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
+            let share = self.model.weight(encoded) as f64 / self.model.weight(&rows.tokens) as f64;
+            let pass = Pass::training(seed, (step * accumulate + part) as u64);
+            let pass = if checkpoint_activations { pass.recomputing() } else { pass };
+            shares.push(share);
+            let labels = self.rows.labels();
+            losses.push(self.model.backward((indices, encoded), labels, &pass, share as f32, &mut grads)?);
+        }
+        let norm = optimizer.step(self.model.parameters_mut(), &grads, lr as f32)?;
+        let wanted: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
+        Ok(Running { step, lr, shares, values: Pending::read(&wanted)?, tokens, began })
+    }
+
+    /// Waits for a step; returns its record.
+    fn finish(&mut self, launched: Running) -> Result<StepRecord> {
+        let Running { step, lr, shares, values, tokens, began } = launched;
+        let mut values = values.wait()?.into_iter().flatten();
+        let grad_norm = finite_norm(values.next().unwrap_or(f32::NAN), step as u64 + 1)?;
+        let loss: f64 = shares.iter().zip(values).map(|(share, part)| share * f64::from(part)).sum();
+        let now = Instant::now();
+        let seconds = now.duration_since(self.finished.map_or(began, |before| before.max(began))).as_secs_f64();
+        self.finished = Some(now);
+        Ok(StepRecord {
+            step: step + 1,
+            epoch: (step + 1) as f64 / self.sampler.steps() as f64,
+            loss,
+            lr,
+            grad_norm,
+            ms: seconds * 1e3,
+            tokens_per_s: (tokens as f64 / seconds).round(),
+            tokens,
+        })
+    }
+}
