@@ -22,6 +22,13 @@ pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> R
     Ok(())
 }
 
+/// The transpose of a matrix, in its own type.
+pub(crate) fn transpose(t: &Tensor) -> Result<Tensor> {
+    let (rows, cols, values) = (t.rows(), t.cols(), t.to_f32()?);
+    let at = |i: usize| values[i % rows * cols + i / rows];
+    Ok(Tensor::from_vec((0..rows * cols).map(at).collect(), [cols, rows])?.to_dtype(t.dtype())?)
+}
+
 /// A frozen weight on a device, in its own type where the device has it and in f32 otherwise.
 pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
     match t.to_device_for_good(device) {

@@ -9,7 +9,7 @@ use gelora_lora::merge::merge;
 use serde_json::{Map, Value, json};
 
 use crate::config::Json;
-use crate::{Error, Result, Transformer, checkpoint, weights};
+use crate::{Error, Result, Transformer, checkpoint, linear};
 
 /// The tensors and config.json of a merged model, before they are written.
 pub(crate) struct Merged {
@@ -44,7 +44,7 @@ impl Merged {
             let Some(layer) = &linear.lora else { continue };
             let name = format!("{}.weight", linear.name);
             let sum = merge(linear.weight.tensor(), layer).map_err(|e| Error::Value(format!("tensor {name}: {e}")))?;
-            let sum = if linear.transposed { weights::transpose(&sum)? } else { sum };
+            let sum = if linear.transposed { linear::transpose(&sum)? } else { sum };
             if sum.dtype() != linear.weight.tensor().dtype().unquantised() {
                 merged.too_large.push(name.clone());
             }

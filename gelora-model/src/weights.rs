@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use gelora_kernels::ops::linear::Weight;
 use gelora_kernels::{DType, Tensor};
 
-use crate::linear::Linear;
+use crate::linear::{Linear, transpose};
 use crate::norm::Norm;
 use crate::{Error, Result, checkpoint};
 
@@ -178,11 +178,4 @@ fn of_adapter(name: &str, saved: Tensor, shape: &[usize]) -> Result<Tensor> {
     }
     let got = saved.shape();
     Err(Error::Value(format!("the adapter saves {name} with the shape {got:?}; the model has {shape:?}")))
-}
-
-/// The transpose of a matrix, in its own type.
-pub(crate) fn transpose(t: &Tensor) -> Result<Tensor> {
-    let (rows, cols, values) = (t.rows(), t.cols(), t.to_f32()?);
-    let at = |i: usize| values[i % rows * cols + i / rows];
-    Ok(Tensor::from_vec((0..rows * cols).map(at).collect(), [cols, rows])?.to_dtype(t.dtype())?)
 }
