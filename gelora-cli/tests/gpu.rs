@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{assert_close, data, fixture, floats, gelora, logits, words};
 use gelora_kernels::{Device, DeviceKind};
 use gelora_lora::Adapter;
-use gelora_model::{Batch, CausalLm, Grads, Pass};
+use gelora_model::{Batch, CausalLm, Grads, Mode};
 use serde_json::{Value, json};
 
 fn there_is_an_adapter() -> bool {
@@ -133,7 +133,7 @@ fn models_of_bitsandbytes_have_the_gradients_of_the_cpu() {
         let targets = vec![true; batch.ids().len()];
         let run = |lm: &CausalLm| {
             let mut grads = Grads::new();
-            let loss = lm.backward(&batch, &targets, &Pass::inference(), 1.0, &mut grads).expect("backward");
+            let loss = lm.backward(&batch, &targets, &Mode::inference(), 1.0, &mut grads).expect("backward");
             let values = |t: &gelora_kernels::Tensor| t.to_vec().expect("values");
             (values(&loss), grads.iter().map(|(name, t)| (name.clone(), values(t))).collect::<Vec<_>>())
         };

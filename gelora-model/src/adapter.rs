@@ -46,8 +46,9 @@ impl AdapterTask {
         }
     }
 
-    /// The task in adapter_config.json. Where `task_type` is null, as PEFT's `get_peft_model` writes it for a model that the
-    /// user built, the class of the base model says it (`auto_mapping`), or else what the base model in `model` has.
+    /// The task in adapter_config.json. Where `task_type` is null, as PEFT's `get_peft_model` writes it for a model
+    /// that the user built, the class of the base model says it (`auto_mapping`), or else what the base model in
+    /// `model` has.
     ///
     /// # Errors
     /// If the task is none of these three, or the base model's config.json is needed and cannot be read.
@@ -90,7 +91,8 @@ impl AdapterTask {
     }
 }
 
-/// The names of an adapter inside a task model, and whether it was made with the model alone, whose names have no prefix.
+/// The names of an adapter inside a task model, and whether it was made with the model alone, whose names have no
+/// prefix.
 pub(crate) fn of_task_model(adapter: Adapter, prefix: &str) -> (Adapter, bool) {
     let is_bare = !adapter.layers.is_empty() && !adapter.layers.keys().any(|name| name.starts_with(prefix));
     if !is_bare {

@@ -4,8 +4,8 @@ use gelora_kernels::{Offsets, Tensor};
 
 use crate::disentangled::{Added, Disentangled, Projected};
 use crate::linear::{Grads, Linear, Saved as LinearSaved};
+use crate::mode::{DropoutSite, Mode};
 use crate::norm::{Norm, Saved as NormSaved};
-use crate::pass::{Pass, Site};
 use crate::sublayer::{Context, Sublayer};
 use crate::{Config, Result};
 
@@ -82,10 +82,10 @@ impl Attention {
         [self.heads, self.kv_heads, self.kv_heads].map(|heads| heads * self.head_size)
     }
 
-    fn project(&self, x: &Tensor, pass: &Pass) -> Result<([Tensor; 3], Vec<LinearSaved>)> {
+    fn project(&self, x: &Tensor, mode: &Mode) -> Result<([Tensor; 3], Vec<LinearSaved>)> {
         let (mut outputs, mut saved) = (Vec::with_capacity(3), Vec::with_capacity(3));
         for linear in &self.projections {
-            let (y, s) = linear.forward(x, pass)?;
+            let (y, s) = linear.forward(x, mode)?;
             outputs.push(y);
             saved.push(s);
         }
@@ -138,7 +138,7 @@ impl Attention {
             bias: context.bias.as_ref(),
             by_query: added.by_query.as_ref(),
             by_key: added.by_key.as_ref(),
-            dropout: context.pass.dropout(Site::AttentionProbabilities, self.layer, self.dropout),
+            dropout: context.mode.dropout(DropoutSite::AttentionProbabilities, self.layer, self.dropout),
             ..attention::Attention::new(context.sequences, self.heads, self.head_size)
         }
     }
@@ -157,7 +157,7 @@ impl Sublayer for Attention {
     type Saved = Saved;
 
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Saved)> {
-        let ([mut q, mut k, mut v], projections) = self.project(x, context.pass)?;
+        let ([mut q, mut k, mut v], projections) = self.project(x, context.mode)?;
         let mut norms = None;
         if let Some([of_q, of_k]) = &self.norms {
             let (normed_q, saved_q) = of_q.forward_heads(q, self.head_size)?;
@@ -176,12 +176,12 @@ impl Sublayer for Attention {
         }
         let (mut distances, mut added) = (None, Added::default());
         if let Some((disentangled, of_batch)) = self.disentangled.as_ref().zip(context.distances.as_ref()) {
-            let projected = disentangled.project(&self.projections, of_batch, context.pass, self.layer)?;
+            let projected = disentangled.project(&self.projections, of_batch, context.mode, self.layer)?;
             (added, distances) = (projected.added(&q, &k, self.heads)?, Some(projected));
         }
         let (o, core) = self.call(context, keys.as_ref(), &added).forward(&q, &k, &v)?;
         drop(added);
-        let (y, output) = self.output.forward(&o, context.pass)?;
+        let (y, output) = self.output.forward(&o, context.mode)?;
         Ok((y, Saved { q, k, v, projections, norms, distances, output, core }))
     }
 

@@ -7,13 +7,13 @@ use crate::attention::Attention;
 use crate::convolution::Convolution;
 use crate::linear::{Grads, Linear};
 use crate::mlp::Mlp;
+use crate::mode::{self, DropoutSite};
 use crate::norm::{Norm, Saved as NormSaved};
-use crate::pass::{self, Site};
 use crate::sublayer::{Context, Sublayer};
 
 /// y = last(x + drop(after(inner(before(x))))), each norm where the model has one: after the sum (BERT), before the
 /// sublayer (GPT-2, Llama), or around it (Gemma 3).
-pub(crate) struct Half<S> {
+pub(crate) struct Residual<S> {
     pub before: Option<Norm>,
     pub inner: S,
     pub after: Option<Norm>,
@@ -24,13 +24,13 @@ pub(crate) struct Half<S> {
 /// One transformer block: attention, then the MLP, and in a few models a convolution beside both.
 pub(crate) struct Block {
     pub index: usize,
-    pub attention: Half<Attention>,
-    pub mlp: Half<Mlp>,
+    pub attention: Residual<Attention>,
+    pub mlp: Residual<Mlp>,
     pub convolution: Option<Convolution>,
 }
 
 /// What the backward pass of a half needs.
-pub(crate) struct HalfSaved<T> {
+pub(crate) struct ResidualSaved<T> {
     before: Option<NormSaved>,
     inner: T,
     after: Option<NormSaved>,
@@ -40,8 +40,8 @@ pub(crate) struct HalfSaved<T> {
 
 /// What the backward pass of a block needs.
 pub(crate) struct Parts {
-    attention: HalfSaved<<Attention as Sublayer>::Saved>,
-    mlp: HalfSaved<<Mlp as Sublayer>::Saved>,
+    attention: ResidualSaved<<Attention as Sublayer>::Saved>,
+    mlp: ResidualSaved<<Mlp as Sublayer>::Saved>,
     convolution: Option<NormSaved>,
 }
 
@@ -53,14 +53,14 @@ pub(crate) enum Saved {
     Input(Tensor),
 }
 
-impl<S: Sublayer> Half<S> {
+impl<S: Sublayer> Residual<S> {
     pub fn forward(
         &self,
         x: &Tensor,
-        site: Site,
+        site: DropoutSite,
         layer: usize,
         context: &Context<'_>,
-    ) -> Result<(Tensor, HalfSaved<S::Saved>)> {
+    ) -> Result<(Tensor, ResidualSaved<S::Saved>)> {
         let normed = self.before.as_ref().map(|norm| norm.forward(x, None)).transpose()?;
         let (input, before) = match normed {
             Some((input, saved)) => (input, Some(saved)),
@@ -73,8 +73,8 @@ impl<S: Sublayer> Half<S> {
             let (normed, saved) = norm.forward(&y, None)?;
             (y, after) = (normed, Some(saved));
         }
-        let dropout = context.pass.dropout(site, layer, self.dropout);
-        y = pass::apply(dropout, y)?;
+        let dropout = context.mode.dropout(site, layer, self.dropout);
+        y = mode::apply_dropout(dropout, y)?;
         let mut last = None;
         match &self.last {
             Some(norm) => {
@@ -83,7 +83,7 @@ impl<S: Sublayer> Half<S> {
             }
             None => add::accumulate(&mut y, x)?,
         }
-        Ok((y, HalfSaved { before, inner, after, dropout, last }))
+        Ok((y, ResidualSaved { before, inner, after, dropout, last }))
     }
 
     /// dx, or None where nothing below wants it.
@@ -91,12 +91,12 @@ impl<S: Sublayer> Half<S> {
         &self,
         dy: &Tensor,
         context: &Context<'_>,
-        saved: HalfSaved<S::Saved>,
+        saved: ResidualSaved<S::Saved>,
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let residual = through(&self.last, saved.last, dy)?;
-        let d = pass::apply(saved.dropout, residual.clone())?;
+        let d = mode::apply_dropout(saved.dropout, residual.clone())?;
         let d = through(&self.after, saved.after, &d)?;
         let Some(d_input) = self.inner.backward(&d, context, saved.inner, grads, want_dx)? else {
             return Ok(None);
@@ -122,13 +122,13 @@ fn through(norm: &Option<Norm>, saved: Option<NormSaved>, dy: &Tensor) -> Result
 
 impl Block {
     /// h = attention half of x.
-    pub fn attention_half(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        Ok(self.attention.forward(x, Site::AttentionOutput, self.index, context)?.0)
+    pub fn attention_residual(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        Ok(self.attention.forward(x, DropoutSite::AttentionOutput, self.index, context)?.0)
     }
 
     /// y = MLP half of h, and the convolution of the block's input x.
-    pub fn mlp_half(&self, x: &Tensor, h: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let y = self.mlp.forward(h, Site::MlpOutput, self.index, context)?.0;
+    pub fn mlp_residual(&self, x: &Tensor, h: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let y = self.mlp.forward(h, DropoutSite::MlpOutput, self.index, context)?.0;
         Ok(self.convolve(x, y, context)?.0)
     }
 
@@ -140,13 +140,13 @@ impl Block {
 
     pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Saved)> {
         let (y, parts) = self.parts(x, context)?;
-        let recomputed = context.pass.recomputes();
+        let recomputed = context.mode.recomputes();
         Ok((y, if recomputed { Saved::Input(x.clone()) } else { Saved::Whole(Box::new(parts)) }))
     }
 
     fn parts(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Parts)> {
-        let (h, attention) = self.attention.forward(x, Site::AttentionOutput, self.index, context)?;
-        let (y, mlp) = self.mlp.forward(&h, Site::MlpOutput, self.index, context)?;
+        let (h, attention) = self.attention.forward(x, DropoutSite::AttentionOutput, self.index, context)?;
+        let (y, mlp) = self.mlp.forward(&h, DropoutSite::MlpOutput, self.index, context)?;
         let (y, convolution) = self.convolve(x, y, context)?;
         Ok((y, Parts { attention, mlp, convolution }))
     }
@@ -187,7 +187,7 @@ impl Block {
     }
 
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
-        let Half { before, inner, after, last, .. } = &mut self.attention;
+        let Residual { before, inner, after, last, .. } = &mut self.attention;
         let of_attention = before.iter_mut().chain(after).chain(last).chain(inner.norms_mut());
         of_attention.chain(self.mlp.norms_mut())
     }

@@ -9,33 +9,33 @@ use gelora_lora::{Adapter, AdapterConfig};
 use crate::linear::{Grads, weight_on};
 use crate::merged::Merged;
 use crate::weights::Weights;
-use crate::{Batch, Config, Error, Pass, Result, Transformer};
+use crate::{Batch, Config, Error, Mode, Result, Transformer};
 
-/// Rows whose logits are in memory at once.
+/// Number of rows whose logits are in memory at once.
 const CHUNK: usize = 128;
 
-/// A decoder with its language-model head: what comes next after each token.
+/// A decoder with its language-model head, which predicts the token after each token.
 ///
-/// Trained are the adapters alone.
+/// Training updates the adapters alone.
 pub struct CausalLm {
     model: Transformer,
-    /// (V, C): the word embedding, if they are tied.
+    /// Weight of the head, (V, C). If the head is tied, this is the word embedding.
     head: Weight,
     tied: bool,
     remarks: Vec<String>,
 }
 
-/// The head's name in a checkpoint.
+/// Name of the head in a checkpoint.
 const HEAD: &str = "lm_head.weight";
 
-/// What decoders call their word embedding.
+/// Names of the word embedding in decoders.
 const WORDS: [&str; 2] = ["embed_tokens.weight", "wte.weight"];
 
 impl CausalLm {
-    /// Loads a decoder: a Hugging Face folder or a .gguf file.
+    /// Loads a decoder from a Hugging Face folder or a .gguf file.
     ///
     /// # Errors
-    /// If the model cannot be loaded or is an encoder.
+    /// Returns an error if the model cannot be loaded or is an encoder.
     pub fn load(model: &Path) -> Result<Self> {
         let config = Config::load(model)?;
         check_decoder(&config, model)?;
@@ -44,19 +44,21 @@ impl CausalLm {
         Self::assemble(transformer, weights)
     }
 
-    /// The model of an adapter folder: base weights, what the adapter saves whole, and adapters.
+    /// Loads the base model with an adapter folder: its LoRA layers and the tensors that it saves whole.
     ///
     /// # Errors
-    /// If the base model cannot be loaded or is an encoder, the adapter names modules that it lacks, or sizes differ.
+    /// Returns an error if the base model cannot be loaded or is an encoder, the adapter names modules that the model
+    /// lacks, or sizes differ.
     pub fn with_adapter(model: &Path, adapter: Adapter) -> Result<Self> {
         check_decoder(&Config::load(model)?, model)?;
         let (transformer, weights) = Transformer::adapted(model, adapter)?;
         Self::assemble(transformer, weights)
     }
 
-    /// With the head of the adapter, or else the checkpoint's. Tied, that is the word embedding, and the base model's if the
-    /// adapter has trained another: PEFT leaves the head as it was. A checkpoint whose head has other values than the word
-    /// embedding, whatever config.json says, is not tied in transformers 5 either.
+    /// Puts a head on the transformer: the head of the adapter, or else the head of the checkpoint. A tied head is the
+    /// word embedding. If the adapter trained another word embedding, the head is the base model's, because PEFT leaves
+    /// the head unchanged. If the checkpoint stores a head whose values differ from the word embedding, the head is not
+    /// tied, whatever config.json says, as in transformers 5.
     fn assemble(mut transformer: Transformer, mut weights: Weights) -> Result<Self> {
         let config = transformer.config();
         let (tied, shape) = (config.tied, [config.vocabulary, config.hidden]);
@@ -65,7 +67,7 @@ impl CausalLm {
         let words = WORDS.iter().find_map(|name| weights.replaced(name)).cloned();
         let stored = if tied && !weights.stores(HEAD) { None } else { Some(weights.take(HEAD, &shape)?) };
         weights.all_saved_taken("a language model")?;
-        let own = match (trained, stored) {
+        let untied = match (trained, stored) {
             (Some(trained), _) => {
                 transformer.keep_saved(HEAD, trained.clone());
                 Some(trained)
@@ -83,57 +85,57 @@ impl CausalLm {
                 other.or(words)
             }
         };
-        let tied = own.is_none();
-        let head = own.unwrap_or_else(|| transformer.words().clone());
+        let tied = untied.is_none();
+        let head = untied.unwrap_or_else(|| transformer.words().clone());
         Ok(Self { model: transformer, head: Weight::new(head, DType::F32)?, tied, remarks })
     }
 
-    /// What whoever uses the model should be told.
+    /// Remarks for the user about how the model was loaded.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }
 
-    /// As [`Transformer::add_adapters`].
+    /// Adds new adapters, as [`Transformer::add_adapters`] does.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the errors of [`Transformer::add_adapters`].
     pub fn add_adapters(&mut self, config: &AdapterConfig, seed: u64) -> Result<usize> {
         self.model.add_adapters(config, seed)
     }
 
-    /// The adapters, and what an adapter has trained whole, as [`Adapter::write`] wants them.
+    /// The adapters, and other tensors that an adapter trained whole, in the form that [`Adapter::write`] takes.
     pub fn adapter(&self, config: AdapterConfig) -> Adapter {
         Adapter { config, layers: self.model.adapters(), saved: self.model.saved().clone() }
     }
 
-    /// The model under the head.
+    /// The transformer below the head.
     pub fn transformer(&self) -> &Transformer {
         &self.model
     }
 
-    /// As [`Transformer::set_name`].
+    /// Sets the model's name, as [`Transformer::set_name`] does.
     pub fn set_name(&mut self, name: impl Into<String>) {
         self.model.set_name(name);
     }
 
-    /// Every trained parameter by its name, in a fixed order.
+    /// All trained parameters with their names, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         self.model.adapter_parameters_mut()
     }
 
-    /// As [`Transformer::compute_in`], with the head.
+    /// Sets the type of products with frozen weights, as [`Transformer::compute_in`] does, the head included.
     ///
     /// # Errors
-    /// If the type is neither f32 nor bf16.
+    /// Returns an error if `dtype` is neither f32 nor bf16.
     pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
         self.head = Weight::new(self.head.tensor().clone(), dtype)?;
         self.model.compute_in(dtype)
     }
 
-    /// As [`Transformer::move_to`], with the head.
+    /// Moves the transformer and the head to a device, as [`Transformer::move_to`] does.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the errors of [`Transformer::move_to`].
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
         self.model.move_to(device)?;
         let head = if self.tied { self.model.words().clone() } else { weight_on(&self.head, device)? };
@@ -141,10 +143,11 @@ impl CausalLm {
         Ok(())
     }
 
-    /// Logits (number of rows, V) of some rows of a batch: what comes after each of these tokens.
+    /// Computes the logits (number of rows, V) of some rows of a batch. They predict the token after each of these
+    /// rows.
     ///
     /// # Errors
-    /// If a token or row is outside of its range.
+    /// Returns an error if a token id or a row is out of range.
     pub fn logits(&self, batch: &Batch, rows: &[usize]) -> Result<Tensor> {
         let last = self.model.last_state(batch)?;
         self.logits_of(&pool::rows(&last, rows)?)
@@ -154,11 +157,11 @@ impl CausalLm {
         Ok(linear::forward(last, &self.head, None)?)
     }
 
-    /// The loss of each batch's targets, summed, and their number. `targets` says of each token whether it is to be predicted
-    /// from those before it; the first of a sequence never is.
+    /// Returns the sum of the losses of all targets in a batch, and the number of targets. `targets` has one entry for
+    /// each token: whether it is predicted from the tokens before it. The first token of a sequence is never predicted.
     ///
     /// # Errors
-    /// If there are no targets or their number is not that of the tokens.
+    /// Returns an error if there are no targets or their number differs from the number of tokens.
     pub fn loss(&self, batch: &Batch, targets: &[bool]) -> Result<(f64, usize)> {
         let last = self.model.last_state(batch)?;
         let (rows, labels) = predicted(batch, targets)?;
@@ -170,24 +173,26 @@ impl CausalLm {
         Ok((sum, rows.len()))
     }
 
-    /// The mean loss over a batch's targets (see [`CausalLm::loss`]), as one value on the model's device; its gradients times
-    /// `weight` are added to `grads`. Logits exist for 128 tokens at a time.
+    /// Computes the mean loss over the targets of a batch (see [`CausalLm::loss`]) and adds its gradients, multiplied
+    /// by `weight`, to `grads`. The loss is one value on the model's device. Logits are in memory for 128 tokens at a
+    /// time.
     ///
     /// # Errors
-    /// As [`CausalLm::loss`].
+    /// Returns the errors of [`CausalLm::loss`].
     pub fn backward(
         &self,
         batch: &Batch,
         targets: &[bool],
-        pass: &Pass,
+        mode: &Mode,
         weight: f32,
         grads: &mut Grads,
     ) -> Result<Tensor> {
         let (rows, labels) = predicted(batch, targets)?;
-        let (last, saved) = self.model.forward(batch, pass)?;
+        let (last, saved) = self.model.forward(batch, mode)?;
         let (n, head) = (last.rows(), self.head.kept());
         let (mut losses, mut gradients) = (Vec::new(), Vec::new());
         for (chunk, labels) in rows.chunks(CHUNK).zip(labels.chunks(CHUNK)) {
+            // Loss and gradient of each chunk, weighted by its share of the targets.
             let share = chunk.len() as f32 / rows.len() as f32;
             let logits = linear::forward(&pool::rows(&last, chunk)?, &head, None)?;
             let (mut loss, d_logits) = loss::cross_entropy(&logits, labels)?;
@@ -201,7 +206,8 @@ impl CausalLm {
         drop((last, head));
         let d = concat::rows(&gradients.iter().collect::<Vec<_>>())?;
         drop(gradients);
-        self.model.backward(pool::rows_backward(&d, &rows, n)?, batch, pass, saved, grads)?;
+        self.model.backward(pool::rows_backward(&d, &rows, n)?, batch, mode, saved, grads)?;
+        // The mean loss is the sum of the weighted losses: their mean times their number.
         let losses = concat::rows(&losses.iter().collect::<Vec<_>>())?;
         let sequences = gelora_kernels::Offsets::from_lengths(&[losses.rows()])?;
         let mut sum = pool::mean(&losses, &sequences)?;
@@ -209,7 +215,7 @@ impl CausalLm {
         Ok(sum.reshape([1])?)
     }
 
-    /// The language model with its adapters merged.
+    /// Returns the language model with its adapters merged into the weights.
     pub(crate) fn merged(&self, model: &Path) -> Result<Merged> {
         let mut merged = Merged::of(&self.model, model)?;
         if !self.tied {
@@ -219,16 +225,16 @@ impl CausalLm {
         Ok(merged)
     }
 
-    /// Every tensor of the language model by its name in a checkpoint, adapters merged.
+    /// Returns every tensor of the language model by its name in a checkpoint, with adapters merged.
     pub(crate) fn merged_tensors(&self, model: &Path) -> Result<BTreeMap<String, Tensor>> {
         Ok(self.merged(model)?.into_tensors())
     }
 
-    /// Writes the model with its adapters merged into the weights, as a language model that transformers loads. `model` is what
-    /// this was loaded from. Returns what whoever merges should be told.
+    /// Merges the adapters into the weights and writes the result as a language model that transformers loads. `model`
+    /// is the folder or file that this model was loaded from. Returns remarks for the user.
     ///
     /// # Errors
-    /// If the base files cannot be read again or the new ones not be written.
+    /// Returns an error if the base files cannot be read again or the new files cannot be written.
     pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
         let mut merged = self.merged(model)?;
         merged.config.insert("architectures".into(), serde_json::json!([self.model.family().classes[1]]));
@@ -244,7 +250,7 @@ fn check_decoder(config: &Config, model: &Path) -> Result<()> {
     Err(Error::file(model, problem))
 }
 
-/// Whether two tensors have the same values; NaN is not another value than itself.
+/// Whether two tensors have the same values. Two NaN count as the same value.
 fn same_values(a: &Tensor, b: &Tensor) -> bool {
     if a.dtype() == b.dtype() {
         return matches!((a.bytes(), b.bytes()), (Ok(a), Ok(b)) if a == b);
@@ -252,7 +258,7 @@ fn same_values(a: &Tensor, b: &Tensor) -> bool {
     matches!((a.to_f32(), b.to_f32()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The rows before the targets, and what follows them.
+/// Rows of the tokens before the targets, and the target ids.
 fn predicted(batch: &Batch, targets: &[bool]) -> Result<(Vec<usize>, Vec<usize>)> {
     let ids = batch.ids();
     if targets.len() != ids.len() {

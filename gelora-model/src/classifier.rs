@@ -10,22 +10,22 @@ use crate::head::{Dense, Head};
 use crate::linear::Grads;
 use crate::merged::Merged;
 use crate::weights::Weights;
-use crate::{Batch, Config, Error, Pass, Result, Transformer};
+use crate::{Batch, Config, Error, Mode, Result, Transformer};
 
-/// What the head predicts.
+/// The task of a sequence classifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// One of the named classes, by cross entropy.
+    /// Predicts one of the named classes, trained with cross entropy.
     Classification {
-        /// Names of the classes; logit i is that of class i.
+        /// Names of the classes; logit i belongs to class i.
         labels: Vec<String>,
     },
-    /// One number, by squared error.
+    /// Predicts one number, trained with squared error.
     Regression,
 }
 
 impl Task {
-    /// Outputs of the head.
+    /// Number of outputs of the head.
     pub fn outputs(&self) -> usize {
         match self {
             Task::Classification { labels } => labels.len(),
@@ -34,7 +34,7 @@ impl Task {
     }
 }
 
-/// What a batch should give.
+/// The expected outputs of a batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Targets<'a> {
     /// A class for each sequence.
@@ -43,23 +43,25 @@ pub enum Targets<'a> {
     Scores(&'a [f32]),
 }
 
-/// A transformer with its family's head on one token of each sequence: the first of an encoder's, the last of a decoder's.
+/// A transformer with the task head of its family. The head reads one token of each sequence: the first token in an
+/// encoder, the last token in a decoder.
 ///
-/// Trained are the head's parameters, and the adapters.
+/// Training updates the parameters of the head and the adapters.
 pub struct Classifier {
     model: Transformer,
     task: Task,
-    /// Whether the task was given, not guessed from the shape of the head.
+    /// Whether the caller gave the task; false if it was derived from the shape of the head.
     is_known: bool,
     head: Head,
 }
 
 impl Classifier {
-    /// A model with a fresh head: weights normal with standard deviation 0.02 from the seed, biases zero, as transformers
-    /// initialises them.
+    /// Loads a model and gives it a new head: weights are normal with standard deviation 0.02, drawn from `seed`, and
+    /// biases are zero, as in transformers.
     ///
     /// # Errors
-    /// If the model cannot be loaded, it lacks the pooler that its head needs, or there are fewer than two classes.
+    /// Returns an error if the model cannot be loaded, it lacks the pooler that its head needs, or there are fewer than
+    /// two classes.
     pub fn new(model: &Path, task: Task, seed: u64) -> Result<Self> {
         if let Task::Classification { labels } = &task
             && labels.len() < 2
@@ -73,11 +75,11 @@ impl Classifier {
         Ok(Self { is_known: true, ..Self::assemble(model, transformer, task, head)? })
     }
 
-    /// A checkpoint with the head in it (a merged model, or any sequence classifier). Without `labels` the classes have the
-    /// names of its config.json.
+    /// Loads a checkpoint that contains a head (a merged model, or any sequence classifier). Without `labels`, the
+    /// class names come from its config.json.
     ///
     /// # Errors
-    /// If the model cannot be loaded or has no pooler or head.
+    /// Returns an error if the model cannot be loaded or has no pooler or head.
     pub fn load(model: &Path, labels: Option<Vec<String>>) -> Result<Self> {
         let config = Config::load(model)?;
         let mut weights = Weights::open(model)?;
@@ -95,12 +97,13 @@ impl Classifier {
         Ok(Self { is_known, ..Self::assemble(model, transformer, task, head)? })
     }
 
-    /// The model of an adapter folder: base weights, what the adapter saves whole, adapters and head. Parts of the head that the
-    /// adapter does not have are the base model's. Names of the classes are not in PEFT's files; without `labels` they are the
-    /// base model's if their number fits, else 0, 1, ...
+    /// Loads the base model with an adapter folder: its LoRA layers, the tensors that it saves whole, and its head.
+    /// Tensors of the head that the adapter lacks come from the base model. PEFT's files do not contain class names:
+    /// without `labels`, the classes are named as in the base model if their number fits, else 0, 1, ...
     ///
     /// # Errors
-    /// If the base model cannot be loaded, the adapter names modules that it lacks, or sizes differ.
+    /// Returns an error if the base model cannot be loaded, the adapter names modules that the model lacks, or sizes
+    /// differ.
     pub fn with_adapter(model: &Path, adapter: Adapter, labels: Option<Vec<String>>) -> Result<Self> {
         let (transformer, mut weights) = Transformer::adapted(model, adapter)?;
         let (kind, config) = (transformer.family().head, transformer.config());
@@ -125,27 +128,28 @@ impl Classifier {
         Ok(Self { model: transformer, task, is_known: false, head })
     }
 
-    /// As [`Transformer::add_adapters`].
+    /// Adds new adapters, as [`Transformer::add_adapters`] does.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the errors of [`Transformer::add_adapters`].
     pub fn add_adapters(&mut self, config: &AdapterConfig, seed: u64) -> Result<usize> {
         self.model.add_adapters(config, seed)
     }
 
-    /// The adapters, the head, and what else an adapter has trained whole, as [`Adapter::write`] wants them.
+    /// The adapters, the head, and other tensors that an adapter trained whole, in the form that [`Adapter::write`]
+    /// takes.
     pub fn adapter(&self, config: AdapterConfig) -> Adapter {
         let mut saved = self.model.saved().clone();
         saved.extend(self.head.parameters().map(|(name, t)| (name, t.clone())));
         Adapter { config, layers: self.model.adapters(), saved }
     }
 
-    /// The model under the head.
+    /// The transformer below the head.
     pub fn transformer(&self) -> &Transformer {
         &self.model
     }
 
-    /// As [`Transformer::set_name`].
+    /// Sets the model's name, as [`Transformer::set_name`] does.
     pub fn set_name(&mut self, name: impl Into<String>) {
         self.model.set_name(name);
     }
@@ -155,75 +159,77 @@ impl Classifier {
         &self.task
     }
 
-    /// Whether config.json says that a text may be of several classes at once, and nobody has said otherwise.
+    /// Whether config.json declares that a text may belong to several classes at once and the caller gave no other
+    /// task.
     pub fn is_multi_label(&self) -> bool {
         self.model.config().multi_label && !self.is_known
     }
 
-    /// Every trained parameter by its name, in a fixed order.
+    /// All trained parameters with their names, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let mut all = self.model.adapter_parameters_mut();
         all.extend(self.head.parameters_mut());
         all
     }
 
-    /// Logits (B, K); a regression's score is the one logit.
+    /// Computes the logits (B, K). In regression K = 1, and the logit is the score.
     ///
     /// # Errors
-    /// If a token is outside the model's tables.
+    /// Returns an error if a token is outside the model's tables.
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
         let last = self.model.last_state(batch)?;
         let x = pool::rows(&last, &self.chosen(batch))?;
-        Ok(self.head.forward(x, self.model.pooler.as_ref(), &Pass::inference())?.0)
+        Ok(self.head.forward(x, self.model.pooler.as_ref(), &Mode::inference())?.0)
     }
 
-    /// The token of each sequence that stands for it: the first, or the last that is not the padding token (of padding alone, the
-    /// first).
+    /// Row of the token that represents each sequence: its first token, or its last token that is not the padding
+    /// token. If a sequence has padding tokens only, this is its first token.
     ///
-    /// Source: `GenericForSequenceClassification` of transformers 5.23, which tells padding by the token's id even where a tokenizer
-    /// ends texts with that token.
+    /// Source: `GenericForSequenceClassification` of transformers 5.23. It recognizes padding by the token id, even
+    /// where a tokenizer ends texts with that token.
     fn chosen(&self, batch: &Batch) -> Vec<usize> {
         let (is_first, pad) = (self.head.takes_first(), self.model.config().pad);
-        let of_sequence = |mut rows: Range<usize>| {
+        let chosen_row = |mut rows: Range<usize>| {
             let first = rows.start;
             if is_first { first } else { rows.rfind(|row| Some(batch.ids()[*row]) != pad).unwrap_or(first) }
         };
-        batch.sequences().ranges().map(of_sequence).collect()
+        batch.sequences().ranges().map(chosen_row).collect()
     }
 
-    /// As [`Transformer::compute_in`]; the head stays in f32.
+    /// Sets the type of products with frozen weights, as [`Transformer::compute_in`] does. The head stays in f32.
     ///
     /// # Errors
-    /// If the type is neither f32 nor bf16.
+    /// Returns an error if `dtype` is neither f32 nor bf16.
     pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
         self.model.compute_in(dtype)
     }
 
-    /// As [`Transformer::move_to`], with the head.
+    /// Moves the transformer and the head to a device, as [`Transformer::move_to`] does.
     ///
     /// # Errors
-    /// As [`Transformer::move_to`].
+    /// Returns the errors of [`Transformer::move_to`].
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
         self.head.move_to(device)?;
         self.model.move_to(device)
     }
 
-    /// The mean loss of a batch, as one value on the model's device; its gradients times `weight` are added to `grads`
-    /// (gradient accumulation weighs each batch by its share of the step's rows).
+    /// Computes the mean loss of a batch and adds its gradients, multiplied by `weight`, to `grads`. The loss is one
+    /// value on the model's device. With gradient accumulation, `weight` is the share of the batch in the rows of the
+    /// step.
     ///
     /// # Errors
-    /// If the targets do not fit the task or the batch, or a token is outside the model's tables.
+    /// Returns an error if the targets do not fit the task or the batch, or a token is outside the model's tables.
     pub fn backward(
         &self,
         batch: &Batch,
         targets: Targets<'_>,
-        pass: &Pass,
+        mode: &Mode,
         weight: f32,
         grads: &mut Grads,
     ) -> Result<Tensor> {
-        let (last, saved) = self.model.forward(batch, pass)?;
+        let (last, saved) = self.model.forward(batch, mode)?;
         let (n, chosen, pooler) = (last.rows(), self.chosen(batch), self.model.pooler.as_ref());
-        let (logits, head) = self.head.forward(pool::rows(&last, &chosen)?, pooler, pass)?;
+        let (logits, head) = self.head.forward(pool::rows(&last, &chosen)?, pooler, mode)?;
         drop(last);
         let (loss, mut d_logits) = match (&self.task, targets) {
             (Task::Classification { .. }, Targets::Classes(labels)) => loss::cross_entropy(&logits, labels)?,
@@ -239,17 +245,17 @@ impl Classifier {
         if let Some(d_chosen) = self.head.backward(&d_logits, pooler, head, grads, below)?
             && below
         {
-            self.model.backward(pool::rows_backward(&d_chosen, &chosen, n)?, batch, pass, saved, grads)?;
+            self.model.backward(pool::rows_backward(&d_chosen, &chosen, n)?, batch, mode, saved, grads)?;
         }
         Ok(loss)
     }
 
-    /// Writes the model with its adapters merged into the weights: `model.safetensors` and `config.json` of a sequence
-    /// classifier that transformers loads. `model` is the folder that this classifier was loaded from. Returns what whoever
-    /// merges should be told.
+    /// Merges the adapters into the weights and writes the result as a sequence classifier that transformers loads:
+    /// `model.safetensors` and `config.json`. `model` is the folder that this classifier was loaded from. Returns
+    /// remarks for the user.
     ///
     /// # Errors
-    /// If the base files cannot be read again or the new ones not be written.
+    /// Returns an error if the base files cannot be read again or the new files cannot be written.
     pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
         let mut merged = Merged::of(&self.model, model)?;
         for (name, tensor) in self.head.parameters() {
@@ -259,16 +265,16 @@ impl Classifier {
         merged.write(out)
     }
 
-    /// Names the task in a config.json. Where nobody has said which one it is, what the base model's says stands: whether
-    /// classes exclude each other (`problem_type`) is not to be seen in an adapter.
+    /// Writes the task into a config.json. If the caller gave no task, the entries of the base model stay: an adapter
+    /// does not tell whether classes exclude each other (`problem_type`).
     fn configure(&self, config: &mut Map<String, Value>) {
         config.insert("architectures".into(), json!([self.model.family().classes[0]]));
         let (labels, problem) = match &self.task {
             Task::Classification { labels } => (labels.clone(), "single_label_classification"),
             Task::Regression => (vec!["LABEL_0".to_string()], "regression"),
         };
-        let of_base = config.get("problem_type").and_then(Value::as_str);
-        let one_score = self.task == Task::Regression && of_base != Some("multi_label_classification");
+        let base_problem = config.get("problem_type").and_then(Value::as_str);
+        let one_score = self.task == Task::Regression && base_problem != Some("multi_label_classification");
         if self.is_known || one_score {
             config.insert("problem_type".into(), json!(problem));
         }

@@ -53,8 +53,8 @@ pub struct Config {
     pub multi_label: bool,
     /// The tokens that end a text, if config.json says so; the first is the one that training puts there.
     pub eos: Vec<u32>,
-    /// The token that batches are padded with in transformers, if config.json or the family says so: a decoder's classifier looks
-    /// at the last token that is another, and RoBERTa counts positions without it.
+    /// The token that batches are padded with in transformers, if config.json or the family says so: a decoder's
+    /// classifier looks at the last token that is another, and RoBERTa counts positions without it.
     pub pad: Option<u32>,
     /// The tokens that end generation: those of generation_config.json, or else `eos`.
     pub stop: Vec<u32>,

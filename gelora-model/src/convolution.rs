@@ -7,12 +7,12 @@ use gelora_kernels::{DType, Device, Tensor};
 
 use crate::Result;
 use crate::linear::stored_on;
+use crate::mode::{self, DropoutSite};
 use crate::norm::{Norm, Saved as NormSaved};
-use crate::pass::{self, Site};
 use crate::sublayer::Context;
 
-/// y' = norm(y + f(drop(b + sum over taps t of W_t x_(i + t - taps / 2)))), where x is a block's input, y its output, and x
-/// beyond a sequence is 0.
+/// y' = norm(y + f(drop(b + sum over taps t of W_t x_(i + t - taps / 2)))), where x is a block's input, y its output,
+/// and x beyond a sequence is 0.
 ///
 /// It stands beside the first block alone: no gradient of its x is ever wanted.
 pub(crate) struct Convolution {
@@ -38,7 +38,7 @@ impl Convolution {
     pub fn forward(&self, x: &Tensor, y: &Tensor, context: &Context<'_>) -> Result<(Tensor, NormSaved)> {
         let neighbours = concat::columns(&self.neighbours(x, context)?.iter().collect::<Vec<_>>())?;
         let sums = linear::forward(&neighbours, &self.weight, Some(&self.bias))?;
-        let dropped = pass::apply(context.pass.dropout(Site::Convolution, 0, self.dropout), sums)?;
+        let dropped = mode::apply_dropout(context.mode.dropout(DropoutSite::Convolution, 0, self.dropout), sums)?;
         self.norm.forward(&activation::forward(self.activation, &dropped)?, Some(y))
     }
 

@@ -1,8 +1,9 @@
-//! Disentangled attention (He et al., arXiv 2006.03654): beside Q_i K_j, scores have Q_i K^d_(j - i), what a query's content has
-//! to do with a distance, and K_j Q^d_(j - i), the same of a key's. K^d and Q^d are projections of the distances' embeddings.
+//! Disentangled attention (He et al., arXiv 2006.03654): beside Q_i K_j, scores have Q_i K^d_(j - i), what a query's
+//! content has to do with a distance, and K_j Q^d_(j - i), the same of a key's. K^d and Q^d are projections of the
+//! distances' embeddings.
 //!
-//! Only the distances within a batch are projected; there are 2 T - 1 of them. A row of the embeddings that stands for many
-//! distances is projected for each, so that gradients need no scatter.
+//! Only the distances within a batch are projected; there are 2 T - 1 of them. A row of the embeddings that stands for
+//! many distances is projected for each, so that gradients need no scatter.
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::attention::Gradients;
@@ -10,7 +11,7 @@ use gelora_kernels::ops::{add, embedding, head_product};
 
 use crate::Result;
 use crate::linear::{Grads, Linear, Saved as LinearSaved};
-use crate::pass::{self, Pass, Site};
+use crate::mode::{self, DropoutSite, Mode};
 use crate::position::Distances;
 
 /// What projects the embeddings of distances.
@@ -64,14 +65,15 @@ impl Disentangled {
         &self,
         content: &[Linear],
         distances: &Distances<'_>,
-        pass: &Pass,
+        mode: &Mode,
         layer: usize,
     ) -> Result<Projected> {
-        let table = pass::apply(pass.dropout(Site::Distances, layer, self.dropout), distances.table.clone())?;
+        let table =
+            mode::apply_dropout(mode.dropout(DropoutSite::Distances, layer, self.dropout), distances.table.clone())?;
         let rows = embedding::forward(&[(&table, &distances.rows)])?;
         let project = |projection: &Option<Projection>, shared: usize| {
             let linear = projection.as_ref().map(|projection| projection.of(content, shared));
-            linear.map(|linear| linear.forward(&rows, &pass.of_distances())).transpose()
+            linear.map(|linear| linear.forward(&rows, &mode.of_distances())).transpose()
         };
         Ok(Projected { keys: project(&self.keys, 1)?, queries: project(&self.queries, 0)? })
     }

@@ -3,7 +3,8 @@ use std::path::{Path, PathBuf};
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in this crate. Each variant names the file, key, tensor or argument and what was expected.
+/// Everything that can go wrong in this crate. Each variant names the file, key, tensor or argument and what was
+/// expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

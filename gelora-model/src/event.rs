@@ -1,4 +1,4 @@
-//! What a long run reports while it goes on.
+//! Progress reports of long runs.
 
 use std::fmt;
 use std::path::Path;
@@ -6,24 +6,24 @@ use std::path::Path;
 use crate::record::{Metrics, StepRecord};
 use crate::{Error, Result};
 
-/// A part of a run whose progress is counted.
+/// A part of a run whose progress is counted in units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Work {
-    /// The forward pass that takes hidden states; its units are examples.
+    /// The forward pass that computes hidden states; a unit is an example.
     HiddenStates,
-    /// The intrinsic dimension of each hidden state; its units are states.
+    /// The estimate of each hidden state's intrinsic dimension; a unit is a state.
     Dimensions,
-    /// Ranks of resamples; its units are resamples.
+    /// The ranks of resamples; a unit is a resample.
     Stability,
-    /// Training; its units are optimizer steps.
+    /// Training; a unit is an optimizer step.
     Training,
-    /// The forward pass over evaluation data; its units are examples.
+    /// The forward pass over evaluation data; a unit is an example.
     Evaluation,
 }
 
 impl Work {
-    /// A short name for a progress bar.
+    /// Short name for a progress bar.
     pub fn name(self) -> &'static str {
         match self {
             Self::HiddenStates => "hidden states",
@@ -35,7 +35,7 @@ impl Work {
     }
 }
 
-/// One report of a run. The callback that receives it may return nothing, or a `Result` whose error ends the run.
+/// A progress report. The callback that receives it returns nothing, or a `Result` whose error ends the run.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -43,47 +43,47 @@ pub enum Event<'a> {
     Began {
         /// The part.
         work: Work,
-        /// Number of units that it consists of.
+        /// Number of units in the part.
         units: usize,
     },
     /// More units of the current part are done.
     Advanced {
-        /// Their number.
+        /// Number of units.
         units: usize,
     },
-    /// The current part is over.
+    /// The current part is finished.
     Finished {
         /// The part.
         work: Work,
     },
-    /// The hidden states came out of the cache, so the model did not run.
+    /// The hidden states came from the cache, so the model did not run.
     CacheHit,
-    /// Something went wrong that does not affect the result.
+    /// A problem that does not affect the result.
     Remark(&'a str),
-    /// Training begins at this step, counted from 0; steps before it were restored from a checkpoint.
+    /// Training begins at step `first`, counted from 0. Earlier steps were restored from a checkpoint.
     Training {
         /// The first step that runs.
         first: usize,
-        /// Steps of the whole training.
+        /// Number of steps of the whole training run.
         total: usize,
     },
     /// An optimizer step is done.
     Step(&'a StepRecord),
     /// The held-out rows were evaluated.
     Evaluated {
-        /// Steps done.
+        /// Number of finished steps.
         step: usize,
         /// The metrics.
         metrics: &'a Metrics,
     },
-    /// A checkpoint is about to be written; records of all steps before it should be on disk first.
+    /// A checkpoint is about to be written. Records of all earlier steps should be on disk first.
     Checkpoint {
-        /// Steps done.
+        /// Number of finished steps.
         step: usize,
         /// The folder of the checkpoint.
         folder: &'a Path,
     },
-    /// Everything that follows a step (evaluation, checkpoint) is done.
+    /// All work after a step (evaluation, checkpoint) is finished.
     StepEnded,
 }
 
@@ -107,12 +107,12 @@ impl fmt::Display for Event<'_> {
     }
 }
 
-/// What a progress callback may return: nothing, or a `Result` whose error ends the run as [`Error::Stopped`].
+/// Return type of a progress callback: nothing, or a `Result` whose error ends the run as [`Error::Stopped`].
 pub trait Reply {
-    /// The reply as a result.
+    /// Converts the reply to a result.
     ///
     /// # Errors
-    /// If the callback wants the run to end.
+    /// Returns an error if the callback asked to end the run.
     fn into_result(self) -> Result<()>;
 }
 
@@ -128,10 +128,10 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> Reply for Result<(), E> 
     }
 }
 
-/// A progress callback as the modules of this crate pass it on.
+/// A progress callback in the form that the modules of this crate share.
 pub(crate) type Report<'a> = dyn FnMut(Event<'_>) -> Result<()> + 'a;
 
-/// The callback of a caller, with its reply turned into a result.
+/// Wraps the caller's callback so that its reply becomes a result.
 pub(crate) fn report<R: Reply>(progress: &mut impl FnMut(Event<'_>) -> R) -> impl FnMut(Event<'_>) -> Result<()> {
     move |event| progress(event).into_result()
 }

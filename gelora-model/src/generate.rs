@@ -1,4 +1,4 @@
-//! Text that goes on: one token after the other, with keys and values of those before kept.
+//! Text generation: one token after the other, with the keys and values of earlier tokens cached.
 
 use std::cell::RefCell;
 
@@ -7,48 +7,49 @@ use gelora_kernels::random::Stream;
 use crate::kv_cache::KvCache;
 use crate::{Batch, CausalLm, Error, Result};
 
-/// How the next token is chosen.
+/// Rule that chooses the next token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sampling {
-    /// The most probable one; of equal ones the first.
+    /// The most probable token; among equally probable tokens, the one with the smallest id.
     Greedy,
-    /// One drawn from softmax(logits / temperature), among the fewest tokens whose probabilities together reach `top_p`.
+    /// A draw from softmax(logits / temperature), restricted to the smallest set of tokens whose probabilities sum to
+    /// at least `top_p`.
     Nucleus {
-        /// Above 0; below 1 it favours what is probable already.
+        /// Above 0. A value below 1 favors tokens that are already probable.
         temperature: f32,
         /// Above 0 and at most 1.
         top_p: f32,
-        /// Seed of the draws.
+        /// Seed of the random draws.
         seed: u64,
     },
 }
 
 impl CausalLm {
-    /// At most `most` tokens that follow these, ending before a token of `stop`. `each` is told every token as it comes, and
-    /// ends it all by returning false.
+    /// Generates up to `max_tokens` tokens after `ids` and stops before any token in `stop`. Calls `on_token` with each
+    /// generated token; generation ends when it returns false.
     ///
     /// # Errors
-    /// If there are no tokens, one is not in the vocabulary, they and `most` exceed the model's positions, or the sampling is out
-    /// of range.
+    /// Returns an error if `ids` is empty, a token is not in the vocabulary, `ids` and `max_tokens` together exceed the
+    /// model's positions, or a sampling parameter is out of range.
     pub fn generate(
         &self,
         ids: &[u32],
-        most: usize,
+        max_tokens: usize,
         sampling: Sampling,
         stop: &[u32],
-        mut each: impl FnMut(u32) -> bool,
+        mut on_token: impl FnMut(u32) -> bool,
     ) -> Result<Vec<u32>> {
         let config = self.transformer().config();
-        if ids.len() + most > config.max_positions {
+        if ids.len() + max_tokens > config.max_positions {
             let (given, positions) = (ids.len(), config.max_positions);
             return Err(Error::Value(format!(
-                "{given} tokens and {most} more exceed the model's {positions} positions"
+                "{given} tokens and {max_tokens} more exceed the model's {positions} positions"
             )));
         }
         let mut sampler = Sampler::new(sampling)?;
         let cache = RefCell::new(KvCache::new(config.layers));
         let (mut next, mut past, mut all) = (ids.to_vec(), 0, Vec::new());
-        while all.len() < most {
+        while all.len() < max_tokens {
             let batch = Batch::after(&next, past)?;
             let last = self.transformer().forward_cached(&batch, &cache)?;
             past += next.len();
@@ -58,7 +59,7 @@ impl CausalLm {
                 break;
             }
             all.push(token);
-            if !each(token) {
+            if !on_token(token) {
                 break;
             }
             next = vec![token];

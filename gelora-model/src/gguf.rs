@@ -2,9 +2,9 @@
 //!
 //! Crates that read the format bring a tensor library of their own along; the header is small enough to be read here.
 //!
-//! Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>: "GGUF", version, the numbers of tensors and of keys;
-//! the keys with typed values; name, shape, type and offset of each tensor; the values, aligned. Dimensions are stored
-//! innermost first.
+//! Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>: "GGUF", version, the numbers of tensors and of
+//! keys; the keys with typed values; name, shape, type and offset of each tensor; the values, aligned. Dimensions are
+//! stored innermost first.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -7,7 +7,7 @@ use gelora_kernels::random::Stream;
 use gelora_kernels::{DType, Device, Tensor};
 
 use crate::linear::{Grads, Linear, Saved as LinearSaved, accumulate};
-use crate::pass::{self, Pass, Site};
+use crate::mode::{self, DropoutSite, Mode};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -213,8 +213,8 @@ impl Head {
     }
 
     /// Logits (B, K) of the rows x (B, C) that stand for sequences.
-    pub fn forward(&self, x: Tensor, pooler: Option<&Linear>, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let dropout = |place| pass.dropout(Site::Head, place, self.dropout);
+    pub fn forward(&self, x: Tensor, pooler: Option<&Linear>, mode: &Mode) -> Result<(Tensor, Saved)> {
+        let dropout = |place| mode.dropout(DropoutSite::Head, place, self.dropout);
         let (mut input, mut dropouts, mut saved_pooler) = (x, [None, dropout(0)], None);
         let inner = match (self.kind.dense, &self.dense, pooler) {
             (Dense::None, ..) => {
@@ -224,19 +224,19 @@ impl Head {
             (Dense::Trained { dropped, .. }, Some(dense), _) => {
                 if dropped {
                     dropouts[0] = dropout(1);
-                    input = pass::apply(dropouts[0], input)?;
+                    input = mode::apply_dropout(dropouts[0], input)?;
                 }
                 Some(dense.forward(&input)?)
             }
             (Dense::Pooler, _, Some(pooler)) => {
-                let (inner, saved) = pooler.forward(&input, pass)?;
+                let (inner, saved) = pooler.forward(&input, mode)?;
                 saved_pooler = Some(saved);
                 Some(inner)
             }
             _ => return Err(Error::Value("the model has no pooler".into())),
         };
         let features = match &inner {
-            Some(inner) => pass::apply(dropouts[1], activation::forward(self.kind.activation, inner)?)?,
+            Some(inner) => mode::apply_dropout(dropouts[1], activation::forward(self.kind.activation, inner)?)?,
             None => input.clone(),
         };
         let logits = self.out.forward(&features)?;
@@ -259,14 +259,15 @@ impl Head {
         }
         let d_features = linear::backward_input(d_logits, &self.out.ready()?)?;
         let Some(inner) = &saved.inner else { return Ok(Some(d_features)) };
-        let d_inner = activation::backward(self.kind.activation, &pass::apply(saved.dropouts[1], d_features)?, inner)?;
+        let d_inner =
+            activation::backward(self.kind.activation, &mode::apply_dropout(saved.dropouts[1], d_features)?, inner)?;
         if let Some(dense) = &self.dense {
             dense.keep_gradients(&d_inner, &saved.input, grads)?;
             if !want_dx {
                 return Ok(None);
             }
             let d_input = linear::backward_input(&d_inner, &dense.ready()?)?;
-            return Ok(Some(pass::apply(saved.dropouts[0], d_input)?));
+            return Ok(Some(mode::apply_dropout(saved.dropouts[0], d_input)?));
         }
         let Some((pooler, saved)) = pooler.zip(saved.pooler) else { return Ok(None) };
         if want_dx {

@@ -1,7 +1,7 @@
-//! GeLoRA on a minimal transformer: load a model, measure the rank of every LoRA matrix on your own data, train the adapter,
-//! evaluate it, and write it in PEFT's format.
+//! The GeLoRA method on a minimal transformer: load a model, measure a rank for every LoRA matrix on your own data,
+//! train the adapter, evaluate it, and write it in PEFT's format.
 //!
-//! Measure ranks, and write the PEFT config for a trainer of your own:
+//! Measure ranks and write the PEFT config, for use with any trainer:
 //!
 //! ```no_run
 //! # let tokens: Vec<gelora_model::Tokens> = Vec::new();
@@ -14,7 +14,7 @@
 //! # Ok::<(), gelora_model::Error>(())
 //! ```
 //!
-//! Train an adapter of these ranks:
+//! Train an adapter with these ranks:
 //!
 //! ```no_run
 //! # let (rows, ranks) = (gelora_model::TokenRows::new(Vec::new()), Default::default());
@@ -30,20 +30,20 @@
 //!
 //! | module or type | what it does |
 //! |---|---|
-//! | [`Transformer`] | loads a Hugging Face folder or a GGUF file; hidden states |
-//! | [`Classifier`], [`CausalLm`], [`TaskModel`] | a transformer with a task head, or with its vocabulary |
-//! | [`measure()`], [`mod@measure`] | tokens to intrinsic dimensions to ranks |
-//! | [`Trainer`], [`train`] | optimizer steps, checkpoints, held-out metrics |
+//! | [`Transformer`] | loads a Hugging Face folder or a GGUF file; computes hidden states |
+//! | [`Classifier`], [`CausalLm`], [`TaskModel`] | a transformer with a task head or a language-model head |
+//! | [`measure()`], [`mod@measure`] | turn tokens into intrinsic dimensions, and those into ranks |
+//! | [`Trainer`], [`train`] | optimizer steps, checkpoints, metrics on held-out rows |
 //! | [`evaluate()`], [`mod@evaluate`] | predictions and metrics |
 //! | [`optim`] | AdamW over named parameters, the learning-rate schedule, clipping |
-//! | [`gguf`], [`checkpoint`] | files of weights |
+//! | [`gguf`], [`checkpoint`] | weight files |
 //!
-//! Texts become tokens outside of this crate: [`Tokens`] are token ids, from any tokenizer. A family of models (BERT, ...) is one
-//! file under `family/` that translates a config.json and weight names into blocks.
+//! This crate does not tokenize. [`Tokens`] holds the token ids of one example, made by any tokenizer. Each model
+//! family (BERT, ...) is one file under `family/`, which translates a config.json and weight names into blocks.
 //!
-//! Training has no tape. `forward` returns what the matching `backward` needs as a typed value, which `backward` takes by
-//! value: a second backward pass does not compile, and activations are freed on the way down. Frozen weights have no
-//! gradient code. A [`Batch`] is unpadded: its tokens stand one sequence after the other (see [`gelora_kernels::Offsets`]).
+//! Training needs no tape. `forward` returns a typed value, and the matching `backward` takes it by value: a second
+//! backward pass does not compile, and activations are freed on the way down. Frozen weights have no gradient code. A
+//! [`Batch`] is unpadded: its sequences follow each other without gaps (see [`gelora_kernels::Offsets`]).
 
 mod adapter;
 mod attention;
@@ -68,9 +68,9 @@ mod linear;
 pub mod measure;
 mod merged;
 mod mlp;
+mod mode;
 mod norm;
 pub mod optim;
-mod pass;
 mod position;
 mod record;
 mod rows;
@@ -93,7 +93,7 @@ pub use event::{Event, Reply, Work};
 pub use generate::Sampling;
 pub use linear::{Grads, Linear};
 pub use measure::{MeasureOptions, measure};
-pub use pass::Pass;
+pub use mode::Mode;
 pub use rows::{Labels, Rows, TokenRows};
 pub use task::{LM_MAX_LENGTH, is_language_model};
 pub use task_model::TaskModel;

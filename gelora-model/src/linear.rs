@@ -6,7 +6,7 @@ use gelora_kernels::{DType, Device, DeviceKind, Tensor};
 use gelora_lora::LoraLayer;
 
 use crate::Result;
-use crate::pass::{Pass, Site};
+use crate::mode::{DropoutSite, Mode};
 
 /// Gradients by parameter name: `MODULE.lora_A.weight`, `MODULE.lora_B.weight`, `classifier.weight`, ...
 pub type Grads = BTreeMap<String, Tensor>;
@@ -90,11 +90,11 @@ impl Linear {
         Ok(())
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Saved)> {
+    pub(crate) fn forward(&self, x: &Tensor, mode: &Mode) -> Result<(Tensor, Saved)> {
         let Some(layer) = &self.lora else {
             return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None }));
         };
-        let key = pass.key(Site::Lora, self.index);
+        let key = mode.key(DropoutSite::Lora, self.index);
         let (y, saved) = layer.bind(&self.weight, self.bias.as_ref(), key).forward(x)?;
         Ok((y, Saved { lora: Some((x.clone(), key, saved)) }))
     }

@@ -20,8 +20,8 @@ pub(crate) struct Merged {
 }
 
 impl Merged {
-    /// The base model's tensors under their names inside a task model, with the adapters merged and with what the adapter
-    /// saves whole. The base model's heads are left out. `model` is what the transformer was loaded from.
+    /// The base model's tensors under their names inside a task model, with the adapters merged and with what the
+    /// adapter saves whole. The base model's heads are left out. `model` is what the transformer was loaded from.
     ///
     /// # Errors
     /// If the base files cannot be read again, or a merged weight is infinite or no number.
@@ -127,8 +127,9 @@ fn half_max() -> f32 {
 }
 
 impl Transformer {
-    /// Writes the model without a task head, its adapters merged into the weights: model.safetensors and config.json, which
-    /// transformers loads with `AutoModel`. `model` is what this was loaded from. Returns what whoever merges should be told.
+    /// Writes the model without a task head, its adapters merged into the weights: model.safetensors and config.json,
+    /// which transformers loads with `AutoModel`. `model` is what this was loaded from. Returns what whoever merges
+    /// should be told.
     ///
     /// # Errors
     /// If the base files cannot be read again or the new ones not be written.

@@ -35,14 +35,14 @@ impl Sublayer for Mlp {
     type Saved = Saved;
 
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Saved)> {
-        let pass = context.pass;
-        let gate = self.gate.as_ref().map(|gate| gate.forward(x, pass)).transpose()?;
-        let (inner, up) = self.up.forward(x, pass)?;
+        let mode = context.mode;
+        let gate = self.gate.as_ref().map(|gate| gate.forward(x, mode)).transpose()?;
+        let (inner, up) = self.up.forward(x, mode)?;
         let activated = match &gate {
             Some((gate, _)) => activation::gated(self.activation, gate, &inner)?,
             None => activation::forward(self.activation, &inner)?,
         };
-        let (y, down) = self.down.forward(&activated, pass)?;
+        let (y, down) = self.down.forward(&activated, mode)?;
         Ok((y, Saved { gate, up, inner, down }))
     }
 

@@ -9,8 +9,8 @@ use gelora_lora::files;
 
 use crate::{Error, Grads, Result};
 
-/// The factor of the learning rate at `step` of `total`, counted from 0: linear warm-up over `warmup` steps, then linear
-/// decay to 0 at `total`: min((step + 1) / warmup, (total - step) / (total - warmup)).
+/// The factor of the learning rate at `step` of `total`, counted from 0: linear warm-up over `warmup` steps, then
+/// linear decay to 0 at `total`: min((step + 1) / warmup, (total - step) / (total - warmup)).
 ///
 /// ```
 /// use gelora_model::optim::linear_schedule;
@@ -59,8 +59,8 @@ impl Optimizer {
         self.t
     }
 
-    /// One step over all parameters that have a gradient; returns the gradients' global norm before clipping, as one value on
-    /// their device, for [`finite_norm`]. If it is not finite, the step changes no parameter.
+    /// One step over all parameters that have a gradient; returns the gradients' global norm before clipping, as one
+    /// value on their device, for [`finite_norm`]. If it is not finite, the step changes no parameter.
     ///
     /// # Errors
     /// If there is no gradient, or one has no parameter or does not fit it.

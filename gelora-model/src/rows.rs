@@ -1,12 +1,12 @@
-//! Where training and evaluation get their rows from.
+//! The source of rows for training and evaluation.
 
 use crate::{Result, Tokens};
 
-/// What a task model should predict, for every row.
+/// The labels of all rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Labels<'a> {
-    /// Nothing beside the tokens: a language model predicts those, and a classifier can only predict.
+    /// No labels. A language model predicts the tokens themselves; a classifier can only be used for prediction.
     None,
     /// A class for each row.
     Classes(&'a [usize]),
@@ -14,8 +14,8 @@ pub enum Labels<'a> {
     Scores(&'a [f64]),
 }
 
-/// The rows that a model is trained or evaluated on. Tokens may be made when they are asked for: a training asks for those of
-/// one step ahead, from a thread of its own.
+/// The rows on which a model is trained or evaluated. Tokens may be made on demand: training requests the tokens of
+/// each step one step ahead, from a separate thread.
 pub trait Rows: Sync {
     /// Number of rows.
     fn len(&self) -> usize;
@@ -25,20 +25,20 @@ pub trait Rows: Sync {
         self.len() == 0
     }
 
-    /// The tokens of these rows, in this order.
+    /// Returns the tokens of the rows with these indices, in the same order.
     ///
     /// # Errors
-    /// If a row cannot be tokenized; [`crate::Error::Rows`] carries any error.
+    /// Returns an error if a row cannot be tokenized; [`crate::Error::Rows`] wraps any error.
     fn tokens(&self, rows: &[usize]) -> Result<Vec<Tokens>>;
 
-    /// What should be predicted for each row.
+    /// Returns the labels of all rows.
     fn labels(&self) -> Labels<'_>;
 
-    /// The length of every row in any unit, for batches of rows of similar length.
+    /// Returns the length of every row, in any unit. Training uses it to form batches of rows of similar length.
     fn lengths(&self) -> Vec<usize>;
 }
 
-/// Rows whose tokens are in memory.
+/// Rows whose tokens are held in memory.
 #[derive(Clone, Debug)]
 pub struct TokenRows {
     tokens: Vec<Tokens>,
@@ -53,17 +53,17 @@ enum Targets {
 }
 
 impl TokenRows {
-    /// Rows without labels, as a language model learns them.
+    /// Makes rows without labels, for a language model.
     pub fn new(tokens: Vec<Tokens>) -> Self {
         Self { tokens, targets: Targets::None }
     }
 
-    /// Rows with a class each.
+    /// Makes rows with one class each.
     pub fn with_classes(tokens: Vec<Tokens>, classes: Vec<usize>) -> Self {
         Self { tokens, targets: Targets::Classes(classes) }
     }
 
-    /// Rows with a score each.
+    /// Makes rows with one score each.
     pub fn with_scores(tokens: Vec<Tokens>, scores: Vec<f64>) -> Self {
         Self { tokens, targets: Targets::Scores(scores) }
     }

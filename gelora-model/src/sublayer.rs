@@ -8,12 +8,12 @@ use gelora_kernels::{Offsets, Tensor};
 use crate::Result;
 use crate::kv_cache::KvCache;
 use crate::linear::Grads;
-use crate::pass::Pass;
+use crate::mode::Mode;
 use crate::position::Distances;
 
 /// What all blocks of a pass share.
 pub(crate) struct Context<'a> {
-    pub pass: &'a Pass,
+    pub mode: &'a Mode,
     pub sequences: &'a Offsets,
     /// The angles of each of the model's rotations.
     pub angles: Vec<Angles>,

@@ -1,17 +1,17 @@
-//! A model with the task that it is trained and evaluated for.
+//! A model together with its task, for training and evaluation.
 
 use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::{Adapter, AdapterConfig};
 
-use crate::{AdapterTask, Batch, CausalLm, Classifier, Error, Grads, Labels, Pass, Result, Task, Tokens, Transformer};
+use crate::{AdapterTask, Batch, CausalLm, Classifier, Error, Grads, Labels, Mode, Result, Task, Tokens, Transformer};
 
-/// A transformer with a task head, or with its vocabulary: what [`Trainer`](crate::Trainer) trains and
-/// [`evaluate`](crate::evaluate) measures.
+/// A transformer with a task head or a language-model head. [`Trainer`](crate::Trainer) trains it, and
+/// [`evaluate`](crate::evaluate) evaluates it.
 #[non_exhaustive]
 pub enum TaskModel {
-    /// Classes or scores of sequences.
+    /// Predicts a class or a score for each sequence.
     Classifier(Box<Classifier>),
-    /// The next token.
+    /// Predicts the next token.
     CausalLm(Box<CausalLm>),
 }
 
@@ -27,7 +27,7 @@ impl From<CausalLm> for TaskModel {
     }
 }
 
-/// Calls a method that both kinds of models have.
+/// Calls a method that both variants have.
 macro_rules! either {
     ($model:expr, $inner:ident => $call:expr) => {
         match $model {
@@ -38,12 +38,12 @@ macro_rules! either {
 }
 
 impl TaskModel {
-    /// The model under the head.
+    /// The transformer below the head.
     pub fn transformer(&self) -> &Transformer {
         either!(self, model => model.transformer())
     }
 
-    /// PEFT's name of the task.
+    /// The task in PEFT's terms.
     pub fn adapter_task(&self) -> AdapterTask {
         match self {
             Self::Classifier(_) => AdapterTask::SequenceClassification,
@@ -51,23 +51,24 @@ impl TaskModel {
         }
     }
 
-    /// As [`Transformer::compute_in`], with the head of a language model.
+    /// Sets the type of products with frozen weights, as [`Transformer::compute_in`] does. The head of a language model
+    /// is included.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the errors of [`Transformer::compute_in`].
     pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
         either!(self, model => model.compute_in(dtype))
     }
 
-    /// As [`Transformer::move_to`], with the head.
+    /// Moves the transformer and the head to a device, as [`Transformer::move_to`] does.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the errors of [`Transformer::move_to`].
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
         either!(self, model => model.move_to(device))
     }
 
-    /// The adapters and what is saved with them, as [`Adapter::write`] wants them.
+    /// The adapters and the tensors saved with them, in the form that [`Adapter::write`] takes.
     pub fn adapter(&self, config: AdapterConfig) -> Adapter {
         either!(self, model => model.adapter(config))
     }
@@ -80,7 +81,7 @@ impl TaskModel {
         either!(self, model => model.parameters_mut())
     }
 
-    /// Loads the base model again with the parameters of a checkpoint, in the present type and on the present device.
+    /// Loads the base model again with the parameters of a checkpoint. The type and the device stay as they are.
     pub(crate) fn reload(&mut self, adapter: Adapter) -> Result<()> {
         let transformer = self.transformer();
         let (source, name) = (transformer.source().to_owned(), transformer.name().to_owned());
@@ -100,7 +101,7 @@ impl TaskModel {
         self.move_to(&device)
     }
 
-    /// Checks that the labels are of the model's task and one for each row.
+    /// Returns an error if the labels do not fit the model's task or there is not one for each row.
     pub(crate) fn check_labels(&self, labels: Labels<'_>, rows: usize) -> Result<()> {
         let number = match (self, labels) {
             (Self::CausalLm(_), Labels::None) => return Ok(()),
@@ -120,7 +121,7 @@ impl TaskModel {
         }
     }
 
-    /// What a loss is averaged over: rows, or tokens to predict.
+    /// Number of units over which the loss is averaged: rows, or tokens to predict.
     pub(crate) fn weight(&self, rows: &[Tokens]) -> usize {
         match self {
             Self::Classifier(_) => rows.len(),
@@ -128,25 +129,25 @@ impl TaskModel {
         }
     }
 
-    /// The mean loss of rows; its gradients times `share` are added to `grads`.
+    /// Computes the mean loss of the rows and adds its gradients, multiplied by `share`, to `grads`.
     pub(crate) fn backward(
         &self,
         (indices, rows): (&[usize], &[Tokens]),
         labels: Labels<'_>,
-        pass: &Pass,
+        mode: &Mode,
         share: f32,
         grads: &mut Grads,
     ) -> Result<Tensor> {
         let batch = &Batch::of_tokens(rows)?;
         match (self, labels) {
-            (Self::CausalLm(lm), _) => lm.backward(batch, &targets(rows), pass, share, grads),
+            (Self::CausalLm(lm), _) => lm.backward(batch, &targets(rows), mode, share, grads),
             (Self::Classifier(classifier), Labels::Classes(all)) => {
                 let classes: Vec<usize> = indices.iter().map(|&i| all[i]).collect();
-                classifier.backward(batch, crate::Targets::Classes(&classes), pass, share, grads)
+                classifier.backward(batch, crate::Targets::Classes(&classes), mode, share, grads)
             }
             (Self::Classifier(classifier), Labels::Scores(all)) => {
                 let scores: Vec<f32> = indices.iter().map(|&i| all[i] as f32).collect();
-                classifier.backward(batch, crate::Targets::Scores(&scores), pass, share, grads)
+                classifier.backward(batch, crate::Targets::Scores(&scores), mode, share, grads)
             }
             (Self::Classifier(_), Labels::None) => {
                 Err(Error::Value("a classifier cannot learn rows without labels".into()))
@@ -154,7 +155,7 @@ impl TaskModel {
         }
     }
 
-    /// The task in words, for what must be the same when training goes on.
+    /// Description of the task, which a resumed training compares with its checkpoint.
     pub(crate) fn task(&self) -> String {
         match self {
             Self::Classifier(classifier) => format!("{:?}", classifier.task()),
@@ -163,7 +164,7 @@ impl TaskModel {
     }
 }
 
-/// Whether each token of a batch is to be predicted.
+/// Whether each token of a batch should be predicted.
 pub(crate) fn targets(rows: &[Tokens]) -> Vec<bool> {
     rows.iter().flat_map(|row| &row.targets).copied().collect()
 }

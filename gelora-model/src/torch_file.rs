@@ -1,8 +1,8 @@
 //! Checkpoints of PyTorch: `pytorch_model.bin`, the format of models before safetensors.
 //!
-//! `torch.save` of a state dict writes a pickle that names the tensors, and their values beside it. Since PyTorch 1.6 both are
-//! entries of a zip archive, before that they follow one another. Values stay in the file, which is mapped, as those of
-//! safetensors do; the pickle is read by a machine that knows tensors and nothing else (`pickle.rs`).
+//! `torch.save` of a state dict writes a pickle that names the tensors, and their values beside it. Since PyTorch 1.6
+//! both are entries of a zip archive, before that they follow one another. Values stay in the file, which is mapped, as
+//! those of safetensors do; the pickle is read by a machine that knows tensors and nothing else (`pickle.rs`).
 //!
 //! Source: `torch/serialization.py`: `_save` and `_legacy_save`.
 
@@ -30,13 +30,13 @@ const VERSION: i64 = 1001;
 const COPIES: usize = 4;
 const BIG_ENDIAN: &str = "its values are big-endian; expected little-endian ones";
 
-/// The tensors of a checkpoint whose names `keep` accepts, each on the CPU and in its own element type (Float, Half, BFloat16,
-/// Double). They share the mapped file, as those of [`files::read_tensors`] do, unless their values do not follow one another
-/// in it.
+/// The tensors of a checkpoint whose names `keep` accepts, each on the CPU and in its own element type (Float, Half,
+/// BFloat16, Double). They share the mapped file, as those of [`files::read_tensors`] do, unless their values do not
+/// follow one another in it.
 ///
 /// # Errors
-/// If the file cannot be read, is truncated or damaged, holds anything but a dictionary of tensors, or a tensor that is kept
-/// is empty or of another type.
+/// If the file cannot be read, is truncated or damaged, holds anything but a dictionary of tensors, or a tensor that is
+/// kept is empty or of another type.
 pub(crate) fn read_tensors(path: &Path, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     let bytes = files::map(path)?;
     let of_file = |problem: String| Error::file(path, problem);
@@ -87,8 +87,8 @@ impl<'a> Checkpoint<'a> {
         Ok(Self { pickle, places: places.collect() })
     }
 
-    /// Pickles of the magic number, the version, the machine that wrote it, the dictionary and the keys of its storages; then
-    /// these, the number of values first.
+    /// Pickles of the magic number, the version, the machine that wrote it, the dictionary and the keys of its
+    /// storages; then these, the number of values first.
     fn of_sequence(bytes: &'a [u8]) -> Result<Self, String> {
         let mut at = 0;
         let mut next = || -> Result<Pickle<'a>, String> {

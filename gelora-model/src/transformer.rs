@@ -11,24 +11,25 @@ use crate::block::{Block, Saved as BlockSaved};
 use crate::family::{self, Family, Tables};
 use crate::kv_cache::KvCache;
 use crate::linear::{Grads, Linear, stored_on};
+use crate::mode::{self, DropoutSite, Mode};
 use crate::norm::{Norm, Saved as NormSaved};
-use crate::pass::{self, Pass, Site};
 use crate::position::{RelativeBias, RelativeEmbedding, Rope};
 use crate::sublayer::Context;
 use crate::weights::Weights;
 use crate::{Batch, Config, Error, Result, adapter};
 
-/// A transformer without a task head: embeddings and L blocks, so L + 1 hidden states.
+/// A transformer without a task head: embeddings and L blocks, which give L + 1 hidden states.
 pub struct Transformer {
     config: Config,
     /// The folder or file that the base weights were loaded from.
     source: PathBuf,
-    /// What the model is called in files and messages.
+    /// Name of the model in files and messages.
     name: String,
-    /// Type that products with frozen weights are computed in.
+    /// Type in which products with frozen weights are computed.
     dtype: DType,
     device: Device,
-    /// Tensors that an adapter has trained whole, by their names inside a task model, the head's left out.
+    /// Tensors that an adapter trained and saved whole, by their names inside a task model; tensors of the head
+    /// excepted.
     saved: BTreeMap<String, Tensor>,
     tables: Tables,
     norm: Option<Norm>,
@@ -40,14 +41,14 @@ pub struct Transformer {
     pub(crate) pooler: Option<Linear>,
 }
 
-/// Where hidden states are taken.
+/// Points of the network at which hidden states are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Granularity {
-    /// Before the first block and after each.
+    /// Before the first block and after each block.
     #[default]
     Block,
-    /// Also between the two halves of each block: after attention, before the MLP.
+    /// Also inside each block: after attention and before the MLP.
     Sublayer,
 }
 
@@ -60,7 +61,7 @@ impl Granularity {
         }
     }
 
-    /// Steps from state to state in one block.
+    /// Number of steps between hidden states in one block.
     pub fn steps_per_block(self) -> usize {
         match self {
             Granularity::Block => 1,
@@ -68,7 +69,7 @@ impl Granularity {
         }
     }
 
-    /// The step that a linear module of a block belongs to.
+    /// Index of the step that a linear module of a block belongs to. `attention` is true for a module of the attention.
     pub fn step_of(self, block: usize, attention: bool) -> usize {
         match self {
             Granularity::Block => block,
@@ -80,31 +81,32 @@ impl Granularity {
 /// A linear module that can carry an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearInfo {
-    /// Its full name inside the task model.
+    /// Full name inside the task model.
     pub name: String,
-    /// Its block, or None outside the blocks (the pooler).
+    /// Index of the block, or None outside the blocks (the pooler).
     pub layer: Option<usize>,
-    /// Whether it is one of attention's four projections, which the GeLoRA paper adapts.
+    /// Whether the module is one of the four projections of attention, which the GeLoRA paper adapts.
     pub attention: bool,
-    /// C_in.
+    /// Number of input channels, C_in.
     pub c_in: usize,
-    /// C_out.
+    /// Number of output channels, C_out.
     pub c_out: usize,
 }
 
-/// What [`Transformer::backward`] needs.
+/// Values that [`Transformer::backward`] needs.
 pub(crate) struct Saved {
-    /// The lowest block with an adapter and all above it.
+    /// Saved values of the lowest block with an adapter and of all blocks above it.
     blocks: Vec<BlockSaved>,
     last_norm: Option<NormSaved>,
 }
 
 impl Transformer {
-    /// Loads a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin, single or sharded) or a
-    /// .gguf file.
+    /// Loads a model from a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin, single or
+    /// sharded) or from a .gguf file.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the family is not supported, or a tensor is missing or of the wrong shape.
+    /// Returns an error if a file is missing or damaged, the family is not supported, or a tensor is missing or has a
+    /// wrong shape.
     pub fn load(model: &Path) -> Result<Self> {
         let config = Config::load(model)?;
         Self::from_weights(config, &mut Weights::open(model)?)
@@ -136,17 +138,19 @@ impl Transformer {
         })
     }
 
-    /// The model of an adapter without the task head: base weights, what the adapter saves whole, and its adapters.
+    /// Loads the base model, without a task head, and applies an adapter: its LoRA layers and the tensors that it saves
+    /// whole.
     ///
     /// # Errors
-    /// If the base model cannot be loaded, the adapter names modules that it lacks, or sizes differ.
+    /// Returns an error if the base model cannot be loaded, the adapter names modules that the model lacks, or sizes
+    /// differ.
     pub fn with_adapter(model: &Path, adapter: Adapter) -> Result<Self> {
         let (transformer, weights) = Self::adapted(model, adapter)?;
         weights.all_saved_taken("a model without a task head")?;
         Ok(transformer)
     }
 
-    /// As [`Transformer::with_adapter`], with the tensors that are left for a head.
+    /// Does the same as [`Transformer::with_adapter`], and returns the weights that are left for a head.
     pub(crate) fn adapted(model: &Path, adapter: Adapter) -> Result<(Self, Weights)> {
         let config = Config::load(model)?;
         let family = family::find(&config.family).map_or("", |family| family.prefix);
@@ -158,18 +162,18 @@ impl Transformer {
         Ok((transformer, weights))
     }
 
-    /// Computes the products with frozen weights in f32 (the default) or bf16 from now on: bf16 rounds their factors, and sums
-    /// stay in f32 (see [`gelora_kernels::ops::linear::Weight`]).
+    /// Sets the type in which products with frozen weights are computed: f32 (the default) or bf16. With bf16 the
+    /// factors are rounded and the sums stay in f32 (see [`gelora_kernels::ops::linear::Weight`]).
     ///
     /// # Errors
-    /// If the type is neither.
+    /// Returns an error if `dtype` is neither f32 nor bf16.
     pub fn compute_in(&mut self, dtype: DType) -> Result<()> {
         self.linears_mut().try_for_each(|linear| linear.compute_in(dtype))?;
         self.dtype = dtype;
         Ok(())
     }
 
-    /// Type that products with frozen weights are computed in.
+    /// Type in which products with frozen weights are computed.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -179,26 +183,26 @@ impl Transformer {
         &self.source
     }
 
-    /// What the model is called in files and messages: the path that it was loaded from, unless [`Transformer::set_name`] gave
-    /// it another name.
+    /// Name of the model in files and messages. This is the path that the model was loaded from, unless
+    /// [`Transformer::set_name`] changed it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Gives the model another name for files and messages, such as its id on a hub.
+    /// Sets the name of the model in files and messages, such as its id on a hub.
     pub fn set_name(&mut self, name: impl Into<String>) {
         self.name = name.into();
     }
 
-    /// Moves all weights and adapters to a device, where everything runs from now on. Weights of a type that the device lacks
-    /// become f32.
+    /// Moves all weights and adapters to a device, on which all later computations run. Weights become f32 if the
+    /// device does not support their type.
     ///
     /// # Errors
-    /// If the device fails or its memory does not suffice.
+    /// Returns an error if the device fails or runs out of memory.
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
         self.linears_mut().try_for_each(|linear| linear.move_to(device))?;
-        let of_blocks = self.blocks.iter_mut().flat_map(Block::norms_mut);
-        of_blocks.chain(&mut self.norm).chain(&mut self.last_norm).try_for_each(|norm| norm.move_to(device))?;
+        let block_norms = self.blocks.iter_mut().flat_map(Block::norms_mut);
+        block_norms.chain(&mut self.norm).chain(&mut self.last_norm).try_for_each(|norm| norm.move_to(device))?;
         self.blocks.iter_mut().filter_map(|block| block.convolution.as_mut()).try_for_each(|c| c.move_to(device))?;
         if let Some(distances) = &mut self.distances {
             distances.table = distances.table.to_device(device)?;
@@ -211,36 +215,36 @@ impl Transformer {
         Ok(())
     }
 
-    /// Where it runs.
+    /// The device that holds the model.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Sizes and options.
+    /// Sizes and options of the model.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What the model's module names begin with inside a task model, such as `bert.`.
+    /// Prefix of the model's module names inside a task model, such as `bert.`.
     pub fn prefix(&self) -> &'static str {
         self.family().prefix
     }
 
-    /// The head's modules inside a sequence classifier, which PEFT saves whole.
+    /// Names of the head's modules in a sequence classifier, which PEFT saves whole.
     pub fn head_modules(&self) -> Vec<String> {
         self.family().head.modules()
     }
 
     pub(crate) fn family(&self) -> &'static Family {
-        family::find(&self.config.family).expect("the config came of a family")
+        family::find(&self.config.family).expect("a config names one of the supported families")
     }
 
-    /// The word embedding, (V, C).
+    /// The word embedding table, (V, C).
     pub(crate) fn words(&self) -> &Tensor {
         &self.tables.words
     }
 
-    /// Every linear module, from the input up.
+    /// All linear modules, in order from the input to the output.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(Block::linears).chain(&self.pooler)
     }
@@ -249,71 +253,73 @@ impl Transformer {
         self.blocks.iter_mut().flat_map(Block::linears_mut).chain(&mut self.pooler)
     }
 
-    /// Name, block and sizes of every linear module, from the input up.
+    /// Name, block and sizes of all linear modules, in order from the input to the output.
     pub fn linear_infos(&self) -> Vec<LinearInfo> {
         let info = |linear: &Linear, layer, attention| {
             let (c_out, c_in) = (linear.weight.c_out(), linear.weight.c_in());
             LinearInfo { name: linear.name.clone(), layer, attention, c_in, c_out }
         };
-        let of_block = |b: &Block| {
+        let infos_of_block = |b: &Block| {
             let attention = b.attention.inner.linears().map(|linear| info(linear, Some(b.index), true));
             attention.chain(b.mlp.inner.linears().map(|linear| info(linear, Some(b.index), false))).collect::<Vec<_>>()
         };
-        let blocks = self.blocks.iter().flat_map(of_block);
+        let blocks = self.blocks.iter().flat_map(infos_of_block);
         blocks.chain(self.pooler.iter().map(|p| info(p, None, false))).collect()
     }
 
-    /// Calls `visit(s, state)` with each hidden state (N, C) from the input up, s = 0 being the embeddings: L + 1 of them, or
-    /// 2 L + 1 where the halves of a block count. The last one is that after the last norm, where a model has one. Only one
-    /// state is in memory at a time.
+    /// Calls `visit(s, state)` with each hidden state (N, C), in order from the input to the output. State s = 0 is the
+    /// embeddings. There are L + 1 states, or 2 L + 1 with [`Granularity::Sublayer`]. The last state is taken after the
+    /// final norm, if the model has one. Only one state is in memory at a time.
     ///
     /// # Errors
-    /// If a token id, type or position is outside its table, or `visit` fails.
+    /// Returns an error if a token id, type or position is outside its table, or `visit` fails.
     pub fn hidden_states(
         &self,
         batch: &Batch,
         granularity: Granularity,
         mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<()> {
-        let pass = Pass::inference();
-        let context = self.context(batch, &pass, None)?;
-        let mut x = self.embed(batch, &pass)?;
-        let mut seen = 0;
-        visit(seen, &x)?;
+        let mode = Mode::inference();
+        let context = self.context(batch, &mode, None)?;
+        let mut x = self.embed(batch, &mode)?;
+        let mut state = 0;
+        visit(state, &x)?;
         for block in &self.blocks {
-            let h = block.attention_half(&x, &context)?;
+            let h = block.attention_residual(&x, &context)?;
             if granularity == Granularity::Sublayer {
-                seen += 1;
-                visit(seen, &h)?;
+                state += 1;
+                visit(state, &h)?;
             }
-            x = block.mlp_half(&x, &h, &context)?;
-            seen += 1;
+            x = block.mlp_residual(&x, &h, &context)?;
+            state += 1;
             match &self.last_norm {
-                Some(norm) if block.index + 1 == self.blocks.len() => visit(seen, &norm.forward(&x, None)?.0)?,
-                _ => visit(seen, &x)?,
+                Some(norm) if block.index + 1 == self.blocks.len() => visit(state, &norm.forward(&x, None)?.0)?,
+                _ => visit(state, &x)?,
             }
         }
         Ok(())
     }
 
-    /// What the blocks need to know of a batch.
+    /// Collects the values that all blocks need for a batch.
     fn context<'a>(
         &'a self,
         batch: &'a Batch,
-        pass: &'a Pass,
+        mode: &'a Mode,
         cache: Option<&'a RefCell<KvCache>>,
     ) -> Result<Context<'a>> {
         let sequences = batch.sequences();
         let angles = self.ropes.iter().map(|rope| rope.at(batch.positions(), &self.device)).collect::<Result<_>>()?;
         let bias = self.bias.as_ref().map(|bias| bias.by_distance(sequences.longest(), &self.device)).transpose()?;
         let distances = self.distances.as_ref().map(|distances| distances.within(sequences.longest()));
-        Ok(Context { pass, sequences, angles, bias, distances, cache })
+        Ok(Context { mode, sequences, angles, bias, distances, cache })
     }
 
-    fn embed(&self, batch: &Batch, pass: &Pass) -> Result<Tensor> {
-        let most = self.config.max_positions;
-        if let Some(longest) = batch.positions().iter().max().map(|p| *p as usize + 1).filter(|n| *n > most) {
-            return Err(Error::Value(format!("a sequence has {longest} tokens; the model has {most} positions")));
+    fn embed(&self, batch: &Batch, mode: &Mode) -> Result<Tensor> {
+        let max_positions = self.config.max_positions;
+        if let Some(longest) = batch.positions().iter().max().map(|p| *p as usize + 1).filter(|n| *n > max_positions) {
+            return Err(Error::Value(format!(
+                "a sequence has {longest} tokens; the model has {max_positions} positions"
+            )));
         }
         let Tables { words, positions, types, scale } = &self.tables;
         let rows: Vec<u32> = match positions {
@@ -328,39 +334,40 @@ impl Transformer {
         if *scale != 1.0 {
             scale::in_place(*scale, &mut sum)?;
         }
-        let dropout = pass.dropout(Site::Embeddings, 0, self.config.hidden_dropout);
+        let dropout = mode.dropout(DropoutSite::Embeddings, 0, self.config.hidden_dropout);
         let normed = match &self.norm {
             Some(norm) => norm.forward(&sum, None)?.0,
             None => sum,
         };
-        pass::apply(dropout, normed)
+        mode::apply_dropout(dropout, normed)
     }
 
-    /// The last hidden state (N, C), and what backward needs: nothing of blocks below the lowest one with an adapter.
-    pub(crate) fn forward(&self, batch: &Batch, pass: &Pass) -> Result<(Tensor, Saved)> {
-        self.run(batch, pass, None, self.lowest_adapted())
+    /// Returns the last hidden state (N, C) and the values that `backward` needs. Blocks below the lowest block with an
+    /// adapter save nothing.
+    pub(crate) fn forward(&self, batch: &Batch, mode: &Mode) -> Result<(Tensor, Saved)> {
+        self.run(batch, mode, None, self.lowest_adapted())
     }
 
-    /// The last hidden state (N, C) where there will be no backward: nothing is kept of the blocks on the way.
+    /// Returns the last hidden state (N, C) and keeps nothing for a backward pass.
     pub(crate) fn last_state(&self, batch: &Batch) -> Result<Tensor> {
-        Ok(self.run(batch, &Pass::inference(), None, None)?.0)
+        Ok(self.run(batch, &Mode::inference(), None, None)?.0)
     }
 
-    /// The last hidden state of tokens that follow those in the cache, which takes them in.
+    /// Returns the last hidden state of tokens that follow the tokens in the cache, and adds them to the cache.
     pub(crate) fn forward_cached(&self, batch: &Batch, cache: &RefCell<KvCache>) -> Result<Tensor> {
-        Ok(self.run(batch, &Pass::inference(), Some(cache), None)?.0)
+        Ok(self.run(batch, &Mode::inference(), Some(cache), None)?.0)
     }
 
-    /// Keeps what backward needs of the blocks from `lowest` on.
+    /// Runs all blocks and keeps the values for `backward` of block `lowest` and the blocks above it.
     fn run(
         &self,
         batch: &Batch,
-        pass: &Pass,
+        mode: &Mode,
         cache: Option<&RefCell<KvCache>>,
         lowest: Option<usize>,
     ) -> Result<(Tensor, Saved)> {
-        let context = self.context(batch, pass, cache)?;
-        let mut x = self.embed(batch, pass)?;
+        let context = self.context(batch, mode, cache)?;
+        let mut x = self.embed(batch, mode)?;
         let mut blocks = Vec::new();
         for block in &self.blocks {
             let (y, saved) = block.forward(&x, &context)?;
@@ -374,19 +381,19 @@ impl Transformer {
         Ok((y, Saved { blocks, last_norm: lowest.map(|_| saved) }))
     }
 
-    /// The adapters' gradients, from the gradient of the last hidden state (N, C).
+    /// Adds the adapters' gradients to `grads`, given the gradient of the last hidden state (N, C).
     pub(crate) fn backward(
         &self,
         d_last: Tensor,
         batch: &Batch,
-        pass: &Pass,
+        mode: &Mode,
         saved: Saved,
         grads: &mut Grads,
     ) -> Result<()> {
         let Some(lowest) = self.lowest_adapted() else {
             return Ok(());
         };
-        let context = self.context(batch, pass, None)?;
+        let context = self.context(batch, mode, None)?;
         let mut d = d_last;
         if let Some((norm, saved)) = self.last_norm.as_ref().zip(saved.last_norm) {
             d = norm.backward(&d, saved)?;
@@ -404,10 +411,10 @@ impl Transformer {
         self.blocks.iter().position(|b| b.linears().any(|linear| linear.lora.is_some()))
     }
 
-    /// Puts fresh adapters on every module that the config targets, and returns how many parameters they have.
+    /// Adds new adapters to every module that the config targets. Returns the number of their parameters.
     ///
     /// # Errors
-    /// If no module is targeted or a rank is above min(C_in, C_out).
+    /// Returns an error if no module is targeted or a rank is above min(C_in, C_out).
     pub fn add_adapters(&mut self, config: &AdapterConfig, seed: u64) -> Result<usize> {
         let mut layers = BTreeMap::new();
         let matcher = config.matcher()?;
@@ -424,10 +431,10 @@ impl Transformer {
         Ok(parameters)
     }
 
-    /// Puts these adapters on the modules that they are named for.
+    /// Attaches each adapter to the module with its name.
     ///
     /// # Errors
-    /// If a module is not there or of other sizes.
+    /// Returns an error if the model has no module of that name or the sizes differ.
     pub(crate) fn attach(&mut self, mut layers: BTreeMap<String, LoraLayer>) -> Result<()> {
         let device = self.device.clone();
         for linear in self.linears_mut() {
@@ -451,12 +458,12 @@ impl Transformer {
         }
     }
 
-    /// Takes the adapters of a PEFT folder, which must have one for every module that its config targets.
+    /// Attaches the adapters of a PEFT folder, which must have one for every module that its config targets.
     fn attach_all(&mut self, config: &AdapterConfig, layers: BTreeMap<String, LoraLayer>, is_bare: bool) -> Result<()> {
         let (matcher, prefix) = (config.matcher()?, self.prefix());
         for linear in self.linears() {
             let bare = linear.name.strip_prefix(prefix).unwrap_or(&linear.name);
-            // The config's patterns are of the names that the adapter was made with.
+            // The patterns of the config match the names of the model for which the adapter was made.
             let targeted = matcher.module(if is_bare { bare } else { &linear.name })?.is_some();
             if targeted && !layers.contains_key(&linear.name) {
                 let name = &linear.name;
@@ -468,12 +475,12 @@ impl Transformer {
         self.attach(layers)
     }
 
-    /// The adapters by the names of their modules.
+    /// All adapters, by the names of their modules.
     pub(crate) fn adapters(&self) -> BTreeMap<String, LoraLayer> {
         self.linears().filter_map(|linear| Some((linear.name.clone(), linear.lora.clone()?))).collect()
     }
 
-    /// A and B of every adapter by their names, in a fixed order.
+    /// A and B of every adapter with their names, in a fixed order.
     pub(crate) fn adapter_parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let mut all = Vec::new();
         for linear in self.linears_mut() {
@@ -485,19 +492,19 @@ impl Transformer {
         all
     }
 
-    /// Tensors that an adapter has trained whole, the head's left out.
+    /// Tensors that an adapter trained and saved whole; tensors of the head excepted.
     pub(crate) fn saved(&self) -> &BTreeMap<String, Tensor> {
         &self.saved
     }
 
-    /// Notes a tensor beside the transformer's own that an adapter has trained whole.
+    /// Adds a tensor that an adapter trained whole and that is not part of the transformer itself.
     pub(crate) fn keep_saved(&mut self, name: &str, tensor: Tensor) {
         self.saved.insert(name.to_owned(), tensor);
     }
 }
 
-/// Rows of the position table where the padding token, `first - 1`, has its own row and is not counted (RoBERTa), should a text
-/// have it.
+/// Rows of the position table for RoBERTa. The padding token, whose id is `first - 1`, takes row `first - 1` and does
+/// not advance the position of the tokens after it.
 fn rows_without_padding(batch: &Batch, first: u32) -> Vec<u32> {
     let mut rows = Vec::with_capacity(batch.ids().len());
     for sequence in batch.sequences().ranges() {

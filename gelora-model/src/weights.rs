@@ -8,8 +8,8 @@ use crate::linear::{Linear, transpose};
 use crate::norm::Norm;
 use crate::{Error, Result, checkpoint};
 
-/// The tensors of a model folder, single file or sharded, taken out one by one as modules are built. Tensors that an adapter
-/// saves whole (PEFT's `modules_to_save`) take the place of the checkpoint's.
+/// The tensors of a model folder, single file or sharded, taken out one by one as modules are built. Tensors that an
+/// adapter saves whole (PEFT's `modules_to_save`) take the place of the checkpoint's.
 pub(crate) struct Weights {
     /// The folder or file of the model.
     model: PathBuf,

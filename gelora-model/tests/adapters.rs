@@ -1,4 +1,5 @@
-//! What people bring beside plain LoRA, against transformers and PEFT: `fixtures/adapters.py` says what is in the goldens.
+//! What people bring beside plain LoRA, against transformers and PEFT: `fixtures/adapters.py` says what is in the
+//! goldens.
 
 mod golden;
 

@@ -3,8 +3,8 @@
 use gelora_model::Config;
 use serde_json::{Map, Value};
 
-/// Every option in them is known, and the sizes are those of a published model: heads fill the channels, but where the config
-/// says how large they are.
+/// Every option in them is known, and the sizes are those of a published model: heads fill the channels, but where the
+/// config says how large they are.
 #[test]
 fn configs_of_well_known_models_are_read() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/configs.json");

@@ -1,4 +1,5 @@
-//! Another project takes the libraries alone: they build without the program, and bring nothing that only the program needs.
+//! Another project takes the libraries alone: they build without the program, and bring nothing that only the program
+//! needs.
 
 use std::path::Path;
 use std::process::Command;

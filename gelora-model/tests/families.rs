@@ -1,4 +1,5 @@
-//! A tiny random model of every family against transformers and PEFT: `fixtures/families.py` says what is in the goldens.
+//! A tiny random model of every family against transformers and PEFT: `fixtures/families.py` says what is in the
+//! goldens.
 
 #![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
 
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 
 use gelora_kernels::{DType, Rounding, Tensor};
 use gelora_lora::Adapter;
-use gelora_model::{Batch, CausalLm, Classifier, Grads, Granularity, Pass, Sampling, Targets, Transformer};
+use gelora_model::{Batch, CausalLm, Classifier, Grads, Granularity, Mode, Sampling, Targets, Transformer};
 use golden::{Golden, assert_close, fixture};
 
 /// T of the goldens.
@@ -109,19 +110,19 @@ impl Family {
         let logits = classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
         assert_close(&format!("{} logits", self.name), &logits, &self.golden.floats("classify.logits"), 1e-4);
         let labels: Vec<usize> = self.golden.integers("labels").iter().map(|l| *l as usize).collect();
-        let train = |pass: &Pass| {
+        let train = |mode: &Mode| {
             let mut grads = Grads::new();
-            let loss = classifier.backward(&batch, Targets::Classes(&labels), pass, 1.0, &mut grads).expect("backward");
+            let loss = classifier.backward(&batch, Targets::Classes(&labels), mode, 1.0, &mut grads).expect("backward");
             (loss.item().expect("one value"), grads)
         };
-        let (loss, grads) = train(&Pass::inference());
+        let (loss, grads) = train(&Mode::inference());
         assert_close("loss", &[loss], &self.golden.floats("classify.loss"), 1e-5);
         self.assert_gradients("classify", &grads);
         // Checkpointing changes no bit.
         let bits = |grads: &Grads| {
             grads.values().flat_map(|t| t.to_vec().expect("on the CPU")).map(f32::to_bits).collect::<Vec<_>>()
         };
-        assert_eq!(bits(&train(&Pass::training(1, 2)).1), bits(&train(&Pass::training(1, 2).recomputing()).1));
+        assert_eq!(bits(&train(&Mode::training(1, 2)).1), bits(&train(&Mode::training(1, 2).recomputing()).1));
         // What is read is what is written.
         let folder = tempfile::tempdir().expect("a folder");
         classifier.adapter(adapter.config.clone()).write(folder.path()).expect("it can be written");
@@ -147,7 +148,7 @@ impl Family {
         assert_close(&format!("{} lm logits", self.name), &logits, &self.unpadded("lm.logits"), 1e-4);
         let targets = vec![true; rows.len()];
         let mut grads = Grads::new();
-        let loss = lm.backward(&batch, &targets, &Pass::inference(), 1.0, &mut grads).expect("backward");
+        let loss = lm.backward(&batch, &targets, &Mode::inference(), 1.0, &mut grads).expect("backward");
         let loss = loss.item().expect("one value");
         assert_close("lm loss", &[loss], &self.golden.floats("lm.loss"), 1e-5);
         self.assert_gradients("lm", &grads);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use gelora_kernels::ops::pool;
 use gelora_kernels::{DType, Tensor};
 use gelora_lora::Adapter;
-use gelora_model::{Classifier, Grads, Granularity, Pass, Targets, Transformer};
+use gelora_model::{Classifier, Grads, Granularity, Mode, Targets, Transformer};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
 
 fn model() -> PathBuf {
@@ -60,7 +60,8 @@ fn an_adapter_trains_as_in_peft() {
     assert_eq!(compared, 6 * 4 * 2 + 2);
 }
 
-/// What products in bf16 (2^-9 relative a factor) do to hidden states, loss and gradients; where the CPU has none, nothing.
+/// What products in bf16 (2^-9 relative a factor) do to hidden states, loss and gradients; where the CPU has none,
+/// nothing.
 #[test]
 fn bf16_stays_near_f32() {
     let rows = rows(&Golden::open("minilm.golden.safetensors"));
@@ -92,7 +93,7 @@ fn bf16_stays_near_f32() {
         let mut classifier = Classifier::with_adapter(&model(), adapter, None).expect("it fits");
         classifier.compute_in(dtype).expect("f32 or bf16");
         let (batch, mut grads) = (batch(&rows, &chosen), Grads::new());
-        let loss = classifier.backward(&batch, Targets::Classes(&labels), &Pass::inference(), 1.0, &mut grads);
+        let loss = classifier.backward(&batch, Targets::Classes(&labels), &Mode::inference(), 1.0, &mut grads);
         (loss.and_then(|loss| Ok(loss.item()?)).expect("backward"), grads)
     };
     let ((loss, got), (want_loss, want)) = (gradients(DType::Bf16), gradients(DType::F32));

@@ -5,7 +5,7 @@ use std::path::Path;
 use gelora_kernels::recycle;
 use gelora_lora::Adapter;
 use gelora_model::optim::Optimizer;
-use gelora_model::{Batch, Classifier, Grads, Pass, Targets};
+use gelora_model::{Batch, Classifier, Grads, Mode, Targets};
 
 #[test]
 fn after_a_few_steps_no_large_buffer_is_asked_of_the_system() {
@@ -19,8 +19,8 @@ fn after_a_few_steps_no_large_buffer_is_asked_of_the_system() {
         let sequences: Vec<_> = (0..rows).map(|i| (vec![5 + i as u32 % 50; 12 + i % 9], vec![0; 12 + i % 9])).collect();
         let labels: Vec<usize> = (0..rows).map(|i| i % 3).collect();
         let batch = Batch::new(&sequences).expect("a batch");
-        let (pass, mut grads) = (Pass::training(1, step as u64), Grads::new());
-        classifier.backward(&batch, Targets::Classes(&labels), &pass, 1.0, &mut grads).expect("backward");
+        let (mode, mut grads) = (Mode::training(1, step as u64), Grads::new());
+        classifier.backward(&batch, Targets::Classes(&labels), &mode, 1.0, &mut grads).expect("backward");
         optimizer.step(classifier.parameters_mut(), &grads, 1e-3).expect("a step");
         recycle::stats()
     };

@@ -4,7 +4,7 @@ mod golden;
 
 use gelora_kernels::{Tensor, ops::pool};
 use gelora_lora::Adapter;
-use gelora_model::{Classifier, Grads, Granularity, Pass, Targets, Task, Transformer};
+use gelora_model::{Classifier, Grads, Granularity, Mode, Targets, Task, Transformer};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
 
 type Row = (Vec<u32>, Vec<u32>);
@@ -139,7 +139,7 @@ fn accumulated_gradients_are_those_of_the_whole_batch() {
             let labels: Vec<usize> = part.iter().map(|&i| labels[i]).collect();
             let weight = part.len() as f32 / 5.0;
             classifier
-                .backward(&batch(&rows, part), Targets::Classes(&labels), &Pass::inference(), weight, &mut grads)
+                .backward(&batch(&rows, part), Targets::Classes(&labels), &Mode::inference(), weight, &mut grads)
                 .expect("backward");
         }
         grads
@@ -160,7 +160,7 @@ fn dropout_depends_on_seed_and_step_alone() {
     let (_, classifier) = with_adapter("tiny-bert-peft");
     let loss = |seed, step| {
         let targets = Targets::Classes(&[0, 2, 1, 1, 0]);
-        let loss = classifier.backward(&batch, targets, &Pass::training(seed, step), 1.0, &mut Grads::new());
+        let loss = classifier.backward(&batch, targets, &Mode::training(seed, step), 1.0, &mut Grads::new());
         loss.and_then(|loss| Ok(loss.item()?)).expect("backward")
     };
     assert_eq!(loss(1, 1), loss(1, 1));
@@ -175,9 +175,9 @@ fn gradients_with_dropout_match_finite_differences() {
     let batch = batch(&rows(&golden), &ALL);
     let (_, mut classifier) = with_adapter("tiny-bert-peft-rslora");
     let targets = Targets::Classes(&[0, 2, 1, 1, 0]);
-    let pass = Pass::training(5, 7);
+    let mode = Mode::training(5, 7);
     let mut grads = Grads::new();
-    classifier.backward(&batch, targets, &pass, 1.0, &mut grads).expect("backward");
+    classifier.backward(&batch, targets, &mode, 1.0, &mut grads).expect("backward");
     // Along the gradient itself the loss must rise by the gradient's squared norm; f32 allows no finer question.
     let squared: f64 = grads.values().flat_map(|g| g.to_vec().expect("on the CPU")).map(|v| f64::from(v).powi(2)).sum();
     let h = 2e-3 / squared.sqrt();
@@ -189,7 +189,7 @@ fn gradients_with_dropout_match_finite_differences() {
                 *p += (sign * h) as f32 * g;
             }
         }
-        let loss = classifier.backward(&batch, targets, &pass, 1.0, &mut Grads::new());
+        let loss = classifier.backward(&batch, targets, &mode, 1.0, &mut Grads::new());
         f64::from(loss.and_then(|loss| Ok(loss.item()?)).expect("backward"))
     };
     let (up, down) = (at(1.0), at(-2.0));

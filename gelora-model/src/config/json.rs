@@ -265,8 +265,8 @@ impl Json {
         ids.ok_or_else(|| self.error(format!("eos_token_id must be a token's id or a list of them, got {value}")))
     }
 
-    /// pad_token_id, which null turns off; where the key is missing, that of the family's class in transformers. Old models of
-    /// Llama have -1, which no token is.
+    /// pad_token_id, which null turns off; where the key is missing, that of the family's class in transformers. Old
+    /// models of Llama have -1, which no token is.
     pub fn pad(&self, of_family: Option<u32>) -> Result<Option<u32>> {
         let Some(value) = self.map.get("pad_token_id") else { return Ok(of_family) };
         match (value, value.as_i64()) {
@@ -276,8 +276,8 @@ impl Json {
         }
     }
 
-    /// Class names from id2label, in the order of their ids. transformers writes LABEL_0, LABEL_1, ... for want of names;
-    /// the data then says 0, 1, ...
+    /// Class names from id2label, in the order of their ids. transformers writes LABEL_0, LABEL_1, ... for want of
+    /// names; the data then says 0, 1, ...
     pub fn labels(&self) -> Vec<String> {
         let Some(Value::Object(map)) = self.map.get("id2label") else {
             return Vec::new();

@@ -25,9 +25,9 @@ pub(super) fn f1(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
     ratio(occurring.iter().map(|k| f1_of(*k)).sum(), occurring.len() as f64)
 }
 
-/// Matthews correlation for any number of classes:
-/// R_K = (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2)),
-/// where of s rows c are right, p_k are predicted to be class k and t_k are. 0 if only one class is predicted or occurs.
+/// Matthews correlation for any number of classes: R_K = (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k
+/// t_k^2)), where of s rows c are right, p_k are predicted to be class k and t_k are. 0 if only one class is predicted
+/// or occurs.
 ///
 /// Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient", eq. 8.
 pub(super) fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {

@@ -18,12 +18,13 @@ pub struct Evaluation {
     pub logits: Vec<Vec<f32>>,
 }
 
-/// Evaluates a model on rows: accuracy, F1 and Matthews correlation of classes; Pearson and Spearman correlation and mean
-/// squared error of scores; mean loss and perplexity of a language model. A classifier predicts rows without labels, too.
+/// Evaluates a model on rows: accuracy, F1 and Matthews correlation of classes; Pearson and Spearman correlation and
+/// mean squared error of scores; mean loss and perplexity of a language model. A classifier predicts rows without
+/// labels, too.
 ///
 /// # Errors
-/// If a row cannot be tokenized, a token is outside the model's tables, the labels do not fit the task, the device fails, or
-/// `progress` returns an error.
+/// If a row cannot be tokenized, a token is outside the model's tables, the labels do not fit the task, the device
+/// fails, or `progress` returns an error.
 pub fn evaluate<R: Reply>(
     model: &TaskModel,
     rows: &dyn Rows,

@@ -1,11 +1,11 @@
-//! BERT: absolute positions, norms after each half of a block (Devlin et al., arXiv 1810.04805). RoBERTa and XLM-R are the
-//! same but for the first position (Liu et al., arXiv 1907.11692; Conneau et al., arXiv 1911.02116).
+//! BERT: absolute positions, norms after each half of a block (Devlin et al., arXiv 1810.04805). RoBERTa and XLM-R are
+//! the same but for the first position (Liu et al., arXiv 1907.11692; Conneau et al., arXiv 1911.02116).
 
 use serde_json::json;
 
 use super::{Parts, Tables, split_heads};
 use crate::attention::Attention;
-use crate::block::{Block, Half};
+use crate::block::{Block, Residual};
 use crate::config::Json;
 use crate::mlp::Mlp;
 use crate::weights::Weights;
@@ -114,8 +114,8 @@ impl Names {
         };
         let mlp_norm = w.layer_norm(&at(self.mlp_norm), c.hidden, c.norm_eps)?;
         let dropout = c.hidden_dropout;
-        let attention = Half { before: None, inner: attention, after: None, last: Some(attention_norm), dropout };
-        let mlp = Half { before: None, inner: mlp, after: None, last: Some(mlp_norm), dropout };
+        let attention = Residual { before: None, inner: attention, after: None, last: Some(attention_norm), dropout };
+        let mlp = Residual { before: None, inner: mlp, after: None, last: Some(mlp_norm), dropout };
         Ok(Block { index: layer, attention, mlp, convolution: None })
     }
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Parts, Tables, split_heads};
 use crate::attention::Attention;
-use crate::block::{Block, Half};
+use crate::block::{Block, Residual};
 use crate::config::Json;
 use crate::mlp::Mlp;
 use crate::weights::Weights;
@@ -65,8 +65,8 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         };
         let norm = |w: &mut Weights, name: &str| w.layer_norm(&at(name), c.hidden, c.norm_eps).map(Some);
         let (of_attention, of_mlp, dropout) = (norm(w, "ln_1")?, norm(w, "ln_2")?, c.hidden_dropout);
-        let attention = Half { before: of_attention, inner: attention, after: None, last: None, dropout };
-        let mlp = Half { before: of_mlp, inner: mlp, after: None, last: None, dropout };
+        let attention = Residual { before: of_attention, inner: attention, after: None, last: None, dropout };
+        let mlp = Residual { before: of_mlp, inner: mlp, after: None, last: None, dropout };
         blocks.push(Block { index: l, attention, mlp, convolution: None });
     }
     let last_norm = Some(w.layer_norm("ln_f", c.hidden, c.norm_eps)?);

@@ -1,12 +1,12 @@
-//! Llama 2 and 3, SmolLM2 (Touvron et al., arXiv 2307.09288), and what differs from them in an option or a norm: Mistral
-//! (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388), Gemma 3 (arXiv 2503.19786).
+//! Llama 2 and 3, SmolLM2 (Touvron et al., arXiv 2307.09288), and what differs from them in an option or a norm:
+//! Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388), Gemma 3 (arXiv 2503.19786).
 
 use gelora_kernels::ops::activation::Activation;
 use serde_json::{Value, json};
 
 use super::{Parts, Tables, rope};
 use crate::attention::Attention;
-use crate::block::{Block, Half};
+use crate::block::{Block, Residual};
 use crate::config::{Json, LayerKind};
 use crate::mlp::Mlp;
 use crate::norm::Norm;
@@ -197,8 +197,8 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         };
         let dropout = 0.0;
         let attention =
-            Half { before: before_attention, inner: attention, after: after_attention, last: None, dropout };
-        let mlp = Half { before: before_mlp, inner: mlp, after: after_mlp, last: None, dropout };
+            Residual { before: before_attention, inner: attention, after: after_attention, last: None, dropout };
+        let mlp = Residual { before: before_mlp, inner: mlp, after: after_mlp, last: None, dropout };
         blocks.push(Block { index: l, attention, mlp, convolution: None });
     }
     let last_norm = Some(w.rms_norm("norm", c.hidden, c.norm_eps, offset)?);

@@ -168,7 +168,8 @@ impl Parts {
 /// Embedding tables.
 pub(crate) struct Tables {
     pub words: Tensor,
-    /// The table of positions, and the row of the first. If that is not 0, the padding token's id is one less, its row too.
+    /// The table of positions, and the row of the first. If that is not 0, the padding token's id is one less, its row
+    /// too.
     pub positions: Option<(Tensor, u32)>,
     pub types: Option<Tensor>,
     /// What the sum is multiplied by.
@@ -179,12 +180,12 @@ pub(crate) struct Tables {
 const GENERATION: &str = "generation_config.json";
 
 impl Config {
-    /// Reads MODEL/config.json, or the metadata of a .gguf file; and MODEL/generation_config.json, where models that were taught to
-    /// converse name the end of a turn.
+    /// Reads MODEL/config.json, or the metadata of a .gguf file; and MODEL/generation_config.json, where models that
+    /// were taught to converse name the end of a turn.
     ///
     /// # Errors
-    /// If a file is missing (but the latter) or no JSON object, the family is not supported, a key is missing or of the wrong type, or an
-    /// option is not known or has a value that is not supported.
+    /// If a file is missing (but the latter) or no JSON object, the family is not supported, a key is missing or of the
+    /// wrong type, or an option is not known or has a value that is not supported.
     pub fn load(model: &Path) -> Result<Self> {
         let mut config = config(&Json::load(model)?)?;
         let path = model.join(GENERATION);

@@ -9,9 +9,9 @@
 //! MODULE.weight.lora_b   B (C_out, R)      rows in the order of the base file's
 //! ```
 //!
-//! llama.cpp scales every module by alpha / R, with one alpha for all and the R of that module, and by 1 if alpha is 0. An
-//! adapter with ranks or alphas of its own in each module, or with rsLoRA, is right there if alpha is 0 and B has the scale
-//! in it; so it is written here.
+//! llama.cpp scales every module by alpha / R, with one alpha for all and the R of that module, and by 1 if alpha is 0.
+//! An adapter with ranks or alphas of its own in each module, or with rsLoRA, is right there if alpha is 0 and B has
+//! the scale in it; so it is written here.
 //!
 //! Source: llama.cpp, `src/llama-adapter.h`, `llama_adapter_lora_weight::get_scale`, and `src/llama-adapter.cpp`.
 
@@ -32,12 +32,12 @@ const SUFFIXES: [&str; 2] = [".weight.lora_a", ".weight.lora_b"];
 /// PEFT's name of language modelling.
 const CAUSAL_LM: &str = "CAUSAL_LM";
 
-/// Writes an adapter of the model that `config` is of as a GGUF file, in f32. llama.cpp and what is built on it compute with it
-/// what PEFT computes with the folder, whatever its ranks, alphas and patterns. Returns the number of modules.
+/// Writes an adapter of the model that `config` is of as a GGUF file, in f32. llama.cpp and what is built on it compute
+/// with it what PEFT computes with the folder, whatever its ranks, alphas and patterns. Returns the number of modules.
 ///
 /// # Errors
-/// If GGUF has no name for the model's family or for a module, a module is not one of the model's or of other sizes, the adapter
-/// trains modules whole, or the file cannot be written.
+/// If GGUF has no name for the model's family or for a module, a module is not one of the model's or of other sizes,
+/// the adapter trains modules whole, or the file cannot be written.
 pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<usize> {
     let architecture = architecture_of(path, config)?;
     if let Some(name) = adapter.saved.keys().next() {
@@ -90,8 +90,8 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<
 /// Reads an adapter in a GGUF file for the model that `config` is of, as a language model's adapter in PEFT's form.
 ///
 /// # Errors
-/// If the file is damaged, not a LoRA adapter or one for another architecture, or has a tensor that is neither A nor B of a linear
-/// module of the model, an A without a B, or one of other sizes.
+/// If the file is damaged, not a LoRA adapter or one for another architecture, or has a tensor that is neither A nor B
+/// of a linear module of the model, an A without a B, or one of other sizes.
 pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
     let gguf = Gguf::open(path)?;
     let architecture = architecture_of(path, config)?;

@@ -1,7 +1,7 @@
 //! A whole language model as a GGUF file, its adapters merged.
 //!
-//! Source: llama.cpp, `convert_hf_to_gguf.py` for the keys, `src/models/*.cpp` for what it computes without being told: the
-//! nonlinearity, no windows but Gemma's, and the scale of scores.
+//! Source: llama.cpp, `convert_hf_to_gguf.py` for the keys, `src/models/*.cpp` for what it computes without being told:
+//! the nonlinearity, no windows but Gemma's, and the scale of scores.
 
 use std::path::Path;
 
@@ -33,12 +33,12 @@ const NOT_KEPT: [&str; 4] = ["general.file_type", "general.quantization_version"
 const QUANTIZATION_VERSION: u32 = 2;
 
 impl CausalLm {
-    /// Writes the model with its adapters merged into the weights as a GGUF file, which llama.cpp and what is built on it load.
-    /// `model` is what this was loaded from. Returns remarks on what the file says otherwise than the model.
+    /// Writes the model with its adapters merged into the weights as a GGUF file, which llama.cpp and what is built on
+    /// it load. `model` is what this was loaded from. Returns remarks on what the file says otherwise than the model.
     ///
     /// # Errors
-    /// If GGUF has no name for the model's family or for a tensor, llama.cpp would compute something else than the model, a value is
-    /// too large for the type, or a file cannot be read or written.
+    /// If GGUF has no name for the model's family or for a tensor, llama.cpp would compute something else than the
+    /// model, a value is too large for the type, or a file cannot be read or written.
     pub fn write_gguf(&self, model: &Path, out: &Path, options: &GgufOptions) -> Result<Vec<String>> {
         let config = self.transformer().config();
         let architecture = Architecture::of_family(&config.family).ok_or_else(|| {

@@ -1,7 +1,7 @@
 //! Names of tensors in GGUF files and in Hugging Face checkpoints, and the order of their rows in both.
 //!
-//! Sources: llama.cpp, `gguf-py/gguf/tensor_mapping.py` for names, `convert_hf_to_gguf.py` for what is stored otherwise: Llama's
-//! rows of queries and keys, Gemma's norms (1 more), and GPT-2's maps (transposed).
+//! Sources: llama.cpp, `gguf-py/gguf/tensor_mapping.py` for names, `convert_hf_to_gguf.py` for what is stored
+//! otherwise: Llama's rows of queries and keys, Gemma's norms (1 more), and GPT-2's maps (transposed).
 
 use std::sync::Arc;
 

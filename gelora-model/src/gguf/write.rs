@@ -104,8 +104,8 @@ impl StoredType {
         }
     }
 
-    /// This type for a matrix, f32 for a vector and the table of positions, and f16 where rows of Q8_0 are no whole blocks: as
-    /// llama.cpp converts models.
+    /// This type for a matrix, f32 for a vector and the table of positions, and f16 where rows of Q8_0 are no whole
+    /// blocks: as llama.cpp converts models.
     pub(super) fn of_tensor(self, name: &str, shape: &[usize]) -> Self {
         match (self, shape.last()) {
             _ if shape.len() < 2 || name == "position_embd.weight" => Self::F32,
@@ -124,8 +124,8 @@ pub(super) struct Output<'a> {
     pub values: Box<dyn Fn() -> Result<Tensor> + 'a>,
 }
 
-/// Writes a file in one step: what was there before is left as it was until the new file is whole. One tensor at a time is made
-/// and converted.
+/// Writes a file in one step: what was there before is left as it was until the new file is whole. One tensor at a time
+/// is made and converted.
 ///
 /// # Errors
 /// If a tensor cannot be made, has a value that its type cannot hold, or the file cannot be written.

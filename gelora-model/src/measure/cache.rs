@@ -1,8 +1,8 @@
 //! Pooled hidden states of earlier runs, so that another policy does not run the model again.
 //!
-//! The cache is addressed by content: the name of an entry is a hash (BLAKE3) of everything that its points depend on, so a
-//! changed weight file or text is another entry, and nothing is ever out of date. All entries together take at most 4 GiB;
-//! the oldest are removed first.
+//! The cache is addressed by content: the name of an entry is a hash (BLAKE3) of everything that its points depend on,
+//! so a changed weight file or text is another entry, and nothing is ever out of date. All entries together take at
+//! most 4 GiB; the oldest are removed first.
 
 use std::fs;
 use std::path::{Path, PathBuf};

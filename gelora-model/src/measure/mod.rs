@@ -7,7 +7,8 @@
 //! r_s     = policy(delta_s)                    e.g. max(ceil(delta_s), 0) + 1 in the published rule
 //! ```
 //!
-//! [`measure`] does all of it. [`pooled_states`] and [`measure_points`] are its two halves, for callers that keep the points.
+//! [`measure`] does all of it. [`pooled_states`] and [`measure_points`] are its two halves, for callers that keep the
+//! points.
 //!
 //! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250).
 
@@ -45,8 +46,8 @@ pub use warnings::{Warning, WarningKind};
 /// `progress` receives every [`Event`]; it may return nothing, or a `Result` whose error ends the measurement.
 ///
 /// # Errors
-/// If an option is out of range or names no module of the model, there are fewer than 3 distinct examples, a token is outside
-/// the model's tables, the device fails, or `progress` returns an error.
+/// If an option is out of range or names no module of the model, there are fewer than 3 distinct examples, a token is
+/// outside the model's tables, the device fails, or `progress` returns an error.
 pub fn measure<R: Reply>(
     model: &Transformer,
     examples: &[Tokens],

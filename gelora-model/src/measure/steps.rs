@@ -39,8 +39,8 @@ pub struct Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
-    /// The modules of a model with these linear modules that `wanted` names: ends of names, or "all-linear"; without a name
-    /// the four projections of attention.
+    /// The modules of a model with these linear modules that `wanted` names: ends of names, or "all-linear"; without a
+    /// name the four projections of attention.
     ///
     /// # Errors
     /// If a name fits no module.

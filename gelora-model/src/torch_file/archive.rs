@@ -1,10 +1,10 @@
 //! The directory of a zip archive whose entries are stored as they are: where the bytes of each lie.
 //!
-//! The zip crate copies entries out and sets memory aside for as many as a file says it has. Here entries stay in the map, and
-//! what is kept is bounded by the directory's own length.
+//! The zip crate copies entries out and sets memory aside for as many as a file says it has. Here entries stay in the
+//! map, and what is kept is bounded by the directory's own length.
 //!
-//! Source: PKWARE's APPNOTE.TXT, 4.3: entries with local headers, a directory of them, its end record; the sizes that do not
-//! fit into 32 bits are in a field aside (zip64), which PyTorch always writes for the end record.
+//! Source: PKWARE's APPNOTE.TXT, 4.3: entries with local headers, a directory of them, its end record; the sizes that
+//! do not fit into 32 bits are in a field aside (zip64), which PyTorch always writes for the end record.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

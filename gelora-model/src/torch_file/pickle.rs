@@ -1,10 +1,10 @@
 //! Python's pickles, as far as tensors by their names need them.
 //!
-//! A pickle is a program for a machine with a stack, and may ask for any function of Python. This one knows the functions that
-//! make tensors and their containers, runs nothing, and refuses whatever asks for more.
+//! A pickle is a program for a machine with a stack, and may ask for any function of Python. This one knows the
+//! functions that make tensors and their containers, runs nothing, and refuses whatever asks for more.
 //!
-//! Objects refer to each other by number, so that a deep or circular pickle costs no stack of ours; each takes at least a byte
-//! of the pickle, of which [`LONGEST`] are read at most.
+//! Objects refer to each other by number, so that a deep or circular pickle costs no stack of ours; each takes at least
+//! a byte of the pickle, of which [`LONGEST`] are read at most.
 //!
 //! Source: Python's `pickletools.py`; `torch/_utils.py` for the functions.
 

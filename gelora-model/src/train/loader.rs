@@ -16,8 +16,8 @@ pub(super) struct StepRows {
     pub tokens: Vec<Tokens>,
 }
 
-/// Starts a thread that makes the rows of these steps, in order and one step ahead. Tokens are not kept: making them again in the
-/// next epoch costs a hundredth of a step. The thread ends when the receiver is dropped.
+/// Starts a thread that makes the rows of these steps, in order and one step ahead. Tokens are not kept: making them
+/// again in the next epoch costs a hundredth of a step. The thread ends when the receiver is dropped.
 pub(super) fn start<'scope>(
     rows: &'scope dyn Rows,
     sampler: &'scope Sampler,

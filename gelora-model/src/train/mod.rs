@@ -29,7 +29,7 @@ use crate::event::{Reply, Report, report};
 use crate::measure::adapter_config;
 use crate::optim::{Optimizer, finite_norm, linear_schedule};
 use crate::record::Metrics;
-use crate::{Error, Event, Grads, Pass, Result, Rows, TaskModel, Work};
+use crate::{Error, Event, Grads, Mode, Result, Rows, TaskModel, Work};
 
 pub use crate::record::StepRecord;
 pub use options::{Checkpoints, Length, TrainOptions};
@@ -64,8 +64,8 @@ impl<'a> Trainer<'a> {
     /// Adds fresh adapters of the given ranks to the model.
     ///
     /// # Errors
-    /// If an option is out of range, there are no rows, the labels do not fit the model's task, or a module of the ranks is not
-    /// the model's.
+    /// If an option is out of range, there are no rows, the labels do not fit the model's task, or a module of the
+    /// ranks is not the model's.
     pub fn new(model: &'a mut TaskModel, rows: &'a dyn Rows, options: TrainOptions) -> Result<Self> {
         options.check()?;
         if rows.is_empty() {
@@ -115,8 +115,8 @@ impl<'a> Trainer<'a> {
     /// Trains to the end; returns the metrics of the last evaluation, if there are held-out rows.
     ///
     /// # Errors
-    /// If a row cannot be tokenized, a gradient is not finite, a checkpoint cannot be written or does not fit, the device fails,
-    /// or `progress` returns an error.
+    /// If a row cannot be tokenized, a gradient is not finite, a checkpoint cannot be written or does not fit, the
+    /// device fails, or `progress` returns an error.
     pub fn run<R: Reply>(&mut self, progress: &mut impl FnMut(Event<'_>) -> R) -> Result<Option<Metrics>> {
         let report: &mut Report<'_> = &mut report(progress);
         let settings = AdamW { weight_decay: self.options.weight_decay as f32, ..AdamW::default() };
@@ -191,11 +191,11 @@ impl<'a> Trainer<'a> {
         let size = rows.indices.len().div_ceil(accumulate);
         for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
             let share = self.model.weight(encoded) as f64 / self.model.weight(&rows.tokens) as f64;
-            let pass = Pass::training(seed, (step * accumulate + part) as u64);
-            let pass = if checkpoint_activations { pass.recomputing() } else { pass };
+            let mode = Mode::training(seed, (step * accumulate + part) as u64);
+            let mode = if checkpoint_activations { mode.recomputing() } else { mode };
             shares.push(share);
             let labels = self.rows.labels();
-            losses.push(self.model.backward((indices, encoded), labels, &pass, share as f32, &mut grads)?);
+            losses.push(self.model.backward((indices, encoded), labels, &mode, share as f32, &mut grads)?);
         }
         let norm = optimizer.step(self.model.parameters_mut(), &grads, lr as f32)?;
         let wanted: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();

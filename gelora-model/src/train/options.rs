@@ -60,8 +60,8 @@ pub struct Checkpoints {
     pub every: Option<usize>,
     /// Whether training goes on from the checkpoint in the folder.
     pub resume: bool,
-    /// What the result depends on beside these options and the model, such as a hash of the data: a checkpoint whose settings
-    /// differ is refused.
+    /// What the result depends on beside these options and the model, such as a hash of the data: a checkpoint whose
+    /// settings differ is refused.
     pub settings: BTreeMap<String, Value>,
 }
 

@@ -23,8 +23,8 @@ impl Sampler {
         Self { rows, batch_size, seed, lengths: None }
     }
 
-    /// Rows in random order, of which every 50 batches are sorted by length, cut into batches, which are shuffled. The last
-    /// batch stays last if it is not full.
+    /// Rows in random order, of which every 50 batches are sorted by length, cut into batches, which are shuffled. The
+    /// last batch stays last if it is not full.
     pub(super) fn grouped(lengths: Vec<usize>, batch_size: usize, seed: u64) -> Self {
         Self { rows: lengths.len(), batch_size, seed, lengths: Some(lengths) }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use gelora_lora::Adapter;
 use gelora_model::optim::Optimizer;
-use gelora_model::{Batch, Classifier, Grads, Pass, Targets};
+use gelora_model::{Batch, Classifier, Grads, Mode, Targets};
 use safetensors::{Dtype, SafeTensors};
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -71,7 +71,7 @@ pub fn assert_trains_like_peft(
     targets: Targets<'_>,
 ) -> usize {
     let mut grads = Grads::new();
-    let loss = classifier.backward(batch, targets, &Pass::inference(), 1.0, &mut grads).expect("backward");
+    let loss = classifier.backward(batch, targets, &Mode::inference(), 1.0, &mut grads).expect("backward");
     assert_close("loss", &loss.to_vec().expect("a loss"), &golden.floats(&format!("{prefix}loss")), 1e-5);
 
     let names = golden.names(&format!("{prefix}base_model.model."), ".grad");
@@ -91,7 +91,7 @@ pub fn assert_trains_like_peft(
     let mut losses = Vec::new();
     for _ in 0..10 {
         let mut grads = Grads::new();
-        let loss = classifier.backward(batch, targets, &Pass::inference(), 1.0, &mut grads).expect("backward");
+        let loss = classifier.backward(batch, targets, &Mode::inference(), 1.0, &mut grads).expect("backward");
         losses.push(loss.item().expect("a loss"));
         optimizer.step(classifier.parameters_mut(), &grads, 1e-3).expect("step");
     }

@@ -1,5 +1,5 @@
-//! Adapters and models of the tiny families, written and read back. What llama.cpp itself computes with such files is checked by
-//! fixtures/check_llama_cpp.py.
+//! Adapters and models of the tiny families, written and read back. What llama.cpp itself computes with such files is
+//! checked by fixtures/check_llama_cpp.py.
 
 use std::path::PathBuf;
 
@@ -132,8 +132,8 @@ fn a_merged_model_computes_what_the_adapter_computed() {
     }
 }
 
-/// B's rows are where the base file has those of the weight, whose order transformers' golden of tiny.gguf pins; alpha is 0 and
-/// B is scaled.
+/// B's rows are where the base file has those of the weight, whose order transformers' golden of tiny.gguf pins; alpha
+/// is 0 and B is scaled.
 #[test]
 fn rows_are_those_of_the_base_file_and_alpha_is_0() {
     for (name, _) in FAMILIES {
