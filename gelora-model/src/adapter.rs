@@ -1,4 +1,4 @@
-//! What an adapter of PEFT is for, which files it is in, and how its names fit a model.
+//! PEFT adapters: their task, their files, and the names of their modules.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use crate::config::Json;
 use crate::family;
 use crate::{Error, Result, checkpoint, torch_file};
 
-/// PEFT's file of tensors from before safetensors.
+/// PEFT's weight file before it adopted safetensors.
 const PICKLE_NAME: &str = "adapter_model.bin";
 
-/// Reads an adapter folder of PEFT: adapter_config.json with adapter_model.safetensors or adapter_model.bin.
+/// Reads a PEFT adapter folder: adapter_config.json with adapter_model.safetensors or adapter_model.bin.
 ///
 /// # Errors
-/// As [`Adapter::read`]; if adapter_model.bin is damaged or holds anything but tensors.
+/// Returns the errors of [`Adapter::read`], and an error if adapter_model.bin is damaged or holds anything but tensors.
 pub fn read_adapter(folder: &Path) -> Result<Adapter> {
     let pickle = folder.join(PICKLE_NAME);
     if folder.join(WEIGHTS_NAME).exists() || !pickle.exists() {
@@ -24,20 +24,20 @@ pub fn read_adapter(folder: &Path) -> Result<Adapter> {
     Ok(Adapter::from_tensors(config, torch_file::read_tensors(&pickle, checkpoint::is_weight)?, &pickle)?)
 }
 
-/// What an adapter was trained for.
+/// The task for which an adapter was trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AdapterTask {
-    /// Classes or scores of sequences: [`crate::Classifier`].
+    /// Predicts classes or scores of sequences: [`crate::Classifier`].
     SequenceClassification,
-    /// The next token: [`crate::CausalLm`].
+    /// Predicts the next token: [`crate::CausalLm`].
     CausalLm,
-    /// Hidden states, such as those of a sentence encoder: [`crate::Transformer`].
+    /// Computes hidden states, as a sentence encoder does: [`crate::Transformer`].
     Features,
 }
 
 impl AdapterTask {
-    /// PEFT's name of it.
+    /// PEFT's name of the task.
     pub fn name(self) -> &'static str {
         match self {
             Self::SequenceClassification => "SEQ_CLS",
@@ -46,12 +46,13 @@ impl AdapterTask {
         }
     }
 
-    /// The task in adapter_config.json. Where `task_type` is null, as PEFT's `get_peft_model` writes it for a model
-    /// that the user built, the class of the base model says it (`auto_mapping`), or else what the base model in
-    /// `model` has.
+    /// Returns the task in adapter_config.json. PEFT's `get_peft_model` writes `task_type: null` for a model that the
+    /// user built. The task then follows from the class of the base model (`auto_mapping`), or else from the parts of
+    /// the base model in `model`.
     ///
     /// # Errors
-    /// If the task is none of these three, or the base model's config.json is needed and cannot be read.
+    /// Returns an error if the task is not one of these three, or the base model's config.json is needed and cannot be
+    /// read.
     pub fn of(adapter: &Adapter, model: &Path) -> Result<Self> {
         let config = &adapter.config;
         let problem = |what: String| {
@@ -91,8 +92,8 @@ impl AdapterTask {
     }
 }
 
-/// The names of an adapter inside a task model, and whether it was made with the model alone, whose names have no
-/// prefix.
+/// Converts the names of an adapter to those inside a task model. The second value is true if the adapter was made with
+/// the model alone, whose names have no prefix.
 pub(crate) fn of_task_model(adapter: Adapter, prefix: &str) -> (Adapter, bool) {
     let is_bare = !adapter.layers.is_empty() && !adapter.layers.keys().any(|name| name.starts_with(prefix));
     if !is_bare {

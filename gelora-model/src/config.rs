@@ -9,73 +9,74 @@ pub(crate) use json::{Json, check_no_adapter};
 
 use deberta::DebertaOptions;
 
-/// The sizes and options of a model, whatever its family calls them.
+/// Sizes and options of a model, under the same names for all families.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// The family, as `model_type` in config.json.
+    /// Name of the family: `model_type` in config.json.
     pub family: String,
-    /// Whether a token sees itself and those before it alone.
+    /// Whether attention is causal: a token attends to itself and to earlier tokens only.
     pub causal: bool,
-    /// Rows of the word embedding, V.
+    /// Number of rows of the word embedding, V.
     pub vocabulary: usize,
-    /// Channels, C.
+    /// Number of channels, C.
     pub hidden: usize,
     /// Number of blocks, L.
     pub layers: usize,
-    /// Heads of attention, H.
+    /// Number of attention heads, H.
     pub heads: usize,
-    /// Heads of keys and values.
+    /// Number of key and value heads.
     pub kv_heads: usize,
-    /// Channels of a head, D.
+    /// Number of channels per head, D.
     pub head_size: usize,
-    /// Channels inside the MLP.
+    /// Number of channels inside the MLP.
     pub intermediate: usize,
-    /// The longest sequence.
+    /// Length of the longest possible sequence.
     pub max_positions: usize,
-    /// Rows of the token type embedding, 0 without one.
+    /// Number of rows of the token type embedding, or 0 without one.
     pub token_types: usize,
-    /// Added to the variance in norms.
+    /// Epsilon of the norms, added to the variance.
     pub norm_eps: f32,
     /// The MLP's nonlinearity.
     pub activation: Activation,
-    /// Dropout of embeddings and of each half of a block.
+    /// Dropout probability of the embeddings and of the outputs of attention and MLP.
     pub hidden_dropout: f32,
-    /// Dropout of attention probabilities.
+    /// Dropout probability of the attention probabilities.
     pub attention_dropout: f32,
-    /// Dropout before the task head.
+    /// Dropout probability before the task head.
     pub head_dropout: f32,
     /// Names of the classes, if the checkpoint has a task head.
     pub labels: Vec<String>,
     /// Whether config.json says that the checkpoint is a language model (`architectures`).
     pub is_language_model: bool,
-    /// Whether a text may be of several of these classes at once (`problem_type`).
+    /// Whether a text may belong to several classes at once (`problem_type`).
     pub multi_label: bool,
-    /// The tokens that end a text, if config.json says so; the first is the one that training puts there.
+    /// Tokens that end a text, if config.json names them. Training appends the first of them to each text.
     pub eos: Vec<u32>,
-    /// The token that batches are padded with in transformers, if config.json or the family says so: a decoder's
-    /// classifier looks at the last token that is another, and RoBERTa counts positions without it.
+    /// Padding token of batches in transformers, if config.json or the family defines it. A decoder's classifier reads
+    /// the last token that is not this one, and RoBERTa does not count it in positions.
     pub pad: Option<u32>,
-    /// The tokens that end generation: those of generation_config.json, or else `eos`.
+    /// Tokens that end generation: those of generation_config.json, or else `eos`.
     pub stop: Vec<u32>,
-    /// How rotations turn queries and keys, the kinds that the layers have; none in a model without them.
+    /// Rotary embeddings of queries and keys, one for each kind of layer. Empty in a model without them.
     pub(crate) ropes: Vec<RopeConfig>,
-    /// Which of them each layer has, and how many tokens a token of it sees.
+    /// Rotary embedding and attention window of each layer.
     pub(crate) layer_kinds: Vec<LayerKind>,
-    /// Whether the language-model head is the word embedding.
+    /// Whether the language-model head shares the weight of the word embedding.
     pub(crate) tied: bool,
-    /// What DeBERTa's attention knows of distances.
+    /// Options of DeBERTa's disentangled attention.
     pub(crate) deberta: Option<DebertaOptions>,
 }
 
-/// A rotation's inverse frequencies, scaled as the model scales them, and what its cosines and sines are multiplied by.
+/// Inverse frequencies of a rotary embedding, with the model's scaling applied, and the factor of its cosines and
+/// sines.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RopeConfig {
     pub frequencies: Vec<f32>,
     pub factor: f32,
 }
 
-/// What tells a layer from others.
+/// Options in which the layers of a model differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct LayerKind {
     pub rope: usize,
@@ -83,12 +84,12 @@ pub(crate) struct LayerKind {
 }
 
 impl Config {
-    /// The sizes under these keys ([C, L, H]) and the options that most families leave alone: heads split the channels,
-    /// attention sees every token, there is no dropout.
+    /// Reads the sizes [C, L, H] under these keys, and sets all other options to the values of most families: heads
+    /// split the channels, attention is bidirectional, and there is no dropout.
     pub(crate) fn of_sizes(json: &Json, [hidden, layers, heads]: [&str; 3]) -> Result<Self> {
         let (c, l, h) = (json.size(hidden)?, json.size(layers)?, json.size(heads)?);
-        if l > MOST_LAYERS {
-            return Err(json.error(format!("{layers} is {l}; expected at most {MOST_LAYERS}")));
+        if l > MAX_LAYERS {
+            return Err(json.error(format!("{layers} is {l}; expected at most {MAX_LAYERS}")));
         }
         Ok(Self {
             family: String::new(),
@@ -123,5 +124,5 @@ impl Config {
     }
 }
 
-/// The most layers of a model: memory for them is asked for before their weights are looked for.
-const MOST_LAYERS: usize = 10_000;
+/// Largest number of layers. It bounds the memory that is allocated before the weights are looked up.
+const MAX_LAYERS: usize = 10_000;

@@ -3,8 +3,7 @@ use std::path::{Path, PathBuf};
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in this crate. Each variant names the file, key, tensor or argument and what was
-/// expected.
+/// Errors of this crate. Each variant names the file, key, tensor or argument that is wrong, and the expected value.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,15 +12,15 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file of the model folder is not what it should be.
+    /// A file of the model folder has wrong content.
     #[error("{}: {problem}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and what was expected.
+        /// The problem, and the expected content.
         problem: String,
     },
     /// An argument is out of range.
@@ -35,16 +34,16 @@ pub enum Error {
     State {
         /// Index and name of the state.
         state: String,
-        /// What is wrong with its points.
+        /// The problem with its points.
         source: gelora_id::Error,
     },
     /// Estimating a dimension failed.
     #[error(transparent)]
     Id(#[from] gelora_id::Error),
-    /// Growths were to be measured at the scale of a plateau, and there is none.
+    /// The option [`Scale::Plateau`](crate::measure::Scale::Plateau) was chosen, but no state has a plateau.
     #[error("the dimension of no state has a plateau")]
     NoPlateau,
-    /// Rows of training or evaluation data cannot be had.
+    /// Rows of training or evaluation data could not be read or tokenized.
     #[error(transparent)]
     Rows(Box<dyn std::error::Error + Send + Sync>),
     /// The progress callback ended the run.

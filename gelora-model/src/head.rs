@@ -1,4 +1,4 @@
-//! Task heads: the maps from one token of each sequence to logits that transformers puts on each family.
+//! Task heads: the layers that map one token of each sequence to logits, as transformers defines them for each family.
 
 use gelora_kernels::ops::activation::{self, Activation};
 use gelora_kernels::ops::dropout::Dropout;
@@ -11,27 +11,27 @@ use crate::mode::{self, DropoutSite, Mode};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// The shape of a family's head.
+/// Layout of a family's head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadKind {
-    /// The first token of a sequence stands for it, else the last.
+    /// Whether the first token of a sequence represents it; otherwise the last token does.
     pub first: bool,
     pub dense: Dense,
-    /// After the dense layer.
+    /// Activation after the dense layer.
     pub activation: Activation,
-    /// The last map's name.
+    /// Name of the output layer.
     pub out: &'static str,
-    /// Whether it has a bias.
+    /// Whether the output layer has a bias.
     pub biased: bool,
 }
 
-/// The dense layer before the last map.
+/// The dense layer before the output layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Dense {
     None,
-    /// The base model's pooler, which is frozen but may have an adapter.
+    /// The pooler of the base model. It is frozen, but may have an adapter.
     Pooler,
-    /// A layer of the head, with dropout before it or without.
+    /// A trained layer of the head, with or without dropout before it.
     Trained {
         name: &'static str,
         dropped: bool,
@@ -39,7 +39,7 @@ pub(crate) enum Dense {
 }
 
 impl HeadKind {
-    /// The modules that PEFT must save whole.
+    /// Names of the modules that PEFT must save whole.
     pub fn modules(&self) -> Vec<String> {
         let top = |name: &str| name.split('.').next().unwrap_or(name).to_owned();
         let dense = match self.dense {
@@ -52,9 +52,9 @@ impl HeadKind {
     }
 }
 
-/// A trained map with its name inside the task model.
+/// A trained layer with its name inside the task model.
 #[derive(Clone, Debug)]
-struct Map {
+struct Layer {
     name: &'static str,
     /// (C_out, C_in).
     weight: Tensor,
@@ -62,8 +62,8 @@ struct Map {
     bias: Option<Tensor>,
 }
 
-impl Map {
-    /// Normal weights with standard deviation 0.02, as transformers initialises them, and no bias.
+impl Layer {
+    /// Makes a layer with normal weights of standard deviation 0.02 and zero bias, as transformers initializes them.
     fn fresh(name: &'static str, [c_out, c_in]: [usize; 2], biased: bool, stream: &mut Stream) -> Result<Self> {
         let weight = (0..c_out * c_in).map(|_| (0.02 * stream.normal()) as f32).collect();
         let bias = biased.then(|| Tensor::from_vec(vec![0.0; c_out], [c_out])).transpose()?;
@@ -77,7 +77,7 @@ impl Map {
         Some(f32(weight).and_then(|weight| Ok(Self { name, weight, bias: bias.map(f32).transpose()? })))
     }
 
-    /// The weight as it is now, ready for products.
+    /// The current weight, prepared for products.
     fn ready(&self) -> Result<Weight> {
         Ok(Weight::new(self.weight.clone(), DType::F32)?)
     }
@@ -106,16 +106,16 @@ impl Map {
     }
 }
 
-/// A head: all of it is trained.
+/// A task head. All of its parameters are trained.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     kind: HeadKind,
-    dense: Option<Map>,
-    out: Map,
+    dense: Option<Layer>,
+    out: Layer,
     dropout: f32,
 }
 
-/// What [`Head::backward`] needs.
+/// Values that [`Head::backward`] needs.
 pub(crate) struct Saved {
     input: Tensor,
     dropouts: [Option<Dropout>; 2],
@@ -125,57 +125,58 @@ pub(crate) struct Saved {
 }
 
 impl Head {
-    /// A fresh one with K outputs for a model of C channels.
+    /// Makes a new head with K outputs for a model of C channels.
     pub fn fresh(kind: HeadKind, [k, c]: [usize; 2], dropout: f32, seed: u64) -> Result<Self> {
         let mut stream = Stream::at(seed, &[0x6865_6164]); // "head"
-        let out = Map::fresh(kind.out, [k, c], kind.biased, &mut stream)?;
+        let out = Layer::fresh(kind.out, [k, c], kind.biased, &mut stream)?;
         let dense = match kind.dense {
-            Dense::Trained { name, .. } => Some(Map::fresh(name, [c, c], true, &mut stream)?),
+            Dense::Trained { name, .. } => Some(Layer::fresh(name, [c, c], true, &mut stream)?),
             _ => None,
         };
         Ok(Self { kind, dense, out, dropout })
     }
 
-    /// The head whose tensors `find` has, by their full names; None if it has none of them.
+    /// Makes a head from the tensors that `find` returns for their full names. Returns None if a tensor is missing.
     ///
     /// # Errors
-    /// If its shapes do not fit a model of C channels.
+    /// Returns an error if the shapes do not fit a model of C channels.
     pub fn found(
         kind: HeadKind,
         c: usize,
         dropout: f32,
         mut find: impl FnMut(&str) -> Option<Tensor>,
     ) -> Result<Option<Self>> {
-        let Some(out) = Map::find(kind.out, kind.biased, &mut find).transpose()? else { return Ok(None) };
+        let Some(out) = Layer::find(kind.out, kind.biased, &mut find).transpose()? else { return Ok(None) };
         let dense = match kind.dense {
-            Dense::Trained { name, .. } => match Map::find(name, true, &mut find).transpose()? {
+            Dense::Trained { name, .. } => match Layer::find(name, true, &mut find).transpose()? {
                 Some(dense) => Some(dense),
                 None => return Ok(None),
             },
             _ => None,
         };
         let k = out.weight.rows();
-        for (map, shape) in [Some((&out, [k, c])), dense.as_ref().map(|map| (map, [c, c]))].into_iter().flatten() {
-            let bias = map.bias.as_ref().is_none_or(|bias| bias.shape() == [shape[0]]);
-            if map.weight.shape() != shape || !bias {
-                let (name, got) = (map.name, map.weight.shape());
+        for (layer, shape) in [Some((&out, [k, c])), dense.as_ref().map(|layer| (layer, [c, c]))].into_iter().flatten()
+        {
+            let bias = layer.bias.as_ref().is_none_or(|bias| bias.shape() == [shape[0]]);
+            if layer.weight.shape() != shape || !bias {
+                let (name, got) = (layer.name, layer.weight.shape());
                 return Err(Error::Value(format!("the head's {name} must be {shape:?}, got {got:?}")));
             }
         }
         Ok(Some(Self { kind, dense, out, dropout }))
     }
 
-    /// As [`Head::found`], out of a checkpoint.
+    /// Takes a head from a checkpoint, as [`Head::found`] does.
     pub fn take(kind: HeadKind, c: usize, dropout: f32, weights: &mut Weights) -> Result<Option<Self>> {
         Self::found(kind, c, dropout, |name| weights.take_any(name))
     }
 
-    /// The names of its tensors that are not there, for messages.
+    /// Names of the head's tensors that `is_there` does not find, for messages.
     pub fn missing(kind: HeadKind, is_there: impl Fn(&str) -> bool) -> Vec<String> {
         Self::names(kind).split(", ").filter(|name| !is_there(name)).map(str::to_owned).collect()
     }
 
-    /// The names of its tensors, for messages.
+    /// Names of all tensors of the head, for messages.
     pub fn names(kind: HeadKind) -> String {
         let dense = match kind.dense {
             Dense::Trained { name, .. } => vec![format!("{name}.weight"), format!("{name}.bias")],
@@ -190,19 +191,19 @@ impl Head {
         self.out.weight.rows()
     }
 
-    /// Whether the first token of a sequence stands for it, else the last.
+    /// Whether the first token of a sequence represents it; otherwise the last token does.
     pub fn takes_first(&self) -> bool {
         self.kind.first
     }
 
-    /// Every parameter by its name inside the task model.
+    /// All parameters with their names inside the task model.
     pub fn parameters(&self) -> impl Iterator<Item = (String, &Tensor)> {
-        self.out.parameters().chain(self.dense.iter().flat_map(Map::parameters))
+        self.out.parameters().chain(self.dense.iter().flat_map(Layer::parameters))
     }
 
-    /// As [`Head::parameters`].
+    /// All parameters with their names inside the task model, mutable.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
-        self.out.parameters_mut().chain(self.dense.iter_mut().flat_map(Map::parameters_mut))
+        self.out.parameters_mut().chain(self.dense.iter_mut().flat_map(Layer::parameters_mut))
     }
 
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
@@ -212,9 +213,9 @@ impl Head {
         })
     }
 
-    /// Logits (B, K) of the rows x (B, C) that stand for sequences.
+    /// Computes the logits (B, K) of the rows x (B, C), one row for each sequence.
     pub fn forward(&self, x: Tensor, pooler: Option<&Linear>, mode: &Mode) -> Result<(Tensor, Saved)> {
-        let dropout = |place| mode.dropout(DropoutSite::Head, place, self.dropout);
+        let dropout = |index| mode.dropout(DropoutSite::Head, index, self.dropout);
         let (mut input, mut dropouts, mut saved_pooler) = (x, [None, dropout(0)], None);
         let inner = match (self.kind.dense, &self.dense, pooler) {
             (Dense::None, ..) => {
@@ -243,7 +244,7 @@ impl Head {
         Ok((logits, Saved { input, dropouts, pooler: saved_pooler, inner, features }))
     }
 
-    /// The gradient of x, or None where nothing below wants it.
+    /// Returns the gradient of x, or None if no layer below needs it.
     pub fn backward(
         &self,
         d_logits: &Tensor,

@@ -1,4 +1,4 @@
-//! AdamW over named parameters, the learning-rate schedule, and clipping.
+//! AdamW over named parameters, the learning-rate schedule, and gradient clipping.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,8 +9,8 @@ use gelora_lora::files;
 
 use crate::{Error, Grads, Result};
 
-/// The factor of the learning rate at `step` of `total`, counted from 0: linear warm-up over `warmup` steps, then
-/// linear decay to 0 at `total`: min((step + 1) / warmup, (total - step) / (total - warmup)).
+/// Factor of the learning rate at `step`, counted from 0, of `total` steps. It rises linearly over `warmup` steps and
+/// then falls linearly to 0 at `total`: min((step + 1) / warmup, (total - step) / (total - warmup)).
 ///
 /// ```
 /// use gelora_model::optim::linear_schedule;
@@ -25,10 +25,10 @@ pub fn linear_schedule(step: usize, total: usize, warmup: f64) -> f64 {
     rising.min(falling)
 }
 
-/// The gradient norm of `step`, counted from 1, as it was read from what [`Optimizer::step`] returned.
+/// Checks the gradient norm of `step`, counted from 1. `norm` is the value that [`Optimizer::step`] returned.
 ///
 /// # Errors
-/// If it is not finite.
+/// Returns an error if the norm is not finite.
 pub fn finite_norm(norm: f32, step: u64) -> Result<f64> {
     if norm.is_finite() {
         return Ok(f64::from(norm));
@@ -36,12 +36,12 @@ pub fn finite_norm(norm: f32, step: u64) -> Result<f64> {
     Err(Error::Value(format!("step {step}: the gradient is not finite; a lower learning rate may help")))
 }
 
-/// AdamW with the state of every parameter.
+/// AdamW, with the state of all parameters.
 #[derive(Debug, Default)]
 pub struct Optimizer {
-    /// Settings; the learning rate is given at each step.
+    /// Settings of AdamW. The learning rate is an argument of each step.
     pub settings: AdamW,
-    /// Gradients with a larger global norm are scaled down to it; None for no clipping.
+    /// Gradients with a larger global norm are scaled down to this norm. None disables clipping.
     pub clip: Option<f64>,
     t: u64,
     moments: BTreeMap<String, Moments>,
@@ -49,21 +49,22 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// An optimizer that has not stepped yet.
+    /// Makes an optimizer that has taken no step.
     pub fn new(settings: AdamW, clip: Option<f64>) -> Self {
         Self { settings, clip, t: 0, moments: BTreeMap::new(), group: Group::default() }
     }
 
-    /// Steps taken.
+    /// Number of steps taken.
     pub fn steps(&self) -> u64 {
         self.t
     }
 
-    /// One step over all parameters that have a gradient; returns the gradients' global norm before clipping, as one
-    /// value on their device, for [`finite_norm`]. If it is not finite, the step changes no parameter.
+    /// Takes one step over all parameters that have a gradient. Returns the global norm of the gradients before
+    /// clipping, as one value on their device, for [`finite_norm`]. If the norm is not finite, the step changes no
+    /// parameter.
     ///
     /// # Errors
-    /// If there is no gradient, or one has no parameter or does not fit it.
+    /// Returns an error if there is no gradient, or a gradient has no parameter or does not fit it.
     pub fn step(&mut self, parameters: Vec<(String, &mut Tensor)>, grads: &Grads, lr: f32) -> Result<Tensor> {
         let mut parameters: BTreeMap<String, &mut Tensor> = parameters.into_iter().collect();
         let mut stepping = Vec::with_capacity(grads.len());
@@ -77,7 +78,7 @@ impl Optimizer {
             stepping.push((parameter, gradient));
         }
         let moments = self.moments.iter_mut().filter(|(name, _)| grads.contains_key(*name));
-        // All three are in the order of the names.
+        // Parameters, gradients and moments are all sorted by name.
         let mut members: Vec<Member<'_>> = stepping
             .into_iter()
             .zip(moments)
@@ -88,19 +89,19 @@ impl Optimizer {
         Ok(self.group.step(&AdamW { lr, ..self.settings }, self.t, max_norm, &mut members)?)
     }
 
-    /// Writes the moments; the number of steps is for the caller to keep.
+    /// Writes the moments. The caller stores the number of steps.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let all = self.moments.iter().flat_map(|(name, s)| [(format!("{name}.m"), &s.m), (format!("{name}.v"), &s.v)]);
         Ok(files::write_tensors(path, all)?)
     }
 
-    /// Reads back what [`Optimizer::save`] wrote after `steps` steps, to a device.
+    /// Reads the file that [`Optimizer::save`] wrote after `steps` steps, and puts the moments on a device.
     ///
     /// # Errors
-    /// If the file cannot be read or a moment lacks its twin.
+    /// Returns an error if the file cannot be read or lacks one of a parameter's two moments.
     pub fn restore(&mut self, path: &Path, steps: u64, device: &Device) -> Result<()> {
         let mut tensors = files::read_tensors(path, |_| true)?;
         let names: Vec<String> = tensors.keys().filter_map(|n| Some(n.strip_suffix(".m")?.to_string())).collect();
@@ -121,9 +122,9 @@ impl Optimizer {
 mod tests {
     use super::*;
 
-    /// Parameters without a gradient stay; a gradient without a parameter is named.
+    /// Parameters without a gradient stay unchanged. An error names a gradient without a parameter.
     #[test]
-    fn gradients_and_parameters_find_each_other() -> Result<()> {
+    fn gradients_are_matched_to_parameters_by_name() -> Result<()> {
         let tensor = |value: f32| Tensor::from_vec(vec![value], [1]);
         let (mut a, mut b) = (tensor(1.0)?, tensor(1.0)?);
         let mut optimizer = Optimizer::new(AdamW { weight_decay: 0.0, ..AdamW::default() }, Some(1.0));

@@ -1,29 +1,29 @@
-//! What runs leave behind: a record for each step, and metrics.
+//! Records of a run: one for each step, and metrics.
 
 use serde::Serialize;
 
-/// Metrics by name, in the order in which they are shown.
+/// Metrics with their names, in display order.
 pub type Metrics = Vec<(&'static str, f64)>;
 
-/// The record of an optimizer step. Serialized, it is a line of metrics.jsonl.
+/// The record of an optimizer step. Serialized, it is one line of metrics.jsonl.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StepRecord {
-    /// Steps done.
+    /// Number of finished steps.
     pub step: usize,
-    /// Passes over the rows done.
+    /// Number of finished epochs.
     pub epoch: f64,
-    /// Mean loss of the step's rows, before the step.
+    /// Mean loss of the step's rows, before the parameters change.
     pub loss: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Global norm of the gradient, before clipping.
+    /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Milliseconds since the end of the step before.
+    /// Milliseconds since the end of the previous step.
     pub ms: f64,
-    /// Tokens a second.
+    /// Tokens per second.
     pub tokens_per_s: f64,
-    /// Tokens of the step.
+    /// Number of tokens in the step.
     #[serde(skip)]
     pub tokens: usize,
 }

@@ -1,33 +1,39 @@
-//! How well predictions fit the labels. Every function is 0 where its formula has no value.
+//! Metrics of predictions. Every function returns 0 if its formula has no value.
 //!
 //! Source: scikit-learn's definitions (accuracy_score, f1_score, matthews_corrcoef) and SciPy's (pearsonr, spearmanr),
 //! which GLUE reports.
 
-/// Share of the predictions that are right; 0 without predictions.
+/// Share of correct predictions. 0 if there are no predictions.
 ///
 /// # Panics
-/// If the slices differ in length, as in every function here.
+/// Panics if the slices differ in length, as all functions in this file do.
 pub(super) fn accuracy(predicted: &[usize], gold: &[usize]) -> f64 {
     assert_eq!(predicted.len(), gold.len(), "accuracy: as many predictions as labels");
     let right = predicted.iter().zip(gold).filter(|(p, g)| p == g).count();
     ratio(right as f64, gold.len() as f64)
 }
 
-/// F1 = 2 TP / (2 TP + FP + FN). With two classes, of the second one; with more, the mean over those that occur.
+/// F1 = 2 TP / (2 TP + FP + FN). With two classes, the F1 of the second class; with more, the mean over the classes
+/// that occur.
 pub(super) fn f1(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
     let counts = Counts::of(predicted, gold, classes);
-    let f1_of = |class: usize| ratio(2.0 * counts.right[class], counts.predicted[class] + counts.gold[class]);
+    let f1_of_class = |class: usize| ratio(2.0 * counts.right[class], counts.predicted[class] + counts.gold[class]);
     if classes == 2 {
-        return f1_of(1);
+        return f1_of_class(1);
     }
     let occurring: Vec<usize> =
         (0..counts.gold.len()).filter(|k| counts.predicted[*k] + counts.gold[*k] > 0.0).collect();
-    ratio(occurring.iter().map(|k| f1_of(*k)).sum(), occurring.len() as f64)
+    ratio(occurring.iter().map(|k| f1_of_class(*k)).sum(), occurring.len() as f64)
 }
 
-/// Matthews correlation for any number of classes: R_K = (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k
-/// t_k^2)), where of s rows c are right, p_k are predicted to be class k and t_k are. 0 if only one class is predicted
-/// or occurs.
+/// Matthews correlation for any number of classes:
+///
+/// ```text
+/// R_K = (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2))
+/// ```
+///
+/// with s rows, of which c are predicted correctly; p_k rows are predicted to be class k, and t_k rows are of class k.
+/// 0 if only one class is predicted or occurs.
 ///
 /// Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient", eq. 8.
 pub(super) fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f64 {
@@ -41,7 +47,7 @@ pub(super) fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f
 }
 
 /// Pearson correlation, sum (x - mean x)(y - mean y) / sqrt(sum (x - mean x)^2 sum (y - mean y)^2).
-/// 0 if either is constant, or a value is not finite (a model that diverged).
+/// 0 if x or y is constant or a value is not finite (the model diverged).
 pub(super) fn pearson(x: &[f64], y: &[f64]) -> f64 {
     assert_eq!(x.len(), y.len(), "pearson: as many predictions as scores");
     if x.is_empty() || !x.iter().chain(y).all(|v| v.is_finite()) {
@@ -63,7 +69,7 @@ pub(super) fn pearson(x: &[f64], y: &[f64]) -> f64 {
     ratio(xy, xx.sqrt() * yy.sqrt()).clamp(-1.0, 1.0)
 }
 
-/// Spearman correlation: Pearson's of the ranks, equal values sharing the mean of theirs.
+/// Spearman correlation: the Pearson correlation of the ranks. Equal values share the mean of their ranks.
 pub(super) fn spearman(x: &[f64], y: &[f64]) -> f64 {
     if !x.iter().chain(y).all(|v| v.is_finite()) {
         return 0.0;
@@ -71,7 +77,7 @@ pub(super) fn spearman(x: &[f64], y: &[f64]) -> f64 {
     pearson(&ranks(x), &ranks(y))
 }
 
-/// What is reported for classes: accuracy, F1 (called macro F1 for more than two) and Matthews.
+/// Metrics of a classification: accuracy, F1 (macro F1 with more than two classes) and Matthews correlation.
 pub(super) fn classification(predicted: &[usize], gold: &[usize], classes: usize) -> Vec<(&'static str, f64)> {
     let f1_name = if classes == 2 { "f1" } else { "macro_f1" };
     vec![
@@ -81,12 +87,12 @@ pub(super) fn classification(predicted: &[usize], gold: &[usize], classes: usize
     ]
 }
 
-/// What is reported for scores: Pearson and Spearman.
+/// Metrics of a regression: Pearson and Spearman correlation.
 pub(super) fn regression(predicted: &[f64], gold: &[f64]) -> Vec<(&'static str, f64)> {
     vec![("pearson", pearson(predicted, gold)), ("spearman", spearman(predicted, gold))]
 }
 
-/// How often each class is predicted, occurs, and both.
+/// For each class, how many rows are predicted to be in it, are in it, and both.
 struct Counts {
     predicted: Vec<f64>,
     gold: Vec<f64>,
@@ -113,7 +119,7 @@ fn ratio(numerator: f64, denominator: f64) -> f64 {
     if ratio.is_finite() { ratio } else { 0.0 }
 }
 
-/// 1-based ranks, in the order of the values.
+/// Ranks of the values, counted from 1. Equal values share the mean of their ranks.
 fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
@@ -174,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_value_it_is_zero() {
+    fn undefined_metrics_are_zero() {
         assert_eq!(accuracy(&[], &[]), 0.0);
         assert_eq!(f1(&[], &[], 3), 0.0);
         assert_eq!(f1(&[0, 0], &[0, 0], 2), 0.0);

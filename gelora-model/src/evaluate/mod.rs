@@ -1,4 +1,4 @@
-//! Predictions of a task model on held-out rows, and how well they fit the labels.
+//! Predictions of a task model on held-out rows, and their metrics.
 
 mod metrics;
 
@@ -8,23 +8,23 @@ use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, Tas
 
 pub use crate::record::Metrics;
 
-/// What [`evaluate`] found.
+/// Result of [`evaluate`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Evaluation {
-    /// The metrics of the task; none without labels.
+    /// Metrics of the task. Empty if the rows have no labels.
     pub metrics: Metrics,
-    /// The logits of every row, where the model is a classifier.
+    /// Logits of every row, if the model is a classifier.
     pub logits: Vec<Vec<f32>>,
 }
 
-/// Evaluates a model on rows: accuracy, F1 and Matthews correlation of classes; Pearson and Spearman correlation and
-/// mean squared error of scores; mean loss and perplexity of a language model. A classifier predicts rows without
-/// labels, too.
+/// Evaluates a model on rows. Classification reports accuracy, F1 and Matthews correlation; regression reports Pearson
+/// and Spearman correlation; a language model reports mean loss and perplexity. A classifier also predicts rows without
+/// labels.
 ///
 /// # Errors
-/// If a row cannot be tokenized, a token is outside the model's tables, the labels do not fit the task, the device
-/// fails, or `progress` returns an error.
+/// Returns an error if a row cannot be tokenized, a token is outside the model's tables, the labels do not fit the
+/// task, the device fails, or `progress` returns an error.
 pub fn evaluate<R: Reply>(
     model: &TaskModel,
     rows: &dyn Rows,
@@ -52,7 +52,7 @@ pub(crate) fn evaluated(
     }
 }
 
-/// The class of the largest logit; of several, the first.
+/// The class with the largest logit; among equal logits, the first class.
 pub fn predicted_class(logits: &[f32]) -> usize {
     (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
@@ -73,7 +73,7 @@ fn for_batches(
     report(Event::Finished { work: Work::Evaluation })
 }
 
-/// The logits of every row, in order.
+/// Returns the logits of every row, in order.
 fn predict(
     classifier: &Classifier,
     rows: &dyn Rows,
@@ -89,7 +89,7 @@ fn predict(
     Ok(all)
 }
 
-/// The metrics of the labels' task.
+/// Returns the metrics for the kind of labels given.
 fn score(logits: &[Vec<f32>], labels: Labels<'_>, classes: usize) -> Result<Metrics> {
     let check = |labels: usize| match labels == logits.len() {
         true => Ok(()),
@@ -110,7 +110,7 @@ fn score(logits: &[Vec<f32>], labels: Labels<'_>, classes: usize) -> Result<Metr
     })
 }
 
-/// Mean loss and perplexity over all tokens that are to be predicted, and the number of those tokens.
+/// Returns the mean loss and the perplexity over all tokens to predict, and the number of those tokens.
 fn perplexity(lm: &CausalLm, rows: &dyn Rows, batch_size: usize, report: &mut Report<'_>) -> Result<Metrics> {
     let (mut sum, mut count) = (0.0, 0);
     for_batches(rows, batch_size, report, |tokens| {

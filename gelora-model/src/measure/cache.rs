@@ -1,8 +1,8 @@
-//! Pooled hidden states of earlier runs, so that another policy does not run the model again.
+//! Cache of pooled hidden states, so that a run with another policy does not run the model again.
 //!
-//! The cache is addressed by content: the name of an entry is a hash (BLAKE3) of everything that its points depend on,
-//! so a changed weight file or text is another entry, and nothing is ever out of date. All entries together take at
-//! most 4 GiB; the oldest are removed first.
+//! The cache is content-addressed. The name of an entry is a hash (BLAKE3) of everything that its points depend on, so
+//! a changed weight file or text selects another entry, and no entry can be out of date. All entries together take at
+//! most 4 GiB. The oldest entries are removed first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ use gelora_lora::files;
 
 use crate::{Error, Result, Tokens, checkpoint};
 
-/// Bytes of all entries together.
+/// Largest size of all entries together, in bytes.
 const LIMIT: u64 = 4 << 30;
-/// Raised when the same inputs would give other points.
+/// Version of the points. It changes when the same inputs would give other points.
 const VERSION: &str = "points 1";
 
-/// A folder that keeps pooled hidden states between runs.
+/// A folder that stores pooled hidden states between runs.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: PathBuf,
 }
 
-/// The place of one run's points.
+/// The file that holds the points of one run.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     folder: PathBuf,
@@ -32,15 +32,15 @@ pub(super) struct Entry {
 }
 
 impl Cache {
-    /// A cache in this folder, which is made when the first entry is written.
+    /// Makes a cache in this folder. The folder is created when the first entry is written.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }
 
-    /// The place for the points of these examples under a model with these settings.
+    /// Returns the entry for the points of these examples, computed by a model with these settings.
     ///
     /// # Errors
-    /// If a file of the model cannot be read.
+    /// Returns an error if a file of the model cannot be read.
     pub(super) fn entry(&self, model: &Path, examples: &[Tokens], settings: &str) -> Result<Entry> {
         let mut hasher = blake3::Hasher::new();
         let mut field = |bytes: &[u8]| {
@@ -64,19 +64,19 @@ impl Cache {
 }
 
 impl Entry {
-    /// The points, if an earlier run has left them.
+    /// Returns the points, if an earlier run stored them.
     pub(super) fn read(&self, states: usize) -> Option<Vec<Tensor>> {
         let mut tensors = files::read_tensors(&self.path, |_| true).ok()?;
         let points: Option<Vec<Tensor>> = (0..states).map(|s| tensors.remove(&format!("layer_{s}"))).collect();
-        // An entry that was of use becomes young again.
+        // A used entry counts as new, so that it is removed later.
         let _ = fs::File::options().append(true).open(&self.path).map(|file| file.set_modified(SystemTime::now()));
         points
     }
 
-    /// Keeps the points, and makes room for them.
+    /// Stores the points. Removes old entries first if the cache would become too large.
     ///
     /// # Errors
-    /// If the folder cannot be made or the file written.
+    /// Returns an error if the folder cannot be created or the file cannot be written.
     pub(super) fn write(&self, points: &[Tensor]) -> Result<()> {
         let bytes: u64 = points.iter().map(|t| (t.dtype().bytes(t.len())) as u64).sum();
         if bytes > LIMIT {
@@ -89,7 +89,7 @@ impl Entry {
     }
 }
 
-/// The files that a model's hidden states depend on, in the order of their names.
+/// Paths of the files on which a model's hidden states depend, sorted.
 fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
     if model.is_file() {
         return Ok(vec![model.to_owned()]);
@@ -100,7 +100,7 @@ fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Removes the oldest entries until the others take at most `limit` bytes. An entry that cannot be removed stays.
+/// Removes the oldest entries until the rest takes at most `limit` bytes. Skips entries that cannot be removed.
 fn make_room(folder: &Path, limit: u64) {
     let by_age = |entry: fs::DirEntry| {
         let metadata = entry.metadata().ok()?;
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_make_room() {
+    fn the_oldest_entries_are_removed_first() {
         let folder = tempfile::tempdir().unwrap();
         for (age, name) in [(30, "a.safetensors"), (20, "b.safetensors"), (10, "c.safetensors"), (99, "notes.txt")] {
             let path = folder.path().join(name);

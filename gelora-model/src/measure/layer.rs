@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::Granularity;
 
-/// A step from one hidden state to the next: a block, or a half of one.
+/// A step from one hidden state to the next: a block, or the attention or MLP part of one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Layer {
-    /// The block, counted from 0.
+    /// Index of the block, counted from 0.
     pub layer: usize,
-    /// "attention" or "mlp", where the halves of a block are steps of their own.
+    /// "attention" or "mlp", if each part of a block is a separate step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
     /// Growth of the dimension, d_{s+1} - d_s.
@@ -23,14 +23,14 @@ pub struct Layer {
     pub interval: [f64; 2],
     /// One-sided upper confidence bound of the growth.
     pub upper: f64,
-    /// Rank of the step's modules.
+    /// Rank of the modules in this step.
     pub rank: usize,
-    /// Alpha of the step's modules.
+    /// Alpha of the modules in this step.
     pub alpha: f64,
 }
 
 impl Layer {
-    /// "layer 3", "layer 3 attention".
+    /// Name of the step, such as "layer 3" or "layer 3 attention".
     pub fn name(&self) -> String {
         match &self.part {
             None => format!("layer {}", self.layer),
@@ -41,9 +41,9 @@ impl Layer {
 
 impl Layer {
     pub(super) fn new(step: usize, granularity: Granularity, rank: &StepRank, growth: &Growth) -> Self {
-        let halves = granularity.steps_per_block();
-        let part = (halves > 1).then(|| if step.is_multiple_of(2) { "attention" } else { "mlp" }.to_owned());
+        let parts = granularity.steps_per_block();
+        let part = (parts > 1).then(|| if step.is_multiple_of(2) { "attention" } else { "mlp" }.to_owned());
         let &Growth { delta, error, interval, upper } = growth;
-        Self { layer: step / halves, part, delta, error, interval, upper, rank: rank.rank, alpha: rank.alpha }
+        Self { layer: step / parts, part, delta, error, interval, upper, rank: rank.rank, alpha: rank.alpha }
     }
 }

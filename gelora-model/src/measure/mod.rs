@@ -1,4 +1,4 @@
-//! From tokens to ranks: pooled hidden states, their intrinsic dimensions, and the rank of every module.
+//! Turns tokens into ranks: pooled hidden states, their intrinsic dimensions, and the rank of every module.
 //!
 //! With x_s (n, C) the pooled hidden states s = 0 .. L of n examples and d_s the intrinsic dimension of x_s:
 //!
@@ -7,8 +7,8 @@
 //! r_s     = policy(delta_s)                    e.g. max(ceil(delta_s), 0) + 1 in the published rule
 //! ```
 //!
-//! [`measure`] does all of it. [`pooled_states`] and [`measure_points`] are its two halves, for callers that keep the
-//! points.
+//! [`measure`] performs both steps. [`pooled_states`] and [`measure_points`] perform one step each, for callers that
+//! keep the points.
 //!
 //! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250).
 
@@ -41,13 +41,13 @@ pub use states::{State, constant_estimate};
 pub use steps::{ModuleRank, Outcome, Targets};
 pub use warnings::{Warning, WarningKind};
 
-/// Measures the ranks of a model's adapters on examples.
+/// Measures, on examples, the rank of each module that a model's adapter should have.
 ///
-/// `progress` receives every [`Event`]; it may return nothing, or a `Result` whose error ends the measurement.
+/// `progress` receives every [`Event`]. It returns nothing, or a `Result` whose error ends the measurement.
 ///
 /// # Errors
-/// If an option is out of range or names no module of the model, there are fewer than 3 distinct examples, a token is
-/// outside the model's tables, the device fails, or `progress` returns an error.
+/// Returns an error if an option is out of range or names no module of the model, there are fewer than 3 distinct
+/// examples, a token is outside the model's tables, the device fails, or `progress` returns an error.
 pub fn measure<R: Reply>(
     model: &Transformer,
     examples: &[Tokens],
@@ -56,16 +56,16 @@ pub fn measure<R: Reply>(
 ) -> Result<Ranks> {
     let report: &mut Report<'_> = &mut report(progress);
     options.check(model)?;
-    check_number(examples.len())?;
+    check_example_count(examples.len())?;
     let points = pooled::pooled(model, examples, options, report)?;
-    of_points(model, points, options, report)
+    ranks_from_points(model, points, options, report)
 }
 
-/// The second half of [`measure`]: ranks from the pooled hidden states (n, C), one matrix for each state, that
-/// [`pooled_states`] returned for the same model and options.
+/// Computes ranks from pooled hidden states, the second step of [`measure`]. `points` holds one matrix (n, C) for each
+/// state, as [`pooled_states`] returned them for the same model and options.
 ///
 /// # Errors
-/// As [`measure`]; if the number of states is not the model's.
+/// Returns the errors of [`measure`], and an error if the number of states differs from the model's.
 pub fn measure_points<R: Reply>(
     model: &Transformer,
     points: Vec<Tensor>,
@@ -78,18 +78,18 @@ pub fn measure_points<R: Reply>(
         let problem = format!("the model has {expected} hidden states, got points of {}", points.len());
         return Err(Error::Value(problem));
     }
-    check_number(points[0].rows())?;
-    of_points(model, points, options, &mut report(progress))
+    check_example_count(points[0].rows())?;
+    ranks_from_points(model, points, options, &mut report(progress))
 }
 
-fn check_number(examples: usize) -> Result<()> {
+fn check_example_count(examples: usize) -> Result<()> {
     match examples {
         0..3 => Err(Error::Value(format!("{examples} rows; two nearest neighbours need at least 3"))),
         _ => Ok(()),
     }
 }
 
-fn of_points(
+fn ranks_from_points(
     model: &Transformer,
     points: Vec<Tensor>,
     options: &MeasureOptions,
@@ -102,7 +102,7 @@ fn of_points(
         points.into_iter().map(|state| state.to_device(model.device())).collect::<Result<_, _>>()?;
     let n = points[0].rows();
 
-    // The dimension of every state, at all examples and at the scale that growths are taken at.
+    // The dimension of every state, estimated from all examples, and the scale at which growths are measured.
     let names = state_names(layers, granularity);
     let measured = states::measure(&points, names, &options.estimation(), report)?;
     let curves: Vec<_> = measured.states.iter().map(|s| s.decimation.clone()).collect();
@@ -118,7 +118,7 @@ fn of_points(
     let replicates: Vec<Summary> = replicates_at(scale)?;
     report(Event::Finished { work: Work::Dimensions })?;
 
-    // The growth of every step, and its rank.
+    // The growth of the dimension across every step, and the rank of the step.
     let growths = states::growths(&replicates, confidence);
     let steps = targets.steps(&growths);
     let policy = options.policy.resolve(&steps, &options.assignment())?;
@@ -135,7 +135,7 @@ fn of_points(
     let stability = match options.resamples {
         0 => None,
         resamples => {
-            // The scale that the ranks were not taken at: that of the plateaus, or all examples.
+            // The scale that was not used for the ranks: the scale of the plateaus, or all examples.
             let other_scale = if scale < n { Some(n) } else { plateau_scale.filter(|scale| *scale < n) };
             let other = other_scale.map(|scale| Ok::<_, Error>((scale, replicates_at(scale)?))).transpose()?;
             let near_copies = &measured.near_copies[..];
@@ -177,7 +177,7 @@ fn of_points(
         },
         states: measured.states,
         layers,
-        modules: targets.of_modules(&step_ranks),
+        modules: targets.ranks_of_modules(&step_ranks),
         stability,
     })
 }

@@ -1,4 +1,4 @@
-//! How a measurement is made.
+//! Options of a measurement.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::states::Estimation;
 use super::steps::Targets;
 use crate::{Error, Granularity, Result, Transformer};
 
-/// How the tokens of an example become one point.
+/// How the hidden states of an example's tokens become one point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -29,7 +29,7 @@ pub enum Pool {
 }
 
 impl Pool {
-    /// The name in ranks.json and on the command line.
+    /// Name in ranks.json and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mean => "mean",
@@ -46,49 +46,50 @@ impl fmt::Display for Pool {
     }
 }
 
-/// The number of points that growths are measured at.
+/// The number of points at which growths are measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scale {
     /// All examples.
     #[default]
     All,
-    /// The finest scale that lies in the plateau of most states, averaged over draws of that many points.
+    /// The finest scale that lies in the plateau of most states. Dimensions are averaged over draws of that many
+    /// points.
     Plateau,
 }
 
 /// Options of [`measure`](super::measure).
 #[derive(Clone, Debug)]
 pub struct MeasureOptions {
-    /// How the tokens of an example become one point.
+    /// How the hidden states of an example's tokens become one point.
     pub pool: Pool,
-    /// Where hidden states are taken.
+    /// Points of the network at which hidden states are taken.
     pub granularity: Granularity,
     /// Estimator of the intrinsic dimension.
     pub estimator: Estimator,
-    /// Confidence of the intervals, strictly between 0 and 1.
+    /// Confidence level of the intervals, strictly between 0 and 1.
     pub confidence: f64,
-    /// What happens to examples that are almost the same as another.
+    /// What to do with examples that are almost identical to another example.
     pub near_copies: NearCopies,
-    /// The number of points that growths are measured at.
+    /// The number of points at which growths are measured.
     pub scale: Scale,
-    /// Modules to adapt: ends of their names, or "all-linear"; if empty, the four projections of attention.
+    /// Modules to adapt, given by ends of their names or as "all-linear". If empty, the four projections of attention.
     pub target_modules: Vec<String>,
-    /// How growths become ranks.
+    /// Policy that turns growths into ranks.
     pub policy: PolicyChoice,
-    /// Rounding of growths.
+    /// Rounding of the growths.
     pub rounding: Rounding,
-    /// Least and greatest rank.
+    /// Smallest and largest rank.
     pub limits: Limits,
-    /// alpha / rank, the same in every layer.
+    /// Ratio of alpha to rank, the same in every layer.
     pub alpha_ratio: f64,
-    /// Number of random halves and of random quarters of the examples on which ranks are measured again; 0 for none.
+    /// Number of random halves, and of random quarters, of the examples on which ranks are measured again. 0 for none.
     pub resamples: usize,
-    /// Examples in one forward pass.
+    /// Number of examples in one forward pass.
     pub batch_size: usize,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Where pooled hidden states are kept between runs; None runs the model every time.
+    /// Where pooled hidden states are stored between runs. If None, every run computes them again.
     pub cache: Option<Cache>,
 }
 
@@ -115,15 +116,16 @@ impl Default for MeasureOptions {
 }
 
 impl MeasureOptions {
-    /// Finds what is wrong with the options before the model runs.
+    /// Returns an error if the options are invalid for this model. It is called before the model runs.
     pub(super) fn check(&self, model: &Transformer) -> Result<()> {
         if self.batch_size == 0 {
             return Err(Error::Value("batch_size is 0; expected at least 1".into()));
         }
         let infos = model.linear_infos();
         let targets = Targets::new(&infos, model.config().layers, self.granularity, &self.target_modules)?;
-        // Every policy asks for the fewest parameters where nothing grows: what does not fit then never fits.
-        let steps = targets.flat();
+        // Every policy needs the fewest parameters if no dimension grows. If the budget is too small then, it always
+        // is.
+        let steps = targets.steps_without_growth();
         ranks::assign(&steps, &self.policy.resolve(&steps, &self.assignment())?, self.alpha_ratio, &self.limits)?;
         Ok(())
     }

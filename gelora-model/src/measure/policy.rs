@@ -1,14 +1,14 @@
-//! Which policy turns growths into ranks, and what the others would do.
+//! The policy that turns growths into ranks, and the comparison with all other policies.
 
 use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step};
 
 use super::steps::{Outcome, outcome};
 use crate::Result;
 
-/// The uniform rank that policies are compared at when none is asked for: PEFT's default.
+/// The uniform rank used for comparing policies if the user asked for none: PEFT's default.
 const USUAL_RANK: usize = 8;
 
-/// What ranks depend on beside growths and policy.
+/// Inputs of the ranks other than growths and policy.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Assignment {
     pub rounding: Rounding,
@@ -20,14 +20,14 @@ pub(super) struct Assignment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Budget {
-    /// So many parameters.
+    /// This number of parameters.
     Parameters(usize),
-    /// As many parameters as this rank has everywhere.
+    /// The number of parameters that a uniform rank would need.
     UniformRank(usize),
 }
 
 impl Budget {
-    /// The number of parameters, for modules of these costs.
+    /// The number of parameters, given the costs of the steps.
     fn parameters(self, steps: &[Step]) -> usize {
         match self {
             Self::Parameters(parameters) => parameters,
@@ -36,29 +36,29 @@ impl Budget {
     }
 }
 
-/// Which policy turns growths into ranks. [`Policy`] is the same once the budget is known in parameters.
+/// Choice of a policy. It becomes a [`Policy`] when the budget is known in parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyChoice {
     /// The published rule, max(round(growth), 0) + 1.
     #[default]
     Gelora,
-    /// The published rule on the upper confidence bound of the growth.
+    /// The published rule, applied to the upper confidence bound of the growth.
     GeloraUpper,
-    /// A budget spent in proportion to the published rule's ranks, never below them.
+    /// Distributes a budget in proportion to the published rule's ranks, never below them.
     Budget(Budget),
-    /// The same rank everywhere.
+    /// The same rank for all modules.
     Uniform(usize),
-    /// A control: a budget handed out at random; without one, as many parameters as the published rule takes.
+    /// A control: distributes a budget at random. Without a budget, uses as many parameters as the published rule.
     Random(Option<Budget>),
-    /// A control: the published rule's ranks, dealt to the wrong layers.
+    /// A control: the published rule's ranks, assigned to the wrong layers.
     Shuffled,
 }
 
 impl PolicyChoice {
-    /// The policy for these steps.
-    pub(super) fn resolve(self, steps: &[Step], how: &Assignment) -> Result<Policy> {
-        let &Assignment { rounding, seed, ref limits } = how;
+    /// Returns the policy for these steps.
+    pub(super) fn resolve(self, steps: &[Step], assignment: &Assignment) -> Result<Policy> {
+        let &Assignment { rounding, seed, ref limits } = assignment;
         Ok(match self {
             Self::Gelora => Policy::Gelora { rounding },
             Self::GeloraUpper => Policy::GeloraUpper { rounding },
@@ -73,7 +73,7 @@ impl PolicyChoice {
         })
     }
 
-    /// The budget that is asked for, if any.
+    /// The budget that the user asked for, if any.
     pub(super) fn budget(self) -> Option<Budget> {
         match self {
             Self::Budget(budget) => Some(budget),
@@ -82,7 +82,7 @@ impl PolicyChoice {
         }
     }
 
-    /// The uniform rank that other policies are compared with, if one was asked for.
+    /// The uniform rank that the user asked for, if any. Other policies are compared at this rank.
     pub(super) fn uniform_rank(self) -> Option<usize> {
         match (self, self.budget()) {
             (Self::Uniform(rank), _) | (_, Some(Budget::UniformRank(rank))) => Some(rank),
@@ -91,12 +91,12 @@ impl PolicyChoice {
     }
 }
 
-/// What each policy would do; policies that the limits do not allow are left out.
-pub(super) fn compare(steps: &[Step], chosen: &Policy, asked: PolicyChoice, how: &Assignment) -> Vec<Outcome> {
-    let &Assignment { rounding, seed, ref limits } = how;
-    let most = steps.iter().filter(|s| s.cost > 0).map(|s| s.most).min().unwrap_or(USUAL_RANK);
-    let rank = asked.uniform_rank().unwrap_or(USUAL_RANK).min(most);
-    let parameters = match asked.budget() {
+/// Returns the ranks that each policy would assign. Policies that violate the limits are left out.
+pub(super) fn compare(steps: &[Step], chosen: &Policy, choice: PolicyChoice, assignment: &Assignment) -> Vec<Outcome> {
+    let &Assignment { rounding, seed, ref limits } = assignment;
+    let max_rank = steps.iter().filter(|s| s.cost > 0).map(|s| s.most).min().unwrap_or(USUAL_RANK);
+    let rank = choice.uniform_rank().unwrap_or(USUAL_RANK).min(max_rank);
+    let parameters = match choice.budget() {
         Some(Budget::Parameters(parameters)) => parameters,
         _ => ranks::uniform_parameters(steps, rank),
     };

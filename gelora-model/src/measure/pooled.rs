@@ -1,4 +1,4 @@
-//! The forward pass that makes one point of each example and hidden state.
+//! Forward pass that computes one point for each example and hidden state.
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::pool;
@@ -8,7 +8,7 @@ use super::options::{MeasureOptions, Pool};
 use crate::event::{Reply, Report, report};
 use crate::{Batch, Event, Granularity, Result, Tokens, Transformer, Work};
 
-/// Indices of the examples to measure on, ascending: all, or `samples` of them drawn from the seed.
+/// Returns the indices of the examples to measure, in ascending order: all n, or `samples` of them drawn from the seed.
 pub fn sample(n: usize, samples: usize, seed: u64) -> Vec<usize> {
     let mut rows: Vec<usize> = (0..n).collect();
     if samples < n {
@@ -19,10 +19,11 @@ pub fn sample(n: usize, samples: usize, seed: u64) -> Vec<usize> {
     rows
 }
 
-/// The pooled hidden states of a model: for each state, from the input up, one point for each example, (n, C).
+/// Computes the pooled hidden states of a model. There is one matrix (n, C) for each state, in order from the input to
+/// the output, with one row for each example.
 ///
 /// # Errors
-/// If a token is outside the model's tables, the device fails, or `progress` returns an error.
+/// Returns an error if a token is outside the model's tables, the device fails, or `progress` returns an error.
 pub fn pooled_states<R: Reply>(
     model: &Transformer,
     examples: &[Tokens],
@@ -32,7 +33,7 @@ pub fn pooled_states<R: Reply>(
     pooled(model, examples, options, &mut report(progress))
 }
 
-/// The same out of the cache if it is there, else from the model.
+/// Reads the pooled hidden states from the cache if it has them, else runs the model.
 pub(super) fn pooled(
     model: &Transformer,
     examples: &[Tokens],
@@ -40,11 +41,11 @@ pub(super) fn pooled(
     report: &mut Report<'_>,
 ) -> Result<Vec<Tensor>> {
     let &MeasureOptions { pool, granularity, seed, batch_size, ref cache, .. } = options;
-    // An adapter is not in the files that the cache's key is made of.
+    // The key of the cache covers the model's files, but no adapter that was attached later.
     let Some(cache) = cache.as_ref().filter(|_| model.lowest_adapted().is_none()) else {
         return forward(model, examples, options, report);
     };
-    // The seed counts where a token is drawn with it, and there the batches are drawn from in their order.
+    // The seed and the batch size matter only if tokens are drawn at random, which happens batch by batch.
     let drawn = (pool == Pool::Token).then_some((seed, batch_size));
     let settings = format!("{pool:?} {granularity:?} {drawn:?} {} {:?}", model.dtype(), model.device().kind());
     let entry = cache.entry(model.source(), examples, &settings)?;
@@ -82,7 +83,7 @@ fn forward(
             });
             Ok(())
         })?;
-        // The states are read when the whole pass is on its way, so that a GPU is waited for once.
+        // Read the states after the whole forward pass has been launched, so that a GPU is waited for only once.
         for (state, points) in states.iter_mut().zip(&pooled) {
             state.extend(points.to_vec()?);
         }
@@ -92,7 +93,7 @@ fn forward(
     states.into_iter().map(|s| Ok(Tensor::from_vec(s, [examples.len(), channels])?)).collect()
 }
 
-/// The row of each sequence that stands for it, or None for the mean of all.
+/// The row that represents each sequence, or None for the mean of all rows.
 fn chosen_rows(batch: &Batch, pool: Pool, stream: &mut Stream) -> Option<Vec<usize>> {
     let ranges = batch.sequences().ranges();
     match pool {
@@ -103,13 +104,14 @@ fn chosen_rows(batch: &Batch, pool: Pool, stream: &mut Stream) -> Option<Vec<usi
     }
 }
 
-/// The names of the hidden states, from the input up: "embeddings", "after layer 0", "after attention 0".
+/// Names of the hidden states, in order from the input to the output: "embeddings", "after layer 0", "after attention
+/// 0".
 pub fn state_names(layers: usize, granularity: Granularity) -> Vec<String> {
-    let of_layer = |l: usize| match granularity {
+    let names_of_layer = |l: usize| match granularity {
         Granularity::Block => vec![format!("after layer {l}")],
         Granularity::Sublayer => vec![format!("after attention {l}"), format!("after layer {l}")],
     };
-    std::iter::once("embeddings".to_owned()).chain((0..layers).flat_map(of_layer)).collect()
+    std::iter::once("embeddings".to_owned()).chain((0..layers).flat_map(names_of_layer)).collect()
 }
 
 #[cfg(test)]
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn states_are_named_from_the_input_up() {
         assert_eq!(state_names(2, Granularity::Block), ["embeddings", "after layer 0", "after layer 1"]);
-        let halves = state_names(2, Granularity::Sublayer);
-        assert_eq!((halves.len(), &halves[1][..], &halves[4][..]), (5, "after attention 0", "after layer 1"));
+        let sublayers = state_names(2, Granularity::Sublayer);
+        assert_eq!((sublayers.len(), &sublayers[1][..], &sublayers[4][..]), (5, "after attention 0", "after layer 1"));
     }
 }

@@ -1,4 +1,4 @@
-//! The result of a measurement, and the PEFT config that it leads to.
+//! The result of a measurement, and the PEFT config made from it.
 
 use std::collections::BTreeMap;
 
@@ -14,87 +14,87 @@ use super::steps::{ModuleRank, Outcome};
 use super::warnings::Warning;
 use crate::{AdapterTask, Granularity, Result, Transformer};
 
-/// The ranks of every module, with everything that they came from. Serialized, this is most of ranks.json.
+/// The rank of every module, with the measurements behind it. Serialized, this is most of ranks.json.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Ranks {
-    /// The model that was measured: [`Transformer::name`].
+    /// Name of the measured model: [`Transformer::name`].
     pub model: String,
-    /// How the tokens of an example became one point.
+    /// How the hidden states of an example's tokens became one point.
     pub pool: Pool,
     /// Number of examples, n.
     pub samples: usize,
-    /// Type that the model's products were computed in.
+    /// Type in which products with frozen weights were computed.
     pub dtype: String,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Where hidden states were taken.
+    /// Points of the network at which hidden states were taken.
     pub granularity: Granularity,
-    /// Number of points that growths were measured at: n, or the scale of the common plateau.
+    /// Number of points at which growths were measured: n, or the scale of the common plateau.
     pub scale: usize,
-    /// What happened to near copies: "drop" or "keep".
+    /// Treatment of near copies: "drop" or "keep".
     #[serde(default)]
     pub near_copies: String,
-    /// How growths became ranks.
+    /// Policy that turned growths into ranks.
     pub policy: PolicyUsed,
-    /// The hidden states, from the input up.
+    /// The hidden states, in order from the input to the output.
     pub states: Vec<State>,
-    /// Growth, rank and alpha of each step from state to state.
+    /// Growth, rank and alpha of each step from one state to the next.
     pub layers: Vec<Layer>,
     /// Rank and alpha of each adapted module, by its full name.
     pub modules: BTreeMap<String, ModuleRank>,
-    /// Parameters of all adapters together.
+    /// Number of parameters of all adapters together.
     pub parameters: usize,
-    /// What each policy would do.
+    /// Ranks that each policy would assign.
     pub policies: Vec<Outcome>,
-    /// The ranks of resamples, if [`MeasureOptions::resamples`] is above 0.
+    /// Ranks of resamples, if [`MeasureOptions::resamples`](super::MeasureOptions::resamples) is above 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stability: Option<Stability>,
     /// Reasons not to trust the ranks.
     pub warnings: Vec<Warning>,
 }
 
-/// The policy with everything that it used.
+/// A policy with all settings that affect the ranks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PolicyUsed {
     /// The policy with its settings.
     #[serde(flatten)]
     pub policy: Policy,
-    /// The least rank.
+    /// Smallest rank.
     pub min_rank: usize,
-    /// The greatest rank, if there is a limit.
+    /// Largest rank, if there is a limit.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_rank: Option<usize>,
-    /// Ranks are multiples of this.
+    /// All ranks are multiples of this number.
     pub rank_multiple: usize,
-    /// alpha / rank.
+    /// Ratio of alpha to rank.
     pub alpha_ratio: f64,
-    /// Confidence of every interval, and of the upper bound.
+    /// Confidence level of all intervals and of the upper bound.
     pub confidence: f64,
 }
 
 impl Ranks {
-    /// The PEFT config that gives the modules of `model` these ranks, for a sequence classifier.
+    /// Returns the PEFT config of a sequence classifier that gives the modules of `model` these ranks.
     ///
     /// # Errors
-    /// As [`adapter_config`].
+    /// Returns the errors of [`adapter_config`].
     pub fn adapter_config(&self, model: &Transformer) -> Result<AdapterConfig> {
         adapter_config(model, &self.modules, AdapterTask::SequenceClassification)
     }
 }
 
-/// The PEFT config that gives the modules of `model` these ranks.
+/// Returns the PEFT config that gives the modules of `model` these ranks.
 ///
 /// # Errors
-/// If a module cannot be told from others by PEFT's patterns.
+/// Returns an error if PEFT's patterns cannot tell a module from the others.
 pub fn adapter_config(
     model: &Transformer,
     modules: &BTreeMap<String, ModuleRank>,
     task: AdapterTask,
 ) -> Result<AdapterConfig> {
     let infos = model.linear_infos();
-    // In the model's order, so that the file reads from the input up.
+    // The order of the model, so that the file lists modules from the input to the output.
     let wanted: Vec<(String, usize, f64)> =
         infos.iter().filter_map(|i| modules.get(&i.name).map(|m| (i.name.clone(), m.rank, m.alpha))).collect();
     let all: Vec<&str> = infos.iter().map(|i| i.name.as_str()).collect();

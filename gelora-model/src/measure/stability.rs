@@ -1,11 +1,11 @@
-//! Whether other data of the same kind would have given the same ranks.
+//! Tests whether other data of the same kind would give the same ranks.
 //!
-//! From the measured examples, halves and quarters are drawn at random, and everything after the model is done again
-//! on each. Estimates from random halves scatter among themselves as much as estimates from whole other samples of
-//! size n would (the scatter of a half around the whole is that of the whole around the truth); those from quarters
-//! show what fewer examples would have cost. Examples are called enough only where nothing speaks against it: ranks
-//! over halves and over quarters within one of those given, a plateau in every state, and the ranks of the other
-//! scale within one too.
+//! Halves and quarters of the measured examples are drawn at random, and ranks are computed again from each. Estimates
+//! from random halves scatter as much as estimates from independent samples of size n, because the scatter of a half
+//! around the whole equals that of the whole around the truth. Estimates from quarters show the effect of having fewer
+//! examples. The number of examples is called enough only if all of these hold: the ranks from halves and from quarters
+//! are within one of the measured ranks, every state has a plateau, and the ranks at the other scale are within one
+//! too.
 
 use gelora_id::Summary;
 use gelora_kernels::Tensor;
@@ -19,26 +19,26 @@ use super::steps::{Targets, outcome};
 use crate::event::Report;
 use crate::{Event, Result, Work};
 
-/// The fewest points of a resample.
+/// Smallest number of points in a resample.
 const LEAST: usize = 30;
-/// Ranks of a layer are called stable if this share of the resamples is within one of the rank given.
+/// Share of the resamples that must be within one of the measured rank for a layer to be called stable.
 const STABLE: f64 = 0.9;
 
-/// Ranks of resamples.
+/// Ranks measured again on resamples.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stability {
-    /// Resamples of each size.
+    /// Number of resamples of each size.
     pub resamples: usize,
-    /// Halves and quarters.
+    /// Results for halves and for quarters.
     pub sizes: Vec<ResampledRanks>,
-    /// The ranks at the scale that those given are not of: that of the plateaus, or all examples.
+    /// Ranks at the scale that was not used: the scale of the plateaus, or all examples.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub other_scale: Option<OtherScale>,
-    /// Whether n was enough.
+    /// Whether n examples were enough.
     #[serde(default)]
     pub enough: bool,
-    /// The same in words, with what speaks against it.
+    /// The same in words, with the reasons against it.
     pub verdict: String,
 }
 
@@ -56,37 +56,37 @@ pub struct OtherScale {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ResampledRanks {
-    /// Examples in a resample.
+    /// Number of examples in a resample.
     pub n: usize,
-    /// Of every step, the rank in each resample.
+    /// For every step, the rank in each resample.
     pub ranks: Vec<Vec<usize>>,
 }
 
-/// What is measured again on each resample.
+/// Inputs of the measurement that is repeated on each resample.
 pub(super) struct Resampling<'a> {
     pub points: &'a [Tensor],
-    /// For each state, which examples are near copies.
+    /// For each state, the marks of examples that are near copies.
     pub near_copies: &'a [Vec<bool>],
     pub targets: &'a Targets<'a>,
     pub policy: &'a Policy,
     pub options: &'a MeasureOptions,
 }
 
-/// What the resamples are compared with.
+/// The measured ranks, with which the resamples are compared.
 pub(super) struct Given<'a> {
     /// The rank of every step.
     pub ranks: &'a [usize],
-    /// The names of the steps.
+    /// Names of the steps.
     pub names: &'a [String],
     pub states: &'a [State],
-    /// The number of points that the ranks are of.
+    /// Number of points at which the ranks were measured.
     pub scale: usize,
-    /// Another number of points, with the replicates of every state at it.
+    /// Another number of points, with the replicates of every state at that number.
     pub other: Option<(usize, Vec<Summary>)>,
 }
 
 impl Resampling<'_> {
-    /// The ranks of `resamples` halves and as many quarters, against the ranks given.
+    /// Computes the ranks of `resamples` halves and as many quarters, and compares them with the measured ranks.
     pub(super) fn run(&self, resamples: usize, given: &Given<'_>, report: &mut Report<'_>) -> Result<Stability> {
         let n = self.points.first().map_or(0, Tensor::rows);
         let sizes: Vec<usize> = [n / 2, n / 4].into_iter().filter(|size| *size >= LEAST).collect();
@@ -117,10 +117,10 @@ impl Resampling<'_> {
         Ok(Stability { resamples, sizes: found, other_scale, enough, verdict })
     }
 
-    /// The rank of every step from the replicates of every state.
+    /// Returns the rank of every step, given the replicates of every state.
     fn ranks_of(&self, summaries: &[Summary]) -> Result<Vec<usize>> {
         let steps = self.targets.steps(&growths(summaries, self.options.confidence));
-        // A budget that this resample's bound does not fit into is spent on the bound alone.
+        // The published rule is a lower bound. If it exceeds the budget on this resample, the bound is the budget.
         let policy = match self.policy {
             Policy::Budget { parameters, rounding } => {
                 let least = outcome(&steps, &Policy::Gelora { rounding: *rounding }, &self.options.limits)?.parameters;
@@ -132,7 +132,7 @@ impl Resampling<'_> {
     }
 }
 
-/// Whether n was enough, and why not.
+/// Returns whether n examples were enough, and a sentence with the reasons.
 fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<&OtherScale>) -> (bool, String) {
     let mut against = Vec::new();
     for (part, size) in ["halves", "quarters"].into_iter().zip([0, 1]) {
@@ -152,13 +152,13 @@ fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<
         let differs = |s: &usize| other.ranks[*s].abs_diff(given.ranks[*s]) > 1;
         let all: Vec<usize> = (0..given.ranks.len()).filter(differs).collect();
         if !all.is_empty() {
-            let said =
+            let change =
                 |s: &usize| format!("{} would be {} and not {}", given.names[*s], other.ranks[*s], given.ranks[*s]);
             against.push(format!(
                 "at the scale of {} points instead of {} the ranks are others: {}",
                 other.scale,
                 given.scale,
-                listed(&all, said)
+                listed(&all, change)
             ));
         }
     }
@@ -168,15 +168,15 @@ fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<
     let resamples = sizes.first().and_then(|s| s.ranks.first()).map_or(0, Vec::len);
     let least = sizes.iter().flat_map(|size| shares(size, given.ranks)).fold(1.0, f64::min) * resamples as f64;
     let other = other.map_or(String::new(), |other| format!(", and so did {} points", other.scale));
-    let said = format!(
+    let sentence = format!(
         "{n} examples were enough: every state has a plateau, and in every layer at least {} of {resamples} halves and of as many \
          quarters gave the same rank, give or take one{other}.",
         least.round()
     );
-    (true, said)
+    (true, sentence)
 }
 
-/// Of every step the share of resamples whose rank is within one of that given.
+/// For every step, the share of resamples whose rank is within one of the measured rank.
 fn shares(size: &ResampledRanks, given: &[usize]) -> Vec<f64> {
     let near = |(ranks, given): (&Vec<usize>, &usize)| {
         ranks.iter().filter(|rank| rank.abs_diff(*given) <= 1).count() as f64 / ranks.len().max(1) as f64
@@ -184,7 +184,7 @@ fn shares(size: &ResampledRanks, given: &[usize]) -> Vec<f64> {
     size.ranks.iter().zip(given).map(near).collect()
 }
 
-/// The steps whose rank moves by more than one over resamples of a size, in words; None if there are none.
+/// Describes the steps whose rank moves by more than one over resamples of a size, or None if no rank does.
 fn moves(size: &ResampledRanks, part: &str, given: &Given<'_>) -> Option<String> {
     let shares = shares(size, given.ranks);
     let unsure: Vec<usize> = (0..shares.len()).filter(|s| shares[*s] < STABLE).collect();
@@ -201,11 +201,11 @@ fn moves(size: &ResampledRanks, part: &str, given: &Given<'_>) -> Option<String>
     })
 }
 
-/// The first four in words, and how many more there are.
-fn listed(steps: &[usize], said: impl Fn(&usize) -> String) -> String {
-    let shown: Vec<String> = steps.iter().take(4).map(said).collect();
+/// Describes the first four steps and counts the rest.
+fn listed(steps: &[usize], describe: impl Fn(&usize) -> String) -> String {
+    let listed: Vec<String> = steps.iter().take(4).map(describe).collect();
     let more = if steps.len() > 4 { format!(" and {} more", steps.len() - 4) } else { String::new() };
-    format!("{}{more}", shown.join(", "))
+    format!("{}{more}", listed.join(", "))
 }
 
 #[cfg(test)]
@@ -231,26 +231,31 @@ mod tests {
     }
 
     #[test]
-    fn enough_is_said_only_where_nothing_speaks_against_it() {
+    fn examples_are_enough_only_if_every_condition_holds() {
         let names = ["layer 0".to_owned(), "layer 1".to_owned()];
         let calm = [vec![3, 4, 2, 3, 3, 3, 3, 3, 3, 9], vec![7; 10]];
         let wild = [vec![3; 10], vec![7, 7, 7, 7, 7, 7, 7, 7, 2, 12]];
-        let of = |halves: &[Vec<usize>; 2], quarters: &[Vec<usize>; 2], flat: bool, other: Option<[usize; 2]>| {
-            let sizes = [(100, halves), (50, quarters)].map(|(n, ranks)| ResampledRanks { n, ranks: ranks.to_vec() });
-            let states = [state(true), state(flat)];
-            let given = Given { ranks: &[3, 7], names: &names, states: &states, scale: 200, other: None };
-            let other = other.map(|ranks| OtherScale { scale: 50, ranks: ranks.to_vec() });
-            verdict(&sizes, 200, &given, other.as_ref())
-        };
-        let (enough, said) = of(&calm, &calm, true, Some([4, 6]));
-        assert!(enough && said.starts_with("200 examples were enough") && said.contains("at least 9 of 10"), "{said}");
-        assert!(said.contains("so did 50 points") && of(&calm, &calm, true, None).0);
+        let verdict_of =
+            |halves: &[Vec<usize>; 2], quarters: &[Vec<usize>; 2], flat: bool, other: Option<[usize; 2]>| {
+                let sizes =
+                    [(100, halves), (50, quarters)].map(|(n, ranks)| ResampledRanks { n, ranks: ranks.to_vec() });
+                let states = [state(true), state(flat)];
+                let given = Given { ranks: &[3, 7], names: &names, states: &states, scale: 200, other: None };
+                let other = other.map(|ranks| OtherScale { scale: 50, ranks: ranks.to_vec() });
+                verdict(&sizes, 200, &given, other.as_ref())
+            };
+        let (enough, sentence) = verdict_of(&calm, &calm, true, Some([4, 6]));
+        assert!(
+            enough && sentence.starts_with("200 examples were enough") && sentence.contains("at least 9 of 10"),
+            "{sentence}"
+        );
+        assert!(sentence.contains("so did 50 points") && verdict_of(&calm, &calm, true, None).0);
         for (case, words) in [
-            (of(&wild, &calm, true, None), &["over halves", "1 of 2 layers", "layer 1 (2 to 12, given 7)"][..]),
-            (of(&calm, &wild, true, None), &["over quarters", "layer 1 (2 to 12, given 7)"]),
-            (of(&calm, &calm, false, None), &["1 of 2 states has no plateau"]),
+            (verdict_of(&wild, &calm, true, None), &["over halves", "1 of 2 layers", "layer 1 (2 to 12, given 7)"][..]),
+            (verdict_of(&calm, &wild, true, None), &["over quarters", "layer 1 (2 to 12, given 7)"]),
+            (verdict_of(&calm, &calm, false, None), &["1 of 2 states has no plateau"]),
             (
-                of(&calm, &calm, true, Some([5, 7])),
+                verdict_of(&calm, &calm, true, Some([5, 7])),
                 &["scale of 50 points instead of 200", "layer 0 would be 5 and not 3"],
             ),
         ] {
@@ -258,7 +263,7 @@ mod tests {
             words.iter().for_each(|word| assert!(case.1.contains(word), "{word}: {}", case.1));
         }
         let given = Given { ranks: &[3, 7], names: &names, states: &[], scale: 40, other: None };
-        let (enough, said) = verdict(&[], 40, &given, None);
-        assert!(!enough && said.contains("too few to draw halves"), "{said}");
+        let (enough, sentence) = verdict(&[], 40, &given, None);
+        assert!(!enough && sentence.contains("too few to draw halves"), "{sentence}");
     }
 }

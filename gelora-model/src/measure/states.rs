@@ -1,11 +1,11 @@
-//! From points to dimensions, with what tells how far to trust them.
+//! Estimates the dimension of every hidden state, with diagnostics of its reliability.
 //!
-//! Near copies are a state's own: two texts that share a premise may be one point before the first layer and two
-//! after the last, and a copy that stayed in one state because another tells the rows apart would spoil exactly the
-//! dimension that a growth is made of. What pairs growths is the groups of the jackknife, which depend on an
-//! example's row and nothing else, so the states' replicates leave out the same examples whatever each has left out
-//! before. The price is that two neighbouring states may count a few per cent of the examples differently, which
-//! moves a dimension by less than its error.
+//! Near copies are determined for each state separately. Two texts with a common premise may be one point before the
+//! first layer and two points after the last layer. If a copy stayed in one state because another state tells the rows
+//! apart, it would bias the dimension from which a growth is computed. Growths are paired by the groups of the
+//! jackknife. A group depends on an example's row alone, so the replicates of all states leave out the same examples,
+//! whatever near copies each state leaves out. The cost: two neighboring states may differ in a few per cent of their
+//! examples, which moves a dimension by less than its standard error.
 
 use gelora_id::scale::{self, AtScale, Plateau};
 use gelora_id::{Estimate, Estimator, Growth, NearCopies, Neighbourhood, Options, Summary};
@@ -15,36 +15,36 @@ use serde::{Deserialize, Serialize};
 use crate::event::Report;
 use crate::{Error, Event, Result, Work};
 
-/// The fewest points that a decimation goes down to.
-const LEAST: usize = 60;
-/// Neighbours for the curve of GRIDE, on the CPU and on a GPU.
+/// Smallest number of points in a decimation.
+const MIN_POINTS: usize = 60;
+/// Number of neighbors for the GRIDE curve, on the CPU and on a GPU.
 const REACH: [usize; 2] = [64, 16];
 
-/// The dimension of a hidden state. In JSON it has the fields of an [`Estimate`] and more.
+/// The dimension of a hidden state. Its JSON form has the fields of an [`Estimate`] and others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct State {
-    /// "embeddings", "after layer 0", "after attention 0".
+    /// Name of the state: "embeddings", "after layer 0", "after attention 0".
     pub name: String,
     /// The dimension and its interval.
     #[serde(flatten)]
     pub estimate: Estimate,
-    /// The estimate from n, n / 2, n / 4, .. points.
+    /// Estimates from n, n / 2, n / 4, .. points.
     pub decimation: Vec<AtScale>,
-    /// The estimate from neighbours of orders 1 and 2, 2 and 4, ..
+    /// Estimates from neighbors of orders 1 and 2, 2 and 4, ..
     pub gride: Vec<AtScale>,
-    /// Where the decimation curve is flat, if anywhere.
+    /// The flat part of the decimation curve, if there is one.
     pub plateau: Option<Plateau>,
 }
 
 impl State {
-    /// Whether it is one and the same point for every example.
+    /// Whether the state is the same point for all examples.
     pub fn is_constant(&self) -> bool {
         self.estimate.n == 1
     }
 }
 
-/// How dimensions are estimated.
+/// Options of the estimates.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Estimation {
     pub estimator: Estimator,
@@ -53,13 +53,13 @@ pub(crate) struct Estimation {
     pub seed: u64,
 }
 
-/// The measurement of all states.
+/// The measurements of all states.
 #[derive(Clone, Debug)]
 pub(super) struct Measured {
     pub states: Vec<State>,
-    /// The replicates of each state, of which growths are made.
+    /// Replicates of each state, from which growths are computed.
     pub summaries: Vec<Summary>,
-    /// For each state, which examples it left out as near copies.
+    /// For each state, the marks of examples that were left out as near copies.
     pub near_copies: Vec<Vec<bool>>,
 }
 
@@ -69,21 +69,25 @@ impl Estimation {
     }
 }
 
-/// Every state with its curves, and its replicates, of which growths are made. A state that is one and the same point
-/// for every example (the first token before block 0) has no dimension; it is given as 0, that of a single point.
+/// Estimates the dimension, the curves and the replicates of every state. The first state may be the same point for all
+/// examples (the first token before block 0). It has no estimate; its dimension is 0, that of a single point.
 pub(super) fn measure(
     points: &[Tensor],
     names: Vec<String>,
-    how: &Estimation,
+    estimation: &Estimation,
     report: &mut Report<'_>,
 ) -> Result<Measured> {
     report(Event::Began { work: Work::Dimensions, units: points.len() })?;
     let mut measured = Measured { states: Vec::new(), summaries: Vec::new(), near_copies: Vec::new() };
     for (s, (points, name)) in points.iter().zip(names).enumerate() {
         let reach = REACH[usize::from(points.device().kind() != DeviceKind::Cpu)];
-        let cloud = match Neighbourhood::keeping(points, how.estimator.neighbours().max(reach), how.near_copies) {
+        let cloud = match Neighbourhood::keeping(
+            points,
+            estimation.estimator.neighbours().max(reach),
+            estimation.near_copies,
+        ) {
             Err(gelora_id::Error::Identical { points, .. }) if s == 0 => {
-                let estimate = constant_estimate(how.estimator, how.confidence, points);
+                let estimate = constant_estimate(estimation.estimator, estimation.confidence, points);
                 let (decimation, gride) = (Vec::new(), Vec::new());
                 measured.states.push(State { name, estimate, decimation, gride, plateau: None });
                 measured.summaries.push(Summary::of_a_point());
@@ -93,16 +97,16 @@ pub(super) fn measure(
             }
             other => other.map_err(|source| Error::state(s, &name, source))?,
         };
-        let of_state = || -> gelora_id::Result<(State, Summary)> {
-            let estimate = cloud.estimate(&how.options())?;
-            let summary = cloud.replicates(&how.estimator)?;
-            let decimation = scale::decimation(&cloud, &how.options(), LEAST, how.seed)?;
-            // On points with many ties a coarser scale may have no finite dimension.
-            let gride = scale::gride(&cloud, how.confidence).unwrap_or_default();
+        let estimate_state = || -> gelora_id::Result<(State, Summary)> {
+            let estimate = cloud.estimate(&estimation.options())?;
+            let summary = cloud.replicates(&estimation.estimator)?;
+            let decimation = scale::decimation(&cloud, &estimation.options(), MIN_POINTS, estimation.seed)?;
+            // A coarser scale may have no finite dimension if many distances are equal.
+            let gride = scale::gride(&cloud, estimation.confidence).unwrap_or_default();
             let plateau = scale::plateau(&decimation);
             Ok((State { name: name.clone(), estimate, decimation, gride, plateau }, summary))
         };
-        let (state, summary) = of_state().map_err(|source| Error::state(s, &name, source))?;
+        let (state, summary) = estimate_state().map_err(|source| Error::state(s, &name, source))?;
         measured.states.push(state);
         measured.summaries.push(summary);
         measured.near_copies.push(cloud.near_copy_marks());
@@ -111,50 +115,51 @@ pub(super) fn measure(
     Ok(measured)
 }
 
-/// The replicates of every state from some of the examples and nothing else: what ranks are made of. The near copies
-/// of all examples are left out, so none are looked for again.
+/// Computes the replicates of every state from a subset of the examples. It takes the near copies that were found among
+/// all examples and does not search for others.
 pub(super) fn summaries(
     points: &[Tensor],
     near_copies: &[Vec<bool>],
     rows: &[usize],
     estimator: &Estimator,
 ) -> Result<Vec<Summary>> {
-    let of_state = |(s, (points, marks)): (usize, (&Tensor, &Vec<bool>))| {
+    let replicates_of_state = |(s, (points, marks)): (usize, (&Tensor, &Vec<bool>))| {
         let gone: Vec<bool> = rows.iter().map(|&row| marks[row]).collect();
         match Neighbourhood::without(&scale::subset(points, rows)?, estimator.neighbours(), &gone) {
             Err(gelora_id::Error::Identical { .. }) if s == 0 => Ok(Summary::of_a_point()),
             cloud => Ok(cloud?.replicates(estimator)?),
         }
     };
-    points.iter().zip(near_copies).enumerate().map(of_state).collect()
+    points.iter().zip(near_copies).enumerate().map(replicates_of_state).collect()
 }
 
-/// The replicates of every state at a scale: the mean over the draws of so many points that the decimation took.
+/// Computes the replicates of every state at a scale: the mean over draws of `size` points, the same draws as in the
+/// decimation.
 pub(super) fn at_scale(
     points: &[Tensor],
     near_copies: &[Vec<bool>],
     size: usize,
-    how: &Estimation,
+    estimation: &Estimation,
 ) -> Result<Vec<Summary>> {
     let n = points.first().map_or(0, Tensor::rows);
     let mut draws = Vec::new();
-    for rows in scale::draws(n, size, how.seed) {
-        draws.push(summaries(points, near_copies, &rows, &how.estimator)?);
+    for rows in scale::draws(n, size, estimation.seed) {
+        draws.push(summaries(points, near_copies, &rows, &estimation.estimator)?);
     }
-    let of_state = |s: usize| {
-        let of_draws: Vec<Summary> = draws.iter().map(|draw| draw[s].clone()).collect();
-        Summary::mean(&of_draws)
+    let mean_over_draws = |s: usize| {
+        let of_state: Vec<Summary> = draws.iter().map(|draw| draw[s].clone()).collect();
+        Summary::mean(&of_state)
             .ok_or_else(|| Error::Value(format!("hidden state {s}: no draw of {size} points has a dimension")))
     };
-    (0..points.len()).map(of_state).collect()
+    (0..points.len()).map(mean_over_draws).collect()
 }
 
-/// The growth of the dimension in every step.
+/// Returns the growth of the dimension across every step.
 pub(super) fn growths(summaries: &[Summary], confidence: f64) -> Vec<Growth> {
     summaries.windows(2).map(|pair| pair[0].growth(&pair[1], confidence)).collect()
 }
 
-/// The estimate for a cloud whose `points` rows are all the same: the dimension 0 of a single point.
+/// Returns the estimate for `points` identical rows: dimension 0, that of a single point.
 pub fn constant_estimate(estimator: Estimator, confidence: f64, points: usize) -> Estimate {
     let (estimator, interval) = (estimator.to_string(), [0.0, 0.0]);
     let (duplicates, near_copies, id_with_near_copies) = (points - 1, 0, None);

@@ -1,4 +1,4 @@
-//! Reasons not to trust the ranks that a model got from some examples, in plain sentences.
+//! Warnings about measured ranks, in plain sentences.
 
 use std::fmt;
 
@@ -10,38 +10,38 @@ use super::layer::Layer;
 use super::stability::Stability;
 use super::states::State;
 
-/// A reason not to trust the ranks. Serialized, it is its text.
+/// A reason not to trust the ranks. It is serialized as its text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 #[non_exhaustive]
 pub struct Warning {
-    /// What the warning is about, for programs that add advice of their own.
+    /// Subject of the warning, for programs that add their own advice.
     pub kind: WarningKind,
     /// The warning in plain sentences.
     pub text: String,
 }
 
-/// What a [`Warning`] is about.
+/// The subject of a [`Warning`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WarningKind {
-    /// Near copies were not looked for.
+    /// No search for near copies was made.
     NearCopiesKept,
     /// Near copies were left out.
     NearCopiesDropped,
-    /// The dimension grows in few steps or none.
+    /// The dimension grows in few steps, or in none.
     NoGrowth,
-    /// The interval of a growth holds 0.
+    /// The interval of a growth contains 0.
     Noise,
-    /// There are too few examples to look for a plateau.
+    /// The examples are too few for finding a plateau.
     TooFewForPlateau,
     /// Some states have no plateau.
     NoPlateau,
     /// No state has a plateau.
     NoPlateauAtAll,
-    /// Resamples say that there were too few examples.
+    /// The resamples show that there were too few examples.
     NotEnough,
-    /// The warning was read from a file, which has its text alone.
+    /// The warning was read from a file, which stores only its text.
     Unknown,
 }
 
@@ -63,7 +63,7 @@ impl From<Warning> for String {
     }
 }
 
-/// The measurement that warnings are about.
+/// The measurement on which warnings are based.
 pub(super) struct Facts<'a> {
     pub states: &'a [State],
     pub layers: &'a [Layer],
@@ -71,12 +71,12 @@ pub(super) struct Facts<'a> {
     pub stability: Option<&'a Stability>,
     /// Name of the model.
     pub model: &'a str,
-    /// Number of examples measured.
+    /// Number of measured examples.
     pub samples: usize,
     pub keeps_near_copies: bool,
 }
 
-/// Every warning that applies.
+/// Returns every warning that applies.
 pub(super) fn warnings(facts: &Facts<'_>) -> Vec<Warning> {
     let follows_growth =
         matches!(facts.policy, Policy::Gelora { .. } | Policy::Shuffled { .. } | Policy::Budget { .. });

@@ -1,4 +1,4 @@
-//! Checkpoints: what is needed to go on, and what must be the same to do so.
+//! Checkpoints of a training, and the checks before a training resumes from one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,75 +19,76 @@ const STATE: &str = "state.json";
 /// The file with the optimizer's moments.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Where a checkpoint was taken, and what must be the same to go on from it.
+/// The step of a checkpoint, and the settings that a resumed training must share.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     step: usize,
-    /// Folder inside the checkpoint with adapter and optimizer of this step.
+    /// Folder inside the checkpoint that holds the adapter and the optimizer of this step.
     files: String,
-    /// Everything that the result depends on.
+    /// All settings that the result depends on.
     settings: BTreeMap<String, Value>,
 }
 
 impl Trainer<'_> {
-    /// Writes a new folder of files, then the state that names it, then removes the old folder: at no time is there no
-    /// checkpoint.
-    pub(super) fn write_checkpoint(&self, at: &Checkpoints, step: usize, optimizer: &Optimizer) -> Result<()> {
+    /// Writes a new folder of files, then the state file that names it, and then removes the old folder. A complete
+    /// checkpoint exists at all times.
+    pub(super) fn write_checkpoint(&self, checkpoints: &Checkpoints, step: usize, optimizer: &Optimizer) -> Result<()> {
         let files = format!("step-{step}");
-        let path = at.folder.join(&files);
+        let path = checkpoints.folder.join(&files);
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
         self.adapter().write(&path)?;
         optimizer.save(&path.join(OPTIMIZER))?;
-        let state = State { step, files, settings: self.settings(at)? };
-        let mut json = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(&at.folder, e.to_string()))?;
+        let state = State { step, files, settings: self.settings(checkpoints)? };
+        let mut json =
+            serde_json::to_vec_pretty(&state).map_err(|e| Error::file(&checkpoints.folder, e.to_string()))?;
         json.push(b'\n');
-        write_atomic(&at.folder.join(STATE), &json)?;
-        for entry in fs::read_dir(&at.folder).map_err(|e| Error::io(&at.folder, e))?.flatten() {
+        write_atomic(&checkpoints.folder.join(STATE), &json)?;
+        for entry in fs::read_dir(&checkpoints.folder).map_err(|e| Error::io(&checkpoints.folder, e))?.flatten() {
             if entry.path().is_dir() && entry.file_name() != *state.files {
-                // An old checkpoint that stays costs space, nothing else.
+                // If an old checkpoint cannot be removed, it costs disk space only.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
         Ok(())
     }
 
-    /// Everything that the result depends on.
-    fn settings(&self, at: &Checkpoints) -> Result<BTreeMap<String, Value>> {
-        let o = &self.options;
-        let config = serde_json::to_value(&self.config).map_err(|e| Error::file(&at.folder, e.to_string()))?;
+    /// Returns all settings that the result depends on.
+    fn settings(&self, checkpoints: &Checkpoints) -> Result<BTreeMap<String, Value>> {
+        let options = &self.options;
+        let config = serde_json::to_value(&self.config).map_err(|e| Error::file(&checkpoints.folder, e.to_string()))?;
         let own = [
             ("model", json!(self.model.transformer().name())),
             ("adapter", config),
             ("steps", json!(self.steps())),
             ("task", json!(self.model.task())),
-            ("seed", json!(o.seed)),
-            ("group-by-length", json!(o.group_by_length)),
-            ("batch-size", json!(o.batch_size)),
-            ("accumulate", json!(o.accumulate)),
-            ("lr", json!(o.lr)),
-            ("warmup", json!(o.warmup)),
-            ("weight-decay", json!(o.weight_decay)),
-            ("clip", json!(o.clip)),
+            ("seed", json!(options.seed)),
+            ("group-by-length", json!(options.group_by_length)),
+            ("batch-size", json!(options.batch_size)),
+            ("accumulate", json!(options.accumulate)),
+            ("lr", json!(options.lr)),
+            ("warmup", json!(options.warmup)),
+            ("weight-decay", json!(options.weight_decay)),
+            ("clip", json!(options.clip)),
             ("dtype", json!(self.model.transformer().dtype().to_string())),
         ];
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
-        Ok(own.chain(at.settings.clone()).collect())
+        Ok(own.chain(checkpoints.settings.clone()).collect())
     }
 
-    /// Takes the adapter and the optimizer from the checkpoint; returns the steps done.
-    pub(super) fn restore(&mut self, at: &Checkpoints, optimizer: &mut Optimizer) -> Result<usize> {
-        let path = at.folder.join(STATE);
+    /// Restores the adapter and the optimizer from the checkpoint. Returns the number of finished steps.
+    pub(super) fn restore(&mut self, checkpoints: &Checkpoints, optimizer: &mut Optimizer) -> Result<usize> {
+        let path = checkpoints.folder.join(STATE);
         if !path.is_file() {
             return Err(Error::file(&path, "is missing; there is no checkpoint to go on from"));
         }
         let state = read(&path)?;
-        let expected = self.settings(at)?;
+        let expected = self.settings(checkpoints)?;
         if let Some((name, now)) = expected.iter().find(|(name, now)| state.settings.get(*name) != Some(*now)) {
             let then = state.settings.get(name).unwrap_or(&Value::Null);
             let problem = format!("is of a training with another {name} ({then}; now it is {now})");
             return Err(Error::file(&path, problem));
         }
-        let files = at.folder.join(&state.files);
+        let files = checkpoints.folder.join(&state.files);
         self.model.reload(Adapter::read(&files)?)?;
         let device = self.model.transformer().device().clone();
         optimizer.restore(&files.join(OPTIMIZER), state.step as u64, &device)?;

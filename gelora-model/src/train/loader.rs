@@ -1,4 +1,4 @@
-//! The tokens of training steps, made while the step before runs.
+//! Tokenizes the rows of the next training step while the current step runs.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -10,13 +10,13 @@ use crate::{Result, Rows, Tokens};
 /// The rows of one step.
 #[derive(Debug)]
 pub(super) struct StepRows {
-    /// Their indices in the data.
+    /// Their indices in the dataset.
     pub indices: Vec<usize>,
     /// Their tokens.
     pub tokens: Vec<Tokens>,
 }
 
-/// Starts a thread that makes the rows of these steps, in order and one step ahead. Tokens are not kept: making them
+/// Starts a thread that tokenizes the rows of these steps, in order and one step ahead. Tokens are not kept: tokenizing
 /// again in the next epoch costs a hundredth of a step. The thread ends when the receiver is dropped.
 pub(super) fn start<'scope>(
     rows: &'scope dyn Rows,
@@ -24,7 +24,7 @@ pub(super) fn start<'scope>(
     scope: &'scope Scope<'scope, '_>,
     steps: Range<usize>,
 ) -> Receiver<Result<StepRows>> {
-    // Without a place to put them down, the next rows are made and held while a step runs.
+    // A channel without a buffer: the thread holds the next rows until the current step has finished.
     let (sender, receiver) = sync_channel(0);
     scope.spawn(move || {
         for indices in sampler.batches(steps) {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
     use crate::{Error, Labels};
 
-    /// Four rows of which the third has no tokens.
+    /// Four rows, of which the third cannot be tokenized.
     struct Broken;
 
     impl Rows for Broken {
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_in_order_until_one_has_no_tokens() {
+    fn rows_arrive_in_order_until_one_cannot_be_tokenized() {
         let sampler = Sampler::shuffled(4, 1, 5);
         let wanted: Vec<usize> = sampler.batches(0..4).flatten().collect();
         let bad = wanted.iter().position(|row| *row == 2).unwrap();
@@ -89,8 +89,9 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_ends_with_its_receiver() {
+    fn the_thread_ends_when_the_receiver_is_dropped() {
         let sampler = Sampler::shuffled(4, 1, 5);
-        thread::scope(|scope| drop(start(&Broken, &sampler, scope, 0..4))); // a thread that went on would never be joined
+        // If the thread did not end, the scope would never return.
+        thread::scope(|scope| drop(start(&Broken, &sampler, scope, 0..4)));
     }
 }

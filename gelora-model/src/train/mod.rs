@@ -34,7 +34,7 @@ use crate::{Error, Event, Grads, Mode, Result, Rows, TaskModel, Work};
 pub use crate::record::StepRecord;
 pub use options::{Checkpoints, Length, TrainOptions};
 
-/// A training of a model's adapters, and of its head if it has one.
+/// Trains the adapters of a model, and its head if it has one.
 pub struct Trainer<'a> {
     model: &'a mut TaskModel,
     rows: &'a dyn Rows,
@@ -42,19 +42,19 @@ pub struct Trainer<'a> {
     options: TrainOptions,
     config: AdapterConfig,
     sampler: Sampler,
-    /// Parameters of the adapters.
+    /// Number of parameters of the adapters.
     parameters: usize,
-    /// When the last step was finished.
+    /// Time at which the last step finished.
     finished: Option<Instant>,
 }
 
-/// A step that was launched; on a GPU it may still run.
+/// A step that was launched. On a GPU it may still be running.
 struct Running {
     step: usize,
     lr: f64,
-    /// Share of each part in the step's rows.
+    /// Share of each micro-batch in the step's rows.
     shares: Vec<f64>,
-    /// The norm of the gradients, and the loss of each part.
+    /// The gradient norm, and the loss of each micro-batch.
     values: Pending,
     tokens: usize,
     began: Instant,
@@ -64,8 +64,8 @@ impl<'a> Trainer<'a> {
     /// Adds fresh adapters of the given ranks to the model.
     ///
     /// # Errors
-    /// If an option is out of range, there are no rows, the labels do not fit the model's task, or a module of the
-    /// ranks is not the model's.
+    /// Returns an error if an option is out of range, there are no rows, the labels do not fit the model's task, or the
+    /// ranks name a module that the model lacks.
     pub fn new(model: &'a mut TaskModel, rows: &'a dyn Rows, options: TrainOptions) -> Result<Self> {
         options.check()?;
         if rows.is_empty() {
@@ -86,47 +86,47 @@ impl<'a> Trainer<'a> {
         Ok(Self { model, rows, held_out: None, options, config, sampler, parameters, finished: None })
     }
 
-    /// Evaluates on these rows after each epoch and at the end.
+    /// Sets rows that are evaluated after each epoch and at the end.
     #[must_use]
     pub fn with_held_out(self, rows: Option<&'a dyn Rows>) -> Self {
         Self { held_out: rows, ..self }
     }
 
-    /// Steps of the whole training.
+    /// Number of steps of the whole training run.
     pub fn steps(&self) -> usize {
         self.options.steps(self.rows.len())
     }
 
-    /// Parameters of the adapters.
+    /// Number of parameters of the adapters.
     pub fn parameters(&self) -> usize {
         self.parameters
     }
 
-    /// The adapters and the head as they are now.
+    /// The current adapters and head.
     pub fn adapter(&self) -> Adapter {
         self.model.adapter(self.config.clone())
     }
 
-    /// The model as it is now.
+    /// The model in its current state.
     pub fn model(&self) -> &TaskModel {
         self.model
     }
 
-    /// Trains to the end; returns the metrics of the last evaluation, if there are held-out rows.
+    /// Trains to the end. Returns the metrics of the last evaluation, if there are held-out rows.
     ///
     /// # Errors
-    /// If a row cannot be tokenized, a gradient is not finite, a checkpoint cannot be written or does not fit, the
-    /// device fails, or `progress` returns an error.
+    /// Returns an error if a row cannot be tokenized, a gradient is not finite, a checkpoint cannot be written or does
+    /// not fit, the device fails, or `progress` returns an error.
     pub fn run<R: Reply>(&mut self, progress: &mut impl FnMut(Event<'_>) -> R) -> Result<Option<Metrics>> {
         let report: &mut Report<'_> = &mut report(progress);
         let settings = AdamW { weight_decay: self.options.weight_decay as f32, ..AdamW::default() };
         let clip = self.options.clip;
         let mut optimizer = Optimizer::new(settings, (clip > 0.0).then_some(clip));
         let first = match self.options.checkpoints.clone() {
-            Some(at) if at.resume => self.restore(&at, &mut optimizer)?,
-            Some(at) => {
-                // A checkpoint of an earlier training must not be taken for one of this.
-                let _ = std::fs::remove_dir_all(&at.folder);
+            Some(checkpoints) if checkpoints.resume => self.restore(&checkpoints, &mut optimizer)?,
+            Some(checkpoints) => {
+                // Remove the checkpoint of an earlier training, so that nobody resumes from it.
+                let _ = std::fs::remove_dir_all(&checkpoints.folder);
                 0
             }
             None => 0,
@@ -138,7 +138,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Trains these steps on the rows that come in.
+    /// Runs these steps on the rows that the loader sends.
     fn run_steps(
         &mut self,
         steps: Range<usize>,
@@ -154,14 +154,14 @@ impl<'a> Trainer<'a> {
         let on_cpu = self.model.transformer().device().kind() == DeviceKind::Cpu;
         for step in steps {
             let rows = batches.recv().map_err(|_| Error::Value("the rows of the next step never came".into()))??;
-            let before = running.replace(self.launch(&rows, step, optimizer)?);
+            let previous = running.replace(self.launch(&rows, step, optimizer)?);
             let (is_last, ends_epoch) = (step + 1 == total, (step + 1) % epoch == 0);
             let checkpoint =
-                checkpoints.as_ref().filter(|at| !is_last && (step + 1).is_multiple_of(at.every.unwrap_or(epoch)));
-            // A GPU computes this step while the host reads the loss of the one before and prepares the next.
-            let waits = on_cpu || is_last || ends_epoch || checkpoint.is_some();
-            let now = if waits { running.take() } else { None };
-            for launched in before.into_iter().chain(now) {
+                checkpoints.as_ref().filter(|c| !is_last && (step + 1).is_multiple_of(c.every.unwrap_or(epoch)));
+            // A GPU computes this step while the host reads the loss of the previous step and prepares the next one.
+            let waits_for_step = on_cpu || is_last || ends_epoch || checkpoint.is_some();
+            let now = if waits_for_step { running.take() } else { None };
+            for launched in previous.into_iter().chain(now) {
                 let record = self.finish(launched)?;
                 report(Event::Step(&record))?;
                 report(Event::Advanced { units: 1 })?;
@@ -171,9 +171,9 @@ impl<'a> Trainer<'a> {
                 report(Event::Evaluated { step: step + 1, metrics: &found })?;
                 metrics = Some(found);
             }
-            if let Some(at) = checkpoint {
-                report(Event::Checkpoint { step: step + 1, folder: &at.folder })?;
-                self.write_checkpoint(at, step + 1, optimizer)?;
+            if let Some(checkpoint) = checkpoint {
+                report(Event::Checkpoint { step: step + 1, folder: &checkpoint.folder })?;
+                self.write_checkpoint(checkpoint, step + 1, optimizer)?;
             }
             report(Event::StepEnded)?;
         }
@@ -202,7 +202,7 @@ impl<'a> Trainer<'a> {
         Ok(Running { step, lr, shares, values: Pending::read(&wanted)?, tokens, began })
     }
 
-    /// Waits for a step; returns its record.
+    /// Waits for a step to finish. Returns its record.
     fn finish(&mut self, launched: Running) -> Result<StepRecord> {
         let Running { step, lr, shares, values, tokens, began } = launched;
         let mut values = values.wait()?.into_iter().flatten();

@@ -1,4 +1,4 @@
-//! How a training runs.
+//! Options of a training.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub struct TrainOptions {
     /// Rank and alpha of each adapted module, by its full name: [`Ranks::modules`](crate::measure::Ranks::modules).
     pub ranks: BTreeMap<String, ModuleRank>,
-    /// Dropout before A, from 0 to below 1.
+    /// Dropout probability before A, at least 0 and below 1.
     pub lora_dropout: f64,
     /// Whether B A is scaled by alpha / sqrt(r) instead of alpha / r.
     pub rslora: bool,
@@ -21,23 +21,23 @@ pub struct TrainOptions {
     pub lr: f64,
     /// Length of the training.
     pub length: Length,
-    /// Rows of one optimizer step.
+    /// Number of rows in one optimizer step.
     pub batch_size: usize,
-    /// Parts that the rows of a step are run in, one after the other, to save memory.
+    /// Number of micro-batches into which a step is split to save memory. They run one after the other.
     pub accumulate: usize,
-    /// Whether the forward pass keeps the input of each block alone and the backward pass computes the rest again.
+    /// Whether the forward pass keeps only the input of each block and the backward pass computes the rest again.
     pub checkpoint_activations: bool,
-    /// Whether batches are made of rows of similar length.
+    /// Whether batches contain rows of similar length.
     pub group_by_length: bool,
-    /// Share of the steps over which the learning rate rises, from 0 to below 1.
+    /// Share of the steps during which the learning rate rises, at least 0 and below 1.
     pub warmup: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Largest global norm of the gradient; 0 for no clipping.
+    /// Largest global norm of the gradient. 0 disables clipping.
     pub clip: f64,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Where checkpoints are kept; None keeps none.
+    /// Where and when checkpoints are written. If None, there are no checkpoints.
     pub checkpoints: Option<Checkpoints>,
 }
 
@@ -45,23 +45,23 @@ pub struct TrainOptions {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Length {
-    /// Passes over the rows; the number of steps is rows / batch size x epochs, rounded up.
+    /// Number of epochs. The number of steps is rows / batch size x epochs, rounded up.
     Epochs(f64),
-    /// Optimizer steps.
+    /// Number of optimizer steps.
     Steps(usize),
 }
 
-/// Where checkpoints are kept, and when.
+/// Where and when checkpoints are written.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoints {
     /// The folder.
     pub folder: PathBuf,
-    /// Steps between checkpoints; None for an epoch.
+    /// Number of steps between checkpoints. If None, a checkpoint is written after each epoch.
     pub every: Option<usize>,
-    /// Whether training goes on from the checkpoint in the folder.
+    /// Whether training resumes from the checkpoint in the folder.
     pub resume: bool,
-    /// What the result depends on beside these options and the model, such as a hash of the data: a checkpoint whose
-    /// settings differ is refused.
+    /// Other inputs of the result beside these options and the model, such as a hash of the dataset. Training does not
+    /// resume from a checkpoint whose settings differ.
     pub settings: BTreeMap<String, Value>,
 }
 
@@ -87,7 +87,7 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// Optimizer steps of a training on so many rows.
+    /// Number of optimizer steps for a dataset of this many rows.
     pub(super) fn steps(&self, rows: usize) -> usize {
         match self.length {
             Length::Steps(steps) => steps,

@@ -1,53 +1,54 @@
-//! Which rows a training step takes.
+//! Chooses the rows of each training step.
 
 use std::ops::Range;
 
 use gelora_kernels::random::Stream;
 
-/// Batches whose rows are sorted by length together, as in transformers' group_by_length.
+/// Number of batches whose rows are sorted by length together, as in transformers' group_by_length.
 const GROUPED: usize = 50;
 
-/// The rows of every step: each row once an epoch, in an order that depends on the seed and the epoch alone.
+/// Returns the rows of every step. An epoch contains each row once, in an order that depends on the seed and the epoch
+/// alone.
 #[derive(Clone, Debug)]
 pub(super) struct Sampler {
     rows: usize,
     batch_size: usize,
     seed: u64,
-    /// The length of each row, if batches are made of rows of similar length.
+    /// Length of each row, if batches contain rows of similar length.
     lengths: Option<Vec<usize>>,
 }
 
 impl Sampler {
-    /// Rows in random order, cut into batches.
+    /// Shuffles the rows and cuts them into batches.
     pub(super) fn shuffled(rows: usize, batch_size: usize, seed: u64) -> Self {
         Self { rows, batch_size, seed, lengths: None }
     }
 
-    /// Rows in random order, of which every 50 batches are sorted by length, cut into batches, which are shuffled. The
-    /// last batch stays last if it is not full.
+    /// Shuffles the rows, sorts every group of 50 batches by length, cuts the rows into batches, and shuffles the
+    /// batches. The last batch stays last if it is not full.
     pub(super) fn grouped(lengths: Vec<usize>, batch_size: usize, seed: u64) -> Self {
         Self { rows: lengths.len(), batch_size, seed, lengths: Some(lengths) }
     }
 
-    /// Steps of one pass over the data.
+    /// Number of steps in an epoch.
     pub(super) fn steps(&self) -> usize {
         self.rows.div_ceil(self.batch_size)
     }
 
-    /// The rows of each of these steps.
+    /// Returns the rows of each of these steps.
     pub(super) fn batches(&self, steps: Range<usize>) -> impl Iterator<Item = Vec<usize>> {
-        let (mut order, mut order_of) = (Vec::new(), None);
+        let (mut order, mut epoch_of_order) = (Vec::new(), None);
         steps.map(move |step| {
             let epoch = step / self.steps();
-            if order_of != Some(epoch) {
-                (order, order_of) = (self.epoch(epoch), Some(epoch));
+            if epoch_of_order != Some(epoch) {
+                (order, epoch_of_order) = (self.epoch(epoch), Some(epoch));
             }
-            order[self.place(step)].to_vec()
+            order[self.range(step)].to_vec()
         })
     }
 
-    /// Where a step's rows are in the order of its epoch.
-    fn place(&self, step: usize) -> Range<usize> {
+    /// Range of a step's rows in the order of its epoch.
+    fn range(&self, step: usize) -> Range<usize> {
         let start = (step % self.steps()) * self.batch_size;
         start..self.rows.min(start + self.batch_size)
     }
@@ -70,13 +71,13 @@ impl Sampler {
 mod tests {
     use super::*;
 
-    /// Lengths 0 to 99, each as often as the others.
+    /// Lengths from 0 to 99, all equally frequent.
     fn lengths(n: usize) -> Vec<usize> {
         (0..n).map(|i| i * 37 % 100).collect()
     }
 
     #[test]
-    fn every_epoch_has_every_row_once_in_its_own_order() {
+    fn every_epoch_has_every_row_once_in_a_new_order() {
         let orders = [|seed| Sampler::shuffled(1013, 8, seed), |seed| Sampler::grouped(lengths(1013), 8, seed)];
         let epoch = |order: &Sampler, e: usize| order.batches(e * 127..(e + 1) * 127).collect::<Vec<_>>().concat();
         for order in orders {
@@ -106,8 +107,8 @@ mod tests {
         let lengths = lengths(4000);
         let spread = |order: Sampler| {
             let spread = |rows: Vec<usize>| {
-                let of = |row: &usize| lengths[*row];
-                rows.iter().map(of).max().unwrap_or(0) - rows.iter().map(of).min().unwrap_or(0)
+                let length = |row: &usize| lengths[*row];
+                rows.iter().map(length).max().unwrap_or(0) - rows.iter().map(length).min().unwrap_or(0)
             };
             order.batches(0..125).map(spread).sum::<usize>() / 125
         };
