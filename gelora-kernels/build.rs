@@ -1,4 +1,4 @@
-//! Names the build after its kernels' sources, for the folder that compiled kernels are kept in.
+//! Names the build after the hash of the kernels' sources, for the folder that keeps compiled kernels.
 
 use std::fs;
 use std::path::{Path, PathBuf};

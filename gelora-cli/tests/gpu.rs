@@ -141,7 +141,7 @@ fn models_of_bitsandbytes_have_the_gradients_of_the_cpu() {
             let linears = lm.transformer().linears();
             linears
                 .map(|linear| linear.weight.tensor().dtype())
-                .filter(|dtype| dtype.is_quantised())
+                .filter(|dtype| dtype.is_quantized())
                 .collect::<Vec<_>>()
         };
         let ((loss, gradients), of_cpu) = (run(&lm), types(&lm));

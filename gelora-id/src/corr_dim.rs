@@ -71,7 +71,7 @@ fn count(cloud: &Neighbourhood, radii: [f64; 2]) -> Result<Counts> {
     let device = cloud.points().device();
     let values = cloud.points().to_vec_f64()?;
     // Near the origin f32 loses least.
-    let centred = pairwise::centred(cloud.points())?;
+    let centred = pairwise::centered(cloud.points())?;
     let centred = centred.as_slice()?;
     let block = |start: usize| -> Result<Tensor> {
         let end = (start + BLOCK).min(n);

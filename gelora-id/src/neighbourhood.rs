@@ -161,7 +161,7 @@ impl Neighbourhood {
                 distinct = distinct.to_device(&Device::Cpu)?;
             }
         }
-        let pairwise::Neighbours { distances, indices, .. } = pairwise::nearest(&distinct, k)?;
+        let pairwise::Neighbors { distances, indices, .. } = pairwise::nearest(&distinct, k)?;
         let groups = groups(n);
         let mut cloud = Self {
             points: distinct,

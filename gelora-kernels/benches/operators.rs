@@ -1,7 +1,7 @@
-//! Single operators at the larger shapes of their cases: `cargo bench -p gelora-kernels [-- FILTER]`.
+//! Benchmarks of single operators at the larger shapes of their cases: `cargo bench -p gelora-kernels [-- FILTER]`.
 //!
-//! Criterion measures; then a table says how near each comes to what the machine can do. `GELORA_DEVICE` is cpu (the
-//! default), wgpu or cuda; on a GPU a sample ends with reading the results of its last launch.
+//! Criterion measures; a table then compares each rate with the machine's peak. `GELORA_DEVICE` is cpu (the default),
+//! wgpu or cuda. On a GPU, a sample ends with a read of the results of its last launch.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -13,7 +13,7 @@ use gelora_kernels::cpu::{self, peak};
 use gelora_kernels::verify::{Case, cases};
 use gelora_kernels::{DType, Device, DeviceKind, Error, Tensor};
 
-/// Operations or bytes from which on a case is large enough to say something.
+/// A case with at least this many operations or bytes is large enough to be measured.
 const LARGE: f64 = 1e6;
 const SAMPLES: usize = 20;
 
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The large cases of every operator, or its largest if none is.
+/// The large cases of every operator, or its largest case if none is large.
 fn chosen(cases: Vec<Case>) -> Vec<Case> {
     let size = |case: &Case| case.flops.max(case.bytes);
     let mut largest = std::collections::BTreeMap::<&str, f64>::new();
@@ -57,7 +57,7 @@ fn chosen(cases: Vec<Case>) -> Vec<Case> {
     cases.into_iter().filter(|case| size(case) >= largest[case.op].min(LARGE)).collect()
 }
 
-/// Seconds of one run: the median of Criterion's samples; none if the case was filtered out.
+/// Seconds of one run, the median of Criterion's samples; None if the case was filtered out.
 fn measure(criterion: &mut Criterion, case: &Case, inputs: &[Tensor], device: &Device) -> Result<Option<f64>, Error> {
     let (samples, failure) = (RefCell::new(Vec::new()), RefCell::new(None));
     criterion.bench_function(&format!("{} {} {}", case.op, case.shape, case.dtype), |bencher| {
@@ -74,7 +74,7 @@ fn measure(criterion: &mut Criterion, case: &Case, inputs: &[Tensor], device: &D
     if let Some(error) = failure.take() {
         return Err(error);
     }
-    // The samples come after the warm-up.
+    // The samples follow the warm-up.
     let mut samples = samples.into_inner();
     let mut last = samples.split_off(samples.len().saturating_sub(SAMPLES));
     last.sort_by(f64::total_cmp);

@@ -64,13 +64,13 @@ enum Values<T> {
 }
 
 impl<T: Element> Buffer<T> {
-    pub fn new(data: Vec<T>) -> Arc<Self> {
+    pub(crate) fn new(data: Vec<T>) -> Arc<Self> {
         Arc::new(Self(Values::Owned(data)))
     }
 
     /// The bytes `range` of `owner` as values in this machine's byte order. They are shared, or copied if they are not
     /// aligned.
-    pub fn shared(owner: SharedBytes, range: Range<usize>) -> Arc<Self> {
+    pub(crate) fn shared(owner: SharedBytes, range: Range<usize>) -> Arc<Self> {
         let bytes = &owner.bytes()[range.clone()];
         match bytemuck::try_cast_slice::<u8, T>(bytes) {
             Ok(_) => Arc::new(Self(Values::Shared { owner, range })),
@@ -78,7 +78,7 @@ impl<T: Element> Buffer<T> {
         }
     }
 
-    pub fn as_slice(&self) -> &[T] {
+    pub(crate) fn as_slice(&self) -> &[T] {
         match &self.0 {
             Values::Owned(data) => data,
             Values::Guarded(data) => &data[GUARD_LEN..data.len() - GUARD_LEN],
@@ -88,13 +88,13 @@ impl<T: Element> Buffer<T> {
     }
 
     /// Lets the owner of shared bytes give their memory back.
-    pub fn set_aside(&self) {
+    pub(crate) fn set_aside(&self) {
         if let Values::Shared { owner, range } = &self.0 {
             owner.set_aside(range.clone());
         }
     }
 
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
         if let Values::Shared { .. } = self.0 {
             self.0 = Values::Owned(self.as_slice().to_vec());
         }
@@ -112,7 +112,7 @@ impl<T: Element> Buffer<T> {
 
 impl Buffer<f32> {
     /// `len` values that the caller overwrites: zeros or stale values, or in a guarded run NaN between guards.
-    pub fn output(len: usize) -> Arc<Self> {
+    pub(crate) fn output(len: usize) -> Arc<Self> {
         Arc::new(Self(if guards_are_on() {
             let mut data = vec![GUARD; len + 2 * GUARD_LEN];
             data[GUARD_LEN..][..len].fill(f32::NAN);
@@ -126,7 +126,7 @@ impl Buffer<f32> {
 
     /// Appends values: in place if no other tensor shares the buffer and it owns its memory, else in a new buffer with
     /// twice the needed capacity. Appending N rows one by one takes time proportional to N.
-    pub fn append(this: &mut Arc<Self>, more: &[f32]) {
+    pub(crate) fn append(this: &mut Arc<Self>, more: &[f32]) {
         if let Some(Self(Values::Owned(data))) = Arc::get_mut(this) {
             data.extend_from_slice(more);
             return;
@@ -138,7 +138,8 @@ impl Buffer<f32> {
     }
 
     /// The guard values before and after the tensor's values; none if the buffer is not guarded.
-    pub fn guards(&self) -> [&[f32]; 2] {
+    #[cfg(any(test, feature = "verify"))]
+    pub(crate) fn guards(&self) -> [&[f32]; 2] {
         match &self.0 {
             Values::Guarded(data) => [&data[..GUARD_LEN], &data[data.len() - GUARD_LEN..]],
             _ => [&[]; 2],

@@ -113,8 +113,8 @@ impl Device {
     /// Opens the first device of a kind. For wgpu, that is a hardware adapter if there is one, else a software adapter.
     ///
     /// # Errors
-    /// If the crate was built without the feature of that kind, or the machine has no such device. The message says what is
-    /// missing. A missing driver is an error too, never a panic.
+    /// If the crate was built without the feature of that kind, or the machine has no such device. The message says
+    /// what is missing. A missing driver is an error too, never a panic.
     pub fn open(kind: DeviceKind) -> Result<Self> {
         match kind {
             DeviceKind::Cpu => Ok(Device::Cpu),
@@ -132,7 +132,8 @@ impl Device {
         }
     }
 
-    /// The best device of the machine: CUDA, else a hardware adapter of wgpu, else the CPU. Never a software rasterizer.
+    /// The best device of the machine: CUDA, else a hardware adapter of wgpu, else the CPU. Never a software
+    /// rasterizer.
     pub fn auto() -> Self {
         for info in Self::list() {
             if info.hardware_gpu
@@ -145,8 +146,8 @@ impl Device {
         Device::Cpu
     }
 
-    /// All devices that this build can see: CUDA first, then wgpu, then the CPU. A kind without a device has one entry that
-    /// says why.
+    /// All devices that this build can see: CUDA first, then wgpu, then the CPU. A kind without a device has one entry
+    /// that says why.
     #[allow(clippy::vec_init_then_push)] // the features decide what is pushed
     pub fn list() -> Vec<DeviceInfo> {
         let mut all = Vec::new();

@@ -13,9 +13,10 @@ use std::fmt;
 ///
 /// assert_eq!(DType::Bf16.bytes(10), 20);
 /// assert_eq!(DType::Q4_0.block(), (32, 18)); // 32 values in 18 bytes
-/// assert!(DType::Q4_0.is_quantised());
+/// assert!(DType::Q4_0.is_quantized());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DType {
     /// IEEE single precision, the type of all activations, gradients and trained parameters.
     F32,
@@ -97,17 +98,17 @@ impl DType {
     }
 
     /// Whether the type stores values in blocks of few bits.
-    pub fn is_quantised(self) -> bool {
+    pub fn is_quantized(self) -> bool {
         self.block().0 > 1
     }
 
     /// The smallest unquantized type that holds every value of this type: bf16 or f16 for 4-bit types that round to it,
     /// f32 for other quantized types, and the type itself otherwise.
-    pub fn unquantised(self) -> DType {
+    pub fn unquantized(self) -> DType {
         match self {
             DType::Nf4(Rounding::Bf16) | DType::Fp4(Rounding::Bf16) => DType::Bf16,
             DType::Nf4(Rounding::F16) | DType::Fp4(Rounding::F16) => DType::F16,
-            quantised if quantised.is_quantised() => DType::F32,
+            quantized if quantized.is_quantized() => DType::F32,
             other => other,
         }
     }

@@ -191,11 +191,11 @@ mod tests {
     fn values_are_rounded_to_the_type_of_the_model() -> Result<()> {
         let (codes, absmax, want) = random(128, 64, &NF4);
         for (rounding, dtype) in [(Rounding::Bf16, DType::Bf16), (Rounding::F16, DType::F16)] {
-            let quantised = DType::Nf4(rounding);
-            let got = values(quantised, &codes, &absmax, 64, 128)?;
-            let of_type = crate::Tensor::from_vec(want.clone(), [128])?.to_dtype(dtype)?;
-            assert_eq!(quantised.unquantised(), dtype);
-            assert_eq!(got, of_type.to_vec()?);
+            let quantized = DType::Nf4(rounding);
+            let got = values(quantized, &codes, &absmax, 64, 128)?;
+            let rounded = crate::Tensor::from_vec(want.clone(), [128])?.to_dtype(dtype)?;
+            assert_eq!(quantized.unquantized(), dtype);
+            assert_eq!(got, rounded.to_vec()?);
             assert_ne!(got, want);
         }
         Ok(())

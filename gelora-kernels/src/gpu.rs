@@ -1,8 +1,8 @@
-//! Memory on a GPU through CubeCL, and what the launchers of every room share.
+//! GPUs through CubeCL: an open device, and code shared by the launchers of all operators.
 //!
-//! `Gpu<R>` is an open device of one runtime. It appears behind [`Device`]; the runtime parameter goes no further than the
-//! private launch functions of the rooms. Operations are queued: a launch returns at once, and an error of a kernel
-//! surfaces where values are next read.
+//! `Gpu<R>` is an open device of one runtime R. [`Device`] hides it; the runtime parameter appears only in private
+//! launch functions. Operations are queued: a launch returns at once, and the error of a kernel appears when values are
+//! next read.
 
 mod buffer;
 #[cfg(feature = "cuda")]
@@ -11,29 +11,32 @@ mod cuda;
 pub mod cuda_compile;
 mod failure;
 mod inject;
-pub mod mask;
-pub mod math;
+pub(crate) mod mask;
+pub(crate) mod math;
 mod memory;
 mod peak;
-pub mod product;
-pub mod quantised;
+pub(crate) mod product;
+pub(crate) mod quantized;
 mod reading;
-pub mod rows;
+pub(crate) mod rows;
 mod settings;
-pub mod tile;
+pub(crate) mod tile;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
 #[cfg(feature = "cuda")]
-pub use cuda::{list as list_cuda, open as open_cuda};
+pub(crate) use cuda::{list as list_cuda, open as open_cuda};
 #[cfg(feature = "wgpu")]
-pub use wgpu::{list as list_wgpu, open as open_wgpu};
+pub(crate) use wgpu::{list as list_wgpu, open as open_wgpu};
 
-pub use buffer::GpuBuffer;
+pub(crate) use buffer::GpuBuffer;
+#[cfg(feature = "cuda-compile")]
 pub use failure::forget as forget_failures;
-pub use memory::Lifetime;
-pub use reading::{Coming, wait_for};
-pub use settings::keep_compiled_kernels;
+#[cfg(all(any(test, feature = "verify"), not(feature = "cuda-compile")))]
+pub(crate) use failure::forget as forget_failures;
+pub(crate) use memory::Lifetime;
+pub(crate) use reading::{Coming, wait_for};
+pub(crate) use settings::keep_compiled_kernels;
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,13 +49,13 @@ use self::failure::Failure;
 use crate::{DType, Device, DeviceKind, Error, Result};
 
 /// Four adjacent f32 values.
-pub type Four = Vector<f32, Const<4>>;
+pub(crate) type Four = Vector<f32, Const<4>>;
 
-/// Cubes in one dimension of a launch: what every backend takes.
-pub const MAX_CUBES: u32 = 65_535;
+/// The most cubes in one dimension of a launch on any backend.
+pub(crate) const MAX_CUBES: u32 = 65_535;
 
-/// Units of a cube that works on elements one by one.
-pub const ELEMENTWISE_UNITS: u32 = 256;
+/// Units of a cube in kernels with one unit for each element.
+pub(crate) const ELEMENTWISE_UNITS: u32 = 256;
 
 /// Runs an expression with `$type` bound to the type in which a GPU stores values of `$dtype`.
 macro_rules! by_dtype {
@@ -66,7 +69,7 @@ macro_rules! by_dtype {
                 type $type = half::f16;
                 $run
             }
-            // No GPU stores another type: uploading it is an error.
+            // No GPU stores another type; uploading it is an error.
             _ => {
                 type $type = f32;
                 $run
@@ -77,17 +80,17 @@ macro_rules! by_dtype {
 pub(crate) use by_dtype;
 
 /// A runtime that [`Device`] has a variant for.
-pub trait Backend: Runtime {
+pub(crate) trait Backend: Runtime {
     /// The kind of its devices.
     const KIND: DeviceKind;
 
-    /// The device that this handle stands for.
+    /// The [`Device`] of an open GPU.
     fn device(gpu: Gpu<Self>) -> Device;
 }
 
-/// An open GPU. Cheap to clone.
-pub struct Gpu<R: Runtime> {
-    /// A device is opened once and never closed; reads that are under way may then borrow its queue for as long as they like.
+/// An open GPU. Clones are cheap and mean the same device.
+pub(crate) struct Gpu<R: Runtime> {
+    /// Never freed: a device is opened once and never closed, so pending reads may borrow its queue.
     client: &'static ComputeClient<R>,
     name: Arc<str>,
 }
@@ -104,6 +107,7 @@ impl<R: Runtime> fmt::Debug for Gpu<R> {
     }
 }
 
+/// to = from.
 #[cube(launch)]
 fn copy_kernel(from: &Array<f32>, to: &mut Array<f32>) {
     if ABSOLUTE_POS < to.len() {
@@ -112,23 +116,23 @@ fn copy_kernel(from: &Array<f32>, to: &mut Array<f32>) {
 }
 
 impl<R: Backend> Gpu<R> {
-    /// A device that was just opened.
+    /// The handle of a device that was just opened.
     fn new(client: ComputeClient<R>, name: impl Into<Arc<str>>) -> Self {
         Self { client: Box::leak(Box::new(client)), name: name.into() }
     }
 
-    /// The name the driver gives.
-    pub fn name(&self) -> &str {
+    /// The name that the driver gives.
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The queue that kernels are launched on.
-    pub fn client(&self) -> &ComputeClient<R> {
+    pub(crate) fn client(&self) -> &ComputeClient<R> {
         self.client
     }
 
     /// A copy of the first `len` f32 values of a buffer, in new memory.
-    pub fn copy(&self, from: &GpuBuffer, len: usize) -> Result<GpuBuffer> {
+    pub(crate) fn copy(&self, from: &GpuBuffer, len: usize) -> Result<GpuBuffer> {
         let to = self.output_buffer(len)?;
         copy_kernel::launch::<R>(
             self.client(),
@@ -140,12 +144,13 @@ impl<R: Backend> Gpu<R> {
         Ok(to)
     }
 
-    /// Waits for everything launched before.
-    pub fn wait(&self) -> Result<()> {
+    /// Waits until all launched work is done.
+    pub(crate) fn wait(&self) -> Result<()> {
         self.ask(|client| cubecl::future::block_on(client.sync()))
     }
 
-    /// Asks something of CubeCL's thread. A failure that was reported before is the answer, whatever the thread says.
+    /// Runs a query in CubeCL's thread. If the device has failed, the failure is the answer, whatever the thread
+    /// returns.
     fn ask<T>(&self, question: impl FnOnce(&'static ComputeClient<R>) -> Result<T, ServerError>) -> Result<T> {
         let answer = failure::answer(|| question(self.client));
         match self.failure() {
@@ -154,7 +159,7 @@ impl<R: Backend> Gpu<R> {
         }
     }
 
-    /// The error that the device's first failure means, if it failed.
+    /// The error of the device's first failure, if it has failed.
     fn failure(&self) -> Option<Error> {
         Some(match failure::of(R::KIND)? {
             Failure::OutOfMemory { needed } => self.out_of_memory(needed),
@@ -163,21 +168,21 @@ impl<R: Backend> Gpu<R> {
     }
 
     fn out_of_memory(&self, needed: Option<u64>) -> Error {
-        // Not through `ask`: the failure would be the answer.
+        // Not through `ask`, whose answer would be the failure.
         let usage = failure::answer(|| self.client.memory_usage());
         let in_use = usage.and_then(Result::ok).map(|usage| usage.bytes_in_use);
         Error::OutOfMemory { device: R::KIND, needed, in_use }
     }
 
-    /// The bytes of a buffer, after everything queued before.
-    pub fn read_bytes(&self, buffer: &GpuBuffer) -> Result<Vec<u8>> {
+    /// The bytes of a buffer, once all work queued before is done.
+    pub(crate) fn read_bytes(&self, buffer: &GpuBuffer) -> Result<Vec<u8>> {
         self.read_handle(self.handle_of(buffer), buffer.size())
     }
 
     /// The values of a buffer, widened to f32, after everything queued before.
-    pub fn read(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
-        if buffer.dtype.is_quantised() {
-            return self.read_quantised(buffer);
+    pub(crate) fn read(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
+        if buffer.dtype.is_quantized() {
+            return self.read_quantized(buffer);
         }
         let bytes = self.read_bytes(buffer)?;
         Ok(match buffer.dtype {
@@ -188,7 +193,8 @@ impl<R: Backend> Gpu<R> {
     }
 
     /// The guard values before and behind a buffer; none if it is not guarded.
-    pub fn guards(&self, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
+    #[cfg(any(test, feature = "verify"))]
+    pub(crate) fn guards(&self, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
         if buffer.guard == 0 {
             return Ok([Vec::new(), Vec::new()]);
         }
@@ -200,6 +206,7 @@ impl<R: Backend> Gpu<R> {
         Ok([values[..buffer.guard].to_vec(), values[behind..behind + buffer.guard].to_vec()])
     }
 
+    /// The error of this crate for an error of CubeCL.
     fn error(&self, e: &ServerError) -> Error {
         let causes = match e {
             ServerError::ServerUnhealthy { errors, .. } => &errors[..],
@@ -210,19 +217,19 @@ impl<R: Backend> Gpu<R> {
                 return self.out_of_memory(Some(*size));
             }
         }
-        // What follows the first cause is a list of CubeCL's own functions.
+        // The rest of the message is a list of CubeCL's own functions.
         let message = failure::one_line(&causes.first().unwrap_or(e).to_string());
         Error::Runtime { device: R::KIND, message }
     }
 }
 
-/// The launch size for kernels with one unit an element, in cubes of [`ELEMENTWISE_UNITS`].
-pub fn elementwise(len: usize) -> CubeCount {
+/// The number of cubes for `len` elements, one unit each, in cubes of [`ELEMENTWISE_UNITS`].
+pub(crate) fn elementwise(len: usize) -> CubeCount {
     cubes(len.div_ceil(ELEMENTWISE_UNITS as usize))
 }
 
-/// The launch size for `n` cubes that find their work by their linear position; more than `n` may run.
-pub fn cubes(n: usize) -> CubeCount {
+/// At least `n` cubes, in two dimensions, for kernels that find their work by their linear position.
+pub(crate) fn cubes(n: usize) -> CubeCount {
     let n = n.max(1).min(u32::MAX as usize) as u32;
     let rows = n.div_ceil(MAX_CUBES);
     CubeCount::Static(n.div_ceil(rows), rows, 1)

@@ -1,28 +1,54 @@
-//! Devices, tensors and the operators that LoRA fine-tuning needs.
+//! Devices, tensors and the operators of LoRA fine-tuning, on CPUs and GPUs.
 //!
-//! Every operator is a room under [`ops`] furnished alike: the formula and the public functions (`mod.rs`), a naive
-//! reference (`reference.rs`), a fast CPU path (`cpu.rs`), CubeCL kernels (`gpu.rs`) and the cases that all of them
-//! are checked on (`cases.rs`, run by [`verify`]).
-//!
-//! Shape letters, used in all documentation: B batch (sequences), T tokens of one sequence, N rows (all tokens of a
-//! batch, or points), C channels, H heads, D head size or point dimension, V vocabulary, R rank. Matrices are dense and
-//! row-major.
-//!
-//! A batch of sequences is stored without padding: its tokens stand one after the other as the N rows of a matrix and
-//! [`Offsets`] says where each sequence begins. No operator ever computes on padding, so padding cannot change a result.
-//!
-//! Features: `wgpu` and `cuda` add GPU devices through CubeCL. With neither, CubeCL is not compiled.
+//! - A [`Device`] is the CPU, a GPU through wgpu (Vulkan, Metal, DirectX) or an NVIDIA GPU through CUDA.
+//! - A [`Tensor`] is a dense row-major array on one device.
+//! - The operators are functions on tensors, one module each in [`ops`]: the fused LoRA product, attention, norms,
+//!   losses, AdamW, nearest neighbors and others, with backward passes.
 //!
 //! ```
-//! use gelora_kernels::{DType, Tensor, ops};
+//! use gelora_kernels::ops::{linear::Weight, lora_linear::LoraLinear};
+//! use gelora_kernels::{DType, Device, Tensor};
 //!
-//! let x = Tensor::from_vec(vec![1.0, 2.0, 3.0, 4.0], [2, 2])?;
-//! let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [3, 2])?;
-//! let w = ops::linear::Weight::new(w, DType::F32)?;
-//! let y = ops::linear::forward(&x, &w, None)?; // y = x W^T
-//! assert_eq!(y.to_vec()?, [1.0, 2.0, 3.0, 3.0, 4.0, 7.0]);
+//! let device = Device::Cpu; // or Device::auto()
+//! let tensor = |values: &[f32], shape: [usize; 2]| Tensor::from_vec(values.to_vec(), shape)?.to_device(&device);
+//! // A frozen weight W (C_out, C_in) with an adapter of rank 1: A (1, C_in), B (C_out, 1).
+//! let weight = Weight::new(tensor(&[1.0, 0.0, 0.0, 1.0], [2, 2])?, DType::F32)?;
+//! let (a, b) = (tensor(&[1.0, 1.0], [1, 2])?, tensor(&[0.5, -0.5], [2, 1])?);
+//! let layer = LoraLinear { weight: &weight, bias: None, a: &a, b: &b, scaling: 2.0, dropout: None };
+//!
+//! // y = x W^T + s x A^T B^T, and the gradients of x, A and B for dy = 1.
+//! let x = tensor(&[3.0, 4.0], [1, 2])?;
+//! let (y, saved) = layer.forward(&x)?;
+//! assert_eq!(y.to_vec()?, [10.0, -3.0]);
+//! let gradients = layer.backward(&x, &tensor(&[1.0, 1.0], [1, 2])?, saved)?;
+//! assert_eq!(gradients.db.to_vec()?, [14.0, 14.0]);
 //! # Ok::<(), gelora_kernels::Error>(())
 //! ```
+//!
+//! # Conventions
+//!
+//! Shape letters in all documentation: B batch (sequences), T tokens of one sequence, N rows (all tokens of a batch, or
+//! points), C channels, H heads, D head size or point dimension, V vocabulary, R rank. Matrices are dense and
+//! row-major.
+//!
+//! A batch of sequences has no padding. The tokens of all sequences are the N rows of a matrix, one sequence after the
+//! other, and [`Offsets`] has the row at which each sequence begins. No operator computes on padding, so padding cannot
+//! change a result.
+//!
+//! A result has the same bits in every run on one device: there are no float atomics, and a CPU result does not depend
+//! on the number of threads. It may depend on the vector instructions in use ([`cpu::level`]).
+//!
+//! A wrong argument is an [`Error`] that names the operator and the argument. Operators on a GPU are queued, so a
+//! failure of the device is the error of a later call that reads values.
+//!
+//! # Features
+//!
+//! - `wgpu`, `cuda`: GPU devices through CubeCL. Without them, CubeCL is not compiled.
+//! - `verify`: the module `verify`, with a reference in f64 for every operator and cases that compare the two on a
+//!   device.
+//! - `cuda-compile`: a device that compiles all kernels for CUDA and runs none.
+
+#![warn(unreachable_pub, missing_debug_implementations)]
 
 mod buffer;
 pub mod cpu;
@@ -39,13 +65,14 @@ pub mod ops;
 pub mod peak;
 mod pending;
 pub mod profile;
-mod quantised;
+mod quantized;
 pub mod random;
 pub mod recycle;
 mod tensor;
+#[cfg(any(test, feature = "verify"))]
 pub mod verify;
 
-/// Compiling for CUDA on machines without a GPU.
+/// A compiler for CUDA kernels, for machines without a GPU.
 #[cfg(feature = "cuda-compile")]
 pub mod cuda_compile {
     pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, compiled};
@@ -62,9 +89,9 @@ pub mod cuda_compile {
     }
 }
 
-/// Keeps compiled CUDA kernels in a folder, in one of its own for each build of this crate and each architecture, so that a
-/// later run need not compile them again; None, the default, keeps none. Call it before a device is opened. A folder that
-/// cannot be written to is not used.
+/// Sets the folder that keeps compiled CUDA kernels, so that a later run need not compile them again. None, the
+/// default, keeps none. Each build of this crate and each architecture has a subfolder. Call it before a device is
+/// opened. A folder that cannot be written to is not used.
 pub fn keep_compiled_kernels(folder: Option<std::path::PathBuf>) {
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     gpu::keep_compiled_kernels(folder);

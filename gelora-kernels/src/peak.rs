@@ -5,6 +5,7 @@ use crate::{Device, Result, cpu};
 
 /// The peak rates of a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Peak {
     /// Peak rate in f32, in GFLOP/s. A multiply-add counts as two operations.
     pub gflops_f32: f64,

@@ -14,6 +14,7 @@ use crate::{Error, Result, Tensor};
 /// assert_eq!(values.wait()?, [[0.5], [2.0]]);
 /// # Ok::<(), gelora_kernels::Error>(())
 /// ```
+#[must_use = "the values come with Pending::wait"]
 pub struct Pending(State);
 
 enum State {

@@ -28,6 +28,7 @@ struct Pool {
 
 /// Counts of large buffers since the process began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Number of buffers allocated by the system.
     pub fresh: u64,

@@ -14,7 +14,8 @@ use half::{bf16, f16};
 use crate::buffer::{Buffer, SharedBytes};
 use crate::{DType, Device, Error, Result};
 
-/// A dense row-major array of numbers on one device. Clones share their values; writing to a shared tensor copies it first.
+/// A dense row-major array of numbers on one device. Clones share their values; writing to a shared tensor copies it
+/// first.
 ///
 /// A tensor has at least one element. Making an empty tensor is an error.
 ///
@@ -44,7 +45,7 @@ enum Storage {
     F16(Arc<Buffer<f16>>),
     F64(Arc<Buffer<f64>>),
     /// Bytes of a quantized type: whole blocks, row after row.
-    Quantised(DType, SharedBytes, Range<usize>),
+    Quantized(DType, SharedBytes, Range<usize>),
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     Gpu(crate::gpu::GpuBuffer),
 }
@@ -56,7 +57,7 @@ impl fmt::Debug for Storage {
             Storage::Bf16(b) => b.fmt(f),
             Storage::F16(b) => b.fmt(f),
             Storage::F64(b) => b.fmt(f),
-            Storage::Quantised(dtype, _, range) => write!(f, "{} bytes of {dtype}", range.len()),
+            Storage::Quantized(dtype, _, range) => write!(f, "{} bytes of {dtype}", range.len()),
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(b) => b.fmt(f),
         }
@@ -144,7 +145,8 @@ impl Tensor {
     }
 
     /// A CPU tensor whose values are the bytes `range` of `owner`, in this machine's byte order. The tensor shares the
-    /// bytes, and copies them when it is first written to. It copies them at once if they are not aligned for their type.
+    /// bytes, and copies them when it is first written to. It copies them at once if they are not aligned for their
+    /// type.
     ///
     /// # Errors
     /// If the bytes lie outside the owner, or their number is zero or does not fit the shape and the type.
@@ -173,7 +175,7 @@ impl Tensor {
             DType::Bf16 => Storage::Bf16(Buffer::shared(owner, range)),
             DType::F16 => Storage::F16(Buffer::shared(owner, range)),
             DType::F64 => Storage::F64(Buffer::shared(owner, range)),
-            _ => Storage::Quantised(dtype, owner, range),
+            _ => Storage::Quantized(dtype, owner, range),
         };
         let shape = shape.into();
         if let Some(cols) = shape.last().filter(|cols| !cols.is_multiple_of(values_per_block)) {
@@ -183,8 +185,8 @@ impl Tensor {
         Self::on_cpu(shape, bytes / bytes_per_block * values_per_block, storage)
     }
 
-    /// An f32 output tensor of a CPU path, which must write all values. Until then the tensor holds zeros or values of a
-    /// dropped tensor (see [`crate::recycle`]). In a guarded run it is filled with NaN and fenced with guard values.
+    /// An f32 output tensor of a CPU path, which must write all values. Until then the tensor holds zeros or values of
+    /// a dropped tensor (see [`crate::recycle`]). In a guarded run it is filled with NaN and fenced with guard values.
     pub(crate) fn output(shape: impl Into<Vec<usize>>) -> Result<Self> {
         let shape = shape.into();
         let len = len_of(&shape)?;
@@ -219,7 +221,7 @@ impl Tensor {
             Storage::Bf16(_) => DType::Bf16,
             Storage::F16(_) => DType::F16,
             Storage::F64(_) => DType::F64,
-            Storage::Quantised(dtype, ..) => *dtype,
+            Storage::Quantized(dtype, ..) => *dtype,
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(buffer) => buffer.dtype,
         }

@@ -1,8 +1,8 @@
-//! Alone in its process, because what is counted is counted for all threads.
+//! The profile counts the calls of all threads, so this test has a process of its own.
 
 use gelora_kernels::{Device, profile, verify};
 
-/// A case's operations and bytes are those of the spans that its run opens.
+/// The operations and bytes of a case are those of the spans that its run opens.
 #[test]
 fn spans_say_what_cases_say() {
     let mut compared = 0;
@@ -12,7 +12,7 @@ fn spans_say_what_cases_say() {
         profile::start();
         case.launch(&inputs).unwrap();
         let entries = profile::stop();
-        // Dropout of nothing is the identity.
+        // A dropout rate of 0 opens no span.
         if entries.is_empty() {
             continue;
         }

@@ -9,7 +9,7 @@ use gelora_kernels::{DType, Tensor};
 use crate::{LoraLayer, Result};
 
 /// W + s B A, on W's device: afterwards a plain linear layer does what the adapter did. It has W's element type or, if that is
-/// quantised, the one that holds its values ([`DType::unquantised`]); f32 if that is f16 and cannot hold a sum (above 65504), or
+/// quantised, the one that holds its values ([`DType::unquantized`]); f32 if that is f16 and cannot hold a sum (above 65504), or
 /// if the device does not store it.
 ///
 /// # Errors
@@ -48,7 +48,7 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
         let message = format!("W {scaling:+} B A has the value {sum}; W, A or B is damaged or far too large");
         return Err(gelora_kernels::Error::Value { op: "merge", message }.into());
     }
-    let (device, dtype) = (weight.device(), weight.dtype().unquantised());
+    let (device, dtype) = (weight.device(), weight.dtype().unquantized());
     let stored = merged.to_dtype(dtype)?;
     let fits = dtype != DType::F16 || stored.to_vec()?.iter().all(|value| value.is_finite());
     match if fits { &stored } else { &merged }.to_device(device) {

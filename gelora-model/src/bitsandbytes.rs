@@ -163,7 +163,7 @@ fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
         return Ok(Tensor::from_bytes(Arc::new(blocks), 0..end, state.dtype, [rows, cols])?);
     }
     let values = four_bit::values(state.dtype, codes.bytes(), &absmax, state.block, count)?;
-    Ok(Tensor::from_vec(values, [rows, cols])?.to_dtype(state.dtype.unquantised())?)
+    Ok(Tensor::from_vec(values, [rows, cols])?.to_dtype(state.dtype.unquantized())?)
 }
 
 /// What describes a weight.

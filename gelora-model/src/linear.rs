@@ -42,7 +42,7 @@ pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
 pub(crate) fn weight_on(weight: &Weight, device: &Device) -> Result<Tensor> {
     let tensor = weight.tensor();
     let rounds = weight.compute() == DType::Bf16 && device.kind() != DeviceKind::Cpu && device.multiplies_bf16();
-    match rounds && !tensor.dtype().is_quantised() {
+    match rounds && !tensor.dtype().is_quantized() {
         true => stored_on(&tensor.to_dtype(DType::Bf16)?, device),
         false => stored_on(tensor, device),
     }

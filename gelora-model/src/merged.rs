@@ -45,7 +45,7 @@ impl Merged {
             let name = format!("{}.weight", linear.name);
             let sum = merge(linear.weight.tensor(), layer).map_err(|e| Error::Value(format!("tensor {name}: {e}")))?;
             let sum = if linear.transposed { linear::transpose(&sum)? } else { sum };
-            if sum.dtype() != linear.weight.tensor().dtype().unquantised() {
+            if sum.dtype() != linear.weight.tensor().dtype().unquantized() {
                 merged.too_large.push(name.clone());
             }
             merged.tensors.insert(name, sum);
@@ -61,7 +61,7 @@ impl Merged {
             self.tensors.remove(&old)
         });
         let base = old.as_ref().or(self.tensors.get(name)).map(Tensor::dtype);
-        let dtype = base.map_or(DType::F32, DType::unquantised);
+        let dtype = base.map_or(DType::F32, DType::unquantized);
         let mut stored = trained.to_dtype(dtype)?;
         if dtype == DType::F16 && stored.to_vec()?.iter().any(|value| value.is_infinite()) {
             self.too_large.push(name.to_owned());
@@ -95,7 +95,7 @@ impl Merged {
         let mut remarks = Vec::new();
         if let Some(first) = self.too_large.first() {
             // Not these alone: transformers loads all of a model in the one type that config.json names.
-            for tensor in self.tensors.values_mut().filter(|tensor| tensor.dtype().unquantised() == DType::F16) {
+            for tensor in self.tensors.values_mut().filter(|tensor| tensor.dtype().unquantized() == DType::F16) {
                 *tensor = tensor.to_dtype(DType::F32)?;
             }
             for key in ["dtype", "torch_dtype"] {

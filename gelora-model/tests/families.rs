@@ -133,7 +133,7 @@ impl Family {
         let merged = Classifier::load(folder.path(), None).expect("a whole model");
         let of_merged = merged.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
         // Where the weights' values are in bf16, so are the merged ones.
-        let rounds = model.linears().any(|l| l.weight.tensor().dtype().unquantised() == DType::Bf16);
+        let rounds = model.linears().any(|l| l.weight.tensor().dtype().unquantized() == DType::Bf16);
         assert_close(&format!("{} merged", self.name), &of_merged, &logits, if rounds { 5e-2 } else { 1e-4 });
     }
 

@@ -30,7 +30,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
         let points = match device.kind() {
             DeviceKind::Cpu => points,
             // A GPU computes in f32, which near the origin loses least.
-            _ => pairwise::centred(&points).with_context(at)?.to_device(&device)?,
+            _ => pairwise::centered(&points).with_context(at)?.to_device(&device)?,
         };
         let neighbourhood = match Neighbourhood::keeping(&points, needed, args.near_copies) {
             // Among several matrices one may be a single point, as the first token before the first block is.

@@ -11,8 +11,8 @@ use super::scratch::Scratch;
 use super::view::{View, ViewMut};
 use super::{Level, for_row_blocks, level, math};
 
-/// A low-rank product added to a product: y += mask(x) down up. Its factors join the loops of the base product, as r more
-/// steps of its inner dimension.
+/// A low-rank product added to a product: y += mask(x) down up. Its factors join the loops of the base product, as r
+/// more steps of its inner dimension.
 pub(crate) struct LowRank<'a> {
     /// (K, r).
     pub(crate) down: &'a Packed,
@@ -79,8 +79,8 @@ pub(crate) fn gemm_serial(mut dst: ViewMut<'_>, init: Init<'_>, scale: f32, a: V
     unsafe { macro_kernel(&problem, c, 0..right.panels(shape), shape) };
 }
 
-/// `dst = init + scale a b[steps, columns]` on the calling thread, for a right factor packed in f32. The columns begin at a
-/// multiple of [`panel_width`], and end at a multiple or with the last column of b.
+/// `dst = init + scale a b[steps, columns]` on the calling thread, for a right factor packed in f32. The columns begin
+/// at a multiple of [`panel_width`], and end at a multiple or with the last column of b.
 ///
 /// # Panics
 /// If the shapes do not fit together, or the right factor is in bf16.
@@ -95,26 +95,27 @@ pub(crate) fn gemm_packed(
     assert!(!b.is_bf16(), "a right factor in f32");
     let (shape, right) = (micro_kernel::shape(), Right::packed(b).with_steps(steps));
     let c = Destination::new(&mut dst, a.rows, columns.len());
-    let (c, panels) = of_columns(c, b, columns, shape);
+    let (c, panels) = panels_of(c, b, columns, shape);
     let problem = Problem::new(Left::new(a), right, init, scale);
-    // SAFETY: `dst` is borrowed exclusively until the end of this function, and the columns of `panels` are its columns.
+    // SAFETY: `dst` is borrowed exclusively until the end of this function, and the columns of `panels` are its
+    // columns.
     unsafe { macro_kernel(&problem, c, panels, shape) };
 }
 
-/// The panels of some columns of a packed factor, and the destination of its column 0 if `c` is that of the first of the
-/// columns.
+/// The panels of some columns of a packed factor, and the destination of its column 0 if `c` is that of the first of
+/// the columns.
 ///
 /// # Panics
 /// If the columns are not whole panels.
-fn of_columns(c: Destination, b: &Packed, columns: Range<usize>, shape: TileShape) -> (Destination, Range<usize>) {
+fn panels_of(c: Destination, b: &Packed, columns: Range<usize>, shape: TileShape) -> (Destination, Range<usize>) {
     let width = shape.width();
     let whole = columns.end == b.cols() || (columns.end.is_multiple_of(width) && columns.end < b.cols());
     assert!(columns.start.is_multiple_of(width) && columns.start < columns.end && whole, "columns of whole panels");
     (Destination { data: c.data.wrapping_sub(columns.start), ..c }, columns.start / width..columns.end.div_ceil(width))
 }
 
-/// `y = init + x w (+ mask(x) down up)` on all threads, with x (M, K) in f32, w (K, N) and y (M, N). If w is in bf16, x is
-/// rounded to bf16 too. Sums are in f32.
+/// `y = init + x w (+ mask(x) down up)` on all threads, with x (M, K) in f32, w (K, N) and y (M, N). If w is in bf16, x
+/// is rounded to bf16 too. Sums are in f32.
 ///
 /// # Panics
 /// If the shapes do not fit together.
@@ -141,9 +142,9 @@ pub(crate) fn product(y: &mut [f32], init: Init<'_>, x: &[f32], w: &Packed, low_
         None => (None, None, &mut [][..], None),
     };
     let r = down.map_or(0, Packed::cols);
-    // Few rows: all threads share them and split the columns, if there are many columns. More rows count as few if the right
-    // factor is larger than the caches, because every task would read all of it from memory. This does not hold with a
-    // low-rank term, whose first product one thread would compute for all rows.
+    // Few rows: all threads share them and split the columns, if there are many columns. More rows count as few if the
+    // right factor is larger than the caches, because every task would read all of it from memory. This does not hold
+    // with a low-rank term, whose first product one thread would compute for all rows.
     let few = 2 * TASK_TILES.0 * shape.mr * threads;
     let most = if w.bytes() > CACHED && r == 0 { few.max(ROWS_OF_LARGE) } else { few };
     let wide = !small && m <= most && right.panels(shape) >= 2 * threads;
@@ -170,7 +171,8 @@ pub(crate) fn product(y: &mut [f32], init: Init<'_>, x: &[f32], w: &Packed, low_
         let low_rank = up.map(|up| (Left::new(View::new(inner, m, r)), Right::packed(up)));
         let c = Destination::new(&mut ViewMut::new(y, m, n), m, n);
         let problem = Problem { low_rank, ..Problem::new(left, right, init, 1.0) };
-        // SAFETY: `y` belongs to this task and has the shape of the product; the shapes of the factors were checked above.
+        // SAFETY: `y` belongs to this task and has the shape of the product; the shapes of the factors were checked
+        // above.
         unsafe {
             match wide {
                 true => split_columns(&problem, c, shape),
@@ -233,8 +235,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// `dst = scale x[rows] right[.., columns]` on the calling thread. The columns begin at a multiple of [`panel_width`], and
-/// end at a multiple or with the last column of the right factor.
+/// `dst = scale x[rows] right[.., columns]` on the calling thread. The columns begin at a multiple of [`panel_width`],
+/// and end at a multiple or with the last column of the right factor.
 ///
 /// # Panics
 /// If the shapes do not fit together.
@@ -249,10 +251,11 @@ pub(crate) fn block(
     let shape = micro_kernel::shape();
     assert!(rows.start < rows.end && rows.end <= x.x.len() / x.k, "rows of a block");
     assert_eq!((x.k, x.rounded.is_some()), (right.rows(), right.is_bf16()), "factors of one layout");
-    let (c, panels) = of_columns(Destination::new(&mut dst, rows.len(), columns.len()), right, columns, shape);
+    let (c, panels) = panels_of(Destination::new(&mut dst, rows.len(), columns.len()), right, columns, shape);
     let left = x.left().slice(rows.start, rows.len());
     let problem = Problem::new(left, Right::packed(right), Init::Zero, scale);
-    // SAFETY: `dst` is borrowed exclusively until the end of this function, and the columns of `panels` are its columns.
+    // SAFETY: `dst` is borrowed exclusively until the end of this function, and the columns of `panels` are its
+    // columns.
     unsafe { macro_kernel(&problem, c, panels, shape) };
 }
 

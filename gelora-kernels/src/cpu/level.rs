@@ -1,22 +1,23 @@
-//! Which vector instructions the CPU paths use.
+//! Levels of vector instructions, and the level in use.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The environment variable that lowers the level: `portable`, `avx2`, `avx512` or `avx512bf16`. It never raises it above
-/// what the machine has.
+/// The environment variable that lowers the level: `portable`, `avx2`, `avx512` or `avx512bf16`. It never raises the
+/// level above that of the machine.
 pub const VARIABLE: &str = "GELORA_CPU";
 
-/// Vector instructions, each level with all that the levels before it have.
+/// A level of vector instructions. Each level includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Level {
-    /// What the compiler's target has.
+    /// The instructions of the compiler's target.
     Portable,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX-512 with products of bf16 pairs.
+    /// AVX-512 with products of bf16 pairs (AVX-512 BF16).
     Avx512Bf16,
 }
 
@@ -43,14 +44,14 @@ impl Level {
                 (false, ..) => Level::Portable,
             };
         }
-        #[allow(unreachable_code)] // where there is no x86
+        #[allow(unreachable_code)] // reachable on other architectures than x86-64
         Level::Portable
     }
 
-    /// What [`VARIABLE`] asks for: None if it is not set.
+    /// The level that [`VARIABLE`] asks for; None if it is not set.
     ///
     /// # Errors
-    /// If it is none of the four names.
+    /// If the variable has none of the four names.
     pub fn asked_for() -> Result<Option<Self>, String> {
         let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
         match Self::ALL.iter().find(|(_, name)| value == *name) {
@@ -73,7 +74,8 @@ impl fmt::Display for Level {
     }
 }
 
-/// The level in use: the machine's, or a lower one by [`VARIABLE`] (a name that it does not have counts as none).
+/// The level in use: that of the machine, or a lower one from [`VARIABLE`]. An invalid value of the variable is
+/// ignored.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -82,11 +84,11 @@ pub fn level() -> Level {
     })
 }
 
-/// Compiles a function once for each level of vector instructions and calls the one for [`level`].
-macro_rules! vectorised {
+/// Compiles a function once for each level of vector instructions, and calls the one for [`level`].
+macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)] // slices and numbers, no structures: what is compiled for each level
+        #[allow(clippy::too_many_arguments)] // slices and numbers vectorize better than structures
         $vis fn $name($($arg: $type),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
@@ -115,4 +117,4 @@ macro_rules! vectorised {
         }
     };
 }
-pub(crate) use vectorised;
+pub(crate) use vectorized;

@@ -12,10 +12,12 @@ use super::packed::Packed;
 use super::scratch::Scratch;
 use super::view::{View, ViewMut};
 
-/// Steps of the inner dimension in one block. A block of the left factor and the panels beside it fit a core's L2 cache.
+/// Steps of the inner dimension in one block. A block of the left factor and the panels beside it fit a core's L2
+/// cache.
 const K_BLOCK: usize = 512;
 
-/// The left factor: f32 with any strides, or rows of bf16 pairs. A step is one value of the inner dimension, or one pair.
+/// The left factor: f32 with any strides, or rows of bf16 pairs. A step is one value of the inner dimension, or one
+/// pair.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
     pub(super) data: &'a [f32],
@@ -124,7 +126,8 @@ impl<'a> Right<'a> {
     }
 }
 
-/// The place of a product's first value, and the distance of its rows. [`macro_kernel`] has the contract of the pointer.
+/// The place of a product's first value, and the distance of its rows. [`macro_kernel`] has the contract of the
+/// pointer.
 #[derive(Clone, Copy)]
 pub(super) struct Destination {
     pub(super) data: *mut f32,
@@ -186,9 +189,9 @@ impl<'a> Problem<'a> {
 /// Computes the columns of some panels, on the calling thread.
 ///
 /// # Safety
-/// `c` must be valid for writes of `problem.left.rows` rows with the columns of `panels`, and no other thread may access
-/// these values until the call returns. A low-rank term must have as many rows and columns as the product, a right factor in
-/// packed f32, and a left factor with adjacent steps.
+/// `c` must be valid for writes of `problem.left.rows` rows with the columns of `panels`, and no other thread may
+/// access these values until the call returns. A low-rank term must have as many rows and columns as the product, a
+/// right factor in packed f32, and a left factor with adjacent steps.
 pub(super) unsafe fn macro_kernel(problem: &Problem<'_>, c: Destination, panels: Range<usize>, shape: TileShape) {
     let &Problem { left, right, low_rank, init, scale } = problem;
     let width = shape.width();
@@ -262,9 +265,9 @@ pub(super) unsafe fn macro_kernel(problem: &Problem<'_>, c: Destination, panels:
                     tile.a2 = inner.data[row * inner.row_stride..].as_ptr();
                 }
                 let kernel = if row + shape.mr <= left.rows { full } else { kernel(mr) };
-                // SAFETY: the views of the factors were checked against their slices for all rows and columns, packed panels
-                // hold `panel_steps` rows of whole vectors, and `c` is valid by this function's contract. The kernel
-                // accesses no more than the tile says.
+                // SAFETY: the views of the factors were checked against their slices for all rows and columns, packed
+                // panels hold `panel_steps` rows of whole vectors, and `c` is valid by this function's contract. The
+                // kernel accesses no more than the tile says.
                 unsafe { kernel(&tile) };
             }
         }

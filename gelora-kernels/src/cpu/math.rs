@@ -1,16 +1,17 @@
-//! Elementary functions without branches or calls, so that loops over them become vector code.
+//! Elementary functions and reductions without branches or calls, so that the compiler turns loops over them into
+//! vector code.
 
-/// x rounded to the nearest bf16, ties to even; a NaN stays one.
+/// x rounded to the nearest bf16, ties to even. A NaN stays a NaN.
 #[inline(always)]
-pub fn to_bf16(x: f32) -> u16 {
+pub(crate) fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     (if x.is_nan() { bits | 0x40_0000 } else { rounded } >> 16) as u16
 }
 
-super::vectorised! {
-    /// Rows of k values as rows of bf16 pairs; an odd last value is paired with zero.
-    pub fn rows_to_bf16(x: &[f32], k: usize, out: &mut [u16]) {
+super::vectorized! {
+    /// Rounds rows of k values to rows of bf16 pairs. An odd last value is paired with zero.
+    pub(crate) fn rows_to_bf16(x: &[f32], k: usize, out: &mut [u16]) {
         if k.is_multiple_of(2) {
             for (out, x) in out.iter_mut().zip(x) {
                 *out = to_bf16(*x);
@@ -30,10 +31,11 @@ super::vectorised! {
 ///
 /// Source: range reduction by ln 2 in two parts (Cody and Waite 1980) and the degree-5 polynomial of Cephes `expf`.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits; a conversion that saturates would not be vector code.
+    // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits. A saturating conversion would not become vector
+    // code.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
@@ -46,7 +48,7 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5e-1;
     let e = p * r * r + r + 1.0;
-    // 2^n in two factors: n reaches 128, one past the largest exponent.
+    // 2^n as two factors, because n reaches 128, one more than the largest exponent.
     let half = exponent >> 1;
     let pow2 = |k: i32| f32::from_bits((k.wrapping_add(127) << 23) as u32);
     let value = e * pow2(half) * pow2(exponent.wrapping_sub(half));
@@ -59,11 +61,11 @@ pub fn exp(x: f32) -> f32 {
     }
 }
 
-/// The error function, within 6e-7 absolute: 1.5e-7 of the formula, the rest of rounding.
+/// The error function within 6e-7 absolute: 1.5e-7 from the formula, the rest from rounding.
 ///
 /// Source: Abramowitz and Stegun, equation 7.1.26.
 #[inline(always)]
-pub fn erf(x: f32) -> f32 {
+pub(crate) fn erf(x: f32) -> f32 {
     let a = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * a);
     let p = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
@@ -72,17 +74,17 @@ pub fn erf(x: f32) -> f32 {
 
 /// tanh within 2e-7 absolute.
 #[inline(always)]
-pub fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh(x: f32) -> f32 {
     let e = exp(-2.0 * x.abs());
     ((1.0 - e) / (1.0 + e)).copysign(x)
 }
 
-/// Partial sums kept side by side, so that a sum becomes vector code: a fixed order, the same on every machine.
+/// Number of interleaved partial sums. The order of a sum is the same on every machine.
 const LANES: usize = 16;
 
 /// The sum of the values, in 16 interleaved partial sums.
 #[inline(always)]
-pub fn sum(x: &[f32]) -> f32 {
+pub(crate) fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let chunks = x.chunks_exact(LANES);
     let rest: f32 = chunks.remainder().iter().sum();
@@ -94,9 +96,9 @@ pub fn sum(x: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// The inner product of two slices of one length, in 16 interleaved partial sums.
+/// The inner product of two slices of the same length, in 16 interleaved partial sums.
 #[inline(always)]
-pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
     let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x * y).sum();
@@ -108,9 +110,10 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// The inner product of two slices of one length, in 64 interleaved partial sums, so that none waits for the one before.
+/// The inner product of two slices of the same length, in 64 interleaved partial sums, so that no sum waits for the one
+/// before.
 #[inline(always)]
-pub fn wide_dot(x: &[f32], y: &[f32]) -> f32 {
+pub(crate) fn wide_dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0; 4 * LANES];
     let ((xs, rest_x), (ys, rest_y)) = (x.as_chunks::<{ 4 * LANES }>(), y.as_chunks::<{ 4 * LANES }>());
     for (x, y) in xs.iter().zip(ys) {
@@ -121,9 +124,9 @@ pub fn wide_dot(x: &[f32], y: &[f32]) -> f32 {
     sum(&lanes) + dot(rest_x, rest_y)
 }
 
-/// The largest value, in 16 interleaved partial maxima; negative infinity for none.
+/// The largest value, in 16 interleaved partial maxima; negative infinity if there are no values.
 #[inline(always)]
-pub fn max(x: &[f32]) -> f32 {
+pub(crate) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder().iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));

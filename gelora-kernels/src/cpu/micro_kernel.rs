@@ -15,11 +15,11 @@ pub(crate) enum Init<'a> {
     Row(&'a [f32]),
 }
 
-/// The arguments of one call: c = init + scale (sum over k of a_ik b_kj + sum over k2 of a2_ik b2_kj), for `mr` rows and
-/// `nv` vectors of columns.
+/// The arguments of one call: c = init + scale (sum over k of a_ik b_kj + sum over k2 of a2_ik b2_kj), for `mr` rows
+/// and `nv` vectors of columns.
 ///
-/// Strides are in values. a and b are f32. In the bf16 kernel they are pairs of bf16, and k counts pairs: a row of a holds
-/// its pairs one after the other, and b holds, for each pair of steps, the pair of each column in turn.
+/// Strides are in values. a and b are f32. In the bf16 kernel they are pairs of bf16, and k counts pairs: a row of a
+/// holds its pairs one after the other, and b holds, for each pair of steps, the pair of each column in turn.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
     pub(super) k: usize,
@@ -56,8 +56,8 @@ impl TileShape {
     }
 }
 
-/// The tile of this machine. The registers hold all sums, `nv` vectors of b and one broadcast value of a: 24 + 3 + 1 of 32
-/// registers with AVX-512, 12 + 2 + 1 of 16 with AVX2.
+/// The tile of this machine. The registers hold all sums, `nv` vectors of b and one broadcast value of a: 24 + 3 + 1 of
+/// 32 registers with AVX-512, 12 + 2 + 1 of 16 with AVX2.
 pub(super) fn shape() -> TileShape {
     match level() {
         Level::Avx512 | Level::Avx512Bf16 => TileShape { mr: 8, nv: 3, lanes: 16 },
@@ -69,12 +69,12 @@ pub(super) fn shape() -> TileShape {
 /// A micro kernel for one size of tile.
 ///
 /// # Safety
-/// The machine must have the instructions of the kernel. The pointers of the tile must be valid for its rows, columns and
-/// steps, and c may not be accessed by another thread during the call.
+/// The machine must have the instructions of the kernel. The pointers of the tile must be valid for its rows, columns
+/// and steps, and c may not be accessed by another thread during the call.
 pub(super) type MicroKernel = unsafe fn(&Tile<'_>);
 
-/// Adds the f32 product of `MR` rows of a and `NV` vectors of b to `sums`. With `MASKED`, b is not padded: only the first
-/// `last_lanes` lanes of its last vector are read.
+/// Adds the f32 product of `MR` rows of a and `NV` vectors of b to `sums`. With `MASKED`, b is not padded: only the
+/// first `last_lanes` lanes of its last vector are read.
 #[inline(always)]
 unsafe fn add_products<V: Vector, const MR: usize, const NV: usize, const MASKED: bool>(
     sums: &mut [[V; NV]; MR],
@@ -150,20 +150,20 @@ mod x86 {
     use super::*;
 
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2<const MR: usize, const NV: usize, const MASKED: bool>(t: &Tile<'_>) {
+    pub(crate) unsafe fn avx2<const MR: usize, const NV: usize, const MASKED: bool>(t: &Tile<'_>) {
         // SAFETY: by the contract of the kernels.
         unsafe { run_f32::<__m256, MR, NV, MASKED>(t) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub unsafe fn avx512<const MR: usize, const NV: usize, const MASKED: bool>(t: &Tile<'_>) {
+    pub(crate) unsafe fn avx512<const MR: usize, const NV: usize, const MASKED: bool>(t: &Tile<'_>) {
         // SAFETY: by the contract of the kernels.
         unsafe { run_f32::<__m512, MR, NV, MASKED>(t) }
     }
 
     /// The product of a and b in pairs of bf16, summed in f32. The product of a2 and b2 stays in f32.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    pub unsafe fn bf16<const MR: usize, const NV: usize>(t: &Tile<'_>) {
+    pub(crate) unsafe fn bf16<const MR: usize, const NV: usize>(t: &Tile<'_>) {
         let mut sums = [[_mm512_setzero_ps(); NV]; MR];
         let (mut a, mut b) = (t.a.cast::<i32>(), t.b);
         for _ in 0..t.k {
@@ -199,8 +199,8 @@ mod x86 {
     }
 }
 
-/// The f32 kernel for tiles of `mr` rows and `nv` vectors. With `masked`, b is not padded: the kernel reads only the lanes
-/// in use of its last vector.
+/// The f32 kernel for tiles of `mr` rows and `nv` vectors. With `masked`, b is not padded: the kernel reads only the
+/// lanes in use of its last vector.
 ///
 /// # Panics
 /// If the tile is larger than [`shape`] or has no rows or no vectors.

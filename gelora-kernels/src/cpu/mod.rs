@@ -1,4 +1,5 @@
-//! What the CPU paths share: splitting rows over threads, and matrix products.
+//! The CPU: its level of vector instructions and its peak rates. Inside the crate: matrix products, and tasks of rows
+//! for threads.
 
 mod gemm;
 mod level;
@@ -12,7 +13,7 @@ mod simd;
 mod view;
 
 pub(crate) use gemm::{LowRank, Mask, Rows, block, gemm, gemm_packed, gemm_serial, panel_width, product};
-pub(crate) use level::vectorised;
+pub(crate) use level::vectorized;
 pub use level::{Level, VARIABLE, level};
 pub(crate) use micro_kernel::Init;
 pub(crate) use packed::Packed;
@@ -22,7 +23,7 @@ pub(crate) use view::{View, ViewMut};
 
 use rayon::prelude::*;
 
-/// Values one task should have at least, so that handing it out costs less than doing it.
+/// The fewest values of a task: with fewer, starting the task would cost more than its work.
 const GRAIN: usize = 16 * 1024;
 
 /// Calls `f(first_row, rows)` on blocks of whole rows of `out`, in parallel.
@@ -34,18 +35,18 @@ pub(crate) fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mu
     out.par_chunks_mut(rows * cols).enumerate().for_each(|(i, block)| f(i * rows, block));
 }
 
-/// How many rows of `cols` values make one task.
+/// Number of rows of `cols` values in one task.
 pub(crate) fn rows_per_task(rows: usize, cols: usize) -> usize {
     let even = rows.div_ceil(rayon::current_num_threads() * 4);
     even.max(GRAIN.div_ceil(cols.max(1))).clamp(1, rows.max(1))
 }
 
-/// One line on the CPU: threads and the widest vectors the code was dispatched to.
+/// A description of the CPU: number of threads, and the level of vector instructions in use.
 pub fn describe() -> String {
     format!("{} threads, {}", rayon::current_num_threads(), level())
 }
 
-/// Bytes of memory of this machine, where the system tells without being linked to.
+/// Bytes of memory of this machine, if `/proc/meminfo` tells.
 pub(crate) fn memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim();

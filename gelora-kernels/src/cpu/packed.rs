@@ -1,14 +1,14 @@
-//! The right factor of a product, laid out in the order in which the kernel reads it.
+//! The right factor of a product, packed in the order in which the micro kernel reads it.
 
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
-use super::{Level, View, level, math, micro_kernel, vectorised};
+use super::{Level, View, level, math, micro_kernel, vectorized};
 
-/// A matrix (K, N) in panels of as many columns as a tile has: each panel holds its K rows one after the other, the last one
-/// padded with zero columns to whole vectors. In bf16, two rows of a panel stand together, the two values of a column side by
-/// side.
-pub struct Packed {
+/// A matrix (K, N) in panels with the columns of a micro tile. A panel holds its K rows one after the other; the last
+/// panel is padded with zero columns to whole vectors. In bf16, two rows of a panel are stored together, with the two
+/// values of a column side by side.
+pub(crate) struct Packed {
     k: usize,
     n: usize,
     bf16: bool,
@@ -21,31 +21,31 @@ impl std::fmt::Debug for Packed {
     }
 }
 
-/// Where a matrix's columns come from: called with the first and how many of them, it calls what it is given with a matrix of
-/// those columns, or of more, and the column in it that is the first.
-pub type Columns<'a> = dyn Fn(usize, usize, &mut dyn FnMut(View<'_>, usize)) + Sync + 'a;
+/// The source of a matrix's columns. It is called with the first column and the number of columns. It calls the
+/// function it is given with a matrix of these columns, or of more, and the index of the first column in that matrix.
+pub(crate) type Columns<'a> = dyn Fn(usize, usize, &mut dyn FnMut(View<'_>, usize)) + Sync + 'a;
 
-/// Values of a matrix that one task should pack at least.
+/// The fewest values that one task packs.
 const GRAIN: usize = 64 * 1024;
 
 impl Packed {
-    /// The matrix in f32.
-    pub fn f32(b: View<'_>) -> Self {
+    /// Packs a matrix in f32.
+    pub(crate) fn f32(b: View<'_>) -> Self {
         Self::pack(b, false, 1.0)
     }
 
-    /// The matrix times a factor, in f32.
-    pub fn scaled(b: View<'_>, factor: f32) -> Self {
+    /// Packs a matrix times a factor, in f32.
+    pub(crate) fn scaled(b: View<'_>, factor: f32) -> Self {
         Self::pack(b, false, factor)
     }
 
-    /// The matrix times a factor, in bf16 if asked for and the machine has its products.
-    pub fn of(bf16: bool, b: View<'_>, factor: f32) -> Self {
+    /// Packs a matrix times a factor: in bf16 if `bf16` is set and the machine has products of bf16, else in f32.
+    pub(crate) fn of(bf16: bool, b: View<'_>, factor: f32) -> Self {
         Self::pack(b, bf16 && level() == Level::Avx512Bf16, factor)
     }
 
-    /// The matrix times a factor, of the same type as another.
-    pub fn like(other: &Packed, b: View<'_>, factor: f32) -> Self {
+    /// Packs a matrix times a factor, in the type of another packed matrix.
+    pub(crate) fn like(other: &Packed, b: View<'_>, factor: f32) -> Self {
         Self::pack(b, other.bf16, factor)
     }
 
@@ -53,17 +53,19 @@ impl Packed {
         Self::in_panels([b.rows(), b.cols()], bf16, factor, &|first, _, panel| panel(b, first))
     }
 
-    /// A matrix (K, N) whose columns are made panel by panel, in bf16 if asked for and the machine has its products.
-    pub fn made_of([k, n]: [usize; 2], bf16: bool, columns: &Columns<'_>) -> Self {
+    /// Packs a matrix (K, N) whose columns are made panel by panel: in bf16 if `bf16` is set and the machine has
+    /// products of bf16, else in f32.
+    pub(crate) fn made_of([k, n]: [usize; 2], bf16: bool, columns: &Columns<'_>) -> Self {
         Self::in_panels([k, n], bf16 && level() == Level::Avx512Bf16, 1.0, columns)
     }
 
+    /// Packs panel by panel, in parallel if the matrix is large.
     fn in_panels([k, n]: [usize; 2], bf16: bool, factor: f32, columns_of: &Columns<'_>) -> Self {
         let shape = micro_kernel::shape();
         let steps = if bf16 { k.div_ceil(2) } else { k };
         let len = n.checked_next_multiple_of(shape.lanes).and_then(|width| width.checked_mul(steps));
         let mut data = Scratch::new(len.expect("a matrix that fits into memory"));
-        let one = |(p, panel): (usize, &mut [f32])| {
+        let pack_panel = |(p, panel): (usize, &mut [f32])| {
             let first = p * shape.width();
             let columns = shape.width().min(n - first);
             let width = panel.len() / steps;
@@ -85,39 +87,39 @@ impl Packed {
         };
         let panel = steps * shape.width();
         if k * n < 2 * GRAIN {
-            data.chunks_mut(panel).enumerate().for_each(one);
+            data.chunks_mut(panel).enumerate().for_each(pack_panel);
         } else {
-            data.par_chunks_mut(panel).enumerate().for_each(one);
+            data.par_chunks_mut(panel).enumerate().for_each(pack_panel);
         }
         Self { k, n, bf16, data }
     }
 
-    /// A matrix whose values are laid out already but for their order: (K, N) in f32, or (K / 2, N) pairs of bf16.
+    /// Packs a matrix of words: f32 values (K, N), or pairs of bf16 (K / 2, N).
     pub(super) fn words(b: View<'_>, k: usize, bf16: bool) -> Self {
         Self { k, bf16, ..Self::pack(b, false, 1.0) }
     }
 
     /// K.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.k
     }
 
     /// N.
-    pub fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         self.n
     }
 
     /// Whether the values are bf16.
-    pub fn is_bf16(&self) -> bool {
+    pub(crate) fn is_bf16(&self) -> bool {
         self.bf16
     }
 
-    /// Bytes of the layout.
-    pub fn bytes(&self) -> u64 {
+    /// Bytes of the packed matrix.
+    pub(crate) fn bytes(&self) -> u64 {
         size_of_val::<[f32]>(&self.data) as u64
     }
 
-    /// Rows of the layout: K, or pairs of K.
+    /// Steps of the inner dimension: K values, or pairs of K values.
     pub(super) fn steps(&self) -> usize {
         if self.bf16 { self.k.div_ceil(2) } else { self.k }
     }
@@ -127,7 +129,7 @@ impl Packed {
     }
 }
 
-/// Fills a panel from columns whose values stand one after the other, in square blocks that stay in registers.
+/// Fills a panel from a matrix with adjacent values in columns, in square blocks that stay in registers.
 fn transpose(b: View<'_>, first: usize, columns: usize, width: usize, factor: f32, panel: &mut [f32]) {
     const SIDE: usize = 8;
     let (whole_rows, whole_columns) = (b.rows() / SIDE * SIDE, columns / SIDE * SIDE);
@@ -137,7 +139,7 @@ fn transpose(b: View<'_>, first: usize, columns: usize, width: usize, factor: f3
             let square: [[f32; SIDE]; SIDE] = std::array::from_fn(|l| sources[l][block]);
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
                 let values: [f32; SIDE] = std::array::from_fn(|l| square[l][i]);
-                // A factor of 1 leaves bits as they are, also those of pairs of bf16.
+                // A factor of 1 keeps the bits, also those of pairs of bf16.
                 let scaled = if factor == 1.0 { values } else { values.map(|v| v * factor) };
                 row[j..j + SIDE].copy_from_slice(&scaled);
             }
@@ -151,7 +153,7 @@ fn transpose(b: View<'_>, first: usize, columns: usize, width: usize, factor: f3
     (whole_rows..b.rows()).for_each(|k| (0..columns).for_each(|j| put(k, j)));
 }
 
-/// Fills a panel from rows whose values stand one after the other.
+/// Fills a panel from a matrix with adjacent values in rows.
 fn copy(b: View<'_>, first: usize, columns: usize, width: usize, factor: f32, panel: &mut [f32]) {
     for (k, row) in panel.chunks_exact_mut(width).enumerate() {
         let (row, values) = (&mut row[..columns], &b.row(k)[first..][..columns]);
@@ -162,7 +164,7 @@ fn copy(b: View<'_>, first: usize, columns: usize, width: usize, factor: f32, pa
     }
 }
 
-/// The same, two rows side by side in bf16.
+/// As [`copy`], with two rows side by side in bf16.
 fn copy_pairs(b: View<'_>, first: usize, columns: usize, width: usize, factor: f32, panel: &mut [f32]) {
     for (pair, row) in panel.chunks_exact_mut(width).enumerate() {
         let values = |k: usize| &b.row(k)[first..][..columns];
@@ -174,11 +176,11 @@ fn copy_pairs(b: View<'_>, first: usize, columns: usize, width: usize, factor: f
     }
 }
 
-/// Columns of the widest panel.
+/// The most columns of a panel.
 const MOST_COLUMNS: usize = 48;
 
-vectorised! {
-    /// Values of two rows in bf16, side by side.
+vectorized! {
+    /// Rounds two rows to bf16 and interleaves them.
     fn interleave(low: &[f32], high: &[f32], factor: f32, out: &mut [u32]) {
         for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
             *out = u32::from(math::to_bf16(low * factor)) | u32::from(math::to_bf16(high * factor)) << 16;
@@ -186,8 +188,8 @@ vectorised! {
     }
 }
 
-vectorised! {
-    /// The values of a column as pairs of bf16; an odd last one is paired with zero.
+vectorized! {
+    /// Rounds a column to pairs of bf16. An odd last value is paired with zero.
     fn pair_up(column: &[f32], factor: f32, out: &mut [u16]) {
         for (out, v) in out.iter_mut().zip(column) {
             *out = math::to_bf16(v * factor);
@@ -215,12 +217,12 @@ mod tests {
         let (a, b) = (View::new(&row_major, k, n), View::new(&transposed, n, k).t());
         assert_eq!(Packed::f32(a).data[..], Packed::f32(b).data[..]);
         assert_eq!(Packed::of(true, a, 1.0).data[..], Packed::of(true, b, 1.0).data[..]);
-        // Every other pairing of rows: an odd last row stands with zeros.
+        // An odd last row is paired with zeros.
         let odd = Packed::of(true, a, 2.0);
         if odd.is_bf16() {
             let pairs: &[u16] = bytemuck::cast_slice(&odd.data);
-            let of = |k: usize, j: usize| f32::from_bits(u32::from(pairs[(k / 2 * 48 + j) * 2 + k % 2]) << 16);
-            assert_eq!((of(0, 1), of(1, 2), of(20, 3), of(21, 3)), (2.0, 110.0, 2128.0, 0.0));
+            let value = |k: usize, j: usize| f32::from_bits(u32::from(pairs[(k / 2 * 48 + j) * 2 + k % 2]) << 16);
+            assert_eq!((value(0, 1), value(1, 2), value(20, 3), value(21, 3)), (2.0, 110.0, 2128.0, 0.0));
         }
         let packed = Packed::f32(a);
         let width = micro_kernel::shape().width();

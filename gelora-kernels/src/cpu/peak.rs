@@ -1,7 +1,7 @@
-//! What this machine can do at most, measured: what rates are compared with.
+//! Peak rates of this machine, measured. Measured rates of operators are compared with them.
 //!
-//! Operations are multiply-adds that never leave the registers, on all threads of the pool; bytes are those of a triad
-//! over arrays that no cache holds. A figure is the best of several runs, since a peak is what nothing slowed down.
+//! Operations are multiply-adds that never leave the registers, on all threads of the pool. Bytes are those of a triad
+//! over arrays that no cache holds. A rate is the best of several runs, because a peak is what nothing slows down.
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -13,11 +13,12 @@ use rayon::prelude::*;
 const TRIAD_LEN: usize = 16 << 20;
 /// Values of one task of the triad.
 const TRIAD_BLOCK: usize = 64 * 1024;
-/// How long one run of multiply-adds should take.
+/// The least duration of a run of multiply-adds.
 const RUN: Duration = Duration::from_millis(20);
 const RUNS: usize = 8;
 
-/// Billions of f32 operations a second on all threads, a multiply-add being two. Measured once; takes about 0.2 s.
+/// Rate of f32 operations on all threads, in GFLOP/s. A multiply-add counts as two. The rate is measured once, in about
+/// 0.2 s.
 pub fn gflops_f32() -> f64 {
     static MEASURED: OnceLock<f64> = OnceLock::new();
     *MEASURED.get_or_init(|| {
@@ -36,8 +37,7 @@ pub fn gflops_f32() -> f64 {
     })
 }
 
-/// Billions of operations a second on all threads in products of bf16 that are summed in f32; none where the machine has
-/// no instruction for them.
+/// Rate of products of bf16 summed in f32 on all threads, in GFLOP/s; None if the machine has no instruction for them.
 pub fn gflops_bf16() -> Option<f64> {
     static MEASURED: OnceLock<Option<f64>> = OnceLock::new();
     *MEASURED.get_or_init(|| {
@@ -50,8 +50,8 @@ pub fn gflops_bf16() -> Option<f64> {
     })
 }
 
-/// Billions of bytes a second between memory and all threads, in a = b + s c: two arrays read, one written (the read that
-/// a write can cause is not counted). Measured once; takes about 0.2 s and 192 MiB.
+/// Bandwidth between memory and all threads in GB/s, of a triad a = b + s c: two arrays read, one written. The read
+/// that a write may cause is not counted. The bandwidth is measured once, in about 0.2 s and 192 MiB.
 pub fn bandwidth_gbs() -> f64 {
     static MEASURED: OnceLock<f64> = OnceLock::new();
     *MEASURED.get_or_init(|| {
@@ -72,7 +72,8 @@ pub fn bandwidth_gbs() -> f64 {
     })
 }
 
-/// The best rate of `kernel(rounds)`, which does `flops` operations a round and returns a value that needs them all.
+/// The best rate of `kernel(rounds)`, which does `flops` operations in a round and returns a value that depends on all
+/// of them.
 fn gflops(flops: f64, kernel: impl Fn(u64) -> f32 + Sync) -> f64 {
     let time = |rounds: u64| {
         let began = Instant::now();
@@ -87,9 +88,9 @@ fn gflops(flops: f64, kernel: impl Fn(u64) -> f32 + Sync) -> f64 {
     flops * rounds as f64 * rayon::current_num_threads() as f64 / fastest / 1e9
 }
 
-/// Sums kept side by side: more than the latency of a multiply-add times the units that do it.
+/// Independent sums: more than the latency of a multiply-add times the number of units that compute it.
 const SUMS: usize = 12;
-/// Values of one sum where the compiler chooses the vectors.
+/// Lanes of one sum, if the compiler chooses the vectors.
 const PORTABLE_LANES: usize = 8;
 const FLOPS_PORTABLE: f64 = (2 * SUMS * PORTABLE_LANES) as f64;
 
@@ -113,12 +114,12 @@ mod x86 {
 
     use super::SUMS;
 
-    pub const FLOPS_F32_AVX512: f64 = (2 * SUMS * 16) as f64;
-    pub const FLOPS_F32_AVX2: f64 = (2 * SUMS * 8) as f64;
-    pub const FLOPS_BF16_AVX512: f64 = (2 * SUMS * 32) as f64;
+    pub(super) const FLOPS_F32_AVX512: f64 = (2 * SUMS * 16) as f64;
+    pub(super) const FLOPS_F32_AVX2: f64 = (2 * SUMS * 8) as f64;
+    pub(super) const FLOPS_BF16_AVX512: f64 = (2 * SUMS * 32) as f64;
 
     #[target_feature(enable = "avx512f")]
-    pub fn f32_avx512(rounds: u64) -> f32 {
+    pub(super) fn f32_avx512(rounds: u64) -> f32 {
         let (factor, term) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(1.0)));
         let mut sums = [term; SUMS];
         for _ in 0..rounds {
@@ -130,7 +131,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub fn f32_avx2(rounds: u64) -> f32 {
+    pub(super) fn f32_avx2(rounds: u64) -> f32 {
         let (factor, term) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(1.0)));
         let mut sums = [term; SUMS];
         for _ in 0..rounds {
@@ -141,9 +142,9 @@ mod x86 {
         _mm256_cvtss_f32(sums.into_iter().fold(term, |a, b| _mm256_add_ps(a, b)))
     }
 
-    /// Two products a lane, added to its sum: 64 operations an instruction.
+    /// Two products in each lane, added to its sum: 64 operations in an instruction.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn bf16_avx512(rounds: u64) -> f32 {
+    pub(super) fn bf16_avx512(rounds: u64) -> f32 {
         let (x, y) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(1e-3)));
         let (x, y) = (_mm512_cvtne2ps_pbh(x, x), _mm512_cvtne2ps_pbh(y, y));
         let mut sums = [_mm512_setzero_ps(); SUMS];

@@ -1,34 +1,35 @@
-//! Vectors of f32, one implementation a level, for the kernel of matrix products. Everything else leaves vectors to the
-//! compiler ([`vectorised`](super::level::vectorised)).
+//! Vectors of f32, with one implementation for each level, for the micro kernel of matrix products. All other code
+//! leaves vectors to the compiler ([`vectorized`](super::level::vectorized)).
 
-/// A register of f32 lanes.
+/// A vector register of f32 lanes.
 ///
 /// # Safety
-/// The functions may be called only where the machine has the implementation's instructions; pointers must be valid for
-/// as many values as are read or written.
-pub unsafe trait Vector: Copy {
-    /// f32 values in a register.
+/// The machine must have the instructions of the implementation. Pointers must be valid for as many values as are read
+/// or written.
+pub(crate) unsafe trait Vector: Copy {
+    /// Number of f32 lanes.
     const LANES: usize;
 
     /// The same value in all lanes.
     unsafe fn splat(x: f32) -> Self;
-    /// LANES values.
+    /// Reads LANES values.
     unsafe fn load(p: *const f32) -> Self;
-    /// The first `n` lanes, the others zero.
+    /// Reads `n` values into the first lanes; the other lanes are zero.
     unsafe fn load_first(p: *const f32, n: usize) -> Self;
-    /// LANES values.
+    /// Writes LANES values.
     unsafe fn store(self, p: *mut f32);
-    /// The first `n` lanes.
+    /// Writes the first `n` lanes.
     unsafe fn store_first(self, p: *mut f32, n: usize);
     /// self * x + y.
     unsafe fn mul_add(self, x: Self, y: Self) -> Self;
     /// self + x.
     unsafe fn add(self, x: Self) -> Self;
-    /// A bit for each lane, the first lane's the lowest: whether self <= x.
+    /// A mask with a bit for each lane, the lowest for the first: whether self <= x.
     unsafe fn at_most(self, x: Self) -> u32;
 }
 
-/// Compiles a function that is generic over its vector once for each level, and calls the one for [`level`](super::level()).
+/// Compiles a function that is generic over its vector once for each level, and calls the one for
+/// [`level`](super::level()).
 macro_rules! by_vector {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $generic:ident) => {
         $(#[$meta])*
@@ -60,9 +61,9 @@ macro_rules! by_vector {
 }
 pub(crate) use by_vector;
 
-/// Four lanes that the compiler maps to whatever the target has.
+/// Four lanes, which the compiler maps to the instructions of the target.
 #[derive(Clone, Copy)]
-pub struct Portable([f32; 4]);
+pub(crate) struct Portable([f32; 4]);
 
 // SAFETY: no instructions beyond the target's.
 unsafe impl Vector for Portable {
@@ -105,9 +106,10 @@ unsafe impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn mul_add(self, x: Self, y: Self) -> Self {
-        // A fused multiply-add that the target lacks would be a function call.
-        let one = |s: f32, x: f32, y: f32| if cfg!(target_arch = "aarch64") { s.mul_add(x, y) } else { s * x + y };
-        Self(std::array::from_fn(|l| one(self.0[l], x.0[l], y.0[l])))
+        // If the target has no fused multiply-add, `mul_add` would be a function call.
+        let multiply_add =
+            |s: f32, x: f32, y: f32| if cfg!(target_arch = "aarch64") { s.mul_add(x, y) } else { s * x + y };
+        Self(std::array::from_fn(|l| multiply_add(self.0[l], x.0[l], y.0[l])))
     }
 
     #[inline(always)]
@@ -127,7 +129,7 @@ mod x86 {
 
     use super::Vector;
 
-    // SAFETY: AVX-512F.
+    // SAFETY: the instructions are those of AVX-512F.
     #[allow(clippy::undocumented_unsafe_blocks)] // each is one instruction under the trait's contract
     unsafe impl Vector for __m512 {
         const LANES: usize = 16;
@@ -179,7 +181,7 @@ mod x86 {
         ((1u32 << n) - 1) as __mmask16
     }
 
-    // SAFETY: AVX2 and FMA.
+    // SAFETY: the instructions are those of AVX2 and FMA.
     #[allow(clippy::undocumented_unsafe_blocks)] // each is one or two instructions under the trait's contract
     unsafe impl Vector for __m256 {
         const LANES: usize = 8;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// A read-only matrix inside a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub(crate) struct View<'a> {
     pub(super) data: &'a [f32],
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -18,50 +18,50 @@ impl<'a> View<'a> {
     ///
     /// # Panics
     /// As [`View::strided`].
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
-    /// A matrix whose rows begin `row_stride` apart.
+    /// A matrix whose rows are `row_stride` values apart.
     ///
     /// # Panics
     /// If it is empty or the last element would be outside the slice.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(rows > 0 && cols > 0 && last_end(rows, cols, row_stride) <= data.len(), "view outside its slice");
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    /// The transpose, without moving data.
-    pub fn t(self) -> Self {
+    /// The transpose. No values are moved.
+    pub(crate) fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
-    /// Some of the rows.
+    /// The given rows.
     ///
     /// # Panics
     /// If there are not as many.
-    pub fn some_rows(self, rows: Range<usize>) -> Self {
+    pub(crate) fn some_rows(self, rows: Range<usize>) -> Self {
         assert!(rows.start < rows.end && rows.end <= self.rows, "rows of a view");
         Self { data: &self.data[rows.start * self.row_stride..], rows: rows.len(), ..self }
     }
 
     /// Number of rows.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Number of columns.
-    pub fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         self.cols
     }
 
-    /// The values of a column, where they stand one after the other.
+    /// The values of a column of a matrix with adjacent values in columns.
     pub(super) fn column(&self, j: usize) -> &'a [f32] {
         debug_assert_eq!(self.row_stride, 1);
         &self.data[j * self.col_stride..][..self.rows]
     }
 
-    /// The values of a row, where they stand one after the other.
+    /// The values of a row of a matrix with adjacent values in rows.
     #[inline(always)]
     pub(crate) fn row(&self, i: usize) -> &'a [f32] {
         debug_assert_eq!(self.col_stride, 1);
@@ -74,22 +74,23 @@ impl<'a> View<'a> {
     }
 }
 
-/// Where the last row ends; beyond any slice if that cannot be computed.
+/// The end of the last row; beyond any slice if it overflows.
 fn last_end(rows: usize, cols: usize, stride: usize) -> usize {
     (rows - 1).checked_mul(stride).and_then(|first| first.checked_add(cols)).unwrap_or(usize::MAX)
 }
 
-/// A block of a matrix that may be written: `rows` rows of `cols` values, the rows `stride` apart.
+/// A writable block of a matrix: `rows` rows of `cols` values, `stride` values apart. The block borrows its values
+/// exclusively.
 #[derive(Debug)]
-pub struct ViewMut<'a> {
+pub(crate) struct ViewMut<'a> {
     pub(super) data: *mut f32,
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) stride: usize,
-    of: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: an exclusive borrow of numbers, in effect.
+// SAFETY: in effect an exclusive borrow of f32 values.
 unsafe impl Send for ViewMut<'_> {}
 
 impl<'a> ViewMut<'a> {
@@ -97,49 +98,50 @@ impl<'a> ViewMut<'a> {
     ///
     /// # Panics
     /// As [`ViewMut::strided`].
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
-    /// A matrix whose rows begin `stride` apart.
+    /// A matrix whose rows are `stride` values apart.
     ///
     /// # Panics
     /// If it is empty or the last element would be outside the slice.
-    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub(crate) fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(rows > 0 && cols > 0 && stride >= cols, "empty or overlapping rows");
         assert!(last_end(rows, cols, stride) <= data.len(), "destination outside its slice");
-        Self { data: data.as_mut_ptr(), rows, cols, stride, of: PhantomData }
+        Self { data: data.as_mut_ptr(), rows, cols, stride, borrow: PhantomData }
     }
 
-    /// Blocks of `width` columns side by side.
+    /// Splits the matrix into blocks of `width` columns.
     ///
     /// # Panics
     /// If `width` does not divide the columns.
-    pub fn columns(self, width: usize) -> impl Iterator<Item = ViewMut<'a>> {
+    pub(crate) fn columns(self, width: usize) -> impl Iterator<Item = ViewMut<'a>> {
         assert!(width > 0 && self.cols.is_multiple_of(width), "width of a block");
         (0..self.cols / width).map(move |i| {
             let data = self.data.wrapping_add(i * width);
-            Self { data, rows: self.rows, cols: width, stride: self.stride, of: PhantomData }
+            Self { data, rows: self.rows, cols: width, stride: self.stride, borrow: PhantomData }
         })
     }
 
-    /// Some of the rows, for as long as self is not used.
+    /// The given rows, borrowed from this block.
     ///
     /// # Panics
     /// If there are not as many.
-    pub fn rows_mut(&mut self, rows: Range<usize>) -> ViewMut<'_> {
+    pub(crate) fn rows_mut(&mut self, rows: Range<usize>) -> ViewMut<'_> {
         assert!(rows.start < rows.end && rows.end <= self.rows, "rows of a view");
         let data = self.data.wrapping_add(rows.start * self.stride);
-        ViewMut { data, rows: rows.len(), cols: self.cols, stride: self.stride, of: PhantomData }
+        ViewMut { data, rows: rows.len(), cols: self.cols, stride: self.stride, borrow: PhantomData }
     }
 
     /// One row.
     ///
     /// # Panics
     /// If there are not as many.
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+    pub(crate) fn row_mut(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows, "row of a view");
-        // SAFETY: the constructor checked that the row is inside the borrowed slice, whose part this view alone may reach.
+        // SAFETY: the constructor checked that the row is inside the borrowed slice, whose part this view alone may
+        // reach.
         unsafe { std::slice::from_raw_parts_mut(self.data.wrapping_add(i * self.stride), self.cols) }
     }
 }

@@ -6,18 +6,18 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::DType;
-use crate::quantised::planes;
+use crate::quantized::planes;
 
 /// Memory of one tensor on a GPU, with `guard` f32 values before and behind the tensor's own values.
 #[derive(Clone, Debug)]
-pub struct GpuBuffer {
-    /// Begins at the first element. In a guarded buffer it ends behind the last guard, so that a kernel which overruns its
-    /// output writes into the guards and is not stopped by a bounds check.
+pub(crate) struct GpuBuffer {
+    /// Begins at the first element. In a guarded buffer it ends behind the last guard, so that a kernel which overruns
+    /// its output writes into the guards and is not stopped by a bounds check.
     pub(super) handle: Handle,
     len: usize,
     pub(super) guard: usize,
     /// The element type.
-    pub dtype: DType,
+    pub(crate) dtype: DType,
     /// One reference for each tensor that shares the memory.
     owners: Arc<()>,
 }
@@ -29,36 +29,37 @@ impl GpuBuffer {
     }
 
     /// The buffer as a launch argument. A quantized buffer is an array of 32-bit words.
-    pub fn arg<R: Runtime>(&self) -> ArrayArg<R> {
+    pub(crate) fn arg<R: Runtime>(&self) -> ArrayArg<R> {
         // SAFETY: the handle was allocated for that many elements of this type, and nothing shrinks it.
         unsafe { ArrayArg::from_raw_parts(self.handle.clone(), planes::words(self.dtype, self.len)) }
     }
 
     /// Number of elements.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Number of bytes that the elements take.
     pub(super) fn size(&self) -> u64 {
-        match self.dtype.is_quantised() {
+        match self.dtype.is_quantized() {
             true => 4 * planes::words(self.dtype, self.len) as u64,
             false => self.dtype.bytes(self.len) as u64,
         }
     }
 
     /// Whether another tensor shares the memory. A shared buffer must be copied before it is written.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.owners) > 1
     }
 
     /// Whether `self` and `other` are the only two owners of one memory.
-    pub fn is_only_other(&self, other: &Self) -> bool {
+    pub(crate) fn is_only_other(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.owners, &other.owners) && Arc::strong_count(&self.owners) == 2
     }
 
-    /// `len` elements from element `start` on, as the buffer of another tensor. Both buffers see what is written to either.
-    pub fn part(&self, start: usize, len: usize) -> Self {
+    /// `len` elements from element `start` on, as the buffer of another tensor. Both buffers see what is written to
+    /// either.
+    pub(crate) fn part(&self, start: usize, len: usize) -> Self {
         let bytes = |elements: usize| self.dtype.bytes(elements) as u64;
         let handle = self.handle.clone().offset_start(bytes(start)).offset_end(bytes(self.len - start - len));
         Self::new(handle, len, 0, self.dtype)

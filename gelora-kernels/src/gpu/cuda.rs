@@ -1,7 +1,7 @@
-//! Finding and opening a CUDA device.
+//! The search for a CUDA device, and its opening.
 //!
-//! CubeCL panics without a driver, without NVRTC and without CUDA's headers (kernels are compiled at run time), so each is
-//! looked for first. The driver is asked through its C interface for the number of devices and their names.
+//! CubeCL panics without a driver, without NVRTC, and without CUDA's headers, because kernels are compiled at run time.
+//! So each is looked for first. The driver's C interface gives the devices and their names.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::sync::OnceLock;
@@ -17,7 +17,7 @@ use crate::{DeviceInfo, DeviceKind, Error, Result};
 const NVRTC: [&str; 6] =
     ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
 
-/// What the driver says of a device.
+/// A device as the driver describes it.
 struct Found {
     name: String,
     memory: u64,
@@ -40,7 +40,7 @@ impl Found {
     }
 }
 
-/// All devices, or what is missing.
+/// All devices; the error says what is missing.
 fn devices() -> Result<Vec<Found>, String> {
     // The names that CubeCL's CUDA bindings try.
     let driver = first_library(&["libcuda.so", "libcuda.so.1", "nvcuda.dll"])
@@ -59,11 +59,13 @@ fn devices() -> Result<Vec<Found>, String> {
     }
 }
 
+/// The first library that loads.
 fn first_library(names: &[&str]) -> Option<Library> {
-    // SAFETY: the vendor's libraries are made to be loaded at run time; their initialisers have no preconditions.
+    // SAFETY: the vendor's libraries are made to be loaded at run time, and their initializers have no preconditions.
     names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
 }
 
+/// The devices that the driver lists.
 fn ask_driver(driver: &Library) -> Result<Vec<Found>, String> {
     type Init = unsafe extern "C" fn(c_uint) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
@@ -105,7 +107,7 @@ fn ask_driver(driver: &Library) -> Result<Vec<Found>, String> {
 }
 
 /// The first device, opened once.
-pub fn open() -> Result<Gpu<CudaRuntime>> {
+pub(crate) fn open() -> Result<Gpu<CudaRuntime>> {
     static OPENED: OnceLock<Result<Gpu<CudaRuntime>>> = OnceLock::new();
     OPENED.get_or_init(open_first).clone()
 }
@@ -116,7 +118,7 @@ fn open_first() -> Result<Gpu<CudaRuntime>> {
     inject::prepare(DeviceKind::Cuda)?;
     failure::watch();
     settings::set(Some(&format!("cuda-sm_{major}{minor}-nvrtc-{}", nvrtc_version())));
-    // What the checks before could not foresee, such as a device in exclusive use.
+    // The device may still refuse to open, for example if another process uses it exclusively.
     let client = failure::answer(|| CudaRuntime::client(&CudaDevice::new(0))).ok_or_else(|| {
         let why = failure::of(DeviceKind::Cuda).map(|failure| format!(": {failure}")).unwrap_or_default();
         failed(format!("{name} was found but could not be opened{why}"))
@@ -124,7 +126,7 @@ fn open_first() -> Result<Gpu<CudaRuntime>> {
     Ok(Gpu::new(client, name))
 }
 
-/// The version of the compiler that kernels are compiled with, as far as it tells.
+/// The version of the compiler of kernels, if it tells.
 fn nvrtc_version() -> String {
     type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
     let Some(library) = first_library(&NVRTC) else { return String::new() };
@@ -138,8 +140,8 @@ fn nvrtc_version() -> String {
     format!("{major}.{minor}")
 }
 
-/// Every device; if there is none, one entry that says why.
-pub fn list() -> Vec<DeviceInfo> {
+/// All devices. Without any, one entry says why.
+pub(crate) fn list() -> Vec<DeviceInfo> {
     let kind = DeviceKind::Cuda;
     match devices() {
         Ok(all) => all.into_iter().map(|found| found.info(kind)).collect(),

@@ -1,8 +1,8 @@
-//! A CUDA device that only compiles: for machines without a GPU or its driver.
+//! A CUDA device that only compiles, for machines without a GPU or its driver.
 //!
-//! A launch turns the kernel into CUDA C++ with CubeCL's own compiler and gives that to NVRTC for one architecture, with
-//! ptxas behind it; nothing is run, and whatever is read back is zero. Because launchers do not know which device they
-//! launch on, running the cases of verify here compiles every kernel that they launch, in every setting.
+//! A launch translates the kernel into CUDA C++ with CubeCL's own compiler, and NVRTC and ptxas compile that for one
+//! architecture. Nothing runs, and values read back are zero. Launchers do not know which device they launch on, so
+//! running the cases of verify on this device compiles every kernel that they launch, with all settings.
 
 mod nvrtc;
 mod server;
@@ -30,42 +30,42 @@ pub struct Compiled {
     pub kernel: String,
     /// The architecture, such as 90 for sm_90.
     pub architecture: u32,
-    /// What ptxas said of it, or what is wrong.
+    /// The resources that ptxas reports, or the error.
     pub outcome: Result<Resources, String>,
 }
 
-/// What a kernel takes of a multiprocessor.
+/// The resources that a kernel takes of a multiprocessor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// Registers of a thread.
+    /// Registers per thread.
     pub registers: u32,
-    /// Bytes of shared memory of a block.
+    /// Bytes of shared memory per block.
     pub shared: u32,
-    /// Bytes that a thread stores to memory for want of registers.
+    /// Bytes that a thread spills to memory because it runs out of registers.
     pub spills: u32,
 }
 
-/// A kernel's source has one outcome an architecture, however often it is launched.
+/// Outcomes by architecture and hash of the source. A kernel that is launched again is not compiled again.
 static OUTCOMES: Mutex<Option<HashMap<(u32, u64), Compiled>>> = Mutex::new(None);
 
 fn outcomes() -> MutexGuard<'static, Option<HashMap<(u32, u64), Compiled>>> {
     OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Every kernel instance that was launched so far, by name and architecture.
+/// All kernel instances launched so far, by name and architecture.
 pub fn compiled() -> Vec<Compiled> {
     let mut all: Vec<Compiled> = outcomes().iter().flat_map(HashMap::values).cloned().collect();
     all.sort_by(|a, b| (&a.kernel, a.architecture).cmp(&(&b.kernel, b.architecture)));
     all
 }
 
-/// The runtime of devices that compile.
+/// The runtime of compiling devices.
 #[derive(Clone, Debug)]
-pub struct CompileRuntime;
+pub(crate) struct CompileRuntime;
 
 /// One architecture of [`ARCHITECTURES`].
 #[derive(Clone, Debug, Default)]
-pub struct CompileDevice(usize);
+pub(crate) struct CompileDevice(usize);
 
 impl cubecl_common::device::Device for CompileDevice {
     fn from_id(id: DeviceId) -> Self {
@@ -111,11 +111,11 @@ impl Runtime for CompileRuntime {
     }
 }
 
-/// The compiling device of an architecture.
+/// Opens the compiling device of an architecture.
 ///
 /// # Errors
-/// If NVRTC or CUDA's headers are not found; the message says where they are looked for.
-pub fn open(architecture: u32) -> Result<Gpu<CompileRuntime>> {
+/// If NVRTC or CUDA's headers are not found. The message names the places searched.
+pub(crate) fn open(architecture: u32) -> Result<Gpu<CompileRuntime>> {
     let failed = |reason| Error::Device { kind: DeviceKind::CudaCompile, reason };
     nvrtc::shared().as_ref().map_err(|reason| failed(reason.clone()))?;
     let Some(index) = ARCHITECTURES.iter().position(|a| *a == architecture) else {

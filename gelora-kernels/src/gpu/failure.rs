@@ -1,9 +1,10 @@
-//! Failures that surface outside of any call: what a driver reports by callback, and panics of CubeCL's threads.
+//! Failures outside of any call: errors that a driver reports by callback, and panics of CubeCL's threads.
 //!
-//! CubeCL 0.10 allocates, compiles and launches in a thread of its own. What panics there (an allocation that fails, a kernel
-//! that cannot be expanded) it catches, and goes on: launches that need the buffer are skipped, and reads return what memory
-//! held before. A panic hook therefore keeps the first failure of each kind of device, and everything that waits for a device
+//! CubeCL 0.10 allocates, compiles and launches in a thread of its own. It catches panics there (a failed allocation, a
+//! kernel that cannot be expanded) and goes on: launches that need the buffer are skipped, and reads return stale
+//! memory. So a panic hook keeps the first failure of each kind of device, and everything that waits for a device
 //! returns it.
+//!
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,18 +14,18 @@ use std::thread;
 
 use crate::DeviceKind;
 
-/// Bytes of a message that are worth reading.
+/// The length at which a message is cut, in characters.
 const READABLE: usize = 300;
 
-/// What went wrong on a device.
+/// A failure of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// An allocation did not succeed.
+pub(crate) enum Failure {
+    /// An allocation failed.
     OutOfMemory {
-        /// Its bytes, if whoever reported it knows.
+        /// Bytes of the allocation, if the report says so.
         needed: Option<u64>,
     },
-    /// Anything else, in words.
+    /// Any other failure, as a message.
     Other(String),
 }
 
@@ -37,11 +38,11 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The first failure of each kind of device; no kind where the report does not tell.
+/// The first failure of each kind of device. The kind is None if the report does not tell.
 static FIRST: Mutex<Vec<(Option<DeviceKind>, Failure)>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// Whether a panic of this thread is a device's failure and not the program's.
+    /// Whether a panic of this thread is a failure of a device and not of the program.
     static ASKING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -49,33 +50,35 @@ fn first() -> MutexGuard<'static, Vec<(Option<DeviceKind>, Failure)>> {
     FIRST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps the first failure of each kind of device: those after it are its consequences.
-pub fn record(kind: Option<DeviceKind>, failure: Failure) {
+/// Keeps the first failure of each kind of device. Later failures are consequences of it.
+pub(crate) fn record(kind: Option<DeviceKind>, failure: Failure) {
     let mut all = first();
     if !all.iter().any(|(failed, _)| *failed == kind) {
         all.push((kind, failure));
     }
 }
 
-/// What was reported of a device, if anything was. A device that failed stays so until [`forget`].
-pub fn of(kind: DeviceKind) -> Option<Failure> {
+/// The failure of a kind of device, if there was one. It stays until [`forget`].
+pub(crate) fn of(kind: DeviceKind) -> Option<Failure> {
     first().iter().find(|(failed, _)| failed.is_none_or(|failed| failed == kind)).map(|(_, failure)| failure.clone())
 }
 
-/// Forgets all failures: what verify does between two cases, so that one that fails does not fail those after it.
+/// Forgets all failures, so that a failed case does not fail the cases after it.
+#[cfg(any(test, feature = "verify", feature = "cuda-compile"))]
+#[allow(unreachable_pub)] // public with the feature cuda-compile
 pub fn forget() {
     first().clear();
 }
 
-/// Keeps panics of CubeCL's threads from now on, without printing them. Other panics are handled as before.
-pub fn watch() {
+/// From now on keeps panics of CubeCL's threads, without printing them. Other panics are handled as before.
+pub(crate) fn watch() {
     static WATCHING: Once = Once::new();
     WATCHING.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             let file = info.location().map_or("", |location| location.file());
             if ASKING.get() || is_of_runner(thread::current().name(), file) {
-                record(kind_of(file), of_panic(info));
+                record(kind_of_file(file), panic_failure(info));
             } else {
                 before(info);
             }
@@ -83,8 +86,9 @@ pub fn watch() {
     });
 }
 
-/// Runs a call that CubeCL answers from its own thread: if that one panics, the call panics too, and the answer is None.
-pub fn answer<T>(call: impl FnOnce() -> T) -> Option<T> {
+/// Runs a call that CubeCL answers from its own thread. If that thread panics, the call panics too, and the answer is
+/// None.
+pub(crate) fn answer<T>(call: impl FnOnce() -> T) -> Option<T> {
     struct Asking(bool);
     impl Drop for Asking {
         fn drop(&mut self) {
@@ -95,7 +99,8 @@ pub fn answer<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
-/// Whether a thread is one that CubeCL runs a device in: named `DSU-0-0` or `DSD-0-0`, or without a name and in CubeCL's code.
+/// Whether CubeCL runs a device in this thread: its name is like `DSU-0-0` or `DSD-0-0`, or it has no name and is in
+/// CubeCL's code.
 fn is_of_runner(thread: Option<&str>, file: &str) -> bool {
     match thread {
         Some(name) => name.starts_with("DSU-") || name.starts_with("DSD-"),
@@ -103,8 +108,8 @@ fn is_of_runner(thread: Option<&str>, file: &str) -> bool {
     }
 }
 
-/// The kind of device whose runtime has this source file.
-fn kind_of(file: &str) -> Option<DeviceKind> {
+/// The kind of device whose runtime has this source file; None if the file does not tell.
+fn kind_of_file(file: &str) -> Option<DeviceKind> {
     if ["cubecl-cuda-", "cudarc-"].iter().any(|name| file.contains(name)) {
         Some(DeviceKind::Cuda)
     } else if ["cubecl-wgpu-", "/wgpu-", "\\wgpu-"].iter().any(|name| file.contains(name)) {
@@ -114,19 +119,20 @@ fn kind_of(file: &str) -> Option<DeviceKind> {
     }
 }
 
-fn of_panic(info: &PanicHookInfo<'_>) -> Failure {
+/// The failure of a panic.
+fn panic_failure(info: &PanicHookInfo<'_>) -> Failure {
     let payload = info.payload();
     let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
     let place = info.location().map(|location| {
         let file = location.file().rsplit(['/', '\\']).next().unwrap_or_default();
         format!(" ({file}:{})", location.line())
     });
-    of_text(text.unwrap_or("a panic without a message"), &place.unwrap_or_default())
+    text_failure(text.unwrap_or("a panic without a message"), &place.unwrap_or_default())
 }
 
-/// The failure that a panic's message means.
-fn of_text(text: &str, place: &str) -> Failure {
-    // `cubecl_runtime::server::IoError::BufferTooBig`, whatever unwrapped it.
+/// The failure of a panic with this message.
+fn text_failure(text: &str, place: &str) -> Failure {
+    // The message of `cubecl_runtime::server::IoError::BufferTooBig`, which some caller unwrapped.
     const TOO_BIG: &str = "can't allocate buffer of size: ";
     if let Some((_, size)) = text.split_once(TOO_BIG) {
         let digits: String = size.chars().take_while(char::is_ascii_digit).collect();
@@ -139,8 +145,8 @@ fn of_text(text: &str, place: &str) -> Failure {
     Failure::Other(format!("{}{place}", one_line(text)))
 }
 
-/// The beginning of a message, on one line and without a list of functions behind it.
-pub fn one_line(text: &str) -> String {
+/// The beginning of a message, on one line and without its backtrace.
+pub(crate) fn one_line(text: &str) -> String {
     let text = text.split("Backtrace").next().unwrap_or_default();
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match text.char_indices().nth(READABLE) {
@@ -157,11 +163,11 @@ mod tests {
     fn panics_are_told_apart() {
         let text =
             "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 4096\nNo backtrace available";
-        assert_eq!(of_text(text, ""), Failure::OutOfMemory { needed: Some(4096) });
+        assert_eq!(text_failure(text, ""), Failure::OutOfMemory { needed: Some(4096) });
         let text = "Can create a new stream.: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
-        assert_eq!(of_text(text, ""), Failure::OutOfMemory { needed: None });
+        assert_eq!(text_failure(text, ""), Failure::OutOfMemory { needed: None });
         let text = "called `Result::unwrap()` on an `Err` value: a\n  reason\n\nBacktrace:\n 0: f";
-        assert_eq!(of_text(text, " (server.rs:7)"), Failure::Other("a reason (server.rs:7)".into()));
+        assert_eq!(text_failure(text, " (server.rs:7)"), Failure::Other("a reason (server.rs:7)".into()));
         let long = one_line(&"word ".repeat(1000));
         assert!(long.len() < READABLE + 10 && long.ends_with(" ..."), "{long}");
     }
@@ -173,8 +179,8 @@ mod tests {
         assert!(
             !is_of_runner(None, "gelora-model/src/lib.rs") && !is_of_runner(Some("main"), "cubecl-cuda-0.10.0/a.rs")
         );
-        assert_eq!(kind_of("/r/cubecl-cuda-0.10.0/src/compute/server.rs"), Some(DeviceKind::Cuda));
-        assert_eq!(kind_of("/r/wgpu-core-29.0.0/src/device.rs"), Some(DeviceKind::Wgpu));
-        assert_eq!(kind_of("gelora-kernels/src/gpu.rs"), None);
+        assert_eq!(kind_of_file("/r/cubecl-cuda-0.10.0/src/compute/server.rs"), Some(DeviceKind::Cuda));
+        assert_eq!(kind_of_file("/r/wgpu-core-29.0.0/src/device.rs"), Some(DeviceKind::Wgpu));
+        assert_eq!(kind_of_file("gelora-kernels/src/gpu.rs"), None);
     }
 }

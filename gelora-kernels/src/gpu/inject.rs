@@ -1,31 +1,31 @@
-//! Failures on purpose: `GELORA_INJECT=out-of-memory:N` or `panic:N` makes the N-th output of the process on a GPU fail, in
-//! CubeCL's own thread and as it fails there, so that tests see what a run does then.
+//! Injected faults: `GELORA_INJECT=out-of-memory:N` or `panic:N` makes the N-th output on a GPU fail. The fault happens
+//! in CubeCL's own thread and in the same way as a real one, so tests see how a run handles it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{DeviceKind, Error, Result};
 
-pub const VARIABLE: &str = "GELORA_INJECT";
+pub(crate) const VARIABLE: &str = "GELORA_INJECT";
 
-/// What fails.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The allocation.
+pub(crate) enum Fault {
+    /// The allocation fails.
     OutOfMemory,
-    /// Something else.
+    /// CubeCL's thread panics.
     Panic,
 }
 
-/// The fault, and the output that it happens at, counted from 1.
+/// The fault and the number of the output that fails, counted from 1.
 static ASKED: OnceLock<Option<(Fault, u64)>> = OnceLock::new();
 static OUTPUTS: AtomicU64 = AtomicU64::new(0);
 
-/// Reads the variable, once, when a device is opened.
+/// Reads the variable when the first device is opened.
 ///
 /// # Errors
-/// If it is set to something else.
-pub fn prepare(kind: DeviceKind) -> Result<()> {
+/// If the variable has an invalid value.
+pub(crate) fn prepare(kind: DeviceKind) -> Result<()> {
     let Some(text) = std::env::var_os(VARIABLE) else { return Ok(()) };
     let text = text.to_string_lossy();
     let fault = parse(&text).ok_or_else(|| {
@@ -37,19 +37,19 @@ pub fn prepare(kind: DeviceKind) -> Result<()> {
 }
 
 fn parse(text: &str) -> Option<(Fault, u64)> {
-    let (name, at) = text.split_once(':')?;
+    let (name, number) = text.split_once(':')?;
     let fault = match name {
         "out-of-memory" => Fault::OutOfMemory,
         "panic" => Fault::Panic,
         _ => return None,
     };
-    at.parse().ok().filter(|at| *at > 0).map(|at| (fault, at))
+    number.parse().ok().filter(|number| *number > 0).map(|number| (fault, number))
 }
 
-/// The fault of the output that is about to be allocated.
-pub fn next() -> Option<Fault> {
-    let (fault, at) = (*ASKED.get()?)?;
-    (OUTPUTS.fetch_add(1, Ordering::Relaxed) + 1 == at).then_some(fault)
+/// The fault of the next output, if it must fail.
+pub(crate) fn next() -> Option<Fault> {
+    let (fault, number) = (*ASKED.get()?)?;
+    (OUTPUTS.fetch_add(1, Ordering::Relaxed) + 1 == number).then_some(fault)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Elementary functions whose accuracy does not depend on the driver. What a shading language promises for its own is too
-//! little (WGSL's exp may be wrong by 3 + 2 |x| units in the last place), and some drivers' tanh overflows.
+//! Elementary functions whose accuracy does not depend on the driver. Shading languages promise too little for their
+//! own functions: WGSL's exp may be wrong by 3 + 2 |x| units in the last place, and tanh of some drivers overflows.
 //!
 //! Arguments must be finite.
 
@@ -7,12 +7,12 @@ use cubecl::prelude::*;
 
 /// e^x within 2 ulp; 0 below -87, and e^88 above 88.
 ///
-/// Source: as [`crate::cpu::math::exp`].
+/// Source: as `exp` in `cpu/math.rs`.
 #[cube]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let clamped = clamp(x, -87.0f32, 88.0f32);
     let n = (clamped * std::f32::consts::LOG2_E).round();
-    // ln 2 in two parts, of which the first has few bits: n times it is exact.
+    // ln 2 in two parts. The first has few bits, so n times it is exact.
     let r = clamped - n * 0.693_359_4f32 + n * 2.121_944_4e-4f32;
     let mut p = 1.987_569_1e-4f32;
     p = p * r + 1.398_199_9e-3f32;
@@ -29,9 +29,9 @@ pub fn exp(x: f32) -> f32 {
 /// Below 0.9, x + x q(x^2); above, 1 - e^p(|x|). q has degree 6 and p degree 8; they equal erf(x)/x - 1 and
 /// ln(1 - erf(x)) at the Chebyshev nodes of [0, 0.81] and [0.9, 4]. From 4 on, erf is 1 to f32.
 #[cube]
-pub fn erf(x: f32) -> f32 {
+pub(crate) fn erf(x: f32) -> f32 {
     let a = x.abs();
-    // Both branches are computed: neither may overflow.
+    // Both branches are computed, so neither may overflow.
     let small = clamp(x, -0.9f32, 0.9f32);
     let s = small * small;
     let mut q = 8.529_401e-5f32;
@@ -57,7 +57,7 @@ pub fn erf(x: f32) -> f32 {
 
 /// tanh within 2e-7 absolute.
 #[cube]
-pub fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh(x: f32) -> f32 {
     let e = exp(-2.0f32 * x.abs());
     let t = (1.0f32 - e) / (1.0f32 + e);
     select(x < 0.0f32, -t, t)
@@ -65,7 +65,7 @@ pub fn tanh(x: f32) -> f32 {
 
 /// 1 / (1 + e^-x).
 #[cube]
-pub fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     let e = exp(-x.abs());
     select(x < 0.0f32, e, 1.0f32) / (1.0f32 + e)
 }
@@ -105,13 +105,13 @@ mod tests {
         let y = y.to_vec()?;
         let (mut worst_exp, mut worst) = (0.0_f64, [0.0_f64; 3]);
         for (i, &x) in values.iter().enumerate() {
-            let at = |k: usize| f64::from(y[k * len + i]);
+            let value = |k: usize| f64::from(y[k * len + i]);
             let x = f64::from(x);
             let want = x.min(88.0).exp();
-            worst_exp = worst_exp.max((at(0) - want).abs() / want.max(1e-30));
+            worst_exp = worst_exp.max((value(0) - want).abs() / want.max(1e-30));
             let wants = [reference::erf(x), x.tanh(), 1.0 / (1.0 + (-x).exp())];
             for (k, want) in wants.into_iter().enumerate() {
-                worst[k] = worst[k].max((at(k + 1) - want).abs());
+                worst[k] = worst[k].max((value(k + 1) - want).abs());
             }
         }
         assert!(worst_exp < 2.4e-7 && worst[0] < 1e-7 && worst[1] < 2e-7 && worst[2] < 2e-7, "{worst_exp:e} {worst:?}");

@@ -1,4 +1,4 @@
-//! Memory of a device: outputs, what stays inside an operator, and what comes from the host.
+//! Memory of a device: outputs, scratch memory of operators, and uploads from the host.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,18 +12,19 @@ use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, copy_kernel, elementwise
 use crate::guard::{GUARD, GUARD_LEN, guards_are_on};
 use crate::{DType, Error, Result};
 
-/// Bytes that may be on their way to a device: until a kernel is launched, CubeCL keeps a copy of every upload.
+/// The most bytes of pending uploads. CubeCL keeps a copy of every upload until a kernel is launched.
 const IN_FLIGHT: u64 = 256 << 20;
 
-/// Bytes from which a weight has an allocation of its own. Smaller ones share pages, of which they waste little.
+/// Weights of at least this many bytes get an allocation of their own. Smaller weights share pages, of which they waste
+/// little.
 const OWN_ALLOCATION: usize = 1 << 20;
 
 /// How long a tensor stays on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifetime {
-    /// Its memory is of use to others before long: it comes from CubeCL's pools, which round sizes up.
+pub(crate) enum Lifetime {
+    /// For a while: the memory comes from CubeCL's pools, which round sizes up.
     Passing,
-    /// As long as the process: it has exactly the memory that it needs.
+    /// Until the process ends: the memory has exactly the size of the tensor.
     Process,
 }
 
@@ -31,9 +32,9 @@ pub enum Lifetime {
 static UPLOADED: AtomicU64 = AtomicU64::new(0);
 
 impl<R: Backend> Gpu<R> {
-    /// Memory for `len` f32 values, all of which a kernel must write. In a guarded run the memory is filled with NaN and
-    /// fenced with guard values.
-    pub fn output_buffer(&self, len: usize) -> Result<GpuBuffer> {
+    /// Memory for `len` f32 values, all of which a kernel must write. In a guarded run the memory is filled with NaN
+    /// and fenced with guard values.
+    pub(crate) fn output_buffer(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;
         let guard = if guards_are_on() { GUARD_LEN } else { 0 };
         let handle = if guard > 0 {
@@ -49,7 +50,7 @@ impl<R: Backend> Gpu<R> {
         Ok(GpuBuffer::new(handle, len, guard, DType::F32))
     }
 
-    /// What [`Gpu::output_buffer`] has after a fault in CubeCL's thread: memory that was never allocated.
+    /// The memory of an output after an injected fault in CubeCL's thread. It was never allocated.
     fn fail(&self, fault: Fault, size: u64) -> Handle {
         let failed = self.client.exclusive(move || match fault {
             Fault::OutOfMemory => {
@@ -65,58 +66,58 @@ impl<R: Backend> Gpu<R> {
         }
     }
 
-    /// Memory for `len` 32-bit values that stay inside an operator.
-    pub fn scratch(&self, len: usize) -> Result<GpuBuffer> {
+    /// Scratch memory of an operator, for `len` 32-bit values.
+    pub(crate) fn scratch(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;
         Ok(GpuBuffer::new(self.client.empty(4 * len), len, 0, DType::F32))
     }
 
-    /// Memory for `len` values of bf16 that stay inside an operator.
-    pub fn scratch_bf16(&self, len: usize) -> Result<GpuBuffer> {
+    /// Scratch memory of an operator, for `len` values of bf16.
+    pub(crate) fn scratch_bf16(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len.div_ceil(2))?;
         Ok(GpuBuffer::new(self.client.empty(2 * len), len, 0, DType::Bf16))
     }
 
-    /// The longest [`Gpu::scratch`].
-    pub fn max_scratch(&self) -> usize {
+    /// The most values of one [`Gpu::scratch`].
+    pub(crate) fn max_scratch(&self) -> usize {
         (self.client.properties().memory.max_page_size / 4) as usize
     }
 
-    /// Values that a kernel reads as u32, such as token ids.
-    pub fn upload_u32(&self, values: &[u32]) -> GpuBuffer {
+    /// Uploads values that a kernel reads as u32, such as token ids.
+    pub(crate) fn upload_u32(&self, values: &[u32]) -> GpuBuffer {
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
         GpuBuffer::new(handle, values.len(), 0, DType::F32)
     }
 
-    /// Indices into a tensor, which has at most 2^32 elements, as u32.
-    pub fn upload_indices(&self, indices: &[usize]) -> GpuBuffer {
+    /// Uploads indices into a tensor as u32; a tensor has at most 2^32 elements.
+    pub(crate) fn upload_indices(&self, indices: &[usize]) -> GpuBuffer {
         let indices: Vec<u32> = indices.iter().map(|&i| i as u32).collect();
         self.upload_u32(&indices)
     }
 
-    /// Values that are given with a call and are no tensor, such as targets.
-    pub fn upload_f32(&self, values: &[f32]) -> GpuBuffer {
+    /// Uploads f32 values that are an argument of a call and not a tensor, such as targets.
+    pub(crate) fn upload_f32(&self, values: &[f32]) -> GpuBuffer {
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
         GpuBuffer::new(handle, values.len(), 0, DType::F32)
     }
 
     /// Memory with the values of a CPU tensor: `len` values of a type, from their bytes.
-    pub fn upload(&self, dtype: DType, len: usize, bytes: &[u8], lifetime: Lifetime) -> Result<GpuBuffer> {
+    pub(crate) fn upload(&self, dtype: DType, len: usize, bytes: &[u8], lifetime: Lifetime) -> Result<GpuBuffer> {
         let unsupported = |what| Err(Error::Unsupported { op: "upload", device: R::KIND, what });
-        // Asked, not tried: a kernel on a type that the device lacks can fail without a word.
+        // A kernel on a type that the device lacks can fail silently, so the type is checked here.
         let has = |kind| self.client.properties().supports_type(ElemType::Float(kind));
         match dtype {
-            DType::F64 => return unsupported("f64; for points, see pairwise::centred"),
+            DType::F64 => return unsupported("f64; for points, see pairwise::centered"),
             DType::Bf16 if !has(FloatKind::BF16) => return unsupported("bf16 storage"),
             DType::F16 if !has(FloatKind::F16) => return unsupported("f16 storage"),
-            quantised if quantised.is_quantised() => return self.upload_quantised(dtype, len, bytes, lifetime),
+            quantized if quantized.is_quantized() => return self.upload_quantized(dtype, len, bytes, lifetime),
             _ => {}
         }
         self.check_len(len)?;
         Ok(GpuBuffer::new(self.take(bytes, lifetime)?, len, 0, dtype))
     }
 
-    /// Bytes of a tensor on their way to the device.
+    /// Uploads the bytes of a tensor.
     pub(super) fn take(&self, bytes: &[u8], lifetime: Lifetime) -> Result<Handle> {
         let handle = if lifetime == Lifetime::Process && bytes.len() >= OWN_ALLOCATION {
             let create = |bytes: &[u8]| self.client.create_from_slice(bytes);
@@ -132,28 +133,28 @@ impl<R: Backend> Gpu<R> {
         Ok(handle)
     }
 
-    /// Hands everything that was queued to the driver.
+    /// Submits all queued work to the driver.
     fn flush(&self) -> Result<()> {
-        // Uploads alone do not make wgpu's queue worth submitting.
+        // wgpu does not submit a queue of uploads alone, so a small kernel is launched.
         let [from, to] = [self.scratch(1)?, self.scratch(1)?];
         let units = CubeDim::new_1d(ELEMENTWISE_UNITS);
         copy_kernel::launch::<R>(self.client(), elementwise(1), units, from.arg(), to.arg());
         self.ask(|client| client.flush())
     }
 
-    /// Bytes of tensors and buffers that are alive, without what is kept for later.
-    pub fn memory_in_use(&self) -> Result<u64> {
+    /// Bytes of live tensors and buffers, without memory that is kept for later.
+    pub(crate) fn memory_in_use(&self) -> Result<u64> {
         Ok(self.ask(|client| client.memory_usage())?.bytes_in_use)
     }
 
-    /// Of values of four bytes or less.
+    /// Checks the size of a buffer of `len` values of four bytes or less.
     pub(crate) fn check_len(&self, len: usize) -> Result<()> {
         self.check_words(len, len)
     }
 
-    /// Of so many values in so many words.
+    /// Checks the size of a buffer of `len` values in `words` 32-bit words.
     pub(super) fn check_words(&self, len: usize, words: usize) -> Result<()> {
-        // Kernels index by u32, and a tile may reach past the last element.
+        // Kernels index by u32, and a tile may reach beyond the last element.
         if len > u32::MAX as usize - (1 << 20) {
             return Err(Error::Unsupported {
                 op: "tensor",
@@ -162,7 +163,7 @@ impl<R: Backend> Gpu<R> {
             });
         }
         let needed = 4 * words as u64;
-        // Beyond it CubeCL panics in a thread of its own.
+        // CubeCL would panic in a thread of its own.
         if needed > self.client.properties().memory.max_page_size {
             return Err(self.out_of_memory(Some(needed)));
         }

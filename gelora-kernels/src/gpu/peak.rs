@@ -1,4 +1,4 @@
-//! What a GPU can do at most, measured: multiply-adds that never leave the registers, and a large copy.
+//! Peak rates of a GPU, measured: multiply-adds that never leave the registers, and a large copy.
 
 use std::time::Instant;
 
@@ -10,14 +10,14 @@ use half::bf16;
 use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, copy_kernel, elementwise};
 use crate::Result;
 
-/// Values of the copy: 256 MiB, beyond any cache, or what the device takes at once.
+/// Values of the copy: 256 MiB, more than any cache, if the device takes as much.
 const COPY_LEN: usize = 64 << 20;
-/// Independent sums of a unit or a plane, so that none waits for the one before.
+/// Independent sums of a unit or a plane, so that no sum waits for another.
 const CHAINS: usize = 8;
 const CUBES: u32 = 2048;
-/// A run is made to last so long, in seconds, that its launch does not count.
+/// The least duration of a run in seconds, so that its launch does not count.
 const LASTING: f64 = 0.01;
-/// Each figure is the best of so many runs, since a peak is what nothing slowed down.
+/// Each rate is the best of this many runs, because a peak is what nothing slows down.
 const RUNS: usize = 5;
 
 #[cube(launch)]
@@ -80,14 +80,14 @@ fn matrix_multiply_adds(out: &mut Array<f32>, factor: f32, rounds: usize) {
     }
     #[unroll]
     for i in 0..CHAINS {
-        let at = (CUBE_POS_X as usize * CHAINS + i) * 256;
-        cmma::store(&mut out.slice_mut(at, at + 256), sums.index(i), 16u32, cmma::MatrixLayout::RowMajor);
+        let first = (CUBE_POS_X as usize * CHAINS + i) * 256;
+        cmma::store(&mut out.slice_mut(first, first + 256), sums.index(i), 16u32, cmma::MatrixLayout::RowMajor);
     }
 }
 
 impl<R: Backend> Gpu<R> {
     /// Whether the device multiplies 16 x 16 blocks of bf16 and sums them in f32.
-    pub fn has_bf16_matrix_units(&self) -> bool {
+    pub(crate) fn has_bf16_matrix_units(&self) -> bool {
         let storage = |kind| StorageType::Scalar(ElemType::Float(kind));
         let (factor, sum) = (storage(FloatKind::BF16), storage(FloatKind::F32));
         let config = |n| MmaConfig { a_type: factor, b_type: factor, cd_type: sum, m: 16, n, k: 16 };
@@ -97,7 +97,7 @@ impl<R: Backend> Gpu<R> {
         has_units && matmul.ldmatrix.contains(&factor) && features.copy_async
     }
 
-    /// Rounds a second of the fastest run of so many rounds.
+    /// Rounds per second in the fastest run of `launch(rounds)`.
     fn fastest(&self, launch: impl Fn(usize)) -> Result<f64> {
         let run = |rounds| {
             let began = Instant::now();
@@ -117,8 +117,8 @@ impl<R: Backend> Gpu<R> {
         Ok(rounds as f64 / best)
     }
 
-    /// Billions of bytes a second, read and written, of a large copy.
-    pub fn copy_gbs(&self) -> Result<f64> {
+    /// Bandwidth of a large copy in GB/s, counting bytes read and bytes written.
+    pub(crate) fn copy_gbs(&self) -> Result<f64> {
         let most = self.client().properties().memory.max_page_size / 4;
         let len = COPY_LEN.min(most as usize);
         let (from, to): (GpuBuffer, GpuBuffer) = (self.scratch(len)?, self.scratch(len)?);
@@ -131,8 +131,8 @@ impl<R: Backend> Gpu<R> {
         Ok(8.0 * len as f64 * copies / 1e9)
     }
 
-    /// Billions of f32 operations a second, a multiply-add being two.
-    pub fn gflops_f32(&self) -> Result<f64> {
+    /// Rate of f32 operations in GFLOP/s. A multiply-add counts as two.
+    pub(crate) fn gflops_f32(&self) -> Result<f64> {
         let units = (CUBES * ELEMENTWISE_UNITS) as usize;
         let out = self.scratch(units)?;
         let rounds = self.fastest(|rounds| {
@@ -142,8 +142,8 @@ impl<R: Backend> Gpu<R> {
         Ok(2.0 * (units * CHAINS) as f64 * rounds / 1e9)
     }
 
-    /// Billions of operations a second in products of bf16 that are summed in f32; none without matrix units.
-    pub fn gflops_bf16(&self) -> Result<Option<f64>> {
+    /// Rate of products of bf16 summed in f32, in GFLOP/s; None without matrix units.
+    pub(crate) fn gflops_bf16(&self) -> Result<Option<f64>> {
         if !self.has_bf16_matrix_units() {
             return Ok(None);
         }

@@ -1,12 +1,14 @@
-//! Matrix products, one description for all of them: out = scale * left right + adapter + bias.
+//! Matrix products, described in one way for all operators: out = scale left right + adapter + bias.
 //!
-//! Accumulation: f32, each output by one unit in ascending order of the shared dimension, the adapter's terms before the
-//! base's. A long shared dimension of a small output is split into parts that depend on the sizes alone and are added in
-//! order, so results have the same bits in every run.
+//! Accumulation: f32. One unit sums each output in ascending order of the shared dimension, the adapter's terms before
+//! the base's. A long shared dimension of a small output is split into parts, which depend on the sizes alone and are
+//! added in order, so results have the same bits in every run.
 
 mod block;
+mod block_kernel;
 mod matrix;
 mod pack;
+mod parts;
 mod shape;
 
 use std::sync::OnceLock;
@@ -14,109 +16,111 @@ use std::sync::OnceLock;
 use cubecl::prelude::*;
 use half::{bf16, f16};
 
-pub use super::tile::Lines;
-use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, MAX_CUBES, elementwise};
+pub(crate) use super::tile::Layout;
+use super::{Backend, Gpu, GpuBuffer, MAX_CUBES};
 use crate::dropout::Dropout;
 use crate::gpu::mask::mask;
-use crate::quantised::planes::Packing;
-use crate::{DType, Result, Tensor};
-use block::{Addend, Block, ExtentLaunch, Plan, Side, Sum, product_kernel};
+use crate::quantized::planes::Packing;
+use crate::{DType, Error, Result, Tensor};
+use block::{Addend, Block, ExtentLaunch, Plan, Side, Sum};
+use block_kernel::product_kernel;
 use matrix::{MatrixExtentLaunch, MatrixPlan};
 use pack::{Fill, PARTS, pack};
+pub(crate) use parts::column_sums;
+use parts::{add_parts, part};
 use shape::{DEPTH, Shape, WIDTH};
 
-/// Cubes that keep a large GPU busy.
+/// Number of cubes that keeps a large GPU busy.
 const CUBES: usize = 128;
-/// Steps of a part, at least, and parts, at most.
-const PART: usize = 512;
-const MAX_PARTS: usize = 16;
-/// Rows of which one unit sums a column.
-const SUMMED_ROWS: usize = 256;
 
-/// A matrix and which way it is read.
+/// A matrix as an operand. Its lines, rows or columns, run along the shared dimension.
 #[derive(Clone, Copy, Debug)]
-pub struct Operand<'a> {
+pub(crate) struct Operand<'a> {
     tensor: &'a Tensor,
-    lines: Lines,
+    layout: Layout,
     dropout: Option<Dropout>,
-    /// Where its values in bf16 are kept between products, if they are.
+    /// The place that keeps its values in bf16 between products, if they are kept.
     rounded: Option<&'a OnceLock<GpuBuffer>>,
 }
 
-/// The rows of a matrix (lines, shared) as lines.
-pub fn rows(tensor: &Tensor) -> Operand<'_> {
-    Operand { tensor, lines: Lines::AreRows, dropout: None, rounded: None }
+/// A matrix (lines, shared) whose rows are the lines.
+pub(crate) fn rows(tensor: &Tensor) -> Operand<'_> {
+    Operand { tensor, layout: Layout::Rows, dropout: None, rounded: None }
 }
 
-/// The columns of a matrix (shared, lines) as lines.
-pub fn columns(tensor: &Tensor) -> Operand<'_> {
-    Operand { tensor, lines: Lines::AreColumns, dropout: None, rounded: None }
+/// A matrix (shared, lines) whose columns are the lines.
+pub(crate) fn columns(tensor: &Tensor) -> Operand<'_> {
+    Operand { tensor, layout: Layout::Columns, dropout: None, rounded: None }
 }
 
 impl<'a> Operand<'a> {
-    /// The same; what matrix units read of it is kept in `rounded`, where it needs no padding.
-    pub fn kept_in(self, rounded: &'a OnceLock<GpuBuffer>) -> Self {
+    /// The same operand. Its values in bf16 for matrix units are kept in `rounded`, unless they need padding.
+    pub(crate) fn kept_in(self, rounded: &'a OnceLock<GpuBuffer>) -> Self {
         Self { rounded: Some(rounded), ..self }
     }
 
-    /// The same after dropout, or as it is without.
-    pub fn dropped(self, dropout: Option<Dropout>) -> Self {
+    /// The same operand with dropout; None leaves it without.
+    pub(crate) fn dropped(self, dropout: Option<Dropout>) -> Self {
         Self { dropout, ..self }
     }
 
-    /// Lines, and values of each.
+    /// (number of lines, values of a line).
     fn sizes(&self) -> (usize, usize) {
         let (rows, cols) = (self.tensor.rows(), self.tensor.cols());
-        if self.lines == Lines::AreRows { (rows, cols) } else { (cols, rows) }
+        if self.layout == Layout::Rows { (rows, cols) } else { (cols, rows) }
     }
 
     fn side(&self) -> Side {
         let packing = Packing::of(self.tensor.dtype());
         let vector = if packing.is_none() && self.tensor.cols().is_multiple_of(4) { 4 } else { 1 };
-        Side { lines: self.lines, vector, packing, dropped: self.dropout.is_some() }
+        Side { layout: self.layout, vector, packing, dropped: self.dropout.is_some() }
     }
 }
 
-/// scale * mask * left right, with the dropout's mask over the output: what an adapter adds.
+/// The term of an adapter: scale mask left right, with a dropout mask over the output.
 #[derive(Clone, Copy, Debug)]
-pub struct Adapter<'a> {
-    /// Lines are the output's rows; f32.
-    pub left: Operand<'a>,
-    /// Lines are the output's columns; f32.
-    pub right: Operand<'a>,
-    /// What its sums are multiplied by.
-    pub scale: f32,
-    /// Dropout on what it gives.
-    pub dropout: Option<Dropout>,
+pub(crate) struct Adapter<'a> {
+    /// The operand whose lines are the output's rows; f32.
+    pub(crate) left: Operand<'a>,
+    /// The operand whose lines are the output's columns; f32.
+    pub(crate) right: Operand<'a>,
+    /// The factor of its sums.
+    pub(crate) scale: f32,
+    /// Dropout of the term.
+    pub(crate) dropout: Option<Dropout>,
 }
 
-/// A product to compute. The shapes of the tensors must fit: nothing here checks them.
+/// A product to compute.
 #[derive(Clone, Copy, Debug)]
-pub struct Product<'a> {
-    /// The operator that errors name.
-    pub op: &'static str,
-    /// Lines are the output's rows; f32.
-    pub left: Operand<'a>,
-    /// Lines are the output's columns; f32, bf16, f16 or quantised.
-    pub right: Operand<'a>,
-    /// What the sums are multiplied by.
-    pub scale: f32,
-    /// What is added. At most one of the operands and the adapter has dropout.
-    pub adapter: Option<Adapter<'a>>,
-    /// A row that is added to every row, f32.
-    pub bias: Option<&'a Tensor>,
-    /// Whether factors may be rounded to bf16, if the device has matrix units for them.
-    pub bf16: bool,
+pub(crate) struct Product<'a> {
+    /// The operator, for errors.
+    pub(crate) op: &'static str,
+    /// The operand whose lines are the output's rows; f32.
+    pub(crate) left: Operand<'a>,
+    /// The operand whose lines are the output's columns; f32, bf16, f16 or quantized.
+    pub(crate) right: Operand<'a>,
+    /// The factor of the sums.
+    pub(crate) scale: f32,
+    /// The adapter's term. At most one of the operands and the adapter has dropout.
+    pub(crate) adapter: Option<Adapter<'a>>,
+    /// The bias, a row that is added to every row; f32.
+    pub(crate) bias: Option<&'a Tensor>,
+    /// Whether factors may be rounded to bf16 for matrix units.
+    pub(crate) bf16: bool,
 }
 
 impl<'a> Product<'a> {
-    /// left right, and nothing else.
-    pub fn new(op: &'static str, left: Operand<'a>, right: Operand<'a>) -> Self {
+    /// The product left right alone.
+    pub(crate) fn new(op: &'static str, left: Operand<'a>, right: Operand<'a>) -> Self {
         Self { op, left, right, scale: 1.0, adapter: None, bias: None, bf16: false }
     }
 
-    /// Computes it.
-    pub fn run<R: Backend>(&self, gpu: &Gpu<R>) -> Result<Tensor> {
+    /// Computes the product.
+    ///
+    /// # Errors
+    /// If the operands do not fit together, or the device is out of memory.
+    pub(crate) fn run<R: Backend>(&self, gpu: &Gpu<R>) -> Result<Tensor> {
+        self.check()?;
         let (rows, depth) = self.left.sizes();
         let (cols, _) = self.right.sizes();
         let out = gpu.output([rows, cols])?;
@@ -126,14 +130,14 @@ impl<'a> Product<'a> {
         }
         let block = choose(gpu, rows, cols);
         let cubes = rows.div_ceil(block.rows) * cols.div_ceil(block.cols);
-        let may_split = self.left.lines == Lines::AreColumns && self.right.lines == Lines::AreColumns;
+        let may_split = self.left.layout == Layout::Columns && self.right.layout == Layout::Columns;
         let part = if may_split { part(depth, cubes) } else { depth };
         let parts = depth.div_ceil(part);
         let partial = if parts == 1 { out.gpu(self.op)?.clone() } else { gpu.scratch(parts * rows * cols)? };
         match self.right.tensor.dtype() {
             DType::Bf16 => self.launch::<R, bf16>(gpu, &partial, block, part)?,
             DType::F16 => self.launch::<R, f16>(gpu, &partial, block, part)?,
-            quantised if quantised.is_quantised() => self.launch::<R, u32>(gpu, &partial, block, part)?,
+            quantized if quantized.is_quantized() => self.launch::<R, u32>(gpu, &partial, block, part)?,
             _ => self.launch::<R, f32>(gpu, &partial, block, part)?,
         }
         if parts > 1 {
@@ -142,14 +146,38 @@ impl<'a> Product<'a> {
         Ok(out)
     }
 
+    /// Checks what the kernels rely on: sizes and types of the operands, and at most one dropout.
+    fn check(&self) -> Result<()> {
+        let (rows, depth) = self.left.sizes();
+        let (cols, right_depth) = self.right.sizes();
+        let fits = |holds: bool, what: &str| match holds {
+            true => Ok(()),
+            false => Err(Error::Value { op: self.op, message: format!("operands of a product: {what}") }),
+        };
+        fits(depth == right_depth, "the shared dimensions differ")?;
+        fits(self.left.tensor.dtype() == DType::F32, "the left operand is not f32")?;
+        if let Some(bias) = self.bias {
+            fits(bias.len() == cols && bias.dtype() == DType::F32, "the bias is not one f32 value for each column")?;
+        }
+        if let Some(Adapter { left, right, .. }) = self.adapter {
+            let sizes = [left.sizes().0, right.sizes().0, left.sizes().1] == [rows, cols, right.sizes().1];
+            fits(sizes, "the adapter has other sizes")?;
+            let types = [left, right].iter().all(|operand| operand.tensor.dtype() == DType::F32);
+            fits(types, "the adapter is not f32")?;
+        }
+        let adapter = self.adapter.and_then(|adapter| adapter.dropout);
+        let dropouts = [self.left.dropout, self.right.dropout, adapter].into_iter().flatten().count();
+        fits(dropouts <= 1, "more than one has dropout")
+    }
+
     fn launch<R: Backend, W: Numeric>(&self, gpu: &Gpu<R>, out: &GpuBuffer, block: Block, part: usize) -> Result<()> {
         let (rows, depth) = self.left.sizes();
         let (cols, _) = self.right.sizes();
         let (adapter, plan) = (self.adapter_or_unused(), self.plan(block));
         let row_blocks = rows.div_ceil(block.rows).min(MAX_CUBES as usize);
         let count = CubeCount::Static(cols.div_ceil(block.cols) as u32, row_blocks as u32, depth.div_ceil(part) as u32);
-        // SAFETY: the kernel reads and writes inside the matrices that the sizes describe, and the callers have checked that
-        // the tensors have these sizes.
+        // SAFETY: the kernel reads and writes inside the matrices that the sizes describe, and `check` has compared
+        // these with the tensors.
         unsafe {
             product_kernel::launch_unchecked::<W, R>(
                 gpu.client(),
@@ -178,7 +206,7 @@ impl<'a> Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// The adapter, or arguments that the settings leave unused but that still need a buffer.
+    /// The adapter, or operands that stand in for it: kernels without an adapter still need buffers.
     fn adapter_or_unused(&self) -> Adapter<'a> {
         self.adapter.unwrap_or(Adapter { left: self.left, right: self.left, scale: 1.0, dropout: None })
     }
@@ -193,14 +221,15 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// The shape of the cubes where bf16 is allowed and there, and no operand has dropout; else none.
+    /// The shape of the cubes on matrix units. None if bf16 is not allowed, the device has no matrix units, or an
+    /// operand has dropout.
     fn shape_on_matrix_units<R: Backend>(&self, gpu: &Gpu<R>) -> Option<Shape> {
         let hardware = &gpu.client().properties().hardware;
         let fits = self.bf16
             && gpu.has_bf16_matrix_units()
             && (hardware.plane_size_min, hardware.plane_size_max) == (32, 32)
-            && self.left.lines == Lines::AreRows
-            && self.adapter.is_none_or(|a| a.left.lines == Lines::AreRows && a.right.lines == self.right.lines)
+            && self.left.layout == Layout::Rows
+            && self.adapter.is_none_or(|a| a.left.layout == Layout::Rows && a.right.layout == self.right.layout)
             && self.scale == 1.0
             && self.left.dropout.or(self.right.dropout).is_none();
         let (rows, cols) = (self.left.sizes().0, self.right.sizes().0);
@@ -229,9 +258,9 @@ impl<'a> Product<'a> {
             let pitch = adapter_steps * DEPTH / WIDTH;
             let (a, b) = (adapter.left.tensor.gpu(self.op)?, adapter.right.tensor.gpu(self.op)?);
             adapter_left = pack(gpu, a, [rows, rank], [rows, pitch], adapter.scale, Fill::Parts)?;
-            (adapter_right, adapter_right_pitch) = match self.right.lines {
-                Lines::AreRows => (pack(gpu, b, [cols, rank], [cols, pitch], 1.0, Fill::Beside)?, pitch),
-                Lines::AreColumns => {
+            (adapter_right, adapter_right_pitch) = match self.right.layout {
+                Layout::Rows => (pack(gpu, b, [cols, rank], [cols, pitch], 1.0, Fill::Beside)?, pitch),
+                Layout::Columns => {
                     let pitch = cols.div_ceil(WIDTH);
                     (pack(gpu, b, [rank, cols], [adapter_steps * DEPTH, pitch], 1.0, Fill::Below)?, pitch)
                 }
@@ -240,7 +269,7 @@ impl<'a> Product<'a> {
         let dropout = self.adapter.and_then(|a| a.dropout);
         let plan = MatrixPlan {
             shape,
-            right: self.right.lines,
+            right: self.right.layout,
             adapter: self.adapter.is_some(),
             dropped: dropout.is_some(),
             biased: self.bias.is_some(),
@@ -248,7 +277,8 @@ impl<'a> Product<'a> {
         };
         let count = CubeCount::Static(cols.div_ceil(shape.cols) as u32, rows.div_ceil(shape.rows) as u32, 1);
         let adapter_left_pitch = adapter_steps * DEPTH / WIDTH;
-        // SAFETY: lines beyond the operands are clamped, steps beyond them are padding, and outputs beyond are not stored.
+        // SAFETY: lines beyond the operands are clamped, steps beyond them are padding, and outputs beyond are not
+        // stored.
         unsafe {
             matrix::matrix_kernel::launch_unchecked::<R>(
                 gpu.client(),
@@ -279,20 +309,21 @@ impl<'a> Product<'a> {
         Ok(())
     }
 
-    /// The right operand in bf16 with its pitch: the weight itself where it is stored so and nothing has to be padded.
+    /// The right operand in bf16, and its pitch. It is the weight itself if that is stored in bf16 and needs no
+    /// padding.
     fn right_in_bf16<R: Backend>(&self, gpu: &Gpu<R>, steps: usize) -> Result<(GpuBuffer, usize)> {
         let (rows, cols) = (self.right.tensor.rows(), self.right.tensor.cols());
-        let [to_rows, to_vectors] = match self.right.lines {
-            Lines::AreRows => [rows, steps * DEPTH / WIDTH],
-            Lines::AreColumns => [steps * DEPTH, cols.div_ceil(WIDTH)],
+        let [to_rows, to_vectors] = match self.right.layout {
+            Layout::Rows => [rows, steps * DEPTH / WIDTH],
+            Layout::Columns => [steps * DEPTH, cols.div_ceil(WIDTH)],
         };
         let right = self.right.tensor.gpu(self.op)?;
         let needs_no_padding = [to_rows, to_vectors * WIDTH] == [rows, cols];
         if right.dtype == DType::Bf16 && needs_no_padding {
             return Ok((right.clone(), to_vectors));
         }
-        // A quantised weight is there to be small: its values in bf16 are made anew for each product.
-        let kept = self.right.rounded.filter(|_| needs_no_padding && !right.dtype.is_quantised());
+        // A quantized weight saves memory, so its values in bf16 are made anew for each product.
+        let kept = self.right.rounded.filter(|_| needs_no_padding && !right.dtype.is_quantized());
         if let Some(rounded) = kept.and_then(OnceLock::get) {
             return Ok((rounded.clone(), to_vectors));
         }
@@ -316,83 +347,5 @@ fn choose<R: Backend>(gpu: &Gpu<R>, rows: usize, cols: usize) -> Block {
         large
     } else {
         Block::SQUARE
-    }
-}
-
-/// Steps in each part of a shared dimension that an output of so many cubes sums.
-fn part(depth: usize, cubes: usize) -> usize {
-    let parts = (2 * CUBES).div_ceil(cubes).clamp(1, MAX_PARTS);
-    depth.div_ceil(parts).max(PART).min(depth)
-}
-
-/// out_i = sum over parts, in order.
-#[cube(launch)]
-fn add_parts_kernel(parts: &Array<f32>, out: &mut Array<f32>, count: usize) {
-    let len = out.len();
-    if ABSOLUTE_POS < len {
-        let mut sum = 0.0f32;
-        for part in 0..count {
-            sum += parts[part * len + ABSOLUTE_POS];
-        }
-        out[ABSOLUTE_POS] = sum;
-    }
-}
-
-fn add_parts<R: Backend>(gpu: &Gpu<R>, parts: &GpuBuffer, out: &GpuBuffer, count: usize) {
-    let len = out.len();
-    add_parts_kernel::launch::<R>(
-        gpu.client(),
-        elementwise(len),
-        CubeDim::new_1d(ELEMENTWISE_UNITS),
-        parts.arg(),
-        out.arg(),
-        count,
-    );
-}
-
-/// sums (parts, cols): each part of `SUMMED_ROWS` rows, or what is left of them.
-#[cube(launch)]
-fn column_sums_kernel(x: &Array<f32>, sums: &mut Array<f32>, rows: usize, cols: usize, parts: usize) {
-    let part = ABSOLUTE_POS / cols;
-    if part < parts {
-        let from = part * comptime!(SUMMED_ROWS);
-        let mut sum = 0.0f32;
-        for row in from..(from + comptime!(SUMMED_ROWS)).min(rows) {
-            sum += x[row * cols + ABSOLUTE_POS % cols];
-        }
-        sums[ABSOLUTE_POS] = sum;
-    }
-}
-
-/// The sums of a matrix's columns (cols): in ascending order in parts of 256 rows, and the parts in order.
-pub fn column_sums<R: Backend>(gpu: &Gpu<R>, op: &'static str, x: &Tensor) -> Result<Tensor> {
-    let (rows, cols) = (x.rows(), x.cols());
-    let parts = rows.div_ceil(SUMMED_ROWS);
-    let out = gpu.output([cols])?;
-    let partial = if parts == 1 { out.gpu(op)?.clone() } else { gpu.scratch(parts * cols)? };
-    column_sums_kernel::launch::<R>(
-        gpu.client(),
-        elementwise(parts * cols),
-        CubeDim::new_1d(ELEMENTWISE_UNITS),
-        x.gpu(op)?.arg(),
-        partial.arg(),
-        rows,
-        cols,
-        parts,
-    );
-    if parts > 1 {
-        add_parts(gpu, &partial, out.gpu(op)?, parts);
-    }
-    Ok(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_sums_of_small_outputs_are_split() {
-        assert_eq!((part(300, 1), part(1030, 1), part(100_000, 1)), (300, PART, 6250));
-        assert_eq!(part(100_000, 2 * CUBES), 100_000);
     }
 }

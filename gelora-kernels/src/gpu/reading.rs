@@ -1,4 +1,4 @@
-//! Values from a GPU to the host. A copy is queued when it is asked for and waited for later.
+//! Reads from a GPU to the host. A copy is queued at once and waited for later.
 
 use std::pin::Pin;
 
@@ -10,22 +10,23 @@ use crate::{DeviceKind, Error, Result};
 /// The bytes of each buffer.
 type Bytes = Result<Vec<Vec<u8>>>;
 
-/// Bytes on their way to the host.
-pub struct Coming {
+/// A pending read.
+pub(crate) struct Coming {
     kind: DeviceKind,
     bytes: Pin<Box<dyn Future<Output = Bytes> + Send>>,
-    /// Asks for the error of the device, after which bytes mean nothing.
+    /// The error of the device, if it has failed. The bytes are then meaningless.
     failure: Box<dyn Fn() -> Option<Error> + Send>,
 }
 
-/// The values of f32 tensors that are on their way.
+/// Waits for the values of f32 buffers.
 ///
 /// # Errors
-/// If a kernel before failed, or the device does.
-pub fn wait_for(coming: Coming) -> Result<Vec<Vec<f32>>> {
+/// If an earlier kernel or the device failed.
+pub(crate) fn wait_for(coming: Coming) -> Result<Vec<Vec<f32>>> {
     Ok(await_bytes(coming)?.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
 }
 
+/// Waits for the bytes of buffers.
 fn await_bytes(coming: Coming) -> Result<Vec<Vec<u8>>> {
     let Coming { kind, bytes, failure } = coming;
     let bytes = failure::answer(|| cubecl::future::block_on(bytes));
@@ -35,7 +36,7 @@ fn await_bytes(coming: Coming) -> Result<Vec<Vec<u8>>> {
     }
 }
 
-/// The error of a device that neither answers nor says why.
+/// The error of a device that does not answer and gives no reason.
 pub(super) fn silent(device: DeviceKind) -> Error {
     Error::Runtime { device, message: "the device does not answer any more".into() }
 }
@@ -47,7 +48,7 @@ impl<R: Backend> Gpu<R> {
     }
 
     /// Queues a copy of f32 buffers to the host.
-    pub fn begin_to_read_buffers(&self, buffers: Vec<&GpuBuffer>) -> Result<Coming> {
+    pub(crate) fn begin_to_read_buffers(&self, buffers: Vec<&GpuBuffer>) -> Result<Coming> {
         let handles = buffers.into_iter().map(|buffer| (self.handle_of(buffer), buffer.size()));
         self.begin_to_read_handles(handles.collect())
     }
@@ -67,7 +68,7 @@ impl<R: Backend> Gpu<R> {
         Ok(Coming { kind: R::KIND, bytes: Box::pin(bytes), failure: Box::new(move || asked.failure()) })
     }
 
-    /// The handle of a buffer's values alone.
+    /// The handle of a buffer's values without guards.
     pub(super) fn handle_of(&self, buffer: &GpuBuffer) -> Handle {
         let handle = buffer.handle.clone();
         let used = handle.size_in_used();

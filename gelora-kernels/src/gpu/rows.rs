@@ -1,4 +1,4 @@
-//! Kernels that reduce rows: the units of a cube are shared out over rows, and a row's partial values are combined in
+//! Reductions of rows. The units of a cube are divided among rows, and the partial values of a row are combined in
 //! shared memory as a tree, always in the same order.
 
 use cubecl::prelude::*;
@@ -8,66 +8,67 @@ use super::cubes;
 /// Units of a cube.
 const UNITS: usize = 256;
 
-/// Values a unit takes before its row gets more units.
+/// Values of a row in one unit, before the row gets more units.
 const VALUES: usize = 8;
 
-/// How many units work on each row: a comptime setting.
+/// The number of units of each row: a comptime setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rows {
+pub(crate) struct Rows {
     /// Units of a row, a power of two.
-    pub units: usize,
+    pub(crate) units: usize,
 }
 
 impl Rows {
-    /// One row, of all units of a cube.
-    pub const WHOLE_CUBE: Self = Self { units: UNITS };
+    /// One row with all units of a cube.
+    pub(crate) const WHOLE_CUBE: Self = Self { units: UNITS };
 
-    /// For rows of `cols` values.
-    pub fn of(cols: usize) -> Self {
+    /// The setting for rows of `cols` values.
+    pub(crate) fn of(cols: usize) -> Self {
         Self { units: cols.div_ceil(VALUES).next_power_of_two().clamp(8, UNITS) }
     }
 
     /// Rows of a cube.
-    pub const fn per_cube(&self) -> usize {
+    pub(crate) const fn per_cube(&self) -> usize {
         UNITS / self.units
     }
 
     /// The units of a launch.
-    pub fn cube_dim(&self) -> CubeDim {
+    pub(crate) fn cube_dim(&self) -> CubeDim {
         CubeDim::new_1d(UNITS as u32)
     }
 
     /// The cubes of a launch over `n` rows.
-    pub fn cube_count(&self, n: usize) -> CubeCount {
+    pub(crate) fn cube_count(&self, n: usize) -> CubeCount {
         cubes(n.div_ceil(self.per_cube()))
     }
 }
 
-/// Where a unit is: (its row, which may be beyond the last, and its place among the row's units).
+/// (row of a unit, index of the unit in its row). The row may be beyond the last.
 #[cube]
-pub fn place(#[comptime] rows: Rows) -> (usize, usize) {
+pub(crate) fn place(#[comptime] rows: Rows) -> (usize, usize) {
     let unit = UNIT_POS as usize;
     (CUBE_POS * comptime!(rows.per_cube()) + unit / comptime!(rows.units), unit % comptime!(rows.units))
 }
 
-/// Memory for [`sum`] and [`max`].
+/// Shared memory for [`sum`] and [`max`].
 #[cube]
-pub fn shared() -> SharedMemory<f32> {
+pub(crate) fn shared() -> SharedMemory<f32> {
     SharedMemory::<f32>::new(comptime!(UNITS))
 }
 
-/// The sum of the values of a row's units, to each of them. All units of the cube must call it.
+/// The sum of the values of a row's units, returned to each of them. All units of the cube must call it.
 #[cube]
-pub fn sum(value: f32, shared: &mut SharedMemory<f32>, #[comptime] rows: Rows) -> f32 {
+pub(crate) fn sum(value: f32, shared: &mut SharedMemory<f32>, #[comptime] rows: Rows) -> f32 {
     reduce(value, shared, rows, false)
 }
 
-/// The largest of the values of a row's units, to each of them. All units of the cube must call it.
+/// The largest of the values of a row's units, returned to each of them. All units of the cube must call it.
 #[cube]
-pub fn max(value: f32, shared: &mut SharedMemory<f32>, #[comptime] rows: Rows) -> f32 {
+pub(crate) fn max(value: f32, shared: &mut SharedMemory<f32>, #[comptime] rows: Rows) -> f32 {
     reduce(value, shared, rows, true)
 }
 
+/// Combines the values of a row's units as a tree.
 #[cube]
 fn reduce(value: f32, shared: &mut SharedMemory<f32>, #[comptime] rows: Rows, #[comptime] largest: bool) -> f32 {
     let unit = UNIT_POS as usize;
@@ -88,7 +89,7 @@ fn reduce(value: f32, shared: &mut SharedMemory<f32>, #[comptime] rows: Rows, #[
         sync_cube();
     }
     let total = shared[unit - place];
-    // The next call overwrites what slower units still read.
+    // The next call overwrites shared memory that slower units still read.
     sync_cube();
     total
 }

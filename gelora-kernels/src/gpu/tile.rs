@@ -1,9 +1,9 @@
-//! Sums over a shared dimension, tile by tile: the inner part of every kernel that combines rows with rows.
+//! Sums over a shared dimension, tile by tile: the inner loops of kernels that combine rows with rows.
 //!
-//! One cube computes a block of `rows` x `cols` outputs. It copies `depth` steps of both operands into shared memory, and
-//! each unit adds their contributions to the `unit_rows` x `unit_cols` outputs that it keeps in registers.
+//! One cube computes a block of `rows` x `cols` outputs. It copies `depth` steps of both operands into shared memory,
+//! and each unit adds their products to the `unit_rows` x `unit_cols` outputs in its registers.
 //!
-//! Accumulation: f32, one accumulator an output, in ascending order of the shared dimension.
+//! Accumulation: f32, one sum for each output, in ascending order of the shared dimension.
 
 use cubecl::prelude::*;
 
@@ -11,90 +11,90 @@ use crate::gpu::mask::{Mask, factor};
 
 /// The comptime sizes of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Tile {
+pub(crate) struct Tile {
     /// Output rows of a cube.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Output columns of a cube.
-    pub cols: usize,
+    pub(crate) cols: usize,
     /// Steps of the shared dimension that are in shared memory at a time.
-    pub depth: usize,
+    pub(crate) depth: usize,
     /// Adjacent output rows of a unit.
-    pub unit_rows: usize,
+    pub(crate) unit_rows: usize,
     /// Output columns of a unit, `cols / unit_cols` apart.
-    pub unit_cols: usize,
+    pub(crate) unit_cols: usize,
 }
 
 impl Tile {
-    /// For outputs that are large both ways: 8 KiB of shared memory, 16 registers of sums.
-    pub const SQUARE: Self = Self { rows: 64, cols: 64, depth: 16, unit_rows: 4, unit_cols: 4 };
+    /// For outputs that are large in both dimensions: 8 KiB of shared memory, 16 sums in registers.
+    pub(crate) const SQUARE: Self = Self { rows: 64, cols: 64, depth: 16, unit_rows: 4, unit_cols: 4 };
 
     /// Units side by side.
-    pub const fn units_x(&self) -> usize {
+    pub(crate) const fn units_x(&self) -> usize {
         self.cols / self.unit_cols
     }
 
     /// Units of a cube.
-    pub const fn units(&self) -> usize {
+    pub(crate) const fn units(&self) -> usize {
         self.units_x() * (self.rows / self.unit_rows)
     }
 
     /// The units of a launch.
-    pub fn cube_dim(&self) -> CubeDim {
+    pub(crate) fn cube_dim(&self) -> CubeDim {
         CubeDim::new_1d(self.units() as u32)
     }
 }
 
-/// How an operand lies in memory, so that adjacent units read adjacent values.
+/// Memory layout of an operand. A line of the operand is a row or a column of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Lines {
-    /// A line (an output's row or column) is a row of the matrix: (lines, shared).
-    AreRows,
-    /// A line is a column of the matrix: (shared, lines).
-    AreColumns,
+pub(crate) enum Layout {
+    /// Lines are rows of the matrix: (lines, shared).
+    Rows,
+    /// Lines are columns of the matrix: (shared, lines).
+    Columns,
 }
 
-/// What is summed and how the operands lie: the comptime settings of [`accumulate`].
+/// The comptime settings of [`accumulate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Sum {
+pub(crate) struct Sum {
     /// The block.
-    pub tile: Tile,
-    /// How the operand lies that gives the output's rows.
-    pub left: Lines,
-    /// How the operand lies that gives the output's columns.
-    pub right: Lines,
+    pub(crate) tile: Tile,
+    /// Memory layout of the left operand.
+    pub(crate) left: Layout,
+    /// Memory layout of the right operand.
+    pub(crate) right: Layout,
     /// Whether dropout applies to the left operand.
-    pub drop_left: bool,
+    pub(crate) drop_left: bool,
     /// Whether dropout applies to the right operand.
-    pub drop_right: bool,
-    /// Sums (left - right)^2 rather than left * right.
-    pub squared_difference: bool,
+    pub(crate) drop_right: bool,
+    /// Whether to sum (left - right)^2 in place of left right.
+    pub(crate) squared_difference: bool,
 }
 
 impl Sum {
     /// A sum of products without dropout.
-    pub const fn products(tile: Tile, left: Lines, right: Lines) -> Self {
+    pub(crate) const fn products(tile: Tile, left: Layout, right: Layout) -> Self {
         Self { tile, left, right, drop_left: false, drop_right: false, squared_difference: false }
     }
 }
 
-/// An operand's line block in shared memory, step after step; one value of padding a step keeps column-wise writes off
-/// one bank.
+/// Shared memory for `lines` lines of an operand, step after step. One value of padding in each step keeps writes by
+/// column off one bank.
 #[cube]
-pub fn staging(#[comptime] lines: usize, #[comptime] tile: Tile) -> SharedMemory<f32> {
+pub(crate) fn staging(#[comptime] lines: usize, #[comptime] tile: Tile) -> SharedMemory<f32> {
     SharedMemory::<f32>::new(comptime!(tile.depth * (lines + 1)))
 }
 
-/// Where the first of a unit's outputs is in its block: (row, column).
+/// (row, column) of a unit's first output in its block.
 #[cube]
-pub fn unit_origin(#[comptime] tile: Tile) -> (usize, usize) {
+pub(crate) fn unit_origin(#[comptime] tile: Tile) -> (usize, usize) {
     let unit = UNIT_POS as usize;
     let units_x = comptime!(tile.units_x());
     ((unit / units_x) * comptime!(tile.unit_rows), unit % units_x)
 }
 
-/// Sums of zero for every output of a unit, row by row.
+/// Zero sums for the outputs of a unit, row by row.
 #[cube]
-pub fn zeros(#[comptime] tile: Tile) -> Array<f32> {
+pub(crate) fn zeros(#[comptime] tile: Tile) -> Array<f32> {
     let count = comptime!(tile.unit_rows * tile.unit_cols);
     let mut sums = Array::<f32>::new(count);
     #[unroll]
@@ -104,23 +104,28 @@ pub fn zeros(#[comptime] tile: Tile) -> Array<f32> {
     sums
 }
 
-/// Adds to `sums` the block whose first row and column are `row` and `col`, over the steps `from..to` of the shared
-/// dimension. Lines at or beyond `rows` and `cols` count as 0. All units of a cube must call it.
+/// The lines of an operand that a block reads, from line `first` on. Lines from `end` on count as 0. `pitch` is the
+/// distance of the operand's rows in memory.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Lines {
+    pub(crate) first: usize,
+    pub(crate) end: usize,
+    pub(crate) pitch: usize,
+}
+
+/// Adds to `sums` the block of these lines, over the steps `from..to` of the shared dimension. All units of a cube must
+/// call it.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
-pub fn accumulate<L: Float, Q: Float>(
+pub(crate) fn accumulate<L: Float, Q: Float>(
     sums: &mut Array<f32>,
     left: &Array<L>,
     right: &Array<Q>,
     left_staged: &mut SharedMemory<f32>,
     right_staged: &mut SharedMemory<f32>,
     mask: &Mask,
-    row: usize,
-    rows: usize,
-    left_pitch: usize,
-    col: usize,
-    cols: usize,
-    right_pitch: usize,
+    left_lines: &Lines,
+    right_lines: &Lines,
     from: usize,
     to: usize,
     #[comptime] sum: Sum,
@@ -130,21 +135,8 @@ pub fn accumulate<L: Float, Q: Float>(
     let left_width = comptime!(tile.rows + 1);
     let right_width = comptime!(tile.cols + 1);
     for step in range_stepped(from, to, comptime!(tile.depth)) {
-        stage::<L>(left, left_staged, mask, row, rows, left_pitch, step, to, tile.rows, tile, sum.left, sum.drop_left);
-        stage::<Q>(
-            right,
-            right_staged,
-            mask,
-            col,
-            cols,
-            right_pitch,
-            step,
-            to,
-            tile.cols,
-            tile,
-            sum.right,
-            sum.drop_right,
-        );
+        stage::<L>(left, left_staged, mask, left_lines, step, to, tile.rows, tile, sum.left, sum.drop_left);
+        stage::<Q>(right, right_staged, mask, right_lines, step, to, tile.cols, tile, sum.right, sum.drop_right);
         sync_cube();
         for k in 0..comptime!(tile.depth) {
             let mut column = Array::<f32>::new(comptime!(tile.unit_rows));
@@ -157,12 +149,12 @@ pub fn accumulate<L: Float, Q: Float>(
                 let other = right_staged[k * right_width + unit_col + comptime!(j * tile.units_x())];
                 #[unroll]
                 for i in 0..comptime!(tile.unit_rows) {
-                    let at = comptime!(i * tile.unit_cols + j);
+                    let own = comptime!(i * tile.unit_cols + j);
                     if comptime!(sum.squared_difference) {
                         let difference = column[i] - other;
-                        sums[at] += difference * difference;
+                        sums[own] += difference * difference;
                     } else {
-                        sums[at] += column[i] * other;
+                        sums[own] += column[i] * other;
                     }
                 }
             }
@@ -172,42 +164,40 @@ pub fn accumulate<L: Float, Q: Float>(
     }
 }
 
-/// Copies `lines` lines from line `first` over the steps from `step` into shared memory.
+/// Copies `count` lines and the steps from `step` on into shared memory. Values beyond the operand become 0.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn stage<E: Float>(
     source: &Array<E>,
     staged: &mut SharedMemory<f32>,
     mask: &Mask,
-    first: usize,
-    end: usize,
-    pitch: usize,
+    lines: &Lines,
     step: usize,
     to: usize,
-    #[comptime] lines: usize,
+    #[comptime] count: usize,
     #[comptime] tile: Tile,
-    #[comptime] lie: Lines,
+    #[comptime] layout: Layout,
     #[comptime] dropped: bool,
 ) {
     let depth = comptime!(tile.depth);
-    for copied in range_stepped(UNIT_POS as usize, comptime!(lines * depth), comptime!(tile.units())) {
+    for copied in range_stepped(UNIT_POS as usize, comptime!(count * depth), comptime!(tile.units())) {
         let mut line = copied / depth;
         let mut k = copied % depth;
-        if comptime!(lie == Lines::AreColumns) {
-            line = copied % lines;
-            k = copied / lines;
+        if comptime!(layout == Layout::Columns) {
+            line = copied % count;
+            k = copied / count;
         }
         let mut value = 0.0f32;
-        if first + line < end && step + k < to {
-            let mut at = (first + line) * pitch + step + k;
-            if comptime!(lie == Lines::AreColumns) {
-                at = (step + k) * pitch + first + line;
+        if lines.first + line < lines.end && step + k < to {
+            let mut index = (lines.first + line) * lines.pitch + step + k;
+            if comptime!(layout == Layout::Columns) {
+                index = (step + k) * lines.pitch + lines.first + line;
             }
-            value = f32::cast_from(source[at]);
+            value = f32::cast_from(source[index]);
             if comptime!(dropped) {
-                value *= factor(mask, at as u32);
+                value *= factor(mask, index as u32);
             }
         }
-        staged[k * comptime!(lines + 1) + line] = value;
+        staged[k * comptime!(count + 1) + line] = value;
     }
 }

@@ -1,7 +1,7 @@
-//! Finding and opening a wgpu adapter.
+//! The search for a wgpu adapter, and its opening.
 //!
-//! CubeCL panics when the adapter it is told to open is not there, so adapters are looked for first, with the same backend
-//! and in the same order.
+//! CubeCL panics if the adapter that it must open does not exist. So adapters are listed first, with the same backend
+//! and in the same order as CubeCL lists them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,7 +13,7 @@ use super::failure::{self, Failure};
 use super::{Gpu, inject, settings};
 use crate::{DeviceInfo, DeviceKind, Error, Result};
 
-/// An adapter, with the name CubeCL knows it by.
+/// An adapter, with CubeCL's name for it.
 struct Found {
     device: WgpuDevice,
     info: AdapterInfo,
@@ -21,7 +21,7 @@ struct Found {
     features: Vec<String>,
 }
 
-/// Every adapter, best first.
+/// All adapters, best first.
 fn adapters() -> Vec<Found> {
     let instance = Instance::new(InstanceDescriptor {
         backends: AutoGraphicsApi::backend().into(),
@@ -52,11 +52,11 @@ fn adapters() -> Vec<Found> {
     all
 }
 
-/// Bytes of the largest heap that is the device's own. WebGPU does not tell; Vulkan does.
+/// Bytes of the largest device-local heap. WebGPU does not tell; Vulkan does.
 #[cfg(any(target_os = "linux", target_os = "windows"))]
 fn memory(adapter: &Adapter) -> Option<u64> {
     const DEVICE_LOCAL: u32 = 1; // VK_MEMORY_HEAP_DEVICE_LOCAL_BIT
-    // SAFETY: the adapter is alive, and only asked for its properties.
+    // SAFETY: the adapter is alive, and only its properties are read.
     let properties = unsafe {
         let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
         let instance = vulkan.shared_instance().raw_instance();
@@ -78,16 +78,17 @@ fn features(adapter: &Adapter) -> Vec<String> {
     all
 }
 
+/// The message for a machine without an adapter.
 fn missing() -> String {
     format!(
-        "no {:?} adapter found; install a GPU driver (on Linux with its Vulkan ICD and libvulkan1), or Mesa's lavapipe for \
-         a software one",
+        "no {:?} adapter found; install a GPU driver (on Linux with its Vulkan ICD and libvulkan1), or Mesa's \
+         lavapipe for a software one",
         AutoGraphicsApi::backend()
     )
 }
 
 /// The best adapter, opened once.
-pub fn open() -> Result<Gpu<WgpuRuntime>> {
+pub(crate) fn open() -> Result<Gpu<WgpuRuntime>> {
     static OPENED: OnceLock<Result<Gpu<WgpuRuntime>>> = OnceLock::new();
     OPENED.get_or_init(open_best).clone()
 }
@@ -99,10 +100,10 @@ fn open_best() -> Result<Gpu<WgpuRuntime>> {
     inject::prepare(kind)?;
     failure::watch();
     settings::set(None);
-    // An adapter can be listed and still refuse; CubeCL unwraps that.
+    // A listed adapter can still refuse to open, and CubeCL unwraps the error.
     let client = failure::answer(|| {
         let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
-        // Without these, wgpu panics in a thread of its own.
+        // Without these callbacks, wgpu panics in a thread of its own.
         setup.device.on_uncaptured_error(Arc::new(|e| {
             failure::record(
                 Some(DeviceKind::Wgpu),
@@ -125,8 +126,8 @@ fn open_best() -> Result<Gpu<WgpuRuntime>> {
     Ok(Gpu::new(client, info.name))
 }
 
-/// Every adapter; if there is none, one entry that says so.
-pub fn list() -> Vec<DeviceInfo> {
+/// All adapters. Without any, one entry says why.
+pub(crate) fn list() -> Vec<DeviceInfo> {
     let kind = DeviceKind::Wgpu;
     let all: Vec<DeviceInfo> = adapters()
         .into_iter()

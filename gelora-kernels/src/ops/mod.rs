@@ -23,9 +23,11 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod scale;
 
+#[cfg(any(test, feature = "verify"))]
 use crate::verify::Case;
 
 /// All cases of all operators, in the order of the modules.
+#[cfg(any(test, feature = "verify"))]
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(activation::cases::cases());

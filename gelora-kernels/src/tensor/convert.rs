@@ -14,8 +14,8 @@ impl Tensor {
         self.moved(device, false)
     }
 
-    /// As [`Tensor::to_device`], for a weight that stays on the device until the process ends. On a GPU such a tensor takes
-    /// exactly the memory that it needs; memory of other tensors comes from pools, which round sizes up.
+    /// As [`Tensor::to_device`], for a weight that stays on the device until the process ends. On a GPU such a tensor
+    /// takes exactly the memory that it needs; memory of other tensors comes from pools, which round sizes up.
     ///
     /// # Errors
     /// As [`Tensor::to_device`].

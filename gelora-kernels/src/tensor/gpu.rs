@@ -43,22 +43,23 @@ impl Tensor {
     }
 
     /// The guard values before and behind a buffer on this tensor's device.
+    #[cfg(any(test, feature = "verify"))]
     pub(super) fn read_guards(&self, buffer: &GpuBuffer) -> Result<[Vec<f32>; 2]> {
         on_device!(&self.device, Err(not_on_gpu()), gpu => gpu.guards(buffer))
     }
 }
 
 impl<R: Backend> Gpu<R> {
-    /// An f32 output tensor, all of which a kernel must write. In a guarded run the tensor is filled with NaN and fenced
-    /// with guard values.
-    pub fn output(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
+    /// An f32 output tensor, all of which a kernel must write. In a guarded run the tensor is filled with NaN and
+    /// fenced with guard values.
+    pub(crate) fn output(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
         let shape = shape.into();
         let buffer = self.output_buffer(shape.iter().product())?;
         Ok(Tensor::from_gpu(shape, R::device(self.clone()), buffer))
     }
 
     /// Queues a copy of f32 tensors to the host.
-    pub fn begin_to_read(&self, tensors: &[&Tensor]) -> Result<Coming> {
+    pub(crate) fn begin_to_read(&self, tensors: &[&Tensor]) -> Result<Coming> {
         self.begin_to_read_buffers(tensors.iter().map(|tensor| tensor.gpu("read")).collect::<Result<_>>()?)
     }
 }

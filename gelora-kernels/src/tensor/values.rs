@@ -8,9 +8,11 @@ use half::slice::HalfFloatSliceExt;
 
 use super::{Storage, Tensor};
 use crate::buffer::Buffer;
-use crate::cpu::{for_row_blocks, vectorised};
-use crate::quantised::decode;
-use crate::{Device, Error, Result, guard};
+use crate::cpu::{for_row_blocks, vectorized};
+#[cfg(any(test, feature = "verify"))]
+use crate::guard;
+use crate::quantized::decode;
+use crate::{Device, Error, Result};
 
 impl Tensor {
     /// The values of an f32 CPU tensor.
@@ -59,7 +61,7 @@ impl Tensor {
                 Cow::Owned(values)
             }
             Storage::F64(b) => Cow::Owned(b.as_slice().iter().map(|&v| v as f32).collect()),
-            Storage::Quantised(..) => {
+            Storage::Quantized(..) => {
                 let mut values = vec![0.0; self.len()];
                 self.decode_rows(&mut values)?;
                 Cow::Owned(values)
@@ -118,7 +120,7 @@ impl Tensor {
             Storage::Bf16(b) => bytemuck::cast_slice(b.as_slice()),
             Storage::F16(b) => bytemuck::cast_slice(b.as_slice()),
             Storage::F64(b) => bytemuck::cast_slice(b.as_slice()),
-            Storage::Quantised(_, owner, range) => &owner.bytes()[range.clone()],
+            Storage::Quantized(_, owner, range) => &owner.bytes()[range.clone()],
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
             Storage::Gpu(_) => return Err(self.not_f32_on_cpu()),
         })
@@ -145,13 +147,13 @@ impl Tensor {
         }
     }
 
-    /// Writes `out.len()` values as f32, from the value with index `first` on: values of a CPU tensor in half precision, or
-    /// whole blocks of a quantized one.
+    /// Writes `out.len()` values as f32, from the value with index `first` on: values of a CPU tensor in half
+    /// precision, or whole blocks of a quantized one.
     pub(crate) fn widen(&self, first: usize, out: &mut [f32]) -> Result<()> {
         match &self.storage {
             Storage::F16(b) => b.as_slice()[first..][..out.len()].convert_to_f32_slice(out),
             Storage::Bf16(b) => widen_bf16(&b.as_slice()[first..][..out.len()], out),
-            Storage::Quantised(dtype, owner, range) => {
+            Storage::Quantized(dtype, owner, range) => {
                 let (begin, size) = (dtype.bytes(first), dtype.bytes(out.len()));
                 decode(*dtype, &owner.bytes()[range.clone()][begin..][..size], out);
             }
@@ -167,7 +169,8 @@ impl Tensor {
         Ok(())
     }
 
-    /// False if a guard value beside the tensor's memory was overwritten; see [`guard::guarded`].
+    /// False if a guard value beside the tensor's memory was overwritten; see [`crate::verify::guarded`].
+    #[cfg(any(test, feature = "verify"))]
     pub(crate) fn guards_hold(&self) -> Result<bool> {
         let intact = |values: &[f32]| values.iter().all(|v| v.to_bits() == guard::GUARD.to_bits());
         match &self.storage {
@@ -188,7 +191,7 @@ impl Tensor {
     }
 }
 
-vectorised! {
+vectorized! {
     /// Widens bf16 values to f32.
     fn widen_bf16(values: &[bf16], out: &mut [f32]) {
         for (out, v) in out.iter_mut().zip(values) {

@@ -1,30 +1,32 @@
-//! One case: an operator at one shape, and its check on one device.
+//! One case: an operator at one shape, and its check on a device.
 //!
-//! A case is an operator at one shape: its inputs, how to run it, the same computed in f64 by the reference, and the bound
-//! that the error must stay under. The error of an output is the largest of
-//! |got - want| / (|want| + scale), where scale is the largest |want| ([`Metric::Norm`]) or the smallest normal number
-//! ([`Metric::Relative`]).
+//! A case has the inputs of an operator, the call of the operator, the same computation in f64 by the reference, and a
+//! bound on the error. The error of an output is the largest of |got - want| / (|want| + scale), where scale is the
+//! largest |want| ([`Metric::Norm`]) or the smallest normal number ([`Metric::Relative`]).
 //!
-//! A run is checked four ways: every value is finite and was written (outputs start as NaN), errors are below the bound,
-//! guard values around the outputs are intact, and a second run gives the same bits.
+//! A check makes four tests: every value was written and is finite (outputs start as NaN), the error is within the
+//! bound, the guard values around the outputs are intact, and a second run gives the same bits.
 
 use std::fmt;
 
 use crate::{DType, Device, Error, Result, Tensor, guard};
 
-/// How an output's error is measured.
+/// The scale of an output's error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Metric {
     /// Relative to the largest value of the output.
     Norm,
-    /// Relative to each value itself: nothing hides behind a large neighbour.
+    /// Relative to each value itself: a large neighbor hides nothing.
     Relative,
 }
 
+/// The call of an operator.
 type Run = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync>;
+/// The computation of the reference.
 type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + Send + Sync>;
 
-/// One operator at one shape. Build it like this:
+/// One operator at one shape.
 ///
 /// ```
 /// use gelora_kernels::verify::{Case, random};
@@ -40,23 +42,23 @@ type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + Send + Sync>;
 /// assert!(case.check(&Device::Cpu, false).passed());
 /// ```
 pub struct Case {
-    /// The operator, `room` or `room.function`.
+    /// The operator: `module` or `module.function`.
     pub op: &'static str,
-    /// The shape and whatever else tells this case from its siblings.
+    /// The shape, and other settings that tell this case from others.
     pub shape: String,
     /// The type of the weights or points; activations are f32.
     pub dtype: DType,
-    /// What the error must not exceed.
+    /// The largest error that passes.
     pub bound: f64,
-    /// How the error is measured.
+    /// The scale of the error.
     pub metric: Metric,
     /// Floating-point operations of one run.
     pub flops: f64,
-    /// Bytes that one run must at least read and write.
+    /// Bytes that one run must read and write at least.
     pub bytes: f64,
-    /// Whether it is there for the limits of GPUs, and too large to be run often.
+    /// Whether the case tests the limits of GPUs, and is too large to be run often.
     pub near_limit: bool,
-    /// The shape that a GPU launcher must take, as its place in the launcher's list.
+    /// The shape that a GPU launcher must take, as an index into the launcher's list.
     forced: Option<usize>,
     inputs: Vec<Tensor>,
     run: Run,
@@ -70,7 +72,7 @@ impl fmt::Debug for Case {
 }
 
 impl Case {
-    /// A case without inputs yet, in f32, measured by [`Metric::Norm`].
+    /// A case without inputs, in f32, with [`Metric::Norm`].
     pub fn new(op: &'static str, shape: impl Into<String>) -> Self {
         Self {
             op,
@@ -88,64 +90,64 @@ impl Case {
         }
     }
 
-    /// The inputs, on the CPU; they are moved to the device for a run and widened to f64 for the reference.
+    /// Sets the inputs, on the CPU. A run copies them to the device; the reference gets them in f64.
     pub fn inputs(mut self, inputs: impl Into<Vec<Tensor>>) -> Self {
         self.inputs = inputs.into();
         self
     }
 
-    /// How to run the operator on inputs that are on the device.
+    /// Sets the call of the operator, with inputs on the device.
     pub fn run(mut self, f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static) -> Self {
         self.run = Box::new(f);
         self
     }
 
-    /// What the outputs should be, from the same inputs in f64.
+    /// Sets the computation of the reference, from the same inputs in f64.
     pub fn reference(mut self, f: impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> + Send + Sync + 'static) -> Self {
         self.reference = Box::new(f);
         self
     }
 
-    /// The largest error that passes.
+    /// Sets the largest error that passes.
     pub fn bound(mut self, bound: f64) -> Self {
         self.bound = bound;
         self
     }
 
-    /// How the error is measured.
+    /// Sets the scale of the error.
     pub fn metric(mut self, metric: Metric) -> Self {
         self.metric = metric;
         self
     }
 
-    /// The element type that the table shows.
+    /// Sets the element type that tables show.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// Operations and bytes of one run, for rates.
+    /// Sets the operations and bytes of one run, for rates.
     pub fn work(mut self, flops: f64, bytes: f64) -> Self {
         self.flops = flops;
         self.bytes = bytes;
         self
     }
 
-    /// Marks a case that is there for the limits of GPUs; it is skipped where buffers are smaller.
+    /// Marks a case that tests the limits of GPUs. It is skipped on devices with smaller buffers.
     pub fn near_limit(mut self) -> Self {
         self.near_limit = true;
         self
     }
 
-    /// Makes GPU launchers take the shape at this place of their list, whatever they would choose. The case is skipped on a
-    /// device that cannot run that shape.
+    /// Makes GPU launchers take the shape at this index of their list. The case is skipped on a device that cannot run
+    /// the shape.
     pub fn forced(mut self, shape: usize) -> Self {
         self.forced = Some(shape);
         self.shape = format!("{} (shape {shape})", self.shape);
         self
     }
 
-    /// The inputs on a device, for [`Case::launch`].
+    /// Copies the inputs to a device, for [`Case::launch`].
     ///
     /// # Errors
     /// If the device fails or lacks the element type.
@@ -153,10 +155,10 @@ impl Case {
         self.inputs.iter().map(|t| t.to_device(device)).collect()
     }
 
-    /// One run on prepared inputs.
+    /// Runs the operator once, on inputs from [`Case::prepare`].
     ///
     /// # Errors
-    /// Whatever the operator returns.
+    /// The errors of the operator.
     pub fn launch(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         guard::with_forced_shape(self.forced, || (self.run)(inputs))
     }
@@ -167,8 +169,8 @@ impl Case {
         self.forced.is_some()
     }
 
-    /// Runs the case on a device and compares. With `inject_fault` the first output is perturbed by a hundred bounds before
-    /// the comparison, which a working check must notice.
+    /// Runs the case on a device and compares the outputs with the reference. With `inject_fault`, the first output is
+    /// changed by a hundred bounds before the comparison; a working check must fail.
     pub fn check(&self, device: &Device, inject_fault: bool) -> Outcome {
         #[cfg(any(feature = "wgpu", feature = "cuda"))]
         crate::gpu::forget_failures();
@@ -182,6 +184,7 @@ impl Case {
         Outcome { verdict }
     }
 
+    /// The largest error, and the reason of a failure.
     fn compare(&self, device: &Device, inject_fault: bool) -> Result<(f64, Option<String>)> {
         let inputs = self.prepare(device)?;
         let outputs = guard::guarded(|| self.launch(&inputs))?;
@@ -218,10 +221,10 @@ impl Case {
                 Metric::Norm => want.iter().fold(f64::MIN_POSITIVE, |m, w| m.max(w.abs())),
                 Metric::Relative => f64::MIN_POSITIVE,
             };
-            for (at, (g, w)) in got.iter().zip(want).enumerate() {
+            for (position, (g, w)) in got.iter().zip(want).enumerate() {
                 let error = if g == w { 0.0 } else { (g - w).abs() / (w.abs() + scale) };
                 if !error.is_finite() {
-                    return Ok((f64::NAN, Some(format!("output {index}, value {at}: got {g}, expected {w}"))));
+                    return Ok((f64::NAN, Some(format!("output {index}, value {position}: got {g}, expected {w}"))));
                 }
                 worst = worst.max(error);
             }
@@ -231,8 +234,9 @@ impl Case {
     }
 }
 
-/// The result of checking one case on one device.
+/// The result of checking a case on a device.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Passed, failed or skipped.
     pub verdict: Verdict,
@@ -245,19 +249,19 @@ impl Outcome {
     }
 }
 
-/// What a check found.
+/// The verdict of a check.
 #[derive(Clone, Debug)]
 pub enum Verdict {
-    /// The error stayed below the bound.
+    /// The errors are within the bound.
     Passed {
         /// The largest error of any output value.
         error: f64,
     },
-    /// It did not, or the run failed.
+    /// An error is above the bound, or the run failed.
     Failed {
-        /// The largest error, if it came to a comparison.
+        /// The largest error, if outputs were compared.
         error: Option<f64>,
-        /// What went wrong.
+        /// The reason.
         reason: String,
     },
     /// The device has no kernel for this operator or lacks a type it needs.

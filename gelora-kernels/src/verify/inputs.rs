@@ -18,7 +18,7 @@ pub fn random(shape: impl Into<Vec<usize>>, seed: u64) -> Tensor {
 ///
 /// # Panics
 /// If the rows are not whole blocks of the type.
-pub fn random_quantised(shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
+pub fn random_quantized(shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
     let (_, size) = dtype.block();
     let mut stream = Stream::new(seed);
     let mut bytes: Vec<u8> = (0..dtype.bytes(shape[0] * shape[1])).map(|_| stream.bits() as u8).collect();

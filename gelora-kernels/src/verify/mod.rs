@@ -1,7 +1,7 @@
 //! Checks every operator on every device against references in f64: what tests, `cargo xtask verify` and benches run.
 //!
-//! [`cases`] lists the cases of all operators. A [`Case`] is one operator at one shape, and [`Case::check`] runs it on a
-//! device and compares the outputs with those of the reference.
+//! [`cases`] lists the cases of all operators. A [`Case`] is one operator at one shape, and [`Case::check`] runs it on
+//! a device and compares the outputs with those of the reference.
 
 mod case;
 mod inputs;
@@ -10,7 +10,7 @@ mod slopes;
 
 pub use crate::guard::guarded;
 pub use case::{Case, Metric, Outcome, Verdict};
-pub use inputs::{random, random_quantised};
+pub use inputs::{random, random_quantized};
 #[cfg(test)]
 pub(crate) use slopes::assert_slopes;
 

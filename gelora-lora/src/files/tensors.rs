@@ -168,7 +168,7 @@ fn header_of(bytes: &[u8]) -> Result<(Metadata, &[u8]), String> {
 
 /// Writes a safetensors file in one step (see [`super`]), each tensor in its own element type and with the metadata
 /// `{"format": "pt"}` that transformers asks for. A tensor on a GPU is fetched first, as f32, and a quantised one
-/// takes the type that holds its values ([`DType::unquantised`]).
+/// takes the type that holds its values ([`DType::unquantized`]).
 ///
 /// # Errors
 /// If two tensors have one name, a device fails, or the file cannot be written; a previous file is then untouched.
@@ -183,7 +183,7 @@ pub fn write_tensors<'a, N: Into<String>>(
             return Err(Error::tensor(path, &name, "the name is taken already"));
         }
         let tensor = tensor.to_device(&Device::Cpu)?;
-        let tensor = tensor.to_dtype(tensor.dtype().unquantised())?;
+        let tensor = tensor.to_dtype(tensor.dtype().unquantized())?;
         on_cpu.insert(name, tensor);
     }
     // As the format's own writer orders them: by descending alignment, then by name.

@@ -64,7 +64,7 @@ fn values_are_those_that_bitsandbytes_gives_back() {
     assert_eq!(weights.len(), 9);
     for (name, weight) in &weights {
         let in_blocks = !name.contains("split_rows");
-        assert_eq!((weight.dtype().is_quantised(), weight.shape()), (in_blocks, golden[name].shape()), "{name}");
+        assert_eq!((weight.dtype().is_quantized(), weight.shape()), (in_blocks, golden[name].shape()), "{name}");
         let (got, want) = (weight.to_vec().expect("on the CPU"), golden[name].to_vec().expect("on the CPU"));
         assert!(got == want, "{name}: {:?} is not {:?}", &got[..8], &want[..8]);
     }

@@ -231,7 +231,7 @@ pub(crate) fn reorder(t: &Tensor, heads: usize, wanted: RowOrder) -> Result<Tens
 
 /// The transpose of a matrix; f32 if it is quantised.
 pub(crate) fn transposed(t: &Tensor) -> Result<Tensor> {
-    if t.dtype().is_quantised() { linear::transpose(&t.to_dtype(DType::F32)?) } else { linear::transpose(t) }
+    if t.dtype().is_quantized() { linear::transpose(&t.to_dtype(DType::F32)?) } else { linear::transpose(t) }
 }
 
 /// A tensor's values with `offset` added; the tensor itself if that is 0.

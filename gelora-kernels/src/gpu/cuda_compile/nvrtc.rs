@@ -1,4 +1,4 @@
-//! NVIDIA's run-time compiler through its C interface.
+//! NVRTC, NVIDIA's run-time compiler, through its C interface.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use libloading::Library;
 
 use super::Resources;
 
-/// A folder with lib/libnvrtc.so and include/, before the usual places.
+/// The variable with a folder that has lib/libnvrtc.so and include/. It is searched before the usual places.
 const FOLDER: &str = "GELORA_NVRTC";
 
 type Program = *mut c_void;
@@ -26,17 +26,17 @@ type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type Text = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
 
-/// The compiler, found and loaded.
+/// The loaded compiler.
 #[derive(Debug)]
-pub struct Nvrtc {
+pub(crate) struct Nvrtc {
     library: Library,
-    /// Kept loaded: the compiler asks for it by its bare name.
+    /// Stays loaded, because the compiler loads it by its bare name.
     _builtins: Option<Library>,
     include: PathBuf,
 }
 
-/// The one that all compiling devices use, or why there is none.
-pub fn shared() -> &'static Result<Nvrtc, String> {
+/// The compiler of all compiling devices; the error says why there is none.
+pub(crate) fn shared() -> &'static Result<Nvrtc, String> {
     static SHARED: OnceLock<Result<Nvrtc, String>> = OnceLock::new();
     SHARED.get_or_init(Nvrtc::find)
 }
@@ -51,7 +51,8 @@ impl Nvrtc {
             if !include.join("cuda_fp16.h").is_file() {
                 return Err(format!("no CUDA headers in {}", include.display()));
             }
-            // SAFETY: the vendor's libraries are made to be loaded at run time; their initialisers have no preconditions.
+            // SAFETY: the vendor's libraries are made to be loaded at run time, and their initializers have no
+            // preconditions.
             let builtins = library_in(folder, "libnvrtc-builtins.so").and_then(|p| unsafe { Library::new(p) }.ok());
             // SAFETY: as above.
             let library = unsafe { Library::new(&library) }.map_err(|e| format!("{}: {e}", library.display()))?;
@@ -59,17 +60,18 @@ impl Nvrtc {
         }
         Err(format!(
             "no CUDA run-time compiler (lib/libnvrtc.so) in {}; point {FOLDER} to a folder that has it, such as \
-             nvidia/cu13 of the Python packages nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl",
+             nvidia/cu13 of the Python packages nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-crt and \
+             nvidia-cuda-cccl",
             folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
         ))
     }
 
-    /// Compiles CUDA C++ down to machine code for an architecture.
+    /// Compiles CUDA C++ to machine code for an architecture.
     ///
     /// # Errors
-    /// What the compiler says.
-    pub fn compile(&self, source: &str, architecture: u32) -> Result<Resources, String> {
-        // As CubeCL asks for it: from 9.0 on with the features of that architecture alone.
+    /// The compiler's message.
+    pub(crate) fn compile(&self, source: &str, architecture: u32) -> Result<Resources, String> {
+        // As CubeCL compiles: from 9.0 on with the architecture-specific features.
         let suffix = if architecture >= 90 { "a" } else { "" };
         let options = [
             format!("--gpu-architecture=sm_{architecture}{suffix}"),
@@ -82,8 +84,8 @@ impl Nvrtc {
         let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
         let source = CString::new(source).map_err(strings)?;
         let missing = |e: libloading::Error| format!("the CUDA run-time compiler is damaged: {e}");
-        // SAFETY: the symbols have these types in every NVRTC (nvrtc.h); strings end in NUL and live through the calls, and
-        // the log is read into a buffer of the size that NVRTC gives.
+        // SAFETY: the symbols have these types in every NVRTC (nvrtc.h); strings end in NUL and live through the calls,
+        // and the log is read into a buffer of the size that NVRTC gives.
         let (code, log) = unsafe {
             let create = self.library.get::<Create>(b"nvrtcCreateProgram\0").map_err(missing)?;
             let compile = self.library.get::<Compile>(b"nvrtcCompileProgram\0").map_err(missing)?;
@@ -111,7 +113,7 @@ impl Nvrtc {
     }
 }
 
-/// The first file in lib or lib64 whose name begins so.
+/// The first file in lib or lib64 whose name begins with `name`.
 fn library_in(folder: &Path, name: &str) -> Option<PathBuf> {
     let files = ["lib", "lib64"].into_iter().filter_map(|lib| std::fs::read_dir(folder.join(lib)).ok()).flatten();
     let mut found: Vec<PathBuf> = files
@@ -123,12 +125,14 @@ fn library_in(folder: &Path, name: &str) -> Option<PathBuf> {
     found.into_iter().next()
 }
 
+/// The first error in a log.
 fn first_error(log: &str) -> String {
     let line = log.lines().find(|line| line.contains("error")).or_else(|| log.lines().next());
     line.unwrap_or("NVRTC failed without a word").trim().to_string()
 }
 
-/// Of ptxas's lines: `Used 10 registers, used 1 barriers, 256 bytes smem` and `0 bytes spill stores`.
+/// The resources in ptxas's lines, such as `Used 10 registers, used 1 barriers, 256 bytes smem` and `0 bytes spill
+/// stores`.
 fn resources(log: &str) -> Option<Resources> {
     let before = |what: &str| -> Option<u32> {
         let (head, _) = log.split_once(what)?;

@@ -1,4 +1,4 @@
-//! A CubeCL server without a device: memory holds nothing, a launch compiles.
+//! A CubeCL server without a device. Its memory holds nothing, and a launch compiles the kernel.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,12 +31,12 @@ use cubecl_runtime::storage::{BytesResource, BytesStorage, ManagedResource};
 
 use super::{ARCHITECTURES, Compiled, Resources, nvrtc, outcomes};
 
-/// Memory that the devices say they have.
+/// Bytes of memory that the devices report.
 const MEMORY: u64 = 80 << 30;
 
-/// Compiles for one architecture.
+/// The server of one architecture.
 #[derive(Debug)]
-pub struct CompileServer {
+pub(crate) struct CompileServer {
     architecture: u32,
     options: CompilationOptions,
     utilities: Arc<ServerUtilities<Self>>,
@@ -55,7 +55,7 @@ impl DeviceService for CompileServer {
     }
 }
 
-/// What CubeCL's CUDA runtime says of a device of this architecture, as far as kernels here ask.
+/// The properties that CubeCL's CUDA runtime reports for the architecture, as far as kernels here ask for them.
 fn properties(architecture: u32) -> DeviceProperties {
     let hardware = HardwareProperties {
         load_width: 128,
@@ -90,7 +90,7 @@ fn properties(architecture: u32) -> DeviceProperties {
     all
 }
 
-/// As CubeCL's CUDA runtime compiles.
+/// The compile options of CubeCL's CUDA runtime.
 fn options(architecture: u32) -> CompilationOptions {
     let hopper = architecture >= 90;
     CompilationOptions {
@@ -107,7 +107,7 @@ fn options(architecture: u32) -> CompilationOptions {
     }
 }
 
-/// `attention::gpu::forward::forward_kernel` of the full name of a kernel's type.
+/// The short name of a kernel, such as `attention::gpu::forward::forward_kernel`, from the full name of its type.
 fn short_name(full: &str) -> String {
     let path = full.split('<').next().unwrap_or(full);
     let (module, _) = path.rsplit_once("::").unwrap_or((path, ""));
@@ -184,7 +184,7 @@ impl ComputeServer for CompileServer {
             if shared > most {
                 return Err(format!("{shared} bytes of shared memory; the device has {most}"));
             }
-            // CubeCL's shared memory is given at the launch, where ptxas does not see it.
+            // CubeCL sets the size of shared memory at the launch, where ptxas does not see it.
             Ok(Resources { shared: shared.max(resources.shared), ..resources })
         });
         let compiled = Compiled { kernel: name, architecture: self.architecture, outcome };

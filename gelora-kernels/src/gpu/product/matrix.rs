@@ -1,73 +1,72 @@
 //! The kernel of [`Product`](super::Product) on matrix units: products of bf16, summed in f32.
 //!
-//! Both operands are in bf16 already and padded to whole vectors of 16 bytes (see [`super::pack`]), so a tile goes from global to
-//! shared memory by asynchronous copies that pass no registers. Shared memory holds a few stages of 64 steps of the shared
-//! dimension: while the planes multiply one stage, the copies of the next are under way. A plane computes 64 x 64 (or 32 x 32)
-//! outputs from fragments of 16 x 16 and 16 x 8 values (`ldmatrix`, `mma.m16n8k16`).
+//! Both operands are in bf16 and padded to whole vectors of 16 bytes (see [`super::pack`]), so asynchronous copies move
+//! a tile from global to shared memory without passing registers. Shared memory holds a few stages of 64 steps of the
+//! shared dimension: while the planes multiply one stage, the copies of the next stages are in progress. A plane
+//! computes 64 x 64 or 32 x 32 outputs from fragments of 16 x 16 and 16 x 8 values (`ldmatrix`, `mma.m16n8k16`).
 //!
-//! An adapter's product is more steps of the same loop, before those of the base product: its operands have the same layouts. Its
-//! left operand, which is f32 everywhere else, arrives as three numbers of 8 bits that stand side by side along the shared
-//! dimension, so it is not rounded; its right operand is.
+//! The adapter's product adds steps to the same loop, before those of the base product, with operands in the same
+//! layouts. Its left operand, elsewhere f32, arrives as three numbers of 8 bits side by side along the shared
+//! dimension, so it is not rounded. Its right operand is rounded.
 //!
-//! Accumulation: f32 on matrix units, in ascending order of the steps, the adapter's before the base's. Matrix units truncate
-//! their sums, so an error grows with the number of steps.
-
+//! Accumulation: f32 on matrix units, in ascending order of the steps, the adapter's before the base's. Matrix units
+//! truncate their sums, so an error grows with the number of steps.
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::barrier::{Barrier, copy_async};
 use cubecl::prelude::*;
 use half::bf16;
 
-use super::Lines;
+use super::Layout;
 use super::shape::{DEPTH, LINE, PLANE, SIDE, Shape, WIDTH};
 use crate::gpu::mask::{Mask, factor};
 
 /// The comptime settings of [`matrix_kernel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MatrixPlan {
+pub(crate) struct MatrixPlan {
     /// The sizes of a cube.
-    pub shape: Shape,
+    pub(crate) shape: Shape,
     /// Layout of both right operands.
-    pub right: Lines,
+    pub(crate) right: Layout,
     /// Whether an adapter is added.
-    pub adapter: bool,
-    /// Whether dropout applies to what the adapter adds.
-    pub dropped: bool,
+    pub(crate) adapter: bool,
+    /// Whether dropout applies to the adapter's term.
+    pub(crate) dropped: bool,
     /// Whether a bias is added to every row.
-    pub biased: bool,
-    /// Values to a vector of the output: 2 where rows divide into pairs, else 1.
-    pub vector: usize,
+    pub(crate) biased: bool,
+    /// Values of a vector of the output: 2 if rows divide into pairs, else 1.
+    pub(crate) vector: usize,
 }
 
 /// The sizes of a launch. A pitch is the number of vectors from one row of a matrix to the next.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub struct MatrixExtent {
+pub(crate) struct MatrixExtent {
     /// Output rows.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Output columns.
-    pub cols: usize,
+    pub(crate) cols: usize,
     /// Stages of the base product.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// Stages of the adapter's product.
-    pub adapter_steps: usize,
+    pub(crate) adapter_steps: usize,
     /// Pitch of the left operand.
-    pub left_pitch: usize,
+    pub(crate) left_pitch: usize,
     /// Pitch of the right operand.
-    pub right_pitch: usize,
+    pub(crate) right_pitch: usize,
     /// Pitch of the adapter's left operand.
-    pub adapter_left_pitch: usize,
+    pub(crate) adapter_left_pitch: usize,
     /// Pitch of the adapter's right operand.
-    pub adapter_right_pitch: usize,
+    pub(crate) adapter_right_pitch: usize,
 }
 
-/// out (rows, cols) = left right + mask * adapter_left adapter_right + bias.
+/// out (rows, cols) = left right + mask adapter_left adapter_right + bias.
 ///
-/// `left` (rows, steps * 64) and `adapter_left` (rows, adapter_steps * 64); the right operands are (cols, steps * 64) where their
-/// lines are rows, (steps * 64, cols padded to vectors) where they are columns. Values beyond the product's own steps are 0 on the
-/// left and finite on the right.
+/// `left` is (rows, steps * 64) and `adapter_left` (rows, adapter_steps * 64). The right operands are (cols, steps *
+/// 64) in the layout of rows, and (steps * 64, cols padded to vectors) in that of columns. Values beyond the product's
+/// own steps are 0 on the left and finite on the right.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 #[allow(clippy::collapsible_if)] // one condition is comptime, the other is not
-pub fn matrix_kernel<N: Size, NO: Size>(
+pub(crate) fn matrix_kernel<N: Size, NO: Size>(
     left: &Array<Vector<bf16, N>>,
     right: &Array<Vector<bf16, N>>,
     adapter_left: &Array<Vector<bf16, N>>,
@@ -110,7 +109,7 @@ pub fn matrix_kernel<N: Size, NO: Size>(
         sums.push(sum);
     }
 
-    // The first stages are on their way before the loop begins.
+    // The copies of the first stages start before the loop.
     let ahead = comptime!(stages - 1).runtime();
     for step in 0..steps.min(ahead) {
         copy_stage::<N>(
@@ -165,6 +164,7 @@ pub fn matrix_kernel<N: Size, NO: Size>(
             shape,
             plan.right,
         );
+        // The sums so far are the adapter's: the mask applies to them.
         if comptime!(plan.dropped) {
             if step + 1 == extent.adapter_steps {
                 drop_out(&mut sums, mask, row + plane_row, col + plane_col, extent.cols, lane, plane_side);
@@ -177,21 +177,21 @@ pub fn matrix_kernel<N: Size, NO: Size>(
         }
     }
 
-    // A unit holds the columns 2 (lane % 4) and the next of the rows lane / 4 and lane / 4 + 8 of each 16 x 8 sums.
+    // Of each 16 x 8 sums, a unit holds the columns 2 (lane % 4) and the next, in the rows lane / 4 and lane / 4 + 8.
     #[unroll]
     for i in 0..down {
         #[unroll]
         for j in 0..across {
             let sum = sums.index(comptime!(i * across + j));
-            let at_col = col + plane_col + comptime!(j * 8) + lane % 4 * 2;
+            let out_col = col + plane_col + comptime!(j * 8) + lane % 4 * 2;
             #[unroll]
             for half in 0..2usize {
-                let at_row = row + plane_row + comptime!(i * SIDE + half * 8) + lane / 4;
+                let out_row = row + plane_row + comptime!(i * SIDE + half * 8) + lane / 4;
                 let pair = sum[half];
-                if at_row < extent.rows {
+                if out_row < extent.rows {
                     #[unroll]
                     for part in 0..comptime!(2 / plan.vector) {
-                        let first = at_col + part;
+                        let first = out_col + part;
                         if first < extent.cols {
                             let mut value = Vector::<f32, NO>::empty();
                             #[unroll]
@@ -201,7 +201,7 @@ pub fn matrix_kernel<N: Size, NO: Size>(
                                     value[e] += bias[first + e];
                                 }
                             }
-                            out[(at_row * extent.cols + first) / comptime!(plan.vector)] = value;
+                            out[(out_row * extent.cols + first) / comptime!(plan.vector)] = value;
                         }
                     }
                 }
@@ -210,7 +210,7 @@ pub fn matrix_kernel<N: Size, NO: Size>(
     }
 }
 
-/// Lets the barrier of a stage know when this unit's copies have arrived.
+/// Announces this unit's copies to the barrier of a stage.
 #[cube]
 fn announce(arrived: &Sequence<Shared<Barrier>>, stage: usize, #[comptime] stages: usize) {
     #[unroll]
@@ -268,7 +268,7 @@ fn copy_stage<N: Size>(
                 left_pitch,
                 shape.rows,
                 shape,
-                Lines::AreRows,
+                Layout::Rows,
             );
             copy::<N>(
                 adapter_right,
@@ -285,18 +285,7 @@ fn copy_stage<N: Size>(
         } else {
             let base_step = step - extent.adapter_steps;
             let (left_pitch, right_pitch) = (extent.left_pitch, extent.right_pitch);
-            copy::<N>(
-                left,
-                left_staged,
-                left_first,
-                row,
-                rows,
-                base_step,
-                left_pitch,
-                shape.rows,
-                shape,
-                Lines::AreRows,
-            );
+            copy::<N>(left, left_staged, left_first, row, rows, base_step, left_pitch, shape.rows, shape, Layout::Rows);
             copy::<N>(
                 right,
                 right_staged,
@@ -312,13 +301,13 @@ fn copy_stage<N: Size>(
         }
     } else {
         let (left_pitch, right_pitch) = (extent.left_pitch, extent.right_pitch);
-        copy::<N>(left, left_staged, left_first, row, rows, step, left_pitch, shape.rows, shape, Lines::AreRows);
+        copy::<N>(left, left_staged, left_first, row, rows, step, left_pitch, shape.rows, shape, Layout::Rows);
         copy::<N>(right, right_staged, right_first, col, cols, step, right_pitch, shape.cols, shape, plan.right);
     }
 }
 
-/// Starts the copies of `DEPTH` steps of `tile` lines from line `first`, into shared memory from vector `to`. Lines beyond the last
-/// repeat it: what they give is never stored.
+/// Starts the copies of `DEPTH` steps of `tile` lines from line `first` on, into shared memory from vector `to` on.
+/// Lines beyond the last repeat it; their products are never stored.
 #[cube]
 #[allow(clippy::too_many_arguments)] // as the kernel
 fn copy<N: Size>(
@@ -331,13 +320,13 @@ fn copy<N: Size>(
     pitch: usize,
     #[comptime] tile: usize,
     #[comptime] shape: Shape,
-    #[comptime] layout: Lines,
+    #[comptime] layout: Layout,
 ) {
     let unit = UNIT_POS as usize;
     #[unroll]
     for turn in 0..comptime!(tile * DEPTH / WIDTH / shape.units()) {
         let share = unit + comptime!(turn * shape.units());
-        if comptime!(layout == Lines::AreRows) {
+        if comptime!(layout == Layout::Rows) {
             let line = share / comptime!(DEPTH / WIDTH);
             let vector = share % comptime!(DEPTH / WIDTH);
             let source = (first + line).min(lines - 1) * pitch + step * comptime!(DEPTH / WIDTH) + vector;
@@ -365,7 +354,7 @@ fn multiply_stage<N: Size>(
     lane: usize,
     stage: usize,
     #[comptime] shape: Shape,
-    #[comptime] right: Lines,
+    #[comptime] right: Layout,
 ) {
     let multiplication = MmaDefinition::<bf16, bf16, f32>::new(SIDE, 8usize, SIDE);
     let left_first = stage * comptime!(shape.left_stage());
@@ -374,14 +363,14 @@ fn multiply_stage<N: Size>(
     let pairs = comptime!(shape.plane / SIDE);
     #[unroll]
     for k in 0..comptime!(DEPTH / SIDE) {
-        // Four 8 x 8 matrices at a time: eight lanes name the rows of each.
+        // Four 8 x 8 matrices at a time. Eight lanes give the rows of each.
         let mut left_fragments = Sequence::<Array<Vector<bf16, Const<2>>>>::new();
         #[unroll]
         for i in 0..down {
             let line = plane_row + comptime!(i * SIDE) + lane % 16;
-            let at = left_first + line * comptime!(LINE) + comptime!(k * 2) + lane / 16;
+            let place = left_first + line * comptime!(LINE) + comptime!(k * 2) + lane / 16;
             left_fragments.push(multiplication.load_matrix::<_, Const<2>>(
-                &left_staged.slice(at, at + 1),
+                &left_staged.slice(place, place + 1),
                 MatrixIdent::A,
                 4usize,
                 false,
@@ -390,11 +379,11 @@ fn multiply_stage<N: Size>(
         let mut right_fragments = Sequence::<Array<Vector<bf16, Const<2>>>>::new();
         #[unroll]
         for j in 0..pairs {
-            if comptime!(right == Lines::AreRows) {
+            if comptime!(right == Layout::Rows) {
                 let line = plane_col + comptime!(j * SIDE) + lane / 16 * 8 + lane % 8;
-                let at = right_first + line * comptime!(LINE) + comptime!(k * 2) + lane / 8 % 2;
+                let place = right_first + line * comptime!(LINE) + comptime!(k * 2) + lane / 8 % 2;
                 let four = multiplication.load_matrix::<_, Const<2>>(
-                    &right_staged.slice(at, at + 1),
+                    &right_staged.slice(place, place + 1),
                     MatrixIdent::B,
                     4usize,
                     false,
@@ -403,9 +392,9 @@ fn multiply_stage<N: Size>(
             } else {
                 let depth = comptime!(k * SIDE) + lane % 16;
                 let vector = plane_col / comptime!(WIDTH) + comptime!(j * 2) + lane / 16;
-                let at = right_first + depth * comptime!(shape.cols / WIDTH + 1) + vector;
+                let place = right_first + depth * comptime!(shape.cols / WIDTH + 1) + vector;
                 let four = multiplication.load_matrix::<_, Const<2>>(
-                    &right_staged.slice(at, at + 1),
+                    &right_staged.slice(place, place + 1),
                     MatrixIdent::B,
                     4usize,
                     true,
@@ -427,7 +416,7 @@ fn multiply_stage<N: Size>(
     }
 }
 
-/// The fragments of two adjacent groups of 8 columns, from four matrices of 8 x 8.
+/// Splits four matrices of 8 x 8 into the fragments of two adjacent groups of 8 columns.
 #[cube]
 fn split(four: &Array<Vector<bf16, Const<2>>>, fragments: &mut Sequence<Array<Vector<bf16, Const<2>>>>) {
     #[unroll]
@@ -439,7 +428,7 @@ fn split(four: &Array<Vector<bf16, Const<2>>>, fragments: &mut Sequence<Array<Ve
     }
 }
 
-/// Multiplies a plane's sums, which begin at (`row`, `col`) of the output, by the mask.
+/// Multiplies a plane's sums by the mask. The sums begin at (`row`, `col`) of the output.
 #[cube]
 #[allow(clippy::too_many_arguments)] // as the kernel
 fn drop_out(
@@ -459,11 +448,11 @@ fn drop_out(
             let sum = sums.index_mut(comptime!(i * across + j));
             #[unroll]
             for half in 0..2usize {
-                let at =
+                let index =
                     (row + comptime!(i * SIDE + half * 8) + lane / 4) * cols + col + comptime!(j * 8) + lane % 4 * 2;
                 let mut pair = sum[half];
-                pair[0] = pair[0] * factor(mask, at as u32);
-                pair[1] = pair[1] * factor(mask, at as u32 + 1);
+                pair[0] = pair[0] * factor(mask, index as u32);
+                pair[1] = pair[1] * factor(mask, index as u32 + 1);
                 sum[half] = pair;
             }
         }

@@ -1,25 +1,25 @@
-//! Operands of the matrix units: rounded to bf16, and padded to whole vectors and stages.
+//! Packing of operands for the matrix units: rounding to bf16, and padding to whole vectors and stages.
 
 use cubecl::prelude::*;
 use half::bf16;
 
-use super::super::quantised::decode;
+use super::super::quantized::decode;
 use super::super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, cubes};
 use super::shape::WIDTH;
-use crate::quantised::planes::Packing;
+use crate::quantized::planes::Packing;
 use crate::{DType, Result};
 
-/// Numbers of 8 bits that make an f32.
-pub const PARTS: usize = 3;
+/// Number of 8-bit parts of an f32.
+pub(crate) const PARTS: usize = 3;
 
-/// What stands in the padded matrix.
+/// The content of the padded matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fill {
-    /// The matrix, then zeros.
+pub(crate) enum Fill {
+    /// The matrix once, then zeros.
     Once,
-    /// Along the rows: the first 8 bits of every value, the next 8, the last 8, then zeros.
+    /// Along the rows: the first 8 bits of all values, the next 8, the last 8, then zeros.
     Parts,
-    /// The matrix three times side by side, then zeros: the other factor of `Parts`.
+    /// The matrix three times side by side, then zeros: the right factor of `Parts`.
     Beside,
     /// The matrix three times one below the other, then zeros.
     Below,
@@ -34,7 +34,7 @@ struct PackExtent {
     to_vectors: usize,
 }
 
-/// One unit a vector of the packed matrix.
+/// One unit for each vector of the packed matrix.
 #[cube(launch_unchecked)]
 fn pack_kernel<F: Float, NF: Size, N: Size>(
     from: &Array<Vector<F, NF>>,
@@ -52,7 +52,7 @@ fn pack_kernel<F: Float, NF: Size, N: Size>(
             #[unroll]
             for part in 0..comptime!(WIDTH / vector) {
                 let col = first + comptime!(part * vector);
-                // Rows divide into vectors, so one that begins inside ends inside.
+                // Rows divide into vectors, so a vector that begins inside a row ends inside it.
                 if row < extent.rows && col < extent.cols {
                     let values = from[(row * extent.cols + col) / vector];
                     #[unroll]
@@ -76,8 +76,8 @@ fn pack_kernel<F: Float, NF: Size, N: Size>(
                     from_row = to_row % extent.rows;
                 }
                 if part < comptime!(PARTS) && from_row < extent.rows && from_col < extent.cols {
-                    let at = from_row * extent.cols + from_col;
-                    let value = from[at / vector][at % vector];
+                    let index = from_row * extent.cols + from_col;
+                    let value = from[index / vector][index % vector];
                     let mut rest = f32::cast_from(value) * scale;
                     if comptime!(fill == Fill::Parts) {
                         for _ in 0..part {
@@ -92,7 +92,7 @@ fn pack_kernel<F: Float, NF: Size, N: Size>(
     }
 }
 
-/// The same of a quantised matrix, once.
+/// [`pack_kernel`] for a quantized matrix, filled once.
 #[cube(launch_unchecked)]
 fn pack_decoded_kernel<N: Size>(
     from: &Array<Vector<u32, Const<1>>>,
@@ -109,8 +109,8 @@ fn pack_decoded_kernel<N: Size>(
         for part in 0..comptime!(WIDTH / 4) {
             let col = first + comptime!(4 * part);
             if row < extent.rows && col < extent.cols {
-                let (at, len) = (row * extent.cols + col, extent.rows * extent.cols);
-                let four = decode::<u32, Const<1>>(from, at, len, packing);
+                let (first_value, len) = (row * extent.cols + col, extent.rows * extent.cols);
+                let four = decode::<u32, Const<1>>(from, first_value, len, packing);
                 #[unroll]
                 for e in 0..4usize {
                     packed[comptime!(4 * part + e)] = bf16::cast_from(four[e] * scale);
@@ -121,8 +121,8 @@ fn pack_decoded_kernel<N: Size>(
     }
 }
 
-/// A matrix (rows, cols) times `scale` as bf16 in a matrix of `to_rows` rows and `to_vectors` vectors.
-pub fn pack<R: Backend>(
+/// A matrix (rows, cols) times `scale`, as bf16 in a matrix of `to_rows` rows and `to_vectors` vectors.
+pub(crate) fn pack<R: Backend>(
     gpu: &Gpu<R>,
     from: &GpuBuffer,
     [rows, cols]: [usize; 2],
@@ -166,7 +166,8 @@ fn launch<R: Backend, F: Float>(
 ) -> Result<GpuBuffer> {
     let to = gpu.scratch_bf16(to_rows * to_vectors * WIDTH)?;
     let vector = if cols.is_multiple_of(4) && fill == Fill::Once { 4 } else { 1 };
-    // SAFETY: a unit beyond the packed matrix does nothing, and reads are inside the matrix of rows and cols, the tensor's sizes.
+    // SAFETY: a unit beyond the packed matrix does nothing, and reads stay inside the matrix, whose size is that of the
+    // tensor.
     unsafe {
         pack_kernel::launch_unchecked::<F, R>(
             gpu.client(),

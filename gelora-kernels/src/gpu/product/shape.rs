@@ -1,64 +1,65 @@
-//! Sizes of the cubes that compute on matrix units, and which one an output gets.
+//! Sizes of the cubes on matrix units, and the choice of one for an output.
 
-/// Values of a vector of 16 bytes, what one copy moves.
-pub const WIDTH: usize = 8;
+/// Values of a vector of 16 bytes, the unit of a copy.
+pub(crate) const WIDTH: usize = 8;
 /// Steps of the shared dimension in a stage.
-pub const DEPTH: usize = 64;
-/// Rows of a fragment, and steps that one multiplication adds.
-pub const SIDE: usize = 16;
+pub(crate) const DEPTH: usize = 64;
+/// Rows of a fragment, and steps of one multiplication.
+pub(crate) const SIDE: usize = 16;
 /// Units of a plane.
-pub const PLANE: usize = 32;
-/// Vectors of a staged line of `DEPTH` values, with one of padding: 8 lines then begin in different banks.
-pub const LINE: usize = DEPTH / WIDTH + 1;
+pub(crate) const PLANE: usize = 32;
+/// Vectors of a staged line: `DEPTH` values and one vector of padding, so that 8 lines begin in different banks.
+pub(crate) const LINE: usize = DEPTH / WIDTH + 1;
 
 /// The comptime sizes of a cube.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Output rows of a cube.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Output columns of a cube.
-    pub cols: usize,
+    pub(crate) cols: usize,
     /// Output rows, and columns, of a plane.
-    pub plane: usize,
+    pub(crate) plane: usize,
     /// Stages in shared memory.
-    pub stages: usize,
+    pub(crate) stages: usize,
 }
 
 impl Shape {
-    /// Eight planes; 162 KiB of shared memory, one cube a multiprocessor.
-    pub const LARGE: Self = Self { rows: 128, cols: 256, plane: 64, stages: 3 };
-    /// Four planes; 108 KiB, two cubes a multiprocessor of a data-centre GPU.
-    pub const MEDIUM: Self = Self { rows: 128, cols: 128, plane: 64, stages: 3 };
-    /// The same in 72 KiB.
-    pub const MEDIUM_TWO_STAGES: Self = Self { stages: 2, ..Self::MEDIUM };
-    /// Four planes for small outputs; 54 KiB.
-    pub const SMALL: Self = Self { rows: 64, cols: 64, plane: 32, stages: 3 };
-    /// The same in 36 KiB: within the 48 KiB that every device has.
-    pub const SMALL_TWO_STAGES: Self = Self { stages: 2, ..Self::SMALL };
+    /// Eight planes and 162 KiB of shared memory: one cube on a multiprocessor.
+    pub(crate) const LARGE: Self = Self { rows: 128, cols: 256, plane: 64, stages: 3 };
+    /// Four planes and 108 KiB: two cubes on a multiprocessor of a data-center GPU.
+    pub(crate) const MEDIUM: Self = Self { rows: 128, cols: 128, plane: 64, stages: 3 };
+    /// As [`Shape::MEDIUM`], in 72 KiB.
+    pub(crate) const MEDIUM_TWO_STAGES: Self = Self { stages: 2, ..Self::MEDIUM };
+    /// Four planes and 54 KiB, for small outputs.
+    pub(crate) const SMALL: Self = Self { rows: 64, cols: 64, plane: 32, stages: 3 };
+    /// As [`Shape::SMALL`], in 36 KiB: within the 48 KiB that every device has.
+    pub(crate) const SMALL_TWO_STAGES: Self = Self { stages: 2, ..Self::SMALL };
 
     /// Units of a cube.
-    pub const fn units(&self) -> usize {
+    pub(crate) const fn units(&self) -> usize {
         PLANE * (self.rows / self.plane) * (self.cols / self.plane)
     }
 
     /// Vectors of a stage of the left operand.
-    pub const fn left_stage(&self) -> usize {
+    pub(crate) const fn left_stage(&self) -> usize {
         self.rows * LINE
     }
 
     /// Vectors of a stage of the right operand, in either layout.
-    pub const fn right_stage(&self) -> usize {
+    pub(crate) const fn right_stage(&self) -> usize {
         let (lines, steps) = (self.cols * LINE, DEPTH * (self.cols / WIDTH + 1));
         if lines > steps { lines } else { steps }
     }
 
     /// Bytes of shared memory, barriers included.
-    pub const fn shared(&self) -> usize {
+    pub(crate) const fn shared(&self) -> usize {
         self.stages * (2 * WIDTH * (self.left_stage() + self.right_stage()) + 16)
     }
 
-    /// The largest shape that `runs` and that makes `busy` cubes of an output of this size, else the smallest that runs.
-    pub fn choose(rows: usize, cols: usize, busy: usize, runs: impl Fn(&Self) -> bool) -> Option<Self> {
+    /// The largest shape that `runs` and that splits an output of this size into at least `busy` cubes, else the
+    /// smallest that runs.
+    pub(crate) fn choose(rows: usize, cols: usize, busy: usize, runs: impl Fn(&Self) -> bool) -> Option<Self> {
         let all = [Self::LARGE, Self::MEDIUM, Self::MEDIUM_TWO_STAGES, Self::SMALL, Self::SMALL_TWO_STAGES].into_iter();
         let running: Vec<Self> = all.filter(runs).collect();
         let smallest = running.iter().copied().find(|shape| shape.plane == Self::SMALL.plane);

@@ -9,7 +9,7 @@ const ALL: [(Activation, &str); 5] = [
     (Activation::Tanh, "tanh"),
 ];
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (f, name) in ALL {
         for (n, c) in [(1, 1), (3, 7), (65, 63), (64, 1536)] {

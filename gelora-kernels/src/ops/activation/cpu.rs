@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Activation;
-use crate::cpu::{for_row_blocks, math, rows_per_task, vectorised};
+use crate::cpu::{for_row_blocks, math, rows_per_task, vectorized};
 use crate::{Result, Tensor};
 
 /// Runs an expression with `$type` bound to the type of the nonlinearity, so that a loop is compiled for each one.
@@ -34,14 +34,14 @@ macro_rules! by_activation {
     };
 }
 
-pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::output(x.shape())?;
     let x = x.as_slice()?;
     for_row_blocks(y.as_mut_slice()?, 1, |first, y| forward_block(f, &x[first..first + y.len()], y));
     Ok(y)
 }
 
-pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut dx = Tensor::output(x.shape())?;
     let (dy, x) = (dy.as_slice()?, x.as_slice()?);
     for_row_blocks(dx.as_mut_slice()?, 1, |first, dx| {
@@ -51,7 +51,7 @@ pub fn backward(f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(dx)
 }
 
-pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub(crate) fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::output(gate.shape())?;
     let (gate, up) = (gate.as_slice()?, up.as_slice()?);
     for_row_blocks(y.as_mut_slice()?, 1, |first, y| {
@@ -61,7 +61,7 @@ pub fn gated(f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-pub fn gated_backward(f: Activation, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn gated_backward(f: Activation, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)> {
     let (mut d_gate, mut d_up) = (Tensor::output(gate.shape())?, Tensor::output(gate.shape())?);
     let (dy, gate, up) = (dy.as_slice()?, gate.as_slice()?, up.as_slice()?);
     let len = rows_per_task(dy.len(), 1);
@@ -73,7 +73,7 @@ pub fn gated_backward(f: Activation, dy: &Tensor, gate: &Tensor, up: &Tensor) ->
     Ok((d_gate, d_up))
 }
 
-vectorised! {
+vectorized! {
     /// y = f(x).
     fn forward_block(f: Activation, x: &[f32], y: &mut [f32]) {
         by_activation!(f, F => for (y, x) in y.iter_mut().zip(x) {
@@ -82,7 +82,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     /// dx = dy f'(x).
     fn backward_block(f: Activation, dy: &[f32], x: &[f32], dx: &mut [f32]) {
         by_activation!(f, F => for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
@@ -91,7 +91,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     /// y = f(gate) up.
     fn gated_block(f: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         by_activation!(f, F => for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
@@ -100,7 +100,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     /// d_gate = dy up f'(gate), d_up = dy f(gate).
     fn gated_backward_block(
         f: Activation,

@@ -83,7 +83,7 @@ fn gated_backward_kernel(
     }
 }
 
-pub fn forward<R: Backend>(gpu: &Gpu<R>, f: Activation, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, f: Activation, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "activation";
     let y = gpu.output(x.shape())?;
     forward_kernel::launch::<R>(
@@ -97,7 +97,7 @@ pub fn forward<R: Backend>(gpu: &Gpu<R>, f: Activation, x: &Tensor) -> Result<Te
     Ok(y)
 }
 
-pub fn backward<R: Backend>(gpu: &Gpu<R>, f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn backward<R: Backend>(gpu: &Gpu<R>, f: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "activation.backward";
     let dx = gpu.output(x.shape())?;
     backward_kernel::launch::<R>(
@@ -112,7 +112,7 @@ pub fn backward<R: Backend>(gpu: &Gpu<R>, f: Activation, dy: &Tensor, x: &Tensor
     Ok(dx)
 }
 
-pub fn gated<R: Backend>(gpu: &Gpu<R>, f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub(crate) fn gated<R: Backend>(gpu: &Gpu<R>, f: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     const OP: &str = "activation.gated";
     let y = gpu.output(gate.shape())?;
     gated_kernel::launch::<R>(
@@ -127,7 +127,7 @@ pub fn gated<R: Backend>(gpu: &Gpu<R>, f: Activation, gate: &Tensor, up: &Tensor
     Ok(y)
 }
 
-pub fn gated_backward<R: Backend>(
+pub(crate) fn gated_backward<R: Backend>(
     gpu: &Gpu<R>,
     f: Activation,
     dy: &Tensor,

@@ -11,10 +11,12 @@
 //! All tensors of a call have the same shape, of any rank. Every value is computed alone in f32; nothing is
 //! accumulated.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;

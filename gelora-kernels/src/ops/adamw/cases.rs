@@ -2,7 +2,7 @@ use super::{AdamW, Clip, Group, Member, Moments, global_norm, reference, step};
 use crate::Tensor;
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let settings = AdamW { lr: 0.05, weight_decay: 0.1, ..AdamW::default() };
     let mut all = Vec::new();
     for len in [1, 3, 63, 257, 3072, 100_000] {
@@ -10,7 +10,7 @@ pub fn cases() -> Vec<Case> {
         let Ok(v) = Tensor::from_vec(squared, [len]) else { continue };
         let Ok(norm) = Tensor::from_vec(vec![3.0], [1]) else { continue };
         let inputs = [random([len], 1), random([len], 2), random([len], 3), v, norm];
-        // Clipped to half of the norm, and not clipped.
+        // Clipped to half of the norm, not clipped, and below the limit.
         for (t, max_norm, scale) in [(1, 1.5, 1.5 / (3.0 + 1e-6)), (1000, f32::INFINITY, 1.0), (2, 3.5, 1.0)] {
             all.push(
                 Case::new("adamw", format!("{len}, t {t}, norm 3 to {max_norm}"))
@@ -42,11 +42,11 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Two steps of many parameters at once, the second clipped.
+/// Two steps of many parameters, the second with clipping.
 fn groups() -> impl Iterator<Item = Case> {
     let settings = AdamW { lr: 0.05, weight_decay: 0.1, ..AdamW::default() };
-    // More tensors than one launch copies, and some that several cubes do.
-    let many: Vec<usize> = (0..150).map(|at| 1 + 37 * at % 200).collect();
+    // More tensors than one launch copies, some of them large enough for several cubes.
+    let many: Vec<usize> = (0..150).map(|i| 1 + 37 * i % 200).collect();
     [("1", vec![1]), ("3 + 65", vec![3, 65]), ("1 + 70000 + 64 + 3", vec![1, 70_000, 64, 3]), ("150", many)]
         .map(move |(name, lens)| {
             let (count, total) = (lens.len(), lens.iter().sum::<usize>() as f64);
@@ -69,23 +69,23 @@ fn groups() -> impl Iterator<Item = Case> {
                             .collect();
                         norms.push(group.step(&settings, t, max_norm, &mut members)?);
                     }
-                    let moments = moments.into_iter().flat_map(|of| [of.m, of.v]);
+                    let moments = moments.into_iter().flat_map(|pair| [pair.m, pair.v]);
                     Ok(norms.into_iter().chain(parameters).chain(moments).collect())
                 })
                 .reference(move |x| {
                     let (parameters, gradients) = (&x[..count], &x[count..]);
                     let norm = gradients.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
                     let scale = (f64::from(max_norm) / (norm + 1e-6)).min(1.0);
-                    let (mut stepped, mut of_moments) = (Vec::new(), Vec::new());
+                    let (mut stepped, mut stepped_moments) = (Vec::new(), Vec::new());
                     for (p, g) in parameters.iter().zip(gradients) {
                         let zeros = vec![0.0; p.len()];
                         let (p, m, v) = reference::step(&settings, 1, p, g, &zeros, &zeros);
                         let clipped: Vec<f64> = g.iter().map(|g| scale * g).collect();
                         let (p, m, v) = reference::step(&settings, 2, &p, &clipped, &m, &v);
                         stepped.push(p);
-                        of_moments.extend([m, v]);
+                        stepped_moments.extend([m, v]);
                     }
-                    [vec![norm], vec![norm]].into_iter().chain(stepped).chain(of_moments).collect()
+                    [vec![norm], vec![norm]].into_iter().chain(stepped).chain(stepped_moments).collect()
                 })
                 .bound(4e-6)
                 .work(32.0 * total, 64.0 * total)

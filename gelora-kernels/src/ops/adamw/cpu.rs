@@ -1,10 +1,10 @@
 //! One loop over values for each parameter.
 
 use super::{AdamW, Clip, Moments, corrections};
-use crate::cpu::vectorised;
+use crate::cpu::vectorized;
 use crate::{Result, Tensor};
 
-pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, clip: Clip<'_>, moments: &mut Moments) -> Result<()> {
+pub(crate) fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, clip: Clip<'_>, moments: &mut Moments) -> Result<()> {
     let norm = clip.norm.item()?;
     if !norm.is_finite() {
         return Ok(());
@@ -24,7 +24,7 @@ pub fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, clip: Clip<'_>, momen
     Ok(())
 }
 
-vectorised! {
+vectorized! {
     /// The step of one parameter, with gradients times `scale`.
     fn update(s: &AdamW, corrections: [f32; 2], scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let keep = 1.0 - s.lr * s.weight_decay;
@@ -37,7 +37,7 @@ vectorised! {
     }
 }
 
-pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
+pub(crate) fn global_norm(tensors: &[&Tensor]) -> Result<Tensor> {
     let mut sum = 0.0;
     for t in tensors {
         sum += t.as_slice()?.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();

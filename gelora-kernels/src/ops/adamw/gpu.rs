@@ -3,7 +3,7 @@
 
 mod group;
 
-pub use group::FlatGroup;
+pub(crate) use group::FlatGroup;
 
 use cubecl::prelude::*;
 
@@ -100,7 +100,7 @@ fn step_kernel(
     }
 }
 
-pub fn step<R: Backend>(
+pub(crate) fn step<R: Backend>(
     gpu: &Gpu<R>,
     s: &AdamW,
     t: u64,
@@ -134,7 +134,7 @@ fn step_all<R: Backend>(gpu: &Gpu<R>, s: &AdamW, t: u64, max_norm: f32, [p, m, v
 }
 
 /// The root of the sum of all squares, as a tensor of one value.
-pub fn global_norm<R: Backend>(gpu: &Gpu<R>, tensors: &[&Tensor]) -> Result<Tensor> {
+pub(crate) fn global_norm<R: Backend>(gpu: &Gpu<R>, tensors: &[&Tensor]) -> Result<Tensor> {
     let buffers: Vec<&GpuBuffer> = tensors.iter().map(|t| t.gpu("global_norm")).collect::<Result<_>>()?;
     root(gpu, &squares(gpu, &buffers)?)
 }

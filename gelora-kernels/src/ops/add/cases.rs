@@ -1,7 +1,7 @@
 use super::{accumulate, forward, reference};
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, c) in [(1, 1), (7, 63), (257, 65), (64, 1536)] {
         let (x, z, bytes) = (random([n, c], 1), random([n, c], 2), 12.0 * (n * c) as f64);

@@ -19,7 +19,7 @@ fn accumulate_kernel(acc: &mut Array<f32>, x: &Array<f32>) {
     }
 }
 
-pub fn forward<R: Backend>(gpu: &Gpu<R>, x: &Tensor, z: &Tensor) -> Result<Tensor> {
+pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, x: &Tensor, z: &Tensor) -> Result<Tensor> {
     const OP: &str = "add";
     let y = gpu.output(x.shape())?;
     add_kernel::launch::<R>(
@@ -33,7 +33,7 @@ pub fn forward<R: Backend>(gpu: &Gpu<R>, x: &Tensor, z: &Tensor) -> Result<Tenso
     Ok(y)
 }
 
-pub fn accumulate<R: Backend>(gpu: &Gpu<R>, acc: &mut Tensor, x: &Tensor) -> Result<()> {
+pub(crate) fn accumulate<R: Backend>(gpu: &Gpu<R>, acc: &mut Tensor, x: &Tensor) -> Result<()> {
     const OP: &str = "add.accumulate";
     let len = x.len();
     accumulate_kernel::launch::<R>(

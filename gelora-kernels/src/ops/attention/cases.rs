@@ -4,7 +4,7 @@ use crate::ops::dropout::Dropout;
 use crate::random;
 use crate::verify::{Case, random as tensor};
 
-/// One case.
+/// The settings of one case.
 #[derive(Clone, Copy)]
 struct Shape {
     lengths: &'static [usize],
@@ -17,11 +17,11 @@ struct Shape {
     window: Option<usize>,
     /// M of the bias.
     bias: Option<usize>,
-    /// M of what the content of queries adds, and of keys.
+    /// M of the terms of the queries' content, and of the keys'.
     by_query: Option<usize>,
     by_key: Option<usize>,
     p: f32,
-    /// The block that GPU kernels must take, as its place in their list.
+    /// The block that GPU kernels must take, as an index into their list.
     forced: Option<usize>,
 }
 
@@ -40,7 +40,7 @@ const PLAIN: Shape = Shape {
     forced: None,
 };
 
-/// Head sizes for which devices with little shared memory take other blocks than those with much.
+/// Head sizes for which the size of shared memory decides the block.
 const LARGE_HEADS: Shape =
     Shape { lengths: &[70, 3], heads: 2, kv_heads: 1, d: 64, causal: true, window: Some(40), p: 0.1, ..PLAIN };
 
@@ -133,21 +133,21 @@ impl Shape {
         name
     }
 
-    /// Pairs of rows and keys that see each other.
+    /// Number of pairs of a row and a key that it sees.
     fn pairs(&self) -> f64 {
-        let of_row = |position: usize, keys: usize| {
+        let seen_by = |position: usize, keys: usize| {
             let seen = if self.causal { position + 1 } else { keys };
             self.window.map_or(seen, |window| seen.min(window))
         };
-        let of_sequence = |(s, t): (usize, &usize)| {
+        let sequence_pairs = |(s, t): (usize, &usize)| {
             let past = self.past.get(s).unwrap_or(&0);
-            (0..*t).map(|i| of_row(past + i, past + t)).sum::<usize>()
+            (0..*t).map(|i| seen_by(past + i, past + t)).sum::<usize>()
         };
-        self.lengths.iter().enumerate().map(of_sequence).sum::<usize>() as f64
+        self.lengths.iter().enumerate().map(sequence_pairs).sum::<usize>() as f64
     }
 }
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for shape in SHAPES {
         let Shape { lengths, past, heads, kv_heads, d, causal, window, bias, by_query, by_key, p, forced } = shape;
@@ -157,21 +157,21 @@ pub fn cases() -> Vec<Case> {
         let (Ok(sequences), Ok(keys)) = both else { continue };
         let (n, c, kv_n, kv_c) = (sequences.tokens(), heads * d, keys.tokens(), kv_heads * d);
         let t = |seed| tensor([n, c], seed);
-        let of_key = |seed| tensor([kv_n, kv_c], seed);
+        let key_like = |seed| tensor([kv_n, kv_c], seed);
         let dropout = (p > 0.0).then(|| Dropout { p, key: random::key(5, &[1]) });
         let scale = 1.0 / (d as f32).sqrt();
         let pairs = shape.pairs();
-        // What is added to the scores, in the order of the inputs: the bias, A and B.
+        // The terms added to the scores, in the order of the inputs: the bias, A and B.
         let by_distance = |m: Option<usize>, seed| m.map(|m| tensor([n, heads * (2 * m - 1)], seed));
         let added = [bias.map(|m| tensor([heads, 2 * m - 1], 7)), by_distance(by_query, 8), by_distance(by_key, 9)];
-        let there = added.each_ref().map(Option::is_some);
+        let present = added.each_ref().map(Option::is_some);
         let added: Vec<_> = added.into_iter().flatten().collect();
-        let terms = there[1..].iter().filter(|there| **there).count() as f64 * pairs * heads as f64;
+        let terms = present[1..].iter().filter(|present| **present).count() as f64 * pairs * heads as f64;
 
         let oracle = {
             let (starts, key_starts) = (sequences.starts().to_vec(), keys.starts().to_vec());
             move |added: &[Vec<f64>]| {
-                let [bias, by_query, by_key] = place(there, added).map(|t| t.cloned().unwrap_or_default());
+                let [bias, by_query, by_key] = place(present, added).map(|t| t.cloned().unwrap_or_default());
                 reference::Shape {
                     starts: starts.clone(),
                     key_starts: key_starts.clone(),
@@ -190,10 +190,10 @@ pub fn cases() -> Vec<Case> {
         let (call, call_keys, want, m) = (sequences.clone(), keys.clone(), oracle.clone(), mask.clone());
         all.push(forced(
             Case::new("attention", shape.name())
-                .inputs([t(1), of_key(2), of_key(3)].into_iter().chain(added.clone()).collect::<Vec<_>>())
+                .inputs([t(1), key_like(2), key_like(3)].into_iter().chain(added.clone()).collect::<Vec<_>>())
                 .run(move |t| {
                     let keys = (!past.is_empty()).then_some(&call_keys);
-                    let [bias, by_query, by_key] = place(there, &t[3..]);
+                    let [bias, by_query, by_key] = place(present, &t[3..]);
                     let plain = Attention::new(&call, heads, d);
                     let plain = Attention { keys, kv_heads, causal, window, dropout, ..plain };
                     let call = Attention { bias, by_query, by_key, ..plain };
@@ -213,9 +213,9 @@ pub fn cases() -> Vec<Case> {
         let (call, want) = (sequences.clone(), oracle);
         all.push(forced(
             Case::new("attention.backward", shape.name())
-                .inputs([t(4), t(1), of_key(2), of_key(3)].into_iter().chain(added).collect::<Vec<_>>())
+                .inputs([t(4), t(1), key_like(2), key_like(3)].into_iter().chain(added).collect::<Vec<_>>())
                 .run(move |t| {
-                    let [bias, by_query, by_key] = place(there, &t[4..]);
+                    let [bias, by_query, by_key] = place(present, &t[4..]);
                     let plain = Attention { kv_heads, causal, window, dropout, ..Attention::new(&call, heads, d) };
                     let call = Attention { bias, by_query, by_key, ..plain };
                     let (_, saved) = call.forward(&t[1], &t[2], &t[3])?;
@@ -225,8 +225,8 @@ pub fn cases() -> Vec<Case> {
                 })
                 .reference(move |v| {
                     let want = want(&v[4..]);
-                    let (of_inputs, of_added) = want.backward(&v[0], &v[1], &v[2], &v[3], &mask);
-                    of_inputs.into_iter().chain(of_added.into_iter().filter(|d| !d.is_empty())).collect()
+                    let (inputs_gradients, added_gradients) = want.backward(&v[0], &v[1], &v[2], &v[3], &mask);
+                    inputs_gradients.into_iter().chain(added_gradients.into_iter().filter(|d| !d.is_empty())).collect()
                 })
                 .bound(3e-6)
                 .work(14.0 * pairs * c as f64, 24.0 * (n * (c + kv_c)) as f64 + 12.0 * terms),
@@ -235,13 +235,13 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Inputs in their places: the next one where `there` says so.
-fn place<T>(there: [bool; 3], inputs: &[T]) -> [Option<&T>; 3] {
+/// The inputs of the terms that are present, in the order of `present`.
+fn place<T>(present: [bool; 3], inputs: &[T]) -> [Option<&T>; 3] {
     let mut inputs = inputs.iter();
-    there.map(|there| if there { inputs.next() } else { None })
+    present.map(|present| if present { inputs.next() } else { None })
 }
 
-/// The dropout mask by the documented index.
+/// The dropout factors by the documented index.
 fn masks(
     dropout: Option<Dropout>,
     heads: usize,
@@ -285,12 +285,13 @@ mod tests {
             shape.forward(&x[0], &x[1], &x[2], mask).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
         };
         let by_distance = [inputs[3].clone(), inputs[4].clone()];
-        let (of_inputs, of_added) = shape(by_distance).backward(&d_o, &inputs[0], &inputs[1], &inputs[2], mask);
-        assert_slopes(&inputs, &of_inputs.into_iter().chain(of_added).collect::<Vec<_>>(), loss);
+        let (inputs_gradients, added_gradients) =
+            shape(by_distance).backward(&d_o, &inputs[0], &inputs[1], &inputs[2], mask);
+        assert_slopes(&inputs, &inputs_gradients.into_iter().chain(added_gradients).collect::<Vec<_>>(), loss);
     }
 
     #[test]
-    fn a_sequence_is_not_changed_by_its_neighbours() -> Result<()> {
+    fn a_sequence_is_not_changed_by_its_neighbors() -> Result<()> {
         let run = |lengths: &[usize], rows: usize| -> Result<Vec<f32>> {
             let sequences = Offsets::from_lengths(lengths)?;
             let cut = |seed| Tensor::from_vec(tensor([40, 8], seed).to_vec()?[..rows * 8].to_vec(), [rows, 8]);

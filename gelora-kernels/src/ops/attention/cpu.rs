@@ -280,7 +280,7 @@ struct QueryGradients<'t> {
     d_by_key: Option<ViewMut<'t>>,
 }
 
-pub fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
     let (n, c) = (q.rows(), q.cols());
     let (mut o, mut lse) = (Tensor::output([n, c])?, Tensor::output([n, call.heads])?);
     let (q, k, v) = (q.as_slice()?, k.as_slice()?, v.as_slice()?);
@@ -293,7 +293,7 @@ pub fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Resu
     Ok((o, lse))
 }
 
-pub fn backward(
+pub(crate) fn backward(
     call: &Attention<'_>,
     d_o: &Tensor,
     q: &Tensor,

@@ -1,14 +1,17 @@
-//! One pass over the keys. A cube owns a block of queries (forward, dQ) or of keys (dK and dV) of one head, streams over the
-//! blocks of the other side through shared memory, and holds its sums in registers; scores exist for one pair of blocks.
+//! One pass over the keys. A cube owns a block of queries (forward, dQ) or of keys (dK and dV) of one head. It goes
+//! over the blocks of the other side through shared memory and holds its sums in registers. Scores exist for one pair
+//! of blocks.
 //!
-//! A cube is 8 x 8 units. Of a block of scores a unit has every eighth row and every eighth column, of a block of outputs
-//! every eighth row and every eighth channel, so that adjacent units read adjacent banks and write adjacent values.
+//! A cube has 8 x 8 units. A unit owns every eighth row and column of a block of scores, and every eighth row and
+//! channel of a block of outputs, so adjacent units read adjacent banks and write adjacent values.
 
 mod backward;
 mod forward;
 
-pub use backward::backward;
-pub use forward::forward;
+pub(crate) use backward::backward;
+pub(crate) use forward::forward;
+
+use std::ops::Range;
 
 use cubecl::prelude::*;
 
@@ -16,18 +19,16 @@ use super::Attention;
 use crate::gpu::mask::{Mask, factor};
 use crate::gpu::{Backend, Gpu, GpuBuffer};
 use crate::guard::forced_shape;
-use std::ops::Range;
+use crate::{Error, Result, Tensor};
 
-use crate::{Error, Result};
-
-/// Units of a cube side by side, and one above the other.
+/// Units of a cube along each side.
 const SIDE: usize = 8;
 const UNITS: usize = SIDE * SIDE;
 
-/// Rows of a block of queries or keys, the best first.
+/// Rows of a block of queries or keys, the preferred size first.
 const BLOCKS: [usize; 3] = [32, 16, 8];
 
-/// The score of a key that a row does not see. Finite: shaders need not know infinities.
+/// The score of a key that a row does not see. It is finite, because shaders may not know infinities.
 const UNSEEN: f32 = -1e30;
 
 /// The comptime settings of every kernel here.
@@ -37,7 +38,7 @@ struct Plan {
     block: usize,
     /// Head size.
     d: usize,
-    /// Query heads to a key head.
+    /// Query heads of a key head.
     group: usize,
     heads: usize,
     causal: bool,
@@ -49,10 +50,11 @@ struct Plan {
 }
 
 impl Plan {
-    /// The largest blocks of which `rooms` matrices of a head and `scores` blocks of scores fit into shared memory.
-    fn new<R: Backend>(gpu: &Gpu<R>, call: &Attention<'_>, d: usize, rooms: usize, scores: usize) -> Result<Self> {
+    /// The plan with the largest block for which `matrices` matrices of a head and `scores` blocks of scores fit into
+    /// shared memory.
+    fn new<R: Backend>(gpu: &Gpu<R>, call: &Attention<'_>, d: usize, matrices: usize, scores: usize) -> Result<Self> {
         let most = gpu.client().properties().hardware.max_shared_memory_size;
-        let size = |block: usize| 4 * (rooms * block * (d + 1) + scores * block * (block + 1) + 2 * block);
+        let size = |block: usize| 4 * (matrices * block * (d + 1) + scores * block * (block + 1) + 2 * block);
         let fits = |block: &usize| size(*block) <= most && d * block <= 2048;
         let chosen = match forced_shape() {
             None => BLOCKS.into_iter().find(fits),
@@ -77,12 +79,12 @@ impl Plan {
         })
     }
 
-    /// Rows of a block that a unit has.
+    /// Rows of a block in one unit.
     const fn unit_rows(&self) -> usize {
         self.block / SIDE
     }
 
-    /// Channels that a unit has.
+    /// Channels in one unit.
     const fn unit_channels(&self) -> usize {
         self.d.div_ceil(SIDE)
     }
@@ -92,14 +94,14 @@ impl Plan {
     }
 }
 
-/// Rows of one head in shared memory, and their distance: one value more than there are channels, against bank conflicts.
+/// Shared memory for a block of rows of one head. Rows are one value longer than the head, against bank conflicts.
 #[cube]
-fn room(#[comptime] plan: Plan) -> SharedMemory<f32> {
+fn row_block(#[comptime] plan: Plan) -> SharedMemory<f32> {
     SharedMemory::<f32>::new(comptime!(plan.block * (plan.d + 1)))
 }
 
 #[cube]
-fn score_room(#[comptime] plan: Plan) -> SharedMemory<f32> {
+fn score_block(#[comptime] plan: Plan) -> SharedMemory<f32> {
     SharedMemory::<f32>::new(comptime!(plan.block * (plan.block + 1)))
 }
 
@@ -113,29 +115,29 @@ fn zeros(#[comptime] len: usize) -> Array<f32> {
     all
 }
 
-/// Copies the rows from `first` of a head into shared memory; rows at or beyond `end` become 0.
+/// Copies the rows of a head from row `first` on into shared memory. Rows from `end` on become 0.
 #[cube]
 fn load(
     source: &Array<f32>,
-    room: &mut SharedMemory<f32>,
+    rows: &mut SharedMemory<f32>,
     first: usize,
     end: usize,
     head: usize,
     #[comptime] heads: usize,
     #[comptime] plan: Plan,
 ) {
-    for at in range_stepped(UNIT_POS as usize, comptime!(plan.block * plan.d), comptime!(UNITS)) {
-        let row = at / comptime!(plan.d);
-        let channel = at % comptime!(plan.d);
+    for copied in range_stepped(UNIT_POS as usize, comptime!(plan.block * plan.d), comptime!(UNITS)) {
+        let row = copied / comptime!(plan.d);
+        let channel = copied % comptime!(plan.d);
         let mut value = 0.0f32;
         if first + row < end {
             value = source[((first + row) * heads + head) * comptime!(plan.d) + channel];
         }
-        room[row * comptime!(plan.d + 1) + channel] = value;
+        rows[row * comptime!(plan.d + 1) + channel] = value;
     }
 }
 
-/// left right^T of this unit's rows and columns.
+/// left right^T, for the rows and columns of this unit.
 #[cube]
 fn scores(left: &SharedMemory<f32>, right: &SharedMemory<f32>, #[comptime] plan: Plan) -> Array<f32> {
     let n = comptime!(plan.unit_rows());
@@ -161,7 +163,7 @@ fn scores(left: &SharedMemory<f32>, right: &SharedMemory<f32>, #[comptime] plan:
     sums
 }
 
-/// sums += weights values: weights (block, block), or their transpose, times the rows in `values`.
+/// sums += weights values, with weights (block, block) or, if `transposed`, its transpose.
 #[cube]
 fn accumulate(
     sums: &mut Array<f32>,
@@ -188,7 +190,7 @@ fn accumulate(
         }
         #[unroll]
         for c in 0..channels {
-            // The last channels of a unit may be beyond the head; their sums are not used.
+            // The last channel of a unit may be beyond the head. Its sums are not used.
             let channel = (unit_x + comptime!(c * SIDE)).min(comptime!(plan.d - 1));
             let value = values[k * comptime!(plan.d + 1) + channel];
             #[unroll]
@@ -199,7 +201,7 @@ fn accumulate(
     }
 }
 
-/// Writes what [`accumulate`] summed to the rows from `first` of a head.
+/// Writes the sums of [`accumulate`] to the rows of a head from row `first` on.
 #[cube]
 fn store(
     sums: &Array<f32>,
@@ -224,7 +226,7 @@ fn store(
     }
 }
 
-/// Whether the row that stands where key `position` stands sees `key`, in a sequence whose keys end at `end`.
+/// Whether the row at key position `position` sees `key`, in a sequence whose keys end at `end`.
 #[cube]
 fn sees(position: usize, key: usize, end: usize, window: usize, #[comptime] plan: Plan) -> bool {
     let mut seen = key < end;
@@ -237,18 +239,18 @@ fn sees(position: usize, key: usize, end: usize, window: usize, #[comptime] plan
     seen
 }
 
-/// Where the keys begin that a block of queries from `position` on sees.
+/// The first key visible to the block of queries starting at `position`.
 #[cube]
 fn first_key(position: usize, start: usize, window: usize, #[comptime] plan: Plan) -> usize {
     let mut first = start;
     if comptime!(plan.windowed) {
-        // Of the window's start and the sequence's start, the later.
+        // The later of the window's start and the sequence's start.
         first = (position + 1).max(start + window) - window;
     }
     first
 }
 
-/// Where the keys end that a block of queries from `position` on sees.
+/// The end of the keys visible to the block of queries starting at `position`.
 #[cube]
 fn last_key(position: usize, end: usize, #[comptime] plan: Plan) -> usize {
     let mut last = end;
@@ -258,57 +260,77 @@ fn last_key(position: usize, end: usize, #[comptime] plan: Plan) -> usize {
     last
 }
 
-/// What is added to the score of a key that the row at `position` sees.
+/// The bias of the score of a key, if the row at `position` sees the key; else 0.
 #[cube]
-fn bias_of(bias: &Array<f32>, position: usize, head: usize, key: usize, seen: bool, #[comptime] plan: Plan) -> f32 {
+fn bias_of(terms: &Terms, position: usize, head: usize, key: usize, seen: bool, #[comptime] plan: Plan) -> f32 {
     let mut value = 0.0f32;
     if comptime!(plan.biased) {
-        let width = bias.len() / comptime!(plan.heads);
+        let width = terms.bias.len() / comptime!(plan.heads);
         if seen {
-            value = bias[head * width + key + width / 2 - position];
+            value = terms.bias[head * width + key + width / 2 - position];
         }
     }
     value
 }
 
-/// What A and B add to the product of a query row and a key that it sees; both count rows of the batch.
+/// The terms of A and B in the product of a query row and a key, if the row sees the key; else 0. Both are rows of the
+/// batch.
 #[cube]
-fn by_distance(added: &ByDistance, row: usize, head: usize, key: usize, seen: bool, #[comptime] plan: Plan) -> f32 {
+fn by_distance(terms: &Terms, row: usize, head: usize, key: usize, seen: bool, #[comptime] plan: Plan) -> f32 {
     let mut value = 0.0f32;
     if seen {
         if comptime!(plan.by_query) {
-            value += added.by_query[distance_at(row, row, head, key, added.width, plan)];
+            value += terms.by_query[distance_index(row, row, head, key, terms.width, plan)];
         }
         if comptime!(plan.by_key) {
-            value += added.by_key[distance_at(key, row, head, key, added.width, plan)];
+            value += terms.by_key[distance_index(key, row, head, key, terms.width, plan)];
         }
     }
     value
 }
 
-/// Where the score of a query row and a key reads row `of` of A or B.
+/// The index in A or B of the term of a query row and a key; `owner` is the row for A, the key for B.
 #[cube]
-fn distance_at(of: usize, row: usize, head: usize, key: usize, width: usize, #[comptime] plan: Plan) -> usize {
-    (of * comptime!(plan.heads) + head) * width + key + width / 2 - row
+fn distance_index(owner: usize, row: usize, head: usize, key: usize, width: usize, #[comptime] plan: Plan) -> usize {
+    (owner * comptime!(plan.heads) + head) * width + key + width / 2 - row
 }
 
-/// A and B, or any memory in place of one that is not there.
+/// The terms that are added to the scores. Any memory stands in for a term that the call does not have.
 #[derive(CubeType, CubeLaunch)]
-struct ByDistance {
+struct Terms {
+    bias: Array<f32>,
+    /// A.
     by_query: Array<f32>,
+    /// B.
     by_key: Array<f32>,
-    /// Columns of a head.
+    /// Columns of A or B that belong to a head.
     width: usize,
 }
 
-/// A and B as a kernel takes them.
-fn distances<R: Backend>(op: &'static str, call: &Attention<'_>, other: &crate::Tensor) -> Result<ByDistanceLaunch<R>> {
+/// The launch argument of the terms; `other` stands in for missing terms.
+fn terms<R: Backend>(op: &'static str, call: &Attention<'_>, other: &Tensor) -> Result<TermsLaunch<R>> {
     let width = call.by_query.or(call.by_key).map_or(0, |t| t.cols() / call.heads);
-    let arg = |t: Option<&crate::Tensor>| Ok::<_, Error>(t.unwrap_or(other).gpu(op)?.arg());
-    Ok(ByDistanceLaunch::new(arg(call.by_query)?, arg(call.by_key)?, width))
+    let arg = |t: Option<&Tensor>| Ok::<_, Error>(t.unwrap_or(other).gpu(op)?.arg());
+    Ok(TermsLaunch::new(arg(call.bias)?, arg(call.by_query)?, arg(call.by_key)?, width))
 }
 
-/// What P of a row, a head and a key is multiplied by.
+/// The numbers of a launch.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Numbers {
+    /// Blocks with work: more cubes may run.
+    count: usize,
+    /// Keys of the longest sequence, for the index of dropout.
+    longest: usize,
+    window: usize,
+    scale: f32,
+}
+
+/// The launch argument of the numbers.
+fn numbers<R: Backend>(call: &Attention<'_>, count: usize) -> NumbersLaunch<R> {
+    NumbersLaunch::new(count, call.all_keys().longest(), call.window.unwrap_or(0), call.scale)
+}
+
+/// The dropout factor of P for a row, a head and a key.
 #[cube]
 fn kept(dropout: &Mask, row: usize, head: usize, key: usize, longest: usize, #[comptime] plan: Plan) -> f32 {
     let mut kept = 1.0f32;
@@ -318,23 +340,18 @@ fn kept(dropout: &Mask, row: usize, head: usize, key: usize, longest: usize, #[c
     kept
 }
 
-/// The blocks of queries of all sequences on the device, each as (first row, first row and end of its sequence, first key and end of
-/// the sequence's keys), and how many there are.
+/// The list of blocks of queries of all sequences, on the device, and the number of blocks. A block is (its first row,
+/// the first row and the end of its sequence, the first key and the end of the sequence's keys).
 fn blocks<R: Backend>(gpu: &Gpu<R>, call: &Attention<'_>, block: usize) -> (GpuBuffer, usize) {
     let count = call.sequences.ranges().map(|rows| rows.len().div_ceil(block)).sum();
     let upload = || {
-        let of = |(rows, keys): (Range<usize>, Range<usize>)| {
-            let at = [rows.start, rows.end, keys.start, keys.end].map(|at| at as u32);
-            rows.step_by(block).flat_map(move |row| [row as u32, at[0], at[1], at[2], at[3]])
+        let entries = |(rows, keys): (Range<usize>, Range<usize>)| {
+            let ends = [rows.start, rows.end, keys.start, keys.end].map(|end| end as u32);
+            rows.step_by(block).flat_map(move |row| [row as u32, ends[0], ends[1], ends[2], ends[3]])
         };
-        gpu.upload_u32(&call.parts().flat_map(of).collect::<Vec<u32>>())
+        gpu.upload_u32(&call.parts().flat_map(entries).collect::<Vec<u32>>())
     };
-    // Keys of their own change with every token.
+    // Separate keys change with every token, so their list is not kept.
     let list = if call.keys.is_some() { upload() } else { call.sequences.on_gpu(R::KIND, block, upload) };
     (list, count)
-}
-
-/// The bias on the device, or any memory where there is none.
-fn bias<'t>(op: &'static str, call: &Attention<'t>, other: &'t crate::Tensor) -> Result<&'t GpuBuffer> {
-    call.bias.unwrap_or(other).gpu(op)
 }

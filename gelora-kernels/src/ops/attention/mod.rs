@@ -1,4 +1,5 @@
-//! Multi-head scaled dot-product attention within each sequence of an unpadded batch, with grouped heads and causal masks.
+//! Multi-head scaled dot-product attention within each sequence of an unpadded batch, with grouped heads and causal
+//! masks.
 //!
 //! For one sequence of T tokens and one head of size D, with Q, K, V (T, D):
 //! S = scale Q K^T; P = softmax of each row of S; O = drop(P) V; lse_i = ln sum_j exp(S_ij).
@@ -28,10 +29,12 @@
 //! arXiv 1910.10683; disentangled attention: He et al., arXiv 2006.03654; recomputation from lse: Dao et al.,
 //! arXiv 2205.14135; grouped heads: Ainslie et al., arXiv 2305.13245.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use std::ops::Range;

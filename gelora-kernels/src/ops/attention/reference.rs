@@ -1,11 +1,11 @@
-//! Naive loops over a batch, from the formulas alone; `mask(i, h, j)` is what drop multiplies P_ij of head h by.
+//! The formulas in f64, over a batch. `mask(i, h, j)` is the dropout factor of P_ij in head h.
 
-/// Shapes of one call.
+/// The settings of one call.
 #[derive(Debug)]
 pub struct Shape {
-    /// First query of each sequence and, last, the number of queries.
+    /// The first query of every sequence, then the number of queries.
     pub starts: Vec<usize>,
-    /// The same of the keys.
+    /// The first key of every sequence, then the number of keys.
     pub key_starts: Vec<usize>,
     /// Number of query heads.
     pub heads: usize,
@@ -13,15 +13,15 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Head size.
     pub head_size: usize,
-    /// What S is multiplied by.
+    /// The factor of the scores.
     pub scale: f64,
-    /// Whether a row sees only itself and the rows before it.
+    /// Whether a row sees only itself and earlier rows.
     pub causal: bool,
-    /// How many rows a row sees at most.
+    /// The most rows that a row sees.
     pub window: Option<usize>,
-    /// What is added to the scores, by head and by distance j - i, from 1 - M to M - 1; none if it is empty.
+    /// The bias of the scores by head and by distance j - i, from 1 - M to M - 1; empty without a bias.
     pub bias: Vec<f64>,
-    /// A and B, each empty if there is none.
+    /// A and B; each is empty if the call does not have it.
     pub by_distance: [Vec<f64>; 2],
 }
 
@@ -33,7 +33,7 @@ impl Shape {
         let score = |&(j, distance): &(usize, isize)| {
             let added: f64 = (0..2)
                 .filter(|which| !self.by_distance[*which].is_empty())
-                .map(|which| self.by_distance[which][self.distance_at(which, i, j, h, distance)])
+                .map(|which| self.by_distance[which][self.distance_index(which, i, j, h, distance)])
                 .sum();
             self.scale * (self.dot(q, i, k, j, h) + added) + self.bias(h, distance)
         };
@@ -43,24 +43,24 @@ impl Shape {
         (scores.iter().map(|s| (s - peak).exp() / sum).collect(), peak + sum.ln())
     }
 
-    /// Channel d of query head h.
-    fn at(&self, row: usize, h: usize, d: usize) -> usize {
+    /// The index of channel d of query head h.
+    fn index(&self, row: usize, h: usize, d: usize) -> usize {
         (row * self.heads + h) * self.head_size + d
     }
 
-    /// Channel d of the key and value head that query head h reads.
-    fn kv_at(&self, row: usize, h: usize, d: usize) -> usize {
+    /// The index of channel d of the key and value head that query head h reads.
+    fn kv_index(&self, row: usize, h: usize, d: usize) -> usize {
         let group = self.heads / self.kv_heads;
         (row * self.kv_heads + h / group) * self.head_size + d
     }
 
-    /// Row i of a query-like matrix times row j of a key-like one.
+    /// The product of row i of a query-like matrix and row j of a key-like one.
     fn dot(&self, a: &[f64], i: usize, b: &[f64], j: usize, h: usize) -> f64 {
-        (0..self.head_size).map(|d| a[self.at(i, h, d)] * b[self.kv_at(j, h, d)]).sum()
+        (0..self.head_size).map(|d| a[self.index(i, h, d)] * b[self.kv_index(j, h, d)]).sum()
     }
 
-    /// Where the score of query i and key j reads A (0) or B (1).
-    fn distance_at(&self, which: usize, i: usize, j: usize, h: usize, distance: isize) -> usize {
+    /// The index of the term of query i and key j in A (0) or B (1).
+    fn distance_index(&self, which: usize, i: usize, j: usize, h: usize, distance: isize) -> usize {
         let rows = self.starts[self.starts.len() - 1];
         let width = self.by_distance[which].len() / (rows * self.heads);
         let row = if which == 0 { i } else { j };
@@ -75,12 +75,13 @@ impl Shape {
         self.bias[h * width + (distance + (width / 2) as isize) as usize]
     }
 
-    /// Every (row, head) with the first key of its sequence and the keys that it sees, each with its distance.
+    /// Calls `f` for every row and head, with the first key of the sequence and the visible keys, each with its
+    /// distance.
     fn each_row(&self, mut f: impl FnMut(usize, usize, usize, Vec<(usize, isize)>)) {
         for (s, t) in self.starts.windows(2).zip(self.key_starts.windows(2)) {
             for h in 0..self.heads {
                 for i in s[0]..s[1] {
-                    // The last query stands where the last key stands.
+                    // The last query has the position of the last key.
                     let distance = |j: usize| (j as isize - t[1] as isize) - (i as isize - s[1] as isize);
                     let sees = |d: isize| (!self.causal || d <= 0) && self.window.is_none_or(|w| -d < w as isize);
                     let keys = (t[0]..t[1]).map(|j| (j, distance(j))).filter(|(_, d)| sees(*d));
@@ -104,7 +105,7 @@ impl Shape {
             lse[i * self.heads + h] = l;
             for (p, (row, _)) in p.into_iter().zip(rows) {
                 for d in 0..self.head_size {
-                    o[self.at(i, h, d)] += p * mask(i, h, row - first) * v[self.kv_at(row, h, d)];
+                    o[self.index(i, h, d)] += p * mask(i, h, row - first) * v[self.kv_index(row, h, d)];
                 }
             }
         });
@@ -130,10 +131,10 @@ impl Shape {
             for (j, (row, distance)) in rows.into_iter().enumerate() {
                 let ds = p[j] * (dp[j] - mean) * self.scale;
                 for (which, d) in d_by_distance.iter_mut().enumerate().filter(|(_, d)| !d.is_empty()) {
-                    d[self.distance_at(which, i, row, h, distance)] += ds;
+                    d[self.distance_index(which, i, row, h, distance)] += ds;
                 }
                 for d in 0..self.head_size {
-                    let (here, there) = (self.at(i, h, d), self.kv_at(row, h, d));
+                    let (here, there) = (self.index(i, h, d), self.kv_index(row, h, d));
                     dq[here] += ds * k[there];
                     dk[there] += ds * q[here];
                     dv[there] += p[j] * mask(i, h, row - first) * d_o[here];

@@ -1,7 +1,7 @@
 use super::{append, columns, reference, rows, split_columns};
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, widths) in [(1, [1, 1, 1]), (7, [64, 3, 17]), (130, [48, 48, 48])] {
         let c: usize = widths.iter().sum();
@@ -57,7 +57,7 @@ pub fn cases() -> Vec<Case> {
 mod tests {
     use super::*;
 
-    /// A clone keeps what it had; without one the values stay where they are while there is room.
+    /// A clone keeps its values. Without a clone, values stay in place while there is capacity.
     #[test]
     fn rows_are_appended_in_place_unless_another_tensor_has_them() {
         let (mut x, more) = (random([3, 4], 1), random([1, 4], 2));

@@ -3,7 +3,7 @@
 use super::Block;
 use crate::{Result, Tensor};
 
-pub fn assemble(shape: [usize; 2], blocks: &[(&Tensor, Block)]) -> Result<Tensor> {
+pub(crate) fn assemble(shape: [usize; 2], blocks: &[(&Tensor, Block)]) -> Result<Tensor> {
     let mut y = Tensor::output(shape)?;
     let out = y.as_mut_slice()?;
     for (x, block) in blocks {

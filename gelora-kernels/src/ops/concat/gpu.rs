@@ -25,7 +25,7 @@ fn copy_kernel(
     }
 }
 
-pub fn assemble<R: Backend>(
+pub(crate) fn assemble<R: Backend>(
     gpu: &Gpu<R>,
     op: &'static str,
     shape: [usize; 2],

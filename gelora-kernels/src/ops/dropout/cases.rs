@@ -2,7 +2,7 @@ use super::{Dropout, apply, reference};
 use crate::random::key;
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (rows, cols, p) in [(1, 1, 0.5), (3, 7, 0.5), (64, 63, 0.1), (257, 65, 0.9), (512, 384, 0.05)] {
         let key = key(11, &[rows, cols]);

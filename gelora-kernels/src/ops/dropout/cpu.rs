@@ -1,11 +1,11 @@
 //! Loops over elements, vectorized by the compiler.
 
 use super::Dropout;
-use crate::cpu::{for_row_blocks, vectorised};
+use crate::cpu::{for_row_blocks, vectorized};
 use crate::dropout::factor;
 use crate::{Result, Tensor};
 
-pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
+pub(crate) fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
     let mut y = Tensor::output(x.shape())?;
     let x = x.as_slice()?;
     for_row_blocks(y.as_mut_slice()?, 1, |first, y| {
@@ -15,18 +15,18 @@ pub fn apply(x: &Tensor, d: Dropout) -> Result<Tensor> {
     Ok(y)
 }
 
-vectorised! {
+vectorized! {
     /// y = x mask / (1 - p), for the elements from index `first` on.
-    pub fn block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
         for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
             *y = x * factor(d, first.wrapping_add(i as u32));
         }
     }
 }
 
-vectorised! {
+vectorized! {
     /// y += x mask / (1 - p), for the elements from index `first` on.
-    pub fn add_block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn add_block(d: Dropout, first: u32, x: &[f32], y: &mut [f32]) {
         for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
             *y += x * factor(d, first.wrapping_add(i as u32));
         }

@@ -14,7 +14,7 @@ fn apply_kernel(x: &Array<f32>, y: &mut Array<f32>, d: &Mask) {
     }
 }
 
-pub fn apply<R: Backend>(gpu: &Gpu<R>, x: &Tensor, d: Dropout) -> Result<Tensor> {
+pub(crate) fn apply<R: Backend>(gpu: &Gpu<R>, x: &Tensor, d: Dropout) -> Result<Tensor> {
     let y = gpu.output(x.shape())?;
     apply_kernel::launch::<R>(
         gpu.client(),

@@ -9,10 +9,12 @@
 //!
 //! inverted form that needs no rescaling at inference.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 pub(crate) mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;

@@ -1,11 +1,11 @@
 use super::{forward, reference};
-use crate::ops::linear::cases::QUANTISED;
+use crate::ops::linear::cases::QUANTIZED;
 use crate::ops::{add, pool};
 use crate::random::Stream;
-use crate::verify::{Case, random, random_quantised};
+use crate::verify::{Case, random, random_quantized};
 use crate::{DType, Offsets};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, c, v) in [(1, 1, 1), (7, 3, 65), (257, 63, 100), (70_001, 1, 104), (64, 384, 3000)] {
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
@@ -25,19 +25,19 @@ pub fn cases() -> Vec<Case> {
             );
         }
     }
-    for dtype in QUANTISED {
+    for dtype in QUANTIZED {
         let ids = [4, 0, 2, 2];
         all.push(
             Case::new("embedding", "4x512 of 5")
                 .dtype(dtype)
-                .inputs([random_quantised([5, 512], dtype, 3)])
+                .inputs([random_quantized([5, 512], dtype, 3)])
                 .run(move |t| Ok(vec![forward(&[(&t[0], &ids)])?]))
                 .reference(move |v| vec![reference::forward(&[(&v[0], &ids)], 512)])
                 .bound(1e-6)
                 .work(0.0, (dtype.bytes(4 * 512) + 4 * 4 * 512) as f64),
         );
     }
-    // Three tables of three types, as far as the device stores them.
+    // Three tables of three types, if the device stores them.
     for second in [DType::F16, DType::Bf16] {
         let ids: Vec<u32> = (0..48).collect();
         let want = ids.clone();
@@ -58,8 +58,9 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// More rows than a launch has cubes in one dimension, in a matrix of just below and of more than 128 MiB, the least that WebGPU
-/// asks of devices: made of a small table, summed with itself and pooled, so that what is kept on the host is small.
+/// Matrices with more rows than a launch has cubes in one dimension, and of just below and of more than 128 MiB, the
+/// buffer size that WebGPU guarantees. They are made of a small table, summed with themselves and pooled, so that the
+/// host keeps little.
 fn near_the_limits(n: usize) -> Case {
     let (c, sequences) = (60, n.div_ceil(1000));
     let ids = move || (0..n as u32).map(|i| i % 7).collect::<Vec<u32>>();

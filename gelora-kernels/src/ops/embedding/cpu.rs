@@ -3,10 +3,10 @@
 use half::{bf16, f16};
 
 use crate::cpu::{Scratch, for_row_blocks};
-use crate::quantised::decode;
+use crate::quantized::decode;
 use crate::{DType, Result, Tensor};
 
-pub fn forward(tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tensor> {
+pub(crate) fn forward(tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tensor> {
     let mut y = Tensor::output([n, c])?;
     let out = y.as_mut_slice()?;
     out.fill(0.0);

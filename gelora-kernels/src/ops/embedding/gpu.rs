@@ -3,9 +3,9 @@
 
 use cubecl::prelude::*;
 
-use crate::gpu::quantised::decode;
+use crate::gpu::quantized::decode;
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, by_dtype, elementwise};
-use crate::quantised::planes::Packing;
+use crate::quantized::planes::Packing;
 use crate::{Result, Tensor};
 
 #[cube(launch)]
@@ -46,7 +46,7 @@ fn add_decoded_kernel(
     }
 }
 
-pub fn forward<R: Backend>(gpu: &Gpu<R>, tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tensor> {
+pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, tables: &[(&Tensor, &[u32])], n: usize, c: usize) -> Result<Tensor> {
     const OP: &str = "embedding";
     let y = gpu.output([n, c])?;
     for (i, (table, ids)) in tables.iter().enumerate() {

@@ -3,10 +3,12 @@
 //! A BERT embedding is one call with the word, position and token-type tables. Each table (V_t, C) has any storage type
 //! and N ids; y (N, C). The tables are added in the given order, in f32. They are frozen, so there is no backward pass.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;

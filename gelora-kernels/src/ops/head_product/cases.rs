@@ -13,7 +13,7 @@ const SHAPES: [[usize; 4]; 8] = [
     [300, 127, 12, 64],
 ];
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for [n, r, heads, d] in SHAPES {
         let (x, table, dy) = (random([n, heads * d], 1), random([r, heads * d], 2), random([n, heads * r], 3));

@@ -39,21 +39,21 @@ fn by_rows<'t>(
     });
 }
 
-pub fn forward(s: Sizes, x: &Tensor, table: &Tensor) -> Result<Tensor> {
+pub(crate) fn forward(s: Sizes, x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let mut y = Tensor::output([s.n, s.heads * s.r])?;
     let (x, table) = (x.as_slice()?, table.as_slice()?);
     by_rows(y.as_mut_slice()?, s.r, (x, s.d), s.heads, |h| head(table, h, s.heads, s.d).t());
     Ok(y)
 }
 
-pub fn backward_input(s: Sizes, dy: &Tensor, table: &Tensor) -> Result<Tensor> {
+pub(crate) fn backward_input(s: Sizes, dy: &Tensor, table: &Tensor) -> Result<Tensor> {
     let mut dx = Tensor::output([s.n, s.heads * s.d])?;
     let (dy, table) = (dy.as_slice()?, table.as_slice()?);
     by_rows(dx.as_mut_slice()?, s.d, (dy, s.r), s.heads, |h| head(table, h, s.heads, s.d));
     Ok(dx)
 }
 
-pub fn backward_table(s: Sizes, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn backward_table(s: Sizes, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut dt = Tensor::output([s.r, s.heads * s.d])?;
     let (dy, x) = (dy.as_slice()?, x.as_slice()?);
     let parts: Vec<_> = head_views(dt.as_mut_slice()?, s.heads, s.d).enumerate().collect();

@@ -145,17 +145,17 @@ fn product<R: Backend>(
     Ok(out)
 }
 
-pub fn forward<R: Backend>(gpu: &Gpu<R>, s: Sizes, x: &Tensor, table: &Tensor) -> Result<Tensor> {
+pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, s: Sizes, x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let strides = [s.d, s.heads * s.d, 1];
     product(gpu, "head_product", s.heads, (x, strides), (table, strides), [s.n, s.r, s.d])
 }
 
-pub fn backward_input<R: Backend>(gpu: &Gpu<R>, s: Sizes, dy: &Tensor, table: &Tensor) -> Result<Tensor> {
+pub(crate) fn backward_input<R: Backend>(gpu: &Gpu<R>, s: Sizes, dy: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (left, right) = ((dy, [s.r, s.heads * s.r, 1]), (table, [s.d, 1, s.heads * s.d]));
     product(gpu, "head_product.backward_input", s.heads, left, right, [s.n, s.d, s.r])
 }
 
-pub fn backward_table<R: Backend>(gpu: &Gpu<R>, s: Sizes, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn backward_table<R: Backend>(gpu: &Gpu<R>, s: Sizes, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let (left, right) = ((dy, [s.r, 1, s.heads * s.r]), (x, [s.d, 1, s.heads * s.d]));
     product(gpu, "head_product.backward_table", s.heads, left, right, [s.r, s.d, s.n])
 }

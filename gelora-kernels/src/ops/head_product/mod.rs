@@ -7,10 +7,12 @@
 //!
 //! Source: the content-to-position and position-to-content terms of He et al., arXiv 2006.03654.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;

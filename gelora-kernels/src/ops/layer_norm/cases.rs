@@ -4,7 +4,7 @@ use crate::verify::{Case, random};
 
 const EPS: f32 = 1e-12;
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, c) in [(1, 2), (3, 7), (1, 48), (65, 63), (104, 65), (7, 257), (70_001, 16), (64, 384), (3, 8192)] {
         let (x, residual) = (random([n, c], 1), random([n, c], 2));

@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use super::{Norm, Normalized};
-use crate::cpu::{for_row_blocks, math, rows_per_task, vectorised};
+use crate::cpu::{for_row_blocks, math, rows_per_task, vectorized};
 use crate::{Result, Tensor};
 
-pub fn forward(norm: Norm<'_>, x: &Tensor, residual: Option<&Tensor>, keep_sum: bool) -> Result<Normalized> {
+pub(crate) fn forward(norm: Norm<'_>, x: &Tensor, residual: Option<&Tensor>, keep_sum: bool) -> Result<Normalized> {
     let (n, c) = (x.rows(), x.cols());
     let writes_sum = keep_sum && residual.is_some();
     let mut y = Tensor::output([n, c])?;
@@ -33,13 +33,13 @@ pub fn forward(norm: Norm<'_>, x: &Tensor, residual: Option<&Tensor>, keep_sum: 
             .for_each(|(i, (((y, mean), rstd), sums))| {
                 let block = i * rows * c..i * rows * c + y.len();
                 let (x, residual) = (&x[block.clone()], residual.map(|r| &r[block]));
-                normalize(x, residual, &gamma, beta.as_deref(), norm.eps, norm.centred, y, sums, mean, rstd);
+                normalize(x, residual, &gamma, beta.as_deref(), norm.eps, norm.centered, y, sums, mean, rstd);
             });
     }
     Ok(Normalized { y, h: if writes_sum { sums } else { x.clone() }, mean, rstd })
 }
 
-vectorised! {
+vectorized! {
     /// Normalizes whole rows. Writes the sums of x and the residual to `sums` unless it is empty.
     fn normalize(
         x: &[f32],
@@ -47,7 +47,7 @@ vectorised! {
         gamma: &[f32],
         beta: Option<&[f32]>,
         eps: f32,
-        centred: bool,
+        centered: bool,
         y: &mut [f32],
         sums: &mut [f32],
         means: &mut [f32],
@@ -70,8 +70,8 @@ vectorised! {
                 sums[i * c..(i + 1) * c].copy_from_slice(y);
             }
             // h - mean.
-            let mean = if centred { math::sum(y) * scale } else { 0.0 };
-            if centred {
+            let mean = if centered { math::sum(y) * scale } else { 0.0 };
+            if centered {
                 for h in y.iter_mut() {
                     *h -= mean;
                 }
@@ -96,8 +96,8 @@ vectorised! {
     }
 }
 
-/// dh. Without `mean`, the norm is not centred.
-pub fn backward(
+/// dh. Without `mean`, the norm is not centered.
+pub(crate) fn backward(
     dy: &Tensor,
     d_h: Option<&Tensor>,
     gamma: &Tensor,
@@ -121,7 +121,7 @@ pub fn backward(
     Ok(dh)
 }
 
-vectorised! {
+vectorized! {
     /// dh of whole rows; `normalized` is memory for one row.
     fn backward_rows(
         dy: &[f32],

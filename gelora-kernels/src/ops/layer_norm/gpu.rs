@@ -17,7 +17,7 @@ struct Setup {
     /// Number of values of a row in each unit.
     values: usize,
     /// Whether the mean is subtracted.
-    centred: bool,
+    centered: bool,
     /// Forward: whether there is a residual. Backward: whether there is a gradient of h to add.
     added: bool,
     has_beta: bool,
@@ -26,13 +26,13 @@ struct Setup {
 }
 
 impl Setup {
-    fn new<R: Backend>(op: &'static str, c: usize, centred: bool, added: bool) -> Result<Self> {
+    fn new<R: Backend>(op: &'static str, c: usize, centered: bool, added: bool) -> Result<Self> {
         let rows = Rows::of(c);
         let values = c.div_ceil(rows.units);
         if values > MAX_VALUES {
             return Err(Error::Unsupported { op, device: R::KIND, what: "rows of more than 16384 values" });
         }
-        Ok(Self { rows, values, centred, added, has_beta: false, writes_sum: false })
+        Ok(Self { rows, values, centered, added, has_beta: false, writes_sum: false })
     }
 }
 
@@ -74,7 +74,7 @@ fn forward_kernel<G: Float, B: Float>(
         sum += value;
     }
     let mut mean = 0.0f32;
-    if comptime!(setup.centred) {
+    if comptime!(setup.centered) {
         mean = rows::sum(sum, &mut shared, setup.rows) * scale;
     }
     let mut squares = 0.0f32;
@@ -102,7 +102,7 @@ fn forward_kernel<G: Float, B: Float>(
         }
         if place == 0 {
             rstds[row] = rstd;
-            if comptime!(setup.centred) {
+            if comptime!(setup.centered) {
                 means[row] = mean;
             }
         }
@@ -132,7 +132,7 @@ fn backward_kernel<G: Float>(
     let mut rstd = 0.0f32;
     if row < n {
         rstd = rstds[row];
-        if comptime!(setup.centred) {
+        if comptime!(setup.centered) {
             mean = means[row];
         }
     }
@@ -153,7 +153,7 @@ fn backward_kernel<G: Float>(
         products += g * z;
     }
     let mut mean_gradient = 0.0f32;
-    if comptime!(setup.centred) {
+    if comptime!(setup.centered) {
         mean_gradient = rows::sum(sum, &mut shared, setup.rows) * scale;
     }
     let projection = rows::sum(products, &mut shared, setup.rows) * scale;
@@ -172,7 +172,7 @@ fn backward_kernel<G: Float>(
     }
 }
 
-pub fn forward<R: Backend>(
+pub(crate) fn forward<R: Backend>(
     gpu: &Gpu<R>,
     op: &'static str,
     norm: Norm<'_>,
@@ -185,12 +185,12 @@ pub fn forward<R: Backend>(
     let setup = Setup {
         has_beta: norm.beta.is_some(),
         writes_sum,
-        ..Setup::new::<R>(op, c, norm.centred, residual.is_some())?
+        ..Setup::new::<R>(op, c, norm.centered, residual.is_some())?
     };
     let y = gpu.output([n, c])?;
     let h = if writes_sum { gpu.output([n, c])? } else { x.clone() };
     let rstd = gpu.output([n])?;
-    let mean = if norm.centred { gpu.output([n])? } else { rstd.clone() };
+    let mean = if norm.centered { gpu.output([n])? } else { rstd.clone() };
     let beta = norm.beta.unwrap_or(norm.gamma);
     by_dtype!(norm.gamma.dtype(), G => by_dtype!(beta.dtype(), B => forward_kernel::launch::<G, B, R>(
         gpu.client(),
@@ -214,7 +214,7 @@ pub fn forward<R: Backend>(
 }
 
 #[allow(clippy::too_many_arguments)] // both norms' backward passes in one
-pub fn backward<R: Backend>(
+pub(crate) fn backward<R: Backend>(
     gpu: &Gpu<R>,
     op: &'static str,
     dy: &Tensor,

@@ -13,10 +13,12 @@
 //!
 //! Source: Ba, Kiros, Hinton, arXiv 1607.06450.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;
@@ -41,7 +43,7 @@ pub struct Saved {
 /// # Errors
 /// If shapes, types or devices do not fit together, or eps is negative; on a GPU, if C is above 16384.
 pub fn forward(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
-    Ok(run_forward(OP, Norm { gamma, beta: Some(beta), eps, centred: true }, x, residual, false)?.y)
+    Ok(run_forward(OP, Norm { gamma, beta: Some(beta), eps, centered: true }, x, residual, false)?.y)
 }
 
 /// As [`forward`], and returns the values that [`backward`] needs.
@@ -55,7 +57,7 @@ pub fn forward_saving(
     beta: &Tensor,
     eps: f32,
 ) -> Result<(Tensor, Saved)> {
-    let norm = Norm { gamma, beta: Some(beta), eps, centred: true };
+    let norm = Norm { gamma, beta: Some(beta), eps, centered: true };
     let Normalized { y, h, mean, rstd } = run_forward(OP, norm, x, residual, true)?;
     Ok((y, Saved { h, mean, rstd }))
 }
@@ -76,13 +78,13 @@ pub fn backward_onto(d_h: &Tensor, dy: &Tensor, gamma: &Tensor, saved: Saved) ->
     run_backward("layer_norm.backward", dy, Some(d_h), gamma, &saved.h, Some(&saved.mean), &saved.rstd)
 }
 
-/// A norm of rows, shared with [`super::rms_norm`]. Without `centred`, no mean is subtracted.
+/// A norm of rows, shared with [`super::rms_norm`]. Without `centered`, no mean is subtracted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Norm<'a> {
     pub gamma: &'a Tensor,
     pub beta: Option<&'a Tensor>,
     pub eps: f32,
-    pub centred: bool,
+    pub centered: bool,
 }
 
 /// The result of a norm. h is x if there is no residual or the sum was not kept; the mean is unspecified if none was
@@ -118,7 +120,7 @@ pub(super) fn run_forward(
         check::same_device(op, &[x, residual])?;
     }
     check::value(op, norm.eps >= 0.0, || format!("eps must be at least 0, got {}", norm.eps))?;
-    let (len, per_value) = (x.len() as f64, if norm.centred { 8.0 } else { 4.0 });
+    let (len, per_value) = (x.len() as f64, if norm.centered { 8.0 } else { 4.0 });
     let (sum, kept) = (f64::from(u8::from(residual.is_some())), f64::from(u8::from(residual.is_some() && keep_sum)));
     let _span = profile::span(op, (per_value + sum) * len, 4.0 * (2.0 + sum + kept) * len);
     on_device!(
@@ -128,7 +130,7 @@ pub(super) fn run_forward(
     )
 }
 
-/// Checks the arguments and computes dh. Without `mean`, the norm is not centred.
+/// Checks the arguments and computes dh. Without `mean`, the norm is not centered.
 pub(super) fn run_backward(
     op: &'static str,
     dy: &Tensor,

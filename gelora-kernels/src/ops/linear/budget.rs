@@ -6,32 +6,32 @@ use std::sync::{Arc, OnceLock};
 
 /// A number of bytes to share out.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     most: u64,
     taken: AtomicU64,
 }
 
 /// Bytes taken from a budget until the share is dropped.
 #[derive(Debug)]
-pub struct Share {
+pub(crate) struct Share {
     budget: Arc<Budget>,
     bytes: u64,
 }
 
 impl Budget {
     /// A budget of `most` bytes.
-    pub fn of(most: u64) -> Arc<Self> {
+    pub(crate) fn of(most: u64) -> Arc<Self> {
         Arc::new(Self { most, taken: AtomicU64::new(0) })
     }
 
     /// Half of the machine's memory, shared by all weights; no limit if the system does not tell its memory.
-    pub fn of_machine() -> Arc<Self> {
+    pub(crate) fn of_machine() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Budget>> = OnceLock::new();
         Arc::clone(SHARED.get_or_init(|| Self::of(crate::cpu::memory().map_or(u64::MAX, |bytes| bytes / 2))))
     }
 
     /// A share of `bytes` bytes; None if fewer are left.
-    pub fn take(self: &Arc<Self>, bytes: u64) -> Option<Share> {
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Option<Share> {
         let rest = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.most);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).ok()?;
         Some(Share { budget: Arc::clone(self), bytes })

@@ -1,8 +1,8 @@
 use super::{Weight, backward_input, backward_weight, forward, reference};
-use crate::verify::{Case, random, random_quantised};
+use crate::verify::{Case, random, random_quantized};
 use crate::{DType, Result, Rounding, Tensor};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, c_in, c_out) in [
         (1, 1, 1),
@@ -84,30 +84,30 @@ pub fn cases() -> Vec<Case> {
     }
     // Few rows read the weight as it is stored; more rows read a packed layout.
     for shape in [(1, 256, 7), (8, 512, 33), (9, 256, 40), (130, 768, 65)] {
-        all.extend(QUANTISED.into_iter().flat_map(|dtype| quantised_cases(shape, dtype, DType::F32)));
+        all.extend(QUANTIZED.into_iter().flat_map(|dtype| quantized_cases(shape, dtype, DType::F32)));
     }
     // Large enough for the largest blocks of a GPU, forward and backward.
     for shape in [(1500, 64, 1400), (1500, 1408, 20)] {
         let types = [DType::Q8_0, DType::Nf4(Rounding::Bf16)];
-        all.extend(types.into_iter().flat_map(|dtype| quantised_cases(shape, dtype, DType::F32)));
+        all.extend(types.into_iter().flat_map(|dtype| quantized_cases(shape, dtype, DType::F32)));
     }
     for dtype in [DType::Q5K, DType::Nf4(Rounding::Bf16)] {
-        all.extend(quantised_cases((70, 256, 192), dtype, DType::Bf16));
+        all.extend(quantized_cases((70, 256, 192), dtype, DType::Bf16));
     }
     all
 }
 
 /// Both products with a quantized weight, computed in f32 or bf16.
-fn quantised_cases((n, c_in, c_out): (usize, usize, usize), dtype: DType, compute: DType) -> [Case; 2] {
+fn quantized_cases((n, c_in, c_out): (usize, usize, usize), dtype: DType, compute: DType) -> [Case; 2] {
     let in_bf16 = compute == DType::Bf16;
     let shape = format!("{n}x{c_in}->{c_out}{}", if in_bf16 { " bf16 products" } else { "" });
     let flops = 2.0 * (n * c_in * c_out) as f64;
     let bytes = (4 * n * (c_in + c_out) + dtype.bytes(c_in * c_out)) as f64;
     // Factors that bf16 holds leave the rounding of sums alone.
-    let exact = !in_bf16 || dtype.unquantised() == DType::Bf16;
+    let exact = !in_bf16 || dtype.unquantized() == DType::Bf16;
     let bound = |depth| if exact { of_long_sums(1e-6, depth) } else { 5e-3 };
     let factor = |t: Tensor| if in_bf16 { rounded(&t) } else { t };
-    let w = random_quantised([c_out, c_in], dtype, 5);
+    let w = random_quantized([c_out, c_in], dtype, 5);
     let forward = Case::new("linear", &shape)
         .dtype(dtype)
         .inputs([factor(random([n, c_in], 1)), w.clone(), random([c_out], 3)])
@@ -126,7 +126,7 @@ fn quantised_cases((n, c_in, c_out): (usize, usize, usize), dtype: DType, comput
 }
 
 /// The quantized types of GGUF files and of bitsandbytes.
-pub const QUANTISED: [DType; 16] = {
+pub(crate) const QUANTIZED: [DType; 16] = {
     use DType::{Fp4, Iq4Nl, Iq4Xs, Nf4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
     use Rounding::{Bf16, F16, F32};
     [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs, Nf4(F32), Nf4(Bf16), Nf4(F16), Fp4(Bf16)]
@@ -135,12 +135,12 @@ pub const QUANTISED: [DType; 16] = {
 /// The error bound of sums of `depth` products: `short`, or proportional to the depth if it is large. Errors of sums
 /// that round to nearest grow with the root of the depth. Matrix units of GPUs truncate, so their errors have one sign
 /// and add up.
-pub fn of_long_sums(short: f64, depth: usize) -> f64 {
+pub(crate) fn of_long_sums(short: f64, depth: usize) -> f64 {
     short.max(2e-9 * depth as f64)
 }
 
 /// The values rounded to bf16, as f32.
-pub fn rounded(t: &Tensor) -> Tensor {
+pub(crate) fn rounded(t: &Tensor) -> Tensor {
     let rounded = t.to_dtype(DType::Bf16).and_then(|t| t.to_dtype(DType::F32));
     rounded.expect("a CPU tensor converts")
 }

@@ -1,10 +1,10 @@
 //! Products with packed weights, or, for few rows, with weights as they are stored.
 
 use super::Weight;
-use crate::cpu::{Init, Scratch, View, ViewMut, for_row_blocks, gemm, math, product, vectorised};
+use crate::cpu::{Init, Scratch, View, ViewMut, for_row_blocks, gemm, math, product, vectorized};
 use crate::{Result, Tensor};
 
-pub fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
+pub(crate) fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
     if w.reads_stored(n) {
         return few_rows(x, w, b, n);
     }
@@ -34,7 +34,7 @@ fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tens
     Ok(y)
 }
 
-vectorised! {
+vectorized! {
     /// y_i = b + row x_i.
     fn products(row: &[f32], x: &[f32], b: f32, y: &mut [f32]) {
         for (y, x) in y.iter_mut().zip(x.chunks_exact(row.len())) {
@@ -43,14 +43,20 @@ vectorised! {
     }
 }
 
-pub fn backward_input(dy: &Tensor, w: &Weight, n: usize) -> Result<Tensor> {
+pub(crate) fn backward_input(dy: &Tensor, w: &Weight, n: usize) -> Result<Tensor> {
     let mut dx = Tensor::output([n, w.c_in()])?;
     let layout = w.backward()?;
     product(dx.as_mut_slice()?, Init::Zero, dy.as_slice()?, &layout, None);
     Ok(dx)
 }
 
-pub fn backward_weight(dy: &Tensor, x: &Tensor, n: usize, c_in: usize, c_out: usize) -> Result<(Tensor, Tensor)> {
+pub(crate) fn backward_weight(
+    dy: &Tensor,
+    x: &Tensor,
+    n: usize,
+    c_in: usize,
+    c_out: usize,
+) -> Result<(Tensor, Tensor)> {
     let (mut dw, mut db) = (Tensor::output([c_out, c_in])?, Tensor::output([c_out])?);
     let (dy, x) = (dy.as_slice()?, x.as_slice()?);
     gemm(

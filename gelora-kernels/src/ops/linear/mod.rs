@@ -10,10 +10,12 @@
 //! A [`Weight`] may ask for products in bf16. Then x, dy and W are rounded to bf16 (2^-9 relative) and summed in f32:
 //! in pairs on the CPU, in the order of the matrix units on a GPU.
 mod budget;
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 pub(in crate::ops) mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 mod weight;
 

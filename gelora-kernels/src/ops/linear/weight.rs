@@ -10,7 +10,7 @@ use crate::ops::check;
 use crate::{DType, Error, Result, Tensor};
 
 /// A packed layout of a weight: kept with the weight, or made for one product.
-pub enum Layout<'a> {
+pub(crate) enum Layout<'a> {
     Kept(&'a Packed),
     Made(Packed),
 }
@@ -96,7 +96,7 @@ impl Weight {
         if !matches!(compute, DType::F32 | DType::Bf16) {
             return Err(Error::DType { op: "linear", name: "products of W", expected: "f32 or bf16", got: compute });
         }
-        let keep = if tensor.dtype().is_quantised() { Keep::Never } else { Keep::FromSecondUse };
+        let keep = if tensor.dtype().is_quantized() { Keep::Never } else { Keep::FromSecondUse };
         Ok(Self::with(tensor, compute, [c_out, c_in], keep, Budget::of_machine()))
     }
 
@@ -194,7 +194,7 @@ impl Weight {
         // A few rows or columns of W are widened to f32 at a time. The whole matrix is widened only if panels would
         // split quantized blocks.
         let half = matches!(dtype, DType::F16 | DType::Bf16);
-        if transposed && (half || dtype.is_quantised()) {
+        if transposed && (half || dtype.is_quantized()) {
             return Ok(Packed::made_of([c_in, c_out], bf16, &|first, rows, panel| {
                 let mut values = Scratch::new(rows * c_in);
                 tensor.widen(first * c_in, &mut values).expect("a tensor of fewer bits than f32");
@@ -211,7 +211,7 @@ impl Weight {
             }));
         }
         let (values, mut decoded);
-        let rows: &[f32] = if dtype.is_quantised() {
+        let rows: &[f32] = if dtype.is_quantized() {
             // Scratch memory is reused: quantized weights are widened again and again.
             decoded = Scratch::new(tensor.len());
             tensor.decode_rows(&mut decoded)?;

@@ -3,7 +3,7 @@ use crate::ops::dropout::Dropout;
 use crate::ops::linear::Weight;
 use crate::ops::linear::cases::{of_long_sums, rounded};
 use crate::random::key;
-use crate::verify::{Case, random, random_quantised};
+use crate::verify::{Case, random, random_quantized};
 use crate::{DType, Rounding, Tensor};
 
 /// One shape and its settings.
@@ -28,7 +28,7 @@ enum Products {
     Bf16Exact,
 }
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     use DType::{Bf16, F16, F32, Fp4, Nf4, Q4_1, Q4K, Q6K, Q8_0};
     let setup =
         |(n, c_in, c_out, r), bias, p, dtype| Setup { n, c_in, c_out, r, bias, p, dtype, products: Products::F32 };
@@ -98,8 +98,8 @@ fn cases_of(setup: Setup) -> Vec<Case> {
     };
     let (bias_label, drop_label) = (if bias { " bias" } else { "" }, if p > 0.0 { " drop" } else { "" });
     let shape = format!("{n}x{c_in}->{c_out} r{r}{bias_label}{drop_label}{label}");
-    let weight = match dtype.is_quantised() {
-        true => random_quantised([c_out, c_in], dtype, 2),
+    let weight = match dtype.is_quantized() {
+        true => random_quantized([c_out, c_in], dtype, 2),
         false => random([c_out, c_in], 2).to_dtype(dtype).expect("a CPU tensor converts"),
     };
     let inputs = [

@@ -6,7 +6,7 @@ use crate::cpu::{Init, LowRank, Mask, Packed, Scratch, View, ViewMut, for_row_bl
 use crate::ops::{dropout, linear};
 use crate::{DType, Result, Tensor};
 
-pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
+pub(crate) fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
     let Sizes { n, c_in, c_out, r } = sizes;
     if layer.weight.reads_stored(n) {
         return few_rows(layer, x, sizes);
@@ -25,7 +25,13 @@ pub fn forward(layer: &LoraLinear<'_>, x: &Tensor, sizes: Sizes) -> Result<(Tens
     Ok((y, xa))
 }
 
-pub fn backward(layer: &LoraLinear<'_>, x: &Tensor, dy: &Tensor, xa: &Tensor, sizes: Sizes) -> Result<Gradients> {
+pub(crate) fn backward(
+    layer: &LoraLinear<'_>,
+    x: &Tensor,
+    dy: &Tensor,
+    xa: &Tensor,
+    sizes: Sizes,
+) -> Result<Gradients> {
     let Sizes { n, c_in, c_out, r } = sizes;
     let (mut dx, mut dxa) = (Tensor::output([n, c_in])?, Tensor::output([n, r])?);
     let w = layer.weight.backward()?;
@@ -53,7 +59,7 @@ pub fn backward(layer: &LoraLinear<'_>, x: &Tensor, dy: &Tensor, xa: &Tensor, si
     Ok(Gradients { dx, da, db })
 }
 
-pub fn backward_parameters(
+pub(crate) fn backward_parameters(
     layer: &LoraLinear<'_>,
     x: &Tensor,
     dy: &Tensor,
@@ -129,7 +135,7 @@ fn d_parameters(
 }
 
 /// W + s B A as f32 values.
-pub fn merge(weight: &Tensor, a: &Tensor, b: &Tensor, scaling: f32, sizes: Sizes) -> Result<Tensor> {
+pub(crate) fn merge(weight: &Tensor, a: &Tensor, b: &Tensor, scaling: f32, sizes: Sizes) -> Result<Tensor> {
     let Sizes { c_in, c_out, r, .. } = sizes;
     let (a, b, mut merged) = (a.to_vec()?, b.to_vec()?, weight.to_vec()?);
     let dst = ViewMut::new(&mut merged, c_out, c_in);

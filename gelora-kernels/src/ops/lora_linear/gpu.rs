@@ -9,7 +9,7 @@ use crate::{DType, Result, Tensor};
 const OP: &str = "lora_linear";
 
 /// (y, xa).
-pub fn forward<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, x: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, x: &Tensor) -> Result<(Tensor, Tensor)> {
     let xa = Product::new(OP, rows(x).dropped(layer.active_dropout()), rows(layer.a)).run(gpu)?;
     let adapter = Adapter { left: rows(&xa), right: rows(layer.b), scale: layer.scaling, dropout: None };
     let y = Product {
@@ -22,12 +22,12 @@ pub fn forward<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, x: &Tensor) -> 
 }
 
 /// dxa = s dY B.
-pub fn d_xa<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor) -> Result<Tensor> {
+pub(crate) fn d_xa<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor) -> Result<Tensor> {
     Product { scale: layer.scaling, ..Product::new(OP, rows(dy), columns(layer.b)) }.run(gpu)
 }
 
 /// dX = dY W + mask / (1 - p) * (dxa A).
-pub fn d_input<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor, dxa: &Tensor) -> Result<Tensor> {
+pub(crate) fn d_input<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor, dxa: &Tensor) -> Result<Tensor> {
     let adapter = Adapter { left: rows(dxa), right: columns(layer.a), scale: 1.0, dropout: layer.active_dropout() };
     let bf16 = layer.weight.compute() == DType::Bf16;
     Product {
@@ -39,7 +39,7 @@ pub fn d_input<R: Backend>(gpu: &Gpu<R>, layer: &LoraLinear<'_>, dy: &Tensor, dx
 }
 
 /// (dA = dxa^T drop(x), dB = s dY^T xa).
-pub fn d_parameters<R: Backend>(
+pub(crate) fn d_parameters<R: Backend>(
     gpu: &Gpu<R>,
     layer: &LoraLinear<'_>,
     x: &Tensor,

@@ -25,10 +25,12 @@
 //! Source: Hu et al., "LoRA: low-rank adaptation of large language models" (arXiv 2106.09685), section 4.1; s with
 //! sqrt(R) from Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA" (arXiv 2312.03732).
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;
@@ -245,12 +247,12 @@ mod tests {
         let values = [x.to_vec_f64()?, a.to_vec_f64()?, b.to_vec_f64()?];
         for (which, gradient) in [&g.dx, &g.da, &g.db].into_iter().enumerate() {
             for (i, got) in gradient.to_vec_f64()?.into_iter().enumerate() {
-                let at = |h: f64| {
+                let shifted = |h: f64| {
                     let mut v = values.clone();
                     v[which][i] += h;
                     loss(&v[0], &v[1], &v[2])
                 };
-                let want = (at(1e-4) - at(-1e-4)) / 2e-4;
+                let want = (shifted(1e-4) - shifted(-1e-4)) / 2e-4;
                 assert!((got - want).abs() < 1e-4 * (1.0 + want.abs()), "{which} {i}: {got} {want}");
             }
         }

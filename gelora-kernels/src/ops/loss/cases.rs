@@ -2,7 +2,7 @@ use super::{cross_entropy, reference, squared_error};
 use crate::random::Stream;
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (b, k) in [(1, 1), (1, 2), (7, 3), (65, 63), (257, 48), (104, 65), (70_001, 2), (32, 3000), (3, 200_000)] {
         let mut stream = Stream::new(4);

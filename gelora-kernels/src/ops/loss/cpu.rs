@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use crate::cpu::{math, rows_per_task, vectorised};
+use crate::cpu::{math, rows_per_task, vectorized};
 use crate::{Result, Tensor};
 
-pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
+pub(crate) fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
     let (b, k) = (logits.rows(), logits.cols());
     let mut d_logits = Tensor::output([b, k])?;
     let (logits, d) = (logits.as_slice()?, d_logits.as_mut_slice()?);
@@ -29,7 +29,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
 /// Number of values that are summed in f32.
 const BLOCK: usize = 1024;
 
-vectorised! {
+vectorized! {
     /// Writes d = e^(x - peak), with peak the largest x. Returns peak and the sum of d.
     fn exponentials(x: &[f32], d: &mut [f32]) -> (f32, f64) {
         let peak = math::max(x);
@@ -44,7 +44,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     fn scale(d: &mut [f32], factor: f32) {
         for d in d {
             *d *= factor;
@@ -52,7 +52,7 @@ vectorised! {
     }
 }
 
-pub fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
+pub(crate) fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
     let b = targets.len();
     let mut d = Tensor::output([b, 1])?;
     let mut total = 0.0_f64;

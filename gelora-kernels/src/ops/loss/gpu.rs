@@ -56,8 +56,8 @@ fn cross_entropy_kernel(
 fn sum_kernel(values: &Array<f32>, out: &mut Array<f32>, scale: f32) {
     let mut shared = rows::shared();
     let mut sum = 0.0f32;
-    for at in range_stepped(UNIT_POS as usize, values.len(), comptime!(WHOLE_CUBE.units)) {
-        sum += values[at];
+    for i in range_stepped(UNIT_POS as usize, values.len(), comptime!(WHOLE_CUBE.units)) {
+        sum += values[i];
     }
     sum = rows::sum(sum, &mut shared, WHOLE_CUBE);
     if UNIT_POS == 0 {
@@ -76,9 +76,9 @@ fn squared_error_kernel(
 ) {
     let mut shared = rows::shared();
     let mut sum = 0.0f32;
-    for at in range_stepped(UNIT_POS as usize, d.len(), comptime!(WHOLE_CUBE.units)) {
-        let error = prediction[at] - targets[at];
-        d[at] = 2.0f32 * scale * error;
+    for i in range_stepped(UNIT_POS as usize, d.len(), comptime!(WHOLE_CUBE.units)) {
+        let error = prediction[i] - targets[i];
+        d[i] = 2.0f32 * scale * error;
         sum += error * error;
     }
     sum = rows::sum(sum, &mut shared, WHOLE_CUBE);
@@ -87,7 +87,7 @@ fn squared_error_kernel(
     }
 }
 
-pub fn cross_entropy<R: Backend>(gpu: &Gpu<R>, logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
+pub(crate) fn cross_entropy<R: Backend>(gpu: &Gpu<R>, logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
     const OP: &str = "cross_entropy";
     let (b, k) = (logits.rows(), logits.cols());
     let (loss, d_logits) = (gpu.output([1])?, gpu.output([b, k])?);
@@ -117,7 +117,11 @@ pub fn cross_entropy<R: Backend>(gpu: &Gpu<R>, logits: &Tensor, labels: &[usize]
     Ok((loss, d_logits))
 }
 
-pub fn squared_error<R: Backend>(gpu: &Gpu<R>, prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
+pub(crate) fn squared_error<R: Backend>(
+    gpu: &Gpu<R>,
+    prediction: &Tensor,
+    targets: &[f32],
+) -> Result<(Tensor, Tensor)> {
     const OP: &str = "squared_error";
     let (loss, d) = (gpu.output([1])?, gpu.output(prediction.shape())?);
     squared_error_kernel::launch::<R>(

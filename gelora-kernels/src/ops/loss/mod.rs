@@ -7,10 +7,12 @@
 //! f64, and f32 for sums of up to 1024 exponentials; on a GPU f32, one partial sum for each unit, added as a tree, both
 //! within a row and over rows.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;

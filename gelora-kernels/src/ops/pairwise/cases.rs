@@ -3,7 +3,7 @@ use crate::random::Stream;
 use crate::verify::{Case, Metric, random};
 use crate::{DType, Tensor};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, m, dim) in [(1, 1, 1), (3, 7, 3), (64, 65, 7), (65, 63, 48), (257, 3, 384), (65, 257, 65)] {
         all.push(between(&format!("{n}x{dim}, {m}x{dim}"), random([n, dim], 1), random([m, dim], 2), true));
@@ -31,29 +31,29 @@ pub fn cases() -> Vec<Case> {
         all.extend(shapes.map(|shape| among("cloud", 300, dim, 2, random([300, dim], 6)).forced(shape)));
     }
     all.push(among("far from the origin", 65, 7, 2, points_f64([65, 7], |_, _, z| 1e6 + 1e-6 * z)));
-    // 21 points a cluster, nearer together than f32 tells.
+    // Clusters of 21 points that f32 cannot resolve.
     all.push(among("tight clusters", 63, 7, 5, points_f64([63, 7], |row, c, z| (row % 3 * 7 + c) as f64 + 1e-9 * z)));
     all
 }
 
-/// f64 points from their row, column and a normal number.
+/// f64 points, each coordinate a function of its row, its column and a normal number.
 fn points_f64([n, dim]: [usize; 2], f: impl Fn(usize, usize, f64) -> f64) -> Tensor {
     let mut s = Stream::new((n * dim) as u64);
     Tensor::from_f64((0..n * dim).map(|i| f(i / dim, i % dim, s.normal())).collect(), [n, dim]).expect("as many values")
 }
 
-/// Clouds that |x|^2 + |y|^2 - 2 x.y gets wrong: (name, N, D, k, points).
+/// Clouds with wrong distances by |x|^2 + |y|^2 - 2 x.y, as (name, N, D, k, points).
 fn clouds() -> Vec<(&'static str, usize, usize, usize, Tensor)> {
     let cloud = |n, dim, f: &dyn Fn(usize, usize, f64) -> f64| {
         points_f64([n, dim], f).to_dtype(DType::F32).expect("a CPU tensor converts")
     };
-    // Pairs of rows that share a centre which only the pair and the dimension tell.
-    let centre = |row: usize, c: usize| ((row / 2 * 31 + c * 17) % 97) as f64 / 25.0 - 2.0;
+    // Two rows share a center, a function of the pair and the dimension.
+    let center = |row: usize, c: usize| ((row / 2 * 31 + c * 17) % 97) as f64 / 25.0 - 2.0;
     vec![
-        ("near duplicates", 64, 48, 2, cloud(64, 48, &|i, c, z| centre(i, c) + 1e-4 * z)),
+        ("near duplicates", 64, 48, 2, cloud(64, 48, &|i, c, z| center(i, c) + 1e-4 * z)),
         ("far from the origin", 65, 48, 2, cloud(65, 48, &|_, _, z| 1e3 + z)),
         ("farther from the origin", 65, 7, 5, cloud(65, 7, &|_, _, z| 1e4 + z)),
-        ("duplicates", 63, 7, 1, cloud(63, 7, &|i, c, _| centre(i, c))),
+        ("duplicates", 63, 7, 1, cloud(63, 7, &|i, c, _| center(i, c))),
     ]
 }
 
@@ -69,7 +69,7 @@ fn between(name: &str, x: Tensor, y: Tensor, squared: bool) -> Case {
         .work(3.0 * (n * m * dim) as f64, 4.0 * (n * dim + m * dim + n * m) as f64)
 }
 
-/// Distances and indices; the clouds' distances do not tie except where the lower index is right.
+/// A case with distances and indices. Distances of the clouds tie only where the lower index is right.
 fn among(name: &str, n: usize, dim: usize, k: usize, points: Tensor) -> Case {
     let dtype = points.dtype();
     Case::new("pairwise.nearest", format!("{name} {n}x{dim} k={k}"))

@@ -5,7 +5,7 @@
 
 use std::ops::{AddAssign, Mul, Sub};
 
-use crate::cpu::{for_row_blocks, vectorised};
+use crate::cpu::{for_row_blocks, vectorized};
 use crate::{Result, Tensor};
 
 /// Partial sums of one distance.
@@ -14,7 +14,7 @@ const LANES: usize = 32;
 /// Rows of y that stay in a cache while the rows of x go by.
 const Y_ROWS: usize = 64;
 
-pub fn distances(x: &Tensor, y: &Tensor, n: usize, m: usize, dim: usize, squared: bool) -> Result<Tensor> {
+pub(crate) fn distances(x: &Tensor, y: &Tensor, n: usize, m: usize, dim: usize, squared: bool) -> Result<Tensor> {
     let mut d = Tensor::output([n, m])?;
     let out = d.as_mut_slice()?;
     if x.as_f64().is_some() || y.as_f64().is_some() {
@@ -27,7 +27,7 @@ pub fn distances(x: &Tensor, y: &Tensor, n: usize, m: usize, dim: usize, squared
     Ok(d)
 }
 
-vectorised! {
+vectorized! {
     fn block_f32(x: &[f32], y: &[f32], dim: usize, squared: bool, d: &mut [f32]) {
         block(x, y, dim, d, |x, y| {
             let sum = sum_of_squares::<f32>(x, y);
@@ -36,7 +36,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     fn block_f64(x: &[f64], y: &[f64], dim: usize, squared: bool, d: &mut [f32]) {
         block(x, y, dim, d, |x, y| {
             let sum = sum_of_squares::<f64>(x, y);
@@ -60,7 +60,7 @@ fn block<T>(x: &[T], y: &[T], dim: usize, d: &mut [f32], f: impl Fn(&[T], &[T]) 
 
 /// The sum of (x - y)^2, in S.
 #[inline(always)]
-pub fn sum_of_squares<S>(x: &[impl Copy + Into<S>], y: &[impl Copy + Into<S>]) -> S
+pub(crate) fn sum_of_squares<S>(x: &[impl Copy + Into<S>], y: &[impl Copy + Into<S>]) -> S
 where
     S: Copy + Default + Sub<Output = S> + Mul<Output = S> + AddAssign,
 {

@@ -29,10 +29,10 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use super::Neighbours;
+use super::Neighbors;
 use super::cpu::sum_of_squares;
 use super::cpu_shortlist::{Shortlist, keep_for_columns, keep_for_rows};
-use crate::cpu::{self, Level, Packed, Rows, Scratch, View, ViewMut, level, math, panel_width, vectorised};
+use crate::cpu::{self, Level, Packed, Rows, Scratch, View, ViewMut, level, math, panel_width, vectorized};
 use crate::{Error, Result};
 
 /// The most rows and columns of a tile: two blocks of x' and the product stay near a core's L2 cache.
@@ -43,7 +43,7 @@ const BLOCK: usize = 192;
 const UNDERFLOW: f64 = 1e-36;
 
 /// The coordinate type of points.
-pub trait Coordinate: Copy + Sync + Into<f64> {
+pub(crate) trait Coordinate: Copy + Sync + Into<f64> {
     /// Squared distances from `x` to the rows `columns` of `points`.
     fn squared_distances(x: &[Self], points: &[Self], columns: &[u32], out: &mut [f64]);
     /// Adds a row to the sums. Returns false if a value cannot be squared in f64.
@@ -51,7 +51,7 @@ pub trait Coordinate: Copy + Sync + Into<f64> {
     /// The largest difference to the mean.
     fn extent(row: &[Self], mean: &[f64]) -> f64;
     /// Writes (row - mean) unit. Returns its squared norm.
-    fn centre(row: &[Self], mean: &[f64], unit: f64, out: &mut [f32]) -> f64;
+    fn center(row: &[Self], mean: &[f64], unit: f64, out: &mut [f32]) -> f64;
 }
 
 /// Lanes of sums in f64.
@@ -60,7 +60,7 @@ const LANES: usize = 16;
 macro_rules! coordinate {
     ($type:ty) => {
         impl Coordinate for $type {
-            vectorised! {
+            vectorized! {
                 fn squared_distances(x: &[$type], points: &[$type], columns: &[u32], out: &mut [f64]) {
                     for (&j, d) in columns.iter().zip(out) {
                         *d = sum_of_squares::<f64>(x, &points[j as usize * x.len()..][..x.len()]);
@@ -68,7 +68,7 @@ macro_rules! coordinate {
                 }
             }
 
-            vectorised! {
+            vectorized! {
                 fn add(row: &[$type], sums: &mut [f64]) -> bool {
                     let mut small = 1u32;
                     for (sum, &v) in sums.iter_mut().zip(row) {
@@ -81,7 +81,7 @@ macro_rules! coordinate {
                 }
             }
 
-            vectorised! {
+            vectorized! {
                 fn extent(row: &[$type], mean: &[f64]) -> f64 {
                     let mut lanes = [0.0f64; LANES];
                     for (row, mean) in row.chunks(LANES).zip(mean.chunks(LANES)) {
@@ -94,8 +94,8 @@ macro_rules! coordinate {
                 }
             }
 
-            vectorised! {
-                fn centre(row: &[$type], mean: &[f64], unit: f64, out: &mut [f32]) -> f64 {
+            vectorized! {
+                fn center(row: &[$type], mean: &[f64], unit: f64, out: &mut [f32]) -> f64 {
                     let mut lanes = [0.0f64; LANES];
                     for ((row, mean), out) in row.chunks(LANES).zip(mean.chunks(LANES)).zip(out.chunks_mut(LANES)) {
                         for (((lane, &v), mean), out) in lanes.iter_mut().zip(row).zip(mean).zip(out) {
@@ -131,7 +131,13 @@ struct Bounds {
     width: Vec<f32>,
 }
 
-pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize, k: usize) -> Result<Neighbours> {
+pub(crate) fn nearest<T: Coordinate>(
+    op: &'static str,
+    values: &[T],
+    n: usize,
+    dim: usize,
+    k: usize,
+) -> Result<Neighbors> {
     // Steps 1 and 2: the shortlists.
     let cloud = Cloud::new(op, values, n, dim)?;
     let rounded = level() == Level::Avx512Bf16;
@@ -178,7 +184,7 @@ pub fn nearest<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usi
     for (row, found) in open.into_iter().zip(exact) {
         write(&found, &mut indices[row * k..][..k], &mut distances[row * k..][..k]);
     }
-    Ok(Neighbours { k, indices, distances })
+    Ok(Neighbors { k, indices, distances })
 }
 
 /// Writes the first k of `found`, pairs of (squared distance, column).
@@ -202,7 +208,7 @@ const MEAN_ROWS: usize = 256;
 ///
 /// # Errors
 /// If a value is not finite, or its square is not.
-pub fn mean<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize) -> Result<Vec<f64>> {
+pub(crate) fn mean<T: Coordinate>(op: &'static str, values: &[T], n: usize, dim: usize) -> Result<Vec<f64>> {
     let sum = |rows: &[T]| {
         let mut sums = vec![0.0; dim];
         let bad = rows.chunks_exact(dim).position(|row| !T::add(row, &mut sums));
@@ -233,7 +239,7 @@ impl Cloud {
         let norms: Vec<f64> = points
             .par_chunks_mut(dim)
             .zip(values.par_chunks(dim))
-            .map(|(point, values)| T::centre(values, &mean, unit, point))
+            .map(|(point, values)| T::center(values, &mean, unit, point))
             .collect();
         Ok(Self { points, norms, n, dim })
     }
@@ -368,7 +374,7 @@ fn all_columns<T: Coordinate>(x: &[T], values: &[T], row: usize, n: usize, k: us
     found
 }
 
-vectorised! {
+vectorized! {
     /// |x - b|^2, where b is x in bf16.
     fn rounding_error(x: &[f32]) -> f64 {
         let error = |x: &f32| f64::from(x - f32::from_bits(u32::from(math::to_bf16(*x)) << 16));

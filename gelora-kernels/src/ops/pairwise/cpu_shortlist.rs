@@ -6,7 +6,7 @@ use crate::cpu::{Vector, by_vector};
 const CAPACITY: (usize, usize) = (24, 4);
 
 /// For each row of a block, the columns that may be among its k nearest.
-pub struct Shortlist {
+pub(crate) struct Shortlist {
     /// The first row of the block.
     first: usize,
     k: usize,
@@ -16,7 +16,7 @@ pub struct Shortlist {
     least: Vec<f32>,
     /// A column with a lower bound above the limit is not among the k nearest. Negative infinity marks a row with too
     /// many candidates.
-    pub limit: Vec<f32>,
+    pub(crate) limit: Vec<f32>,
     /// The width of the row's own bound, added to the limit.
     width: Vec<f32>,
     /// (rows, capacity): lower bounds and columns, in no order.
@@ -27,7 +27,7 @@ pub struct Shortlist {
 
 impl Shortlist {
     /// Empty shortlists of rows with these widths.
-    pub fn new(first: usize, width: &[f32], k: usize) -> Self {
+    pub(crate) fn new(first: usize, width: &[f32], k: usize) -> Self {
         let (rows, capacity) = (width.len(), CAPACITY.0 + CAPACITY.1 * k);
         Self {
             first,
@@ -82,7 +82,7 @@ impl Shortlist {
     }
 
     /// The candidates of row `i`; None if there were too many.
-    pub fn candidates(&self, i: usize) -> Option<impl Iterator<Item = u32>> {
+    pub(crate) fn candidates(&self, i: usize) -> Option<impl Iterator<Item = u32>> {
         let limit = self.limit[i];
         let all = &self.candidates[i * self.capacity..][..self.found[i]];
         (limit != f32::NEG_INFINITY).then(|| all.iter().filter(move |c| c.0 <= limit).map(|c| c.1))
@@ -123,12 +123,25 @@ fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
 
 by_vector! {
     /// Merges a tile into the lists of its rows: the lower bound of row i and column j is `products[i][j] + lower[j]`.
-    pub fn keep_for_rows(products: &[f32], lower: &[f32], width: &[f32], first_column: usize, list: &mut Shortlist) = for_rows
+    pub(crate) fn keep_for_rows(
+        products: &[f32],
+        lower: &[f32],
+        width: &[f32],
+        first_column: usize,
+        list: &mut Shortlist,
+    ) = for_rows
 }
 
 by_vector! {
-    /// Merges a tile into the lists of its columns: the lower bound of column j and row i is `products[i][j] + lower[i]`.
-    pub fn keep_for_columns(products: &[f32], lower: &[f32], width: &[f32], first_row: usize, list: &mut Shortlist) = for_columns
+    /// Merges a tile into the lists of its columns: the lower bound of column j and row i is `products[i][j] +
+    /// lower[i]`.
+    pub(crate) fn keep_for_columns(
+        products: &[f32],
+        lower: &[f32],
+        width: &[f32],
+        first_row: usize,
+        list: &mut Shortlist,
+    ) = for_columns
 }
 
 /// [`keep_for_rows`]. Nearly all columns are too far, and one comparison skips a whole vector of them.

@@ -16,7 +16,7 @@ use cubecl::prelude::*;
 
 use self::tiles::Shape;
 use crate::gpu::mask::no_mask;
-use crate::gpu::tile::{Lines, Sum, Tile, accumulate, staging, unit_origin, zeros};
+use crate::gpu::tile::{Layout, Lines, Sum, Tile, accumulate, staging, unit_origin, zeros};
 use crate::gpu::{Backend, Gpu, cubes};
 use crate::guard::forced_shape;
 use crate::{Error, Result, Tensor};
@@ -39,7 +39,7 @@ const OPEN: u32 = u32::MAX - 1;
 /// The first column of a row whose point has a coordinate that is out of the range of products.
 const OUT_OF_RANGE: u32 = u32::MAX - 2;
 
-const SETTINGS: Sum = Sum { squared_difference: true, ..Sum::products(Tile::SQUARE, Lines::AreRows, Lines::AreRows) };
+const SETTINGS: Sum = Sum { squared_difference: true, ..Sum::products(Tile::SQUARE, Layout::Rows, Layout::Rows) };
 
 #[cube(launch)]
 fn distances_kernel(
@@ -61,6 +61,8 @@ fn distances_kernel(
     let row = CUBE_POS / col_blocks * comptime!(tile.rows);
     let col = CUBE_POS % col_blocks * comptime!(tile.cols);
     if row < n {
+        let left_lines = Lines { first: row, end: n, pitch: dim };
+        let right_lines = Lines { first: col, end: m, pitch: dim };
         let mut sums = zeros(tile);
         accumulate::<f32, f32>(
             &mut sums,
@@ -69,12 +71,8 @@ fn distances_kernel(
             &mut x_staged,
             &mut y_staged,
             &mask,
-            row,
-            n,
-            dim,
-            col,
-            m,
-            dim,
+            &left_lines,
+            &right_lines,
             0,
             dim,
             sum,
@@ -83,14 +81,14 @@ fn distances_kernel(
         for i in 0..comptime!(tile.unit_rows) {
             #[unroll]
             for j in 0..comptime!(tile.unit_cols) {
-                let at_row = row + unit_row + i;
-                let at_col = col + unit_col + comptime!(j * tile.units_x());
-                if at_row < n && at_col < m {
+                let out_row = row + unit_row + i;
+                let out_col = col + unit_col + comptime!(j * tile.units_x());
+                if out_row < n && out_col < m {
                     let value = sums[comptime!(i * tile.unit_cols + j)];
                     if comptime!(squared) {
-                        d[at_row * m + at_col] = value;
+                        d[out_row * m + out_col] = value;
                     } else {
-                        d[at_row * m + at_col] = value.sqrt();
+                        d[out_row * m + out_col] = value.sqrt();
                     }
                 }
             }
@@ -98,7 +96,7 @@ fn distances_kernel(
     }
 }
 
-pub fn distances<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
+pub(crate) fn distances<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
     const OP: &str = "pairwise.distances";
     let (n, m, dim) = (x.rows(), y.rows(), x.cols());
     let d = gpu.output([n, m])?;
@@ -152,9 +150,9 @@ struct Found {
 
 /// (squared distances, columns) of the k nearest, each (N, k). A row with fewer than k points at a finite distance has
 /// [`EMPTY`] in the remaining places.
-pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize) -> Result<(Vec<f32>, Vec<u32>)> {
+pub(crate) fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, k: usize) -> Result<(Vec<f32>, Vec<u32>)> {
     if k > MAX_K {
-        let what = "more than 16 neighbours; use the CPU";
+        let what = "more than 16 neighbors; use the CPU";
         return Err(Error::Unsupported { op: "pairwise.nearest", device: R::KIND, what });
     }
     let (shared, width) = (gpu.client().properties().hardware.max_shared_memory_size, shortlist::width(points.cols()));

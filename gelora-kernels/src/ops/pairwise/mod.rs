@@ -10,19 +10,21 @@
 //!
 //! Accumulation: [`distances`] in f32, or in f64 if a set is f64; [`nearest`] in f64 on the CPU, in f32 on a GPU. On a
 //! GPU points are f32, and differences are taken before they are squared, so a cloud far from the origin loses no more
-//! than its f32 points have lost. For f64 points, subtract the mean in f64 first ([`centred`]). Squares of differences
+//! than its f32 points have lost. For f64 points, subtract the mean in f64 first ([`centered`]). Squares of differences
 //! outside 1e-19..1e19 (f32) or 1e-150..1e150 (f64) leave the range of their type.
 //!
 //! Source: Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood information"
 //! (Scientific Reports 2017), for r1 and r2; Higham, "Accuracy and stability of numerical algorithms" (2002), section
 //! 3.1, for the rounding of an inner product.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 mod cpu_nearest;
 mod cpu_shortlist;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;
@@ -31,7 +33,7 @@ use crate::{DType, Error, Result, Tensor, profile};
 
 /// The k nearest neighbors of every point.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Neighbours {
+pub struct Neighbors {
     /// Number of neighbors of each point.
     pub k: usize,
     /// (N, k): rows of the neighbors, nearest first; among equal squared distances the lower row first.
@@ -82,7 +84,7 @@ pub fn distances(x: &Tensor, y: &Tensor, squared: bool) -> Result<Tensor> {
 /// assert_eq!(found.distances, [1.0, 3.0, 1.0, 2.0, 2.0, 3.0]);
 /// # Ok::<(), gelora_kernels::Error>(())
 /// ```
-pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
+pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbors> {
     const OP: &str = "pairwise.nearest";
     let (n, dim) = self::points(OP, "points", points)?;
     check::value(OP, (1..n).contains(&k), || {
@@ -101,27 +103,27 @@ pub fn nearest(points: &Tensor, k: usize) -> Result<Neighbours> {
 
 /// Neighbors from the results of the kernels. If a row has fewer than k neighbors, the host looks for the reason.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn from_gpu(points: &Tensor, (squared, indices): (Vec<f32>, Vec<u32>), k: usize) -> Result<Neighbours> {
+fn from_gpu(points: &Tensor, (squared, indices): (Vec<f32>, Vec<u32>), k: usize) -> Result<Neighbors> {
     const OP: &str = "pairwise.nearest";
     if let Some(empty) = indices.iter().position(|&j| j == u32::MAX) {
         cpu_nearest::mean(OP, &points.to_vec()?, points.rows(), points.cols())?;
         let message = format!("row {} of the points is so far from the others that the square leaves f32", empty / k);
         return Err(Error::Value { op: OP, message });
     }
-    Ok(Neighbours { k, indices, distances: squared.into_iter().map(|d| f64::from(d).sqrt()).collect() })
+    Ok(Neighbors { k, indices, distances: squared.into_iter().map(|d| f64::from(d).sqrt()).collect() })
 }
 
 /// The points minus their mean, subtracted in f64, as f32 on the CPU: the same distances, for a device without f64.
 ///
 /// # Errors
 /// If the points are not a matrix of f32 or f64, or a value is not finite. The message names the row.
-pub fn centred(points: &Tensor) -> Result<Tensor> {
-    const OP: &str = "pairwise.centred";
+pub fn centered(points: &Tensor) -> Result<Tensor> {
+    const OP: &str = "pairwise.centered";
     let (n, dim) = self::points(OP, "points", points)?;
     let values = points.to_vec_f64()?;
     let mean = cpu_nearest::mean(OP, &values, n, dim)?;
-    let centred = values.chunks_exact(dim).flat_map(|row| row.iter().zip(&mean).map(|(v, m)| (v - m) as f32));
-    Tensor::from_vec(centred.collect(), [n, dim])
+    let centered = values.chunks_exact(dim).flat_map(|row| row.iter().zip(&mean).map(|(v, m)| (v - m) as f32));
+    Tensor::from_vec(centered.collect(), [n, dim])
 }
 
 /// The shape (N, D) of a matrix of f32 or f64.
@@ -141,10 +143,10 @@ mod tests {
     fn matches_brute_force(values: Vec<f64>, n: usize, dim: usize, k: usize) {
         let (distances, indices) = reference::nearest(&values, dim, k);
         let found = nearest(&Tensor::from_f64(values, [n, dim]).unwrap(), k).unwrap();
-        for at in 0..n * k {
-            assert_eq!(found.indices[at], indices[at], "row {}, neighbour {}", at / k, at % k);
-            let (got, want) = (found.distances[at], distances[at]);
-            assert!((got - want).abs() <= 1e-14 * want, "row {}, neighbour {}: {got}, not {want}", at / k, at % k);
+        for index in 0..n * k {
+            assert_eq!(found.indices[index], indices[index], "row {}, neighbor {}", index / k, index % k);
+            let (got, want) = (found.distances[index], distances[index]);
+            assert!((got - want).abs() <= 1e-14 * want, "row {}, neighbor {}: {got}, not {want}", index / k, index % k);
         }
     }
 
@@ -202,18 +204,18 @@ mod tests {
 
     #[test]
     fn clusters_tighter_than_the_shortlist_can_tell_apart() {
-        // 40 points within 1e-9 of each of 3 centres: every row needs the exact pass.
+        // 40 points within 1e-9 of each of 3 centers: every row needs the exact pass.
         let mut s = crate::random::Stream::new(9);
-        let centres: Vec<f64> = (0..3 * 20).map(|_| s.normal()).collect();
+        let centers: Vec<f64> = (0..3 * 20).map(|_| s.normal()).collect();
         let values =
-            (0..120).flat_map(|i| centres[i % 3 * 20..][..20].to_vec()).map(|c| c + 1e-9 * s.normal()).collect();
+            (0..120).flat_map(|i| centers[i % 3 * 20..][..20].to_vec()).map(|c| c + 1e-9 * s.normal()).collect();
         matches_brute_force(values, 120, 20, 5);
     }
 
     #[test]
-    fn centred_keeps_distances() -> Result<()> {
+    fn centered_keeps_distances() -> Result<()> {
         let far = Tensor::from_f64(vec![1e9, 1e9 + 1.0, 1e9 + 3.0], [3, 1])?;
-        let near = centred(&far)?;
+        let near = centered(&far)?;
         assert_eq!(nearest(&near, 2)?.indices, nearest(&far, 2)?.indices);
         assert!((near.to_vec()?.iter().sum::<f32>()).abs() < 1e-6);
         Ok(())

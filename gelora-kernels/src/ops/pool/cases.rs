@@ -2,7 +2,7 @@ use super::{mean, mean_backward, reference, rows, rows_backward};
 use crate::Offsets;
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     // One unit sums a sequence, and Mesa's lavapipe stops a unit after 65,535 turns of its loops.
     for (lengths, c) in
@@ -13,7 +13,7 @@ pub fn cases() -> Vec<Case> {
         let shape = format!("{lengths:?} x{c}");
         let bytes = 4.0 * ((n + b) * c) as f64;
         let starts = sequences.starts().to_vec();
-        // Neither the first nor the last row of every sequence, where they are long enough.
+        // A row that is neither the first nor the last of its sequence, if the sequence is long enough.
         let chosen: Vec<usize> = sequences.ranges().map(|rows| rows.start + rows.len() / 2).collect();
         let (s, want) = (sequences.clone(), starts.clone());
         all.push(

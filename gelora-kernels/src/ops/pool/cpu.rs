@@ -3,7 +3,7 @@
 use crate::cpu::for_row_blocks;
 use crate::{Offsets, Result, Tensor};
 
-pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
+pub(crate) fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     let c = x.cols();
     let mut y = Tensor::output([sequences.sequences(), c])?;
     let x = x.as_slice()?;
@@ -21,7 +21,7 @@ pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     Ok(y)
 }
 
-pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
+pub(crate) fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     let c = dy.cols();
     let mut dx = Tensor::output([sequences.tokens(), c])?;
     let out = dx.as_mut_slice()?;
@@ -34,7 +34,7 @@ pub fn mean_backward(dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     Ok(dx)
 }
 
-pub fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+pub(crate) fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     let c = x.cols();
     let mut y = Tensor::output([rows.len(), c])?;
     let x = x.as_slice()?;
@@ -44,7 +44,7 @@ pub fn rows(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     Ok(y)
 }
 
-pub fn rows_backward(dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
+pub(crate) fn rows_backward(dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
     let c = dy.cols();
     let mut dx = Tensor::output([n, c])?;
     let out = dx.as_mut_slice()?;

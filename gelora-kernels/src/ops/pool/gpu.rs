@@ -73,7 +73,7 @@ fn last_not_above(values: &Array<u32>, count: usize, limit: u32) -> usize {
     first
 }
 
-pub fn mean<R: Backend>(gpu: &Gpu<R>, x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
+pub(crate) fn mean<R: Backend>(gpu: &Gpu<R>, x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     const OP: &str = "pool.mean";
     let y = gpu.output([sequences.sequences(), x.cols()])?;
     mean_kernel::launch::<R>(
@@ -88,7 +88,7 @@ pub fn mean<R: Backend>(gpu: &Gpu<R>, x: &Tensor, sequences: &Offsets) -> Result
     Ok(y)
 }
 
-pub fn mean_backward<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
+pub(crate) fn mean_backward<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     const OP: &str = "pool.mean_backward";
     let dx = gpu.output([sequences.tokens(), dy.cols()])?;
     mean_backward_kernel::launch::<R>(
@@ -104,7 +104,7 @@ pub fn mean_backward<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, sequences: &Offsets)
     Ok(dx)
 }
 
-pub fn rows<R: Backend>(gpu: &Gpu<R>, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+pub(crate) fn rows<R: Backend>(gpu: &Gpu<R>, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     const OP: &str = "pool.rows";
     let y = gpu.output([rows.len(), x.cols()])?;
     rows_kernel::launch::<R>(
@@ -119,7 +119,7 @@ pub fn rows<R: Backend>(gpu: &Gpu<R>, x: &Tensor, rows: &[usize]) -> Result<Tens
     Ok(y)
 }
 
-pub fn rows_backward<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
+pub(crate) fn rows_backward<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, rows: &[usize], n: usize) -> Result<Tensor> {
     const OP: &str = "pool.rows_backward";
     let dx = gpu.output([n, dy.cols()])?;
     rows_backward_kernel::launch::<R>(

@@ -5,10 +5,12 @@
 //!
 //! x (N, C), y (B, C). Accumulation: f32, over rows in ascending order; on a GPU in blocks of 256 rows.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;

@@ -4,7 +4,7 @@ use crate::verify::{Case, random};
 
 const EPS: f32 = 1e-6;
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, c) in [(1, 1), (3, 7), (1, 48), (65, 63), (104, 65), (7, 257), (70_001, 3), (64, 1024), (3, 8192)] {
         let (x, residual, gamma) = (random([n, c], 1), random([n, c], 2), random([c], 3));

@@ -13,7 +13,9 @@
 //!
 //! Source: Zhang and Sennrich, arXiv 1910.07467.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::layer_norm::{Norm, Normalized, run_backward, run_forward};
@@ -30,8 +32,8 @@ pub struct Saved {
     pub rstd: Tensor,
 }
 
-/// (y, h) = (RMS norm of x + residual, x + residual): x, residual (N, C), gamma (C). Without a residual h shares the memory
-/// of x.
+/// (y, h) = (RMS norm of x + residual, x + residual): x, residual (N, C), gamma (C). Without a residual h shares the
+/// memory of x.
 ///
 /// # Errors
 /// If shapes, types or devices do not fit together, or eps is negative; on a GPU, if C is above 16384.
@@ -58,7 +60,7 @@ pub fn forward(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, eps: f32) 
 /// # Errors
 /// As [`forward`].
 pub fn forward_saving(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, eps: f32) -> Result<(Tensor, Saved)> {
-    let norm = Norm { gamma, beta: None, eps, centred: false };
+    let norm = Norm { gamma, beta: None, eps, centered: false };
     let Normalized { y, h, rstd, .. } = run_forward(OP, norm, x, residual, true)?;
     Ok((y, Saved { h, rstd }))
 }

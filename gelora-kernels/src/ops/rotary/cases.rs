@@ -2,7 +2,7 @@ use super::{Table, backward, forward, inverse_frequencies, reference};
 use crate::random::Stream;
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, h, d, limit) in [
         (1, 1, 2, 1),

@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 
 use super::{Angles, Positions};
-use crate::cpu::{for_row_blocks, vectorised};
+use crate::cpu::{for_row_blocks, vectorized};
 use crate::{Error, Result, Tensor};
 
 /// (cos, sin), each (positions, D/2), computed in f64.
-pub fn table(inverse_frequencies: &[f32], positions: usize) -> Result<(Tensor, Tensor)> {
+pub(crate) fn table(inverse_frequencies: &[f32], positions: usize) -> Result<(Tensor, Tensor)> {
     let angle = |p: usize, f: f32| f64::from(p as f32 * f);
     let values = |function: fn(f64) -> f64| -> Vec<f32> {
         let row = |p: usize| inverse_frequencies.iter().map(move |f| function(angle(p, *f)) as f32);
@@ -17,7 +17,7 @@ pub fn table(inverse_frequencies: &[f32], positions: usize) -> Result<(Tensor, T
     Ok((Tensor::from_vec(values(f64::cos), shape)?, Tensor::from_vec(values(f64::sin), shape)?))
 }
 
-pub fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
+pub(crate) fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     let cols = x.cols();
     #[allow(irrefutable_let_patterns, clippy::infallible_destructuring_match)]
     // without GPU features there is one variant
@@ -34,7 +34,7 @@ pub fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
     Ok(y)
 }
 
-vectorised! {
+vectorized! {
     /// Rotates whole rows, by `sign` times their angles.
     fn rotate_rows(
         x: &[f32],

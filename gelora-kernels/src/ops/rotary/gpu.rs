@@ -31,7 +31,13 @@ fn rotate_kernel(
     }
 }
 
-pub fn rotate<R: Backend>(gpu: &Gpu<R>, op: &'static str, x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
+pub(crate) fn rotate<R: Backend>(
+    gpu: &Gpu<R>,
+    op: &'static str,
+    x: &Tensor,
+    angles: &Angles,
+    sign: f32,
+) -> Result<Tensor> {
     let Positions::Gpu(positions) = &angles.positions else {
         return Err(Error::MixedDevices { op, left: "gpu".into(), right: "cpu".into() });
     };

@@ -1,7 +1,7 @@
 use super::{forward, in_place, reference};
 use crate::verify::{Case, random};
 
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (n, c, by) in [(1, 1, 0.5), (3, 7, -3.0), (48, 63, 0.1), (257, 65, 1.7), (104, 1536, 1e-3)] {
         let (x, bytes) = (random([n, c], 1), 8.0 * (n * c) as f64);

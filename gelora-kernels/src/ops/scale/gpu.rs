@@ -19,7 +19,7 @@ fn in_place_kernel(x: &mut Array<f32>, c: f32) {
     }
 }
 
-pub fn forward<R: Backend>(gpu: &Gpu<R>, c: f32, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, c: f32, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "scale";
     let y = gpu.output(x.shape())?;
     forward_kernel::launch::<R>(
@@ -33,7 +33,7 @@ pub fn forward<R: Backend>(gpu: &Gpu<R>, c: f32, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-pub fn in_place<R: Backend>(gpu: &Gpu<R>, c: f32, x: &mut Tensor) -> Result<()> {
+pub(crate) fn in_place<R: Backend>(gpu: &Gpu<R>, c: f32, x: &mut Tensor) -> Result<()> {
     let len = x.len();
     in_place_kernel::launch::<R>(
         gpu.client(),

@@ -2,10 +2,12 @@
 //!
 //! x has any shape. Each value is one f32 multiplication.
 
+#[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
 mod cpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(any(test, feature = "verify"))]
 pub mod reference;
 
 use super::check;

@@ -65,13 +65,13 @@ fn zero_kernel(to: &mut Array<f32>) {
 
 /// The buffers of a group, in as few sets as the device allows.
 #[derive(Debug, Default)]
-pub struct FlatGroup {
+pub(crate) struct FlatGroup {
     flats: Vec<Flat>,
 }
 
 impl FlatGroup {
     /// One step of all members; see [`Group::step`](crate::ops::adamw::Group::step), which checks the arguments.
-    pub fn step<R: Backend>(
+    pub(crate) fn step<R: Backend>(
         &mut self,
         gpu: &Gpu<R>,
         settings: &AdamW,

@@ -1,5 +1,5 @@
-//! dQ by cubes that own queries, dK and dV by cubes that own keys and take the query heads of a group in order: two kernels
-//! that recompute the scores, and no sum is shared between cubes.
+//! Two kernels that recompute the scores: cubes of the first own queries and compute dQ, cubes of the second own keys
+//! and compute dK and dV, taking the query heads of a group in order. No sum is shared between cubes.
 
 use cubecl::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::gpu::math::exp;
 use crate::gpu::{ELEMENTWISE_UNITS, cubes, elementwise};
 use crate::ops::attention::{Gradients, Saved};
 
-/// delta_i = dO_i . O_i of each row and head: sum_k P_ik dP_ik, also with dropout.
+/// delta_i = dO_i . O_i for each row and head. It equals sum_k P_ik dP_ik, also with dropout.
 #[cube(launch)]
 fn delta_kernel(d_o: &Array<f32>, o: &Array<f32>, delta: &mut Array<f32>, d: usize) {
     if ABSOLUTE_POS < delta.len() {
@@ -22,30 +22,42 @@ fn delta_kernel(d_o: &Array<f32>, o: &Array<f32>, delta: &mut Array<f32>, d: usi
     }
 }
 
-/// P, dropped P and dS of one pair of blocks into shared memory: (query row, key).
+/// The values of each query row and head that the scores are recomputed with.
+#[derive(CubeType, CubeLaunch)]
+struct SavedRows {
+    lse: Array<f32>,
+    delta: Array<f32>,
+}
+
+/// A block of query rows and a block of keys of one head: their first rows, and the first row and the end of the
+/// sequence.
+#[derive(CubeType, Clone, Copy)]
+struct Pair {
+    row: usize,
+    head: usize,
+    key: usize,
+    start: usize,
+    end: usize,
+}
+
+/// Writes dropped P (if wanted) and scale dS of a pair of blocks to shared memory, as (query row, key).
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn gradients_of_scores(
     s: &Array<f32>,
     dp: &Array<f32>,
-    lse: &Array<f32>,
-    delta: &Array<f32>,
-    bias: &Array<f32>,
-    added: &ByDistance,
+    saved: &SavedRows,
+    terms: &Terms,
     dropped: &mut SharedMemory<f32>,
     ds: &mut SharedMemory<f32>,
     dropout: &Mask,
-    row: usize,
-    head: usize,
-    first: usize,
-    start: usize,
-    end: usize,
-    longest: usize,
-    window: usize,
-    scale: f32,
+    pair: &Pair,
+    call: &Numbers,
     #[comptime] want_dropped: bool,
     #[comptime] plan: Plan,
 ) {
+    let (row, head, first, end) = (pair.row, pair.head, pair.key, pair.end);
+    let scale = call.scale;
     let n = comptime!(plan.unit_rows());
     let pitch = comptime!(plan.block + 1);
     #[unroll]
@@ -54,19 +66,21 @@ fn gradients_of_scores(
         let mut row_lse = 0.0f32;
         let mut row_delta = 0.0f32;
         if row + r < end {
-            row_lse = lse[(row + r) * plan.heads + head];
-            row_delta = delta[(row + r) * plan.heads + head];
+            row_lse = saved.lse[(row + r) * plan.heads + head];
+            row_delta = saved.delta[(row + r) * plan.heads + head];
         }
         #[unroll]
         for j in 0..n {
             let c = UNIT_POS as usize % comptime!(SIDE) + comptime!(j * SIDE);
+            // P = exp(S - lse).
             let mut p = 0.0f32;
-            let seen = row + r < end && sees(row + r, first + c, end, window, plan);
+            let seen = row + r < end && sees(row + r, first + c, end, call.window, plan);
             if seen {
-                let product = s[comptime!(i * n + j)] + by_distance(added, row + r, head, first + c, seen, plan);
-                p = exp(scale * product + bias_of(bias, row + r, head, first + c, seen, plan) - row_lse);
+                let product = s[comptime!(i * n + j)] + by_distance(terms, row + r, head, first + c, seen, plan);
+                p = exp(scale * product + bias_of(terms, row + r, head, first + c, seen, plan) - row_lse);
             }
-            let kept = kept(dropout, row + r, head, first - start + c, longest, plan);
+            // dS = P (dP - delta), with dP through the dropout mask.
+            let kept = kept(dropout, row + r, head, first - pair.start + c, call.longest, plan);
             if comptime!(want_dropped) {
                 dropped[r * pitch + c] = p * kept;
             }
@@ -75,14 +89,14 @@ fn gradients_of_scores(
     }
 }
 
-/// Copies dS of one pair of blocks to where their scores read A, or B if it is by key.
+/// Writes scale dS of a pair of blocks to dA or, if `by_key` is set, dB: to the values that the scores read.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn store_by_distance(
     ds: &SharedMemory<f32>,
     out: &mut Array<f32>,
     width: usize,
-    #[comptime] of_key: bool,
+    #[comptime] by_key: bool,
     row: usize,
     first: usize,
     end: usize,
@@ -90,20 +104,21 @@ fn store_by_distance(
     #[comptime] plan: Plan,
 ) {
     let block = comptime!(plan.block);
-    for at in range_stepped(UNIT_POS as usize, comptime!(block * block), comptime!(UNITS)) {
-        let r = row + at / block;
-        let c = first + at % block;
+    for copied in range_stepped(UNIT_POS as usize, comptime!(block * block), comptime!(UNITS)) {
+        let r = row + copied / block;
+        let c = first + copied % block;
         if r < end && c < end {
-            let mut of = r;
-            if comptime!(of_key) {
-                of = c;
+            let mut owner = r;
+            if comptime!(by_key) {
+                owner = c;
             }
-            out[distance_at(of, r, head, c, width, plan)] = ds[at / block * comptime!(plan.block + 1) + at % block];
+            out[distance_index(owner, r, head, c, width, plan)] =
+                ds[copied / block * comptime!(plan.block + 1) + copied % block];
         }
     }
 }
 
-/// Scores that no row sees are not visited: their gradients stay 0.
+/// out = 0. The gradients of scores that no row sees are not written otherwise.
 #[cube(launch)]
 fn zero_kernel(out: &mut Array<f32>) {
     if ABSOLUTE_POS < out.len() {
@@ -111,6 +126,7 @@ fn zero_kernel(out: &mut Array<f32>) {
     }
 }
 
+/// A tensor of zeros in the shape of `like`, if there is one.
 fn zeros_like<R: Backend>(gpu: &Gpu<R>, op: &'static str, like: Option<&Tensor>) -> Result<Option<Tensor>> {
     let Some(like) = like else { return Ok(None) };
     let out = gpu.output(like.shape())?;
@@ -126,38 +142,34 @@ fn d_query_kernel(
     k: &Array<f32>,
     v: &Array<f32>,
     d_o: &Array<f32>,
-    lse: &Array<f32>,
-    delta: &Array<f32>,
-    bias: &Array<f32>,
-    added: &ByDistance,
+    saved: &SavedRows,
+    terms: &Terms,
     blocks: &Array<u32>,
     dq: &mut Array<f32>,
     d_by_query: &mut Array<f32>,
     d_by_key: &mut Array<f32>,
     dropout: &Mask,
-    count: usize,
-    longest: usize,
-    window: usize,
-    scale: f32,
+    call: &Numbers,
     #[comptime] plan: Plan,
 ) {
-    let mut queries = room(plan);
-    let mut d_outputs = room(plan);
-    let mut keys = room(plan);
-    let mut values = room(plan);
-    let mut ds = score_room(plan);
+    let mut queries = row_block(plan);
+    let mut d_outputs = row_block(plan);
+    let mut keys = row_block(plan);
+    let mut values = row_block(plan);
+    let mut ds = score_block(plan);
     let mut unused = SharedMemory::<f32>::new(1usize);
-    if CUBE_POS < count {
-        let at = CUBE_POS / comptime!(plan.heads);
+    if CUBE_POS < call.count {
+        let block = CUBE_POS / comptime!(plan.heads);
         let head = CUBE_POS % comptime!(plan.heads);
-        let row = blocks[5 * at] as usize;
-        let start = blocks[5 * at + 1] as usize;
-        let end = blocks[5 * at + 2] as usize;
+        let row = blocks[5 * block] as usize;
+        let start = blocks[5 * block + 1] as usize;
+        let end = blocks[5 * block + 2] as usize;
         let kv_head = head / comptime!(plan.group);
         load(q, &mut queries, row, end, head, plan.heads, plan);
         load(d_o, &mut d_outputs, row, end, head, plan.heads, plan);
         let mut sums = zeros(comptime!(plan.unit_rows() * plan.unit_channels()));
-        for first in range_stepped(first_key(row, start, window, plan), last_key(row, end, plan), comptime!(plan.block))
+        for first in
+            range_stepped(first_key(row, start, call.window, plan), last_key(row, end, plan), comptime!(plan.block))
         {
             sync_cube();
             load(k, &mut keys, first, end, kv_head, comptime!(plan.kv_heads()), plan);
@@ -165,34 +177,16 @@ fn d_query_kernel(
             sync_cube();
             let s = scores(&queries, &keys, plan);
             let dp = scores(&d_outputs, &values, plan);
-            gradients_of_scores(
-                &s,
-                &dp,
-                lse,
-                delta,
-                bias,
-                added,
-                &mut unused,
-                &mut ds,
-                dropout,
-                row,
-                head,
-                first,
-                start,
-                end,
-                longest,
-                window,
-                scale,
-                false,
-                plan,
-            );
+            let pair = Pair { row, head, key: first, start, end };
+            gradients_of_scores(&s, &dp, saved, terms, &mut unused, &mut ds, dropout, &pair, call, false, plan);
             sync_cube();
             if comptime!(plan.by_query) {
-                store_by_distance(&ds, d_by_query, added.width, false, row, first, end, head, plan);
+                store_by_distance(&ds, d_by_query, terms.width, false, row, first, end, head, plan);
             }
             if comptime!(plan.by_key) {
-                store_by_distance(&ds, d_by_key, added.width, true, row, first, end, head, plan);
+                store_by_distance(&ds, d_by_key, terms.width, true, row, first, end, head, plan);
             }
+            // dQ += scale dS K.
             accumulate(&mut sums, &ds, &keys, false, plan);
         }
         store(&sums, dq, row, end, head, plan.heads, plan);
@@ -206,46 +200,41 @@ fn d_key_value_kernel(
     k: &Array<f32>,
     v: &Array<f32>,
     d_o: &Array<f32>,
-    lse: &Array<f32>,
-    delta: &Array<f32>,
-    bias: &Array<f32>,
-    added: &ByDistance,
+    saved: &SavedRows,
+    terms: &Terms,
     blocks: &Array<u32>,
     dk: &mut Array<f32>,
     dv: &mut Array<f32>,
     dropout: &Mask,
-    count: usize,
-    longest: usize,
-    window: usize,
-    scale: f32,
+    call: &Numbers,
     #[comptime] plan: Plan,
 ) {
     let kv_heads = comptime!(plan.kv_heads());
-    let mut queries = room(plan);
-    let mut d_outputs = room(plan);
-    let mut keys = room(plan);
-    let mut values = room(plan);
-    let mut dropped = score_room(plan);
-    let mut ds = score_room(plan);
-    if CUBE_POS < count {
-        let at = CUBE_POS / kv_heads;
+    let mut queries = row_block(plan);
+    let mut d_outputs = row_block(plan);
+    let mut keys = row_block(plan);
+    let mut values = row_block(plan);
+    let mut dropped = score_block(plan);
+    let mut ds = score_block(plan);
+    if CUBE_POS < call.count {
+        let block = CUBE_POS / kv_heads;
         let kv_head = CUBE_POS % kv_heads;
-        let first = blocks[5 * at] as usize;
-        let start = blocks[5 * at + 1] as usize;
-        let end = blocks[5 * at + 2] as usize;
+        let first = blocks[5 * block] as usize;
+        let start = blocks[5 * block + 1] as usize;
+        let end = blocks[5 * block + 2] as usize;
         load(k, &mut keys, first, end, kv_head, kv_heads, plan);
         load(v, &mut values, first, end, kv_head, kv_heads, plan);
         let mut dk_sums = zeros(comptime!(plan.unit_rows() * plan.unit_channels()));
         let mut dv_sums = zeros(comptime!(plan.unit_rows() * plan.unit_channels()));
-        // Rows before the first key see none of these keys.
+        // With a causal mask, rows before the first key see none of these keys.
         let mut from = start;
         if comptime!(plan.causal) {
             from = first;
         }
-        // Nor do rows whose windows begin after the last key.
+        // Neither do rows whose windows begin after the last key.
         let mut to = end;
         if comptime!(plan.windowed) {
-            to = (first + comptime!(plan.block) + window).min(end);
+            to = (first + comptime!(plan.block) + call.window).min(end);
         }
         for member in 0..comptime!(plan.group) {
             let head = kv_head * comptime!(plan.group) + member;
@@ -256,28 +245,10 @@ fn d_key_value_kernel(
                 sync_cube();
                 let s = scores(&queries, &keys, plan);
                 let dp = scores(&d_outputs, &values, plan);
-                gradients_of_scores(
-                    &s,
-                    &dp,
-                    lse,
-                    delta,
-                    bias,
-                    added,
-                    &mut dropped,
-                    &mut ds,
-                    dropout,
-                    row,
-                    head,
-                    first,
-                    start,
-                    end,
-                    longest,
-                    window,
-                    scale,
-                    true,
-                    plan,
-                );
+                let pair = Pair { row, head, key: first, start, end };
+                gradients_of_scores(&s, &dp, saved, terms, &mut dropped, &mut ds, dropout, &pair, call, true, plan);
                 sync_cube();
+                // dK += scale dS^T Q and dV += drop(P)^T dO.
                 accumulate(&mut dk_sums, &ds, &queries, true, plan);
                 accumulate(&mut dv_sums, &dropped, &d_outputs, true, plan);
             }
@@ -287,7 +258,7 @@ fn d_key_value_kernel(
     }
 }
 
-pub fn backward<R: Backend>(
+pub(crate) fn backward<R: Backend>(
     gpu: &Gpu<R>,
     call: &Attention<'_>,
     d_o: &Tensor,
@@ -315,8 +286,8 @@ pub fn backward<R: Backend>(
         Some(t) => Ok::<_, Error>(t.gpu(OP)?.arg()),
         None => Ok(unused.arg()),
     };
-    // SAFETY: the kernel compares rows and keys with the ends of their sequences before it reads or writes, and `Attention` has checked
-    // the shapes.
+    // SAFETY: the kernel compares rows and keys with the ends of their sequences before it reads or writes, and
+    // `Attention` has checked the shapes.
     unsafe {
         d_query_kernel::launch_unchecked::<R>(
             gpu.client(),
@@ -326,27 +297,21 @@ pub fn backward<R: Backend>(
             k.gpu(OP)?.arg(),
             v.gpu(OP)?.arg(),
             d_o.gpu(OP)?.arg(),
-            saved.lse.gpu(OP)?.arg(),
-            delta.arg(),
-            bias(OP, call, q)?.arg(),
-            distances(OP, call, q)?,
+            SavedRowsLaunch::new(saved.lse.gpu(OP)?.arg(), delta.arg()),
+            terms(OP, call, q)?,
             list.arg(),
             dq.gpu(OP)?.arg(),
             arg(&d_by_query)?,
             arg(&d_by_key)?,
             mask(call.dropout),
-            count * call.heads,
-            call.sequences.longest(),
-            call.window.unwrap_or(0),
-            call.scale,
+            numbers(call, count * call.heads),
             plan,
         )
     };
     let plan = Plan::new(gpu, call, d, 4, 2)?;
     let (list, count) = blocks(gpu, call, plan.block);
     let (dk, dv) = (gpu.output(k.shape())?, gpu.output(v.shape())?);
-    // SAFETY: the kernel compares rows and keys with the ends of their sequences before it reads or writes, and `Attention` has checked
-    // the shapes.
+    // SAFETY: as above.
     unsafe {
         d_key_value_kernel::launch_unchecked::<R>(
             gpu.client(),
@@ -356,18 +321,13 @@ pub fn backward<R: Backend>(
             k.gpu(OP)?.arg(),
             v.gpu(OP)?.arg(),
             d_o.gpu(OP)?.arg(),
-            saved.lse.gpu(OP)?.arg(),
-            delta.arg(),
-            bias(OP, call, q)?.arg(),
-            distances(OP, call, q)?,
+            SavedRowsLaunch::new(saved.lse.gpu(OP)?.arg(), delta.arg()),
+            terms(OP, call, q)?,
             list.arg(),
             dk.gpu(OP)?.arg(),
             dv.gpu(OP)?.arg(),
             mask(call.dropout),
-            count * call.kv_heads,
-            call.sequences.longest(),
-            call.window.unwrap_or(0),
-            call.scale,
+            numbers(call, count * call.kv_heads),
             plan,
         )
     };

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::{EMPTY, FAR, SETTINGS, insert};
 use crate::gpu::mask::no_mask;
-use crate::gpu::tile::{Sum, accumulate, staging, unit_origin, zeros};
+use crate::gpu::tile::{Lines, Sum, accumulate, staging, unit_origin, zeros};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
 use crate::{Result, Tensor};
 
@@ -67,6 +67,8 @@ fn nearest_kernel(
     let last = (part * blocks + blocks).min(n.div_ceil(tile.cols));
     for col_block in part * blocks..last {
         let col = col_block * comptime!(tile.cols);
+        let left_lines = Lines { first: row, end: count, pitch: dim };
+        let right_lines = Lines { first: col, end: n, pitch: dim };
         let mut sums = zeros(tile);
         accumulate::<f32, f32>(
             &mut sums,
@@ -75,12 +77,8 @@ fn nearest_kernel(
             &mut row_staged,
             &mut col_staged,
             &mask,
-            row,
-            count,
-            dim,
-            col,
-            n,
-            dim,
+            &left_lines,
+            &right_lines,
             0,
             dim,
             sum,
@@ -117,7 +115,12 @@ fn nearest_kernel(
 
 /// (squared distances, columns) of the k nearest points of each of these rows, (rows, k). A row with fewer than k
 /// points at a finite distance has `EMPTY` in the remaining places.
-pub fn nearest<R: Backend>(gpu: &Gpu<R>, points: &Tensor, rows: &[u32], k: usize) -> Result<(Vec<f32>, Vec<u32>)> {
+pub(crate) fn nearest<R: Backend>(
+    gpu: &Gpu<R>,
+    points: &Tensor,
+    rows: &[u32],
+    k: usize,
+) -> Result<(Vec<f32>, Vec<u32>)> {
     let mut found = (Vec::with_capacity(rows.len() * k), Vec::with_capacity(rows.len() * k));
     for rows in rows.chunks(ROWS) {
         let (distances, indices) = batch(gpu, points, rows, k)?;

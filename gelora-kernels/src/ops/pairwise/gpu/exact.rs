@@ -101,7 +101,7 @@ fn exact_kernel<V: Size>(
 }
 
 /// The results of the lists, (N, 2, k).
-pub fn exact<R: Backend>(gpu: &Gpu<R>, points: &Tensor, lists: &Lists, k: usize) -> Result<GpuBuffer> {
+pub(crate) fn exact<R: Backend>(gpu: &Gpu<R>, points: &Tensor, lists: &Lists, k: usize) -> Result<GpuBuffer> {
     let (n, dim) = (points.rows(), points.cols());
     let (width, bound) = (width(dim), Bound::of(dim));
     let found = gpu.scratch(2 * n * k)?;

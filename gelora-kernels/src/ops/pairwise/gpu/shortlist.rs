@@ -16,16 +16,16 @@
 
 use cubecl::prelude::*;
 
-use super::tiles::{SIDE, Shape, UNITS, goes, tile_kernel};
+use super::tiles::{Laps, LapsLaunch, SIDE, Shape, UNITS, goes, tile_kernel};
 use super::{EMPTY, FAR, insert};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, cubes, elementwise};
 use crate::{Result, Tensor, profile};
 
 /// Tiles of one launch: enough to keep a large GPU busy for several rounds. Slots take 16 bytes for each line of a tile
 /// and entry.
-pub const TILES: usize = 4096;
+pub(crate) const TILES: usize = 4096;
 
-/// Number of sampled rows. Their coordinate-wise median is the centre; a few outliers do not move it.
+/// Number of sampled rows. Their coordinate-wise median is the center; a few outliers do not move it.
 const SAMPLES: usize = 15;
 
 /// A point with a coordinate of at least this magnitude, or one that is not finite, is left to the direct search.
@@ -37,16 +37,16 @@ const UNIT_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// The constants of the lower bound on a distance.
 #[derive(Clone, Copy, Debug)]
-pub struct Bound {
+pub(crate) struct Bound {
     /// 1 - c.
-    pub shrink: f32,
+    pub(crate) shrink: f32,
     /// t.
-    pub tiny: f32,
+    pub(crate) tiny: f32,
 }
 
 impl Bound {
     /// The constants for points of `dim` dimensions.
-    pub fn of(dim: usize) -> Self {
+    pub(crate) fn of(dim: usize) -> Self {
         let dim = dim as f64;
         let c = (1.1 * (dim + dim / 16.0) + 48.0) * UNIT_ROUNDOFF;
         Self { shrink: (1.0 - c) as f32, tiny: (1e-36 * dim) as f32 }
@@ -54,20 +54,20 @@ impl Bound {
 }
 
 /// The candidates of every row, the least bounds first.
-pub struct Lists {
+pub(crate) struct Lists {
     /// Number of entries of a list.
-    pub capacity: usize,
+    pub(crate) capacity: usize,
     /// (capacity, N): lower bounds; [`FAR`] in empty entries.
-    pub bounds: GpuBuffer,
+    pub(crate) bounds: GpuBuffer,
     /// (capacity, N): columns; [`EMPTY`] in empty entries.
-    pub columns: GpuBuffer,
+    pub(crate) columns: GpuBuffer,
     /// (N): l, or [`FAR`] for a point that is out of range.
-    pub lower: GpuBuffer,
+    pub(crate) lower: GpuBuffer,
 }
 
 /// The median of each coordinate over a few rows: the value with as many values before it as behind it.
 #[cube(launch)]
-fn centre_kernel(points: &Array<f32>, centre: &mut Array<f32>, n: usize, dim: usize) {
+fn center_kernel(points: &Array<f32>, center: &mut Array<f32>, n: usize, dim: usize) {
     let c = ABSOLUTE_POS;
     if c < dim {
         let mut values = Array::<f32>::new(SAMPLES);
@@ -91,7 +91,7 @@ fn centre_kernel(points: &Array<f32>, centre: &mut Array<f32>, n: usize, dim: us
                 median = values[s];
             }
         }
-        centre[c] = median;
+        center[c] = median;
     }
 }
 
@@ -99,7 +99,7 @@ fn centre_kernel(points: &Array<f32>, centre: &mut Array<f32>, n: usize, dim: us
 #[cube(launch)]
 fn lower_kernel<V: Size>(
     points: &Array<Vector<f32, V>>,
-    centre: &Array<Vector<f32, V>>,
+    center: &Array<Vector<f32, V>>,
     lower: &mut Array<f32>,
     bounds: &mut Array<f32>,
     columns: &mut Array<u32>,
@@ -120,10 +120,10 @@ fn lower_kernel<V: Size>(
     if row < n {
         for i in range_stepped(lane, length, SIDE) {
             let x = points[row * length + i];
-            let centred = x - centre[i];
+            let centered = x - center[i];
             #[unroll]
             for l in 0..V::value() {
-                sum += centred[l] * centred[l];
+                sum += centered[l] * centered[l];
                 let bits = u32::reinterpret(x[l]) & 0x7fff_ffffu32;
                 if bits > top {
                     top = bits;
@@ -161,13 +161,11 @@ fn fold_kernel(
     columns: &mut Array<u32>,
     slot_bounds: &Array<f32>,
     slot_columns: &Array<u32>,
-    n: usize,
-    blocks: usize,
-    first_lap: usize,
-    laps: usize,
+    extent: &Laps,
     #[comptime] capacity: usize,
     #[comptime] side: usize,
 ) {
+    let (n, blocks, first_lap, laps) = (extent.n, extent.blocks, extent.first_lap, extent.laps);
     let row = ABSOLUTE_POS;
     if row < n {
         let mut kept = Array::<f32>::new(capacity);
@@ -202,13 +200,13 @@ fn fold_kernel(
 }
 
 /// Values of a vector: 4, 2 or 1, so that they divide the dimension.
-pub fn width(dim: usize) -> usize {
+pub(crate) fn width(dim: usize) -> usize {
     [4, 2, 1].into_iter().find(|width| dim.is_multiple_of(*width)).unwrap_or(1)
 }
 
 /// The `capacity` columns with the least lower bounds of every row, in launches of `tiles` tiles or, if that is more,
 /// of one lap.
-pub fn shortlist<R: Backend>(
+pub(crate) fn shortlist<R: Backend>(
     gpu: &Gpu<R>,
     points: &Tensor,
     capacity: usize,
@@ -222,7 +220,7 @@ pub fn shortlist<R: Backend>(
     let all_laps = blocks / 2 + 1;
     let most_laps = (tiles / blocks).min(gpu.max_scratch() / (2 * capacity * n)).clamp(1, all_laps);
     let slots = [gpu.scratch(2 * most_laps * capacity * n)?, gpu.scratch(2 * most_laps * capacity * n)?];
-    let centre = gpu.scratch(dim)?;
+    let center = gpu.scratch(dim)?;
     let lists = Lists {
         capacity,
         bounds: gpu.scratch(capacity * n)?,
@@ -231,14 +229,14 @@ pub fn shortlist<R: Backend>(
     };
     let points = points.gpu(OP)?;
     let units = CubeDim::new_1d(UNITS as u32);
-    centre_kernel::launch::<R>(gpu.client(), elementwise(dim), units, points.arg(), centre.arg(), n, dim);
+    center_kernel::launch::<R>(gpu.client(), elementwise(dim), units, points.arg(), center.arg(), n, dim);
     lower_kernel::launch::<R>(
         gpu.client(),
         cubes(n.div_ceil(SIDE)),
         units,
         width,
         points.arg(),
-        centre.arg(),
+        center.arg(),
         lists.lower.arg(),
         lists.bounds.arg(),
         lists.columns.arg(),
@@ -261,16 +259,12 @@ pub fn shortlist<R: Backend>(
                 units,
                 width,
                 points.arg(),
-                centre.arg(),
+                center.arg(),
                 lists.lower.arg(),
                 lists.bounds.arg(),
                 slots[0].arg(),
                 slots[1].arg(),
-                n,
-                dim / width,
-                blocks,
-                lap,
-                laps,
+                LapsLaunch::new(n, dim / width, blocks, lap, laps),
                 capacity,
                 shape,
             )
@@ -285,10 +279,7 @@ pub fn shortlist<R: Backend>(
                 lists.columns.arg(),
                 slots[0].arg(),
                 slots[1].arg(),
-                n,
-                blocks,
-                lap,
-                laps,
+                LapsLaunch::new(n, dim / width, blocks, lap, laps),
                 capacity,
                 shape.side(),
             )

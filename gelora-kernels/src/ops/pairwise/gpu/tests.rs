@@ -30,9 +30,9 @@ fn open_rows(points: Tensor, k: usize, shape: Shape, tiles: usize) -> Result<Opt
     let found = search(&gpu, &points, k, shape, tiles)?;
     let rows: Vec<u32> = (0..n as u32).collect();
     let (squared, indices) = direct::nearest(&gpu, &points, &rows, k)?;
-    for at in 0..n * k {
-        let (got, want) = ((found.squared[at], found.indices[at]), (squared[at], indices[at]));
-        assert_eq!(got, want, "{n} x {dim}, row {}, neighbour {}", at / k, at % k);
+    for index in 0..n * k {
+        let (got, want) = ((found.squared[index], found.indices[index]), (squared[index], indices[index]));
+        assert_eq!(got, want, "{n} x {dim}, row {}, neighbor {}", index / k, index % k);
     }
     Ok(Some(found.open))
 }
@@ -46,8 +46,8 @@ fn cloud(n: usize, dim: usize, f: impl Fn(usize, usize, f64) -> f64) -> Tensor {
 #[test]
 fn clouds_are_proved_and_as_the_direct_search_has_them() -> Result<()> {
     let sizes = [(2, 1, 1), (3, 3, 2), (7, 7, 5), (63, 48, 2), (64, 7, 16), (65, 104, 2), (257, 3, 5), (300, 16, 2)];
-    for (at, (n, dim, k)) in sizes.into_iter().enumerate() {
-        let (shape, tiles) = [(SMALL, 1), (LARGE, 4096)][at % 2];
+    for (i, (n, dim, k)) in sizes.into_iter().enumerate() {
+        let (shape, tiles) = [(SMALL, 1), (LARGE, 4096)][i % 2];
         let open = open_rows(random([n, dim], n as u64), k, shape, tiles)?.unwrap_or_default();
         assert!(open.is_empty() || dim < 4, "{n} x {dim}: {open:?}");
     }
@@ -91,7 +91,8 @@ fn rows_that_cannot_be_proved_are_searched_directly() -> Result<()> {
     });
     let open = open_rows(points, 2, SMALL, 4096)?.unwrap_or_default();
     assert_eq!(open, (0..100).collect::<Vec<u32>>());
-    // Clusters, each of one point or, but for that around the centre, so small that products cannot tell its points apart.
+    // Clusters, each of one point or, but for that around the center, so small that products cannot tell its points
+    // apart.
     for (spread, least) in [(0.0, 100), (1e-6, 66)] {
         for shape in [SMALL, LARGE] {
             let clusters = cloud(100, 8, |row, c, z| (row % 3 * 7 + c) as f64 + spread * z);
@@ -100,7 +101,7 @@ fn rows_that_cannot_be_proved_are_searched_directly() -> Result<()> {
         }
     }
     assert_eq!(open_rows(cloud(100, 7, |_, c, _| c as f64), 2, SMALL, 4096)?.map(|open| open.len()), Some(100));
-    // Where there is but one, the centre is in it, and they can.
+    // Where there is but one, the center is in it, and they can.
     assert_eq!(open_rows(cloud(100, 7, |_, c, z| c as f64 + 1e-4 * z), 2, SMALL, 4096)?, Some(vec![]));
     // Each point four times: as many as a list has room for.
     let open = open_rows(cloud(120, 8, |row, c, _| ((row / 4 * 31 + c * 17) % 97) as f64), 3, SMALL, 1)?;
@@ -117,7 +118,7 @@ proptest! {
 
     /// Points on a coarse grid, whose squared distances f32 has exactly: many duplicates, many ties, and an outlier.
     #[test]
-    fn neighbours_are_those_of_brute_force(
+    fn neighbors_are_those_of_brute_force(
         n in 2usize..200, dim in 1usize..9, seed in any::<u64>(), far in 0u32..2, large in any::<bool>(),
     ) {
         let Some((device, gpu)) = device() else { return Ok(()) };
@@ -129,9 +130,9 @@ proptest! {
         let shape = if large { LARGE } else { SMALL };
         let found = search(&gpu, &points.to_device(&device).unwrap(), k, shape, 3).unwrap();
         let (distances, indices) = reference::nearest(&values, dim, k);
-        for at in 0..n * k {
-            prop_assert_eq!(found.indices[at], indices[at], "row {}, neighbour {}", at / k, at % k);
-            prop_assert_eq!(f64::from(found.squared[at]).sqrt(), distances[at]);
+        for index in 0..n * k {
+            prop_assert_eq!(found.indices[index], indices[index], "row {}, neighbor {}", index / k, index % k);
+            prop_assert_eq!(f64::from(found.squared[index]).sqrt(), distances[index]);
         }
     }
 }
@@ -142,9 +143,9 @@ fn distances_to_many_points() -> Result<()> {
     let Some((device, _)) = device() else { return Ok(()) };
     let m = 65_535 * SETTINGS.tile.cols + 70;
     let x = Tensor::from_vec(vec![1.0, 2.0], [2, 1])?.to_device(&device)?;
-    let y = Tensor::from_vec((0..m).map(|at| at as f32).collect(), [m, 1])?.to_device(&device)?;
+    let y = Tensor::from_vec((0..m).map(|i| i as f32).collect(), [m, 1])?.to_device(&device)?;
     let d = super::super::distances(&x, &y, false)?.to_vec()?;
-    let wrong = (0..2 * m).find(|&at| d[at] != ((at % m) as f32 - (at / m + 1) as f32).abs());
+    let wrong = (0..2 * m).find(|&i| d[i] != ((i % m) as f32 - (i / m + 1) as f32).abs());
     assert_eq!(wrong, None);
     Ok(())
 }

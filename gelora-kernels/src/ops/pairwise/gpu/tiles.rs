@@ -1,39 +1,41 @@
-//! One tile of lower bounds a cube: products in registers, then the least of every row and of every column.
+//! One tile of lower bounds for each cube: products in registers, then the least bounds of every row and of every
+//! column.
 //!
-//! Shared memory holds the coordinates of both operands as vectors along the dimension, line by line, so that copying needs
-//! no transposition and every unit reads whole vectors. While one part is multiplied the next is on its way to registers.
+//! Shared memory holds the coordinates of both operands as vectors along the dimension, line by line. So copying needs
+//! no transposition, and every unit reads whole vectors. While one part is multiplied, the next is loaded into
+//! registers.
 
 use cubecl::prelude::*;
 
 use super::{EMPTY, FAR, insert};
 
-/// Units of a cube along the rows of its tile, and along the columns.
-pub const SIDE: usize = 16;
+/// Units of a cube along each side of its tile.
+pub(crate) const SIDE: usize = 16;
 
 /// Units of a cube.
-pub const UNITS: usize = SIDE * SIDE;
+pub(crate) const UNITS: usize = SIDE * SIDE;
 
-/// Values of a line of a strip, with one of padding against bank conflicts.
+/// Values of a line of a strip, with one value of padding against bank conflicts.
 const STRIP: usize = SIDE + 1;
 
 /// The comptime sizes of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
-    /// Rows, and columns, of a unit.
-    pub per_unit: usize,
-    /// Coordinates that are in shared memory at a time.
-    pub depth: usize,
-    /// 2 where the next coordinates have a place of their own beside those in use, else 1.
-    pub buffers: usize,
+pub(crate) struct Shape {
+    /// Rows and columns of a unit.
+    pub(crate) per_unit: usize,
+    /// Coordinates in shared memory at a time.
+    pub(crate) depth: usize,
+    /// 2 if the next coordinates have a buffer of their own beside those in use, else 1.
+    pub(crate) buffers: usize,
 }
 
 impl Shape {
-    /// Rows, and columns, of a tile.
-    pub const fn side(self) -> usize {
+    /// Rows and columns of a tile.
+    pub(crate) const fn side(self) -> usize {
         SIDE * self.per_unit
     }
 
-    /// Vectors from one line to the next: an odd number spreads lines over the banks.
+    /// Distance of two lines in vectors. It is odd, so that lines spread over the banks.
     const fn pitch(self, width: usize) -> usize {
         self.depth / width + 1
     }
@@ -48,8 +50,8 @@ impl Shape {
         4 * (self.buffers * self.staged(width) * width + 2 * self.side() * STRIP)
     }
 
-    /// Every tile that [`Shape::of`] may choose.
-    pub const ALL: [Self; 5] = [
+    /// All tiles that [`Shape::of`] may choose.
+    pub(crate) const ALL: [Self; 5] = [
         Self { per_unit: 4, depth: 16, buffers: 2 },
         Self { per_unit: 4, depth: 8, buffers: 2 },
         Self { per_unit: 4, depth: 8, buffers: 1 },
@@ -57,15 +59,15 @@ impl Shape {
         Self { per_unit: 8, depth: 8, buffers: 1 },
     ];
 
-    /// Whether a device with so much shared memory can run the tile.
-    pub const fn fits(self, width: usize, shared: usize) -> bool {
+    /// Whether a device with this much shared memory can run the tile.
+    pub(crate) const fn fits(self, width: usize, shared: usize) -> bool {
         self.shared(width) <= shared
     }
 
-    /// The tile for so many points on a device with so much shared memory.
-    pub fn of(n: usize, width: usize, shared: usize) -> Self {
-        // Few points make too few large tiles to go round. Large ones read less far ahead: 128 registers are all that a unit
-        // may have if an NVIDIA GPU is to run two cubes side by side, and with 16 coordinates it would be 212.
+    /// The tile for `n` points on a device with this much shared memory.
+    pub(crate) fn of(n: usize, width: usize, shared: usize) -> Self {
+        // Few points make too few large tiles. Large tiles load fewer coordinates ahead: for two cubes side by side on
+        // an NVIDIA GPU, a unit may have 128 registers, and with 16 coordinates it would have 212.
         let (per_unit, farthest) = if n < 32 * 128 { (4, 16) } else { (8, 8) };
         [(farthest, 2), (8, 2), (8, 1)]
             .map(|(depth, buffers)| Self { per_unit, depth, buffers })
@@ -75,69 +77,82 @@ impl Shape {
     }
 }
 
-/// Whether block `block` met another `lap` further on: of two that are half a circle apart, the first alone goes.
+/// Whether block `block` meets the block `lap` further on. Of two blocks half a circle apart, only the first does.
 #[cube]
-pub fn goes(block: usize, lap: usize, blocks: usize) -> bool {
+pub(crate) fn goes(block: usize, lap: usize, blocks: usize) -> bool {
     2 * lap != blocks || block < blocks / 2
 }
 
-/// One tile a cube.
+/// The sizes of a launch.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct Laps {
+    /// Number of points.
+    pub(crate) n: usize,
+    /// Vectors of a point.
+    pub(crate) length: usize,
+    /// Blocks of rows on the circle.
+    pub(crate) blocks: usize,
+    /// The first lap of the launch.
+    pub(crate) first_lap: usize,
+    /// Laps of the launch.
+    pub(crate) laps: usize,
+}
+
+/// One tile for each cube.
 ///
-/// bounds (capacity, N): the lists so far. `slot_bounds` and `slot_columns` (2 laps, capacity, N): what the rows of a tile found, for
-/// each lap, then what its columns found.
+/// bounds (capacity, N): the lists so far. `slot_bounds` and `slot_columns` (2 laps, capacity, N): for each lap, the
+/// entries found for the rows of the tiles, then those for the columns.
 #[cube(launch_unchecked)]
-pub fn tile_kernel<V: Size>(
+pub(crate) fn tile_kernel<V: Size>(
     points: &Array<Vector<f32, V>>,
-    centre: &Array<Vector<f32, V>>,
+    center: &Array<Vector<f32, V>>,
     lower: &Array<f32>,
     bounds: &Array<f32>,
     slot_bounds: &mut Array<f32>,
     slot_columns: &mut Array<u32>,
-    n: usize,
-    length: usize,
-    blocks: usize,
-    first_lap: usize,
-    laps: usize,
+    extent: &Laps,
     #[comptime] capacity: usize,
     #[comptime] shape: Shape,
 ) {
+    let (n, length, laps) = (extent.n, extent.length, extent.laps);
     let width = V::value();
     let per_unit = comptime!(shape.per_unit);
     let side = comptime!(shape.side());
     let mut staged = SharedMemory::<Vector<f32, V>>::new(comptime!(shape.buffers * shape.staged(width)));
     let mut strip = SharedMemory::<f32>::new(comptime!(2 * side * STRIP));
     let unit = UNIT_POS as usize;
-    // 32 adjacent units take 4 rows by 8 columns: few distinct vectors are read at a time.
+    // 32 adjacent units cover 4 rows by 8 columns, so that they read few distinct vectors at a time.
     let unit_col = unit / 32 % 2 * 8 + unit % 8;
     let unit_row = unit / 64 * 4 + unit / 8 % 4;
 
     let block = CUBE_POS / laps;
-    let lap = first_lap + CUBE_POS % laps;
+    let lap = extent.first_lap + CUBE_POS % laps;
+    let blocks = extent.blocks;
     if block < blocks && goes(block, lap, blocks) {
         let row = block * side;
         let col = (block + lap) % blocks * side;
         let mut sums = Array::<f32>::new(comptime!(per_unit * per_unit));
         #[unroll]
-        for at in 0..comptime!(per_unit * per_unit) {
-            sums[at] = 0.0f32;
+        for own_sum in 0..comptime!(per_unit * per_unit) {
+            sums[own_sum] = 0.0f32;
         }
         let mut fetched = Array::<Vector<f32, V>>::new(comptime!(2 * side * shape.depth / width / UNITS));
-        fetch::<V>(points, centre, &mut fetched, row, col, n, length, 0, shape);
+        fetch::<V>(points, center, &mut fetched, row, col, n, length, 0, shape);
         let depth = comptime!(shape.depth / width);
         let steps = length.div_ceil(depth);
         for step in 0..steps {
             let buffer = step % comptime!(shape.buffers) * comptime!(shape.staged(width));
             store::<V>(&fetched, &mut staged, buffer, shape);
             sync_cube();
-            fetch::<V>(points, centre, &mut fetched, row, col, n, length, (step + 1) * depth, shape);
+            fetch::<V>(points, center, &mut fetched, row, col, n, length, (step + 1) * depth, shape);
             multiply::<V>(&staged, &mut sums, buffer, unit_row, unit_col, shape);
             if comptime!(shape.buffers == 1) {
-                // The next step overwrites what slower units still read.
+                // The next step overwrites memory that slower units still read.
                 sync_cube();
             }
         }
 
-        // Products become bounds; what is no pair becomes too far for any list.
+        // Products become lower bounds. Entries that are no pair get a bound too large for any list.
         let mut col_lower = Array::<f32>::new(per_unit);
         #[unroll]
         for j in 0..per_unit {
@@ -145,23 +160,23 @@ pub fn tile_kernel<V: Size>(
         }
         #[unroll]
         for i in 0..per_unit {
-            let at_row = row + unit_row + comptime!(i * SIDE);
-            let row_lower = lower[at_row.min(n - 1)];
+            let point_row = row + unit_row + comptime!(i * SIDE);
+            let row_lower = lower[point_row.min(n - 1)];
             #[unroll]
             for j in 0..per_unit {
-                let at = comptime!(i * per_unit + j);
-                let at_col = col + unit_col + comptime!(j * SIDE);
-                let bound = row_lower + col_lower[j] - 2.0f32 * sums[at];
-                sums[at] = select(at_row < n && at_col < n && at_row != at_col, bound, f32::new(FAR));
+                let own_sum = comptime!(i * per_unit + j);
+                let point_col = col + unit_col + comptime!(j * SIDE);
+                let bound = row_lower + col_lower[j] - 2.0f32 * sums[own_sum];
+                sums[own_sum] = select(point_row < n && point_col < n && point_row != point_col, bound, f32::new(FAR));
             }
         }
 
-        // The first units own a row each, those behind them a column each.
+        // Each of the first units owns a row, each of the next units a column.
         let owns_row = unit < side;
         let line = unit % side;
         let own = select(owns_row, row, col) + line;
         let others = select(owns_row, col, row);
-        // A block that meets itself has found all by its rows.
+        // A block that meets itself finds everything by its rows.
         let keeps = own < n && (owns_row || (unit < 2 * side && lap != 0));
         let mut limit = f32::new(FAR);
         if keeps {
@@ -176,17 +191,17 @@ pub fn tile_kernel<V: Size>(
         }
         #[unroll]
         for pass in 0..per_unit {
-            // Slower units may still compute from memory that this is laid over, or read the last strip.
+            // Slower units may still compute from the memory under the strip, or read the last strip.
             sync_cube();
             #[unroll]
             for i in 0..per_unit {
-                let at = (unit_row + comptime!(i * SIDE)) * STRIP + unit_col;
-                strip[at] = sums[comptime!(i * per_unit + pass)];
+                let place = (unit_row + comptime!(i * SIDE)) * STRIP + unit_col;
+                strip[place] = sums[comptime!(i * per_unit + pass)];
             }
             #[unroll]
             for j in 0..per_unit {
-                let at = (side + unit_col + comptime!(j * SIDE)) * STRIP + unit_row;
-                strip[at] = sums[comptime!(pass * per_unit + j)];
+                let place = (side + unit_col + comptime!(j * SIDE)) * STRIP + unit_row;
+                strip[place] = sums[comptime!(pass * per_unit + j)];
             }
             sync_cube();
             if keeps {
@@ -203,29 +218,30 @@ pub fn tile_kernel<V: Size>(
             let slot = CUBE_POS % laps + select(owns_row, 0, laps);
             #[unroll]
             for entry in 0..capacity {
-                let at = (slot * capacity + entry) * n + own;
-                slot_bounds[at] = kept[entry];
-                slot_columns[at] = kept_columns[entry];
+                let place = (slot * capacity + entry) * n + own;
+                slot_bounds[place] = kept[entry];
+                slot_columns[place] = kept_columns[entry];
             }
         }
     }
 }
 
-/// Where the `load`-th vector that a unit copies belongs: (line of both operands, vector in the line).
+/// The place of the `load`-th vector that a unit copies: (line of both operands, vector of the line).
 #[cube]
 fn place<V: Size>(#[comptime] load: usize, #[comptime] shape: Shape) -> (usize, usize) {
     let width = V::value();
     let depth = comptime!(shape.depth / width);
-    let at = UNIT_POS as usize + comptime!(load * UNITS);
-    (at / depth, at % depth)
+    let index = UNIT_POS as usize + comptime!(load * UNITS);
+    (index / depth, index % depth)
 }
 
-/// Reads the coordinates from vector `from` of the lines of both operands, less the centre; beyond the last they are 0.
+/// Reads coordinates minus the center, from vector `from` of the lines of both operands on. Coordinates beyond the last
+/// are 0.
 #[cube]
 #[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn fetch<V: Size>(
     points: &Array<Vector<f32, V>>,
-    centre: &Array<Vector<f32, V>>,
+    center: &Array<Vector<f32, V>>,
     fetched: &mut Array<Vector<f32, V>>,
     row: usize,
     col: usize,
@@ -239,11 +255,11 @@ fn fetch<V: Size>(
     #[unroll]
     for load in 0..comptime!(2 * side * shape.depth / width / UNITS) {
         let (line, k) = place::<V>(load, shape);
-        // Lines beyond the last point repeat it; their products are dropped.
+        // Lines beyond the last point repeat it. Their products are dropped.
         let point = select(line < side, row + line, col + line - side).min(n - 1);
         let mut value = Vector::<f32, V>::new(0.0f32);
         if from + k < length {
-            value = points[point * length + from + k] - centre[from + k];
+            value = points[point * length + from + k] - center[from + k];
         }
         fetched[load] = value;
     }

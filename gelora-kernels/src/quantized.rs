@@ -18,7 +18,7 @@
 //! Source: the blocks of ggml's `ggml-common.h`, in the order in which `ggml-quants.c` decodes them.
 
 #[cfg(any(feature = "wgpu", feature = "cuda", test))]
-pub mod planes;
+pub(crate) mod planes;
 
 use crate::{DType, four_bit};
 
@@ -73,7 +73,7 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q4_0(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(18).zip(out.chunks_exact_mut(32)) {
             let d = f16_at(block, 0);
@@ -82,7 +82,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q4_1(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(20).zip(out.chunks_exact_mut(32)) {
             let (d, m) = (f16_at(block, 0), f16_at(block, 2));
@@ -91,7 +91,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q8_0(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(34).zip(out.chunks_exact_mut(32)) {
             let d = f16_at(block, 0);
@@ -100,7 +100,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q4_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(144).zip(out.chunks_exact_mut(256)) {
             let (d, m) = (f16_at(block, 0), f16_at(block, 2));
@@ -138,7 +138,7 @@ fn out_halves(out: &mut [f32; 32]) -> impl Iterator<Item = (&mut f32, &mut f32)>
     low.iter_mut().zip(high)
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q5_0(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(22).zip(out.chunks_exact_mut(32)) {
             let d = f16_at(block, 0);
@@ -147,7 +147,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q5_1(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(24).zip(out.chunks_exact_mut(32)) {
             let (d, m) = (f16_at(block, 0), f16_at(block, 2));
@@ -156,7 +156,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q5_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(176).zip(out.chunks_exact_mut(256)) {
             let (d, m, fifth) = (f16_at(block, 0), f16_at(block, 2), &block[16..48]);
@@ -174,7 +174,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q2_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(84).zip(out.chunks_exact_mut(256)) {
             let (d, m) = (f16_at(block, 80), f16_at(block, 82));
@@ -187,7 +187,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q3_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(110).zip(out.chunks_exact_mut(256)) {
             let (d, packed) = (f16_at(block, 108), &block[96..108]);
@@ -203,7 +203,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn iq4_nl(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(18).zip(out.chunks_exact_mut(32)) {
             let d = f16_at(block, 0);
@@ -214,7 +214,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn iq4_xs(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(136).zip(out.chunks_exact_mut(256)) {
             let (d, upper) = (f16_at(block, 0), u16::from_le_bytes([block[2], block[3]]));
@@ -229,7 +229,7 @@ crate::cpu::vectorised! {
     }
 }
 
-crate::cpu::vectorised! {
+crate::cpu::vectorized! {
     fn q6_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in bytes.chunks_exact(210).zip(out.chunks_exact_mut(256)) {
             let d = f16_at(block, 208);
@@ -250,7 +250,7 @@ crate::cpu::vectorised! {
 }
 
 /// Writes the values of whole blocks.
-pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     debug_assert_eq!(dtype.bytes(out.len()), bytes.len());
     match dtype {
         DType::Q4_0 => q4_0(bytes, out),
@@ -267,7 +267,7 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q6K => q6_k(bytes, out),
         DType::Nf4(rounding) => four_bit::decode(&four_bit::NF4, rounding, bytes, out),
         DType::Fp4(rounding) => four_bit::decode(&four_bit::FP4, rounding, bytes, out),
-        DType::F32 | DType::Bf16 | DType::F16 | DType::F64 => unreachable!("not a quantised type"),
+        DType::F32 | DType::Bf16 | DType::F16 | DType::F64 => unreachable!("not a quantized type"),
     }
 }
 

@@ -1,10 +1,9 @@
-//! Quantised weights on a GPU: packed into planes when they are uploaded (see [`planes`]), decoded four values at a
-//! time where kernels read them, so that a weight takes no more memory than in its file.
-
+//! Quantized weights on a GPU. They are packed into planes when they are uploaded (see [`planes`]), and kernels decode
+//! four values at a time where they read them, so a weight takes no more memory than in its file.
 use cubecl::prelude::*;
 
 use super::{Backend, Four, Gpu, GpuBuffer, Lifetime};
-use crate::quantised::planes::{self, Packing, Scale};
+use crate::quantized::planes::{self, Packing, Scale};
 use crate::{DType, Error, Result, Rounding};
 
 /// 2^-24, the least positive f16, and its inverse.
@@ -13,7 +12,7 @@ const INVERSE_OF_LEAST_F16: f32 = 16_777_216.0;
 
 impl<R: Backend> Gpu<R> {
     /// Memory with the values of a quantized CPU tensor, in planes: `len` values of a type, from their blocks.
-    pub(super) fn upload_quantised(
+    pub(super) fn upload_quantized(
         &self,
         dtype: DType,
         len: usize,
@@ -21,27 +20,27 @@ impl<R: Backend> Gpu<R> {
         lifetime: Lifetime,
     ) -> Result<GpuBuffer> {
         let Some(words) = planes::pack(dtype, blocks) else {
-            return Err(Error::DType { op: "upload", name: "tensor", expected: "a quantised type", got: dtype });
+            return Err(Error::DType { op: "upload", name: "tensor", expected: "a quantized type", got: dtype });
         };
         self.check_words(len, words.len())?;
         let handle = self.take(bytemuck::cast_slice(&words), lifetime)?;
         Ok(GpuBuffer::new(handle, len, 0, dtype))
     }
 
-    /// The values of a quantised buffer.
-    pub(super) fn read_quantised(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
+    /// The values of a quantized buffer.
+    pub(super) fn read_quantized(&self, buffer: &GpuBuffer) -> Result<Vec<f32>> {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&self.read_bytes(buffer)?);
         Ok(planes::values(buffer.dtype, &words, buffer.len()))
     }
 }
 
-/// The word at an index. Kernels for other types are generic over the same array, which then has no words.
+/// The word at an index. Kernels for other types are generic over the same array, which then holds no words.
 #[cube]
-fn word<W: Numeric, N: Size>(words: &Array<Vector<W, N>>, at: usize) -> u32 {
-    u32::cast_from(words[at])
+fn word<W: Numeric, N: Size>(words: &Array<Vector<W, N>>, index: usize) -> u32 {
+    u32::cast_from(words[index])
 }
 
-/// The f32 of the bits of an f16.
+/// The f16 with these bits, as f32.
 #[cube]
 fn half(bits: u32) -> f32 {
     let exponent = (bits >> 10) & 31;
@@ -53,7 +52,7 @@ fn half(bits: u32) -> f32 {
     select((bits & 0x8000) == 0, magnitude, -magnitude)
 }
 
-/// The nearest value of a type.
+/// The value rounded to a type.
 #[cube]
 fn rounded(value: f32, #[comptime] rounding: Rounding) -> f32 {
     let bits = u32::reinterpret(value);
@@ -63,24 +62,25 @@ fn rounded(value: f32, #[comptime] rounding: Rounding) -> f32 {
     }
     if comptime!(rounding == Rounding::F16) {
         let normal = f32::reinterpret((bits + 0xfff + ((bits >> 13) & 1)) & 0xffff_e000u32);
-        // Subnormal values are multiples of the least one. Two that are as near do not matter at this size.
+        // Subnormal values are multiples of the least one. Ties do not matter at this size.
         let subnormal = f32::floor(value * INVERSE_OF_LEAST_F16 + 0.5) * LEAST_F16;
         result = select((bits & 0x7fff_ffff) < 0x3880_0000, subnormal, normal);
     }
     result
 }
 
-/// Four values that are adjacent in a row of a matrix of `len` values, from the one numbered `at`, a multiple of 4, on.
+/// Decodes four adjacent values of a row, in a matrix of `len` values. `first`, the index of the first value, is a
+/// multiple of 4.
 #[cube]
-pub fn decode<W: Numeric, N: Size>(
+pub(crate) fn decode<W: Numeric, N: Size>(
     words: &Array<Vector<W, N>>,
-    at: usize,
+    first: usize,
     len: usize,
     #[comptime] packing: Packing,
 ) -> Four {
     let low = comptime!(packing.low);
-    let codes = word::<W, N>(words, at / comptime!(32 / low)) >> (at % comptime!(32 / low) * low) as u32;
-    // Where the planes begin.
+    let codes = word::<W, N>(words, first / comptime!(32 / low)) >> (first % comptime!(32 / low) * low) as u32;
+    // The start of each plane.
     let high_plane = len / 32 * low;
     let scale_plane = high_plane + len / 32 * comptime!(packing.high);
     let scales = len / comptime!(packing.scaled);
@@ -92,10 +92,11 @@ pub fn decode<W: Numeric, N: Size>(
     let mut high = 0u32;
     if comptime!(packing.high > 0) {
         let bits = comptime!(packing.high);
-        high = word::<W, N>(words, high_plane + at / comptime!(32 / bits)) >> (at % comptime!(32 / bits) * bits) as u32;
+        high = word::<W, N>(words, high_plane + first / comptime!(32 / bits))
+            >> (first % comptime!(32 / bits) * bits) as u32;
     }
-    // The scale, and what is added to each value.
-    let which = at / comptime!(packing.scaled);
+    // The scale d and the offset m of the four values.
+    let which = first / comptime!(packing.scaled);
     let mut d = 0.0f32;
     let mut m = 0.0f32;
     if comptime!(packing.scale == Scale::F32) {
@@ -111,7 +112,7 @@ pub fn decode<W: Numeric, N: Size>(
     }
     if comptime!(packing.steps.is_some()) {
         let steps = comptime!(packing.steps.unwrap());
-        let which = at / comptime!(steps.values);
+        let which = first / comptime!(steps.values);
         if comptime!(steps.of_offset) {
             let both = word::<W, N>(words, step_plane + which / 2) >> (which % 2 * 16) as u32;
             d *= f32::cast_from(both & 255);
@@ -123,6 +124,7 @@ pub fn decode<W: Numeric, N: Size>(
             table = step_plane + len / comptime!(4 * steps.values);
         }
     }
+    // x = d (q - zero) + m, or d v(q) + m, for each code q.
     let mut four = Four::new(0.0f32);
     #[unroll]
     for e in 0..4usize {

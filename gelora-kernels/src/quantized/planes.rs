@@ -15,28 +15,28 @@ use crate::{DType, Rounding, four_bit};
 
 /// The layout of a type's values in planes: a comptime setting of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Packing {
+pub(crate) struct Packing {
     /// Bits of a code in the first plane: 2, 4 or 8.
-    pub low: usize,
+    pub(crate) low: usize,
     /// Bits of a code in the second plane: 0, 1 or 2.
-    pub high: usize,
+    pub(crate) high: usize,
     /// The code of the value 0, in types without a table.
-    pub zero: usize,
+    pub(crate) zero: usize,
     /// Whether codes select values of a table.
-    pub table: bool,
+    pub(crate) table: bool,
     /// The type of scales.
-    pub scale: Scale,
+    pub(crate) scale: Scale,
     /// Number of values that share a scale.
-    pub scaled: usize,
+    pub(crate) scaled: usize,
     /// Steps of the scale, in the K types.
-    pub steps: Option<Steps>,
+    pub(crate) steps: Option<Steps>,
     /// The type that values are rounded to.
-    pub rounding: Rounding,
+    pub(crate) rounding: Rounding,
 }
 
 /// The type of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scale {
+pub(crate) enum Scale {
     /// f16, two in a word.
     F16,
     /// Two f16 in a word: the scale in the lower half, the offset in the upper half.
@@ -47,13 +47,13 @@ pub enum Scale {
 
 /// Steps of a scale, integers of 8 bits: the factors of a scale for groups of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Steps {
+pub(crate) struct Steps {
     /// Number of values that share a step.
-    pub values: usize,
+    pub(crate) values: usize,
     /// The step of the factor 0.
-    pub zero: usize,
+    pub(crate) zero: usize,
     /// Whether the offset has steps too. Each follows the step of the scale.
-    pub of_offset: bool,
+    pub(crate) of_offset: bool,
 }
 
 /// Bytes of each plane, in the order of the planes.
@@ -62,7 +62,7 @@ struct Sizes([usize; 5]);
 
 impl Packing {
     /// The layout of a quantized type; None for other types.
-    pub fn of(dtype: DType) -> Option<Self> {
+    pub(crate) fn of(dtype: DType) -> Option<Self> {
         let plain = Self {
             low: 4,
             high: 0,
@@ -113,13 +113,14 @@ impl Packing {
     }
 
     /// Number of words of a buffer of `len` values.
-    pub fn words(&self, len: usize) -> usize {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn words(&self, len: usize) -> usize {
         self.sizes(len).0.iter().map(|bytes| bytes.div_ceil(4)).sum()
     }
 }
 
 /// Number of 32-bit words in a GPU buffer of `len` values. A type without planes has one word for each value.
-pub fn words(dtype: DType, len: usize) -> usize {
+pub(crate) fn words(dtype: DType, len: usize) -> usize {
     Packing::of(dtype).map_or(len, |packing| packing.words(len))
 }
 
@@ -131,7 +132,7 @@ struct Block {
 }
 
 /// The planes of a matrix, from its blocks; None for unquantized types.
-pub fn pack(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
+pub(crate) fn pack(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
     let packing = Packing::of(dtype)?;
     let (values, size) = dtype.block();
     let len = bytes.len() / size * values;
@@ -196,7 +197,7 @@ fn table(dtype: DType) -> &'static [f32; 16] {
 }
 
 /// The values of a buffer that [`pack`] made, after it was read back from a device.
-pub fn values(dtype: DType, words: &[u32], len: usize) -> Vec<f32> {
+pub(crate) fn values(dtype: DType, words: &[u32], len: usize) -> Vec<f32> {
     let Some(packing) = Packing::of(dtype) else { return Vec::new() };
     let bytes: &[u8] = bytemuck::cast_slice(words);
     let mut begin = 0;
@@ -347,16 +348,16 @@ fn decode_block(dtype: DType, bytes: &[u8], out: &mut Block) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::linear::cases::QUANTISED;
-    use crate::verify::random_quantised;
+    use crate::ops::linear::cases::QUANTIZED;
+    use crate::verify::random_quantized;
 
     #[test]
     fn what_is_packed_has_the_values_of_the_blocks() -> crate::Result<()> {
-        for dtype in QUANTISED {
+        for dtype in QUANTIZED {
             // More blocks than a task has, and an odd number of them, so that scales of two bytes end within a word.
             for shape in [[1, dtype.block().0], [67, 768]] {
-                let t = random_quantised(shape, dtype, 1);
-                let words = pack(dtype, t.bytes()?).expect("a quantised type");
+                let t = random_quantized(shape, dtype, 1);
+                let words = pack(dtype, t.bytes()?).expect("a quantized type");
                 assert_eq!(words.len(), Packing::of(dtype).expect("as above").words(t.len()));
                 assert_eq!(values(dtype, &words, t.len()), t.to_vec()?, "{dtype}");
             }
