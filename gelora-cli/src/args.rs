@@ -1,4 +1,4 @@
-//! Options of the command line, a file for each command.
+//! Options of the command line. Each command has a file in `args/`.
 
 mod eval;
 mod generate;
@@ -40,40 +40,41 @@ pub enum Command {
     Rank(RankArgs),
     /// Train a LoRA adapter and a task head; writes a folder that PEFT loads
     Train(Box<TrainArgs>),
-    /// Measure a model, with or without an adapter, on labelled data
+    /// Evaluate a model, with or without an adapter, on labeled data
     Eval(EvalArgs),
-    /// Let a language model go on from a prompt
+    /// Continue a prompt with a language model
     Generate(GenerateArgs),
     /// Merge an adapter into its base model; writes a folder that transformers loads, or a .gguf file
     Merge(MergeArgs),
-    /// Write an adapter, or a model, as a .gguf file for llama.cpp and Ollama
+    /// Write an adapter or a model as a .gguf file for llama.cpp and Ollama
     Export(ExportArgs),
-    /// Intrinsic dimension of any points (.npy, .npz, .safetensors, .csv, .tsv, .parquet)
+    /// Estimate the intrinsic dimension of any points (.npy, .npz, .safetensors, .csv, .tsv, .parquet)
     Id(IdArgs),
     /// List the devices that this build can use
     Devices(OutputArgs),
 }
 
-/// How to talk to the user.
+/// Options of the output that every command has.
 #[derive(Clone, Debug, Args)]
 pub struct OutputArgs {
     /// Print results as JSON on stdout
     #[arg(long)]
     pub json: bool,
-    /// No progress and no remarks
+    /// Print no progress and no remarks
     #[arg(long, short)]
     pub quiet: bool,
 }
 
-/// Whether to say where the time goes.
+/// Option that turns on the time profile.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ProfileArgs {
-    /// Show the time of every phase and operator at the end, or write it with that of every step to FILE.json
+    /// Print the time of every phase and operator at the end, or write it, together with the time of every step, to
+    /// FILE.json
     #[arg(long, value_name = "FILE.json", num_args = 0..=1, require_equals = true)]
     pub profile: Option<Option<PathBuf>>,
 }
 
-/// Which model.
+/// The option that names the model.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
     /// Folder of a Hugging Face model (config.json, weights, tokenizer), a .gguf file, or an id on the hub: org/name,
@@ -83,44 +84,45 @@ pub struct ModelArgs {
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
-    /// Where its files are.
+    /// Local path of the model, set when the name is resolved.
     #[arg(skip)]
     pub path: PathBuf,
 }
 
-/// Where the texts are.
+/// Options that name the data and its columns.
 #[derive(Clone, Debug, Args)]
 pub struct DataArgs {
-    /// Data file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder with train, validation or test files, or the id of a data
-    /// set on the hub: org/name, org/name/FILE
+    /// Data file (.jsonl, .json, .csv, .tsv, .parquet, .txt), folder with train, validation or test files, or id of a
+    /// dataset on the hub: org/name, org/name/FILE
     #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
     #[command(flatten)]
     pub hub: DataHubArgs,
-    /// Column with the text [default: recognised by usual names: text, sentence, sentence1, ...]
+    /// Column with the text [default: recognized by usual names: text, sentence, sentence1, ...]
     #[arg(long, value_name = "NAME")]
     pub text_column: Option<String>,
-    /// Column with the second text of a pair [default: recognised by usual names]
+    /// Column with the second text of a pair [default: recognized by usual names]
     #[arg(long, value_name = "NAME")]
     pub pair_column: Option<String>,
-    /// Column with what a language model is to answer to the text [default: recognised by usual names: output, completion, ...]
+    /// Column with the answer that a language model learns [default: recognized by usual names: output, completion,
+    /// ...]
     #[arg(long, value_name = "NAME")]
     pub answer_column: Option<String>,
-    /// Column with the label or score [default: recognised by usual names]
+    /// Column with the label or score [default: recognized by usual names]
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
-    /// What separates the cells of a .csv or .tsv file: one character, or tab [default: recognised from the header]
+    /// Separator between the cells of a .csv or .tsv file: one character, or tab [default: recognized from the header]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
     pub delimiter: Option<u8>,
-    /// Leave out rows that are broken (not valid, without a text, with another number of cells) and say how many, instead of
-    /// stopping
+    /// Leave out broken rows (invalid, without a text, or with a wrong number of cells) and report their number,
+    /// instead of stopping
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// Leave out rows that are the same as an earlier one and say how many
+    /// Leave out rows that repeat an earlier row, and report their number
     #[arg(long)]
     pub dedup: bool,
-    /// Tokens of one example or block at most, special tokens included [default: 128, for a language model 512, or what the
-    /// adapter was trained with]
+    /// Maximum number of tokens of one example or block, special tokens included [default: 128, for a language model
+    /// 512, or the length that the adapter was trained with]
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
 }
@@ -145,7 +147,7 @@ impl DeviceArg {
     }
 }
 
-/// What the model computes its products in.
+/// Dtype of the model's matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {
     /// Full precision
@@ -163,25 +165,25 @@ impl From<DTypeArg> for DType {
     }
 }
 
-/// What the model runs on.
+/// Options of the model's dtype and device.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct ComputeArgs {
-    /// Type that the model's matrix products are computed in
+    /// Dtype of the model's matrix products
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub dtype: DTypeArg,
-    /// Device of the model; auto takes a GPU if there is one in hardware
+    /// Device of the model; auto takes a hardware GPU if there is one
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub device: DeviceArg,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TaskArg {
-    /// A language model if there are answers, or no labels and a decoder; regression if the labels are numbers with a decimal
-    /// point, else classification
+    /// Language model if the data has answers, or has no labels and the model is a decoder; regression if the labels
+    /// have a decimal point; else classification
     Auto,
     Classification,
     Regression,
-    /// A language model: answers (prompt and completion; instruction, input and output), or text in blocks
+    /// Language model, trained on answers (prompt and completion; instruction, input and output) or on blocks of text
     CausalLm,
 }
 

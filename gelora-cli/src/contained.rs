@@ -1,7 +1,7 @@
-//! Panics of a file format's crate made into errors.
+//! Turns panics of the crates that read file formats into errors.
 //!
-//! The `parquet` crate checks a file's structure but asserts what its pages claim: a damaged byte there, or a column type
-//! that its record API does not know, panics (parquet 58, found by flipping each byte of a small file).
+//! The `parquet` crate checks the structure of a file but asserts the claims of its pages: a damaged byte there, or a
+//! column type that its record API does not support, panics (parquet 58, found by flipping each byte of a small file).
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -14,10 +14,10 @@ thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `read` and turns its panic into an error that names the file, without the panic's report on stderr.
+/// Runs `read` and turns a panic into an error that names the file. The panic's report is not printed to stderr.
 ///
 /// # Errors
-/// Those of `read`, and if it panics.
+/// Returns the errors of `read`, and an error if it panics.
 pub fn contained<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -29,7 +29,7 @@ pub fn contained<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> 
         }));
     });
     let outer = CONTAINED.replace(true);
-    // Nothing that `read` leaves half done is looked at after a panic: its result is dropped with it.
+    // Unwind safety: state that `read` leaves half done is dropped with its result and never read after a panic.
     let done = panic::catch_unwind(AssertUnwindSafe(read));
     CONTAINED.set(outer);
     match done {

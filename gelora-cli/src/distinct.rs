@@ -1,4 +1,4 @@
-//! Identical texts: how many different ones there are, and whether a measurement can be made of them.
+//! Counts distinct texts, and checks that there are enough for a measurement.
 
 use std::collections::HashSet;
 
@@ -8,16 +8,16 @@ use crate::data::{Dataset, Example};
 use crate::fingerprint;
 use crate::ui;
 
-/// Two nearest neighbours and the point itself.
-const LEAST: usize = 3;
+/// Smallest number of distinct texts: a point and its two nearest neighbors.
+const MIN_DISTINCT: usize = 3;
 
-/// How many examples have texts of their own.
+/// Returns the number of distinct texts.
 pub fn count(dataset: &Dataset) -> usize {
     let hash = |e: &Example| fingerprint::of(e.parts());
     dataset.examples.iter().map(hash).collect::<HashSet<_>>().len()
 }
 
-/// `48 examples, 6 distinct`; without the second number where no text repeats.
+/// Returns `48 examples, 6 distinct`, or only the first number if no text repeats.
 pub fn shown(examples: usize, distinct: usize) -> String {
     let count = |n: usize| ui::count(n as u64);
     let noun = if examples == 1 { "example" } else { "examples" };
@@ -27,14 +27,14 @@ pub fn shown(examples: usize, distinct: usize) -> String {
     }
 }
 
-/// Checks that a dimension can be measured.
+/// Returns an error if the dimension cannot be measured.
 ///
 /// # Errors
-/// If fewer than three texts differ.
+/// Returns an error if fewer than three texts differ.
 pub fn check(dataset: &Dataset, distinct: usize) -> Result<()> {
-    if distinct < LEAST {
+    if distinct < MIN_DISTINCT {
         bail!(
-            "{}: {}; a measurement needs two nearest neighbours, so at least {LEAST} distinct texts",
+            "{}: {}; a measurement needs two nearest neighbours, so at least {MIN_DISTINCT} distinct texts",
             dataset.path.display(),
             shown(dataset.examples.len(), distinct)
         );

@@ -1,22 +1,24 @@
-//! Whether data is what it was: a hash that does not depend on the machine or the version of Rust.
+//! Hashes that tell whether data changed. They do not depend on the machine or the version of Rust.
 
 use std::iter;
 
 use gelora_kernels::random;
 
-/// Any but 0, with which zeros at the beginning would not count.
+/// Nonzero seed. With the seed 0, zeros at the beginning would not change the hash.
 const SEED: u64 = 0x6461_7461; // "data"
 
-/// A hash of byte strings, some of which may be absent, that knows where each ends. It tells mistakes, not attacks.
+/// Returns a hash of byte strings, any of which may be absent. Boundaries between strings count. The hash detects
+/// mistakes, not attacks.
 pub fn of<'a>(parts: impl IntoIterator<Item = Option<&'a [u8]>>) -> [u32; 2] {
     of_numbers(parts.into_iter().flat_map(words))
 }
 
-/// A hash of numbers in their order.
+/// Returns a hash of numbers in their order.
 pub fn of_numbers(numbers: impl IntoIterator<Item = u64>) -> [u32; 2] {
     random::key_of(SEED, numbers)
 }
 
+/// Returns the words of a byte string: its length plus one (0 if absent), then its bytes eight at a time.
 fn words(part: Option<&[u8]>) -> impl Iterator<Item = u64> {
     let length = part.map_or(0, |bytes| bytes.len() as u64 + 1);
     let word = |bytes: &[u8]| {

@@ -1,6 +1,7 @@
-//! `gelora`: measure LoRA ranks from your data, train, evaluate, merge.
+//! `gelora`: measures LoRA ranks from your data, trains, evaluates and merges.
 //!
-//! The program is [`main`]; `src/bin/gelora.rs` calls it. A library has it so that the fuzz targets in `fuzz/` reach the readers.
+//! The program is [`main`]; `src/bin/gelora.rs` calls it. It is a library so that the fuzz targets in `fuzz/` reach the
+//! readers.
 
 mod args;
 mod cache;
@@ -40,14 +41,14 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            ui::note(false, format!("error: {}{}", in_one_line(&error), way_out(&error, &cli.command)));
+            ui::note(false, format!("error: {}{}", in_one_line(&error), hint(&error, &cli.command)));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Without a display Mesa's layer that sorts devices asks Wayland for one and prints an error that is none. What a user told it
-/// to do stands.
+/// Tells Mesa's device-selection layer not to run. Without a display that layer asks Wayland for one and prints an
+/// error that is harmless. Settings that the user made for it are kept.
 fn silence_mesa() {
     let unset = |name| std::env::var_os(name).is_none();
     if ["XDG_RUNTIME_DIR", "MESA_VK_DEVICE_SELECT", "DRI_PRIME", "NODEVICE_SELECT"].into_iter().all(unset) {
@@ -69,16 +70,16 @@ fn run(command: &Command) -> anyhow::Result<()> {
     }
 }
 
-/// What to do about it, where that does not depend on the input.
-fn way_out(error: &anyhow::Error, command: &Command) -> &'static str {
-    // Errors that only pass on another's words are not causes of their own in a chain.
-    let of_kernels = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<gelora_model::Error>() {
+/// Returns the options that help against the error, where they do not depend on the input.
+fn hint(error: &anyhow::Error, command: &Command) -> &'static str {
+    // Errors that only pass on another error are not separate causes in a chain, so unwrap them here.
+    let kernel_error = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<gelora_model::Error>() {
         Some(gelora_model::Error::Kernel(e) | gelora_model::Error::Lora(gelora_lora::Error::Kernel(e))) => {
             Some(e.clone())
         }
         _ => cause.downcast_ref::<gelora_kernels::Error>().cloned(),
     };
-    if error.chain().filter_map(of_kernels).any(|e| matches!(e, gelora_kernels::Error::OutOfMemory { .. })) {
+    if error.chain().filter_map(kernel_error).any(|e| matches!(e, gelora_kernels::Error::OutOfMemory { .. })) {
         return match command {
             Command::Train(_) => {
                 "; a smaller --batch-size or --max-length, --accumulate, --checkpoint-activations or --dtype bf16 needs less"
@@ -92,8 +93,8 @@ fn way_out(error: &anyhow::Error, command: &Command) -> &'static str {
     ""
 }
 
-/// The error and its causes, without those that an outer one has quoted already. A name in a file may have any character, so
-/// that control characters are escaped, and ends of lines become spaces.
+/// Returns the error and its causes as one line, without causes that an outer error quotes already. A name in a file
+/// may contain any character, so control characters are escaped and line ends become spaces.
 fn in_one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -119,7 +120,7 @@ mod tests {
     use anyhow::anyhow;
 
     #[test]
-    fn an_error_is_one_line_whatever_a_file_calls_things() {
+    fn errors_are_one_line_and_control_characters_are_escaped() {
         let error = anyhow!("no column \"a\u{1b}[2J\"").context("f.csv: broken\nhere");
         assert_eq!(super::in_one_line(&error), "f.csv: broken here: no column \"a\\u{1b}[2J\"");
     }

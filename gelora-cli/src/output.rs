@@ -1,4 +1,4 @@
-//! Where results go: a folder that is ours to write, and files that are either whole or as they were.
+//! Output folders, which only hold the files of their command, and atomic writes of JSON files.
 
 use std::path::{Path, PathBuf};
 
@@ -13,21 +13,21 @@ pub struct OutDir {
 }
 
 impl OutDir {
-    /// A folder that is not there yet, or has nothing in it but what the command itself writes. It is made when the first
-    /// file is written, so that a command that fails early leaves nothing.
+    /// Returns a folder that does not exist yet, or holds only files that the command itself writes. The folder is
+    /// created when the first file is written, so that a command that fails early leaves nothing.
     ///
     /// `owned` are the names of the files and folders that the command writes; a run may replace those of an earlier
-    /// one. `option` is the command-line option to name in a message, `--out`.
+    /// run. `option` is the command-line option to name in a message, `--out`.
     ///
     /// # Errors
-    /// If the path is a file, holds anything else, or cannot be made.
+    /// Returns an error if the path is a file, holds any other file, or cannot be created.
     pub fn prepare(path: &Path, owned: &[&str], option: &str) -> Result<Self> {
         let shown = path.display();
         if path.exists() && !path.is_dir() {
             bail!("{shown}: is a file; {option} names a folder");
         }
         if !path.exists() {
-            // The nearest ancestor that is there must be a folder.
+            // The nearest existing ancestor must be a folder.
             if let Some(above) = path.ancestors().find(|above| above.exists())
                 && !above.is_dir()
             {
@@ -41,8 +41,8 @@ impl OutDir {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort();
-        let ours = |name: &str| owned.contains(&name) || is_temporary(name);
-        if let Some(other) = names.iter().find(|name| !ours(name)) {
+        let is_owned = |name: &str| owned.contains(&name) || is_temporary(name);
+        if let Some(other) = names.iter().find(|name| !is_owned(name)) {
             bail!(
                 "{shown}: holds {other}, which this command does not write; choose an empty or new folder with {option}"
             );
@@ -50,28 +50,28 @@ impl OutDir {
         Ok(Self { path: path.to_owned() })
     }
 
-    /// Makes the folder, if it is not there.
+    /// Creates the folder if it does not exist.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// Returns an error if the folder cannot be created.
     pub fn create(&self) -> Result<()> {
         std::fs::create_dir_all(&self.path).with_context(|| format!("{}: cannot be made", self.path.display()))
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The path of a file in the folder.
+    /// Returns the path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// [`write_atomic`] of a file in the folder; returns its path.
+    /// Writes a file in the folder with [`write_atomic`]. Returns its path.
     ///
     /// # Errors
-    /// As [`write_atomic`].
+    /// Returns the errors of [`write_atomic`].
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
         self.create()?;
         let path = self.file(name);
@@ -79,10 +79,10 @@ impl OutDir {
         Ok(path)
     }
 
-    /// [`write_json`] of a file in the folder; returns its path.
+    /// Writes a file in the folder with [`write_json`]. Returns its path.
     ///
     /// # Errors
-    /// As [`write_json`].
+    /// Returns the errors of [`write_json`].
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<PathBuf> {
         self.create()?;
         let path = self.file(name);
@@ -91,10 +91,10 @@ impl OutDir {
     }
 }
 
-/// [`write_atomic`] of a value as JSON, indented, with a newline at the end.
+/// Writes a value as indented JSON with a newline at the end, with [`write_atomic`].
 ///
 /// # Errors
-/// As [`write_atomic`], and if the value has no JSON form.
+/// Returns the errors of [`write_atomic`], and an error if the value has no JSON form.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(value).with_context(|| format!("{}: cannot be JSON", path.display()))?;
     json.push(b'\n');
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_or_empty_or_own_folder_is_taken() {
+    fn new_empty_and_own_folders_are_accepted() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a/b");
         let out = OutDir::prepare(&path, &OWNED, "--out").unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_and_left_alone() {
+    fn other_folders_are_refused_and_unchanged() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("thesis.tex");
         std::fs::write(&file, "x").unwrap();

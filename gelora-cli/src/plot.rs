@@ -1,4 +1,4 @@
-//! The picture of a measurement: intrinsic dimension state by state, and the rank it gives each layer.
+//! The SVG picture of a measurement: intrinsic dimension of each state, and the rank of each layer.
 
 use std::ops::Range;
 
@@ -14,25 +14,25 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{BLACK, Color, FontTransform, IntoFont, IntoTextStyle, RGBColor, TextStyle, WHITE};
 
 const SIZE: (u32, u32) = (800, 500);
-/// Where the ranks begin, from the top.
+/// Height of the upper panel; the ranks begin below it.
 const SPLIT: u32 = 305;
-/// Room for the labels left of the axes, and beyond them for what letters need above the line they are set on.
+/// Width of the labels left of the axes. The margin beyond them holds the part of a letter above its line.
 const LEFT: u32 = 54;
 const MARGIN: u32 = 16;
 const FONT: &str = "sans-serif";
-/// Blue and orange of Okabe and Ito's palette, told apart with any colour vision.
+/// Blue and orange of the palette of Okabe and Ito, distinct with any color vision.
 const BLUE: RGBColor = RGBColor(0, 114, 178);
 const ORANGE: RGBColor = RGBColor(230, 159, 0);
-const GREY: RGBColor = RGBColor(90, 90, 90);
+const GRAY: RGBColor = RGBColor(90, 90, 90);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
-/// A linear axis with labels at given values.
+/// Linear axis with labels at given values.
 struct Axis {
     range: Range<f64>,
-    labelled: Vec<f64>,
+    labels: Vec<f64>,
 }
 
 impl Ranged for Axis {
@@ -45,7 +45,7 @@ impl Ranged for Axis {
     }
 
     fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        self.labelled.clone()
+        self.labels.clone()
     }
 
     fn range(&self) -> Range<f64> {
@@ -53,15 +53,15 @@ impl Ranged for Axis {
     }
 }
 
-/// An SVG of 800 x 500 with the intrinsic dimension of every hidden state, in the band of its interval, and below it the
-/// rank of every layer.
+/// Returns an SVG of 800 x 500 with the intrinsic dimension of every hidden state, its confidence band, and below it
+/// the rank of every layer.
 ///
-/// `states` are (intrinsic dimension, interval) of the L + 1 hidden states, the embeddings first; a state without one
-/// (constant over the data) is NaN and leaves a gap. `ranks` are of the L layers: the bar of layer l stands between the
-/// states l and l + 1 that it turns into each other.
+/// `states` are (intrinsic dimension, interval) of the L + 1 hidden states, the embeddings first. A state without a
+/// dimension (constant over the data) is NaN and leaves a gap. `ranks` are those of the L layers: the bar of layer l
+/// stands between the states l and l + 1, its input and its output.
 ///
 /// # Errors
-/// If there is no layer, or not one more state than layers.
+/// Returns an error if there is no layer, or if the number of states is not one more than the number of layers.
 pub fn id_profile_svg(states: &[(f64, [f64; 2])], ranks: &[usize]) -> Result<String> {
     if ranks.is_empty() || states.len() != ranks.len() + 1 {
         bail!("plot: {} hidden states do not go with {} layers", states.len(), ranks.len());
@@ -69,17 +69,17 @@ pub fn id_profile_svg(states: &[(f64, [f64; 2])], ranks: &[usize]) -> Result<Str
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        root.fill(&WHITE).map_err(failed)?;
+        root.fill(&WHITE).map_err(plot_error)?;
         let (upper, lower) = root.split_vertically(SPLIT);
         dimensions(&upper, states)?;
         bars(&lower, ranks)?;
-        root.present().map_err(failed)?;
+        root.present().map_err(plot_error)?;
     }
     Ok(svg)
 }
 
 fn dimensions(area: &Area<'_>, states: &[(f64, [f64; 2])]) -> Result<()> {
-    // An interval without an upper end must not squash everything else.
+    // An interval without a finite upper end must not compress the rest of the plot.
     let highest_id = states.iter().map(|(id, _)| *id).filter(|id| id.is_finite()).fold(0.0, f64::max);
     let highest = states.iter().map(|(_, [_, high])| *high).filter(|high| high.is_finite()).fold(highest_id, f64::max);
     let top = if highest > 0.0 { highest.min(3.0 * highest_id.max(f64::MIN_POSITIVE)) * 1.08 } else { 1.0 };
@@ -102,16 +102,16 @@ fn dimensions(area: &Area<'_>, states: &[(f64, [f64; 2])]) -> Result<()> {
             chart
                 .plotting_area()
                 .draw(&PathElement::new(low.chain(high).collect::<Vec<_>>(), stroke))
-                .map_err(failed)?;
+                .map_err(plot_error)?;
         } else {
             let band = Polygon::new(low.chain(high).collect::<Vec<_>>(), BLUE.mix(0.22));
-            chart.plotting_area().draw(&band).map_err(failed)?;
+            chart.plotting_area().draw(&band).map_err(plot_error)?;
             let line = PathElement::new(run.clone().map(point).collect::<Vec<_>>(), BLUE.stroke_width(2));
-            chart.plotting_area().draw(&line).map_err(failed)?;
+            chart.plotting_area().draw(&line).map_err(plot_error)?;
         }
         let size = if states.len() > 60 { 2 } else { 4 };
         for l in run {
-            chart.plotting_area().draw(&Circle::new(point(l), size, BLUE.filled())).map_err(failed)?;
+            chart.plotting_area().draw(&Circle::new(point(l), size, BLUE.filled())).map_err(plot_error)?;
         }
     }
     Ok(())
@@ -123,7 +123,7 @@ fn bars(area: &Area<'_>, ranks: &[usize]) -> Result<()> {
     labels(
         &mut chart,
         "rank",
-        Some("hidden state (0 = embeddings); each layer stands between the states it joins"),
+        Some("hidden state (0 = embeddings); each layer stands between its input and its output"),
         &y,
     )?;
 
@@ -132,21 +132,21 @@ fn bars(area: &Area<'_>, ranks: &[usize]) -> Result<()> {
     let digits = highest.to_string().len() as f64;
     let upright = digits * f64::from(font_size) * 0.6 < pitch;
     for (layer, rank) in ranks.iter().enumerate() {
-        let (centre, height) = (layer as f64 + 0.5, *rank as f64);
-        let bar = Rectangle::new([(centre - half, 0.0), (centre + half, height)], ORANGE.filled());
-        chart.plotting_area().draw(&bar).map_err(failed)?;
+        let (center, height) = (layer as f64 + 0.5, *rank as f64);
+        let bar = Rectangle::new([(center - half, 0.0), (center + half, height)], ORANGE.filled());
+        chart.plotting_area().draw(&bar).map_err(plot_error)?;
         let style = if upright {
             text(font_size).pos(Pos::new(HPos::Center, VPos::Bottom))
         } else {
             text(font_size).transform(FontTransform::Rotate270).pos(Pos::new(HPos::Left, VPos::Center))
         };
         let gap = highest as f64 * 0.04;
-        chart.plotting_area().draw(&Text::new(rank.to_string(), (centre, height + gap), style)).map_err(failed)?;
+        chart.plotting_area().draw(&Text::new(rank.to_string(), (center, height + gap), style)).map_err(plot_error)?;
     }
     Ok(())
 }
 
-/// Axes that are the same in x for both panels, and the labelled values of y.
+/// Draws the axes, the same in x for both panels. Returns the chart and the labeled values of y.
 fn frame<'a, 'b>(
     area: &'a Area<'b>,
     title: &str,
@@ -166,10 +166,10 @@ fn frame<'a, 'b>(
         .set_label_area_size(plotters::chart::LabelAreaPosition::Left, LEFT)
         .set_label_area_size(plotters::chart::LabelAreaPosition::Bottom, if fractions { 24 } else { 44 })
         .build_cartesian_2d(
-            Axis { range: -0.5..last_state as f64 + 0.5, labelled: x },
-            Axis { range: 0.0..top, labelled: y.clone() },
+            Axis { range: -0.5..last_state as f64 + 0.5, labels: x },
+            Axis { range: 0.0..top, labels: y.clone() },
         )
-        .map_err(failed)?;
+        .map_err(plot_error)?;
     Ok((chart, y))
 }
 
@@ -179,15 +179,15 @@ fn labels(chart: &mut Chart<'_, '_>, y: &str, x: Option<&str>, y_ticks: &[f64]) 
     let x_label = |value: &f64| format!("{value:.0}");
     let mut mesh = chart.configure_mesh();
     mesh.y_desc(y).axis_desc_style(text(14)).label_style(text(13));
-    mesh.disable_x_mesh().bold_line_style(GRID).light_line_style(WHITE).axis_style(GREY);
+    mesh.disable_x_mesh().bold_line_style(GRID).light_line_style(WHITE).axis_style(GRAY);
     mesh.x_label_formatter(&x_label).y_label_formatter(&y_label);
     if let Some(x) = x {
         mesh.x_desc(x);
     }
-    mesh.draw().map_err(failed)
+    mesh.draw().map_err(plot_error)
 }
 
-/// Round values from 0 to `top`, about `wanted` of them.
+/// Returns about `wanted` round values from 0 to `top`.
 fn ticks(top: f64, wanted: f64, fractions: bool) -> Vec<f64> {
     let rough = top / wanted;
     let power = 10f64.powf(rough.log10().floor());
@@ -196,7 +196,7 @@ fn ticks(top: f64, wanted: f64, fractions: bool) -> Vec<f64> {
     (0..=(top / step) as usize).map(|i| i as f64 * step).collect()
 }
 
-/// The longest ranges of states that have a dimension.
+/// Returns the longest ranges of states that have a dimension.
 fn runs(states: &[(f64, [f64; 2])]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     for (l, (id, interval)) in states.iter().enumerate() {
@@ -215,7 +215,7 @@ fn text(size: u32) -> TextStyle<'static> {
     (FONT, size).into_font().color(&BLACK).into_text_style(&SIZE)
 }
 
-fn failed<E: std::error::Error + Send + Sync>(error: plotters::drawing::DrawingAreaErrorKind<E>) -> anyhow::Error {
+fn plot_error<E: std::error::Error + Send + Sync>(error: plotters::drawing::DrawingAreaErrorKind<E>) -> anyhow::Error {
     anyhow!("plot: {error}")
 }
 

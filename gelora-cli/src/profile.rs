@@ -1,7 +1,7 @@
-//! `--profile`: where the time of a run goes, phase by phase, step by step and operator by operator.
+//! `--profile`: the time that a run spends in each phase, step and operator.
 //!
-//! One run is one process, so the record is global, as that of [`gelora_kernels::profile`] is. Without `--profile` there is
-//! none, and a mark costs a lock.
+//! A process makes one run, so the record is global, like that of [`gelora_kernels::profile`]. Without `--profile`
+//! there is no record, and a mark costs a lock.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,19 +18,20 @@ use crate::ui::{self, TableStyle};
 
 static RECORD: Mutex<Option<Record>> = Mutex::new(None);
 
+/// Times of the run so far.
 struct Record {
     started: SystemTime,
     began: Instant,
     phases: Vec<Phase>,
     steps: Vec<Step>,
-    /// When the step in progress began.
+    /// Start of the step in progress.
     step_began: Instant,
 }
 
-/// What --profile=FILE.json writes.
+/// Contents of the file of --profile=FILE.json.
 #[derive(Serialize)]
 struct Report<'a> {
-    /// When the program started, in seconds since 1970.
+    /// Start of the program, in seconds since 1970.
     started: f64,
     /// Wall-clock seconds of the whole run.
     seconds: f64,
@@ -48,7 +49,7 @@ struct Phase {
 
 #[derive(Serialize)]
 struct Step {
-    /// Wall-clock time since the end of the step before: waiting for the batch included, evaluations not.
+    /// Wall-clock milliseconds since the end of the previous step. Includes the wait for the batch, but no evaluations.
     ms: f64,
     tokens: usize,
 }
@@ -62,10 +63,10 @@ struct Operator {
     bytes: f64,
 }
 
-/// Runs a command, with a record of it if that is asked for.
+/// Runs a command, and records and reports its times if `--profile` is given.
 ///
 /// # Errors
-/// Those of the command, or if the record cannot be written.
+/// Returns the errors of the command, and an error if the record cannot be written.
 pub fn run(args: &ProfileArgs, command: impl FnOnce() -> Result<()>) -> Result<()> {
     let Some(file) = &args.profile else { return command() };
     let began = Instant::now();
@@ -78,14 +79,14 @@ pub fn run(args: &ProfileArgs, command: impl FnOnce() -> Result<()>) -> Result<(
     record.report(file.as_deref(), &entries)
 }
 
-/// A phase of the run ends now.
+/// Marks the end of a phase.
 pub fn mark(phase: &'static str) {
     if let Some(record) = record().as_mut() {
         record.mark(phase);
     }
 }
 
-/// An optimiser step on so many tokens ends now.
+/// Marks the end of an optimizer step on `tokens` tokens.
 pub fn step(tokens: usize) {
     if let Some(record) = record().as_mut() {
         let now = Instant::now();
@@ -97,14 +98,14 @@ pub fn step(tokens: usize) {
     }
 }
 
-/// What came after the last step, such as an evaluation, is part of no step.
+/// Excludes the time since the last step from the next step, for example an evaluation.
 pub fn skip() {
     if let Some(record) = record().as_mut() {
         record.step_began = Instant::now();
     }
 }
 
-/// A panic while the lock is held leaves a record that is whole.
+/// Locks the record. A panic while the lock is held leaves the record valid.
 fn record() -> MutexGuard<'static, Option<Record>> {
     RECORD.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -141,7 +142,7 @@ impl Record {
     }
 }
 
-/// How long each phase took; what comes after the last mark is the rest.
+/// Returns the table of phase durations. Time after the last mark is the rest.
 fn phase_table(phases: &[Phase], total: Duration) -> String {
     let mut rows = Vec::new();
     let mut last = 0.0;
@@ -152,8 +153,9 @@ fn phase_table(phases: &[Phase], total: Duration) -> String {
     ui::table(&["until", "seconds"], &rows, TableStyle::of_stdout())
 }
 
-/// Time and rates of each operator, and the time that it would take at this machine's peaks: in GFLOP/s of f32, and in
-/// GB/s of memory. Where the time is near the greater of the two there is nothing left to gain.
+/// Returns the table of operators: time, rates, and the time that the work would take at this machine's peaks, in
+/// GFLOP/s of f32 and in GB/s of memory. An operator whose time is near the greater of the two bounds cannot get much
+/// faster.
 fn operator_table(entries: &[Entry], total: Duration, gflops: f64, gbs: f64) -> String {
     let header = ["operator", "calls", "ms", "share", "GFLOP/s", "GB/s", "compute-bound ms", "memory-bound ms"];
     let or_empty = |value: f64, decimals: usize| match value > 0.0 {

@@ -1,7 +1,7 @@
-//! What the user sees: progress and notes on stderr, results on stdout.
+//! Output to the user: progress and notes on stderr, results on stdout.
 //!
-//! On a terminal progress is a bar and a table has lines; otherwise progress is a line every ten seconds and a table
-//! plain ASCII, so that a log file reads well. `NO_COLOR` asks for the plain form too.
+//! On a terminal, progress is a bar and a table has lines. Elsewhere, progress is a line every ten seconds and a table
+//! is plain ASCII, which suits a log file. `NO_COLOR` also selects the plain form.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use comfy_table::{CellAlignment, ContentArrangement, ContentLineStyle, LineStyle, presets};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// How often progress is written where there is no terminal.
+/// Interval between progress lines if there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Writes a result to stdout, with a newline. A reader that has gone away (`gelora rank | head`) is not an error.
+/// Writes a result to stdout, with a newline. A closed pipe (`gelora rank | head`) is not an error.
 ///
-/// `println!` would panic there, which is why nothing in this crate uses it.
+/// `println!` would panic on a closed pipe, so nothing in this crate uses it.
 ///
 /// # Errors
-/// If stdout cannot be written for another reason, such as a full disk.
+/// Returns an error if stdout cannot be written for another reason, such as a full disk.
 pub fn result(text: impl AsRef<str>) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush());
@@ -30,23 +30,24 @@ pub fn result(text: impl AsRef<str>) -> io::Result<()> {
 /// Writes a remark to stderr, unless `quiet`.
 pub fn note(quiet: bool, text: impl AsRef<str>) {
     if !quiet {
-        // There is nowhere to report that stderr is closed.
+        // A closed stderr cannot be reported anywhere.
         let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
     }
 }
 
-/// What this run has warned of.
+/// Warnings of this run.
 static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Whether warnings are kept from stderr.
+/// Whether warnings are hidden from stderr.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Keeps warnings from stderr, for the rest of the run.
+/// Hides warnings from stderr for the rest of the run if `quiet`.
 pub fn set_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
 
-/// Writes a warning to stderr, unless the run is quiet, and keeps it for the JSON of the run. The same warning is written once.
+/// Writes a warning to stderr, unless the run is quiet, and keeps it for the JSON of the run. Repeated warnings are
+/// written once.
 pub fn warn(text: impl Into<String>) {
     let (text, quiet) = (text.into(), QUIET.load(Ordering::Relaxed));
     let mut warnings = WARNINGS.lock().unwrap_or_else(|e| e.into_inner());
@@ -56,7 +57,7 @@ pub fn warn(text: impl Into<String>) {
     }
 }
 
-/// Adds what this run has warned of to the JSON of its result.
+/// Adds the warnings of this run to the JSON of its result.
 pub fn with_warnings(mut result: serde_json::Value) -> serde_json::Value {
     let warnings = WARNINGS.lock().unwrap_or_else(|e| e.into_inner());
     if !warnings.is_empty() {
@@ -65,17 +66,19 @@ pub fn with_warnings(mut result: serde_json::Value) -> serde_json::Value {
     result
 }
 
-/// How far a long step has come. Shared by reference between threads.
+/// Progress of a long step. Threads share it by reference.
 pub struct Progress {
-    shown: Shown,
+    display: Display,
 }
 
-enum Shown {
+/// Form in which progress is displayed.
+enum Display {
     Nothing,
     Bar(ProgressBar),
     Lines(Mutex<Lines>),
 }
 
+/// Progress as lines of text.
 struct Lines {
     out: Box<dyn Write + Send>,
     label: Cow<'static, str>,
@@ -89,19 +92,19 @@ struct Lines {
 }
 
 impl Progress {
-    /// Progress of a step called `label` with `total` units of work.
+    /// Returns the progress of a step called `label` with `total` units of work.
     pub fn new(quiet: bool, label: impl Into<Cow<'static, str>>, total: u64) -> Self {
         Self::of(quiet, label.into(), total, false)
     }
 
-    /// The same where units are bytes.
+    /// Same as [`Progress::new`], for units that are bytes.
     pub fn of_bytes(quiet: bool, label: impl Into<Cow<'static, str>>, total: u64) -> Self {
         Self::of(quiet, label.into(), total, true)
     }
 
     fn of(quiet: bool, label: Cow<'static, str>, total: u64, bytes: bool) -> Self {
-        let shown = if quiet {
-            Shown::Nothing
+        let display = if quiet {
+            Display::Nothing
         } else if io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(match bytes {
@@ -110,37 +113,37 @@ impl Progress {
             });
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(label);
-            Shown::Bar(bar)
+            Display::Bar(bar)
         } else {
-            Shown::Lines(Mutex::new(Lines { bytes, ..Lines::new(Box::new(io::stderr()), label, total, LINE_EVERY) }))
+            Display::Lines(Mutex::new(Lines { bytes, ..Lines::new(Box::new(io::stderr()), label, total, LINE_EVERY) }))
         };
-        Self { shown }
+        Self { display }
     }
 
-    /// `units` more are done.
+    /// Adds `units` of finished work.
     pub fn inc(&self, units: u64) {
-        match &self.shown {
-            Shown::Nothing => {}
-            Shown::Bar(bar) => bar.inc(units),
-            Shown::Lines(lines) => lines.lock().unwrap_or_else(|e| e.into_inner()).inc(units),
+        match &self.display {
+            Display::Nothing => {}
+            Display::Bar(bar) => bar.inc(units),
+            Display::Lines(lines) => lines.lock().unwrap_or_else(|e| e.into_inner()).inc(units),
         }
     }
 
-    /// A word beside the bar, such as the loss.
+    /// Sets a short text beside the bar, such as the loss.
     pub fn message(&self, text: impl Into<String>) {
-        match &self.shown {
-            Shown::Nothing => {}
-            Shown::Bar(bar) => bar.set_message(text.into()),
-            Shown::Lines(lines) => lines.lock().unwrap_or_else(|e| e.into_inner()).message = text.into(),
+        match &self.display {
+            Display::Nothing => {}
+            Display::Bar(bar) => bar.set_message(text.into()),
+            Display::Lines(lines) => lines.lock().unwrap_or_else(|e| e.into_inner()).message = text.into(),
         }
     }
 
-    /// The step is over: the bar goes away, or a last line says how long it took.
+    /// Ends the step: removes the bar, or writes a last line with the duration.
     pub fn finish(self) {
-        match self.shown {
-            Shown::Nothing => {}
-            Shown::Bar(bar) => bar.finish_and_clear(),
-            Shown::Lines(lines) => lines.into_inner().unwrap_or_else(|e| e.into_inner()).finish(),
+        match self.display {
+            Display::Nothing => {}
+            Display::Bar(bar) => bar.finish_and_clear(),
+            Display::Lines(lines) => lines.into_inner().unwrap_or_else(|e| e.into_inner()).finish(),
         }
     }
 }
@@ -159,8 +162,8 @@ impl Lines {
         }
         self.written = now;
         let elapsed = now - self.started;
-        let left = elapsed.mul_f64((self.total - self.done) as f64 / self.done.max(1) as f64);
-        self.line(&format!("{}/{}, {} left", self.amount(self.done), self.amount(self.total), duration(left)));
+        let remaining = elapsed.mul_f64((self.total - self.done) as f64 / self.done.max(1) as f64);
+        self.line(&format!("{}/{}, {} left", self.amount(self.done), self.amount(self.total), duration(remaining)));
     }
 
     fn finish(mut self) {
@@ -178,30 +181,30 @@ impl Lines {
     }
 }
 
-/// comfy-table's ASCII_NO_BORDERS without lines between rows, which would double the height of a log.
+/// ASCII_NO_BORDERS of comfy-table without lines between rows, which would double the height of a log.
 const PLAIN: comfy_table::TableStyle = comfy_table::TableStyle::new()
     .header_lines(ContentLineStyle::none().junction('|'))
     .header_separator(LineStyle::none().fill('-').junction('+'))
     .content_lines(ContentLineStyle::none().junction('|'));
 
-/// How tables are drawn.
+/// Style of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableStyle {
-    /// UTF-8 lines, as wide as the terminal at most.
+    /// UTF-8 lines, no wider than the terminal.
     Terminal,
     /// ASCII, never wrapped.
     Plain,
 }
 
 impl TableStyle {
-    /// What suits stdout.
+    /// Returns the style that suits stdout.
     pub fn of_stdout() -> Self {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         if io::stdout().is_terminal() && !no_color { TableStyle::Terminal } else { TableStyle::Plain }
     }
 }
 
-/// A table with a header; columns that hold only numbers are flush right.
+/// Returns a table with a header. Columns that hold only numbers are aligned right.
 pub fn table(header: &[&str], rows: &[Vec<String>], style: TableStyle) -> String {
     let mut table = comfy_table::Table::new();
     match style {
@@ -224,7 +227,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>], style: TableStyle) -> String
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// 12345 as `12,345`.
+/// Returns a number with thousands separators: 12345 as `12,345`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
@@ -237,7 +240,7 @@ pub fn count(number: u64) -> String {
     grouped
 }
 
-/// A time in the unit that suits it: `85 ms`, `4.2 s`, `3 min 05 s`, `2 h 03 min`.
+/// Returns a duration in a suitable unit: `85 ms`, `4.2 s`, `3 min 05 s`, `2 h 03 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     let whole = seconds.round() as u64;
@@ -260,11 +263,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_times_read_well() {
+    fn numbers_and_durations_are_formatted() {
         let counts = [0, 7, 999, 1000, 12_345, 123_456, 1_234_567].map(count);
         assert_eq!(counts, ["0", "7", "999", "1,000", "12,345", "123,456", "1,234,567"]);
         let times = [0.0, 0.0854, 0.9996, 4.24, 59.94, 59.96, 185.0, 3599.4, 3599.6, 7390.0];
-        let shown = times.map(|s| duration(Duration::from_secs_f64(s)));
+        let display = times.map(|s| duration(Duration::from_secs_f64(s)));
         let wanted = [
             "0 ms",
             "85 ms",
@@ -277,7 +280,7 @@ mod tests {
             "1 h 00 min",
             "2 h 03 min",
         ];
-        assert_eq!(shown, wanted);
+        assert_eq!(display, wanted);
     }
 
     #[test]

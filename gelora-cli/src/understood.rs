@@ -1,4 +1,4 @@
-//! What was understood of the data: said in one block before anything runs, and part of the JSON of the run.
+//! Account of the data as gelora understands it. It is printed before a run and is part of the JSON of the run.
 
 use std::collections::BTreeMap;
 
@@ -11,85 +11,85 @@ use crate::distinct;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
-/// Rows whose length is measured at most; of more, every so manieth.
-const MEASURED: usize = 20_000;
-/// The share of rows that a length is recommended for.
-const SHARE: f64 = 0.99;
-/// Classes that are shown.
-const SHOWN: usize = 8;
-/// The order in which columns are shown: as rows are read, from what is asked to what is learnt.
+/// Maximum number of rows whose length is measured. Of more rows every k-th is measured.
+const MAX_MEASURED: usize = 20_000;
+/// Share of the rows that the recommended length holds.
+const RECOMMENDED_SHARE: f64 = 0.99;
+/// Number of classes that are displayed.
+const MAX_DISPLAYED: usize = 8;
+/// Order in which columns are displayed: the order of reading, from the question to the answer.
 const ROLES: [&str; 9] =
     ["text", "conversation", "instruction", "pair", "input", "context", "system", "answer", "label"];
-/// A score that takes no more values than this may be a class.
-const FEW: usize = 10;
+/// Scores with at most this many different values may be classes.
+const MAX_CLASS_VALUES: usize = 10;
 
-/// The account of one data file or split.
+/// Account of one data file or split.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Understood {
     /// The file or folder.
     pub data: String,
-    /// "classification", "regression", "language model", or "texts" where labels play no part.
+    /// Task: "classification", "regression", "language model", or "texts" if the labels are not used.
     pub task: String,
-    /// The column of each role.
+    /// Column of each role.
     pub columns: BTreeMap<String, String>,
     /// Columns that are not used.
     pub ignored_columns: Vec<String>,
-    /// Rows of each class.
+    /// Number of rows of each class.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub classes: Option<BTreeMap<String, usize>>,
     /// Smallest and largest score.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scores: Option<[f64; 2]>,
-    /// Rows in the files.
+    /// Number of rows in the files.
     pub rows: usize,
-    /// Rows that are used.
+    /// Number of rows that are used.
     pub kept: usize,
-    /// Different texts among them.
+    /// Number of distinct texts among the used rows.
     pub distinct: usize,
-    /// Rows that are not used, and why.
+    /// Rows that are not used, and the reasons.
     pub left_out: Vec<LeftOut>,
-    /// Most tokens of a row.
+    /// Maximum number of tokens of a row.
     pub max_length: usize,
-    /// Rows that are longer.
+    /// Rows that are longer than that maximum.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cut: Option<Cut>,
-    /// Blocks of the greatest length that texts were put together to.
+    /// Number of blocks of the maximum length, if texts were joined to blocks.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub blocks: Option<usize>,
-    /// How the files were read.
+    /// Remarks on how the files were read.
     pub notes: Vec<String>,
-    /// What may be meant otherwise.
+    /// Warnings of choices that may not be what the user meant.
     pub warnings: Vec<String>,
 }
 
-/// Rows that are longer than the greatest length.
+/// Rows that are longer than the maximum length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cut {
-    /// How many are used and cut.
+    /// Number of rows that are used and cut.
     pub rows: usize,
-    /// How many are longer, those that are left out for it included.
+    /// Number of rows that are longer, including those that are left out for their length.
     pub longer: usize,
-    /// Of how many that was asked: all, or an even selection.
+    /// Number of rows whose length was measured: all, or an even selection.
     pub of: usize,
-    /// The length that would hold 99 % of them.
+    /// Length that would hold 99 % of the rows.
     pub holds_99_percent: usize,
 }
 
-/// What rows are used for.
+/// Use of the rows.
 pub enum Use<'a> {
-    /// Classes or scores.
+    /// Labels: classes or scores.
     Labels(&'a LabelSet),
-    /// What a language model learns: rows with answers, or blocks of text.
+    /// A language model: rows with answers, or blocks of text.
     Lm(&'a [Tokens]),
-    /// Texts, whose labels play no part.
+    /// Texts only, without their labels.
     Texts,
 }
 
 impl Understood {
-    /// Looks at the data as it is going to be used.
+    /// Returns the account of the data for the given use.
     ///
     /// # Errors
-    /// If the tokenizer cannot work without a limit.
+    /// Returns an error if the tokenizer cannot work without a length limit.
     pub fn of(dataset: &Dataset, used: &Use<'_>, tokenizer: &Tokenizer) -> Result<Self> {
         let columns = &dataset.columns;
         let max_length = tokenizer.max_length();
@@ -151,14 +151,16 @@ impl Understood {
         let unused = &dataset.columns.unused_texts;
         if !unused.is_empty() {
             self.warnings.push(format!(
-                "{}: columns that hold texts are not used: {}; --text-column, --pair-column and --answer-column name those that are",
+                "{}: columns that hold texts are not used: {}; --text-column, --pair-column and --answer-column name the \
+                 columns to use",
                 self.data,
                 unused.join(", ")
             ));
         }
         if self.task == "regression" && !dataset.columns.label_is_score && whole_numbers(dataset) {
             self.warnings.push(format!(
-                "{}: the labels are a few whole numbers written with a decimal point; --task classification takes them for classes",
+                "{}: the labels are a few whole numbers written with a decimal point; --task classification makes them \
+                 classes",
                 self.data
             ));
         }
@@ -171,12 +173,12 @@ impl Understood {
         }
     }
 
-    /// Writes the block to stderr.
+    /// Writes the account to stderr.
     pub fn say(&self, quiet: bool) {
         ui::note(quiet, self.block());
     }
 
-    /// Some lines: what is done, with which columns, on how many rows.
+    /// Returns the lines of the account: task, columns and rows.
     fn block(&self) -> String {
         let mut lines = vec![format!("data: {}", self.data), format!("  task: {}", self.task())];
         let mut columns: Vec<(&String, &String)> = self.columns.iter().collect();
@@ -195,10 +197,13 @@ impl Understood {
 
     fn task(&self) -> String {
         if let Some(classes) = &self.classes {
-            let mut shown: Vec<String> =
-                classes.iter().take(SHOWN).map(|(name, rows)| format!("{name} {}", ui::count(*rows as u64))).collect();
-            if classes.len() > SHOWN {
-                shown.push(format!("{} more", classes.len() - SHOWN));
+            let mut shown: Vec<String> = classes
+                .iter()
+                .take(MAX_DISPLAYED)
+                .map(|(name, rows)| format!("{name} {}", ui::count(*rows as u64)))
+                .collect();
+            if classes.len() > MAX_DISPLAYED {
+                shown.push(format!("{} more", classes.len() - MAX_DISPLAYED));
             }
             return format!("classification, {} classes: {}", classes.len(), shown.join(", "));
         }
@@ -215,8 +220,9 @@ impl Understood {
         let count = |n: usize| ui::count(n as u64);
         let mut parts = vec![distinct::shown(self.kept, self.distinct.min(self.kept))];
         if let Some(cut) = &self.cut {
-            let of = if cut.of < self.kept { format!(" of {} looked at", count(cut.of)) } else { String::new() };
-            parts.push(format!("{}{of} cut at --max-length {}", count(cut.rows), self.max_length));
+            let of_measured =
+                if cut.of < self.kept { format!(" of {} measured", count(cut.of)) } else { String::new() };
+            parts.push(format!("{}{of_measured} cut at --max-length {}", count(cut.rows), self.max_length));
         }
         for left_out in &self.left_out {
             parts.push(format!("{} of {} left out: {}", count(left_out.rows), count(self.rows), left_out.why));
@@ -225,13 +231,13 @@ impl Understood {
     }
 }
 
-/// How many rows are longer than the limit.
+/// Counts the rows that are longer than the limit.
 fn cut(dataset: &Dataset, tokenizer: &Tokenizer) -> Result<Cut> {
-    let step = dataset.examples.len().div_ceil(MEASURED).max(1);
+    let step = dataset.examples.len().div_ceil(MAX_MEASURED).max(1);
     let selected: Vec<&Example> = dataset.examples.iter().step_by(step).collect();
     let mut lengths: Vec<usize> = tokenizer.lengths(&selected)?.into_iter().flatten().collect();
     lengths.sort_unstable();
-    let last = (SHARE * lengths.len() as f64).ceil() as usize;
+    let last = (RECOMMENDED_SHARE * lengths.len() as f64).ceil() as usize;
     let rows = lengths.iter().filter(|length| **length > tokenizer.max_length()).count();
     Ok(Cut {
         rows,
@@ -250,15 +256,15 @@ fn scores(dataset: &Dataset) -> impl Iterator<Item = f64> {
 }
 
 fn range(dataset: &Dataset) -> Option<[f64; 2]> {
-    let fold = |of: fn(f64, f64) -> f64| scores(dataset).reduce(of);
+    let fold = |pick: fn(f64, f64) -> f64| scores(dataset).reduce(pick);
     Some([fold(f64::min)?, fold(f64::max)?])
 }
 
-/// Whether scores are few and whole, as pandas writes classes beside a missing one.
+/// Returns true if the scores are few whole numbers, as pandas writes classes beside a missing value.
 fn whole_numbers(dataset: &Dataset) -> bool {
     let mut values: Vec<f64> = Vec::new();
     for score in scores(dataset) {
-        if score.fract() != 0.0 || (!values.contains(&score) && values.len() == FEW) {
+        if score.fract() != 0.0 || (!values.contains(&score) && values.len() == MAX_CLASS_VALUES) {
             return false;
         }
         if !values.contains(&score) {

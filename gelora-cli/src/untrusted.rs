@@ -1,7 +1,7 @@
-//! The readers of files that anyone may have made, as the fuzz targets in `fuzz/` and the test of their seeds call them.
+//! Readers of files that may come from anyone, for the fuzz targets in `fuzz/` and the test of their seeds.
 //!
-//! A target reads one file to its end and returns the reader's error. It panics where gelora breaks a promise: a reader that
-//! panics, or an error of several lines.
+//! A target reads one file to its end and returns the reader's error. It panics where gelora breaks a promise: if a
+//! reader panics, or if an error has several lines.
 
 use std::fs;
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::data::Example;
 use crate::tokenize::Tokenizer;
 use crate::{data, in_one_line, points};
 
-/// Reads the files of a folder.
+/// A function that reads the files of a folder.
 type Read = fn(&Path) -> Result<()>;
 
-/// The targets: name, the file that the bytes become, and what reads it.
+/// The targets: name, name of the file that the bytes are written to, and its reader.
 const TARGETS: [(&str, &str, Read); 13] = [
     ("gguf", "model.gguf", gguf),
     ("torch", "pytorch_model.bin", checkpoint),
@@ -36,18 +36,19 @@ const TARGETS: [(&str, &str, Read); 13] = [
     ("parquet", "rows.parquet", |folder| table(&folder.join("rows.parquet"))),
 ];
 
-/// The names of the targets.
+/// Returns the names of the targets.
 pub fn targets() -> impl Iterator<Item = &'static str> {
     TARGETS.iter().map(|(name, ..)| *name)
 }
 
-/// Reads `bytes` as the file of a target, in a folder of its own; the error as the program would print it.
+/// Writes `bytes` to the file of a target in `folder` and reads it. Returns the error in the form that the program
+/// prints.
 ///
 /// # Errors
-/// If the target is not known, the folder cannot be written, or the reader refuses the file.
+/// Returns an error if the target is not known, the folder cannot be written, or the reader refuses the file.
 ///
 /// # Panics
-/// If the reader panics or its error has several lines.
+/// Panics if the reader panics or its error has several lines.
 pub fn read(target: &str, bytes: &[u8], folder: &Path) -> Result<(), String> {
     let read = || -> Result<()> {
         let found = TARGETS.iter().find(|(name, ..)| *name == target);
@@ -63,7 +64,7 @@ pub fn read(target: &str, bytes: &[u8], folder: &Path) -> Result<(), String> {
     })
 }
 
-/// The tensors with their values, the tokenizer, the template, and a step of the model.
+/// Reads the tensors with their values, the tokenizer and the chat template, and runs a forward pass of the model.
 fn gguf(folder: &Path) -> Result<()> {
     let path = folder.join("model.gguf");
     let texts = texts(&path);
@@ -75,12 +76,12 @@ fn gguf(folder: &Path) -> Result<()> {
     texts.and(template)
 }
 
-/// The tensors of a folder, with their values.
+/// Reads the tensors of a folder, with their values.
 fn checkpoint(folder: &Path) -> Result<()> {
     checkpoint::read(folder)?.1.values().try_for_each(values)
 }
 
-/// An adapter folder of one file: the config up to the first zero byte, then the tensors.
+/// Reads an adapter folder packed in one file: the config up to the first zero byte, then the tensors.
 fn adapter(folder: &Path) -> Result<()> {
     let bytes = fs::read(folder.join("adapter"))?;
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -90,7 +91,7 @@ fn adapter(folder: &Path) -> Result<()> {
     adapter.saved.values().chain(adapter.layers.values().flat_map(|layer| [&layer.a, &layer.b])).try_for_each(values)
 }
 
-/// A tokenizer and what it makes of some texts.
+/// Opens a tokenizer and encodes some texts.
 fn tokenizer(folder: &Path) -> Result<()> {
     fs::write(folder.join("config.json"), br#"{"model_type": "deberta-v2"}"#)?;
     texts(folder)
@@ -128,7 +129,7 @@ fn texts(model: &Path) -> Result<()> {
     first.and(tokenizer.encode_all(&all).map(|_| ()))
 }
 
-/// A chat template, and what it writes.
+/// Reads a chat template and formats conversations with it.
 fn template(folder: &Path) -> Result<()> {
     let Some(template) = Template::of_folder(folder)? else { bail!("{}: no template", folder.display()) };
     converse(&template)
@@ -141,16 +142,16 @@ fn converse(template: &Template) -> Result<()> {
     template.write(&turns).map(|_| ())
 }
 
-/// A table as rows of text and as points, of which it is one.
+/// Reads a table both as rows of text and as points. One of the two must succeed.
 fn table(path: &Path) -> Result<()> {
     let (rows, points) = (rows(path), matrices(path));
     rows.or(points)
 }
 
-/// Rows of text, and their classes if they have any.
+/// Reads rows of text, and their classes if they have labels.
 fn rows(path: &Path) -> Result<()> {
     let dataset = data::read(path, None, &data::ReadOptions::default())?;
-    if dataset.labelled() == 0 {
+    if dataset.labeled() == 0 {
         return Ok(());
     }
     let labels = data::labels(&[&dataset], None)?;
@@ -161,7 +162,7 @@ fn matrices(path: &Path) -> Result<()> {
     points::read_points(path, None, &[], &mut Vec::new())?.iter().try_for_each(|(_, matrix)| values(matrix))
 }
 
-/// Looks at every value.
+/// Reads every value of a tensor.
 fn values(tensor: &Tensor) -> Result<()> {
     let sum: f64 = tensor.to_vec()?.iter().map(|v| f64::from(*v)).sum();
     std::hint::black_box(sum);

@@ -188,10 +188,10 @@ fn conversations_are_learnt_by_the_model_s_template() {
     assert_eq!((&again["prompt"], &again["tokens"]), (&said["prompt"], &said["tokens"]));
 
     // A column that could be a label does not hide what is asked for outright.
-    let labelled = dir.path().join("labelled.jsonl");
+    let labeled = dir.path().join("labeled.jsonl");
     let rows = fs::read_to_string(&data).expect("the data").replace("{\"conv", "{\"category\": \"chat\", \"conv");
-    fs::write(&labelled, rows).expect("a file");
-    let again = gelora(words("eval {} --data {} --task causal-lm --json", &[&model(), &labelled])).json();
+    fs::write(&labeled, rows).expect("a file");
+    let again = gelora(words("eval {} --data {} --task causal-lm --json", &[&model(), &labeled])).json();
     assert_eq!(again["loss"], base["loss"]);
 
     let row = r#"{"messages": [{"role": "user", "content": "a"}]}"#;

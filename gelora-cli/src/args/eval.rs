@@ -16,16 +16,17 @@ pub struct EvalArgs {
     /// Adapter folder, from `gelora train` or PEFT, or a .gguf file with an adapter
     #[arg(long, value_name = "DIR_OR_GGUF")]
     pub adapter: Option<PathBuf>,
-    /// What is measured; auto is what the adapter was trained for, or without one what the data has: labels, answers or text
+    /// Task to evaluate; auto takes the task of the adapter, or without an adapter the one that fits the data: labels,
+    /// answers or text
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
-    /// Split to evaluate on if --data is a folder [default: validation, else test]
+    /// Split to evaluate if --data is a folder [default: validation, else test]
     #[arg(long, value_enum)]
     pub split: Option<SplitArg>,
-    /// Write one JSON object a row: its number, logits (or score), label and prediction
+    /// Write one JSON object per row: row number, logits (or score), label and prediction
     #[arg(long, value_name = "FILE.jsonl")]
     pub predictions: Option<PathBuf>,
-    /// Examples in one pass through the model
+    /// Number of examples in one forward pass
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
     #[command(flatten)]

@@ -11,34 +11,34 @@ use super::{ComputeArgs, ModelArgs, OutputArgs};
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Text to go on from [default: standard input]
+    /// Text to continue [default: standard input]
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["instruction", "message"])]
     pub prompt: Option<String>,
-    /// A message, in the form that the model's chat template gives it
+    /// Message of the user, written with the model's chat template
     #[arg(long, value_name = "TEXT", conflicts_with = "instruction")]
     pub message: Option<String>,
-    /// What the model is told before the message
+    /// System message that precedes --message
     #[arg(long, value_name = "TEXT", requires = "message")]
     pub system: Option<String>,
-    /// An instruction, in the form in which instruction rows are trained
+    /// Instruction, written in the form of instruction rows in training
     #[arg(long, value_name = "TEXT")]
     pub instruction: Option<String>,
-    /// What the instruction is about
+    /// Input that the instruction refers to
     #[arg(long, value_name = "TEXT", requires = "instruction")]
     pub input: Option<String>,
     /// Adapter folder, from `gelora train` or PEFT, or a .gguf file with an adapter
     #[arg(long, value_name = "DIR_OR_GGUF")]
     pub adapter: Option<PathBuf>,
-    /// Tokens at most [default: 128, or as many as the model has positions for]
+    /// Maximum number of tokens [default: 128, or the number of positions that the model has left]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub max_tokens: Option<usize>,
-    /// 0 takes the most probable token; above 0 tokens are drawn, below 1 the probable ones more often than they are
+    /// Sampling temperature; 0 takes the most probable token, values below 1 favor probable tokens
     #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = not_negative)]
     pub temperature: f64,
-    /// Draw among the fewest tokens whose probabilities together reach this share
+    /// Sample among the fewest tokens whose probabilities add up to this share
     #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = positive_share)]
     pub top_p: f64,
-    /// Seed of the draws
+    /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     #[command(flatten)]

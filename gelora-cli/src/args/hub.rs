@@ -1,4 +1,4 @@
-//! Options of data sets on the hub, and the way from ids to files, before a command runs.
+//! Options of datasets on the hub, and the step that resolves ids to files before a command runs.
 
 use anyhow::Result;
 use clap::Args;
@@ -8,20 +8,20 @@ use crate::data::Split;
 use crate::hub::{self, Wanted};
 use crate::ui;
 
-/// Which part of a data set on the hub. `--revision` is the model's.
+/// Options of a dataset on the hub. `--revision` belongs to the model.
 #[derive(Clone, Debug, Default, Args)]
 pub struct DataHubArgs {
-    /// Config of a data set on the hub, where it has several
+    /// Config of a dataset on the hub, if it has several
     #[arg(long, value_name = "NAME")]
     pub config: Option<String>,
-    /// Branch, tag or commit of a data set on the hub [default: main]
+    /// Branch, tag or commit of a dataset on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
     pub data_revision: Option<String>,
 }
 
 impl Command {
-    /// Finds the data and the model that the command takes, and downloads what is on the hub. The data come first: most mistakes
-    /// are in them, and a model takes longer.
+    /// Finds the data and the model of the command and downloads what is on the hub. The data come first: most mistakes
+    /// are in the data, and a model takes longer to download.
     ///
     /// # Errors
     /// As [`hub::locate_data`] and [`hub::locate`].

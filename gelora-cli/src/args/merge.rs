@@ -26,7 +26,7 @@ pub struct MergeArgs {
     pub output: OutputArgs,
 }
 
-/// How a model is stored in a .gguf file.
+/// Option for the storage of a model in a .gguf file.
 #[derive(Clone, Debug, Args)]
 pub struct GgufArgs {
     /// Type of the matrices in --gguf: f32, f16, bf16 or q8_0 [default: f16]
@@ -35,7 +35,7 @@ pub struct GgufArgs {
 }
 
 impl GgufArgs {
-    /// The type that is meant.
+    /// Returns the type that the option names, f16 by default.
     pub fn stored(&self) -> StoredType {
         match self.gguf_type {
             Some(StoredArg::F32) => StoredType::F32,
@@ -47,7 +47,7 @@ impl GgufArgs {
     }
 }
 
-/// [`StoredType`] as it is typed.
+/// [`StoredType`] as a command-line value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StoredArg {
     F32,
@@ -61,10 +61,10 @@ pub enum StoredArg {
 pub struct ExportArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Adapter folder, from `gelora train` or PEFT [default: the model itself is written, with its tokenizer]
+    /// Adapter folder, from `gelora train` or PEFT [default: write the model itself, with its tokenizer]
     #[arg(long, value_name = "DIR", conflicts_with = "gguf_type")]
     pub adapter: Option<PathBuf>,
-    /// File for the adapter (always f32) or the model
+    /// File for the adapter (always f32) or for the model
     #[arg(long, value_name = "FILE.gguf")]
     pub gguf: PathBuf,
     #[command(flatten)]

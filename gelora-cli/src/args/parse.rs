@@ -1,4 +1,4 @@
-//! Values that options take: numbers within limits, a delimiter.
+//! Parsers of option values: numbers within limits, and a delimiter.
 
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n >= 1).ok_or("expected an integer of at least 1".into())
@@ -16,8 +16,8 @@ pub(super) fn delimiter(text: &str) -> Result<u8, String> {
     }
 }
 
-fn number(text: &str, holds: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|v: &f64| v.is_finite() && holds(*v)).ok_or(format!("expected a number {expected}"))
+fn number(text: &str, is_valid: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && is_valid(*v)).ok_or(format!("expected a number {expected}"))
 }
 
 pub(super) fn positive(text: &str) -> Result<f64, String> {

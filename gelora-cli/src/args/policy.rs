@@ -1,4 +1,4 @@
-//! From the flags of a measurement to its options.
+//! Converts the flags of a measurement to its options.
 
 use anyhow::{Result, bail};
 use gelora_lora::ranks::Limits;
@@ -37,7 +37,7 @@ impl From<ScaleArg> for Scale {
     }
 }
 
-/// The options that `rank` and `train` share.
+/// Returns the measurement options from the flags that `rank` and `train` share.
 pub fn measure_options(measure: &MeasureArgs, targets: &TargetArgs, batch_size: usize, seed: u64) -> MeasureOptions {
     let max = measure.max_rank.unwrap_or(usize::MAX);
     MeasureOptions {
@@ -58,10 +58,10 @@ pub fn measure_options(measure: &MeasureArgs, targets: &TargetArgs, batch_size: 
 }
 
 impl RankArgs {
-    /// The options of the measurement.
+    /// Returns the options of the measurement.
     ///
     /// # Errors
-    /// If flags contradict each other.
+    /// Returns an error if flags contradict each other.
     pub fn options(&self) -> Result<MeasureOptions> {
         let options = measure_options(&self.measure, &self.targets, self.batch_size, self.seed);
         Ok(MeasureOptions {

@@ -1,4 +1,4 @@
-//! Options of `gelora rank`, and what `gelora train` shares with it.
+//! Options of `gelora rank`, and the measurement options that `gelora train` shares with it.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use gelora_lora::ranks::{Rounding, Server};
 use super::parse::{at_least_one, at_least_three, inside_unit, positive};
 use super::{ComputeArgs, DataArgs, ModelArgs, OutputArgs, ProfileArgs};
 
-/// How the tokens of an example become one point.
+/// How the tokens of an example are pooled to one point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PoolArg {
     /// The mean over all tokens
@@ -28,32 +28,32 @@ pub enum PolicyArg {
     Gelora,
     /// The rule on the upper confidence bound of the growth
     GeloraUpper,
-    /// A budget (--budget or --budget-rank) spent in proportion to the published rule's ranks, never below them
+    /// Spend a budget (--budget or --budget-rank) in proportion to the published rule's ranks, never below them
     Budget,
     /// The same rank everywhere (--rank)
     #[value(alias = "fixed")]
     Uniform,
-    /// A control: the same number of parameters, or --budget, handed out at random
+    /// A control: assign the same number of parameters, or --budget, at random
     Random,
-    /// A control: the published rule's ranks, dealt to the wrong layers
+    /// A control: assign the published rule's ranks to the wrong layers
     Shuffled,
 }
 
-/// How many points growths are measured at.
+/// Number of points that growths are measured at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ScaleArg {
     /// All examples
     All,
-    /// The finest scale that lies in the plateau of most states, averaged over draws
+    /// The finest scale that lies in the plateau of most states, averaged over random draws
     Plateau,
 }
 
-/// Where hidden states are taken.
+/// Positions in the model where hidden states are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GranularityArg {
     /// Before the first block and after each
     Block,
-    /// Also between attention and MLP, so that the two have ranks of their own
+    /// Also between attention and MLP, so that each gets a separate rank
     Sublayer,
 }
 
@@ -74,35 +74,35 @@ impl From<RoundingArg> for Rounding {
     }
 }
 
-/// How ranks are measured: shared by `rank`, and by `train` when it measures them itself.
+/// Options of the measurement, shared by `rank` and by `train` when it measures the ranks.
 #[derive(Clone, Debug, Args)]
 pub struct MeasureArgs {
-    /// Examples to measure on, drawn at random from the seed; all if there are fewer
+    /// Number of examples to measure on, drawn at random from the seed; all examples if there are fewer
     #[arg(long, default_value_t = 2000, value_name = "N", value_parser = at_least_three)]
     pub samples: usize,
-    /// How the tokens of an example become one point
+    /// How the tokens of an example are pooled to one point
     #[arg(long, value_enum, default_value_t = PoolArg::Mean)]
     pub pool: PoolArg,
-    /// Estimator of the intrinsic dimension, as of `gelora id`
+    /// Estimator of the intrinsic dimension, one of those of `gelora id`
     #[arg(long, default_value_t = Estimator::default())]
     pub estimator: Estimator,
-    /// What becomes of examples that are almost the same as another, which is seen from their points: drop (one of each group
-    /// stays) or keep
+    /// What to do with examples that are almost identical, judged by their points: drop (keep one of each group) or
+    /// keep
     #[arg(long, default_value_t = NearCopies::Drop, value_name = "drop|keep")]
     pub near_copies: NearCopies,
-    /// Where hidden states are taken
+    /// Positions in the model where hidden states are taken
     #[arg(long, value_enum, default_value_t = GranularityArg::Block)]
     pub granularity: GranularityArg,
-    /// Confidence of the intervals, and of the bound of --policy gelora-upper
+    /// Confidence level of the intervals, and of the bound of --policy gelora-upper
     #[arg(long, default_value_t = 0.95, value_name = "P", value_parser = inside_unit)]
     pub confidence: f64,
     /// Rounding of the growth of the dimension
     #[arg(long, value_enum, default_value_t = RoundingArg::Ceil)]
     pub rounding: RoundingArg,
-    /// The least rank
+    /// Smallest rank
     #[arg(long, default_value_t = 1, value_name = "R", value_parser = at_least_one)]
     pub min_rank: usize,
-    /// The greatest rank
+    /// Largest rank
     #[arg(long, value_name = "R", value_parser = at_least_one)]
     pub max_rank: Option<usize>,
     /// Round ranks up to a multiple of this
@@ -110,13 +110,13 @@ pub struct MeasureArgs {
     pub rank_multiple: usize,
 }
 
-/// Which modules get adapters, and how strong.
+/// Options of the modules to adapt and the strength of their adapters.
 #[derive(Clone, Debug, Args)]
 pub struct TargetArgs {
     /// Modules to adapt: ends of their names, or all-linear [default: query, key, value and output of attention]
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     pub target_modules: Vec<String>,
-    /// alpha / rank, the same in every layer
+    /// Ratio alpha / rank, the same in every layer
     #[arg(long, default_value_t = 2.0, value_name = "C", value_parser = positive)]
     pub alpha_ratio: f64,
 }
@@ -131,40 +131,41 @@ pub struct RankArgs {
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub targets: TargetArgs,
-    /// How dimensions become ranks [default: gelora, or uniform if --rank, budget if a budget is given]
+    /// Policy that turns dimensions into ranks [default: gelora; uniform if --rank is given; budget if a budget is
+    /// given]
     #[arg(long, value_enum)]
     pub policy: Option<PolicyArg>,
-    /// The rank of the policy uniform
+    /// Rank of the policy uniform
     #[arg(long, value_name = "R", value_parser = at_least_one)]
     pub rank: Option<usize>,
-    /// Parameters of all adapters together, for the policies budget and random
+    /// Number of parameters of all adapters together, for the policies budget and random
     #[arg(long, value_name = "PARAMETERS", value_parser = at_least_one)]
     pub budget: Option<usize>,
-    /// The same as the parameters of one rank everywhere
+    /// Budget as a rank: the parameters that this rank would take in every module
     #[arg(long, value_name = "R", conflicts_with = "budget", value_parser = at_least_one)]
     pub budget_rank: Option<usize>,
-    /// The number of points that growths are measured at
+    /// Number of points that growths are measured at
     #[arg(long, value_enum, default_value_t = ScaleArg::All)]
     pub scale: ScaleArg,
-    /// Repeat on S random halves and S quarters of the examples, and show how the ranks move
+    /// Repeat the measurement on S random halves and S quarters of the examples, and show how the ranks vary
     #[arg(long, default_value_t = 0, value_name = "S")]
     pub stability: usize,
-    /// Say what rank a server must be started with for this adapter: vllm
+    /// Report the rank that this server must be started with for the adapter: vllm
     #[arg(long, value_name = "SERVER")]
     pub serve: Option<Server>,
-    /// Run the model even if it was run on the same texts before. Pooled states are kept in the folder GELORA_CACHE, or in the
-    /// user's cache folder, 4 GiB at most
+    /// Run the model even if it ran on the same texts before. Pooled states are kept in the folder GELORA_CACHE, or in
+    /// the user's cache folder, 4 GiB at most
     #[arg(long)]
     pub no_cache: bool,
-    /// Also write the pooled points, layer_0 .. layer_L of shape (n, D) each
+    /// Also write the pooled points: tensors layer_0 to layer_L, each of shape (n, D)
     #[arg(long, value_name = "FILE.safetensors")]
     pub points: Option<PathBuf>,
-    /// Examples in one pass through the model
+    /// Number of examples in one forward pass
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Seed of everything random
+    /// Seed of all random choices
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Folder for ranks.json, report.html, adapter_config.json and id_profile.svg

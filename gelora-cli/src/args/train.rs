@@ -7,7 +7,7 @@ use clap::Args;
 use super::parse::{at_least_one, not_negative, positive, share};
 use super::{ComputeArgs, DataArgs, MeasureArgs, ModelArgs, OutputArgs, ProfileArgs, TargetArgs, TaskArg};
 
-/// Options of the measurement, which say nothing where ranks are given.
+/// Options of the measurement, which conflict with given ranks.
 const MEASURING: [&str; 9] =
     ["samples", "pool", "estimator", "granularity", "confidence", "rounding", "min_rank", "max_rank", "rank_multiple"];
 
@@ -20,46 +20,46 @@ pub struct TrainArgs {
     /// Data to evaluate on after each epoch [default: the validation split, if --data is a folder that has one]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
-    /// What is learnt
+    /// Task to train
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
-    /// Ranks from `gelora rank` [default, without --rank: measured first, on the training data]
+    /// Ranks from `gelora rank` [default without --rank: measure the ranks first, on the training data]
     #[arg(long, value_name = "ranks.json", conflicts_with_all = ["rank", "target_modules", "alpha_ratio"])]
     #[arg(conflicts_with_all = MEASURING)]
     pub ranks: Option<PathBuf>,
-    /// One rank for every module
+    /// The same rank for every module
     #[arg(long, value_name = "R", value_parser = at_least_one, conflicts_with_all = MEASURING)]
     pub rank: Option<usize>,
     #[command(flatten)]
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub targets: TargetArgs,
-    /// alpha / sqrt(rank) instead of alpha / rank
+    /// Scale by alpha / sqrt(rank) instead of alpha / rank
     #[arg(long)]
     pub rslora: bool,
-    /// Dropout before A
+    /// Dropout probability on the input of matrix A
     #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
     pub lora_dropout: f64,
     /// Peak learning rate
     #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     pub lr: f64,
-    /// Passes over the training data, which set the number of steps: rows / batch size x epochs, rounded up
+    /// Number of passes over the training data. It sets the number of steps: rows / batch size x epochs, rounded up
     #[arg(long, default_value_t = 3.0, value_parser = positive)]
     pub epochs: f64,
-    /// Steps, instead of --epochs
+    /// Number of optimizer steps, instead of --epochs
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub steps: Option<usize>,
-    /// Examples of one optimiser step
+    /// Number of examples in one optimizer step
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
-    /// Parts that a step's examples are run in, to save memory
+    /// Number of parts that the examples of a step are run in, to save memory
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
     pub accumulate: usize,
-    /// Keep the input of each block alone for the backward pass and compute the rest again: less memory, a third more time
+    /// Keep only the input of each block for the backward pass and recompute the rest: less memory, a third more time
     #[arg(long)]
     pub checkpoint_activations: bool,
-    /// Make batches of rows of similar length (in characters), as group_by_length of transformers does. Batches are never
-    /// padded here, so this saves no time, and steps differ more in time and memory
+    /// Make batches of rows of similar length (in characters), as group_by_length of transformers does. Batches are
+    /// never padded here, so this saves no time, and steps differ more in time and memory
     #[arg(long)]
     pub group_by_length: bool,
     /// Share of the steps over which the learning rate rises
@@ -68,18 +68,18 @@ pub struct TrainArgs {
     /// Decoupled weight decay
     #[arg(long, default_value_t = 0.01, value_parser = not_negative)]
     pub weight_decay: f64,
-    /// Largest global norm of the gradient; 0 for no clipping
+    /// Largest global norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = not_negative)]
     pub clip: f64,
-    /// Steps between checkpoints [default: an epoch]
+    /// Number of steps between checkpoints [default: an epoch]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub checkpoint_every: Option<usize>,
-    /// Go on from the checkpoint in --out
+    /// Resume from the checkpoint in --out
     #[arg(long)]
     pub resume: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Seed of everything random
+    /// Seed of all random choices
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Folder for the adapter

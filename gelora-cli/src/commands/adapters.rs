@@ -1,4 +1,4 @@
-//! Adapters that a command is given: read, checked to be of a task that is computed, and what is worth a word about them.
+//! Reads and checks the adapter that a command is given, and warns where it may not fit the model.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use super::adapter_info;
 use crate::args::ModelArgs;
 use crate::ui;
 
-/// PEFT's name of adapters whose model has no task head.
+/// PEFT's task type of adapters whose model has no task head.
 pub const FEATURES: &str = "FEATURE_EXTRACTION";
 
-/// Reads an adapter folder, or an adapter of `model` in a .gguf file. Where its config leaves the task open, the config returned
-/// names the task of `model`.
+/// Reads an adapter folder, or an adapter of `model` in a .gguf file. If its config leaves the task open, the returned
+/// config names the task of `model`.
 ///
 /// # Errors
-/// If it is no adapter folder, a file is damaged, or the adapter is of a task that is not supported.
+/// Returns an error if the path is no adapter folder, a file is damaged, or the adapter's task is not supported.
 pub fn read_adapter(folder: &Path, model: &Path) -> Result<Adapter> {
     if is_gguf(folder) {
         return Ok(read_gguf_adapter(folder, &Config::load(model)?)?);
@@ -32,10 +32,10 @@ pub fn read_adapter(folder: &Path, model: &Path) -> Result<Adapter> {
     Ok(adapter)
 }
 
-/// A model ready to evaluate: with an adapter, or with its own head.
+/// Loads a model for evaluation, with an adapter or with its own head.
 ///
 /// # Errors
-/// If a folder cannot be read, or there is no head.
+/// Returns an error if a folder cannot be read, or there is no head.
 pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifier> {
     let Some(folder) = adapter else {
         let labels = adapter_info(model)?.and_then(|info| info.labels);

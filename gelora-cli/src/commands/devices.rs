@@ -15,8 +15,8 @@ pub fn run(args: &OutputArgs) -> Result<()> {
         let all: Vec<_> = devices
             .iter()
             .map(|d| {
-                json!({"device": d.kind.to_string(), "name": d.name, "hardware_gpu": d.hardware_gpu,
-                       "memory": d.memory, "features": d.features, "available": d.status.is_ok(), "problem": d.status.as_ref().err()})
+                json!({"device": d.kind.to_string(), "name": d.name, "hardware_gpu": d.hardware_gpu, "memory": d.memory,
+                       "features": d.features, "available": d.status.is_ok(), "problem": d.status.as_ref().err()})
             })
             .collect();
         return Ok(ui::result(serde_json::to_string(&all)?)?);
@@ -26,7 +26,7 @@ pub fn run(args: &OutputArgs) -> Result<()> {
         .map(|d| {
             let status = match &d.status {
                 Ok(()) if d.hardware_gpu || d.kind == gelora_kernels::DeviceKind::Cpu => "available".to_string(),
-                Ok(()) => "available, but software: used only when asked for".to_string(),
+                Ok(()) => "available, but software: used only if named".to_string(),
                 Err(problem) => problem.clone(),
             };
             let memory = d.memory.map_or("-".to_string(), |bytes| format!("{:.1} GiB", bytes as f64 / GIB));

@@ -1,4 +1,4 @@
-//! `gelora eval`: metrics on labelled data, and predictions row by row.
+//! `gelora eval`: metrics on labeled data, and predictions row by row.
 
 use std::path::Path;
 
@@ -29,13 +29,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let task_type = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref());
     let aim = aim_of(args, task_type)?;
     let options = read_options(&args.data, aim, &args.output);
-    let mut dataset = data::read(&args.data.data, wanted_split(args)?, &options)?;
+    let mut dataset = data::read(&args.data.data, split_to_evaluate(args)?, &options)?;
     let is_lm = args.task == TaskArg::CausalLm
         || match task_type {
             Some(task_type) => task_type == Some(CAUSAL_LM),
             None => {
                 let config = Config::load(&args.model.path)?;
-                args.predictions.is_none() && without_head(args, &config)? && is_lm(args.task, &config, &dataset)
+                args.predictions.is_none() && has_no_head(args, &config)? && is_lm(args.task, &config, &dataset)
             }
         };
     if is_lm {
@@ -53,60 +53,60 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         inputs.extend(dataset.files());
         check_not_input(path, "--predictions", &inputs)?;
     }
-    // Without any label there is nothing to measure, but predictions can be made; one missing label is an error.
-    let unlabelled = dataset.labelled() == 0 && args.predictions.is_some();
+    // Data without any label gives predictions but no metrics. One missing label among others is an error.
+    let unlabeled = dataset.labeled() == 0 && args.predictions.is_some();
     let labels = label_set(&classifier);
-    if dataset.labelled() == 0 && args.predictions.is_none() && dataset.columns.label.is_some() {
+    if dataset.labeled() == 0 && args.predictions.is_none() && dataset.columns.label.is_some() {
         let column = dataset.columns.label.as_deref().unwrap_or_default();
-        let shown = dataset.path.display();
+        let path = dataset.path.display();
         bail!(
-            "{shown}: no row has a label in \"{column}\"; --predictions FILE.jsonl writes predictions without a score"
+            "{path}: no row has a label in \"{column}\"; --predictions FILE.jsonl writes predictions without a score"
         );
     }
-    let targets = if unlabelled { None } else { Some(labels.targets(&dataset)?) };
+    let targets = if unlabeled { None } else { Some(labels.targets(&dataset)?) };
     let config = classifier.transformer().config();
     check_max_length(args.data.max_length, config)?;
     let tokenizer = open_tokenizer(&args.model.path, max_length(args)?, config)?;
-    let used = if unlabelled { Use::Texts } else { Use::Labels(&labels) };
+    let used = if unlabeled { Use::Texts } else { Use::Labels(&labels) };
     let understood = Understood::of(&dataset, &used, &tokenizer)?;
     understood.say(args.output.quiet);
     let task = classifier.task().clone();
     let rows = TextRows { dataset: &dataset, tokenizer: &tokenizer, targets, parallel: true };
-    let Evaluation { metrics, logits, .. } = evaluated(&classifier.into(), &rows, args)?;
+    let Evaluation { metrics, logits, .. } = evaluate_with_bar(&classifier.into(), &rows, args)?;
     if let Some(path) = &args.predictions {
         write_predictions(path, &task, &dataset, &logits)?;
     }
-    if unlabelled && !args.output.json {
+    if unlabeled && !args.output.json {
         ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
         return Ok(());
     }
     show(args, &metrics, logits.len(), &understood, Some(&labels))
 }
 
-/// What the rows are read for.
+/// Returns the roles that the rows are read for: labels, answers, or any.
 ///
 /// # Errors
-/// If the task that is asked for is not the adapter's.
+/// Returns an error if the requested task is not the adapter's.
 fn aim_of(args: &EvalArgs, task_type: Option<Option<&str>>) -> Result<Aim> {
-    let of_adapter = match task_type.flatten() {
+    let adapter_aim = match task_type.flatten() {
         Some(CAUSAL_LM) => Some(Aim::Answers),
         Some("SEQ_CLS") => Some(Aim::Labels),
         _ => None,
     };
-    let asked = super::aim(args.task);
-    if let (Some(of_adapter), Some(folder)) = (of_adapter, &args.adapter)
-        && asked != Aim::Any
-        && asked != of_adapter
+    let requested = super::aim(args.task);
+    if let (Some(adapter_aim), Some(folder)) = (adapter_aim, &args.adapter)
+        && requested != Aim::Any
+        && requested != adapter_aim
     {
-        let (task, of) = (shown_task(args.task), task_type.flatten().unwrap_or_default());
-        bail!("--task {task}: the adapter in {} is of another task ({of})", folder.display());
+        let (task, adapter_task) = (task_name(args.task), task_type.flatten().unwrap_or_default());
+        bail!("--task {task}: the adapter in {} is of another task ({adapter_task})", folder.display());
     }
-    Ok(if asked == Aim::Any { of_adapter.unwrap_or(Aim::Any) } else { asked })
+    Ok(if requested == Aim::Any { adapter_aim.unwrap_or(Aim::Any) } else { requested })
 }
 
-/// Checks that the head does what is asked for.
+/// Returns an error if the model's head does not perform the requested task.
 fn check_task(args: &EvalArgs, task: &Task) -> Result<()> {
-    let (is_regression, of) = match task {
+    let (is_regression, head_task) = match task {
         Task::Regression => (true, "regression"),
         Task::Classification { .. } => (false, "classification"),
     };
@@ -114,12 +114,12 @@ fn check_task(args: &EvalArgs, task: &Task) -> Result<()> {
         || matches!(args.task, TaskArg::Regression if !is_regression)
     {
         let from = args.adapter.as_ref().unwrap_or(&args.model.name);
-        bail!("--task {}: the head of {} is one of {of}", shown_task(args.task), from.display());
+        bail!("--task {}: the head of {} is one of {head_task}", task_name(args.task), from.display());
     }
     Ok(())
 }
 
-fn shown_task(task: TaskArg) -> &'static str {
+fn task_name(task: TaskArg) -> &'static str {
     match task {
         TaskArg::Auto => "auto",
         TaskArg::Classification => "classification",
@@ -128,13 +128,13 @@ fn shown_task(task: TaskArg) -> &'static str {
     }
 }
 
-/// Whether nothing says that the model is a classifier.
-fn without_head(args: &EvalArgs, config: &Config) -> Result<bool> {
+/// Returns true if the model has no classification head: neither its config nor gelora.json names classes.
+fn has_no_head(args: &EvalArgs, config: &Config) -> Result<bool> {
     let labels = adapter_info(&args.model.path)?.and_then(|info| info.labels);
     Ok(config.causal && labels.is_none() && (config.labels.is_empty() || config.is_language_model))
 }
 
-/// Loss and perplexity.
+/// Evaluates a language model: loss and perplexity.
 fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, dataset: &Dataset) -> Result<()> {
     if args.predictions.is_some() {
         bail!("--predictions: a language model has none to write; expected a classifier");
@@ -156,17 +156,17 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, da
         bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
     }
     let rows = TokenRows::new(rows);
-    let metrics = evaluated(&lm.into(), &rows, args)?.metrics;
+    let metrics = evaluate_with_bar(&lm.into(), &rows, args)?.metrics;
     show(args, &metrics, rows.len(), &understood, None)
 }
 
-/// Evaluates with a progress bar.
-fn evaluated(model: &TaskModel, rows: &dyn Rows, args: &EvalArgs) -> Result<Evaluation> {
+/// Evaluates a model with a progress bar.
+fn evaluate_with_bar(model: &TaskModel, rows: &dyn Rows, args: &EvalArgs) -> Result<Evaluation> {
     let mut screen = Screen::new(args.output.quiet);
     Ok(evaluate(model, rows, args.batch_size, &mut |event: Event<'_>| screen.show(event))?)
 }
 
-/// The option, or what the adapter or merged model was trained with.
+/// Returns --max-length, or else the length that the adapter or merged model was trained with.
 fn max_length(args: &EvalArgs) -> Result<Option<usize>> {
     if args.data.max_length.is_some() {
         return Ok(args.data.max_length);
@@ -174,7 +174,7 @@ fn max_length(args: &EvalArgs) -> Result<Option<usize>> {
     Ok(adapter_info(args.adapter.as_ref().unwrap_or(&args.model.path))?.map(|info| info.max_length))
 }
 
-/// The metrics, on standard output.
+/// Prints the metrics to standard output.
 fn show(
     args: &EvalArgs,
     scores: &[(&'static str, f64)],
@@ -200,7 +200,7 @@ fn show(
     Ok(())
 }
 
-/// The class that F1 is of: the second of two.
+/// Returns the class that F1 is computed for: the second of two.
 pub fn positive_class(labels: &LabelSet) -> Option<&str> {
     match labels {
         LabelSet::Classes(names) if names.len() == 2 => Some(&names[1]),
@@ -208,7 +208,7 @@ pub fn positive_class(labels: &LabelSet) -> Option<&str> {
     }
 }
 
-/// The name of a metric as it is shown.
+/// Returns the name of a metric for display.
 pub fn metric_name(name: &str, positive: Option<&str>) -> String {
     match positive {
         Some(class) if name == "f1" => format!("f1 of \"{class}\""),
@@ -216,8 +216,8 @@ pub fn metric_name(name: &str, positive: Option<&str>) -> String {
     }
 }
 
-/// The split of a folder that is evaluated.
-fn wanted_split(args: &EvalArgs) -> Result<Option<Split>> {
+/// Returns the split of a folder to evaluate.
+fn split_to_evaluate(args: &EvalArgs) -> Result<Option<Split>> {
     let splits = data::splits(&args.data.data)?;
     if splits.is_empty() {
         if args.split.is_some() {
@@ -236,7 +236,7 @@ fn wanted_split(args: &EvalArgs) -> Result<Option<Split>> {
     }))
 }
 
-/// The classifier's labels, to turn a dataset's into targets.
+/// Returns the classifier's labels, which turn a dataset's labels into targets.
 pub fn label_set(classifier: &Classifier) -> LabelSet {
     match classifier.task() {
         Task::Classification { labels } => LabelSet::Classes(labels.clone()),
@@ -271,7 +271,7 @@ fn label_json(label: &data::Label) -> Value {
     }
 }
 
-/// A class whose name is an integer is written as one, as data files have it.
+/// Returns a class name as JSON: an integer if the name is one, as in data files, else a string.
 fn class_json(name: &str) -> Value {
     match name.parse::<i64>() {
         Ok(n) if n.to_string() == name => json!(n),

@@ -1,4 +1,4 @@
-//! `gelora export`: an adapter, or a model, as a GGUF file for llama.cpp and what is built on it.
+//! `gelora export`: writes an adapter or a model as a GGUF file for llama.cpp and the programs built on it.
 
 use std::path::Path;
 
@@ -38,19 +38,20 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     Ok(())
 }
 
-/// Returns an error if a file that is to be written is not named .gguf or is one of `inputs`.
+/// Returns an error if `path` does not end with .gguf or is one of `inputs`.
 pub fn check_target(path: &Path, inputs: &[&Path]) -> Result<()> {
     if !is_gguf(path) {
         bail!("{}: --gguf names a file; expected a name that ends with .gguf", path.display());
     }
-    let Ok(existing) = path.canonicalize() else { return Ok(()) }; // not there yet
+    let Ok(existing) = path.canonicalize() else { return Ok(()) }; // the file does not exist yet
     if inputs.iter().any(|input| input.canonicalize().is_ok_and(|input| input == existing)) {
         bail!("{}: --gguf would overwrite what is read; expected another place", path.display());
     }
     Ok(())
 }
 
-/// Writes a language model with its adapters merged and its tokenizer, and warns of what the file says otherwise.
+/// Writes a language model, its merged adapters and its tokenizer to a GGUF file. Warns of settings that the file
+/// cannot express as the model has them.
 pub fn write_model(lm: &CausalLm, model: &ModelArgs, path: &Path, stored: StoredType) -> Result<()> {
     let mut options = GgufOptions { stored, ..Default::default() };
     let mut remarks = lm.remarks().to_vec();

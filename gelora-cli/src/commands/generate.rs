@@ -1,4 +1,4 @@
-//! `gelora generate`: text that goes on from a prompt.
+//! `gelora generate`: continues a prompt.
 
 use std::io::{Read, Write};
 
@@ -13,8 +13,8 @@ use crate::data;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
-/// The default of `--max-tokens`.
-const MOST: usize = 128;
+/// Default of `--max-tokens`.
+const DEFAULT_MAX_TOKENS: usize = 128;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let vocabulary = Config::load(&args.model.path)?.vocabulary;
@@ -43,14 +43,14 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         true => Sampling::Nucleus { temperature: args.temperature as f32, top_p: args.top_p as f32, seed: args.seed },
         false => Sampling::Greedy,
     };
-    let left = lm.transformer().config().max_positions.saturating_sub(ids.len());
-    let most = args.max_tokens.unwrap_or(MOST.min(left).max(1));
+    let positions_left = lm.transformer().config().max_positions.saturating_sub(ids.len());
+    let max_tokens = args.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(positions_left).max(1));
     let mut stop = lm.transformer().config().stop.clone();
     if args.message.is_some() {
         match tokenizer.end_of_turn() {
             Ok(end) => stop.extend(end),
             Err(problem) => {
-                ui::warn(format!("what ends an answer is not known from the template: {problem:#}"));
+                ui::warn(format!("the template does not show which token ends an answer: {problem:#}"));
             }
         }
     }
@@ -58,38 +58,38 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         ui::warn(format!("{option} is not applied; transformers would apply it"));
     }
     let began = std::time::Instant::now();
-    let said = if args.output.json {
-        lm.generate(&ids, most, sampling, &stop, |_| true)?
+    let tokens = if args.output.json {
+        lm.generate(&ids, max_tokens, sampling, &stop, |_| true)?
     } else {
         let mut out = std::io::stdout();
         let mut failed = Ok(());
-        let said = {
-            let mut say = tokenizer.stream(|piece| {
+        let tokens = {
+            let mut on_token = tokenizer.stream(|piece| {
                 if failed.is_ok() {
                     failed = write!(out, "{piece}").and_then(|()| out.flush());
                 }
             });
-            lm.generate(&ids, most, sampling, &stop, |token| {
-                say(token);
+            lm.generate(&ids, max_tokens, sampling, &stop, |token| {
+                on_token(token);
                 true
             })?
         };
         failed?;
-        said
+        tokens
     };
     let seconds = began.elapsed().as_secs_f64();
-    let text = tokenizer.decode(&said)?; // what could not be said as it came is an error here
+    let text = tokenizer.decode(&tokens)?; // a token that the stream could not decode is an error here
     if args.output.json {
-        let line = json!({"prompt": prompt, "text": text, "tokens": said, "seconds": seconds});
+        let line = json!({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds});
         return Ok(ui::result(ui::with_warnings(line).to_string())?);
     }
     ui::result("")?;
-    let rate = said.len() as f64 / seconds;
-    ui::note(args.output.quiet, format!("{} tokens, {rate:.1} a second", said.len()));
+    let rate = tokens.len() as f64 / seconds;
+    ui::note(args.output.quiet, format!("{} tokens, {rate:.1} a second", tokens.len()));
     Ok(())
 }
 
-/// Options of generation_config.json that change which token is the most probable.
+/// Returns the options of generation_config.json that change which token is the most probable.
 fn not_applied(args: &GenerateArgs) -> Vec<String> {
     const OPTIONS: [(&str, f64); 8] = [
         ("repetition_penalty", 1.0),
@@ -104,13 +104,13 @@ fn not_applied(args: &GenerateArgs) -> Vec<String> {
     let path = args.model.path.join("generation_config.json");
     let Ok(bytes) = std::fs::read(&path) else { return Vec::new() };
     let config: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let changes = |key: &str, nothing: f64| !config[key].is_null() && config[key].as_f64() != Some(nothing);
-    let named = |key: &str| format!("{}: {key} = {}", path.display(), config[key]);
-    OPTIONS.into_iter().filter(|(key, nothing)| changes(key, *nothing)).map(|(key, _)| named(key)).collect()
+    let changes = |key: &str, neutral: f64| !config[key].is_null() && config[key].as_f64() != Some(neutral);
+    let display = |key: &str| format!("{}: {key} = {}", path.display(), config[key]);
+    OPTIONS.into_iter().filter(|(key, neutral)| changes(key, *neutral)).map(|(key, _)| display(key)).collect()
 }
 
-/// The text to go on from: as given, as the model's template writes a message, in the form of an instruction, or from standard
-/// input.
+/// Returns the text to continue: --message in the model's chat template, --instruction in the form of instruction rows,
+/// --prompt as given, or standard input.
 fn prompt(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<String> {
     if let Some(message) = &args.message {
         let system = args.system.as_deref().map(|text| Message::new(SYSTEM, text));

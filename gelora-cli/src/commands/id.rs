@@ -1,4 +1,4 @@
-//! `gelora id`: the intrinsic dimension of any points.
+//! `gelora id`: estimates the intrinsic dimension of any points.
 
 use anyhow::{Context, Result};
 use gelora_id::{Estimate, Estimator, Neighbourhood, Options};
@@ -23,35 +23,35 @@ pub fn run(args: &IdArgs) -> Result<()> {
     let needed = args.estimator.iter().map(Estimator::neighbours).max().unwrap_or(2);
     let mut found: Vec<(String, Vec<Estimate>)> = Vec::new();
     for (name, points) in matrices {
-        let at = || match name.as_str() {
+        let place = || match name.as_str() {
             "" => args.points.display().to_string(),
             name => format!("{}: {name}", args.points.display()),
         };
         let points = match device.kind() {
             DeviceKind::Cpu => points,
-            // A GPU computes in f32, which near the origin loses least.
-            _ => pairwise::centered(&points).with_context(at)?.to_device(&device)?,
+            // A GPU computes in f32, whose rounding error is smallest for points near the origin.
+            _ => pairwise::centered(&points).with_context(place)?.to_device(&device)?,
         };
         let neighbourhood = match Neighbourhood::keeping(&points, needed, args.near_copies) {
-            // Among several matrices one may be a single point, as the first token before the first block is.
+            // One of several matrices may hold a single distinct point, such as the first token before the first block.
             Err(gelora_id::Error::Identical { points, .. }) if several => {
                 let constant = |e: &Estimator| constant_estimate(*e, args.confidence, points);
                 found.push((name, args.estimator.iter().map(constant).collect()));
                 continue;
             }
-            other => other.with_context(at)?,
+            other => other.with_context(place)?,
         };
         let mut estimates = Vec::new();
         for &estimator in &args.estimator {
             let options = Options { estimator, confidence: args.confidence };
-            estimates.push(neighbourhood.estimate(&options).with_context(at)?);
+            estimates.push(neighbourhood.estimate(&options).with_context(place)?);
         }
         found.push((name, estimates));
     }
     if args.output.json { print_json(found) } else { print_table(&found) }
 }
 
-/// One estimate as an object, several as a list; several matrices as an object of those by name.
+/// Prints one estimate as an object and several as a list. Several matrices become an object from name to that value.
 fn print_json(mut found: Vec<(String, Vec<Estimate>)>) -> Result<()> {
     fn value(mut estimates: Vec<Estimate>) -> Result<Value> {
         Ok(match estimates.len() {
@@ -71,8 +71,8 @@ fn print_json(mut found: Vec<(String, Vec<Estimate>)>) -> Result<()> {
 
 fn print_table(found: &[(String, Vec<Estimate>)]) -> Result<()> {
     let several = found.len() > 1;
-    // A column for what the dimension would be with near copies, where there are any.
-    let with = found.iter().flat_map(|(_, estimates)| estimates).any(|e| e.near_copies > 0);
+    // Add a column with the dimension that includes near copies, if there are any.
+    let with_near_copies = found.iter().flat_map(|(_, estimates)| estimates).any(|e| e.near_copies > 0);
     let mut rows = Vec::new();
     for (name, estimates) in found {
         for e in estimates {
@@ -85,7 +85,7 @@ fn print_table(found: &[(String, Vec<Estimate>)]) -> Result<()> {
                 format!("{}", e.duplicates),
                 format!("{}", e.near_copies),
             ]);
-            if with {
+            if with_near_copies {
                 row.push(match (e.near_copies, e.id_with_near_copies) {
                     (0, _) => String::new(),
                     (_, Some(id)) => format!("{id:.3}"),
@@ -99,7 +99,7 @@ fn print_table(found: &[(String, Vec<Estimate>)]) -> Result<()> {
     let interval = format!("{percent} % interval");
     let mut header = if several { vec!["points"] } else { Vec::new() };
     header.extend(["estimator", "id", &interval, "n", "duplicates", "near copies"]);
-    if with {
+    if with_near_copies {
         header.push("id with them");
     }
     Ok(ui::result(ui::table(&header, &rows, TableStyle::of_stdout()))?)

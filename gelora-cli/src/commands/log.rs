@@ -1,4 +1,4 @@
-//! metrics.jsonl: a line for each optimizer step, and one for each evaluation.
+//! Writes metrics.jsonl: one line for each optimizer step, and one for each evaluation.
 
 use std::fs::{self, File};
 use std::io::{LineWriter, Write};
@@ -11,25 +11,25 @@ use serde_json::{Map, Value, json};
 
 use crate::profile;
 
-/// The name of the log.
+/// File name of the log.
 pub const LOG: &str = "metrics.jsonl";
 
-/// The log of a training.
+/// Log of a training run.
 pub struct Log {
     path: PathBuf,
     file: Option<LineWriter<File>>,
 }
 
 impl Log {
-    /// A log that is opened when the training begins.
+    /// Returns a log whose file is opened when the training begins.
     pub fn new(path: PathBuf) -> Self {
         Self { path, file: None }
     }
 
-    /// Writes down what an event says.
+    /// Writes the line of an event, if it has one.
     ///
     /// # Errors
-    /// If the file cannot be read or written.
+    /// Returns an error if the file cannot be read or written.
     pub fn write(&mut self, event: Event<'_>) -> Result<()> {
         match event {
             Event::Training { first, .. } => self.open(first)?,
@@ -49,10 +49,10 @@ impl Log {
         Ok(())
     }
 
-    /// Makes sure that every line is in the file.
+    /// Writes all buffered lines to the file.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn flush(&mut self) -> Result<()> {
         match &mut self.file {
             Some(file) => file.flush().with_context(|| self.path.display().to_string()),
@@ -67,7 +67,7 @@ impl Log {
         }
     }
 
-    /// Opens the file, cut back to the lines of steps that are not run again.
+    /// Opens the file and removes the lines of steps that will run again.
     fn open(&mut self, first: usize) -> Result<()> {
         let path = &self.path;
         let mut kept = String::new();

@@ -1,4 +1,4 @@
-//! `gelora merge`: a model without an adapter that computes what the adapter did.
+//! `gelora merge`: merges an adapter into its base model.
 
 use std::path::Path;
 
@@ -14,12 +14,13 @@ use crate::output::OutDir;
 use crate::tokenize::gguf::as_files;
 use crate::{tokenize, ui};
 
-/// Files of the base model that go along as they are, where they exist.
+/// Returns the names of the base model's files that are copied unchanged, where they exist.
 fn tokenizer_files() -> impl Iterator<Item = &'static str> {
     tokenize::FILES.into_iter().flatten().chain(&tokenize::ASIDE).copied()
 }
 
-enum Merging {
+/// A model with its adapter, by kind of head.
+enum MergedModel {
     Lm(Box<CausalLm>),
     Classifier(Box<Classifier>),
     Features(Box<Transformer>),
@@ -29,30 +30,31 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     let adapter = read_adapter(&args.adapter, &args.model.path)?;
     check_base(&adapter, &args.adapter, &args.model);
     let place = || args.adapter.display().to_string();
-    let learner = match adapter.config.task_type.as_deref() {
+    let model = match adapter.config.task_type.as_deref() {
         Some(CAUSAL_LM) => {
-            Merging::Lm(Box::new(CausalLm::with_adapter(&args.model.path, adapter).with_context(place)?))
+            MergedModel::Lm(Box::new(CausalLm::with_adapter(&args.model.path, adapter).with_context(place)?))
         }
         Some(FEATURES) => {
-            Merging::Features(Box::new(Transformer::with_adapter(&args.model.path, adapter).with_context(place)?))
+            MergedModel::Features(Box::new(Transformer::with_adapter(&args.model.path, adapter).with_context(place)?))
         }
-        _ => Merging::Classifier(Box::new(load_classifier(&args.model.path, Some(&args.adapter))?)),
+        _ => MergedModel::Classifier(Box::new(load_classifier(&args.model.path, Some(&args.adapter))?)),
     };
     if let Some(path) = &args.gguf {
-        let Merging::Lm(lm) = &learner else {
-            let problem = "the adapter is a classifier's or a model's without a head; a GGUF file holds a language model. --out writes a folder";
+        let MergedModel::Lm(lm) = &model else {
+            let problem = "the adapter is a classifier's or a model's without a head; a GGUF file holds a language model. \
+                           --out writes a folder";
             bail!("{}: {problem}", args.adapter.display());
         };
         export::check_target(path, &[&args.model.path, &args.adapter])?;
         export::write_model(lm, &args.model, path, args.stored.stored())?;
     }
     if let Some(out) = &args.out {
-        write_folder(args, &learner, out)?;
+        write_folder(args, &model, out)?;
     }
-    let transformer = match &learner {
-        Merging::Lm(lm) => lm.transformer(),
-        Merging::Classifier(classifier) => classifier.transformer(),
-        Merging::Features(model) => model,
+    let transformer = match &model {
+        MergedModel::Lm(lm) => lm.transformer(),
+        MergedModel::Classifier(classifier) => classifier.transformer(),
+        MergedModel::Features(model) => model,
     };
     let adapted = transformer.linears().filter(|linear| linear.lora.is_some()).count();
     if args.output.json {
@@ -65,17 +67,17 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
-/// A folder that transformers loads.
-fn write_folder(args: &MergeArgs, learner: &Merging, out: &Path) -> Result<()> {
+/// Writes the merged model as a folder that transformers loads.
+fn write_folder(args: &MergeArgs, model: &MergedModel, out: &Path) -> Result<()> {
     let mut owned = vec!["config.json", "model.safetensors", INFO_NAME];
     owned.extend(tokenizer_files());
     check_not_input(out, "--out", &[&args.model.path, &args.adapter])?;
     let out = OutDir::prepare(out, &owned, "--out")?;
     out.create()?;
-    let remarks = match learner {
-        Merging::Lm(lm) => [lm.remarks(), &lm.write_merged(&args.model.path, out.path())?].concat(),
-        Merging::Classifier(classifier) => classifier.write_merged(&args.model.path, out.path())?,
-        Merging::Features(model) => model.write_merged(&args.model.path, out.path())?,
+    let remarks = match model {
+        MergedModel::Lm(lm) => [lm.remarks(), &lm.write_merged(&args.model.path, out.path())?].concat(),
+        MergedModel::Classifier(classifier) => classifier.write_merged(&args.model.path, out.path())?,
+        MergedModel::Features(model) => model.write_merged(&args.model.path, out.path())?,
     };
     remarks.into_iter().for_each(ui::warn);
     if is_gguf(&args.model.path) {

@@ -1,4 +1,4 @@
-//! One file a subcommand, and what they share.
+//! The commands, one file each, and the functions that they share.
 
 mod adapters;
 pub mod devices;
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use adapters::{FEATURES, check_base, check_classes, load_classifier, read_adapter};
 
-/// PEFT's name of language modelling.
+/// PEFT's task type of causal language models.
 pub const CAUSAL_LM: &str = "CAUSAL_LM";
 
 use crate::args::{DataArgs, DeviceArg, OutputArgs, TaskArg};
@@ -31,7 +31,7 @@ use crate::data::{Aim, ColumnFlags, Dataset, ReadOptions};
 use crate::tokenize::{DEFAULT_MAX_LENGTH, Tokenizer};
 use crate::ui;
 
-/// The device that an option means.
+/// Opens the device that the option names.
 pub fn open_device(arg: DeviceArg) -> Result<Device> {
     gelora_kernels::keep_compiled_kernels(cache::of_kernels());
     match arg.kind() {
@@ -40,7 +40,7 @@ pub fn open_device(arg: DeviceArg) -> Result<Device> {
     }
 }
 
-/// Checks that the model has positions for the length that was asked for.
+/// Returns an error if `max_length` exceeds the model's number of positions.
 pub fn check_max_length(max_length: Option<usize>, config: &Config) -> Result<()> {
     match max_length {
         Some(length) if length > config.max_positions => {
@@ -50,7 +50,8 @@ pub fn check_max_length(max_length: Option<usize>, config: &Config) -> Result<()
     }
 }
 
-/// The tokenizer of a model, with the asked limit and never beyond the model's positions.
+/// Opens the tokenizer of a model. The length limit is `max_length` or its default, and never above the model's number
+/// of positions.
 pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) -> Result<Tokenizer> {
     let vocabulary = config.vocabulary;
     let length = max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(config.max_positions);
@@ -71,7 +72,7 @@ pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) 
     Ok(tokenizer)
 }
 
-/// How the options say that data is read, for rows that are meant for `aim`.
+/// Returns the options for reading data, from the flags and the `aim` of the rows.
 pub fn read_options(args: &DataArgs, aim: Aim, output: &OutputArgs) -> ReadOptions {
     let DataArgs { text_column, pair_column, answer_column, label_column, .. } = args.clone();
     ReadOptions {
@@ -84,7 +85,7 @@ pub fn read_options(args: &DataArgs, aim: Aim, output: &OutputArgs) -> ReadOptio
     }
 }
 
-/// What rows are read for where the task is given.
+/// Returns the aim of the rows that a task needs.
 pub fn aim(task: TaskArg) -> Aim {
     match task {
         TaskArg::Auto => Aim::Any,
@@ -93,18 +94,18 @@ pub fn aim(task: TaskArg) -> Aim {
     }
 }
 
-/// Whether a language model is learnt or measured.
+/// Returns true if the task is language modeling: as the flag says, or as the model and the data suggest.
 pub fn is_lm(task: TaskArg, config: &Config, dataset: &Dataset) -> bool {
     match task {
         TaskArg::CausalLm => true,
-        TaskArg::Auto => is_language_model(config, dataset.labelled() > 0, dataset.has_answers()),
+        TaskArg::Auto => is_language_model(config, dataset.labeled() > 0, dataset.has_answers()),
         TaskArg::Classification | TaskArg::Regression => false,
     }
 }
 
-/// That a result does not go where an input is read from.
+/// Returns an error if `output` would overwrite one of `inputs`.
 pub fn check_not_input(output: &Path, option: &str, inputs: &[&Path]) -> Result<()> {
-    let Ok(output) = output.canonicalize() else { return Ok(()) }; // not there yet
+    let Ok(output) = output.canonicalize() else { return Ok(()) }; // the file does not exist yet
     for input in inputs.iter().filter_map(|i| i.canonicalize().ok()) {
         if output == input || (input.is_dir() && output.starts_with(&input)) {
             bail!("{}: {option} would overwrite what is read; expected another place", output.display());
@@ -113,27 +114,27 @@ pub fn check_not_input(output: &Path, option: &str, inputs: &[&Path]) -> Result<
     Ok(())
 }
 
-/// gelora.json: what PEFT's and transformers' files do not say about an adapter or a merged model.
+/// Contents of gelora.json: what the files of PEFT and transformers do not say about an adapter or a merged model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AdapterInfo {
     /// Names of the classes in the order of the logits; none for regression.
     pub labels: Option<Vec<String>>,
-    /// Tokens of one example at most, in training.
+    /// Maximum number of tokens of one example in training.
     pub max_length: usize,
-    /// Version of gelora.
+    /// Version of gelora that wrote the file.
     pub version: String,
 }
 
-/// Its name.
+/// File name of [`AdapterInfo`].
 pub const INFO_NAME: &str = "gelora.json";
 
-/// gelora.json of a folder, if gelora wrote one there.
+/// Reads gelora.json of a folder. Returns None if the folder has none.
 pub fn adapter_info(folder: &Path) -> Result<Option<AdapterInfo>> {
     let path = folder.join(INFO_NAME);
     if path.is_file() { read_json(&path).map(Some) } else { Ok(None) }
 }
 
-/// A JSON file of a known form.
+/// Reads a JSON file into a type.
 pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
     serde_json::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))

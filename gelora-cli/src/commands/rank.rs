@@ -1,4 +1,4 @@
-//! `gelora rank`: measures, and writes what the ranks came from.
+//! `gelora rank`: measures the ranks, and writes them with the measurements that they come from.
 
 use std::path::Path;
 
@@ -24,8 +24,9 @@ const REPORT_NAME: &str = "report.html";
 pub fn run(args: &RankArgs) -> Result<()> {
     let options = args.options()?;
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
-    let reading = ReadOptions { labels_do_not_matter: true, ..read_options(&args.data, Aim::Any, &args.output) };
-    let mut dataset = data::read(&args.data.data, None, &reading)?;
+    let read_options_without_labels =
+        ReadOptions { labels_do_not_matter: true, ..read_options(&args.data, Aim::Any, &args.output) };
+    let mut dataset = data::read(&args.data.data, None, &read_options_without_labels)?;
     mark("data read");
     let mut model = Transformer::load(&args.model.path)?;
     model.set_name(args.model.name.display().to_string());
@@ -33,14 +34,14 @@ pub fn run(args: &RankArgs) -> Result<()> {
     model.move_to(&open_device(args.compute.device)?)?;
     mark("model loaded");
     let config = model.config();
-    let is_lm = config.causal && is_language_model(config, dataset.labelled() > 0, dataset.has_answers());
+    let is_lm = config.causal && is_language_model(config, dataset.labeled() > 0, dataset.has_answers());
     if is_lm && dataset.has_answers() {
         dataset.take_answers()?;
     } else {
         dataset.take_texts();
     }
     check_max_length(args.data.max_length, config)?;
-    // The dimensions are of the tokens that the model would be trained on.
+    // Measure on the tokens that the model would be trained on, so use the length limit of training.
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, config)?;
     let understood = understood(&dataset, &tokenizer, is_lm)?;
@@ -50,7 +51,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
     if let Some(path) = &args.points {
         check_not_input(path, "--points", &[&args.model.path, &dataset.path])?;
     }
-    let ranks = measured(
+    let ranks = measure_ranks(
         &model,
         &dataset,
         &tokenizer,
@@ -84,8 +85,8 @@ pub fn run(args: &RankArgs) -> Result<()> {
     Ok(())
 }
 
-/// Measures ranks on a sample of the data; `train` does the same. Also writes the points, if they are asked for.
-pub fn measured(
+/// Measures ranks on a sample of the data, as `train` does too. Writes the points to `points_file` if it is given.
+pub fn measure_ranks(
     model: &Transformer,
     dataset: &Dataset,
     tokenizer: &Tokenizer,
@@ -122,7 +123,7 @@ pub fn measured(
     Ok(ranks)
 }
 
-/// What the data is taken for.
+/// Returns the account of the data, with the task that the labels suggest.
 fn understood(dataset: &Dataset, tokenizer: &Tokenizer, is_lm: bool) -> Result<Understood> {
     let labels = if is_lm { None } else { data::labels(&[dataset], None).ok() };
     let used = labels.as_ref().map_or(Use::Texts, Use::Labels);

@@ -1,4 +1,4 @@
-//! Rows of a dataset as training and evaluation take them: tokenized when they are asked for, or before.
+//! Rows of a dataset in the form that training and evaluation take, tokenized on demand or in advance.
 
 use anyhow::{Context, Result};
 use gelora_model::{Labels, Rows, Tokens};
@@ -6,13 +6,13 @@ use gelora_model::{Labels, Rows, Tokens};
 use crate::data::{Dataset, Example, Targets};
 use crate::tokenize::Tokenizer;
 
-/// Texts with their labels, tokenized when they are asked for.
+/// Texts with their labels, tokenized on demand.
 pub struct TextRows<'a> {
     pub dataset: &'a Dataset,
     pub tokenizer: &'a Tokenizer,
-    /// None where the labels play no part.
+    /// Targets of the rows, or None if the labels are not used.
     pub targets: Option<Targets>,
-    /// Whether rows are tokenized on all cores: not while a training step needs them.
+    /// Whether rows are tokenized on all cores. False during training, because the training step uses the cores.
     pub parallel: bool,
 }
 
@@ -48,7 +48,7 @@ impl Rows for TextRows<'_> {
         }
     }
 
-    /// In characters: tokens are not made for this alone.
+    /// Lengths in characters. Rows are not tokenized for their lengths.
     fn lengths(&self) -> Vec<usize> {
         let characters = |text: &String| text.chars().count();
         let length = |e: &Example| characters(&e.text) + e.pair.as_ref().map_or(0, characters);
@@ -56,11 +56,11 @@ impl Rows for TextRows<'_> {
     }
 }
 
-/// The rows that a language model learns: rows with answers as they are, other texts in blocks. Rows whose answer is cut off
-/// are left out.
+/// Returns the rows that a language model learns: each row with an answer as it is, other texts in blocks. Rows whose
+/// answer is cut off are left out.
 ///
 /// # Errors
-/// If a row cannot be tokenized, or there are conversations and the model has no chat template.
+/// Returns an error if a row cannot be tokenized, or if there are conversations and the model has no chat template.
 pub fn lm_rows(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Tokens>> {
     if !dataset.has_answers() {
         return tokenizer.blocks(dataset);

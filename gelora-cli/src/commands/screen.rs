@@ -1,11 +1,11 @@
-//! What the user sees of a run that is going on: progress bars, notes, and the marks of `--profile`.
+//! Shows the events of a run in progress: progress bars, notes, and the marks of `--profile`.
 
 use gelora_model::{Event, Work};
 
 use crate::profile::mark;
 use crate::ui::{self, Progress};
 
-/// Draws the events of a measurement, a training or an evaluation.
+/// Displays the events of a measurement, a training or an evaluation.
 #[derive(Default)]
 pub struct Screen {
     quiet: bool,
@@ -14,15 +14,15 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// A screen that shows nothing if `quiet`.
+    /// Returns a screen, which shows nothing if `quiet`.
     pub fn new(quiet: bool) -> Self {
         Self { quiet, bar: None }
     }
 
-    /// Shows an event.
+    /// Displays an event.
     pub fn show(&mut self, event: Event<'_>) {
         match event {
-            // Evaluations during a training have no bar of their own.
+            // Evaluations during a training have no separate bar.
             Event::Began { work, units } if self.bar.is_none() => {
                 self.bar = Some((work, Progress::new(self.quiet, work.name(), units as u64)));
             }
@@ -32,7 +32,7 @@ impl Screen {
                 }
             }
             Event::Finished { work } => {
-                if let Some((_, bar)) = self.bar.take_if(|(of_bar, _)| *of_bar == work) {
+                if let Some((_, bar)) = self.bar.take_if(|(work_of_bar, _)| *work_of_bar == work) {
                     bar.finish();
                 }
                 match work {

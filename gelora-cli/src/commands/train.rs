@@ -1,4 +1,4 @@
-//! `gelora train`: flags to a [`Trainer`], and the folder that it leaves.
+//! `gelora train`: runs a [`Trainer`] with the options of the flags, and writes the adapter folder.
 
 use std::collections::BTreeMap;
 
@@ -33,6 +33,7 @@ use crate::{distinct, fingerprint, ui};
 
 /// Folder of the latest checkpoint inside OUT.
 const CHECKPOINT: &str = "checkpoint";
+/// Names of the files and folders that the command writes to OUT.
 const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, RANKS_NAME, CHECKPOINT];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
@@ -113,7 +114,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     trainer.adapter().write(out.path())?;
     let info = AdapterInfo { labels, max_length: tokenizer.max_length(), version: env!("CARGO_PKG_VERSION").into() };
     out.write_json(INFO_NAME, &info)?;
-    // The adapter is whole now; the checkpoint has done its duty.
+    // The adapter is complete now, so the checkpoint is no longer needed.
     let _ = std::fs::remove_dir_all(out.file(CHECKPOINT));
     let mut result = json!({"out": args.out, "parameters": parameters, "dataset": data.understood});
     if let Some(held_out) = &held_out {
@@ -122,14 +123,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     report(args, scores, positive.as_deref(), result)
 }
 
-/// Rows with what was understood of them.
+/// Rows, and the account of their data.
 struct Prepared<'a> {
     rows: Box<dyn Rows + 'a>,
     understood: Understood,
 }
 
 impl<'a> Prepared<'a> {
-    /// Without labels the rows are those of a language model.
+    /// Prepares the rows of a dataset. Without labels they are the rows of a language model.
     fn new(dataset: &'a Dataset, labels: Option<&LabelSet>, tokenizer: &'a Tokenizer, parallel: bool) -> Result<Self> {
         let Some(labels) = labels else {
             let tokens: Vec<Tokens> = lm_rows(tokenizer, dataset)?;
@@ -142,7 +143,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// The base model with a fresh head, or with its vocabulary.
+/// Loads the base model with a new head, or with its vocabulary for a language model.
 fn load(args: &TrainArgs, labels: Option<&LabelSet>) -> Result<TaskModel> {
     let name = args.model.name.display().to_string();
     let Some(labels) = labels else {
@@ -174,7 +175,7 @@ fn train_options(args: &TrainArgs) -> TrainOptions {
     }
 }
 
-/// What the result depends on beside the options of the training.
+/// Returns the settings that the result depends on besides the options of the training.
 fn settings(dataset: &Dataset, tokenizer: &Tokenizer, rows: &dyn Rows) -> BTreeMap<String, Value> {
     let labels = match rows.labels() {
         Labels::Classes(all) => fingerprint::of_numbers(all.iter().map(|class| *class as u64)),
@@ -190,7 +191,7 @@ fn settings(dataset: &Dataset, tokenizer: &Tokenizer, rows: &dyn Rows) -> BTreeM
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Trains to the end, with a bar, the log and checkpoints; the metrics of the held-out rows.
+/// Trains to the end with a progress bar, the log and checkpoints. Returns the metrics of the held-out rows.
 fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Option<Metrics>> {
     let (mut screen, mut log) = (Screen::new(args.output.quiet), Log::new(out.file(LOG)));
     let total = trainer.steps();
@@ -198,7 +199,7 @@ fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Op
         if let Event::Training { first, .. } = event
             && first > 0
         {
-            ui::note(args.output.quiet, format!("going on from step {first} of {total}"));
+            ui::note(args.output.quiet, format!("resuming at step {first} of {total}"));
         }
         screen.show(event);
         log.write(event)
@@ -220,7 +221,7 @@ fn label_set(args: &TrainArgs, dataset: &Dataset) -> Result<LabelSet> {
     data::labels(&[dataset], task)
 }
 
-/// The data to evaluate on: --eval-data, or the validation split of a folder.
+/// Reads the evaluation data: --eval-data, or the validation split of a folder.
 fn held_out(args: &TrainArgs, options: &ReadOptions) -> Result<Option<Dataset>> {
     if let Some(path) = &args.eval_data {
         return Ok(Some(data::read(path, Some(Split::Validation), options)?));
@@ -239,13 +240,13 @@ fn model_task(labels: &LabelSet) -> ModelTask {
     }
 }
 
-/// What training needs of a ranks.json.
+/// The part of ranks.json that training reads.
 #[derive(Deserialize)]
 struct RanksOfModules {
     modules: BTreeMap<String, ModuleRank>,
 }
 
-/// Rank and alpha of every module: one for all, from a file, or measured now.
+/// Returns rank and alpha of every module: the same for all, from a file, or measured now.
 fn module_ranks(
     args: &TrainArgs,
     model: &Transformer,
@@ -274,14 +275,15 @@ fn module_ranks(
             return Ok(read_json::<RanksOfModules>(&measured)?.modules);
         }
         let options = measure_options(&args.measure, &args.targets, args.batch_size, args.seed);
-        let ranks = rank::measured(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
+        let ranks =
+            rank::measure_ranks(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
         let ranks = RanksFile { data: dataset.path.display().to_string(), dataset: None, ranks, serve: None };
         out.write_json(RANKS_NAME, &ranks)?;
         ui::note(args.output.quiet, text::table(&ranks));
         ui::note(args.output.quiet, text::summary(&ranks));
         return Ok(ranks.ranks.modules);
     };
-    // The folder of `gelora rank` stands for the file in it.
+    // A folder from `gelora rank` means the ranks.json in it.
     let path = &if path.is_dir() { path.join(RANKS_NAME) } else { path.clone() };
     let ranks: RanksOfModules = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
     for (name, module) in &ranks.modules {

@@ -1,4 +1,4 @@
-//! Which column holds the text, the pair's second text, the answer and the label.
+//! Finds the columns of the text, the second text of a pair, the answer and the label.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 
 use super::table::{Kind, Schema};
 
-/// Names of two-text columns, first found first taken.
+/// Column names of text pairs. The first pair found is taken.
 const PAIRS: [(&str, &str); 11] = [
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -20,26 +20,28 @@ const PAIRS: [(&str, &str); 11] = [
     ("query", "answer"),
     ("query", "passage"),
 ];
+/// Column names of a single text.
 const TEXTS: [&str; 5] = ["text", "sentence", "content", "review", "sentence1"];
-/// Columns with what is asked, and with what is to be answered.
+/// Column names of instructions and prompts, of their contexts, and of their answers.
 const INSTRUCTION: &str = "instruction";
 const CONTEXTS: [&str; 2] = ["input", "context"];
 const PROMPT: &str = "prompt";
 const ANSWERS: [&str; 4] = ["output", "completion", "response", "answer"];
-/// Columns with what is asked, where a label would make the answer a second text.
+/// Column names of questions. If the rows have labels, an answer beside a question is the second text of a pair.
 const QUESTIONS: [&str; 3] = ["question", "query", "input"];
-/// Lists of `{"role": ..., "content": ...}`; the text is the last one of the user.
+/// Column names of conversations: lists of `{"role": ..., "content": ...}`. The text is the last message of the user.
 const CHATS: [&str; 4] = ["messages", "conversations", "conversation", "input"];
-/// What is said before a conversation.
+/// Column names of the system message of a conversation.
 const SYSTEMS: [&str; 3] = ["system", "system_prompt", "system_message"];
+/// Column names of labels.
 const LABELS: [&str; 5] = ["label", "labels", "class", "category", "ideal"];
-/// Label columns in which every number is a score, integers too.
+/// Column names of scores. Every number in them is a score, integers too.
 const SCORES: [&str; 2] = ["score", "similarity"];
 
-/// What rows are read for.
+/// Use that the rows are read for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Aim {
-    /// Whatever they are fit for.
+    /// Any use that the columns allow.
     #[default]
     Any,
     /// Classification or regression.
@@ -48,7 +50,7 @@ pub enum Aim {
     Answers,
 }
 
-/// Column names given on the command line; each overrides what would be recognised.
+/// Column names given on the command line. Each overrides the recognized column.
 #[derive(Clone, Debug, Default)]
 pub struct ColumnFlags {
     /// `--text-column`
@@ -59,41 +61,41 @@ pub struct ColumnFlags {
     pub answer: Option<String>,
     /// `--label-column`
     pub label: Option<String>,
-    /// What the rows are for.
+    /// Use of the rows.
     pub aim: Aim,
 }
 
-/// The columns that were found.
+/// The columns of a file, by role.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Columns {
     /// The text, or the first text of a pair.
     pub text: String,
     /// The second text of a pair.
     pub pair: Option<String>,
-    /// What a language model is to answer to the text.
+    /// The answer that a language model learns.
     pub answer: Option<String>,
-    /// What an instruction is about.
+    /// The input or context of an instruction.
     pub about: Option<String>,
-    /// What is said before a conversation.
+    /// The system message of a conversation.
     pub system: Option<String>,
     /// The label.
     pub label: Option<String>,
-    /// True for a column named score or similarity, whose integers are scores as well.
+    /// True for a column named score or similarity: its integers are scores too.
     pub label_is_score: bool,
-    /// The text is a list of messages.
+    /// True if the text is a list of messages.
     pub is_chat: bool,
-    /// The text is an instruction, for which there is a form.
+    /// True if the text is an instruction, which has a form for its prompt.
     pub is_instruction: bool,
-    /// To a language model the second text of the pair is the answer to the first.
+    /// True if the second text of the pair is an answer for a language model.
     pub pair_is_answer: bool,
-    /// Every column of the file (of JSON, every key).
+    /// All columns of the file; in JSON, all keys.
     pub all: Vec<String>,
-    /// Columns that are not used although they hold texts or lists.
+    /// Unused columns that hold texts or lists.
     pub unused_texts: Vec<String>,
 }
 
 impl Columns {
-    /// What each column that is used is used for.
+    /// Returns the used columns as pairs of role and name.
     pub fn used(&self) -> Vec<(&'static str, &str)> {
         let about = if self.is_instruction { "input" } else { "context" };
         let optional = [
@@ -112,24 +114,24 @@ impl Columns {
         std::iter::once((text, self.text.as_str())).chain(optional).collect()
     }
 
-    /// The columns that are not used.
+    /// Returns the columns that are not used.
     pub fn ignored(&self) -> Vec<&str> {
         let used = self.used();
         self.all.iter().map(String::as_str).filter(|name| !used.iter().any(|(_, used)| used == name)).collect()
     }
 
-    /// The columns that are used, in no order.
+    /// Returns the names of the used columns.
     pub fn wanted(&self) -> Vec<String> {
         self.used().into_iter().map(|(_, name)| name.to_owned()).collect()
     }
 
-    /// Another file's columns are used for the same.
+    /// Returns true if both files use the same columns for the same roles.
     pub fn same_roles(&self, other: &Self) -> bool {
         self.used() == other.used()
     }
 }
 
-/// Whether a column's name is one of those looked for.
+/// Returns true if the name is one of the known or flagged column names.
 pub fn is_known(name: &str, flags: &ColumnFlags) -> bool {
     let named = |flag: &Option<String>| flag.as_deref() == Some(name);
     let usual = |list: &[&str]| list.iter().any(|known| known.eq_ignore_ascii_case(name));
@@ -143,7 +145,8 @@ pub fn is_known(name: &str, flags: &ColumnFlags) -> bool {
 /// Finds the columns of a table.
 ///
 /// # Errors
-/// If a column named by a flag is not there, or no text column is recognised: both list the columns that are.
+/// Returns an error if a column named by a flag does not exist, or if no text column is recognized. Both messages list
+/// the columns.
 pub fn resolve(path: &Path, schema: &Schema, flags: &ColumnFlags) -> Result<Columns> {
     let finder = Finder { path, schema, flags };
     let mut found = match finder.with_answers()? {
@@ -172,31 +175,33 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// The column of a usual name.
+    /// Returns the column with the given name, regardless of case.
     fn find(&self, name: &str) -> Option<String> {
         self.schema.columns.iter().map(|column| &column.name).find(|c| c.eq_ignore_ascii_case(name)).cloned()
     }
 
+    /// Returns the first column with one of the given names.
     fn first(&self, names: &[&str]) -> Option<String> {
         names.iter().find_map(|name| self.find(name))
     }
 
-    /// The column that a flag names.
+    /// Returns the column that a flag names.
     fn flagged(&self, name: &Option<String>, flag: &str) -> Result<Option<String>> {
         let Some(name) = name else { return Ok(None) };
         if self.schema.columns.iter().any(|column| column.name == *name) {
             return Ok(Some(name.clone()));
         }
-        let (shown, all) = (self.path.display(), list(&self.schema.names()));
-        Err(anyhow!("{shown}: no column \"{name}\" ({flag}); the columns are {all}"))
+        let (path, all) = (self.path.display(), list(&self.schema.names()));
+        Err(anyhow!("{path}: no column \"{name}\" ({flag}); the columns are {all}"))
     }
 
+    /// Returns true if the column holds values of one of these kinds.
     fn is(&self, name: &str, kinds: &[Kind]) -> bool {
         let column = self.schema.columns.iter().find(|column| column.name == name);
         column.and_then(|column| column.kind).is_some_and(|kind| kinds.contains(&kind))
     }
 
-    /// Texts, or nothing at all that could tell.
+    /// Returns true if the column holds texts, or if its values show no kind.
     fn may_be_text(&self, name: &str) -> bool {
         !self.is(name, &[Kind::Number, Kind::Bool, Kind::List, Kind::Object])
     }
@@ -206,7 +211,7 @@ impl Finder<'_> {
         Ok(label.or_else(|| self.first(&LABELS)).or_else(|| self.first(&SCORES)))
     }
 
-    /// Something asked with its answer, if that is what the rows are and what they are for.
+    /// Returns the columns of questions with answers, or None if the rows hold or need something else.
     fn with_answers(&self) -> Result<Option<Columns>> {
         let ColumnFlags { text, pair, answer, label, aim } = self.flags;
         if *aim == Aim::Answers && label.is_some() {
@@ -217,8 +222,8 @@ impl Finder<'_> {
             if pair.is_some() || label.is_some() || *aim == Aim::Labels {
                 bail!("--answer-column: is of a language model, which has no --pair-column, --label-column or classes");
             }
-            let asked = || self.first(&[INSTRUCTION, PROMPT]).or_else(|| self.first(&QUESTIONS));
-            let usual = || asked().or_else(|| self.first(&TEXTS)).filter(|name| *name != answer);
+            let prompt = || self.first(&[INSTRUCTION, PROMPT]).or_else(|| self.first(&QUESTIONS));
+            let usual = || prompt().or_else(|| self.first(&TEXTS)).filter(|name| *name != answer);
             let Some(text) = text.or_else(usual) else { return Err(self.no_text()) };
             return Ok(Some(Columns { text, answer: Some(answer), ..Columns::default() }));
         }
@@ -233,10 +238,10 @@ impl Finder<'_> {
         if let Some(text) = self.find(PROMPT) {
             return Ok(Some(Columns { text, answer: Some(answer), ..Columns::default() }));
         }
-        // A question with a label is one of a pair.
-        let is_asked = self.label()?.is_none() || *aim == Aim::Answers;
+        // A question and an answer with a label are a pair.
+        let is_question = self.label()?.is_none() || *aim == Aim::Answers;
         let question = QUESTIONS.iter().filter_map(|name| self.find(name)).find(|name| self.may_be_text(name));
-        let Some(text) = question.filter(|_| is_asked && self.may_be_text(&answer)) else { return Ok(None) };
+        let Some(text) = question.filter(|_| is_question && self.may_be_text(&answer)) else { return Ok(None) };
         if *aim == Aim::Any && self.usual_pair().is_some() {
             return Ok(None);
         }
@@ -248,7 +253,7 @@ impl Finder<'_> {
         pair.into_iter().find(|(a, b)| self.may_be_text(a) && self.may_be_text(b))
     }
 
-    /// A text, or two, and perhaps a label.
+    /// Returns the columns of one or two texts, and of the label if there is one.
     fn with_texts(&self) -> Result<Columns> {
         let is_chat = |name: &String| self.is(name, &[Kind::List]);
         let usual_text = || {
@@ -257,18 +262,18 @@ impl Finder<'_> {
         };
         let text = self.flagged(&self.flags.text, "--text-column")?;
         let pair = self.flagged(&self.flags.pair, "--pair-column")?;
-        let of_labels = self.flags.aim == Aim::Labels || self.flags.label.is_some();
-        // Where labels are asked for outright, what is asked is the text.
-        let asked = || self.first(&[INSTRUCTION, PROMPT]).filter(|_| of_labels);
+        let needs_labels = self.flags.aim == Aim::Labels || self.flags.label.is_some();
+        // If labels are requested explicitly, the instruction or prompt is the text.
+        let prompt = || self.first(&[INSTRUCTION, PROMPT]).filter(|_| needs_labels);
         let (text, pair) = match (text, pair) {
             (Some(text), pair) => (Some(text), pair),
             (None, Some(second)) => {
                 let first = self.usual_pair().and_then(|(a, b)| (b == second).then_some(a));
-                (first.or_else(usual_text).or_else(asked).filter(|first| *first != second), Some(second))
+                (first.or_else(usual_text).or_else(prompt).filter(|first| *first != second), Some(second))
             }
             (None, None) => match self.usual_pair() {
                 Some((a, b)) => (Some(a), Some(b)),
-                None => (usual_text().or_else(asked), None),
+                None => (usual_text().or_else(prompt), None),
             },
         };
         let Some(text) = text else { return Err(self.no_text()) };
@@ -288,23 +293,23 @@ impl Finder<'_> {
 
     fn no_text(&self) -> anyhow::Error {
         anyhow!(
-            "{}: no text column recognised; the columns are {}: name one with --text-column (and a second text with \
-             --pair-column, or what is to be answered with --answer-column)",
+            "{}: no text column recognized; the columns are {}: name one with --text-column (and a second text with \
+             --pair-column, or an answer with --answer-column)",
             self.path.display(),
             list(&self.schema.names())
         )
     }
 }
 
-/// Column names for a message, shortened: a file without a header has a row of text there.
+/// Returns column names for a message, shortened: without a header, a column name is a cell of text.
 pub fn list(columns: &[String]) -> String {
-    const SHOWN: usize = 20;
-    const LONGEST: usize = 40;
-    let mut shown: Vec<String> = columns.iter().take(SHOWN).map(|c| shorten(c, LONGEST)).collect();
-    if columns.len() > SHOWN {
-        shown.push(format!("{} more", columns.len() - SHOWN));
+    const MAX_NAMES: usize = 20;
+    const MAX_CHARS: usize = 40;
+    let mut names: Vec<String> = columns.iter().take(MAX_NAMES).map(|c| shorten(c, MAX_CHARS)).collect();
+    if columns.len() > MAX_NAMES {
+        names.push(format!("{} more", columns.len() - MAX_NAMES));
     }
-    shown.join(", ")
+    names.join(", ")
 }
 
 fn shorten(name: &str, longest: usize) -> String {

@@ -1,4 +1,5 @@
-//! Cells that hold a conversation: `{"role": .., "content": ..}` a turn, or `{"from": .., "value": ..}` as ShareGPT has them.
+//! Cells that hold a conversation: a turn is `{"role": .., "content": ..}`, or `{"from": .., "value": ..}` as in
+//! ShareGPT.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +9,13 @@ use serde_json::Value;
 use super::table::Cell;
 use crate::chat::{ASSISTANT, Message, SYSTEM, USER};
 
-/// What a turn may hold beside its text that a template would write, or that changes what is learnt.
+/// Contents of a turn besides its text that a template would write, or that change what is learned.
 const OTHER: [&str; 8] = [
     "tool_calls",
     "function_call",
     "reasoning_content",
     "thinking",
-    "weight of 0, which says that it is not learnt",
+    "weight of 0, which excludes it from training",
     "images",
     "audio",
     "no text as content",
@@ -22,14 +23,14 @@ const OTHER: [&str; 8] = [
 const WEIGHT: usize = 4;
 const NO_TEXT: usize = 7;
 
-/// Roles that a template is given as they are.
+/// Roles that templates receive unchanged.
 const ROLES: [&str; 8] = [USER, ASSISTANT, SYSTEM, "developer", "tool", "function", "ipython", "environment"];
 
-/// What data sets call the user and the model.
+/// Other names of the user and the assistant in datasets.
 const USERS: [&str; 2] = ["human", "prompter"];
 const ASSISTANTS: [&str; 8] = ["gpt", "chatgpt", "bing", "bard", "claude", "bot", "model", "ai"];
 
-/// The turns. Keys of a turn that are not used are added to `ignored`.
+/// Reads the turns of a cell. Adds unused keys of a turn to `ignored`.
 pub fn messages(
     cell: Cell,
     column: &str,
@@ -40,7 +41,7 @@ pub fn messages(
         bail!("{}: \"{column}\" is not a list of messages, as it is in other rows", at());
     };
     let message = |(i, turn): (usize, &Value)| {
-        let there = |key: &str| turn.get(key).filter(|value| !is_nothing(value));
+        let non_empty = |key: &str| turn.get(key).filter(|value| !is_nothing(value));
         let either = |a: &str, b: &str| turn.get(a).filter(|v| !v.is_null()).or_else(|| turn.get(b));
         let Some(role) = either("role", "from").and_then(Value::as_str) else {
             bail!(
@@ -57,11 +58,11 @@ pub fn messages(
                 [&ROLES[..], &USERS, &ASSISTANTS].concat().join(", ")
             );
         };
-        let said = either("content", "value").and_then(content);
+        let content_text = either("content", "value").and_then(content);
         let is_other = |i: &usize| match *i {
-            WEIGHT => there("weight").is_some_and(|weight| weight.as_f64() == Some(0.0)),
-            NO_TEXT => said.is_none(),
-            i => there(OTHER[i]).is_some(),
+            WEIGHT => non_empty("weight").is_some_and(|weight| weight.as_f64() == Some(0.0)),
+            NO_TEXT => content_text.is_none(),
+            i => non_empty(OTHER[i]).is_some(),
         };
         let other = (0..OTHER.len()).find(is_other).map(|i| OTHER[i]);
         for (key, value) in turn.as_object().into_iter().flatten() {
@@ -70,15 +71,15 @@ pub fn messages(
                 ignored.insert(key.clone());
             }
         }
-        Ok(Message { role: role.into(), content: said.unwrap_or_default(), other })
+        Ok(Message { role: role.into(), content: content_text.unwrap_or_default(), other })
     };
     turns.iter().enumerate().map(message).collect()
 }
 
-/// The conversation with a system message from a column of its own.
+/// Returns the conversation with the system message of a separate column.
 ///
 /// # Errors
-/// If it begins with another one.
+/// Returns an error if the conversation begins with a different system message.
 pub fn with_system(
     mut messages: Vec<Message>,
     system: Option<String>,
@@ -96,7 +97,7 @@ pub fn with_system(
     Ok(messages)
 }
 
-/// What the user said last.
+/// Returns the last message of the user.
 pub fn last_of_user(messages: &[Message], column: &str, at: &dyn Fn() -> String) -> Result<String> {
     let of_user = messages.iter().rev().find(|message| message.role == USER && !message.content.is_empty());
     let content = of_user.map(|message| message.content.clone());
@@ -105,7 +106,7 @@ pub fn last_of_user(messages: &[Message], column: &str, at: &dyn Fn() -> String)
     })
 }
 
-/// A text, or the texts in a list of parts.
+/// Returns a text, or the joined texts of a list of parts.
 fn content(content: &Value) -> Option<String> {
     match content {
         Value::String(text) => Some(text.clone()),
@@ -114,7 +115,7 @@ fn content(content: &Value) -> Option<String> {
     }
 }
 
-/// Null, or empty: as a column has it where other rows need it.
+/// Returns true for null and empty values, which fill a column that only other rows use.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -125,7 +126,7 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// The role as templates know it.
+/// Returns the standard name of a role.
 fn role_of(name: &str) -> Option<&str> {
     let is = |known: &&&str| known.eq_ignore_ascii_case(name);
     if USERS.iter().any(|known| is(&known)) {

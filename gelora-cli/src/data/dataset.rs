@@ -1,4 +1,4 @@
-//! The rows of a file, or of the files of one split.
+//! Rows of a file, or of the files of one split.
 
 use std::path::{Path, PathBuf};
 
@@ -13,39 +13,39 @@ use crate::fingerprint;
 /// Rows in the order of their files.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// The file that was read, or the folder of the files.
+    /// The file, or the folder of the files.
     pub path: PathBuf,
-    /// The rows; at least one.
+    /// The rows that are used; at least one.
     pub examples: Vec<Example>,
-    /// Which columns they came from.
+    /// Columns of the files.
     pub columns: Columns,
-    /// The rows are paragraphs that make up one text as they stand.
+    /// True if the rows are consecutive paragraphs of one text.
     pub running: bool,
-    /// How many rows the files have.
+    /// Number of rows in the files.
     pub read: usize,
-    /// Rows that are no examples.
+    /// Rows that are not used.
     pub left_out: Vec<LeftOut>,
-    /// What the user should know of how the files were read.
+    /// Remarks on how the files were read.
     pub notes: Vec<String>,
-    /// The files, each with the number of examples and of rows before it.
+    /// The files, each with the number of examples and the number of rows before it.
     files: Vec<(PathBuf, usize, usize)>,
-    /// The 1-based number of each example's row, counted through all files.
+    /// 1-based row number of each example, counted through all files.
     rows: Vec<u32>,
-    /// The line on which each row starts; 0 in a format without lines.
+    /// Line on which each row starts; 0 in a format without lines.
     lines: Vec<u32>,
 }
 
 /// Rows that were not used, for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LeftOut {
-    /// How many.
+    /// Number of rows.
     pub rows: usize,
-    /// The reason, in words.
+    /// Reason in words.
     pub why: String,
 }
 
 impl Dataset {
-    /// Without rows.
+    /// Returns a dataset without rows.
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -61,36 +61,37 @@ impl Dataset {
         }
     }
 
-    /// The rows of this file come next.
+    /// Begins the rows of the next file.
     pub fn begin(&mut self, file: &Path) {
         self.files.push((file.to_owned(), self.examples.len(), self.read));
     }
 
-    /// Adds the row that was read last, which starts on this line.
+    /// Adds the row that was read last, which starts on `line`.
     pub fn push(&mut self, example: Example, line: usize) {
         self.examples.push(example);
         self.rows.push(self.read.try_into().unwrap_or(u32::MAX));
         self.lines.push(line.try_into().unwrap_or(u32::MAX));
     }
 
-    /// Notes that rows were left out, if there were any.
+    /// Records rows that were left out, if there are any.
     pub fn leave_out(&mut self, rows: usize, why: String) {
         if rows > 0 {
             self.left_out.push(LeftOut { rows, why });
         }
     }
 
-    /// The files that were read.
+    /// Returns the files that were read.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(file, _, _)| file.as_path())
     }
 
-    /// The 1-based number of an example's row, counted through all files.
+    /// Returns the 1-based row number of an example, counted through all files.
     pub fn row(&self, index: usize) -> usize {
         self.rows.get(index).map_or(index + 1, |row| *row as usize)
     }
 
-    /// Where an example is, for messages: `train.jsonl: row 3 (line 4)`, both counted from 1. The index is 0-based.
+    /// Returns the place of an example for messages: `train.jsonl: row 3 (line 4)`, both counted from 1. `index` is
+    /// 0-based.
     pub fn place(&self, index: usize) -> String {
         let line = self.lines.get(index).map_or(0, |line| *line as usize);
         match self.files.iter().rev().find(|(_, examples, _)| *examples <= index) {
@@ -99,32 +100,33 @@ impl Dataset {
         }
     }
 
-    /// A hash of the texts and their order.
+    /// Returns a hash of the texts in their order.
     pub fn fingerprint(&self) -> [u32; 2] {
         fingerprint::of(self.examples.iter().flat_map(Example::parts))
     }
 
-    /// Whether rows have answers, of their own, in a conversation or as the second text of a pair.
+    /// Returns true if rows have answers: in an answer column, in a conversation, or as the second text of a pair.
     pub fn has_answers(&self) -> bool {
         self.columns.pair_is_answer || self.examples.iter().any(|e| e.answer.is_some() || chat::is_answered(&e.chat))
     }
 
-    /// Takes conversations for what the user said last in them, as everything but a language model does.
+    /// Drops conversations and keeps the last message of the user as the text. Every task except a language model uses
+    /// this.
     pub fn take_texts(&mut self) {
         self.examples.iter_mut().for_each(|example| example.chat = Vec::new());
     }
 
-    /// Takes the rows as a language model learns them: the second text of a pair may be the answer to the first.
+    /// Turns the rows into rows of a language model: the second text of a pair may become the answer to the first.
     ///
     /// # Errors
-    /// If there are two texts of which none is an answer, or conversations in which nobody answers.
+    /// Returns an error if rows have two texts and neither is an answer, or if conversations have no answer.
     pub fn take_answers(&mut self) -> Result<()> {
-        let (shown, all) = (self.path.display().to_string(), columns::list(&self.columns.all));
+        let (path, all) = (self.path.display().to_string(), columns::list(&self.columns.all));
         if let Some(pair) = self.columns.pair.take() {
             if !self.columns.pair_is_answer {
                 bail!(
-                    "{shown}: \"{}\" and \"{pair}\" are a pair of texts, but a language model learns one text, or an answer; \
-                     the columns are {all}: name one with --text-column (and what is answered with --answer-column)",
+                    "{path}: \"{}\" and \"{pair}\" are a pair of texts, but a language model learns one text, or an answer; \
+                     the columns are {all}: name one with --text-column (and its answer with --answer-column)",
                     self.columns.text
                 );
             }
@@ -141,21 +143,21 @@ impl Dataset {
             self.leave_out(empty, format!("the answer in \"{pair}\" is empty"));
         }
         if self.columns.is_chat && !self.has_answers() {
-            bail!("{shown}: no conversation in \"{}\" has an answer of the assistant", self.columns.text);
+            bail!("{path}: no conversation in \"{}\" has an answer of the assistant", self.columns.text);
         }
         Ok(())
     }
 
-    /// Removes examples; how many.
-    fn remove(&mut self, is_out: impl Fn(&Example) -> bool) -> usize {
-        let out: Vec<bool> = self.examples.iter().map(is_out).collect();
+    /// Removes examples. Returns their number.
+    fn remove(&mut self, is_removed: impl Fn(&Example) -> bool) -> usize {
+        let removed: Vec<bool> = self.examples.iter().map(is_removed).collect();
         let before = self.examples.len();
         let kept = |index: &mut usize| {
             *index += 1;
-            !out[*index - 1]
+            !removed[*index - 1]
         };
         for file in &mut self.files {
-            file.1 -= out[..file.1].iter().filter(|out| **out).count();
+            file.1 -= removed[..file.1].iter().filter(|removed| **removed).count();
         }
         let (mut a, mut b, mut c) = (0, 0, 0);
         self.examples.retain(|_| kept(&mut a));
@@ -164,22 +166,22 @@ impl Dataset {
         before - self.examples.len()
     }
 
-    /// Takes labels that are all -1 for none, as the test splits of GLUE have them.
+    /// Drops labels that are all -1, the placeholder of the test splits of GLUE.
     pub fn without_placeholders(&mut self) {
         let is_placeholder = |label: &Label| match label {
             Label::Class(name) => &**name == "-1",
             Label::Score(score) => *score == -1.0,
             Label::Several(_) => false,
         };
-        if self.labelled() > 0 && self.examples.iter().all(|e| e.label.as_ref().is_some_and(is_placeholder)) {
+        if self.labeled() > 0 && self.examples.iter().all(|e| e.label.as_ref().is_some_and(is_placeholder)) {
             self.examples.iter_mut().for_each(|example| example.label = None);
             let column = self.columns.label.as_deref().unwrap_or_default();
             self.notes.push(format!("{}: every \"{column}\" is -1, which stands for no label", self.path.display()));
         }
     }
 
-    /// How many rows carry a label.
-    pub fn labelled(&self) -> usize {
+    /// Returns the number of rows with a label.
+    pub fn labeled(&self) -> usize {
         self.examples.iter().filter(|e| e.label.is_some()).count()
     }
 }

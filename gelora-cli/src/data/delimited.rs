@@ -1,8 +1,8 @@
-//! `.csv` and `.tsv` with a header line.
+//! Readers of `.csv` and `.tsv` files with a header line.
 //!
-//! CSV quotes as in RFC 4180. TSV has no quotes (IANA text/tab-separated-values): in the files that circulate a quote
-//! is part of the text, and reading it as CSV does would run rows together without a word. Cells may be separated by something
-//! else than the name of the file says; the header tells.
+//! CSV has quotes as in RFC 4180. TSV has no quotes (IANA text/tab-separated-values): in common files a quote is part
+//! of the text, and reading it as a CSV quote would silently join rows. The delimiter may differ from the one that the
+//! file name suggests; the header shows it.
 
 use std::path::Path;
 
@@ -11,22 +11,22 @@ use anyhow::{Result, bail};
 use super::source::{Source, utf8};
 use super::table::{Cell, Column, Row, Schema, Sink, extension};
 
-/// What separates cells in files that circulate.
+/// Delimiters of common files.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
-/// Finds the columns. `delimiter` is what the user says, `is_known` whether a column name is one that is looked for.
+/// Finds the columns. `delimiter` is the user's choice. `is_known` returns true for known column names.
 ///
 /// # Errors
-/// If the file is empty or cannot be read, or a quote in its header is never closed.
+/// Returns an error if the file is empty or cannot be read, or if a quote in its header is never closed.
 pub fn schema(path: &Path, delimiter: Option<u8>, is_known: &dyn Fn(&str) -> bool) -> Result<Schema> {
     let usual = if extension(path) == "tsv" { b'\t' } else { b',' };
     let mut notes = Vec::new();
     let delimiter = match delimiter {
         Some(delimiter) => delimiter,
         None => {
-            let found = recognised(path, usual, is_known)?;
+            let found = recognize_delimiter(path, usual, is_known)?;
             if found != usual {
-                notes.push(format!("{}: cells are separated by {}", path.display(), shown(found)));
+                notes.push(format!("{}: cells are separated by {}", path.display(), delimiter_name(found)));
             }
             found
         }
@@ -35,7 +35,7 @@ pub fn schema(path: &Path, delimiter: Option<u8>, is_known: &dyn Fn(&str) -> boo
     let Some(header) = records.header()? else { bail!("{}: the file is empty", path.display()) };
     let mut columns: Vec<Column> = header.iter().map(|name| Column::new(name)).collect();
     let mut is_empty = true;
-    for _ in 0..ROWS {
+    for _ in 0..EXAMINED_ROWS {
         if records.next()?.is_none() {
             break;
         }
@@ -47,15 +47,16 @@ pub fn schema(path: &Path, delimiter: Option<u8>, is_known: &dyn Fn(&str) -> boo
     Ok(Schema { columns, is_empty, delimiter, notes })
 }
 
-/// Rows that are looked at to tell what columns hold.
-const ROWS: usize = 20;
+/// Number of rows that are examined for the kinds of columns.
+const EXAMINED_ROWS: usize = 20;
 
-/// Reads the cells of these columns, row by row.
+/// Reads the cells of the wanted columns, row by row.
 ///
 /// # Errors
-/// If the file cannot be read, two of the columns have one name, or a quote is never closed; and those of the sink.
+/// Returns an error if the file cannot be read, two of the columns have the same name, or a quote is never closed.
+/// Returns the errors of the sink.
 pub fn rows(path: &Path, delimiter: u8, wanted: &[String], label: Option<&str>, sink: &mut Sink<'_>) -> Result<()> {
-    let shown = path.display();
+    let display = path.display();
     let mut records = Records::open(path, delimiter, label)?;
     let columns = records.header()?.unwrap_or_default();
     let mut indices = Vec::new();
@@ -63,8 +64,8 @@ pub fn rows(path: &Path, delimiter: u8, wanted: &[String], label: Option<&str>, 
         let mut found = columns.iter().enumerate().filter(|(_, column)| *column == name).map(|(i, _)| i);
         match (found.next(), found.next()) {
             (Some(index), None) => indices.push(index),
-            (_, Some(_)) => bail!("{shown}: two columns are named \"{name}\""),
-            (None, _) => bail!("{shown}: no column \"{name}\" in the header"),
+            (_, Some(_)) => bail!("{display}: two columns are named \"{name}\""),
+            (None, _) => bail!("{display}: no column \"{name}\" in the header"),
         }
     }
     let mut row = 0;
@@ -72,9 +73,9 @@ pub fn rows(path: &Path, delimiter: u8, wanted: &[String], label: Option<&str>, 
         row += 1;
         let found = records.ends.len();
         if found != columns.len() {
-            let (has, separated) = (columns.len(), self::shown(delimiter));
+            let (width, separator) = (columns.len(), delimiter_name(delimiter));
             let wrong = anyhow::anyhow!(
-                "{shown}: row {row} (line {line}) has {found} cells, but the header has {has} (separated by {separated})"
+                "{display}: row {row} (line {line}) has {found} cells, but the header has {width} (separated by {separator})"
             );
             sink(line, Err(wrong))?;
             continue;
@@ -85,16 +86,17 @@ pub fn rows(path: &Path, delimiter: u8, wanted: &[String], label: Option<&str>, 
     Ok(())
 }
 
-/// What separates the names in the header: that which makes most of them known, or the usual one if it separates any.
-fn recognised(path: &Path, usual: u8, is_known: &dyn Fn(&str) -> bool) -> Result<u8> {
+/// Returns the delimiter of the header: the one that yields the most known column names, or else the usual one if it
+/// separates any names.
+fn recognize_delimiter(path: &Path, usual: u8, is_known: &dyn Fn(&str) -> bool) -> Result<u8> {
     let mut source = Source::open(path, None)?;
     let mut line = Vec::new();
     source.skip_space()?;
-    // A name in quotes may have several lines.
+    // A quoted name may span several lines.
     while source.read_line(&mut line)? && line.iter().filter(|byte| **byte == b'"').count() % 2 == 1 {
         line.push(b'\n');
     }
-    if let Some(delimiter) = said(&line) {
+    if let Some(delimiter) = declared_delimiter(&line) {
         return Ok(delimiter);
     }
     let worth = |delimiter: u8| -> (usize, bool, usize, bool) {
@@ -106,37 +108,38 @@ fn recognised(path: &Path, usual: u8, is_known: &dyn Fn(&str) -> bool) -> Result
     Ok(DELIMITERS.into_iter().max_by_key(|delimiter| worth(*delimiter)).unwrap_or(usual))
 }
 
-/// The separator in the line `sep=;`, with which Excel's files may begin.
-fn said(line: &[u8]) -> Option<u8> {
+/// Returns the delimiter declared by a line `sep=;`, with which files of Excel may begin.
+fn declared_delimiter(line: &[u8]) -> Option<u8> {
     match line.trim_ascii_end() {
         [b's', b'e', b'p', b'=', delimiter] => Some(*delimiter),
         _ => None,
     }
 }
 
-fn shown(delimiter: u8) -> String {
+/// Returns the name of a delimiter for messages.
+fn delimiter_name(delimiter: u8) -> String {
     if delimiter == b'\t' { "tabs".into() } else { format!("\"{}\"", char::from(delimiter)) }
 }
 
-/// The rows of a file, blank lines left out.
+/// Rows of a file, without blank lines.
 struct Records {
     source: Source,
     delimiter: u8,
     quotes: bool,
-    /// The cells of the row, one after the other, and where each ends.
+    /// Cells of the row, concatenated, and the end of each.
     bytes: Vec<u8>,
     ends: Vec<usize>,
 }
 
-/// Where a byte stands.
+/// State of the parser.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     /// At the beginning of a cell.
-    Begins,
+    CellStart,
     Plain,
     Quoted,
-    /// Behind a quote that ends the cell, unless another follows.
-    Quote,
+    /// After a quote, which ends the cell unless another quote follows.
+    QuoteSeen,
 }
 
 impl Records {
@@ -149,10 +152,10 @@ impl Records {
         Self { source, delimiter, quotes, bytes: Vec::new(), ends: Vec::new() }
     }
 
-    /// The names in the header; none in an empty file.
+    /// Returns the names in the header, or None if the file is empty.
     fn header(&mut self) -> Result<Option<Vec<String>>> {
         let mut line = self.next()?;
-        if line.is_some() && said(&self.bytes).is_some() || self.bytes == b"sep=" {
+        if line.is_some() && declared_delimiter(&self.bytes).is_some() || self.bytes == b"sep=" {
             line = self.next()?;
         }
         let Some(line) = line else { return Ok(None) };
@@ -170,7 +173,7 @@ impl Records {
         (0..self.ends.len()).map(|index| self.cell(index))
     }
 
-    /// Reads the next row; the line it starts on, or none at the end.
+    /// Reads the next row. Returns the line on which it starts, or None at the end.
     fn next(&mut self) -> Result<Option<usize>> {
         self.bytes.clear();
         self.ends.clear();
@@ -181,16 +184,16 @@ impl Records {
             return Ok(None);
         }
         let line = self.source.line();
-        let mut state = State::Begins;
+        let mut state = State::CellStart;
         loop {
             let byte = self.source.next()?;
             state = match (state, byte) {
                 (State::Quoted, None) => {
-                    let shown = self.source.path().display();
-                    bail!("{shown}: a quote in the row that starts on line {line} is never closed")
+                    let delimiter_name = self.source.path().display();
+                    bail!("{delimiter_name}: a quote in the row that starts on line {line} is never closed")
                 }
-                (State::Quoted, Some(b'"')) => State::Quote,
-                (State::Quote, Some(b'"')) => {
+                (State::Quoted, Some(b'"')) => State::QuoteSeen,
+                (State::QuoteSeen, Some(b'"')) => {
                     self.bytes.push(b'"');
                     State::Quoted
                 }
@@ -204,9 +207,9 @@ impl Records {
                 }
                 (_, Some(byte)) if byte == self.delimiter => {
                     self.ends.push(self.bytes.len());
-                    State::Begins
+                    State::CellStart
                 }
-                (State::Begins, Some(b'"')) if self.quotes => State::Quoted,
+                (State::CellStart, Some(b'"')) if self.quotes => State::Quoted,
                 (_, Some(byte)) => {
                     self.bytes.push(byte);
                     State::Plain

@@ -1,4 +1,4 @@
-//! From cells to examples, and the account of rows that became none.
+//! Turns cells into examples, and counts the rows that are left out.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -11,18 +11,18 @@ use super::table::{Row, place};
 use super::{Dataset, Example, Label, ReadOptions, conversation, instruction};
 use crate::fingerprint;
 
-/// Why a row is no example.
+/// Outcome of a row.
 enum Outcome {
     Example(Box<Example>),
-    /// There is nothing to learn.
+    /// The row has nothing to learn.
     EmptyAnswer,
 }
 
-/// Makes examples of the rows of one file after the other.
+/// Builds the examples from the rows of one file after another.
 pub struct Builder<'o> {
     options: &'o ReadOptions,
     pub data: Dataset,
-    /// Rows of the current file.
+    /// Number of rows read from the current file.
     row: usize,
     empty_answers: usize,
     skipped: usize,
@@ -30,14 +30,14 @@ pub struct Builder<'o> {
     duplicates: usize,
     /// Hashes of the examples so far.
     seen: HashSet<[u32; 4]>,
-    /// Keys of turns that are not used.
+    /// Unused keys of turns.
     ignored_keys: BTreeSet<String>,
-    /// Names of classes, of which each is kept in memory once.
+    /// Names of classes. Each is kept in memory once.
     classes: HashSet<Arc<str>>,
 }
 
-/// Names of classes that are shared at most.
-const SHARED: usize = 1000;
+/// Maximum number of class names that are shared.
+const MAX_SHARED_CLASSES: usize = 1000;
 
 impl<'o> Builder<'o> {
     pub fn new(options: &'o ReadOptions, data: Dataset) -> Self {
@@ -55,21 +55,22 @@ impl<'o> Builder<'o> {
         }
     }
 
-    /// The rows of this file come next.
+    /// Begins the rows of the next file.
     pub fn begin(&mut self, file: &Path) {
         self.data.begin(file);
         self.row = 0;
     }
 
-    /// Takes one row.
+    /// Adds one row.
     ///
     /// # Errors
-    /// If the row is broken, or its cells are not what its columns are for, unless such rows are skipped.
+    /// Returns an error if the row is broken, or if its cells do not fit the roles of their columns, unless bad rows
+    /// are skipped.
     pub fn push(&mut self, file: &Path, columns: &Columns, line: usize, row: Result<Row>) -> Result<()> {
         self.row += 1;
         self.data.read += 1;
-        let made = row.and_then(|row| self.example(file, columns, line, row));
-        match made {
+        let outcome = row.and_then(|row| self.example(file, columns, line, row));
+        match outcome {
             Ok(Outcome::EmptyAnswer) => self.empty_answers += 1,
             Ok(Outcome::Example(example)) if self.options.dedup && !self.seen.insert(hash(&example, self.options)) => {
                 self.duplicates += 1;
@@ -124,7 +125,7 @@ impl<'o> Builder<'o> {
         if let Some(Label::Class(name)) = &mut label {
             match self.classes.get(&*name) {
                 Some(known) => *name = known.clone(),
-                None if self.classes.len() < SHARED => {
+                None if self.classes.len() < MAX_SHARED_CLASSES => {
                     self.classes.insert(name.clone());
                 }
                 None => {}
@@ -137,10 +138,10 @@ impl<'o> Builder<'o> {
         Ok(Outcome::Example(Box::new(Example { text, pair, label, answer, chat })))
     }
 
-    /// The examples, with the account of what was left out.
+    /// Returns the dataset with the counts of the rows that were left out.
     ///
     /// # Errors
-    /// If no row is left.
+    /// Returns an error if no row is left.
     pub fn finish(self) -> Result<Dataset> {
         let mut data = self.data;
         let answer = data.columns.answer.as_deref().unwrap_or_default();
@@ -162,7 +163,7 @@ impl<'o> Builder<'o> {
     }
 }
 
-/// Of all that is read of a row, or of its texts alone.
+/// Returns a hash of the texts and the label of an example, or of its texts only.
 fn hash(example: &Example, options: &ReadOptions) -> [u32; 4] {
     let texts: Vec<Option<&[u8]>> = example.parts().collect();
     let label = example.label.as_ref().filter(|_| !options.labels_do_not_matter).map(|label| match label {

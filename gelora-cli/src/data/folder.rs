@@ -1,4 +1,4 @@
-//! Which files of a data folder are which split.
+//! Assigns the files of a data folder to splits.
 
 use std::path::{Path, PathBuf};
 
@@ -6,19 +6,19 @@ use anyhow::{Context, Result, bail};
 
 use super::{FORMATS, formats, table};
 
-/// A part of a data folder.
+/// A split of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Split {
-    /// What the adapter is trained on.
+    /// Rows that the adapter is trained on.
     Train,
-    /// What is measured while training.
+    /// Rows for evaluation during training.
     Validation,
-    /// What is measured at the end.
+    /// Rows for the final evaluation.
     Test,
 }
 
 impl Split {
-    /// The name that files of this split have.
+    /// Returns the name of the split in file names.
     pub fn name(self) -> &'static str {
         match self {
             Split::Train => "train",
@@ -28,7 +28,7 @@ impl Split {
     }
 }
 
-/// The names of splits, those that are preferred first.
+/// Names of splits, preferred names first.
 const NAMES: [(&str, Split); 11] = [
     ("train", Split::Train),
     ("training", Split::Train),
@@ -43,16 +43,16 @@ const NAMES: [(&str, Split); 11] = [
     ("test_mismatched", Split::Test),
 ];
 
-/// One split: its files, in the order of their numbers.
+/// Files of one split, in the order of their numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     pub split: Split,
     pub files: Vec<PathBuf>,
-    /// What is left aside, or missing.
+    /// Remarks on files that are not read or missing.
     pub notes: Vec<String>,
 }
 
-/// What is read for a path.
+/// Files to read for a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
     /// The file, or the folder of the files.
@@ -61,31 +61,32 @@ pub struct Located {
     pub notes: Vec<String>,
 }
 
-/// A file of a folder with what its name says.
+/// A file of a folder, with the information in its name.
 struct File {
     path: PathBuf,
-    /// Its place in [`NAMES`].
+    /// Index of its name in [`NAMES`].
     name: usize,
     split: Split,
-    /// `00001-of-00002`: which of how many.
+    /// Shard number and count, from `00001-of-00002`.
     shard: Option<(usize, usize)>,
 }
 
-/// The splits in a folder, train first; none if the path is a file.
+/// Returns the splits of a folder, train first. Returns none if the path is a file.
 ///
 /// # Errors
-/// If the path does not exist, the folder has no recognised file, or two files for one split of which neither is preferred.
+/// Returns an error if the path does not exist, if the folder has no recognized file, or if two files of equal
+/// preference are the same split.
 pub fn splits(path: &Path) -> Result<Vec<Part>> {
-    let shown = path.display();
+    let display = path.display();
     if !path.exists() {
-        bail!("{shown}: no such file or folder");
+        bail!("{display}: no such file or folder");
     }
     if !path.is_dir() {
         return Ok(Vec::new());
     }
     let (mut files, folders) = list(path)?;
     for folder in &folders {
-        // train/0000.parquet, and data/train-00000-of-00001.parquet.
+        // Folders such as train/0000.parquet and data/train-00000-of-00001.parquet.
         match folder_name(folder) {
             Some((name, split)) => {
                 let inside = list_all(folder)?;
@@ -101,33 +102,33 @@ pub fn splits(path: &Path) -> Result<Vec<Part>> {
         match inside.as_slice() {
             [] => {}
             [only] => return splits(&path.join(only)),
-            several => bail!("{shown}: several folders have splits; give the path of one: {}", several.join(", ")),
+            several => bail!("{display}: several folders have splits; give the path of one: {}", several.join(", ")),
         }
-        bail!("{shown}: no file named train, validation or test that ends in {}", formats());
+        bail!("{display}: no file named train, validation or test that ends in {}", formats());
     }
     let mut parts = Vec::new();
     for split in [Split::Train, Split::Validation, Split::Test] {
-        let (of_split, others): (Vec<File>, Vec<File>) = files.into_iter().partition(|file| file.split == split);
+        let (in_split, others): (Vec<File>, Vec<File>) = files.into_iter().partition(|file| file.split == split);
         files = others;
-        if !of_split.is_empty() {
-            parts.push(part(path, split, of_split)?);
+        if !in_split.is_empty() {
+            parts.push(part(path, split, in_split)?);
         }
     }
     Ok(parts)
 }
 
-/// The files of a split under its preferred name.
+/// Returns the files of a split under its preferred name.
 fn part(folder: &Path, split: Split, mut files: Vec<File>) -> Result<Part> {
-    let shown = folder.display();
+    let display = folder.display();
     files.sort_by_cached_key(|file| (file.name, file.shard.is_none(), file.shard, file.path.clone()));
     let preferred = files[0].name;
     let mut notes = Vec::new();
-    let (chosen, aside): (Vec<File>, Vec<File>) = files.into_iter().partition(|file| file.name == preferred);
-    if !aside.is_empty() {
-        let names: Vec<String> = aside.iter().map(|file| name(&file.path)).collect();
-        let (used, aside) = (name(&chosen[0].path), names.join(", "));
+    let (chosen, others): (Vec<File>, Vec<File>) = files.into_iter().partition(|file| file.name == preferred);
+    if !others.is_empty() {
+        let names: Vec<String> = others.iter().map(|file| name(&file.path)).collect();
+        let (used, others) = (name(&chosen[0].path), names.join(", "));
         notes.push(format!(
-            "{shown}: the {} split is {used}; {aside} is not read (give its path to read it)",
+            "{display}: the {} split is {used}; {others} is not read (give its path to read it)",
             split.name()
         ));
     }
@@ -141,7 +142,7 @@ fn part(folder: &Path, split: Split, mut files: Vec<File>) -> Result<Part> {
     };
     if let Some(other) = chosen.iter().skip(1).find(is_odd) {
         bail!(
-            "{shown}: {} and {} are both a {} split; keep one, or give the path of the file",
+            "{display}: {} and {} are both a {} split; keep one, or give the path of the file",
             name(&chosen[0].path),
             name(&other.path),
             split.name()
@@ -150,12 +151,12 @@ fn part(folder: &Path, split: Split, mut files: Vec<File>) -> Result<Part> {
     if let Some((_, count)) = chosen[0].shard
         && chosen.len() < count
     {
-        notes.push(format!("{shown}: {} of {count} files of the {} split are there", chosen.len(), split.name()));
+        notes.push(format!("{display}: {} of {count} files of the {} split are there", chosen.len(), split.name()));
     }
     Ok(Part { split, files: chosen.into_iter().map(|file| file.path).collect(), notes })
 }
 
-/// The files to read for a path.
+/// Returns the files to read for a path.
 pub fn locate(path: &Path, wanted: Option<Split>) -> Result<Located> {
     let mut found = splits(path)?;
     let position = match wanted {
@@ -167,29 +168,29 @@ pub fn locate(path: &Path, wanted: Option<Split>) -> Result<Located> {
         None => found.iter().position(|part| part.split == Split::Train),
     };
     let Some(position) = position else {
-        let there: Vec<String> = found.iter().map(|part| name(&part.files[0])).collect();
+        let present: Vec<String> = found.iter().map(|part| name(&part.files[0])).collect();
         let missing = wanted.unwrap_or(Split::Train).name();
-        bail!("{}: no {missing} file; there is {}", path.display(), there.join(" and "))
+        bail!("{}: no {missing} file; there is {}", path.display(), present.join(" and "))
     };
     let Part { files, notes, .. } = found.swap_remove(position);
     let path = if files.len() == 1 { files[0].clone() } else { path.to_owned() };
     Ok(Located { path, files, notes })
 }
 
-/// The data files of a folder that are of a split, and its folders, sorted.
+/// Returns the data files of a folder that belong to a split, and its subfolders, sorted.
 fn list(folder: &Path) -> Result<(Vec<File>, Vec<PathBuf>)> {
     let (mut files, mut folders) = (Vec::new(), Vec::new());
     for path in entries(folder)? {
         if path.is_dir() {
             folders.push(path);
-        } else if let Some(file) = of_split(&path) {
+        } else if let Some(file) = split_file(&path) {
             files.push(file);
         }
     }
     Ok((files, folders))
 }
 
-/// All data files of a folder.
+/// Returns all data files of a folder.
 fn list_all(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries(folder)?.into_iter().filter(|path| is_data(path)).collect())
 }
@@ -209,8 +210,8 @@ fn is_data(path: &Path) -> bool {
     path.is_file() && FORMATS.contains(&table::extension(path).as_str())
 }
 
-/// `train.csv`, `dev.tsv.gz`, and `train-00000-of-00001.parquet` as data hubs name the parts of a split.
-fn of_split(path: &Path) -> Option<File> {
+/// Parses names such as `train.csv`, `dev.tsv.gz`, and `train-00000-of-00001.parquet`, the form of data hubs.
+fn split_file(path: &Path) -> Option<File> {
     if !is_data(path) {
         return None;
     }
@@ -224,7 +225,7 @@ fn of_split(path: &Path) -> Option<File> {
     Some(File { path: path.to_owned(), name, split, shard })
 }
 
-/// `00001-of-00002`, or with a hash behind it.
+/// Parses `00001-of-00002`, with or without a hash after it.
 fn shard(part: &str) -> Option<(usize, usize)> {
     let mut numbers = part.splitn(3, '-');
     let (index, of, count) = (numbers.next()?, numbers.next()?, numbers.next()?);

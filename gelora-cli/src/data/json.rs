@@ -1,4 +1,4 @@
-//! `.jsonl` and `.json`: objects, one a row. Both are read in every layout that [`Values`] knows.
+//! Readers of `.jsonl` and `.json` files: one object per row, in any layout that [`Values`] supports.
 
 mod values;
 
@@ -15,10 +15,10 @@ use super::source::{Source, utf8};
 use super::table::{Cell, Column, Row, Schema, Sink};
 use values::Values;
 
-/// Finds the names of all columns and what they hold. Broken rows are passed over unless there are no others.
+/// Finds the names and kinds of all columns. Broken rows are skipped unless no row is valid.
 ///
 /// # Errors
-/// If the file is empty, or what stands between its rows is wrong, or no row is an object.
+/// Returns an error if the file is empty, the text between its rows is invalid, or no row is an object.
 pub fn schema(path: &Path, label: Option<&str>) -> Result<Schema> {
     let mut values = Values::open(Source::open(path, label)?)?;
     let (mut text, mut number, mut wrong) = (Vec::new(), 0, None);
@@ -32,7 +32,7 @@ pub fn schema(path: &Path, label: Option<&str>) -> Result<Schema> {
                     wrong.get_or_insert(error);
                 }
             }
-            // What is wrong with a row may be why the next one is not found.
+            // A broken row may be the reason that the next one is not found, so its error comes first.
             Err(error) => return Err(wrong.unwrap_or(error)),
         }
     }
@@ -42,10 +42,10 @@ pub fn schema(path: &Path, label: Option<&str>) -> Result<Schema> {
     }
 }
 
-/// Reads the cells of these columns, row by row.
+/// Reads the cells of the wanted columns, row by row.
 ///
 /// # Errors
-/// As [`schema`], and those of the sink.
+/// Returns the errors of [`schema`] and of the sink.
 pub fn rows(path: &Path, columns: &[String], label: Option<&str>, sink: &mut Sink<'_>) -> Result<()> {
     let mut values = Values::open(Source::open(path, label)?)?;
     let (mut text, mut number) = (Vec::new(), 0);
@@ -76,21 +76,21 @@ fn object<'t, V: Visitor<'t>>(path: &Path, bytes: &'t [u8], line: usize, row: us
     Ok(found)
 }
 
-/// serde's message, its position cut down to the column: the line is told by the caller.
+/// Returns serde's message with the column only. The caller reports the line.
 fn cause(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let what = message.rfind(" at line ").map_or(message.as_str(), |end| &message[..end]);
     format!("{what} (column {})", error.column())
 }
 
-/// The columns of the rows so far; keys may differ from row to row.
+/// Columns of the rows so far. Keys may differ between rows.
 #[derive(Default)]
 struct Seen {
     columns: Vec<Column>,
     indices: HashMap<String, usize>,
 }
 
-/// Notes the keys of an object and looks at values of columns that little is known of.
+/// Records the keys of an object and examines values of columns whose kind is not yet clear.
 struct SchemaVisitor<'a>(&'a mut Seen);
 
 impl<'de> Visitor<'de> for SchemaVisitor<'_> {
@@ -141,7 +141,7 @@ impl Visitor<'_> for SeenKey<'_> {
     }
 }
 
-/// Reads the cells of the columns, passing over all others.
+/// Reads the cells of the wanted columns and skips all others.
 struct RowVisitor<'a>(&'a [String]);
 
 impl<'de> Visitor<'de> for RowVisitor<'_> {
@@ -163,7 +163,7 @@ impl<'de> Visitor<'de> for RowVisitor<'_> {
     }
 }
 
-/// Reads a key as its place among the columns.
+/// Reads a key as its index among the wanted columns.
 struct Key<'a>(&'a [String]);
 
 impl<'de> DeserializeSeed<'de> for Key<'_> {

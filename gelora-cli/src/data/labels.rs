@@ -1,4 +1,4 @@
-//! From labels as written to targets: which classes there are, or that the labels are scores.
+//! Turns labels as written into targets: class indices or scores.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -9,36 +9,37 @@ use serde_json::Value;
 
 use super::{Dataset, columns};
 
-/// A label as the file has it; [`labels`] decides whether it is a class or a score.
+/// A label as the file has it. [`labels`] decides whether it is a class or a score.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Label {
     /// A string, an integer or a truth value, as written.
     Class(Arc<str>),
-    /// A number with a decimal point, or any number of a score column. Finite.
+    /// A number with a decimal point, or any number of a score column. It is finite.
     Score(f64),
-    /// Any number of labels of one row but one. They can be neither learnt nor measured.
+    /// A list of zero or several labels for one row. Such rows can be neither trained nor evaluated.
     Several(Vec<Value>),
 }
 
-/// What the labels are for.
+/// Task that the labels define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// One class out of several.
+    /// Prediction of one class.
     Classification,
-    /// One number.
+    /// Prediction of one number.
     Regression,
 }
 
-/// What labels can be.
+/// Set of possible labels.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LabelSet {
-    /// The classes, at least two, in the order of their indices: by number if all are integers, else by name.
+    /// The classes, at least two, in the order of their indices: numeric order if all are integers, else order of
+    /// names.
     Classes(Vec<String>),
-    /// Any number.
+    /// All finite numbers.
     Scores,
 }
 
-/// The labels of a dataset, row by row.
+/// Targets of a dataset, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
     /// Indices into [`LabelSet::Classes`].
@@ -47,12 +48,13 @@ pub enum Targets {
     Scores(Vec<f64>),
 }
 
-/// The label set of the datasets together (usually the training split alone).
+/// Returns the label set of the datasets together (usually of the training split only).
 ///
 /// Without a `task`, labels are scores if any of them is a [`Label::Score`], else classes.
 ///
 /// # Errors
-/// If a row has no label, there is only one class, or a label is no number where scores are wanted.
+/// Returns an error if a row has no label, if there is only one class, or if a label is no number where scores are
+/// needed.
 pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
     let mut names: BTreeSet<String> = BTreeSet::new();
     let mut first_score: Option<(&Dataset, usize, f64)> = None;
@@ -67,7 +69,7 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
                 }
                 _ => {}
             }
-            // The names of scores are not needed, and there may be as many as rows.
+            // Names of scores are not needed, and there may be as many as rows.
             let name = match label {
                 Label::Score(_) if task != Some(Task::Classification) => continue,
                 label => label.class_name(),
@@ -93,7 +95,7 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
     }
 }
 
-/// The names come in their order.
+/// Returns the classes in their order.
 fn classes(datasets: &[&Dataset], names: BTreeSet<String>) -> Result<LabelSet> {
     let mut names: Vec<String> = names.into_iter().collect();
     let numbers: Option<Vec<i128>> = names.iter().map(|name| name.parse().ok()).collect();
@@ -110,7 +112,7 @@ fn classes(datasets: &[&Dataset], names: BTreeSet<String>) -> Result<LabelSet> {
     }
 }
 
-/// The label of a row where one is needed.
+/// Returns the label of a row, or an error if it has none.
 fn required(data: &Dataset, row: usize) -> Result<&Label> {
     let label = data.examples[row].label.as_ref();
     if let Some(Label::Several(list)) = label {
@@ -124,14 +126,15 @@ fn required(data: &Dataset, row: usize) -> Result<&Label> {
     label.ok_or_else(|| match &data.columns.label {
         Some(column) => anyhow!("{}: no label in \"{column}\"", data.place(row)),
         None => anyhow!(
-            "{}: no label column recognised; the columns are {}: name one with --label-column",
+            "{}: no label column recognized; the columns are {}: name one with --label-column",
             data.path.display(),
             columns::list(&data.columns.all)
         ),
     })
 }
 
-/// How many rows have each class, in the order of the set; None where labels are scores, missing or not in the set.
+/// Returns the number of rows of each class, in the order of the set. Returns None if labels are scores, missing or not
+/// in the set.
 pub fn counts(data: &Dataset, set: &LabelSet) -> Option<Vec<(String, usize)>> {
     let (LabelSet::Classes(names), Ok(Targets::Classes(targets))) = (set, set.targets(data)) else { return None };
     let mut counts: Vec<(String, usize)> = names.iter().map(|name| (name.clone(), 0)).collect();
@@ -140,7 +143,7 @@ pub fn counts(data: &Dataset, set: &LabelSet) -> Option<Vec<(String, usize)>> {
 }
 
 impl Label {
-    /// The number that the label is, if it is one.
+    /// Returns the label as a number, if it is one.
     fn score(&self) -> Option<f64> {
         match self {
             Label::Score(score) => Some(*score),
@@ -149,7 +152,7 @@ impl Label {
         }
     }
 
-    /// The class that the label names; 1.0 is the class 1.
+    /// Returns the class that the label names; 1.0 is the class 1.
     fn class_name(&self) -> Cow<'_, str> {
         match self {
             Label::Class(name) => Cow::Borrowed(name),
@@ -160,16 +163,17 @@ impl Label {
 }
 
 impl LabelSet {
-    /// The targets of a dataset.
+    /// Returns the targets of a dataset.
     ///
     /// # Errors
-    /// If a row has no label, its class is not in the set, or its label is not a number where scores are wanted.
+    /// Returns an error if a row has no label, if its class is not in the set, or if its label is not a number where
+    /// scores are needed.
     pub fn targets(&self, data: &Dataset) -> Result<Targets> {
         let rows = 0..data.examples.len();
         match self {
             LabelSet::Classes(names) => {
                 let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
-                // A model from elsewhere may spell its truth values otherwise.
+                // A model from another program may spell its truth values differently.
                 let truth = |name: &str| {
                     let is_truth = ["true", "false"].contains(&name);
                     names.iter().position(|other| is_truth && other.eq_ignore_ascii_case(name))

@@ -1,11 +1,11 @@
-//! Data files: rows of text, or of two texts, each with a label or a score.
+//! Data files: rows of one or two texts, each with a label or a score.
 //!
-//! [`read`] turns a file, or one split of a folder, into a [`Dataset`]; [`labels`] then says which classes there are and
-//! turns the labels as written into targets. Every complaint names the file and the row (and the line, in a text format).
+//! [`read`] turns a file, or one split of a folder, into a [`Dataset`]. [`labels`] then finds the classes and turns
+//! labels as written into targets. Every error names the file and the row (and the line, in a text format).
 //!
-//! A format (`json`, `delimited`, `parquet`) tells the `Schema` of a file and, in a second pass, hands on the cells of the
-//! columns that `columns` chose, row by row, so that nothing else is ever held; `examples` makes examples of them. Formats know
-//! nothing about labels, labels nothing about formats.
+//! Each format (`json`, `delimited`, `parquet`) first returns the `Schema` of a file. In a second pass it passes on the
+//! cells of the columns that `columns` chose, row by row, so that nothing else is kept in memory. `examples` turns
+//! cells into examples. Formats do not depend on labels, and labels do not depend on formats.
 
 mod columns;
 mod conversation;
@@ -33,27 +33,27 @@ use crate::chat::Message;
 use examples::Builder;
 use table::Schema;
 
-/// File endings that [`read`] knows.
+/// File endings that [`read`] supports.
 pub const FORMATS: [&str; 6] = ["jsonl", "json", "csv", "tsv", "parquet", "txt"];
 
-/// One row: a text or a pair of texts, and what is known about it.
+/// One row: a text or a pair of texts, with its label or answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// The text, or the first text of a pair. Never blank.
     pub text: String,
-    /// The second text of a pair; none in a row whose second text is null, absent or an empty CSV cell.
+    /// The second text of a pair. None if it is null, absent or an empty CSV cell.
     pub pair: Option<String>,
     /// The label, if the row has one.
     pub label: Option<Label>,
-    /// What a language model is to answer to the text. Never blank.
+    /// The answer that a language model learns. Never blank.
     pub answer: Option<String>,
-    /// The conversation, whose answers a language model is to learn; the text is what the user said last in it. Empty in other
-    /// rows.
+    /// The conversation, whose answers a language model learns. The text is its last message of the user. Empty in
+    /// other rows.
     pub chat: Vec<Message>,
 }
 
 impl Example {
-    /// Everything that tokens are made of, for hashes.
+    /// Returns the strings that tokens are made from, for hashes.
     pub fn parts(&self) -> impl Iterator<Item = Option<&[u8]>> {
         let turns = self.chat.iter().flat_map(|m| [&m.role, &m.content]).map(|part| Some(part.as_bytes()));
         let answer = self.answer.iter().map(|answer| Some(answer.as_bytes()));
@@ -61,33 +61,34 @@ impl Example {
     }
 }
 
-/// How a data file is read.
+/// Options for reading a data file.
 #[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
-    /// Names of columns, and what the rows are for.
+    /// Names of columns, and the use of the rows.
     pub columns: ColumnFlags,
-    /// What separates the cells of .csv and .tsv; recognised without.
+    /// Delimiter of .csv and .tsv files. None recognizes it from the header.
     pub delimiter: Option<u8>,
-    /// Bad rows are left out and counted, instead of ending the reading.
+    /// Leave out and count bad rows instead of returning an error.
     pub skip_bad_rows: bool,
-    /// Rows that are the same as an earlier one are left out and counted.
+    /// Leave out and count rows that repeat an earlier row.
     pub dedup: bool,
-    /// Rows with the same texts are the same, whatever their labels.
+    /// Compare rows by their texts only, whatever their labels.
     pub labels_do_not_matter: bool,
-    /// Progress of large files is shown.
+    /// Show the progress of large files.
     pub show_progress: bool,
 }
 
 /// Reads a data file, or one split of a data folder.
 ///
-/// A folder has files named train, validation (or dev, valid, val) and test, or several of each (`train-00000-of-00002`).
-/// `wanted` picks one split: without it the train split is read, or the only one there is. For a path that is itself a file,
-/// `wanted` plays no part.
+/// A folder has files named train, validation (or dev, valid, val) and test, or several of each
+/// (`train-00000-of-00002`). `wanted` selects one split. Without it the train split is read, or the only split. If the
+/// path is a file, `wanted` has no effect.
 ///
-/// Labels may be missing: [`labels`] complains about that where they are needed.
+/// Labels may be missing. [`labels`] returns an error if they are needed.
 ///
 /// # Errors
-/// If the file is missing, empty, in no known format or broken; if its columns are not recognised; if a row has no text.
+/// Returns an error if the file is missing, empty, broken or of an unknown format, if its columns are not recognized,
+/// or if a row has no text.
 pub fn read(path: &Path, wanted: Option<Split>, options: &ReadOptions) -> Result<Dataset> {
     let found = folder::locate(path, wanted)?;
     let mut builder = Builder::new(options, Dataset::new(found.path));
@@ -107,9 +108,9 @@ pub fn read(path: &Path, wanted: Option<Split>, options: &ReadOptions) -> Result
         if i == 0 {
             builder.data.columns = columns.clone();
         } else if !columns.same_roles(&builder.data.columns) {
-            let (shown, other) = (file.display(), found.files[0].display());
-            let (here, there) = (columns.wanted().join(", "), builder.data.columns.wanted().join(", "));
-            bail!("{shown}: its columns are {here}, but those of {other} are {there}");
+            let (path, other) = (file.display(), found.files[0].display());
+            let (here, others) = (columns.wanted().join(", "), builder.data.columns.wanted().join(", "));
+            bail!("{path}: its columns are {here}, but those of {other} are {others}");
         }
         builder.data.notes.extend(schema.notes);
         builder.begin(file);
@@ -124,12 +125,12 @@ pub fn read(path: &Path, wanted: Option<Split>, options: &ReadOptions) -> Result
     builder.finish()
 }
 
-/// Checks that no option was given that means nothing for this kind of file.
+/// Returns an error if an option does not apply to this kind of file.
 fn check_options(file: &Path, options: &ReadOptions) -> Result<()> {
     let ColumnFlags { text, pair, answer, label, .. } = &options.columns;
-    let (ending, shown) = (table::extension(file), file.display());
+    let (ending, path) = (table::extension(file), file.display());
     if options.delimiter.is_some() && !["csv", "tsv"].contains(&ending.as_str()) {
-        bail!("--delimiter: {shown} has no separated cells; expected a .csv or .tsv file");
+        bail!("--delimiter: {path} has no separated cells; expected a .csv or .tsv file");
     }
     if ending == "txt" {
         let given = [
@@ -140,7 +141,7 @@ fn check_options(file: &Path, options: &ReadOptions) -> Result<()> {
             ("--dedup", options.dedup),
         ];
         if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
-            bail!("{option}: {shown} is one running text, without columns or rows");
+            bail!("{option}: {path} is one running text, without columns or rows");
         }
     }
     Ok(())
@@ -155,7 +156,7 @@ fn schema(path: &Path, options: &ReadOptions) -> Result<Schema> {
     }
 }
 
-/// What a language model reads of an instruction and what it is about.
+/// Returns the prompt of an instruction and its input, in the form of Alpaca.
 pub fn instruction(instruction: &str, about: Option<&str>) -> String {
     match about.filter(|text| !text.trim().is_empty()) {
         Some(about) => format!("### Instruction:\n{instruction}\n\n### Input:\n{about}\n\n### Response:\n"),
@@ -163,7 +164,7 @@ pub fn instruction(instruction: &str, about: Option<&str>) -> String {
     }
 }
 
-/// `.jsonl, .json, .csv, .tsv, .parquet or .txt`
+/// Returns `.jsonl, .json, .csv, .tsv, .parquet or .txt`.
 fn formats() -> String {
     let dotted: Vec<String> = FORMATS.iter().map(|f| format!(".{f}")).collect();
     format!("{} or {}", dotted[..dotted.len() - 1].join(", "), dotted[dotted.len() - 1])

@@ -1,4 +1,4 @@
-//! `.parquet`, through the record API. Only the columns asked for are decoded, a page at a time.
+//! Reader of `.parquet` files, through the record API. Only the wanted columns are decoded, one page at a time.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,13 +17,13 @@ use super::table::{Cell, Column, Kind, Row, Schema, Sink, place};
 use crate::contained::contained;
 use crate::ui::Progress;
 
-/// Files from this number of rows on show progress.
+/// Number of rows from which on a file shows progress.
 const LARGE: u64 = 200_000;
 
-/// Finds the columns, and what those of text hold in the first rows.
+/// Finds the columns, and the kinds of text columns from the first rows.
 ///
 /// # Errors
-/// If the file cannot be read.
+/// Returns an error if the file cannot be read.
 pub fn schema(path: &Path) -> Result<Schema> {
     contained(path, || {
         let reader = open(path)?;
@@ -31,23 +31,23 @@ pub fn schema(path: &Path) -> Result<Schema> {
         let mut columns: Vec<Column> = metadata.schema().get_fields().iter().map(|field| column(field)).collect();
         let texts: Vec<usize> = (0..columns.len()).filter(|i| columns[*i].kind == Some(Kind::Text)).collect();
         let names: Vec<String> = texts.iter().map(|i| columns[*i].name.clone()).collect();
-        let mut left = Column::ENOUGH;
-        // What is broken in these rows is said when they are read.
-        let looked = each(path, &reader, &names, &mut |row| {
+        let mut remaining = Column::MAX_EXAMINED;
+        // Errors of these rows are reported when the rows are read.
+        let examined = for_each_row(path, &reader, &names, &mut |row| {
             let cells = row.map(|row| row.0).unwrap_or_default();
             texts.iter().zip(&cells).for_each(|(i, cell)| columns[*i].look_at(cell));
-            left -= 1;
-            if left == 0 { Err(anyhow!("enough")) } else { Ok(()) }
+            remaining -= 1;
+            if remaining == 0 { Err(anyhow!("enough")) } else { Ok(()) }
         });
-        drop(looked);
+        drop(examined);
         Ok(Schema { columns, is_empty: metadata.num_rows() == 0, ..Schema::default() })
     })
 }
 
-/// Reads the cells of these columns, row by row.
+/// Reads the cells of the wanted columns, row by row.
 ///
 /// # Errors
-/// If the file cannot be read; and those of the sink.
+/// Returns an error if the file cannot be read. Returns the errors of the sink.
 pub fn rows(path: &Path, columns: &[String], label: Option<&str>, sink: &mut Sink<'_>) -> Result<()> {
     contained(path, || {
         let reader = open(path)?;
@@ -55,7 +55,7 @@ pub fn rows(path: &Path, columns: &[String], label: Option<&str>, sink: &mut Sin
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let progress =
             label.filter(|_| total >= LARGE).map(|label| Progress::new(false, format!("{label} {name}"), total));
-        let read = each(path, &reader, columns, &mut |row| {
+        let read = for_each_row(path, &reader, columns, &mut |row| {
             if let Some(progress) = &progress {
                 progress.inc(1);
             }
@@ -73,15 +73,15 @@ fn broken(path: &Path, error: &ParquetError) -> anyhow::Error {
 }
 
 fn open(path: &Path) -> Result<SerializedFileReader<File>> {
-    let shown = path.display();
-    let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
+    let display = path.display();
+    let file = File::open(path).with_context(|| format!("{display}: cannot be read"))?;
     if file.metadata().is_ok_and(|m| m.len() == 0) {
-        anyhow::bail!("{shown}: the file is empty");
+        anyhow::bail!("{display}: the file is empty");
     }
     SerializedFileReader::new(file).map_err(|error| broken(path, &error))
 }
 
-/// A column with what its type tells.
+/// Returns a column with the kind that its type shows.
 fn column(field: &Type) -> Column {
     let info = field.get_basic_info();
     let repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
@@ -98,23 +98,23 @@ fn column(field: &Type) -> Column {
     Column::of_kind(field.name(), kind)
 }
 
-/// Hands on the cells of these columns, row by row.
-fn each(
+/// Passes the cells of the wanted columns to the sink, row by row.
+fn for_each_row(
     path: &Path,
     reader: &SerializedFileReader<File>,
     columns: &[String],
     sink: &mut dyn FnMut(Result<Row>) -> Result<()>,
 ) -> Result<()> {
     let schema = reader.metadata().file_metadata().schema();
-    let of_name = |name: &String| schema.get_fields().iter().find(|field| field.name() == name).cloned();
-    // In the order of the file, which is that of the cells that come.
-    let mut fields: Vec<_> = columns.iter().filter_map(of_name).collect();
+    let field_of = |name: &String| schema.get_fields().iter().find(|field| field.name() == name).cloned();
+    // Order of the file, which is the order of the decoded cells.
+    let mut fields: Vec<_> = columns.iter().filter_map(field_of).collect();
     fields.sort_by_key(|field| schema.get_fields().iter().position(|other| other.name() == field.name()));
     if fields.is_empty() {
         return Ok(());
     }
-    let place_of = |name: &String| fields.iter().position(|field| field.name() == name);
-    let places: Vec<usize> = columns.iter().filter_map(place_of).collect();
+    let position_of = |name: &String| fields.iter().position(|field| field.name() == name);
+    let positions: Vec<usize> = columns.iter().filter_map(position_of).collect();
     let wanted = Type::group_type_builder(schema.name()).with_fields(fields).build();
     let wanted = Arc::new(SchemaDescriptor::new(Arc::new(wanted.map_err(|error| broken(path, &error))?)));
     let mut number = 0;
@@ -132,7 +132,7 @@ fn each(
             let row = cells.collect::<Result<Vec<_>>>().map(|mut cells| {
                 let take =
                     |place: &usize| cells.get_mut(*place).map_or(Cell::Null, |c| std::mem::replace(c, Cell::Null));
-                Row(places.iter().map(take).collect())
+                Row(positions.iter().map(take).collect())
             });
             sink(row)?;
         }
@@ -140,12 +140,12 @@ fn each(
     Ok(())
 }
 
-/// The crate prints the bytes of a bad string: a line's worth is enough.
+/// Returns the first line of a message, shortened: the crate prints all bytes of an invalid string.
 fn first_line(message: &str) -> String {
     message.lines().next().unwrap_or_default().chars().take(200).collect()
 }
 
-/// None if a string is not UTF-8.
+/// Converts a field to a cell. Returns None if a string is not UTF-8.
 fn cell(field: Field) -> Option<Cell> {
     Some(match field {
         Field::Null => Cell::Null,
@@ -159,7 +159,7 @@ fn cell(field: Field) -> Option<Cell> {
         Field::UInt(n) => Cell::Integer(n.into()),
         Field::ULong(n) => Cell::Integer(n.into()),
         Field::Float16(x) => float(x.to_f64()),
-        // 0.1f32 is meant as 0.1: its shortest decimal, not its exact value.
+        // 0.1f32 means 0.1: take its shortest decimal, not its exact value.
         Field::Float(x) => float(x.to_string().parse().unwrap_or(f64::from(x))),
         Field::Double(x) => float(x),
         Field::Str(text) => Cell::Text(text),
@@ -169,12 +169,12 @@ fn cell(field: Field) -> Option<Cell> {
     })
 }
 
-/// Data frames write a missing number as NaN.
+/// Converts a number to a cell. Data frames write a missing number as NaN.
 fn float(x: f64) -> Cell {
     if x.is_nan() { Cell::Null } else { Cell::Float(x) }
 }
 
-/// Lists and groups as JSON, which is what lists of messages are read from.
+/// Converts lists and groups to JSON, from which lists of messages are read.
 fn nested(field: Field) -> Option<Value> {
     Some(match field {
         Field::Group(record) => object(record)?,

@@ -1,5 +1,5 @@
-//! The bytes of a text file as UTF-8, however they are stored: plain or gzip, with or without a byte order mark, UTF-8 or
-//! UTF-16. The file is read in pieces and never held as a whole.
+//! Reads the bytes of a text file as UTF-8. The file may be plain or gzip, with or without a byte order mark, in UTF-8
+//! or UTF-16. It is read in pieces and never kept in memory as a whole.
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
@@ -10,11 +10,11 @@ use flate2::read::MultiGzDecoder;
 
 use crate::ui::Progress;
 
-/// Files from this size on show progress.
+/// Size in bytes from which on a file shows progress.
 const LARGE: u64 = 16 << 20;
 const PIECE: usize = 1 << 16;
 
-/// A file that is read from its beginning to its end, with the number of the current line.
+/// A file that is read from beginning to end, with the number of the current line.
 pub struct Source {
     path: PathBuf,
     input: Box<dyn Read>,
@@ -25,10 +25,10 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a file. `label` names the step that progress is shown for; no progress without one.
+    /// Opens a file. `label` names the step for the progress display; None shows no progress.
     ///
     /// # Errors
-    /// If the file cannot be opened or read.
+    /// Returns an error if the file cannot be opened or read.
     pub fn open(path: &Path, label: Option<&str>) -> Result<Self> {
         let unreadable = || format!("{}: cannot be read", path.display());
         let file = File::open(path).with_context(unreadable)?;
@@ -46,7 +46,7 @@ impl Source {
         Ok(Self::new(path, decoded(input).with_context(unreadable)?))
     }
 
-    /// The same from memory.
+    /// Returns a source over bytes in memory.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Self {
         Self::new(path, Box::new(Cursor::new(bytes)))
     }
@@ -55,20 +55,20 @@ impl Source {
         Self { path: path.to_owned(), input, buffer: vec![0; PIECE], position: 0, end: 0, line: 1 }
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The 1-based line of the next byte.
+    /// Returns the 1-based line of the next byte.
     pub fn line(&self) -> usize {
         self.line
     }
 
-    /// The next byte, which stays where it is; none at the end.
+    /// Returns the next byte without consuming it, or None at the end.
     ///
     /// # Errors
-    /// If the file cannot be read or unpacked.
+    /// Returns an error if the file cannot be read or decompressed.
     pub fn peek(&mut self) -> Result<Option<u8>> {
         if self.position == self.end {
             self.fill()?;
@@ -76,10 +76,10 @@ impl Source {
         Ok((self.position < self.end).then(|| self.buffer[self.position]))
     }
 
-    /// The next byte; none at the end.
+    /// Returns the next byte, or None at the end.
     ///
     /// # Errors
-    /// As [`Source::peek`].
+    /// Returns the errors of [`Source::peek`].
     pub fn next(&mut self) -> Result<Option<u8>> {
         let byte = self.peek()?;
         if let Some(byte) = byte {
@@ -89,10 +89,10 @@ impl Source {
         Ok(byte)
     }
 
-    /// Passes over white space, the end of lines included; then [`Source::peek`].
+    /// Skips white space, including line ends, then returns [`Source::peek`].
     ///
     /// # Errors
-    /// As [`Source::peek`].
+    /// Returns the errors of [`Source::peek`].
     pub fn skip_space(&mut self) -> Result<Option<u8>> {
         while self.peek()?.is_some_and(|byte| byte.is_ascii_whitespace()) {
             self.next()?;
@@ -100,10 +100,10 @@ impl Source {
         self.peek()
     }
 
-    /// Appends the rest of the line, without its end; false at the end of the file.
+    /// Appends the rest of the line without its end. Returns false at the end of the file.
     ///
     /// # Errors
-    /// As [`Source::peek`].
+    /// Returns the errors of [`Source::peek`].
     pub fn read_line(&mut self, line: &mut Vec<u8>) -> Result<bool> {
         let mut any = false;
         while self.peek()?.is_some() {
@@ -133,10 +133,10 @@ impl Source {
     }
 }
 
-/// The text of bytes that start on a line.
+/// Returns bytes as text. `first_line` is the line that they start on.
 ///
 /// # Errors
-/// If they are not UTF-8: the message names the line of the first byte that is not.
+/// Returns an error if the bytes are not UTF-8. It names the line of the first invalid byte.
 pub fn utf8<'b>(path: &Path, bytes: &'b [u8], first_line: usize) -> Result<&'b str> {
     std::str::from_utf8(bytes).map_err(|error| {
         let line = first_line + bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count();
@@ -144,7 +144,7 @@ pub fn utf8<'b>(path: &Path, bytes: &'b [u8], first_line: usize) -> Result<&'b s
     })
 }
 
-/// Tells progress how far the file was read.
+/// A file that reports the bytes read to the progress display.
 struct Counted {
     file: File,
     progress: Option<Progress>,
@@ -168,14 +168,15 @@ impl Drop for Counted {
     }
 }
 
-/// The first bytes, and a reader that has them still.
+/// Returns the first bytes, and a reader that still yields them.
 fn peeked(mut input: Box<dyn Read>, length: u64) -> io::Result<(Vec<u8>, Box<dyn Read>)> {
     let mut start = Vec::new();
     (&mut input).take(length).read_to_end(&mut start)?;
     Ok((start.clone(), Box::new(Cursor::new(start).chain(input))))
 }
 
-/// UTF-8 without a mark. Without one, text of UTF-16 is known by its first character, whose other byte is zero.
+/// Returns a reader of UTF-8 without a byte order mark. UTF-16 without a mark is recognized by its first character,
+/// which has a zero byte.
 fn decoded(input: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
     let (start, mut input) = peeked(input, 3)?;
     let (mark, big_endian) = match start.as_slice() {
@@ -196,13 +197,13 @@ fn decoded(input: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
     })
 }
 
-/// UTF-16 as UTF-8.
+/// Reader that converts UTF-16 to UTF-8.
 struct Utf16 {
     input: BufReader<Box<dyn Read>>,
     big_endian: bool,
     decoded: Vec<u8>,
     position: usize,
-    /// The first half of a pair of surrogates, whose second is in the next piece.
+    /// First half of a surrogate pair whose second half is in the next piece.
     high: Option<u16>,
 }
 
@@ -212,9 +213,9 @@ impl Utf16 {
         self.decoded.clear();
         let mut bytes = Vec::new();
         (&mut self.input).take(PIECE as u64).read_to_end(&mut bytes)?;
-        let odd = || io::Error::new(io::ErrorKind::InvalidData, "not valid UTF-16");
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not valid UTF-16");
         if !bytes.len().is_multiple_of(2) {
-            return Err(odd());
+            return Err(invalid());
         }
         let unit = |pair: &[u8; 2]| if self.big_endian { u16::from_be_bytes(*pair) } else { u16::from_le_bytes(*pair) };
         let mut units: Vec<u16> = self.high.take().into_iter().collect();
@@ -223,8 +224,8 @@ impl Utf16 {
             self.high = units.pop_if(|last| (0xd800..0xdc00).contains(last));
         }
         for decoded in char::decode_utf16(units) {
-            let mut room = [0; 4];
-            self.decoded.extend_from_slice(decoded.map_err(|_| odd())?.encode_utf8(&mut room).as_bytes());
+            let mut utf8 = [0; 4];
+            self.decoded.extend_from_slice(decoded.map_err(|_| invalid())?.encode_utf8(&mut utf8).as_bytes());
         }
         Ok(())
     }
@@ -268,7 +269,7 @@ mod tests {
 
     #[test]
     fn text_is_the_same_in_every_encoding() {
-        // Longer than a piece, so that a pair of surrogates is cut in two.
+        // The text is longer than a piece, so that a surrogate pair is split.
         let text = format!("a{}\nnaïve\n", "\u{1f600}".repeat(PIECE));
         let gzip = |bytes: &[u8]| {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -1,4 +1,4 @@
-//! What every format is read into: a schema of named columns, and rows of cells.
+//! Common form of all formats: a schema of named columns, and rows of cells.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use super::Label;
 
-/// One value of a row, before it is known what it is for.
+/// One value of a row, before its role is known.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
-    /// Absent, null, or a parquet NaN.
+    /// Absent, null, or a NaN in parquet.
     Null,
-    /// A string from a format that has types.
+    /// A string from a typed format.
     Text(String),
-    /// A cell of CSV or TSV, which may be text or a number.
+    /// A cell of CSV or TSV, which may be a text or a number.
     Untyped(String),
     /// An integer.
     Integer(i128),
@@ -28,7 +28,7 @@ pub enum Cell {
 }
 
 impl Cell {
-    /// What the cell holds, for messages.
+    /// Returns the kind of the cell for messages.
     fn kind(&self) -> &'static str {
         match self {
             Cell::Null => "nothing",
@@ -41,7 +41,7 @@ impl Cell {
         }
     }
 
-    /// The text in a text column.
+    /// Returns the text of a text column.
     pub fn into_text(self, column: &str, at: &dyn Fn() -> String) -> Result<String> {
         match self {
             Cell::Text(text) | Cell::Untyped(text) => Ok(text),
@@ -50,7 +50,7 @@ impl Cell {
         }
     }
 
-    /// The text in a column that a row may do without.
+    /// Returns the text of an optional text column.
     pub fn into_optional_text(self, column: &str, at: &dyn Fn() -> String) -> Result<Option<String>> {
         match self {
             Cell::Null => Ok(None),
@@ -59,8 +59,8 @@ impl Cell {
         }
     }
 
-    /// The label in a label column, or none if the cell is empty. `scores` makes a score of every number. The truth values
-    /// of every format and spelling are the classes `true` and `false`.
+    /// Returns the label of a label column, or None if the cell is empty. With `scores` every number is a score. Truth
+    /// values of every format and spelling become the classes `true` and `false`.
     pub fn into_label(self, column: &str, scores: bool, at: &dyn Fn() -> String) -> Result<Option<Label>> {
         Ok(Some(match self {
             Cell::Null => return Ok(None),
@@ -68,7 +68,7 @@ impl Cell {
             Cell::Text(text) => class(&text),
             Cell::Untyped(text) => {
                 let text = text.trim();
-                // Without types, a decimal point is what tells a score from a class number.
+                // In an untyped format, a decimal point distinguishes a score from a class number.
                 match text.parse::<f64>() {
                     Ok(score) if score.is_finite() && (scores || text.contains('.')) => Label::Score(score),
                     _ => class(text),
@@ -109,25 +109,25 @@ impl From<Value> for Cell {
     }
 }
 
-/// The cells of one row, one for each column asked for.
+/// The cells of one row, one for each wanted column.
 #[derive(Clone, Debug)]
 pub struct Row(pub Vec<Cell>);
 
 impl Row {
-    /// Moves a cell out; a row too short for the column has nothing there.
+    /// Moves a cell out of the row. A row that is too short yields null.
     pub fn take(&mut self, column: usize) -> Cell {
         self.0.get_mut(column).map_or(Cell::Null, |cell| std::mem::replace(cell, Cell::Null))
     }
 }
 
-/// Takes the rows of a file in their order: the line that each starts on (0 in a format without lines), and its cells or what
-/// is wrong with it. An error that it returns ends the reading.
+/// Receives the rows of a file in order: the line on which the row starts (0 in a format without lines), and its cells
+/// or its error. Reading stops if the sink returns an error.
 pub type Sink<'s> = dyn FnMut(usize, Result<Row>) -> Result<()> + 's;
 
-/// What the values of a column are.
+/// Kind of the values of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Strings; of CSV and TSV, what is no number.
+    /// Strings. In CSV and TSV, values that are not numbers.
     Text,
     Number,
     Bool,
@@ -135,41 +135,41 @@ pub enum Kind {
     Object,
 }
 
-/// A column, as far as the first rows tell.
+/// A column, as far as the first rows show.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
     pub name: String,
-    /// None where every value so far is null or empty.
+    /// None if every value so far is null or empty.
     pub kind: Option<Kind>,
-    /// Some string is more than one word.
+    /// True if some string has more than one word.
     pub has_words: bool,
-    /// Values that were looked at.
+    /// Number of values that were examined.
     looked_at: usize,
 }
 
 impl Column {
-    /// Values of a column that are looked at for one of several words.
-    pub const ENOUGH: usize = 50;
+    /// Maximum number of values of a column that are examined for a string of several words.
+    pub const MAX_EXAMINED: usize = 50;
 
     pub fn new(name: &str) -> Self {
         Self { name: name.to_owned(), kind: None, has_words: false, looked_at: 0 }
     }
 
-    /// A column whose type is known.
+    /// Returns a column of a known kind.
     pub fn of_kind(name: &str, kind: Kind) -> Self {
         Self { kind: Some(kind), ..Self::new(name) }
     }
 
-    /// Whether another value would tell more.
+    /// Returns true if another value may change the result.
     pub fn wants_more(&self) -> bool {
         match self.kind {
             None => true,
-            Some(Kind::Text) => !self.has_words && self.looked_at < Self::ENOUGH,
+            Some(Kind::Text) => !self.has_words && self.looked_at < Self::MAX_EXAMINED,
             Some(_) => false,
         }
     }
 
-    /// Learns from a value.
+    /// Updates the kind from a value.
     pub fn look_at(&mut self, cell: &Cell) {
         self.looked_at += 1;
         let kind = match cell {
@@ -190,27 +190,27 @@ impl Column {
     }
 }
 
-/// The columns of a file, before its rows are read.
+/// Columns of a file, before its rows are read.
 #[derive(Clone, Debug, Default)]
 pub struct Schema {
-    /// Every column of the file (of JSON, every key), in file order.
+    /// All columns of the file in order; in JSON, all keys.
     pub columns: Vec<Column>,
-    /// There are no rows.
+    /// True if there are no rows.
     pub is_empty: bool,
-    /// What separates the cells of a delimited file.
+    /// Delimiter of a delimited file.
     pub delimiter: u8,
-    /// What the user should know of how the file is read.
+    /// Remarks on how the file is read.
     pub notes: Vec<String>,
 }
 
 impl Schema {
-    /// The names of the columns.
+    /// Returns the names of the columns.
     pub fn names(&self) -> Vec<String> {
         self.columns.iter().map(|column| column.name.clone()).collect()
     }
 }
 
-/// `data/train.jsonl: row 3 (line 4)`; without the line for a line of 0.
+/// Returns `data/train.jsonl: row 3 (line 4)`, without the line if it is 0.
 pub fn place(path: &Path, row: usize, line: usize) -> String {
     match line {
         0 => format!("{}: row {row}", path.display()),
@@ -218,7 +218,7 @@ pub fn place(path: &Path, row: usize, line: usize) -> String {
     }
 }
 
-/// The ending of a file name in lower case, without the dot and that of gzip; empty if there is none.
+/// Returns the ending of a file name in lower case, without the dot and without `.gz`. Empty if there is none.
 pub fn extension(path: &Path) -> String {
     let ending = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     match ending(path).as_str() {

@@ -1,4 +1,4 @@
-//! Good files in every format give the same rows, and every kind of bad file a message that says where.
+//! Valid files yield the same rows in every format, and every kind of broken file yields an error that names the place.
 
 mod kinds;
 mod layouts;
@@ -30,7 +30,7 @@ fn good(name: &str, contents: impl AsRef<[u8]>) -> Dataset {
     read_with(name, contents, &ColumnFlags::default()).unwrap()
 }
 
-/// The message for a bad file, without the folder that the test made.
+/// Returns the error of a broken file, without the folder of the test.
 fn bad(name: &str, contents: impl AsRef<[u8]>) -> String {
     short(&read_with(name, contents, &ColumnFlags::default()).unwrap_err())
 }
@@ -50,7 +50,7 @@ fn class(name: &str) -> Option<Label> {
     Some(Label::Class(name.into()))
 }
 
-/// A parquet file with `sentence` and `label` columns, of strings and integers.
+/// Returns a parquet file with the columns `sentence` and `label`, of strings and integers.
 fn parquet_file(sentences: &[&[u8]], labels: &[i64], annotation: &str) -> Vec<u8> {
     parquet_in(Compression::UNCOMPRESSED, sentences, labels, annotation)
 }
@@ -121,7 +121,7 @@ fn tsv_keeps_quotes_and_csv_reads_them() {
 }
 
 #[test]
-fn pairs_scores_and_chats_are_recognised() {
+fn pairs_scores_and_chats_are_recognized() {
     let stsb = good("a.jsonl", r#"{"sentence1":"a","sentence2":"b","label":5.0}"#);
     assert_eq!(stsb.examples, [example("a", Some("b"), Some(Label::Score(5.0)))]);
     let nli = good("a.tsv", "idx\tPremise\tHypothesis\tclass\n0\ta\tb\tneutral\n");
@@ -135,9 +135,9 @@ fn pairs_scores_and_chats_are_recognised() {
     let chat = r#"{"input":[{"role":"system","content":"s"},{"role":"user","content":"u"}],"ideal":["1"]}"#;
     let turns = vec![Message::new("system", "s"), Message::new("user", "u")];
     assert_eq!(good("a.jsonl", chat).examples, [Example { chat: turns, ..example("u", None, class("1")) }]);
-    let unlabelled = good("a.jsonl", "{\"review\":\"r\"}\n{\"review\":\"s\",\"label\":null}");
-    assert_eq!(unlabelled.labelled(), 0);
-    assert_eq!(unlabelled.columns.label.as_deref(), Some("label"));
+    let unlabeled = good("a.jsonl", "{\"review\":\"r\"}\n{\"review\":\"s\",\"label\":null}");
+    assert_eq!(unlabeled.labeled(), 0);
+    assert_eq!(unlabeled.columns.label.as_deref(), Some("label"));
     let numbers = good("a.csv", "text,label\na,1\nb,2.50\nc,true\nd,1e5\n");
     let found: Vec<_> = numbers.examples.into_iter().filter_map(|e| e.label).collect();
     let class = |name: &str| Label::Class(name.into());
@@ -162,15 +162,15 @@ fn flags_override() {
     );
     assert_eq!(
         read(flags(None, Some("text"), None)),
-        Err("a.csv: no text column recognised; the columns are text, title, body, label, stars: name one with \
-             --text-column (and a second text with --pair-column, or what is to be answered with --answer-column)"
+        Err("a.csv: no text column recognized; the columns are text, title, body, label, stars: name one with \
+             --text-column (and a second text with --pair-column, or an answer with --answer-column)"
             .into())
     );
     assert!(read(flags(Some("label"), None, None)).unwrap_err().contains("one column (\"label\") cannot be two of"));
 }
 
 #[test]
-fn bad_text_files_say_which_line() {
+fn errors_of_text_files_name_the_line() {
     assert_eq!(
         bad("a.doc", "x"),
         "a.doc: not a data file: its name must end in .jsonl, .json, .csv, .tsv, .parquet or .txt"
@@ -198,7 +198,7 @@ fn bad_text_files_say_which_line() {
 }
 
 #[test]
-fn bad_json_says_where() {
+fn errors_of_json_name_the_place() {
     let two = "{\"text\":\"a\"}\n{\"text\":\"b\",}\n";
     assert_eq!(bad("a.jsonl", two), "a.jsonl: line 2 is not valid JSON: trailing comma (column 13)");
     assert_eq!(
@@ -228,7 +228,7 @@ fn bad_json_says_where() {
 }
 
 #[test]
-fn bad_rows_say_which() {
+fn errors_of_rows_name_the_row() {
     assert_eq!(
         bad("a.jsonl", "{\"text\":\"a\"}\n\n{\"label\":1}"),
         "a.jsonl: row 2 (line 3): no \"text\", but every row needs its text"
@@ -245,12 +245,13 @@ fn bad_rows_say_which() {
     );
     assert_eq!(
         bad("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n{\"messages\":[]}"),
-        "a.jsonl: row 2 (line 2): \"messages\" has no message of the user like {\"role\": \"user\", \"content\": \"...\"}"
+        "a.jsonl: row 2 (line 2): \"messages\" has no message of the user like \
+         {\"role\": \"user\", \"content\": \"...\"}"
     );
     assert_eq!(
         bad("a.json", "[{\"command\":\"a\",\"output\":\"b\"}]"),
-        "a.json: no text column recognised; the columns are command, output: name one with --text-column (and a \
-         second text with --pair-column, or what is to be answered with --answer-column)"
+        "a.json: no text column recognized; the columns are command, output: name one with --text-column (and a \
+         second text with --pair-column, or an answer with --answer-column)"
     );
     assert_eq!(
         bad("a.csv", "text,label\na,1\n\nb,1,2\n"),
@@ -280,7 +281,7 @@ fn bad_parquet_is_an_error() {
     for length in 1..whole.len() {
         assert!(bad("a.parquet", &whole[..length]).starts_with("a.parquet: "));
     }
-    // Wrong bytes are errors or go unnoticed (there is no checksum), but end nothing.
+    // Wrong bytes cause errors or stay unnoticed (there is no checksum), but never a panic.
     for index in 0..whole.len() {
         for flip in [1, 0x80, 0xff] {
             let mut damaged = whole.clone();
@@ -349,7 +350,7 @@ fn labels_become_targets() {
 }
 
 #[test]
-fn bad_labels_say_where() {
+fn errors_of_labels_name_the_row() {
     let fail = |contents: &str, task| short(&labels(&[&good("a.csv", contents)], task).unwrap_err());
     assert_eq!(
         fail("text,label\na,1\nb,1\n", None),
@@ -358,7 +359,7 @@ fn bad_labels_say_where() {
     assert_eq!(fail("text,label\na,1\nb,\n", None), "a.csv: row 2 (line 3): no label in \"label\"");
     assert_eq!(
         fail("text,gold\na,1\n", None),
-        "a.csv: no label column recognised; the columns are text, gold: name one with --label-column"
+        "a.csv: no label column recognized; the columns are text, gold: name one with --label-column"
     );
     assert!(
         fail("text,label\na,1.5\nb,good\n", None)
@@ -388,25 +389,25 @@ fn instructions_and_prompts_have_answers() {
     let rows = good("a.csv", "prompt,completion\nsay,it\n");
     assert_eq!((rows.examples[0].text.as_str(), rows.examples[0].answer.as_deref()), ("say", Some("it")));
     assert!(rows.has_answers() && !rows.running);
-    // A column named by the user is a text, whatever else is there.
+    // A column named by the user is a text, whatever the other columns are.
     let flags = ColumnFlags { text: Some("prompt".into()), ..Default::default() };
     let rows = read_with("a.csv", "prompt,completion,label\nsay,it,1\n", &flags).unwrap();
-    assert_eq!((rows.examples[0].answer.as_deref(), rows.labelled()), (None, 1));
+    assert_eq!((rows.examples[0].answer.as_deref(), rows.labeled()), (None, 1));
 }
 
 #[test]
-fn conversations_keep_their_turns_and_say_what_is_more_than_text() {
+fn conversations_keep_their_turns_and_name_other_content() {
     let mut rows = good(
         "chats.jsonl",
         r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [1]}], "label": 1}
 {"messages": [{"from": "human", "content": null, "value": "b"}, {"from": "gpt", "value": [{"type": "text", "text": "c"}]}], "label": 0}"#,
     );
     let others: Vec<_> = rows.examples.iter().map(|e| e.chat[1].other).collect();
-    assert_eq!((others, rows.labelled(), rows.has_answers()), (vec![Some("tool_calls"), None], 2, true));
+    assert_eq!((others, rows.labeled(), rows.has_answers()), (vec![Some("tool_calls"), None], 2, true));
     assert_eq!(rows.examples[1].chat, [Message::new("user", "b"), Message::new("assistant", "c")]);
     assert_eq!([rows.examples[0].text.as_str(), &rows.examples[1].text], ["a", "b"]);
     rows.take_texts();
     assert!(!rows.has_answers());
-    let said = bad("chats.jsonl", r#"{"messages": [{"content": "a"}]}"#);
-    assert!(said.starts_with("chats.jsonl: row 1 (line 1): message 1 in \"messages\" is not like"), "{said}");
+    let message = bad("chats.jsonl", r#"{"messages": [{"content": "a"}]}"#);
+    assert!(message.starts_with("chats.jsonl: row 1 (line 1): message 1 in \"messages\" is not like"), "{message}");
 }

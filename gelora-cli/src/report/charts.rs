@@ -1,4 +1,4 @@
-//! The pictures of the report.
+//! Charts of the report.
 
 use gelora_id::scale::AtScale;
 
@@ -10,10 +10,11 @@ const WIDTH: f64 = 880.0;
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 14.0;
 
-/// The most labels along the layers.
+/// Maximum number of labels on the axis of layers.
 const LABELS: usize = 16;
 
-/// The dimension of every state with its interval, and below it the rank of every step, between the states it joins.
+/// Draws the dimension of every state with its interval, and below it the rank of every step, between the two states
+/// that the step joins.
 pub fn profile(ranks: &Ranks) -> String {
     let (states, layers) = (&ranks.states, &ranks.layers);
     let mut svg =
@@ -33,31 +34,31 @@ pub fn profile(ranks: &Ranks) -> String {
     svg.path("line", known.iter().map(|(s, state)| [x.at(*s as f64), y.at(state.estimate.id)]));
     for (s, state) in &known {
         let e = &state.estimate;
-        let says = format!("{}: {:.2} ({:.2} to {:.2})", state.name, e.id, e.interval[0], e.interval[1]);
-        svg.dot("dot", [x.at(*s as f64), y.at(e.id)], &says);
+        let tooltip = format!("{}: {:.2} ({:.2} to {:.2})", state.name, e.id, e.interval[0], e.interval[1]);
+        svg.dot("dot", [x.at(*s as f64), y.at(e.id)], &tooltip);
     }
-    let most = layers.iter().map(|l| l.rank).max().unwrap_or(1) as f64;
-    let y = Scale::new(0.0, most, [404.0, 290.0]);
+    let max_rank = layers.iter().map(|l| l.rank).max().unwrap_or(1) as f64;
+    let y = Scale::new(0.0, max_rank, [404.0, 290.0]);
     svg.text("strong", [0.0, 274.0], "start", "Rank");
     axis(&mut svg, y, [LEFT, WIDTH - RIGHT]);
     let every = layers.len().div_ceil(LABELS);
     for (l, layer) in layers.iter().enumerate() {
         let (from, to) = (x.at(l as f64), x.at(l as f64 + 1.0));
         let width = (0.7 * (to - from)).min(70.0);
-        let centre = 0.5 * (from + to);
-        let says = format!("{}: rank {}", layer.name(), layer.rank);
+        let center = 0.5 * (from + to);
+        let tooltip = format!("{}: rank {}", layer.name(), layer.rank);
         svg.bar(
             "bar",
-            [centre - 0.5 * width, y.at(layer.rank as f64)],
+            [center - 0.5 * width, y.at(layer.rank as f64)],
             [width, 404.0 - y.at(layer.rank as f64)],
-            &says,
+            &tooltip,
         );
         if l % every == 0 {
             let short = match layer.part.as_deref() {
                 None => layer.layer.to_string(),
                 Some(part) => format!("{}{}", layer.layer, &part[..1]),
             };
-            svg.text("", [centre, 420.0], "middle", &short);
+            svg.text("", [center, 420.0], "middle", &short);
         }
     }
     let unit = if ranks.granularity == Granularity::Block { "layer" } else { "layer and half (a: attention, m: MLP)" };
@@ -65,7 +66,7 @@ pub fn profile(ranks: &Ranks) -> String {
     svg.finish()
 }
 
-/// The growth of every step with its interval around zero.
+/// Draws the growth of every step with its interval around zero.
 pub fn growth(layers: &[Layer]) -> String {
     let (row, first) = (24.0, 34.0);
     let height = first + row * layers.len() as f64 + 12.0;
@@ -82,8 +83,8 @@ pub fn growth(layers: &[Layer]) -> String {
         svg.text("strong", [140.0, y + 4.0], "end", &layer.name());
         let [low, high] = layer.interval;
         svg.path("line", [[x.at(low), y], [x.at(high), y]]);
-        let says = format!("{:+.2} ({low:+.2} to {high:+.2})", layer.delta);
-        svg.dot("dot", [x.at(layer.delta), y], &says);
+        let tooltip = format!("{:+.2} ({low:+.2} to {high:+.2})", layer.delta);
+        svg.dot("dot", [x.at(layer.delta), y], &tooltip);
         let noise = low <= 0.0 && high >= 0.0;
         svg.text(
             "",
@@ -101,7 +102,7 @@ pub fn growth(layers: &[Layer]) -> String {
     svg.finish()
 }
 
-/// The two curves of a state against scale: fewer points, and further neighbours, to the right.
+/// Draws the two curves of a state against scale: fewer points, or more distant neighbors, to the right.
 pub fn scales(state: &State, top: f64) -> String {
     let mut svg = Svg::new(300.0, 170.0, "", &format!("Dimension of {} against scale", state.name));
     let y = Scale::new(0.0, top, [140.0, 10.0]);
@@ -129,38 +130,38 @@ pub fn scales(state: &State, top: f64) -> String {
         svg.text("", [x.at(i as f64), 156.0], "middle", &short(at.scale));
     }
     for (i, at) in state.gride.iter().enumerate() {
-        let says = format!("{:.2} from neighbours {} and {}", at.id, at.scale / 2, at.scale);
-        svg.dot("odot", [x.at(i as f64), y.at(at.id)], &says);
+        let tooltip = format!("{:.2} from neighbors {} and {}", at.id, at.scale / 2, at.scale);
+        svg.dot("odot", [x.at(i as f64), y.at(at.id)], &tooltip);
     }
     svg.finish()
 }
 
-/// 6920 as 6.9k.
+/// Returns a short form of a number: 6920 as 6.9k.
 fn short(n: usize) -> String {
     if n < 1000 { n.to_string() } else { format!("{}k", (n as f64 / 100.0).round() / 10.0) }
 }
 
-/// How often each rank came, as bars from `low` to `high`; the one given is marked.
+/// Draws how often each rank occurred, as bars from `low` to `high`, and marks the rank of the full measurement.
 pub fn histogram(ranks: &[usize], given: usize, [low, high]: [usize; 2]) -> String {
     let bins = (high - low + 1).min(24);
-    let of = |rank: usize| (rank - low) * bins / (high - low + 1);
+    let bin_of = |rank: usize| (rank - low) * bins / (high - low + 1);
     let mut counts = vec![0usize; bins];
-    ranks.iter().for_each(|rank| counts[of(*rank)] += 1);
+    ranks.iter().for_each(|rank| counts[bin_of(*rank)] += 1);
     let step = 200.0 / bins as f64;
     let mut svg = Svg::new(200.0, 34.0, "", &format!("ranks of {} resamples", ranks.len()));
     let y = Scale::new(0.0, ranks.len().max(1) as f64, [30.0, 2.0]);
     for (bin, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-        let says = format!("{count} of {}", ranks.len());
+        let tooltip = format!("{count} of {}", ranks.len());
         let top = y.at(*count as f64);
-        svg.bar("bar", [bin as f64 * step + 1.0, top], [(step - 2.0).min(26.0), 30.0 - top], &says);
+        svg.bar("bar", [bin as f64 * step + 1.0, top], [(step - 2.0).min(26.0), 30.0 - top], &tooltip);
     }
     svg.segment("zero", [0.0, 30.5], [200.0, 30.5]);
-    let mark = of(given.clamp(low, high)) as f64 * step + 1.0;
+    let mark = bin_of(given.clamp(low, high)) as f64 * step + 1.0;
     svg.segment("line", [mark, 33.0], [mark + (step - 2.0).min(26.0), 33.0]);
     svg.finish()
 }
 
-/// Lines and labels of a vertical axis.
+/// Draws the lines and labels of a vertical axis.
 fn axis(svg: &mut Svg, y: Scale, [from, to]: [f64; 2]) {
     for tick in y.ticks(4) {
         svg.segment("grid", [from, y.at(tick)], [to, y.at(tick)]);
@@ -168,7 +169,7 @@ fn axis(svg: &mut Svg, y: Scale, [from, to]: [f64; 2]) {
     }
 }
 
-/// The end of an interval, or the estimate where there is none.
+/// Returns the end of an interval, or the estimate if the end is not finite.
 fn finite(end: f64, id: f64) -> f64 {
     if end.is_finite() { end } else { id }
 }

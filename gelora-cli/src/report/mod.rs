@@ -1,4 +1,5 @@
-//! report.html: the measurement on one page that needs nothing else: no network, no script, light and dark.
+//! Writes report.html: the measurement on one self-contained page. The page fetches nothing from the network, has no
+//! script, and follows light and dark mode.
 
 mod charts;
 mod ranks_file;
@@ -20,7 +21,7 @@ pub use ranks_file::{RANKS_NAME, RanksFile, Serve};
 
 const STYLE: &str = include_str!("style.css");
 
-/// The page.
+/// Returns the page.
 pub fn html(ranks: &RanksFile) -> String {
     let mut page = String::new();
     let head = format!(
@@ -36,12 +37,14 @@ pub fn html(ranks: &RanksFile) -> String {
         warnings(&ranks.warnings),
         section(
             "Profile",
-            "The dimension that the states of your data need, from the embeddings up. What a layer's rank is bounded by is its growth.",
+            "The dimension that the states of your data need, from the embeddings up. The growth across a layer is a lower \
+             bound on the layer's rank.",
             &figure(&charts::profile(ranks)),
         ),
         section(
             "Growth of the dimension",
-            "Each layer's growth with its interval, from a jackknife over the examples. Where it holds 0, the growth is within the noise.",
+            "Each layer's growth with its interval, from a jackknife over the examples. If the interval holds 0, the growth \
+             is within the noise.",
             &figure(&charts::growth(&ranks.layers)),
         ),
         policies(ranks),
@@ -105,42 +108,43 @@ fn policies(ranks: &RanksFile) -> String {
             list.join(" "),
             count(p.parameters as u64),
             6.0 * p.parameters as f64 / most as f64,
-            what(&p.policy),
+            policy_description(&p.policy),
         )
     };
     let rows: String = ranks.policies.iter().map(row).collect();
     section(
         "What each policy would do",
-        "Parameters of all adapters together, and ranks from the first layer on. The one that was chosen stands out.",
+        "Parameters of all adapters together, and ranks from the first layer on. The chosen policy is highlighted.",
         &table(&[("policy", false), ("ranks", false), ("parameters", true), ("", false), ("what it is", false)], &rows),
     )
 }
 
-/// A policy in a sentence.
-fn what(policy: &Policy) -> &'static str {
+/// Returns the description of a policy.
+fn policy_description(policy: &Policy) -> &'static str {
     match policy {
         Policy::Gelora { .. } => {
-            "The published rule: the growth, rounded, and one more; the least rank where it falls."
+            "The published rule: the growth, rounded, plus one; the least rank where the dimension falls."
         }
         Policy::GeloraUpper { .. } => {
-            "The rule on the upper bound of the growth: sure at the confidence of the intervals."
+            "The rule on the upper bound of the growth: valid at the confidence of the intervals."
         }
         Policy::Budget { .. } => "A budget, spent in proportion to the published rule's ranks and never below them.",
         Policy::Uniform { .. } => "One rank everywhere, whatever the data: the usual LoRA.",
-        Policy::Random { .. } => "A control: parameters handed out blindly.",
-        Policy::Shuffled { .. } => "A control: the published rule's ranks, dealt to the wrong layers.",
+        Policy::Random { .. } => "A control: parameters assigned at random.",
+        Policy::Shuffled { .. } => "A control: the published rule's ranks, assigned to the wrong layers.",
         _ => "",
     }
 }
 
-/// A table whose columns have a name and may hold numbers.
+/// Returns an HTML table. `header` has the name of each column and whether the column holds numbers.
 fn table(header: &[(&str, bool)], rows: &str) -> String {
     let cell = |(name, number): &(&str, bool)| {
         format!("<th scope=\"col\"{}>{}</th>", if *number { " class=\"n\"" } else { "" }, escaped(name))
     };
     let header: String = header.iter().map(cell).collect();
     format!(
-        "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>"
+        "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>{header}</tr></thead>\
+         <tbody>{rows}</tbody></table></div>"
     )
 }
 
@@ -153,10 +157,10 @@ fn stability(stability: &Stability, layers: &[Layer]) -> String {
         for size in &stability.sizes {
             let ranks = &size.ranks[step];
             let (low, high) = (ranks.iter().min().unwrap_or(&0), ranks.iter().max().unwrap_or(&0));
-            let said = if low == high { format!("{low}") } else { format!("{low} to {high}") };
+            let display = if low == high { format!("{low}") } else { format!("{low} to {high}") };
             let _ = write!(
                 rows,
-                "<td style=\"min-width:9rem\">{}</td><td>{said}</td>",
+                "<td style=\"min-width:9rem\">{}</td><td>{display}</td>",
                 charts::histogram(ranks, layer.rank, range)
             );
         }
@@ -168,32 +172,32 @@ fn stability(stability: &Stability, layers: &[Layer]) -> String {
         header.push((String::new(), false));
     }
     let header: Vec<(&str, bool)> = header.iter().map(|(name, number)| (name.as_str(), *number)).collect();
-    let axis = format!("Bars: how often each rank came, from {} on the left to {} on the right.", range[0], range[1]);
+    let axis =
+        format!("Bars: how often each rank occurred, from {} on the left to {} on the right.", range[0], range[1]);
     section("Stability", &format!("{} {axis}", stability.verdict), &table(&header, &rows))
 }
 
 fn scales(ranks: &RanksFile) -> String {
     let curves = || ranks.states.iter().flat_map(|s| s.decimation.iter().chain(&s.gride)).map(|at| at.id);
     let top = curves().filter(|v| v.is_finite()).fold(1.0, f64::max) * 1.05;
-    let one = |s: &State| {
+    let figure = |s: &State| {
         let flat = match &s.plateau {
             Some(p) => format!("{:.1} from {} to {} points", p.id, p.scales[0], p.scales[1]),
             None => "no plateau".into(),
         };
-        let body = if s.is_constant() {
-            "<p>One and the same point for every example.</p>".into()
-        } else {
-            charts::scales(s, top)
-        };
+        let body =
+            if s.is_constant() { "<p>The same point for every example.</p>".into() } else { charts::scales(s, top) };
         format!(
             "<figure style=\"margin:0\"><h3>{}</h3>{body}<figcaption>{flat}</figcaption></figure>",
             escaped(&s.name)
         )
     };
-    let all: String = ranks.states.iter().map(one).collect();
+    let all: String = ranks.states.iter().map(figure).collect();
     section(
         "Scale",
-        "Blue: the estimate from n, n/2, n/4, .. points (labelled), with its interval; the bar at the bottom is the plateau. Orange, dashed: GRIDE, from the first and second neighbour on the left to ever further ones. A dimension to rely on is flat.",
+        "Blue: the estimate from n, n/2, n/4, .. points (labeled), with its interval; the bar at the bottom is the \
+         plateau. Orange, dashed: GRIDE, from the first and second neighbor on the left to more distant neighbors on the \
+         right. A reliable dimension is flat.",
         &format!("<div class=\"small\">{all}</div>"),
     )
 }
@@ -202,7 +206,8 @@ fn modules(ranks: &RanksFile) -> String {
     let most = ranks.modules.values().map(|m| m.rank).max().unwrap_or(1).max(1) as f64;
     let row = |(name, m): (&String, &ModuleRank)| {
         format!(
-            "<tr><td><code>{}</code></td><td class=\"n\">{}</td><td><span class=\"meter rank\" style=\"width:{:.1}rem\"></span></td><td class=\"n\">{}</td></tr>",
+            "<tr><td><code>{}</code></td><td class=\"n\">{}</td>\
+             <td><span class=\"meter rank\" style=\"width:{:.1}rem\"></span></td><td class=\"n\">{}</td></tr>",
             escaped(name),
             m.rank,
             6.0 * m.rank as f64 / most,
@@ -220,7 +225,7 @@ fn facts(ranks: &RanksFile) -> String {
         ("model", ranks.model.clone()),
         ("data", ranks.data.clone()),
         ("examples", count(ranks.samples as u64)),
-        ("growths are of", format!("{} points", count(ranks.scale as u64))),
+        ("growths measured at", format!("{} points", count(ranks.scale as u64))),
         ("pooling", ranks.pool.to_string()),
         ("states", format!("{} (granularity {})", ranks.states.len(), ranks.granularity.name())),
         ("estimator", first.map_or(String::new(), |s| s.estimate.estimator.clone())),
@@ -236,13 +241,13 @@ fn facts(ranks: &RanksFile) -> String {
     let near = ranks.states.iter().map(|s| s.estimate.near_copies).max().unwrap_or(0);
     format!(
         "<section><h2>How to read it</h2>\
-         <p>The method is GeLoRA as reconstructed from <a href=\"https://arxiv.org/abs/2412.09250\">arXiv 2412.09250</a>: the growth \
-         of the intrinsic dimension over a layer bounds from below the rank that the layer's LoRA needs. It is a lower bound from two \
-         estimates, each with its own error.</p>\
-         <p>Nearest-neighbour estimators are biased low in high dimension, and more so with fewer points: compare dimensions of one n \
-         with each other, and read 16 as \"at least 16\".</p>\
-         <p>Identical points count once, and so do near copies, unless they were kept: at most {duplicates} examples of a state were \
-         copies of others, and at most {near} more were left out as near copies.</p>\
+         <p>The method is GeLoRA as reconstructed from <a href=\"https://arxiv.org/abs/2412.09250\">arXiv 2412.09250</a>: \
+         the growth of the intrinsic dimension across a layer is a lower bound on the rank that the layer's LoRA needs. The \
+         bound comes from two estimates, each with its own error.</p>\
+         <p>Nearest-neighbor estimators are biased low in high dimension, and more so with fewer points: compare only \
+         dimensions of the same n, and read 16 as \"at least 16\".</p>\
+         <p>Identical points count once, and so do near copies, unless they were kept: at most {duplicates} examples of a \
+         state were copies of others, and at most {near} more were left out as near copies.</p>\
          <h2>How it was measured</h2><dl>{facts}</dl></section>\n"
     )
 }

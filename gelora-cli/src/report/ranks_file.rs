@@ -1,4 +1,4 @@
-//! ranks.json: a measurement with the data that it was made on.
+//! Contents of ranks.json: a measurement, and the data that it was made on.
 
 use std::ops::Deref;
 
@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::understood::Understood;
 
-/// The name of the file.
+/// File name of [`RanksFile`].
 pub const RANKS_NAME: &str = "ranks.json";
 
-/// The file.
+/// Contents of ranks.json.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RanksFile {
-    /// The data that was measured on.
+    /// File or folder of the data.
     pub data: String,
-    /// What was understood of that data.
+    /// Account of that data.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub dataset: Option<Understood>,
     /// The measurement.
     #[serde(flatten)]
     pub ranks: Ranks,
-    /// What a server needs to be told, if asked for.
+    /// Settings that the server named by --serve needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serve: Option<Serve>,
 }
@@ -36,7 +36,7 @@ impl Deref for RanksFile {
     }
 }
 
-/// What to start a server with.
+/// Settings for the start of a server.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Serve {
     pub server: String,
@@ -44,10 +44,10 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// What this server needs to be told for these ranks.
+    /// Returns the settings that `server` needs for these ranks.
     ///
     /// # Errors
-    /// If it cannot serve a rank.
+    /// Returns an error if the server cannot serve a rank.
     pub fn new(server: Server, ranks: &Ranks) -> Result<Self> {
         let max_lora_rank = max_lora_rank(server, ranks.layers.iter().map(|layer| layer.rank)).context("--serve")?;
         Ok(Self { server: server.to_string(), max_lora_rank })

@@ -1,13 +1,14 @@
-//! SVG by hand: its colours are the page's, so that they follow light and dark, which a plotting library's cannot.
+//! Writes SVG by hand. Its colors are those of the page, so that charts follow light and dark mode; the colors of a
+//! plotting library cannot.
 
 use std::fmt::Write;
 
-/// Text that is safe between tags and in attributes.
+/// Escapes a text for use between tags and in attributes.
 pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A linear map from values to pixels.
+/// Linear map from values to pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
     values: [f64; 2],
@@ -15,20 +16,20 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// Values from `low` to `high`, of which there is at least a little; those outside are clipped.
+    /// Returns a scale from `low` to `high`. An empty range is widened to 1. Values outside are clipped.
     pub fn new(low: f64, high: f64, pixels: [f64; 2]) -> Self {
         let high = if high > low { high } else { low + 1.0 };
         Self { values: [low, high], pixels }
     }
 
-    /// The pixel of a value.
+    /// Returns the pixel of a value.
     pub fn at(&self, value: f64) -> f64 {
         let [low, high] = self.values;
         let share = (value.clamp(low, high) - low) / (high - low);
         self.pixels[0] + share * (self.pixels[1] - self.pixels[0])
     }
 
-    /// About `wanted` round values inside.
+    /// Returns about `wanted` round values inside the range.
     pub fn ticks(&self, wanted: usize) -> Vec<f64> {
         let [low, high] = self.values;
         let rough = (high - low) / wanted.max(1) as f64;
@@ -40,7 +41,7 @@ impl Scale {
     }
 }
 
-/// A picture that is being drawn.
+/// A picture under construction.
 pub struct Svg {
     body: String,
     size: [f64; 2],
@@ -49,17 +50,17 @@ pub struct Svg {
 }
 
 impl Svg {
-    /// An empty one; the title is read to those who do not see it.
+    /// Returns an empty picture. Screen readers read the title.
     pub fn new(width: f64, height: f64, class: &'static str, title: &str) -> Self {
         Self { body: String::new(), size: [width, height], title: escaped(title), class }
     }
 
-    /// A straight line.
+    /// Draws a straight line.
     pub fn segment(&mut self, class: &str, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2]) {
         let _ = write!(self.body, r#"<line class="{class}" x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}"/>"#);
     }
 
-    /// A line through points, or a filled area where the class fills.
+    /// Draws a line through points, or a filled area if the style of the class fills it.
     pub fn path(&mut self, class: &str, points: impl IntoIterator<Item = [f64; 2]>) {
         let mut d = String::new();
         for [x, y] in points {
@@ -68,31 +69,31 @@ impl Svg {
         let _ = write!(self.body, r#"<path class="{class}" d="{d}"/>"#);
     }
 
-    /// A rectangle with what it says when it is pointed at.
-    pub fn bar(&mut self, class: &str, [x, y]: [f64; 2], [w, h]: [f64; 2], says: &str) {
-        let says = escaped(says);
+    /// Draws a rectangle with a tooltip.
+    pub fn bar(&mut self, class: &str, [x, y]: [f64; 2], [w, h]: [f64; 2], tooltip: &str) {
+        let tooltip = escaped(tooltip);
         let (w, h) = (w.max(0.5), h.max(0.0));
         let rect = format!(r#"<rect class="{class}" x="{x:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}">"#);
-        let _ = write!(self.body, "{rect}<title>{says}</title></rect>");
+        let _ = write!(self.body, "{rect}<title>{tooltip}</title></rect>");
     }
 
-    /// A dot with what it says when it is pointed at.
-    pub fn dot(&mut self, class: &str, [x, y]: [f64; 2], says: &str) {
-        let says = escaped(says);
+    /// Draws a dot with a tooltip.
+    pub fn dot(&mut self, class: &str, [x, y]: [f64; 2], tooltip: &str) {
+        let tooltip = escaped(tooltip);
         let _ = write!(
             self.body,
-            r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="3.5"><title>{says}</title></circle>"#
+            r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="3.5"><title>{tooltip}</title></circle>"#
         );
     }
 
-    /// A word; `anchor` is start, middle or end.
+    /// Writes a text; `anchor` is start, middle or end.
     pub fn text(&mut self, class: &str, [x, y]: [f64; 2], anchor: &str, text: &str) {
         let text = escaped(text);
         let _ =
             write!(self.body, r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#);
     }
 
-    /// The element.
+    /// Returns the SVG element.
     pub fn finish(self) -> String {
         let Self { body, size: [width, height], title, class } = self;
         let open = format!(r#"<svg class="{class}" role="img" viewBox="0 0 {width} {height}">"#);
@@ -100,7 +101,7 @@ impl Svg {
     }
 }
 
-/// A number as short as it may be on an axis.
+/// Returns the shortest label of a number on an axis: at most two decimals.
 pub fn label(value: f64) -> String {
     let rounded = (value * 100.0).round() / 100.0;
     format!("{}", if rounded == 0.0 { 0.0 } else { rounded })

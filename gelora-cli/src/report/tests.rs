@@ -2,20 +2,27 @@ use serde_json::json;
 
 use super::*;
 
-/// A measurement of two layers whose second state is constant in one case, with every part of the page.
+/// Returns a measurement of two layers with every part of the page. `id` and `n` describe the first state, which is
+/// constant for `id` 0.
 pub fn sample(id: f64, n: usize) -> RanksFile {
     let at = |scale: usize, id: f64| json!({"scale": scale, "id": id, "interval": [id - 1.0, id + 1.0], "draws": 1});
     let state = |name: &str, id: f64, n: usize| {
-        json!({"name": name, "estimator": "two-nn-fit", "id": id, "interval": [id - 1.0, id + 1.0], "confidence": 0.95, "n": n,
-            "duplicates": 3, "near_copies": 1, "id_with_near_copies": 2.5, "decimation": [at(100, id), at(50, id), at(25, id)], "gride": [at(2, id), at(4, id)],
+        json!({"name": name, "estimator": "two-nn-fit", "id": id, "interval": [id - 1.0, id + 1.0],
+            "confidence": 0.95, "n": n, "duplicates": 3, "near_copies": 1, "id_with_near_copies": 2.5,
+            "decimation": [at(100, id), at(50, id), at(25, id)], "gride": [at(2, id), at(4, id)],
             "plateau": {"id": id, "interval": [1.0, 2.0], "scales": [100, 25]}})
     };
-    let layer = |layer: usize, rank: usize| json!({"layer": layer, "delta": 1.5, "error": 0.5, "interval": [-0.5, 3.0], "upper": 2.5, "rank": rank, "alpha": 2.0});
+    let layer = |layer: usize, rank: usize| {
+        json!({"layer": layer, "delta": 1.5, "error": 0.5, "interval": [-0.5, 3.0], "upper": 2.5, "rank": rank,
+            "alpha": 2.0})
+    };
     let policies = json!([{"name": "gelora", "rounding": "ceil", "ranks": [3, 1], "parameters": 400},
         {"name": "uniform", "rank": 8, "ranks": [8, 8], "parameters": 1600}]);
     serde_json::from_value(json!({
-        "model": "a <b> & \"c\"", "data": "d", "pool": "mean", "samples": 100, "dtype": "f32", "seed": 0, "granularity": "block", "scale": 100,
-        "policy": {"name": "gelora", "rounding": "ceil", "min_rank": 1, "rank_multiple": 1, "alpha_ratio": 2.0, "confidence": 0.95},
+        "model": "a <b> & \"c\"", "data": "d", "pool": "mean", "samples": 100, "dtype": "f32", "seed": 0,
+        "granularity": "block", "scale": 100,
+        "policy": {"name": "gelora", "rounding": "ceil", "min_rank": 1, "rank_multiple": 1, "alpha_ratio": 2.0,
+            "confidence": 0.95},
         "states": [state("embeddings", id, n), state("after layer 0", 5.0, 100), state("after layer 1", 6.0, 100)],
         "layers": [layer(0, 3), layer(1, 1)], "modules": {"m.<0>": {"rank": 3, "alpha": 6.0}}, "parameters": 400,
         "policies": policies, "warnings": ["first < warning", "second warning"],
@@ -25,8 +32,8 @@ pub fn sample(id: f64, n: usize) -> RanksFile {
     .unwrap()
 }
 
-/// The names of open tags at the end, after checking that every tag closes the one opened last.
-fn left_open(page: &str) -> Vec<String> {
+/// Returns the names of the tags left open at the end, after checking that every tag closes the one opened last.
+fn unclosed_tags(page: &str) -> Vec<String> {
     let mut open: Vec<String> = Vec::new();
     let body = &page[page.find("<body").unwrap()..];
     for tag in body.split('<').skip(1) {
@@ -43,10 +50,10 @@ fn left_open(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_page_is_whole_and_says_everything() {
+fn the_page_is_well_formed_and_complete() {
     let page = html(&sample(4.0, 100)).replace("</body></html>", "</body>");
-    assert!(left_open(&page).is_empty());
-    let said = [
+    assert!(unclosed_tags(&page).is_empty());
+    let expected = [
         "Ranks 1 to 3 in 1 modules",
         "25 % of what uniform 8 takes",
         "first &lt; warning",
@@ -57,11 +64,11 @@ fn the_page_is_whole_and_says_everything() {
         "a &lt;b&gt; &amp; &quot;c&quot;",
         "within the noise",
     ];
-    for text in said {
+    for text in expected {
         assert!(page.contains(text), "{text}");
     }
     assert!(!page.contains("NaN") && !page.contains("inf\""));
-    // Nothing is fetched: the one address is a link.
+    // The page fetches nothing: its only address is a link.
     assert_eq!(page.matches("http").count(), 1);
     assert!(!page.contains("<script") && !page.contains("@import") && !page.contains("url("));
 }
@@ -69,6 +76,6 @@ fn the_page_is_whole_and_says_everything() {
 #[test]
 fn a_constant_state_leaves_a_gap() {
     let page = html(&sample(0.0, 1));
-    assert!(page.contains("One and the same point for every example"));
+    assert!(page.contains("The same point for every example"));
     assert!(!page.contains("NaN"));
 }

@@ -1,4 +1,4 @@
-//! A measurement as text: tables for the terminal, and a summary with what to do about its warnings.
+//! Formats a measurement as text: tables for the terminal, and a summary with advice for its warnings.
 
 use anyhow::Result;
 use gelora_lora::ranks::Policy;
@@ -8,7 +8,7 @@ use super::RanksFile;
 use crate::plot::id_profile_svg;
 use crate::ui::{self, TableStyle};
 
-/// Adds to each warning what to do about it with the options of the program. `examples` is how many the data has.
+/// Adds advice to each warning: which options of the program help. `examples` is the number of examples in the data.
 pub fn advise(ranks: &mut Ranks, examples: usize) {
     let samples = ranks.samples;
     for Warning { kind, text, .. } in &mut ranks.warnings {
@@ -16,8 +16,8 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
             WarningKind::NearCopiesKept => "--near-copies drop leaves them out.",
             WarningKind::NearCopiesDropped => "If they are meant to count, --near-copies keep measures them too.",
             WarningKind::NoGrowth => {
-                "To spend more there, --budget-rank R spreads the parameters of a uniform rank R, and --min-rank R sets a floor; \
-                 the table of policies shows what each would do."
+                "To spend more there, --budget-rank R spreads the parameters of a uniform rank R, and --min-rank R sets a \
+                 floor; the table of policies shows what each would do."
             }
             WarningKind::Noise if samples < examples => {
                 text.push_str(&format!(
@@ -34,8 +34,8 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
                 "Compare dimensions of one number of examples only, and look at --stability before relying on a rank."
             }
             WarningKind::NotEnough => {
-                "More examples (--samples) make ranks surer; --policy uniform does not depend on them, and --policy gelora-upper \
-                 errs on the large side."
+                "More examples (--samples) make ranks more certain; --policy uniform does not depend on them, and --policy \
+                 gelora-upper errs on the large side."
             }
             _ => continue,
         };
@@ -44,28 +44,28 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
     }
 }
 
-/// The picture of the measurement.
+/// Returns the picture of the measurement as SVG.
 pub fn profile(ranks: &Ranks) -> Result<String> {
     let states: Vec<_> = ranks.states.iter().map(|s| (s.estimate.id, s.estimate.interval)).collect();
     let bars: Vec<usize> = ranks.layers.iter().map(|l| l.rank).collect();
     id_profile_svg(&states, &bars)
 }
 
-/// Columns of a bar at most.
-const BAR: usize = 14;
+/// Maximum width of a bar in columns.
+const BAR_WIDTH: usize = 14;
 
-/// A bar of a share from 0 to 1, in eighths of a column on a terminal.
+/// Returns a bar for a share from 0 to 1, in eighths of a column on a terminal.
 fn bar(share: f64, style: TableStyle) -> String {
     let share = share.clamp(0.0, 1.0);
     if style == TableStyle::Plain {
-        return "#".repeat((share * BAR as f64).round() as usize);
+        return "#".repeat((share * BAR_WIDTH as f64).round() as usize);
     }
     const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let eighths = (share * BAR as f64 * 8.0).round() as usize;
+    let eighths = (share * BAR_WIDTH as f64 * 8.0).round() as usize;
     format!("{}{}", "█".repeat(eighths / 8), PARTS[eighths % 8])
 }
 
-/// States and layers, one above the other.
+/// Returns the table of states and layers.
 pub fn table(ranks: &Ranks) -> String {
     let style = TableStyle::of_stdout();
     let percent = ranks.policy.confidence * 100.0;
@@ -83,7 +83,7 @@ pub fn table(ranks: &Ranks) -> String {
             if state.is_constant() { "-".into() } else { format!("{:.2} .. {:.2}", e.interval[0], e.interval[1]) },
             state.plateau.as_ref().map_or("-".into(), |p| format!("n {} .. {}", p.scales[1], p.scales[0])),
         ];
-        // The step that this state enters stands on its line.
+        // Each row also has the layer that starts at its state.
         row.extend(match ranks.layers.get(s) {
             Some(layer) => [
                 layer.name().trim_start_matches("layer ").to_owned(),
@@ -98,24 +98,24 @@ pub fn table(ranks: &Ranks) -> String {
     ui::table(&header, &rows, style)
 }
 
-/// What each policy would do, against one rank everywhere.
+/// Returns the table of the policies, each with its ranks and parameters.
 pub fn policies(ranks: &Ranks) -> String {
     let style = TableStyle::of_stdout();
-    let most = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1) as f64;
+    let max_parameters = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1) as f64;
     let row = |p: &Outcome| {
         let chosen = if p.policy.name() == ranks.policy.policy.name() { "*" } else { "" };
         vec![
             format!("{}{chosen}", title(&p.policy)),
             p.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             ui::count(p.parameters as u64),
-            bar(p.parameters as f64 / most, style),
+            bar(p.parameters as f64 / max_parameters, style),
         ]
     };
     let rows: Vec<_> = ranks.policies.iter().map(row).collect();
     ui::table(&["policy (* chosen)", "ranks, from the first layer", "parameters", ""], &rows, style)
 }
 
-/// A policy with the number that matters.
+/// Returns the name of a policy with its number.
 pub fn title(policy: &Policy) -> String {
     match policy {
         Policy::Uniform { rank } => format!("uniform {rank}"),
@@ -125,12 +125,12 @@ pub fn title(policy: &Policy) -> String {
     }
 }
 
-/// The ranks of resamples, a line a step: how often which rank.
+/// Returns the table of resampled ranks, one row per layer, with the count of each rank.
 pub fn stability(ranks: &Ranks) -> String {
     let Some(stability) = &ranks.stability else { return String::new() };
-    let of_size = |s: &ResampledRanks| format!("ranks in {} x {} examples", stability.resamples, s.n);
+    let column_name = |s: &ResampledRanks| format!("ranks in {} x {} examples", stability.resamples, s.n);
     let mut header = vec!["layer".to_owned(), "rank".to_owned()];
-    header.extend(stability.sizes.iter().map(of_size));
+    header.extend(stability.sizes.iter().map(column_name));
     header.extend(stability.other_scale.iter().map(|other| format!("rank at {} points", other.scale)));
     let row = |(step, layer): (usize, &Layer)| {
         let mut row = vec![layer.name(), layer.rank.to_string()];
@@ -141,12 +141,13 @@ pub fn stability(ranks: &Ranks) -> String {
     let rows: Vec<_> = ranks.layers.iter().enumerate().map(row).collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let table = ui::table(&header, &rows, TableStyle::of_stdout());
-    // Where it is bad news it is among the warnings.
+    // A bad verdict is already among the warnings.
     let is_warning = |w: &Warning| w.text.starts_with(&stability.verdict);
     if ranks.warnings.iter().any(is_warning) { table } else { format!("{table}\n{}", stability.verdict) }
 }
 
-/// "3 x12, 4 x8": which value how often, ascending; of many different ones the range.
+/// Returns the count of each value in ascending order: "3 x12, 4 x8". For more than six different values returns their
+/// range.
 fn counts(values: &[usize]) -> String {
     let mut counted = std::collections::BTreeMap::new();
     values.iter().for_each(|v| *counted.entry(v).or_insert(0) += 1);
@@ -157,7 +158,7 @@ fn counts(values: &[usize]) -> String {
     }
 }
 
-/// The measurement in a few sentences.
+/// Returns the measurement in a few sentences.
 pub fn summary(ranks: &RanksFile) -> String {
     let mut text = format!(
         "{} modules, {} adapter parameters; measured on {} examples",
@@ -167,7 +168,7 @@ pub fn summary(ranks: &RanksFile) -> String {
     );
     if ranks.scale < ranks.samples {
         text.push_str(&format!(
-            "\nGrowths and ranks are of {} examples, the scale of most plateaus.",
+            "\nGrowths and ranks are measured at {} examples, the scale of most plateaus.",
             ui::count(ranks.scale as u64)
         ));
     }
@@ -185,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_are_of_eighths_or_of_hashes() {
+    fn bars_are_drawn_in_eighths_or_hashes() {
         assert_eq!(bar(0.5, TableStyle::Plain), "#######");
         assert_eq!(bar(0.5 / 14.0, TableStyle::Terminal), "▌");
         assert_eq!((bar(7.0, TableStyle::Terminal), bar(-1.0, TableStyle::Plain)), ("█".repeat(14), String::new()));

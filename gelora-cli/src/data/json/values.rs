@@ -1,42 +1,43 @@
-//! The JSON values of a file one after the other, each with the line it starts on: one a line, in a list, in a list inside an
-//! object such as `{"data": [...]}`, or objects that take several lines each.
+//! Reads the JSON values of a file one after another, each with the line on which it starts. Supported layouts: one
+//! value per line, a list, a list inside an object such as `{"data": [...]}`, and objects that span several lines.
 //!
-//! A file is cut here rather than by serde, so that it is never held as a whole and a broken value costs no other.
+//! The file is split here rather than by serde, so that it is never kept in memory as a whole and a broken value does
+//! not affect others.
 
 use anyhow::{Result, bail};
 
 use super::super::source::Source;
 
-/// Names under which an object holds the list of rows.
+/// Keys under which an object may hold the list of rows.
 const WRAPPERS: [&str; 10] =
     ["data", "rows", "examples", "instances", "items", "records", "samples", "train", "validation", "test"];
 
-/// How the values stand in the file.
+/// Layout of the values in the file.
 enum Layout {
     Lines,
-    /// `wrapped` by an object; some value was read.
+    /// `wrapped`: the list is inside an object. `begun`: a value was read.
     List {
         wrapped: bool,
         begun: bool,
     },
-    /// Anything between them is white space.
+    /// Values are separated by white space.
     Stream,
     Done,
 }
 
-/// The values of a file.
+/// Values of a file.
 pub struct Values {
     source: Source,
     layout: Layout,
-    /// What was read to find out the layout, with its line.
+    /// Value that was read to find the layout, with its line.
     first: Option<(usize, Vec<u8>)>,
 }
 
 impl Values {
-    /// Finds out the layout.
+    /// Opens a source and finds its layout.
     ///
     /// # Errors
-    /// If the file cannot be read or is empty.
+    /// Returns an error if the file cannot be read or is empty.
     pub fn open(mut source: Source) -> Result<Self> {
         let Some(start) = source.skip_space()? else { bail!("{}: the file is empty", source.path().display()) };
         let (layout, first) = match start {
@@ -56,10 +57,10 @@ impl Values {
         Ok(Self { source, layout, first })
     }
 
-    /// Reads the next value into `value`; its line, or none at the end.
+    /// Reads the next value into `value`. Returns its line, or None at the end.
     ///
     /// # Errors
-    /// If the file cannot be read, or what stands between two values is wrong.
+    /// Returns an error if the file cannot be read, or if the text between two values is invalid.
     pub fn next(&mut self, value: &mut Vec<u8>) -> Result<Option<usize>> {
         value.clear();
         if let Some((line, bytes)) = self.first.take() {
@@ -109,10 +110,10 @@ impl Values {
         self.value(value).map(Some)
     }
 
-    /// Reads one value, as far as brackets and quotes tell where it ends.
+    /// Reads one value. Brackets and quotes determine its end.
     fn value(&mut self, value: &mut Vec<u8>) -> Result<usize> {
         let line = self.source.line();
-        let (mut depth, mut text) = (0_usize, Text::default());
+        let (mut depth, mut text) = (0_usize, StringState::default());
         while let Some(byte) = self.source.peek()? {
             let outside = !text.inside;
             let ends = match byte {
@@ -145,14 +146,14 @@ impl Values {
     }
 }
 
-/// Whether a byte is inside a string.
+/// Tracks whether a byte is inside a string.
 #[derive(Default)]
-struct Text {
+struct StringState {
     inside: bool,
     escaped: bool,
 }
 
-impl Text {
+impl StringState {
     fn pass(&mut self, byte: u8) {
         match byte {
             _ if self.escaped => self.escaped = false,
@@ -163,10 +164,10 @@ impl Text {
     }
 }
 
-/// Reads the first object, or up to the first value of a list of rows inside it.
+/// Reads the first object, or the text up to the first value of a list of rows inside it.
 fn first_object(source: &mut Source, object: &mut Vec<u8>) -> Result<Layout> {
-    let (mut depth, mut text, mut several_lines) = (0_usize, Text::default(), false);
-    // Where the last string began, and where the last name of a value at the top ended.
+    let (mut depth, mut text, mut several_lines) = (0_usize, StringState::default(), false);
+    // Start of the last string, and range of the last key at the top level.
     let (mut string, mut name) = (0, None);
     while let Some(byte) = source.next()? {
         if byte == b'\n' && !several_lines {
@@ -206,7 +207,7 @@ fn first_object(source: &mut Source, object: &mut Vec<u8>) -> Result<Layout> {
             break;
         }
     }
-    // Another object on the same line is one of a stream; anything else there belongs to the line.
+    // Another object on the same line makes the file a stream; any other text belongs to the line.
     while let Some(space) = source.peek()?.filter(|byte| matches!(byte, b' ' | b'\t' | b'\r')) {
         source.next()?;
         object.push(space);

@@ -29,8 +29,8 @@ fn a_question_with_an_answer_is_a_pair_or_something_to_learn() {
     assert_eq!(data.left_out[0], LeftOut { rows: 1, why: "the answer in \"answer\" is empty".into() });
     let asked = aimed("a.jsonl", &rows.replace("}", ", \"label\": 1}"), Aim::Answers);
     assert_eq!(used(&asked), "text question, answer answer; label");
-    let labelled = good("a.jsonl", rows.replace("}", ", \"label\": 1}"));
-    assert_eq!(used(&labelled), "text question, pair answer, label label; ");
+    let labeled = good("a.jsonl", rows.replace("}", ", \"label\": 1}"));
+    assert_eq!(used(&labeled), "text question, pair answer, label label; ");
 
     // Other names, in other formats; a truth value is no answer to learn.
     for (name, rows, want) in [
@@ -159,7 +159,7 @@ fn truth_values_are_two_classes_however_they_are_spelled() {
 #[test]
 fn several_labels_a_row_are_read_and_refused_where_they_are_needed() {
     let data = good("a.jsonl", "{\"text\": \"a\", \"label\": [1, 0, 1]}\n{\"text\": \"b\", \"label\": []}");
-    assert_eq!(data.labelled(), 2);
+    assert_eq!(data.labeled(), 2);
     let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels; several labels a row (multi-label) are not \
                 supported, expected one";
     assert_eq!(short(&labels(&[&data], None).unwrap_err()), want);
@@ -170,10 +170,10 @@ fn several_labels_a_row_are_read_and_refused_where_they_are_needed() {
 #[test]
 fn labels_that_are_all_minus_one_stand_for_none() {
     let test = good("a.jsonl", "{\"text\": \"a\", \"label\": -1}\n{\"text\": \"b\", \"label\": -1}");
-    assert_eq!((test.labelled(), test.notes.len()), (0, 1));
+    assert_eq!((test.labeled(), test.notes.len()), (0, 1));
     assert!(test.notes[0].ends_with("every \"label\" is -1, which stands for no label"), "{}", test.notes[0]);
-    assert_eq!(good("a.csv", "text,score\na,-1.0\n").labelled(), 0);
-    assert_eq!(good("a.csv", "text,label\na,-1\nb,1\n").labelled(), 2);
+    assert_eq!(good("a.csv", "text,score\na,-1.0\n").labeled(), 0);
+    assert_eq!(good("a.csv", "text,label\na,-1\nb,1\n").labeled(), 2);
 }
 
 #[test]
