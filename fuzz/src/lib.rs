@@ -1,11 +1,11 @@
-//! One fuzz target for each kind of file that anyone may have made; what they read is `gelora_cli::untrusted`.
+//! One fuzz target for each kind of file that may come from anyone. The readers are `gelora_cli::untrusted`.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 pub use libfuzzer_sys;
 
-/// Makes the target of a name.
+/// Defines the fuzz target of the given name.
 #[macro_export]
 macro_rules! target {
     ($name:literal) => {
@@ -13,7 +13,7 @@ macro_rules! target {
     };
 }
 
-/// Reads bytes as the file of a target, in memory where the system has a place for that.
+/// Reads bytes as the file of a target. The file is in memory if the system has /dev/shm.
 pub fn read(target: &str, bytes: &[u8]) {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {

@@ -34,7 +34,7 @@ pub fn shown(examples: usize, distinct: usize) -> String {
 pub fn check(dataset: &Dataset, distinct: usize) -> Result<()> {
     if distinct < MIN_DISTINCT {
         bail!(
-            "{}: {}; a measurement needs two nearest neighbours, so at least {MIN_DISTINCT} distinct texts",
+            "{}: {}; a measurement needs two nearest neighbors, so at least {MIN_DISTINCT} distinct texts",
             dataset.path.display(),
             shown(dataset.examples.len(), distinct)
         );

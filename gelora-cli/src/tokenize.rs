@@ -1,7 +1,7 @@
-//! Text to token ids, as transformers does it with `truncation=True` and `max_length`.
+//! Converts text to token ids, as transformers does with `truncation=True` and `max_length`.
 //!
-//! Padding and truncation stored in tokenizer.json are set aside: batches are padded, if at all, where they are made,
-//! and a pair that is too long loses tokens from its longer text first.
+//! Padding and truncation settings in tokenizer.json are ignored. Batches are padded, if at all, where they are made. A
+//! pair that is too long loses tokens from its longer text first.
 
 mod added;
 mod casing;
@@ -27,13 +27,14 @@ use crate::contained::contained;
 use crate::data::{Dataset, Example};
 use crate::fingerprint;
 
-/// The default of [`Tokenizer::with_max_length`]. Tokens beyond it are cut off.
+/// Default of [`Tokenizer::with_max_length`]. Tokens beyond it are cut off.
 pub const DEFAULT_MAX_LENGTH: usize = 128;
 
-/// The files that a folder's tokenizer is made of: tokenizer.json or, in models from before it, those of their class.
+/// Files of a folder's tokenizer: tokenizer.json or, in older models, the files of the tokenizer's class.
 pub const FILES: [&[&str]; 4] = [&["tokenizer.json"], &["spm.model"], &["vocab.txt"], &["vocab.json", "merges.txt"]];
 
-/// What may stand beside them: options, names of special tokens, the chat template, what ends what is generated.
+/// Optional files of a tokenizer: options, names of special tokens, the chat template, and the tokens that end a
+/// generation.
 pub const ASIDE: [&str; 5] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -42,28 +43,28 @@ pub const ASIDE: [&str; 5] = [
     "generation_config.json",
 ];
 
-/// A model's tokenizer with a limit on length.
+/// A model's tokenizer with a length limit.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// What it was read from, for messages.
+    /// Path of its file or folder, for messages.
     path: PathBuf,
     truncate_from: TruncationDirection,
     fingerprint: [u32; 2],
-    /// What ends a text, for a language model.
+    /// Token that ends a text in a language model.
     end: Option<u32>,
-    /// Ids from here on have no embedding.
+    /// Number of embeddings. Larger ids have no embedding.
     vocabulary: u32,
-    /// How conversations are written; inside, what is wrong with the template.
+    /// Chat template, or the error of a broken template.
     template: Option<Result<Template, String>>,
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer.json of a model folder, or what older models have instead, or the tokenizer in a .gguf file, with
-    /// [`DEFAULT_MAX_LENGTH`].
+    /// Opens the tokenizer.json of a model folder, the files that older models have instead, or the tokenizer of a
+    /// .gguf file, with the length limit [`DEFAULT_MAX_LENGTH`].
     ///
     /// # Errors
-    /// If the files are missing or not a tokenizer.
+    /// Returns an error if the files are missing or are not a tokenizer.
     pub fn open(model_dir: &Path) -> Result<Self> {
         let path = model_dir.join("tokenizer.json");
         let path = if path.is_file() { path } else { model_dir.to_owned() };
@@ -96,11 +97,11 @@ impl Tokenizer {
             .with_max_length(DEFAULT_MAX_LENGTH)
     }
 
-    /// Sets the most tokens that an example may have, special tokens included. The caller keeps it within the positions
-    /// that the model has.
+    /// Sets the maximum number of tokens of an example, special tokens included. The caller keeps it within the model's
+    /// number of positions.
     ///
     /// # Errors
-    /// If the special tokens leave no room for a token of each text of a pair.
+    /// Returns an error if the special tokens leave no space for a token of each text of a pair.
     pub fn with_max_length(mut self, max_length: usize) -> Result<Self> {
         let added = |p: &tokenizers::PostProcessorWrapper, pair| tokenizers::PostProcessor::added_tokens(p, pair);
         let special =
@@ -118,8 +119,8 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// What the tokenizers crate makes of a text. The crate panics on some files that it has read: on a template whose token it
-    /// does not know, or a decoder of a broken one.
+    /// Runs a function of the tokenizers crate and turns its panics into errors. The crate panics on some files that it
+    /// has read: on a template with an unknown token, or a broken decoder.
     fn contained<T>(&self, run: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>) -> Result<T> {
         contained(&self.path, || run(&self.inner).map_err(|error| anyhow!("tokenizer: {error}")))
     }
@@ -130,24 +131,25 @@ impl Tokenizer {
         self
     }
 
-    /// Sets the number of embeddings that the model has: a text with another token is an error.
+    /// Sets the number of embeddings of the model. A text with a larger token id is an error.
     pub fn with_vocabulary(mut self, rows: usize) -> Self {
         self.vocabulary = u32::try_from(rows).unwrap_or(u32::MAX);
         self
     }
 
-    fn embedded(&self, ids: &[u32]) -> Result<()> {
+    /// Returns an error if an id has no embedding.
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id >= self.vocabulary) else { return Ok(()) };
         let token = self.inner.id_to_token(*id).unwrap_or_default();
         bail!("the token {token:?} has the id {id}, and the model {} embeddings", self.vocabulary)
     }
 
-    /// The most tokens that an example may have.
+    /// Returns the maximum number of tokens of an example.
     pub fn max_length(&self) -> usize {
         self.inner.get_truncation().map_or(DEFAULT_MAX_LENGTH, |t| t.max_length)
     }
 
-    /// A hash of everything but the limit on length that tokens depend on, those of conversations included.
+    /// Returns a hash of everything that tokens depend on, except the length limit. It includes the chat template.
     pub fn fingerprint(&self) -> [u32; 2] {
         match &self.template {
             Some(Ok(template)) => {
@@ -158,19 +160,20 @@ impl Tokenizer {
         }
     }
 
-    /// The number of token ids, added tokens included.
+    /// Returns the number of token ids, added tokens included.
     #[cfg(test)]
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The number of tokens of its model, added ones left out.
+    /// Returns the number of tokens of the tokenizer's model, without added tokens.
     pub fn model_size(&self) -> usize {
         self.inner.get_vocab_size(false)
     }
 
-    /// The added tokens whose ids are not below `first`, in the order of their ids. Special ones are left out, which plain text does
-    /// not have: Gemma 3 has one for images, of which its language models have no embedding.
+    /// Returns the added tokens with ids of at least `first`, in the order of their ids. Special tokens are left out,
+    /// because plain text does not contain them: Gemma 3 has one for images, which its language models have no
+    /// embedding for.
     pub fn plain_from(&self, first: usize) -> Vec<String> {
         let added = self.inner.get_added_tokens_decoder();
         let mut plain: Vec<_> = added.iter().filter(|(id, t)| **id as usize >= first && !t.special).collect();
@@ -178,25 +181,26 @@ impl Tokenizer {
         plain.into_iter().map(|(_, token)| token.content.clone()).collect()
     }
 
-    /// The tokens of an example. Those of a conversation are what the model's chat template makes of it, or without one those
-    /// of its text.
+    /// Returns the tokens of an example. The tokens of a conversation are those of the text that the chat template
+    /// writes. Without a template they are those of its text.
     ///
     /// # Errors
-    /// If the tokenizer cannot encode a text (a vocabulary without an unknown token), or the template refuses a conversation.
+    /// Returns an error if the tokenizer cannot encode a text (a vocabulary without an unknown token), or if the
+    /// template refuses a conversation.
     pub fn encode(&self, example: &Example) -> Result<Tokens> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         if let Some(written) = self.written(example)? {
             let encoding = self.contained(|inner| inner.encode(written.text.as_str(), false))?;
-            return self.said(&encoding, &written);
+            return self.encoded_conversation(&encoding, &written);
         }
         let encoding = self.contained(|inner| inner.encode(input(example), true))?;
         self.encoded(&encoding, example)
     }
 
-    /// The model's chat template.
+    /// Returns the model's chat template.
     ///
     /// # Errors
-    /// If it has none, or one that is no Jinja.
+    /// Returns an error if the model has no template, or if the template is not valid Jinja.
     pub fn template(&self) -> Result<&Template> {
         match &self.template {
             Some(Ok(template)) => Ok(template),
@@ -208,26 +212,27 @@ impl Tokenizer {
         }
     }
 
-    /// The special token with which the template ends what the assistant says, if it is one.
+    /// Returns the special token with which the template ends a message of the assistant, if that end is a special
+    /// token.
     ///
     /// # Errors
-    /// As [`Tokenizer::template`] and [`Tokenizer::encode`].
+    /// Returns the errors of [`Tokenizer::template`] and [`Tokenizer::encode`].
     pub fn end_of_turn(&self) -> Result<Option<u32>> {
         let turns = [Message::new(USER, "a"), Message::new(ASSISTANT, "b")];
         let written = self.template()?.write(&turns)?;
         let encoding = self.contained(|inner| inner.encode(written.text.as_str(), false))?;
-        let encoded = self.said(&encoding, &written)?;
+        let encoded = self.encoded_conversation(&encoding, &written)?;
         let last = encoded.targets.iter().rposition(|target| *target).map(|last| encoded.ids[last]);
         let added = self.inner.get_added_tokens_decoder();
         Ok(last.filter(|id| added.get(id).is_some_and(|token| token.special)))
     }
 
-    /// The index of the first example that cannot be encoded.
+    /// Returns the index of the first example that cannot be encoded.
     pub fn first_bad<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Option<usize> {
         examples.into_iter().position(|example| self.encode(example).is_err())
     }
 
-    /// A conversation as the model's template writes it.
+    /// Returns the text of a conversation in the model's chat template.
     fn written(&self, example: &Example) -> Result<Option<Written>> {
         if example.chat.is_empty() || self.template.is_none() {
             return Ok(None);
@@ -235,41 +240,43 @@ impl Tokenizer {
         self.template()?.write(&example.chat).map(Some)
     }
 
-    /// The tokens of examples, in their order, on all CPU cores.
+    /// Returns the tokens of examples, in their order. Runs on all CPU cores.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// Returns the errors of [`Tokenizer::encode`].
     pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Tokens>> {
         let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
         let examples: Vec<&Example> = examples.into_iter().collect();
-        // Where one row is a conversation, all are.
+        // If one row is a conversation, all rows are.
         let written = examples.par_iter().filter_map(|e| self.written(e).transpose());
         let written: Vec<Written> = written.collect::<Result<_>>()?;
         if !written.is_empty() && written.len() == examples.len() {
-            let said = |written: &Written| {
-                self.said(&self.contained(|inner| inner.encode(written.text.as_str(), false))?, written)
+            let conversation = |written: &Written| {
+                self.encoded_conversation(&self.contained(|inner| inner.encode(written.text.as_str(), false))?, written)
             };
-            return written.par_iter().map(said).collect();
+            return written.par_iter().map(conversation).collect();
         }
         let encoded =
             |example: &&Example| self.encoded(&self.contained(|inner| inner.encode(input(example), true))?, example);
         examples.par_iter().map(encoded).collect()
     }
 
-    /// The tokens of an encoding; where there is an answer, from which on it is, and the end of the text if there is room.
+    /// Returns the tokens of an encoding. If the example has an answer, only its tokens are targets, followed by the
+    /// end token if there is space.
     fn encoded(&self, encoding: &Encoding, example: &Example) -> Result<Tokens> {
         if encoding.is_empty() {
             bail!("tokenizer: a text has no tokens");
         }
-        self.embedded(encoding.get_ids())?;
+        self.check_ids(encoding.get_ids())?;
         let (mut ids, mut type_ids) = (encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec());
         let Some(answer) = &example.answer else {
             let targets = vec![true; ids.len()];
             return Ok(Tokens { ids, type_ids, targets });
         };
-        let asked = example.text.len();
-        let first = encoding.get_offsets().iter().position(|(_, end)| *end > asked).unwrap_or(ids.len());
-        let whole = encoding.get_offsets().last().is_some_and(|(_, end)| *end >= asked + answer.trim_end().len());
+        let prompt_length = example.text.len();
+        let first = encoding.get_offsets().iter().position(|(_, end)| *end > prompt_length).unwrap_or(ids.len());
+        let whole =
+            encoding.get_offsets().last().is_some_and(|(_, end)| *end >= prompt_length + answer.trim_end().len());
         if let Some(end) = self.end.filter(|_| whole && ids.len() < self.max_length()) {
             ids.push(end);
             type_ids.push(0);
@@ -278,10 +285,11 @@ impl Tokenizer {
         Ok(Tokens { ids, type_ids, targets })
     }
 
-    /// The texts one after the other, each ended unless they make up one, in blocks of the greatest length.
+    /// Joins the texts and splits their tokens into blocks of the maximum length. Each text gets an end token, unless
+    /// the rows are paragraphs of one text.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`]; if there are fewer than two tokens.
+    /// Returns the errors of [`Tokenizer::encode`], and an error if there are fewer than two tokens.
     pub fn blocks(&self, dataset: &Dataset) -> Result<Vec<Tokens>> {
         let whole = self.whole()?;
         let encode = |text: &str| whole.contained(|inner| inner.encode(text, true));
@@ -299,7 +307,7 @@ impl Tokenizer {
         if ids.len() < 2 {
             bail!("{}: a language model needs at least two tokens", dataset.path.display());
         }
-        self.embedded(&ids).with_context(|| dataset.path.display().to_string())?;
+        self.check_ids(&ids).with_context(|| dataset.path.display().to_string())?;
         let block = |ids: &[u32]| {
             let (type_ids, targets) = (vec![0; ids.len()], vec![true; ids.len()]);
             Tokens { ids: ids.to_vec(), type_ids, targets }
@@ -307,52 +315,52 @@ impl Tokenizer {
         Ok(ids.chunks(self.max_length()).filter(|ids| ids.len() > 1).map(block).collect())
     }
 
-    /// The tokens of a text to go on from. One that a template wrote has its special tokens in it; others get those that the
-    /// tokenizer adds.
+    /// Returns the tokens of a prompt. A prompt from a template already contains its special tokens. Other prompts get
+    /// those that the tokenizer adds.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// Returns the errors of [`Tokenizer::encode`].
     pub fn prompt(&self, text: &str, by_template: bool) -> Result<Vec<u32>> {
         let ids = self.whole()?.contained(|inner| inner.encode(text, !by_template))?.get_ids().to_vec();
-        self.embedded(&ids)?;
+        self.check_ids(&ids)?;
         Ok(ids)
     }
 
-    /// The same without a limit on length.
+    /// Returns the tokenizer without a length limit.
     fn whole(&self) -> Result<Self> {
         let mut whole = self.clone();
         whole.inner.with_truncation(None).map_err(|error| anyhow!("tokenizer: {error}"))?;
         Ok(whole)
     }
 
-    /// The text of tokens as they come: calls `say` with each piece that is whole.
-    pub fn stream<'t>(&'t self, mut say: impl FnMut(&str) + 't) -> impl FnMut(u32) + 't {
+    /// Decodes tokens one by one. Calls `on_text` with each complete piece of text.
+    pub fn stream<'t>(&'t self, mut on_text: impl FnMut(&str) + 't) -> impl FnMut(u32) + 't {
         let mut stream = self.inner.decode_stream(true);
         move |id| {
-            // What cannot be decoded is an error of `decode`.
+            // Tokens that cannot be decoded are errors of `decode`.
             let step = || stream.step(id).map_err(|error| anyhow!("tokenizer: {error}"));
             if let Ok(Some(piece)) = contained(&self.path, step) {
-                say(&piece);
+                on_text(&piece);
             }
         }
     }
 
-    /// The text of tokens.
+    /// Decodes tokens to text.
     ///
     /// # Errors
-    /// If the tokenizer cannot decode them.
+    /// Returns an error if the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.contained(|inner| inner.decode(ids, true))
     }
 
-    /// The tokens of a conversation; what the assistant says is to be predicted.
-    fn said(&self, encoding: &Encoding, written: &Written) -> Result<Tokens> {
+    /// Returns the tokens of a conversation. The answers of the assistant are the targets.
+    fn encoded_conversation(&self, encoding: &Encoding, written: &Written) -> Result<Tokens> {
         if encoding.is_empty() {
             bail!("tokenizer: a conversation has no tokens");
         }
-        self.embedded(encoding.get_ids())?;
+        self.check_ids(encoding.get_ids())?;
         let inside = |(begin, end): &(usize, usize)| {
-            // Offsets of a token that is all spaces may be trimmed to nothing; it belongs to where it stands.
+            // Offsets of a token of spaces may be trimmed to an empty range. The token belongs to its position.
             written.answers.iter().any(|answer| *begin < answer.end && *end > answer.start)
         };
         let targets = encoding.get_offsets().iter().map(inside).collect();
@@ -360,6 +368,7 @@ impl Tokenizer {
     }
 }
 
+/// Returns the input of the tokenizer for an example that is not a conversation.
 fn input(example: &Example) -> EncodeInput<'_> {
     if let Some(answer) = &example.answer {
         return EncodeInput::Single(format!("{}{answer}", example.text).into());
@@ -370,12 +379,12 @@ fn input(example: &Example) -> EncodeInput<'_> {
     }
 }
 
-/// A template that is broken matters to those who need it.
+/// Keeps the error of a broken template until the template is needed.
 fn template_of(found: Result<Option<Template>>) -> Option<Result<Template, String>> {
     found.map_err(|problem| format!("{problem:#}")).transpose()
 }
 
-/// transformers cuts where tokenizer_config.json says: at the end, unless it says "left".
+/// Returns the side on which transformers truncates: the right, unless tokenizer_config.json says "left".
 fn truncation_side(model_dir: &Path) -> Result<TruncationDirection> {
     let path = model_dir.join("tokenizer_config.json");
     let Ok(bytes) = std::fs::read(&path) else { return Ok(TruncationDirection::Right) };
@@ -430,13 +439,13 @@ mod tests {
         let example = example("good good good good", Some("film film film film film film"));
         let (good, film) = (whole.inner.token_to_id("good").unwrap(), whole.inner.token_to_id("film").unwrap());
         let (cls, sep) = (2, 3);
-        let at = |length| whole.clone().with_max_length(length).unwrap().encode(&example).unwrap();
-        let tokens = at(10);
+        let encode = |length| whole.clone().with_max_length(length).unwrap().encode(&example).unwrap();
+        let tokens = encode(10);
         assert_eq!(tokens.ids, [cls, good, good, good, sep, film, film, film, film, sep]);
         assert_eq!(tokens.type_ids, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
-        assert_eq!(at(5).ids, [cls, good, sep, film, sep]);
-        assert_eq!(at(13).ids.len(), 13);
-        assert_eq!(at(100), whole.encode(&example).unwrap());
+        assert_eq!(encode(5).ids, [cls, good, sep, film, sep]);
+        assert_eq!(encode(13).ids.len(), 13);
+        assert_eq!(encode(100), whole.encode(&example).unwrap());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Adapters of others on the command line: what they are for is found out, what is not computed is refused, what differs is said.
+//! Adapters of other programs on the command line: their task is recognized, unsupported adapters are refused, and
+//! differences are reported.
 
 mod common;
 
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::{fixture, gelora, words};
 use serde_json::{Value, json};
 
-/// A copy of an adapter of the fixtures with other values in its config.
+/// Returns a copy of an adapter of the fixtures with changed values in its config.
 fn adapter(dir: &Path, from: &str, changes: &[(&str, Value)]) -> PathBuf {
     let (from, folder) = (fixture(from), dir.join("adapter"));
     fs::create_dir_all(&folder).expect("a folder");
@@ -27,7 +28,7 @@ fn config_of(folder: &Path) -> Value {
 }
 
 #[test]
-fn tasks_that_are_not_computed_are_refused() {
+fn unsupported_tasks_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, data, out) = (fixture("tiny-bert"), fixture("tiny-bert.jsonl"), dir.path().join("out"));
     let tokens = adapter(dir.path(), "tiny-bert-peft", &[("task_type", json!("TOKEN_CLS"))]);
@@ -41,7 +42,7 @@ fn tasks_that_are_not_computed_are_refused() {
 }
 
 #[test]
-fn an_adapter_without_a_head_is_merged_but_predicts_nothing() {
+fn adapters_without_a_head_are_merged_but_cannot_predict() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, features, out) = (fixture("families/bert"), fixture("adapters/features"), dir.path().join("out"));
     let merged = gelora(words("merge {} --adapter {} --out {} --json", &[&model, &features, &out])).json();
@@ -52,7 +53,7 @@ fn an_adapter_without_a_head_is_merged_but_predicts_nothing() {
 }
 
 #[test]
-fn an_adapter_without_a_task_is_merged_as_what_its_base_model_is() {
+fn adapters_without_a_task_take_the_task_of_the_base_model() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("out");
     gelora(words("merge {} --adapter {} --out {}", &[&fixture("families/gpt2"), &fixture("adapters/gpt2-null"), &out]))
@@ -61,7 +62,7 @@ fn an_adapter_without_a_task_is_merged_as_what_its_base_model_is() {
 }
 
 #[test]
-fn another_base_model_is_said() {
+fn a_different_base_model_is_a_warning() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, data) = (fixture("tiny-bert"), fixture("tiny-bert.jsonl"));
     let line = "eval {} --data {} --adapter {} --json";

@@ -1,4 +1,4 @@
-//! Bad input: one clear message that names file, row or option, exit code 1 (2 for usage), nothing half-written.
+//! Bad input gives one message that names file, row or option, exit code 1 (2 for usage), and no partial output.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use common::{Run, fixture, gelora, words};
 use serde_json::{Value, json};
 
-/// A copy of the tiny model with one file changed.
+/// Returns a copy of the tiny model with one file changed.
 fn model(dir: &Path, change: impl FnOnce(&Path)) -> PathBuf {
     let copy = dir.join("model");
     fs::create_dir_all(&copy).expect("a folder");
@@ -175,7 +175,7 @@ fn options_and_output_folders() {
 }
 
 #[test]
-fn a_merge_never_overwrites_what_it_reads() {
+fn merges_never_overwrite_their_inputs() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, adapter) = (model(dir.path(), |_| ()), fixture("tiny-bert-peft"));
     let before = fs::read(model.join("model.safetensors")).expect("weights");
@@ -208,7 +208,7 @@ fn points() {
 }
 
 #[test]
-fn vector_instructions_that_do_not_exist() {
+fn unknown_vector_instructions() {
     let run =
         std::process::Command::new(env!("CARGO_BIN_EXE_gelora")).arg("devices").env("GELORA_CPU", "sse9").output();
     let run = run.expect("the program starts");
@@ -217,7 +217,7 @@ fn vector_instructions_that_do_not_exist() {
 }
 
 #[test]
-fn a_device_that_is_not_there() {
+fn missing_devices() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("points.csv");
     fs::write(&path, "0,1\n2,3\n5,5\n9,1\n4,4\n").expect("points");
@@ -236,7 +236,7 @@ fn a_full_disk_leaves_the_previous_file() {
     let line = "rank {} --data {} --out {} --quiet";
     gelora(words(line, &[&model, &data, &out])).ok();
     let before = fs::read(out.join("ranks.json")).expect("ranks.json");
-    // A limit on the size of files is the nearest that a test can come to a full disk without mounting one.
+    // A limit on the size of files comes closest to a full disk without mounting one.
     let limited = std::process::Command::new("bash")
         .args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$@\"", "limited", env!("CARGO_BIN_EXE_gelora")])
         .args(words(line, &[&model, &data, &out]))

@@ -1,4 +1,4 @@
-//! GGUF files out of the program and into it again. What llama.cpp computes with them: fixtures/check_llama_cpp.py.
+//! Writes GGUF files and reads them again. fixtures/check_llama_cpp.py checks them in llama.cpp.
 
 mod common;
 
@@ -12,8 +12,8 @@ fn model() -> PathBuf {
     fixture("gguf/tiny.gguf")
 }
 
-/// An adapter of the tiny model that was trained for a moment, with ranks of its own in each layer, rsLoRA and an alpha of its own
-/// for the queries.
+/// Returns an adapter of the tiny model after a short training, with a different rank in each layer, rsLoRA, and a
+/// separate alpha for the queries.
 fn adapter(dir: &Path) -> (PathBuf, PathBuf) {
     let (data, folder, ranks) = (dir.join("rows.jsonl"), dir.join("adapter"), dir.join("ranks"));
     let row =
@@ -36,7 +36,7 @@ fn adapter(dir: &Path) -> (PathBuf, PathBuf) {
 }
 
 #[test]
-fn an_exported_adapter_and_a_merged_file_say_what_the_folder_says() {
+fn exported_and_merged_files_agree_with_the_folder() {
     let dir = tempfile::tempdir().expect("a folder");
     let (data, folder) = adapter(dir.path());
     let (file, merged, both) = (dir.path().join("a.gguf"), dir.path().join("m.gguf"), dir.path().join("both"));
@@ -58,7 +58,7 @@ fn an_exported_adapter_and_a_merged_file_say_what_the_folder_says() {
     let got = loss(&both, None);
     assert!((got - want).abs() < 1e-3, "{got} {want}");
     assert!((loss(&merged, None) - got).abs() < 1e-5, "{got}");
-    // The file is an adapter for the other commands too.
+    // The other commands read the file as an adapter too.
     let again = dir.path().join("again.gguf");
     gelora(words("merge {} --adapter {} --gguf {} --gguf-type f32", &[&model(), &file, &again])).ok();
     assert!((loss(&again, None) - got).abs() < 1e-5);
@@ -83,7 +83,7 @@ fn an_exported_adapter_and_a_merged_file_say_what_the_folder_says() {
 }
 
 #[test]
-fn what_cannot_be_written_is_one_line() {
+fn errors_of_export_are_one_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let (out, bert) = (dir.path().join("a.gguf"), fixture("tiny-bert"));
     let classifier = fixture("tiny-bert-peft");

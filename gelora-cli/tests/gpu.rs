@@ -1,6 +1,7 @@
-//! The program on a GPU, software or not, gives what it gives on the CPU. Without an adapter there is nothing to compare.
+//! The program on a GPU (hardware or software) gives the results of the CPU. Without a GPU adapter the tests compare
+//! nothing.
 #![cfg(feature = "wgpu")]
-#![allow(clippy::print_stdout)] // that nothing was compared must be seen
+#![allow(clippy::print_stdout)] // a skipped comparison must be visible
 
 mod common;
 
@@ -22,7 +23,7 @@ fn there_is_an_adapter() -> bool {
     found
 }
 
-/// A number of every step of a log.
+/// Returns a number of every step of a log.
 fn column(log: &Path, name: &str) -> Vec<f32> {
     let text = fs::read_to_string(log).expect("the log");
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a JSON object a line"));
@@ -88,7 +89,7 @@ fn ranks_are_those_of_the_cpu() {
 }
 
 #[test]
-fn a_gguf_file_trains_and_is_measured_as_on_the_cpu() {
+fn gguf_files_are_trained_and_measured_as_on_the_cpu() {
     if !there_is_an_adapter() {
         return;
     }
@@ -116,7 +117,7 @@ fn a_gguf_file_trains_and_is_measured_as_on_the_cpu() {
     assert_close("loss", &[eval("wgpu")], &[eval("cpu")], 1e-4);
 }
 
-/// Of weights that stay in their blocks of few bits on both devices.
+/// The weights stay in their quantized blocks on both devices.
 #[test]
 fn models_of_bitsandbytes_have_the_gradients_of_the_cpu() {
     if !there_is_an_adapter() {

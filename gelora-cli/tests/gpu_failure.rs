@@ -1,6 +1,7 @@
-//! What the program does when a GPU fails, and with what lies around. Without an adapter there is nothing to see.
+//! Behavior of the program when a GPU fails, and with other files in its folders. Without a GPU adapter the tests check
+//! nothing.
 #![cfg(feature = "wgpu")]
-#![allow(clippy::print_stdout)] // that nothing was tried must be seen
+#![allow(clippy::print_stdout)] // a skipped test must be visible
 
 mod common;
 
@@ -18,10 +19,10 @@ fn there_is_an_adapter() -> bool {
     found
 }
 
-/// A run that loses its device ends with one message and leaves the checkpoint before, from which another goes on as if nothing
-/// had happened.
+/// A run that loses its device ends with one message and keeps the previous checkpoint. Another run resumes from it as
+/// if nothing had happened.
 #[test]
-fn a_device_that_fails_ends_the_run_and_leaves_the_checkpoint() {
+fn a_failing_device_ends_the_run_and_keeps_the_checkpoint() {
     if !there_is_an_adapter() {
         return;
     }
@@ -36,7 +37,7 @@ fn a_device_that_fails_ends_the_run_and_leaves_the_checkpoint() {
     };
     train("whole", &[], "").ok();
     let whole = floats(&dir.path().join("whole/adapter_model.safetensors"));
-    // Of some 130 outputs a step, one in the middle of the training.
+    // The training has some 130 outputs per step; the failing one is in the middle of it.
     for (name, words) in [
         ("out-of-memory", &["wgpu: out of memory: could not allocate", "in use", "--batch-size", "--accumulate"][..]),
         ("panic", &["wgpu: injected by GELORA_INJECT"][..]),
@@ -58,7 +59,7 @@ fn a_device_that_fails_ends_the_run_and_leaves_the_checkpoint() {
     train("usage", &[("GELORA_INJECT", "fire:1")], "").fails_with(&["GELORA_INJECT", "out-of-memory:N", "fire:1"]);
 }
 
-/// What lies in the working folder is the user's, whatever it is called.
+/// Files in the working folder belong to the user, whatever their names are.
 #[test]
 fn settings_of_cubecl_in_the_working_folder_do_not_matter() {
     if !there_is_an_adapter() {

@@ -1,4 +1,4 @@
-//! A language model on the command line: a tiny GGUF file with its tokenizer, from text and from instructions.
+//! A language model on the command line: a tiny GGUF file with its tokenizer, trained on text and on instructions.
 
 mod common;
 
@@ -12,10 +12,13 @@ fn model() -> PathBuf {
     fixture("gguf/tiny.gguf")
 }
 
-/// Instructions whose answer is always the same.
+/// Returns instructions that all have the same answer.
 fn instructions(dir: &Path) -> PathBuf {
     let path = dir.join("rows.jsonl");
-    let row = |i: usize| json!({"instruction": format!("Say {i}"), "input": if i.is_multiple_of(2) { "" } else { "loud" }, "output": "the lane"});
+    let row = |i: usize| {
+        let input = if i.is_multiple_of(2) { "" } else { "loud" };
+        json!({"instruction": format!("Say {i}"), "input": input, "output": "the lane"})
+    };
     let rows: Vec<String> = (0..24).map(|i| row(i).to_string()).collect();
     fs::write(&path, rows.join("\n")).expect("a data file");
     path
@@ -26,7 +29,7 @@ fn loss(run: common::Run) -> f64 {
 }
 
 #[test]
-fn instructions_are_learnt_asked_and_merged() {
+fn instructions_are_trained_generated_and_merged() {
     let dir = tempfile::tempdir().expect("a folder");
     let (data, adapter) = (instructions(dir.path()), dir.path().join("adapter"));
     let base = loss(gelora(words("eval {} --data {} --task causal-lm --json", &[&model(), &data])));
@@ -66,7 +69,7 @@ fn instructions_are_learnt_asked_and_merged() {
     gelora(words("merge {} --adapter {} --out {}", &[&model(), &adapter, &merged])).ok();
     assert!(merged.join("model.safetensors").is_file() && merged.join("config.json").is_file());
 
-    // What generation_config.json asks for and does not get is said.
+    // Options of generation_config.json that are not applied are reported.
     let said = || gelora(words("generate {} --max-tokens 2 --prompt lane", &[&merged])).ok().stderr;
     let write = |text: &str| fs::write(merged.join("generation_config.json"), text).expect("a config");
     write(r#"{"repetition_penalty": 1.0, "temperature": 0.6}"#);
@@ -75,9 +78,9 @@ fn instructions_are_learnt_asked_and_merged() {
     assert!(said().contains("generation_config.json: repetition_penalty = 1.1 is not applied"));
 }
 
-/// Rows that differ behind their first 128 tokens alone are points of one place only where a language model is not meant.
+/// The rows differ only after their first 128 tokens, so they are the same points unless the model is a language model.
 #[test]
-fn ranks_are_measured_on_as_many_tokens_as_are_trained() {
+fn ranks_are_measured_at_the_training_length() {
     let dir = tempfile::tempdir().expect("a folder");
     let (adapter, long, data) = (dir.path().join("adapter"), dir.path().join("long"), dir.path().join("rows.jsonl"));
     gelora(words(
@@ -103,12 +106,12 @@ fn ranks_are_measured_on_as_many_tokens_as_are_trained() {
     assert!(trained.join("ranks.json").is_file());
 }
 
-/// Of the tiny model.
+/// Number of positions of the tiny model.
 const POSITIONS: usize = 128;
 
-/// Without --max-tokens there are as many as the model has positions for.
+/// Without --max-tokens the generation fills the model's positions.
 #[test]
-fn long_prompts_leave_room_for_few_tokens() {
+fn long_prompts_leave_few_tokens() {
     let generated = |words_of_prompt: usize, options: &str| {
         let mut args = words(&format!("generate {{}} --json -q {options} --prompt"), &[&model()]);
         args.push("lane ".repeat(words_of_prompt));
@@ -122,7 +125,7 @@ fn long_prompts_leave_room_for_few_tokens() {
 }
 
 #[test]
-fn text_is_cut_into_blocks_and_ranks_are_measured_on_its_paragraphs() {
+fn text_is_trained_in_blocks_and_measured_in_paragraphs() {
     let dir = tempfile::tempdir().expect("a folder");
     let (text, out) = (dir.path().join("play.txt"), dir.path().join("out"));
     let paragraph = |i: usize| format!("ACT {i}\nThere in lane {}, then the {} theatre.\n\n", i * 7 % 31, i * i % 17);
@@ -144,7 +147,7 @@ fn text_is_cut_into_blocks_and_ranks_are_measured_on_its_paragraphs() {
     gelora(words(line, &[&model(), &text, &ranks, &trained])).ok();
 }
 
-/// Conversations in the two usual forms.
+/// Returns conversations in the two usual forms.
 fn conversations(dir: &Path) -> PathBuf {
     let path = dir.join("chats.jsonl");
     let row = |i: usize| match i.is_multiple_of(2) {
@@ -161,11 +164,12 @@ fn conversations(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn conversations_are_learnt_by_the_model_s_template() {
+fn conversations_are_trained_with_the_model_s_template() {
     let dir = tempfile::tempdir().expect("a folder");
     let (data, adapter) = (conversations(dir.path()), dir.path().join("adapter"));
     let base = gelora(words("eval {} --data {} --json", &[&model(), &data])).json();
-    // With the token that ends a turn: "the", " ", "la", "ne" in every row, and "there" in every other.
+    // The answer includes the token that ends a turn: "the", " ", "la", "ne" in every row, and "there" in every other
+    // row.
     assert_eq!(base["tokens"], json!(f64::from(24 * 5 + 12 * 2)), "{base}");
     let line = "train {} --data {} --rank 2 --lr 0.02 --epochs 8 --batch-size 8 --out {} -q";
     gelora(words(line, &[&model(), &data, &adapter])).ok();
@@ -179,7 +183,7 @@ fn conversations_are_learnt_by_the_model_s_template() {
     assert_eq!(said["prompt"], "system:\ns<|end|>\nuser:\nSay 4<|end|>\nassistant:\n");
     assert_eq!(said["text"], "the lane");
 
-    // The tokenizer and its template go along with a merged model.
+    // The tokenizer and its template are copied with a merged model.
     let merged = dir.path().join("merged");
     gelora(words("merge {} --adapter {} --out {}", &[&model(), &adapter, &merged])).ok();
     let mut args = words("generate {} --json -q --max-tokens 12 --system s --message", &[&merged]);
@@ -187,7 +191,7 @@ fn conversations_are_learnt_by_the_model_s_template() {
     let again = gelora(args).json();
     assert_eq!((&again["prompt"], &again["tokens"]), (&said["prompt"], &said["tokens"]));
 
-    // A column that could be a label does not hide what is asked for outright.
+    // A possible label column does not hide an explicitly requested answer.
     let labeled = dir.path().join("labeled.jsonl");
     let rows = fs::read_to_string(&data).expect("the data").replace("{\"conv", "{\"category\": \"chat\", \"conv");
     fs::write(&labeled, rows).expect("a file");
@@ -205,7 +209,7 @@ fn conversations_are_learnt_by_the_model_s_template() {
 }
 
 #[test]
-fn bad_input_is_named() {
+fn errors_name_the_input() {
     let dir = tempfile::tempdir().expect("a folder");
     let data = instructions(dir.path());
     let whole = fs::read(model()).expect("the fixture");

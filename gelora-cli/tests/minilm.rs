@@ -30,7 +30,7 @@ fn rank_pools_the_hidden_states_of_transformers() {
 }
 
 #[test]
-fn eval_of_a_peft_folder_gives_its_logits_and_so_does_the_merged_model() {
+fn eval_of_a_peft_folder_and_of_its_merged_model_give_its_logits() {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let (model, data, adapter) = (testbed("minilm"), testbed("sentences.jsonl"), fixture("minilm-peft"));

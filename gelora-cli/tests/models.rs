@@ -1,5 +1,5 @@
-//! Folders and files of models as people have them: not downloaded, an adapter in the place of a model, files that contradict each
-//! other. Each is an error that says what to do, or is said.
+//! Broken model folders and files of users: not downloaded, an adapter instead of a model, contradicting files. Each
+//! gives an error that says what to do, or a warning.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::{Run, fixture, gelora, logits, words};
 use serde_json::{Value, json};
 
-/// A copy of the tiny model with an adapter's head in it, so that it can be evaluated, changed.
+/// Returns a changed copy of the tiny model with an adapter's head, so that it can be evaluated.
 fn model(dir: &Path, change: impl FnOnce(&Path)) -> PathBuf {
     let folder = dir.join("model");
     let _ = fs::remove_dir_all(&folder);
@@ -34,7 +34,7 @@ fn warnings(run: &Value) -> String {
 }
 
 #[test]
-fn files_that_were_not_downloaded_are_told_apart() {
+fn files_that_were_not_downloaded_are_recognized() {
     let dir = tempfile::tempdir().expect("a folder");
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n";
     let page = "<!DOCTYPE html>\n<html><head><title>model.safetensors</title></head></html>";
@@ -57,7 +57,7 @@ fn files_that_were_not_downloaded_are_told_apart() {
 }
 
 #[test]
-fn an_adapter_in_the_place_of_a_model_is_named() {
+fn adapters_instead_of_a_model_are_recognized() {
     let dir = tempfile::tempdir().expect("a folder");
     let adapter = dir.path().join("adapter");
     fs::create_dir_all(&adapter).expect("a folder");
@@ -68,7 +68,7 @@ fn an_adapter_in_the_place_of_a_model_is_named() {
         "give some-org/tiny, its base model, as MODEL and this folder with --adapter",
     ];
     eval(&adapter).fails_with(&said);
-    // Some trainers copy the base model's config beside it.
+    // Some trainers copy the base model's config beside the adapter.
     fs::copy(fixture("tiny-bert/config.json"), adapter.join("config.json")).expect("a copy");
     eval(&adapter).fails_with(&said);
 
@@ -82,7 +82,7 @@ fn an_adapter_in_the_place_of_a_model_is_named() {
 }
 
 #[test]
-fn a_gguf_file_that_does_not_say_how_texts_are_cut_is_warned_of() {
+fn gguf_files_without_a_word_splitting_are_warned_of() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("no-pre.gguf");
     let mut bytes = fs::read(fixture("gguf/tiny.gguf")).expect("the fixture");
@@ -100,9 +100,9 @@ fn a_gguf_file_that_does_not_say_how_texts_are_cut_is_warned_of() {
     assert!(eval(&fixture("gguf/tiny.gguf")).json().get("warnings").is_none());
 }
 
-/// By transformers 5.23: the options of tokenizer_config.json hold, or their defaults, for BERT's classes of tokenizers.
+/// As in transformers 5.23, tokenizer_config.json or its defaults take precedence for the BERT tokenizer classes.
 #[test]
-fn the_case_is_what_tokenizer_config_says() {
+fn tokenizer_config_determines_the_case() {
     let dir = tempfile::tempdir().expect("a folder");
     let data = dir.path().join("rows.jsonl");
     let row = |text: &str| format!("{}\n", json!({"text": text, "label": 0}));
@@ -137,7 +137,7 @@ fn the_case_is_what_tokenizer_config_says() {
 }
 
 #[test]
-fn plain_tokens_without_an_embedding_are_said_and_are_errors_where_a_text_has_them() {
+fn plain_tokens_without_an_embedding_are_reported_and_are_errors_in_texts() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = model(dir.path(), |folder| {
         edit(&folder.join("tokenizer.json"), |json| {
@@ -155,7 +155,7 @@ fn plain_tokens_without_an_embedding_are_said_and_are_errors_where_a_text_has_th
 }
 
 #[test]
-fn classes_that_do_not_exclude_each_other_are_said() {
+fn multi_label_classes_are_a_warning() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = model(dir.path(), |folder| {
         edit(&folder.join("config.json"), |json| json["problem_type"] = json!("multi_label_classification"));

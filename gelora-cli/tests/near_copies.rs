@@ -1,4 +1,4 @@
-//! Near copies are left out, counted and said, by `gelora id` and `gelora rank`, and kept on request.
+//! `gelora id` and `gelora rank` leave out, count and report near copies, and keep them on request.
 
 mod common;
 
@@ -10,7 +10,7 @@ use gelora_id::manifolds;
 use gelora_kernels::random::Stream;
 use serde_json::{Value, json};
 
-/// A .csv of 300 points of 4 columns, the last 30 of which are near copies.
+/// Returns a .csv file of 300 points with 4 columns. The last 30 points are near copies.
 fn points(dir: &Path) -> std::path::PathBuf {
     let cube = manifolds::cube(300, 4, 1).expect("a cloud");
     let (points, copies) = manifolds::with_near_copies(&cube, 0.1, 2, 1e-5, 2).expect("copies");
@@ -44,7 +44,7 @@ fn points_are_counted_once_unless_kept() {
     assert!(wrong.code == Some(2) && wrong.stderr.contains("drop or keep, got \"merge\""), "{}", wrong.stderr);
 }
 
-/// Sentences of ten words, and as many more with the last word replaced.
+/// Writes sentences of ten words, and `repeats` copies with the last word replaced.
 fn sentences(path: &Path, repeats: usize) {
     let vocabulary = fs::read_to_string(fixture("tiny-bert/vocab.txt")).expect("the vocabulary");
     let words: Vec<&str> = vocabulary.lines().filter(|w| w.len() > 2 && w.chars().all(char::is_alphabetic)).collect();
@@ -66,7 +66,7 @@ fn rank(dir: &Path, data: &str, options: &str) -> Run {
 }
 
 #[test]
-fn sentences_that_share_all_but_a_word_do_not_move_the_dimensions_of_states_where_they_are_near() {
+fn near_identical_sentences_do_not_change_dimensions() {
     let dir = tempfile::tempdir().expect("a folder");
     sentences(&dir.path().join("once.jsonl"), 0);
     sentences(&dir.path().join("twice.jsonl"), 20);
@@ -74,7 +74,8 @@ fn sentences_that_share_all_but_a_word_do_not_move_the_dimensions_of_states_wher
     let twice = rank(dir.path(), "twice.jsonl", "--json --quiet").json();
     let kept = rank(dir.path(), "twice.jsonl", "--json --quiet --near-copies keep").json();
     let states = |result: &Value| result["states"].as_array().expect("states").clone();
-    // Deeper states of this model hold the changed word apart: there the repeats are no near copies, and none is left out.
+    // Deeper states of this model separate the changed word, so the repeats there are no near copies and none is left
+    // out.
     for ((once, twice), kept) in states(&once).iter().zip(states(&twice)).zip(states(&kept)).take(2) {
         let number = |state: &Value, name: &str| state[name].as_f64().expect("a number");
         assert_eq!(once["near_copies"], 0, "{once}");

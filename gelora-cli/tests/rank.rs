@@ -1,4 +1,4 @@
-//! `gelora rank` on a tiny model: policies, halves of blocks, stability, the cache, and what is said of wrong options.
+//! `gelora rank` on a tiny model: policies, sublayers, stability, the cache, and the errors of wrong options.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Run, data, fixture, gelora, words};
 use serde_json::Value;
 
-/// A run into `out` of a folder that has data/, with a cache of its own.
+/// Runs `gelora rank` in a folder that has data/, with output to `out` and a separate cache.
 fn rank(dir: &Path, out: &str, options: &str) -> Run {
     let line = format!("rank {{}} --data {{}} --out {{}} --no-cache {options}");
     gelora(words(&line, &[&fixture("tiny-bert"), &dir.join("data"), &dir.join(out)]))
@@ -19,12 +19,12 @@ fn ranks(result: &Value) -> Vec<u64> {
 }
 
 #[test]
-fn every_policy_does_what_it_says() {
+fn every_policy_assigns_its_ranks() {
     let dir = tempfile::tempdir().expect("a folder");
     data(dir.path());
     let of = |out: &str, options: &str| rank(dir.path(), out, &format!("--json --quiet {options}")).json();
     let gelora = of("gelora", "");
-    let one = 4 * (32 + 32); // parameters of one rank in one layer
+    let one = 4 * (32 + 32); // parameters of rank 1 in one layer
     let deltas: Vec<f64> =
         gelora["layers"].as_array().expect("layers").iter().filter_map(|l| l["delta"].as_f64()).collect();
     let rule = |growth: f64| growth.ceil().max(0.0) as u64 + 1;
@@ -62,7 +62,7 @@ fn every_policy_does_what_it_says() {
 }
 
 #[test]
-fn halves_of_a_block_have_ranks_of_their_own() {
+fn sublayers_have_separate_ranks() {
     let dir = tempfile::tempdir().expect("a folder");
     data(dir.path());
     let result = rank(dir.path(), "out", "--json --quiet --granularity sublayer --target-modules all-linear").json();
@@ -108,7 +108,7 @@ fn the_model_runs_once_for_several_policies() {
     for entry in fs::read_dir(fixture("tiny-bert")).expect("the fixture").flatten() {
         fs::copy(entry.path(), model.join(entry.file_name())).expect("a copy");
     }
-    // Another length of the texts than in other tests, so that the entries are of this one.
+    // The text length differs from that of other tests, so that the cache entries belong to this test.
     let run = |out: &str, options: &str| {
         let line = format!("rank {{}} --data {{}} --out {{}} --max-length 7 {options}");
         gelora(words(&line, &[&model, &dir.path().join("data"), &dir.path().join(out)])).ok()
@@ -125,7 +125,7 @@ fn the_model_runs_once_for_several_policies() {
     assert!(!run("pool", "--pool last --no-cache").stderr.contains(BEFORE));
     assert_eq!((states("first"), states("first")), (states("second"), states("again")));
     assert_ne!(states("first"), states("pool"));
-    // Another weight, another entry.
+    // Changed weights give another entry.
     let weights = model.join("model.safetensors");
     let mut bytes = fs::read(&weights).expect("weights");
     let last = bytes.len() - 1;
@@ -138,7 +138,7 @@ fn the_model_runs_once_for_several_policies() {
 }
 
 #[test]
-fn wrong_options_are_named() {
+fn errors_name_the_wrong_options() {
     let dir = tempfile::tempdir().expect("a folder");
     data(dir.path());
     let fails = |options: &str, words: &[&str]| {

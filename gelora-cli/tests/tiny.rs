@@ -1,4 +1,4 @@
-//! The whole path on a tiny model: rank, train, eval, merge, stop and go on.
+//! The whole workflow on a tiny model: rank, train, eval, merge, stop and resume.
 
 mod common;
 
@@ -52,14 +52,15 @@ fn rank_train_eval_merge() {
 }
 
 #[test]
-fn a_stopped_training_goes_on_as_if_it_had_not_stopped() {
+fn a_resumed_training_equals_an_uninterrupted_one() {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let (model, data) = (fixture("tiny-bert"), data(dir.path()));
-    let line = "train {} --data {} --rank 2 --steps 12 --batch-size 16 --lora-dropout 0.1 --checkpoint-every 5 --quiet --out {}";
+    let line = "train {} --data {} --rank 2 --steps 12 --batch-size 16 --lora-dropout 0.1 --checkpoint-every 5 --quiet \
+                --out {}";
     gelora(words(line, &[&model, &data, &at("whole")])).ok();
 
-    // A folder in the way of the last file stands in for a crash after the second checkpoint.
+    // A folder in the place of the last file simulates a crash after the second checkpoint.
     let out = at("stopped");
     fs::create_dir_all(out.join("adapter_model.safetensors")).expect("a folder in the way");
     let stopped = gelora(words(line, &[&model, &data, &out]));
@@ -111,7 +112,7 @@ fn batches_of_similar_length_train_as_well() {
 }
 
 #[test]
-fn accumulation_changes_nothing_but_memory() {
+fn accumulation_only_changes_memory() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, data) = (fixture("tiny-bert"), data(dir.path()));
     let losses = |accumulate: usize| -> Vec<f64> {
@@ -124,7 +125,7 @@ fn accumulation_changes_nothing_but_memory() {
         let rows = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
         rows.filter_map(|v| v["loss"].as_f64()).collect()
     };
-    // Dropout of the base model draws other masks for each part, so only the size of the loss can be compared.
+    // Dropout of the base model draws different masks for each part, so only the size of the loss can be compared.
     assert!((losses(1)[0] - losses(4)[0]).abs() < 0.3);
 }
 
@@ -179,6 +180,6 @@ fn a_profile_has_phases_steps_and_operators() {
         profile["phases"].as_array().into_iter().flatten().filter_map(|phase| phase["end"].as_f64()).collect();
     assert!(ends.len() > 3 && ends.is_sorted() && ends.last() < profile["seconds"].as_f64().as_ref(), "{ends:?}");
     let operators = profile["operators"].as_array().expect("operators");
-    let adamw = operators.iter().find(|o| o["op"] == "adamw").expect("the optimiser");
+    let adamw = operators.iter().find(|o| o["op"] == "adamw").expect("the optimizer");
     assert_eq!(adamw["calls"].as_u64().map(|calls| calls % 5), Some(0));
 }

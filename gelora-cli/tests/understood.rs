@@ -1,4 +1,4 @@
-//! What is understood of the data: learnt as meant, said before it runs, part of the JSON.
+//! The account of the data: it is correct, printed before the run, and part of the JSON.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use common::{Run, data, fixture, gelora, words};
 use serde_json::{Value, json};
 
-/// A tiny language model of 128 positions with a chat template.
+/// Returns a tiny language model of 128 positions with a chat template.
 fn lm() -> PathBuf {
     fixture("gguf/tiny.gguf")
 }
@@ -32,7 +32,7 @@ fn eval_lm(data: &Path) -> Value {
 }
 
 #[test]
-fn a_question_is_answered_as_a_prompt_is_completed() {
+fn questions_and_prompts_give_the_same_rows() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path();
     let row = |asked: &str, answer: &str| json!({asked: "there in the lane", answer: " the theatre"});
@@ -64,7 +64,7 @@ fn a_question_is_answered_as_a_prompt_is_completed() {
 }
 
 #[test]
-fn conversations_are_learnt_whatever_their_roles_are_called() {
+fn conversations_are_trained_with_any_names_of_roles() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path();
     let turns = |system: Option<&str>| {
@@ -102,7 +102,9 @@ fn rows_that_are_cut_or_left_out_are_counted() {
     ]);
     let path = write(dir, "rows.jsonl", rows);
     let run = eval(&lm(), &path, "--max-length 20 --json");
-    assert!(run.stderr.contains("2 examples; 1 cut at --max-length 20; 1 of 4 left out: the answer in \"completion\" is empty; 1 of 4 left out: no token of the answer is left at --max-length 20"), "{}", run.stderr);
+    let counts = "2 examples; 1 cut at --max-length 20; 1 of 4 left out: the answer in \"completion\" is empty; \
+                  1 of 4 left out: no token of the answer is left at --max-length 20";
+    assert!(run.stderr.contains(counts), "{}", run.stderr);
     assert!(run.stderr.contains("66.7 % of the rows are longer than --max-length 20"), "{}", run.stderr);
     let json = run.json();
     assert_eq!((&json["rows"], &json["dataset"]["rows"], &json["dataset"]["kept"]), (&json!(2), &json!(4), &json!(2)));
@@ -122,7 +124,7 @@ fn rows_that_are_cut_or_left_out_are_counted() {
 }
 
 #[test]
-fn the_block_says_task_columns_classes_and_rows() {
+fn the_account_has_task_columns_classes_and_rows() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path();
     let model = fixture("tiny-bert");
@@ -163,7 +165,7 @@ fn the_block_says_task_columns_classes_and_rows() {
     let shown = eval(&model, &path, &format!("--skip-bad-rows --adapter {}", dir.join("adapter").display())).ok();
     assert!(shown.stdout.contains("f1 of \"yes\""), "{}", shown.stdout);
 
-    // Numbers with a decimal point are scores, and that is said.
+    // Numbers with a decimal point are scores, and the account says so.
     let floats = write(dir, "floats.csv", "text,label\nthe film,1.0\na film,0.0\nthe plot,1.0\na plot,0.0\n");
     let run = gelora(words("train {} --data {} --rank 1 --steps 1 --out {}", &[&model, &floats, &dir.join("o")])).ok();
     assert!(
@@ -174,7 +176,7 @@ fn the_block_says_task_columns_classes_and_rows() {
 }
 
 #[test]
-fn identical_texts_are_said_and_too_few_distinct_ones_are_an_error() {
+fn identical_texts_are_reported_and_too_few_distinct_texts_are_an_error() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path();
     let model = fixture("tiny-bert");
@@ -193,7 +195,7 @@ fn identical_texts_are_said_and_too_few_distinct_ones_are_an_error() {
 }
 
 #[test]
-fn a_test_split_without_labels_is_predicted() {
+fn test_splits_without_labels_give_predictions() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path();
     let (model, folder) = (fixture("tiny-bert"), data(dir));

@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets, and the files that broke a reader once (`find-*`): see fuzz/README.md.
+//! Reads the seeds of the fuzz targets, and files that once broke a reader (`find-*`). See fuzz/README.md.
 
 mod common;
 
@@ -9,7 +9,7 @@ use gelora_cli::untrusted;
 use serde_json::{Value, json};
 
 #[test]
-fn seeds_are_read_and_finds_are_errors() {
+fn seeds_are_valid_and_finds_are_errors() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
     let folder = tempfile::tempdir().unwrap();
     for target in untrusted::targets() {
@@ -19,7 +19,7 @@ fn seeds_are_read_and_finds_are_errors() {
             let (name, bytes) = (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap());
             match untrusted::read(target, &bytes, &folder.path().join(target)) {
                 Ok(()) => read += 1,
-                // Neither a panic nor several lines, which `untrusted::read` looks at.
+                // `untrusted::read` checks for panics and errors of several lines.
                 Err(_) if name.starts_with("find-") => refused += 1,
                 Err(error) => panic!("{}: {error}", path.display()),
             }
@@ -28,9 +28,9 @@ fn seeds_are_read_and_finds_are_errors() {
     }
 }
 
-/// What no cut of a seed may do is what the fuzz targets look for in more of them.
+/// Truncated seeds and changed bytes must not cause a panic. The fuzz targets search for more such inputs.
 #[test]
-fn no_cut_or_changed_byte_is_a_panic() {
+fn truncated_and_changed_seeds_do_not_panic() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
     let folder = tempfile::tempdir().unwrap();
     for target in untrusted::targets() {
@@ -47,9 +47,10 @@ fn no_cut_or_changed_byte_is_a_panic() {
     }
 }
 
-/// The tokenizers crate reads these and panics on them later. On every way to it, that is one line which names the file.
+/// The tokenizers crate reads these files and panics on them later. Every use of them gives one line that names the
+/// file.
 #[test]
-fn what_the_tokenizers_crate_panics_on_is_one_error() {
+fn panics_of_the_tokenizers_crate_are_one_error() {
     let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/tokenizer/unigram");
     let good: Value = serde_json::from_slice(&fs::read(seed).unwrap()).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -69,9 +70,9 @@ fn what_the_tokenizers_crate_panics_on_is_one_error() {
     assert!(long.contains("not a readable tokenizer: a piece of 100000 bytes; expected 1024 at most"), "{long}");
 }
 
-/// Through the program, whose panics are told on stderr.
+/// Runs the program, which would report a panic on stderr.
 #[test]
-fn a_broken_template_of_special_tokens_is_one_line_of_the_program() {
+fn a_broken_special_token_template_is_one_line_of_the_program() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
     fs::create_dir(&model).unwrap();

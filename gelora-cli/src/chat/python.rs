@@ -1,5 +1,5 @@
-//! What transformers puts into the templates' environment beside Jinja itself, and where Python differs from minijinja: JSON, the
-//! date, `dict`, numbers, methods of strings.
+//! Functions that transformers adds to the environment of templates, and replacements where minijinja differs from
+//! Python: JSON, the date, `dict`, numbers, and methods of strings.
 //!
 //! Source: `_cached_compile_jinja_template` in `utils/chat_template_utils.py` of transformers 5.23, and CPython's `json`.
 
@@ -9,13 +9,15 @@ use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Nesting beyond which a value is not written. Templates cannot build a deeper one in sight, and each level takes stack.
-const DEEPEST: usize = 200;
+/// Maximum nesting of a value that is written. Templates of practical length cannot build a deeper value, and each
+/// level takes stack.
+const MAX_DEPTH: usize = 200;
 
-/// `json.dumps(value, ensure_ascii=..., indent=..., separators=..., sort_keys=...)`: no HTML escapes, keys in their order.
+/// Implements `json.dumps(value, ensure_ascii=..., indent=..., separators=..., sort_keys=...)`, without HTML escapes.
+/// Keys keep their order.
 ///
 /// # Errors
-/// If an option is not one of these or of another type, or a value has no JSON (an undefined one).
+/// Returns an error if an option is unknown or of a wrong type, or if a value has no JSON form (an undefined value).
 pub fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
@@ -39,6 +41,7 @@ pub fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     Ok(writer.text)
 }
 
+/// Writes values as JSON.
 struct Writer {
     text: String,
     indent: Option<String>,
@@ -50,8 +53,8 @@ struct Writer {
 
 impl Writer {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > DEEPEST {
-            return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: more than {DEEPEST} levels")));
+        if depth > MAX_DEPTH {
+            return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: more than {MAX_DEPTH} levels")));
         }
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
@@ -83,7 +86,7 @@ impl Writer {
         Ok(())
     }
 
-    /// A key as Python's `json` writes it.
+    /// Returns a key in the form of Python's `json`.
     fn name(&self, key: &Value) -> Result<String, Error> {
         Ok(match key.kind() {
             ValueKind::String => key.as_str().unwrap_or_default().to_owned(),
@@ -136,7 +139,7 @@ impl Writer {
                 '\u{c}' => self.text.push_str("\\f"),
                 c if c < ' ' || (self.ascii && c > '~') => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(self.text, "\\u{unit:04x}"); // which a String never refuses
+                        let _ = write!(self.text, "\\u{unit:04x}"); // writing to a String cannot fail
                     }
                 }
                 c => self.text.push(c),
@@ -146,7 +149,7 @@ impl Writer {
     }
 }
 
-/// A number as Python writes it.
+/// Returns a number in the form of Python.
 fn number(value: &Value) -> Result<String, Error> {
     if value.is_integer() {
         return Ok(i128::try_from(value.clone())?.to_string());
@@ -156,7 +159,8 @@ fn number(value: &Value) -> Result<String, Error> {
         let sign = if float < 0.0 { "-" } else { "" };
         return Ok(if float.is_nan() { "NaN".into() } else { format!("{sign}Infinity") });
     }
-    // The fewest digits that name the number, as in Rust; an exponent outside of 1e-4 to 1e16, of two digits.
+    // The digits are the fewest that identify the number, as in Rust. Outside of 1e-4 to 1e16 the exponent has two
+    // digits.
     let scientific = format!("{float:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let power: i32 = exponent.parse().unwrap_or(0);
@@ -167,19 +171,19 @@ fn number(value: &Value) -> Result<String, Error> {
     Ok(format!("{float:?}"))
 }
 
-/// `datetime.now().strftime(format)`: the local time of the machine.
+/// Implements `datetime.now().strftime(format)`, in the machine's local time.
 ///
 /// # Errors
-/// If the format has a directive that is not known.
+/// Returns an error if the format has an unknown directive.
 pub fn now(format: &str) -> Result<String, Error> {
-    let said = jiff::fmt::strtime::format(format, &jiff::Zoned::now());
-    said.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {format:?}: {e}")))
+    let formatted = jiff::fmt::strtime::format(format, &jiff::Zoned::now());
+    formatted.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {format:?}: {e}")))
 }
 
-/// `dict(pairs or mapping, key=value, ...)`.
+/// Implements `dict(pairs or mapping, key=value, ...)`.
 ///
 /// # Errors
-/// If the first argument is neither.
+/// Returns an error if the first argument is neither.
 pub fn dict(given: Option<Value>, more: Kwargs) -> Result<Value, Error> {
     let mut pairs: Vec<(Value, Value)> = Vec::new();
     if let Some(given) = given {
@@ -201,10 +205,10 @@ pub fn dict(given: Option<Value>, more: Kwargs) -> Result<Value, Error> {
     Ok(Value::from_pairs(pairs))
 }
 
-/// Methods of Python's strings and dicts.
+/// Implements methods of Python's strings and dicts.
 ///
 /// # Errors
-/// If there is no such method, or its arguments do not fit.
+/// Returns an error if there is no such method, or if its arguments do not fit.
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     if name != "index" || value.as_str().is_none() {
         return unknown_method_callback(state, value, name, arguments);
@@ -216,10 +220,10 @@ pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value])
     }
 }
 
-/// Writes what stands in `{{ }}`: numbers as Python does.
+/// Writes the value of `{{ }}`, with numbers in the form of Python.
 ///
 /// # Errors
-/// If the output takes no more.
+/// Returns an error if the output refuses more text.
 pub fn print(out: &mut Output<'_>, state: &mut State, value: &Value) -> Result<(), Error> {
     let is_float = value.kind() == ValueKind::Number && !value.is_integer();
     if is_float && f64::try_from(value.clone()).is_ok_and(f64::is_finite) {

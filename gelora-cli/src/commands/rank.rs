@@ -99,7 +99,7 @@ pub fn measure_ranks(
     Targets::new(&infos, layers, options.granularity, &options.target_modules).context("--target-modules")?;
     let rows = sample(dataset.examples.len(), samples, options.seed);
     if rows.len() < 3 {
-        bail!("{}: {} rows; two nearest neighbours need at least 3", dataset.path.display(), rows.len());
+        bail!("{}: {} rows; two nearest neighbors need at least 3", dataset.path.display(), rows.len());
     }
     let examples = || rows.iter().map(|&i| &dataset.examples[i]);
     let tokens: Vec<Tokens> = tokenizer.encode_all(examples()).with_context(|| {

@@ -189,8 +189,8 @@ impl Records {
             let byte = self.source.next()?;
             state = match (state, byte) {
                 (State::Quoted, None) => {
-                    let delimiter_name = self.source.path().display();
-                    bail!("{delimiter_name}: a quote in the row that starts on line {line} is never closed")
+                    let display = self.source.path().display();
+                    bail!("{display}: a quote in the row that starts on line {line} is never closed")
                 }
                 (State::Quoted, Some(b'"')) => State::QuoteSeen,
                 (State::QuoteSeen, Some(b'"')) => {

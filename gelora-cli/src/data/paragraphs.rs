@@ -8,7 +8,7 @@ use super::columns::Columns;
 use super::source::{Source, utf8};
 use super::{Dataset, Example};
 
-/// Reads the paragraphs. Together they are the whole text. The line of a paragraph is that of its first_line word.
+/// Reads the paragraphs. Together they are the whole text. The line of a paragraph is that of its first word.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read, is not UTF-8 or has no text.

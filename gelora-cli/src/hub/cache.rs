@@ -1,4 +1,5 @@
-//! The folder of a repository in the cache, laid out as Python's huggingface_hub does, so that each finds the other's files:
+//! The folder of a repository in the cache, in the layout of Python's huggingface_hub, so that each program finds the
+//! files of the other:
 //!
 //! ```text
 //! models--org--name/refs/main             the commit that main stands for
@@ -18,10 +19,10 @@ use sha2::{Digest, Sha256};
 use super::Kind;
 use crate::ui;
 
-/// The longest ETag that is a file's name as it stands.
-const LONGEST_NAME: usize = 128;
+/// Maximum length of an ETag that is used as a file name unchanged.
+const MAX_NAME_LENGTH: usize = 128;
 
-/// One repository's folder.
+/// Cache folder of one repository.
 #[derive(Clone, Debug)]
 pub struct RepoCache {
     folder: PathBuf,
@@ -29,21 +30,21 @@ pub struct RepoCache {
 }
 
 impl RepoCache {
-    /// The folder of `repo` in the cache at `root`.
+    /// Returns the cache of `repo` below the folder `root`.
     pub fn new(root: &Path, kind: Kind, repo: &str) -> Self {
         let name = format!("{}--{}", kind.plural(), repo.replace('/', "--"));
         Self { folder: root.join(&name), locks: root.join(".locks").join(name) }
     }
 
-    /// The folder of a commit's files.
+    /// Returns the folder of a commit's files.
     pub fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// The place of a file of a commit.
+    /// Returns the path of a file of a commit.
     ///
     /// # Errors
-    /// If its name leads out of the folder.
+    /// Returns an error if its name leads out of the folder.
     pub fn pointer(&self, commit: &str, name: &str) -> Result<PathBuf> {
         let is_part = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
         if !is_plain(commit) {
@@ -55,25 +56,25 @@ impl RepoCache {
         Ok(name.split('/').fold(self.snapshot(commit), |path, part| path.join(part)))
     }
 
-    /// The name of the file with the content that an ETag stands for. An ETag that makes no file's name is hashed.
+    /// Returns the file name of the content with this ETag. An ETag that is no valid file name is hashed.
     fn blob_name(etag: &str) -> String {
-        match is_plain(etag) && etag.len() <= LONGEST_NAME {
+        match is_plain(etag) && etag.len() <= MAX_NAME_LENGTH {
             true => etag.to_owned(),
             false => hex(&Sha256::digest(etag.as_bytes())),
         }
     }
 
-    /// The file with the content that an ETag stands for.
+    /// Returns the file of the content with this ETag.
     pub fn blob(&self, etag: &str) -> PathBuf {
         self.folder.join("blobs").join(Self::blob_name(etag))
     }
 
-    /// The same while it is downloaded.
+    /// Returns the file of the content with this ETag during its download.
     pub fn incomplete(&self, etag: &str) -> PathBuf {
         self.folder.join("blobs").join(format!("{}.incomplete", Self::blob_name(etag)))
     }
 
-    /// Returns the commit that a revision stands for, by what was downloaded before.
+    /// Returns the commit of a revision, as recorded by an earlier download.
     pub fn commit(&self, revision: &str) -> Option<String> {
         // A revision may be the commit itself.
         if is_commit(revision) && self.snapshot(revision).is_dir() {
@@ -83,10 +84,10 @@ impl RepoCache {
         is_plain(&commit).then_some(commit)
     }
 
-    /// Keeps the commit that a revision stands for.
+    /// Records the commit of a revision.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn keep_commit(&self, revision: &str, commit: &str) -> Result<()> {
         let Some(path) = self.reference(revision).filter(|_| revision != commit) else { return Ok(()) };
         if fs::read_to_string(&path).is_ok_and(|text| text == commit) {
@@ -96,7 +97,7 @@ impl RepoCache {
         Ok(files::write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// The file that names a revision's commit: `refs/main`, `refs/refs/pr/1`.
+    /// Returns the file that records a revision's commit: `refs/main`, `refs/refs/pr/1`.
     fn reference(&self, revision: &str) -> Option<PathBuf> {
         let parts: Vec<&str> = revision.split('/').collect();
         parts
@@ -105,10 +106,10 @@ impl RepoCache {
             .then(|| parts.iter().fold(self.folder.join("refs"), |p, part| p.join(part)))
     }
 
-    /// Gives a blob its name in a commit.
+    /// Links a file name of a commit to its blob.
     ///
     /// # Errors
-    /// If the link cannot be made.
+    /// Returns an error if the link cannot be created.
     pub fn link(&self, etag: &str, commit: &str, name: &str) -> Result<()> {
         let pointer = self.pointer(commit, name)?;
         make_folder_of(&pointer)?;
@@ -117,7 +118,7 @@ impl RepoCache {
         link(&target, &self.blob(etag), &pointer).with_context(|| pointer.display().to_string())
     }
 
-    /// The names of a commit's files that are there, sorted.
+    /// Returns the names of a commit's files in the cache, sorted.
     pub fn files(&self, commit: &str) -> Vec<String> {
         let root = self.snapshot(commit);
         let (mut folders, mut names) = (vec![root.clone()], Vec::new());
@@ -136,11 +137,11 @@ impl RepoCache {
         names
     }
 
-    /// Waits until no other process downloads the same content. The lock ends with the file that is returned; it is `None` where
-    /// the file system has no locks.
+    /// Waits until no other process downloads the same content. The returned file holds the lock. It is `None` if the
+    /// file system has no locks.
     ///
     /// # Errors
-    /// If the lock's file cannot be made.
+    /// Returns an error if the lock file cannot be created.
     pub fn lock(&self, etag: &str, quiet: bool) -> Result<Option<File>> {
         let path = self.locks.join(format!("{}.lock", Self::blob_name(etag)));
         make_folder_of(&path)?;
@@ -157,31 +158,31 @@ impl RepoCache {
     }
 }
 
-/// Makes the folder that a file is to lie in.
+/// Creates the parent folder of a file.
 ///
 /// # Errors
-/// If it cannot be made.
+/// Returns an error if the folder cannot be created.
 pub fn make_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))
 }
 
-/// Makes `link` a symbolic link to `target`, or another name of `file`, or a copy of it, whatever the file system can.
+/// Creates `link` as a symbolic link to `target`, or else as a hard link to `file`, or else as a copy of it.
 ///
 /// # Errors
-/// If it can do none of these.
+/// Returns an error if none of these succeeds.
 pub fn link(target: &Path, file: &Path, link: &Path) -> io::Result<()> {
     if fs::read_link(link).is_ok_and(|present| present == target) {
         return Ok(());
     }
-    // What is there leads nowhere, or elsewhere.
+    // An existing link points elsewhere or to nothing.
     match fs::remove_file(link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     match symlink(target, link) {
         Ok(()) => return Ok(()),
-        // Another process was faster.
+        // Another process created the link first.
         Err(_) if fs::read_link(link).is_ok_and(|present| present == target) => return Ok(()),
         Err(_) => {}
     }
@@ -198,18 +199,18 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_file(target, link)
 }
 
-/// Whether a text can be the name of a file.
+/// Returns true if a text is a valid file name.
 fn is_plain(text: &str) -> bool {
     let is_known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     !text.is_empty() && !text.starts_with('.') && text.chars().all(is_known)
 }
 
-/// Whether a revision is a commit, and no branch or tag.
+/// Returns true if a revision is a commit hash rather than a branch or tag.
 fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Bytes in hexadecimal.
+/// Returns bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_stay_in_the_folder() {
+    fn paths_stay_in_the_folder() {
         let cache = RepoCache::new(Path::new("/c"), Kind::Dataset, "org/name");
         let pointer = |name: &str| cache.pointer("c0ffee", name).ok();
         assert_eq!(
@@ -232,7 +233,8 @@ mod tests {
         assert!(cache.pointer("../..", "a").is_err());
         assert_eq!(cache.reference("../../etc/passwd"), None);
         assert_eq!(cache.reference("refs/pr/1"), Some(PathBuf::from("/c/datasets--org--name/refs/refs/pr/1")));
-        // ETags that are names are kept, as Python's tools do; others cannot lead anywhere.
+        // ETags that are valid names are kept, as in Python's tools. Others are hashed, so they cannot lead out of the
+        // folder.
         assert_eq!(cache.blob("abc-1"), PathBuf::from("/c/datasets--org--name/blobs/abc-1"));
         for etag in ["../../x", "a/b", ".", "..", &"a".repeat(500)] {
             let name = RepoCache::blob_name(etag);
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_relative_and_replace_what_leads_nowhere() {
+    fn links_are_relative_and_replace_broken_links() {
         let root = tempfile::tempdir().unwrap();
         let cache = RepoCache::new(root.path(), Kind::Model, "org/name");
         let blob = cache.blob("etag");

@@ -1,7 +1,8 @@
-//! Requests to the hub: redirects followed by hand, the token kept from other hosts, pauses between tries.
+//! Requests to the hub. Redirects are followed here, the token is not sent to other hosts, and failed requests are
+//! repeated after pauses.
 //!
-//! Every request asks for `Accept-Encoding: identity`. Asked for gzip, the hub compresses on the way, and then neither knows the
-//! size of what it sends nor sends a part of it.
+//! Every request asks for `Accept-Encoding: identity`. With gzip, the hub compresses its answer in transit, so it
+//! neither knows the size of the answer nor sends a part of it.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,29 +17,29 @@ use crate::ui;
 
 pub use ureq::http::Method;
 
-/// Redirects of one request at most.
-const REDIRECTS: usize = 10;
-/// How long a server may take to accept a connection, and to begin its answer.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// How often a request is made again before its failure is an error.
+/// Maximum number of redirects of one request.
+const MAX_REDIRECTS: usize = 10;
+/// Time limit for a server to accept a connection, and to begin its answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Number of retries before a failure is an error.
 pub const RETRIES: u32 = 3;
-/// The wait before the first of them; each further one is twice as long.
-const PAUSE: Duration = Duration::from_millis(300);
-/// The longest wait that a server is granted.
-const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// Pause before the first retry. Each further pause is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+/// Maximum wait that a server may ask for.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
-/// Why a request brought nothing.
+/// Reason why a request failed.
 #[derive(Debug)]
 pub enum Trouble {
-    /// There is no connection to the server.
+    /// No connection to the server.
     Unreachable(String),
     /// The connection broke.
     Broken(String),
-    /// The server cannot answer now, and may say how long it wants to be left alone.
+    /// The server is busy. It may ask for a wait.
     Busy { status: u16, wait: Option<Duration> },
-    /// The server does not give what was asked for.
+    /// The server refuses the request.
     Refused(Refusal),
-    /// The answer makes no sense; the words go on after the server's name.
+    /// The answer is invalid. The text continues the server's name.
     Bad(String),
 }
 
@@ -60,20 +61,20 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// An answer of 400 or above that asking again does not change.
+/// An answer with a status of 400 or above, which a repeated request would not change.
 #[derive(Debug)]
 pub struct Refusal {
     pub status: u16,
     /// X-Error-Code: RepoNotFound, RevisionNotFound, EntryNotFound, GatedRepo, or nothing.
     pub code: String,
-    /// X-Error-Message, cut to one short sentence.
+    /// X-Error-Message, shortened to one sentence.
     pub message: String,
 }
 
 /// An answer after its redirects.
 pub struct Answer {
     pub status: u16,
-    /// What the whole chain of answers says of the file.
+    /// Description of the file from all answers of the redirect chain.
     pub described: Described,
     /// Content-Range of the last answer.
     pub range: Option<ContentRange>,
@@ -90,13 +91,13 @@ impl Answer {
         }
     }
 
-    /// The body as it comes.
+    /// Returns a reader of the body.
     pub fn reader(self) -> BodyReader<'static> {
         self.body.into_with_config().limit(u64::MAX).reader()
     }
 }
 
-/// The connection to one hub.
+/// Connection to one hub.
 pub struct Client {
     agent: Agent,
     endpoint: String,
@@ -105,10 +106,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the server that the settings name.
+    /// Returns a client for the server that the settings name.
     ///
     /// # Errors
-    /// If the server's address is none.
+    /// Returns an error if the server's address is invalid.
     pub fn new(settings: &Settings) -> Result<Self> {
         let endpoint = settings.endpoint.clone();
         let is_address = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
@@ -120,9 +121,9 @@ impl Client {
             .http_status_as_error(false)
             .accept_encoding("identity")
             .user_agent(concat!("gelora/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(PATIENCE))
-            .timeout_connect(Some(PATIENCE))
-            .timeout_recv_response(Some(PATIENCE.max(settings.read_timeout)))
+            .timeout_resolve(Some(CONNECT_TIMEOUT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(CONNECT_TIMEOUT.max(settings.read_timeout)))
             .timeout_per_read(Some(settings.read_timeout))
             .build()
             .new_agent();
@@ -138,16 +139,16 @@ impl Client {
         self.token.is_some()
     }
 
-    /// Asks for a path below the endpoint, and follows redirects: on the hub's own host with the token, on others without it.
-    /// With `leaves_host` false, the redirect to another host is itself the answer.
+    /// Requests a path below the endpoint and follows redirects. The token is sent to the hub's own host only. If
+    /// `leaves_host` is false, a redirect to another host is returned as the answer.
     ///
     /// # Errors
-    /// If there is no answer, or one of 400 or above.
+    /// Returns an error if there is no answer, or if its status is 400 or above.
     pub fn ask(&self, method: Method, path: &str, range: Option<&str>, leaves_host: bool) -> Result<Answer, Trouble> {
         let address = format!("{}/{path}", self.endpoint);
         let mut uri: Uri = address.parse().map_err(|_| Trouble::Bad(format!("has no such address as {address}")))?;
         let (mut described, mut is_other_host) = (Described::default(), false);
-        for _ in 0..=REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let mut request = Request::builder().method(method.clone()).uri(uri.clone());
             if let Some(range) = range {
                 request = request.header("range", range);
@@ -170,23 +171,23 @@ impl Client {
                 (uri, is_other_host) = (target, leaves);
                 continue;
             }
-            return checked(status, &parts.headers, is_other_host).map(|()| {
+            return check_answer(status, &parts.headers, is_other_host).map(|()| {
                 let range = ContentRange::of(&parts.headers);
                 Answer { status, described, range, body }
             });
         }
-        Err(Trouble::Bad(format!("redirects more than {REDIRECTS} times")))
+        Err(Trouble::Bad(format!("redirects more than {MAX_REDIRECTS} times")))
     }
 }
 
-/// Returns an error unless the answer has what was asked for.
-fn checked(status: u16, headers: &HeaderMap, is_other_host: bool) -> Result<(), Trouble> {
+/// Returns an error unless the answer has the requested content.
+fn check_answer(status: u16, headers: &HeaderMap, is_other_host: bool) -> Result<(), Trouble> {
     match status {
         200..300 => match text(headers, "content-encoding").filter(|encoding| encoding != "identity") {
             None => Ok(()),
             Some(encoding) => Err(Trouble::Bad(format!("answers in the encoding {encoding}, which was not asked for"))),
         },
-        // A hub sends 408 and 5xx in passing. The links to another host run out, and a new one comes with the next try.
+        // 408 and 5xx are temporary. A link to another host may expire; the next request gets a new link.
         408 | 429 | 500.. => Err(Trouble::Busy { status, wait: retry_after(headers) }),
         403 if is_other_host => Err(Trouble::Broken("the link to the file has run out (status 403)".into())),
         _ => {
@@ -206,7 +207,7 @@ fn trouble(error: Error) -> Trouble {
         Error::HostNotFound | Error::ConnectionFailed | Error::BadUri(_) | Error::Tls(_) | Error::Rustls(_) => true,
         Error::ConnectProxyFailed(_) | Error::InvalidProxyUrl => true,
         Error::Timeout(Timeout::Resolve | Timeout::Connect) => true,
-        // The kind of a certificate that is not trusted is InvalidData.
+        // An untrusted certificate has the kind InvalidData.
         Error::Io(error) => matches!(
             error.kind(),
             AddrNotAvailable | ConnectionRefused | HostUnreachable | InvalidData | NetworkDown | NetworkUnreachable
@@ -220,7 +221,7 @@ fn trouble(error: Error) -> Trouble {
     if has_no_connection { Trouble::Unreachable(problem) } else { Trouble::Broken(problem) }
 }
 
-/// The tries of one request or download.
+/// Count of the retries of one request or download.
 pub struct Retries {
     used: u32,
     quiet: bool,
@@ -231,23 +232,23 @@ impl Retries {
         Self { used: 0, quiet }
     }
 
-    /// Starts the count anew, after a try that got somewhere.
+    /// Resets the count after a try that made progress.
     pub fn forget(&mut self) {
         self.used = 0;
     }
 
-    /// Waits before another try, as long as a busy server asks for.
+    /// Waits before a retry, as long as a busy server asks for.
     ///
     /// # Errors
-    /// The trouble itself if another try is no use, all have been used, or the server asks for too long a wait.
+    /// Returns the trouble itself if a retry is useless, all retries are used, or the server asks for too long a wait.
     pub fn wait(&mut self, trouble: Trouble) -> Result<(), Trouble> {
-        let pause = PAUSE * (1 << self.used);
+        let pause = FIRST_PAUSE * (1 << self.used);
         let wait = match &trouble {
             Trouble::Unreachable(_) | Trouble::Broken(_) => pause,
             Trouble::Busy { wait, .. } => wait.map_or(pause, |wait| wait.max(pause)),
             Trouble::Refused(_) | Trouble::Bad(_) => return Err(trouble),
         };
-        if self.used == RETRIES || wait > LONGEST_WAIT {
+        if self.used == RETRIES || wait > MAX_WAIT {
             return Err(trouble);
         }
         self.used += 1;
@@ -259,8 +260,8 @@ impl Retries {
     }
 }
 
-/// Whether a redirect from the hub to `to` stays with it: the same host, and the same scheme and port or those of https after
-/// those of http.
+/// Returns true if a redirect from the hub to `to` stays with the hub: the same host with the same scheme and port, or
+/// a change from http to https with their default ports.
 fn is_same_site(hub: &Uri, to: &Uri) -> bool {
     let host = |uri: &Uri| uri.host().unwrap_or_default().to_ascii_lowercase();
     let port = |uri: &Uri| uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
@@ -268,7 +269,7 @@ fn is_same_site(hub: &Uri, to: &Uri) -> bool {
     host(hub) == host(to) && (is_upgrade || (hub.scheme() == to.scheme() && port(hub) == port(to)))
 }
 
-/// The address that a Location means, seen from `from`.
+/// Returns the address of a Location header relative to `from`.
 fn joined(from: &Uri, location: &str) -> Option<Uri> {
     let location = location.split('#').next().unwrap_or_default();
     let (scheme, authority) = (from.scheme_str()?, from.authority()?);
@@ -288,7 +289,8 @@ fn joined(from: &Uri, location: &str) -> Option<Uri> {
     (matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()).then_some(uri)
 }
 
-/// Text for a part of an address: every byte that has a meaning there as `%XX`, slashes too unless they are kept.
+/// Percent-encodes a text for a part of an address: every byte with a special meaning becomes `%XX`, slashes too unless
+/// they are kept.
 pub fn encoded(text: &str, keeps_slashes: bool) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn locations_are_seen_from_where_they_were_said() {
+    fn locations_are_relative_to_the_request() {
         let from = uri("https://hub.example:8443/org/name/resolve/main/config.json?download=true");
         let to = |location: &str| joined(&from, location).map(|uri| uri.to_string());
         let same = "https://hub.example:8443";
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn tries_end() {
+    fn retries_are_limited() {
         let mut retries = Retries::new(true);
         let broken = || Trouble::Broken("x".into());
         assert!(retries.wait(Trouble::Bad("x".into())).is_err());

@@ -1,7 +1,9 @@
-//! One file of a repository, from the hub into the cache: resumed where it stopped, and checked before it gets its name.
+//! Downloads one file of a repository into the cache. An interrupted download resumes where it stopped, and a file is
+//! checked before it gets its name.
 //!
-//! The lock keeps two processes from doing the same work. Where a file system ignores locks, two that write one file write the
-//! same bytes to the same places, so nothing is spoilt: a part is never written at its end, but where its bytes belong.
+//! The lock keeps two processes from downloading the same file. On a file system without locks, two processes write the
+//! same bytes to the same positions, so the file stays valid: bytes are written at their position in the file, never
+//! appended.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -16,17 +18,17 @@ use super::headers::{ContentRange, Described};
 use super::{Hub, Kind};
 use crate::ui;
 
-/// Bytes that are read and written at once.
+/// Number of bytes that are read and written at once.
 const CHUNK: usize = 1 << 18;
-/// A try that brought so many bytes got somewhere, and those before it no longer count.
+/// Number of bytes after which a try counts as progress and the retries are reset.
 const PROGRESS: u64 = 1 << 20;
 
 impl Hub {
-    /// Downloads a file of a commit unless it is there.
+    /// Downloads a file of a commit unless it exists.
     ///
     /// # Errors
-    /// If the hub does not give it, the connection breaks for good, the bytes are not those that the hub speaks of, or the cache
-    /// cannot be written.
+    /// Returns an error if the hub refuses the file, if the connection fails after all retries, if size or hash differ
+    /// from the hub's description, or if the cache cannot be written.
     pub fn download(&self, commit: &str, name: &str) -> Result<()> {
         let pointer = self.cache.pointer(commit, name)?;
         if pointer.exists() {
@@ -51,21 +53,21 @@ impl Hub {
         Ok(())
     }
 
-    /// Asks what a file is without taking it: HEAD, which stops before another host; where that leaves something open, the
-    /// first byte.
+    /// Requests the description of a file without its content: HEAD, which does not follow redirects to another host.
+    /// If ETag or size are still unknown, it requests the first byte.
     pub(super) fn describe(&self, revision: &str, name: &str) -> Result<Described> {
         let path = self.address(revision, name);
-        let head = self.insist(name, || self.client.ask(Method::HEAD, &path, None, false))?;
+        let head = self.ask_until_answered(name, || self.client.ask(Method::HEAD, &path, None, false))?;
         let described = match head {
             Ok(answer) => answer.described,
-            // A server that knows no HEAD.
+            // The server does not support HEAD.
             Err(Refusal { status: 405 | 501, .. }) => Described::default(),
             Err(refusal) => return Err(self.refused(&refusal, Some(name))),
         };
         if described.etag().is_some() && described.size().is_some() {
             return Ok(described);
         }
-        match self.insist(name, || self.client.ask(Method::GET, &path, Some("bytes=0-0"), true))? {
+        match self.ask_until_answered(name, || self.client.ask(Method::GET, &path, Some("bytes=0-0"), true))? {
             Ok(answer) => Ok(described.or(answer.described)),
             // An empty file has no first byte.
             Err(Refusal { status: 416, .. }) => Ok(described),
@@ -73,24 +75,28 @@ impl Hub {
         }
     }
 
-    /// The path of a file below the endpoint.
+    /// Returns the path of a file below the endpoint.
     fn address(&self, revision: &str, name: &str) -> String {
         format!("{}/resolve/{}/{}", self.repo.page(), encoded(revision, false), encoded(name, true))
     }
 
-    /// Asks until there is an answer, or a refusal.
-    fn insist(&self, name: &str, ask: impl Fn() -> Result<Answer, Trouble>) -> Result<Result<Answer, Refusal>> {
+    /// Repeats a request until the server answers or refuses it.
+    fn ask_until_answered(
+        &self,
+        name: &str,
+        ask: impl Fn() -> Result<Answer, Trouble>,
+    ) -> Result<Result<Answer, Refusal>> {
         let mut retries = Retries::new(self.quiet);
         loop {
             match ask() {
                 Ok(answer) => return Ok(Ok(answer)),
                 Err(Trouble::Refused(refusal)) => return Ok(Err(refusal)),
-                Err(trouble) => retries.wait(trouble).map_err(|trouble| self.broke(name, &trouble))?,
+                Err(trouble) => retries.wait(trouble).map_err(|trouble| self.download_error(name, &trouble))?,
             }
         }
     }
 
-    fn broke(&self, name: &str, trouble: &Trouble) -> anyhow::Error {
+    fn download_error(&self, name: &str, trouble: &Trouble) -> anyhow::Error {
         let model = self.repo.name();
         match trouble {
             Trouble::Refused(refusal) => self.refused(refusal, Some(name)),
@@ -101,7 +107,7 @@ impl Hub {
         }
     }
 
-    /// Brings the content of a file into its blob.
+    /// Downloads the content of a file into its blob.
     fn transfer(&self, commit: &str, name: &str, described: &Described, etag: &str) -> Result<()> {
         let (path, incomplete, blob) = (self.address(commit, name), self.cache.incomplete(etag), self.cache.blob(etag));
         make_folder_of(&incomplete)?;
@@ -123,7 +129,7 @@ impl Hub {
                     if found == wanted.to_ascii_lowercase() {
                         break;
                     }
-                    // What was there before may be at fault, or what came now.
+                    // Either the earlier bytes or the new ones are wrong, so start again once.
                     part.empty().with_context(on_disk)?;
                     if has_failed {
                         let (model, endpoint) = (self.repo.name(), self.client.endpoint());
@@ -136,32 +142,33 @@ impl Hub {
                         retries.forget();
                         furthest = part.length;
                     }
-                    retries.wait(trouble).map_err(|trouble| self.broke(name, &trouble))?;
+                    retries.wait(trouble).map_err(|trouble| self.download_error(name, &trouble))?;
                 }
             }
         }
         part.finish().with_context(on_disk)?;
         match fs::rename(&incomplete, &blob) {
-            // Another process that has had the same work was faster.
+            // Another process downloaded the file first.
             Err(error) if error.kind() == io::ErrorKind::NotFound && blob.exists() => Ok(()),
             renamed => renamed.with_context(|| blob.display().to_string()),
         }
     }
 }
 
-/// Where the bytes of a file come from.
+/// Source of a file's bytes.
 struct Source<'a> {
     hub: &'a Hub,
     path: &'a str,
     name: &'a str,
-    /// The bytes of the whole file, where they are known.
+    /// Size of the whole file in bytes, if known.
     size: Option<u64>,
-    /// Whether the server gives a part when asked for one.
+    /// Whether the server answers requests for a part of the file.
     takes_ranges: bool,
 }
 
 impl Source<'_> {
-    /// Takes what the part lacks, as far as the connection holds. The outer error is the disk's.
+    /// Downloads the missing bytes of the part, as far as the connection holds. The outer error is an error of the
+    /// disk.
     fn take(&mut self, part: &mut Part) -> io::Result<Result<(), Trouble>> {
         if !self.takes_ranges {
             part.restart()?;
@@ -169,10 +176,10 @@ impl Source<'_> {
         let range = (part.length > 0).then(|| format!("bytes={}-", part.length));
         let answer = match self.hub.client.ask(Method::GET, self.path, range.as_deref(), true) {
             Ok(answer) => answer,
-            // The server has no more than this, so what is there is not the beginning of its file.
+            // The server's file is shorter than the part, so the part belongs to another file.
             Err(Trouble::Refused(Refusal { status: 416, .. })) if range.is_some() => {
                 part.empty()?;
-                return Ok(Err(Trouble::Broken("the part that is there is not of this file".into())));
+                return Ok(Err(Trouble::Broken("the downloaded part does not belong to this file".into())));
             }
             Err(trouble) => return Ok(Err(trouble)),
         };
@@ -180,7 +187,7 @@ impl Source<'_> {
             let is_of_this_file = |total: Option<u64>| total.is_none() || self.size.is_none() || total == self.size;
             let fits = |range: ContentRange| range.first == Some(part.length) && is_of_this_file(range.total);
             if !answer.range.is_some_and(fits) {
-                // Where these bytes belong is not known: only the whole file is of use.
+                // The position of these bytes is unknown, so only the whole file helps.
                 if !self.takes_ranges {
                     return Ok(Err(Trouble::Bad("sends a part of the file, but was asked for all of it".into())));
                 }
@@ -194,7 +201,7 @@ impl Source<'_> {
         self.copy(answer, part)
     }
 
-    /// Copies the body of an answer to the place that the part has come to.
+    /// Copies the body of an answer to the current position of the part.
     fn copy(&self, answer: Answer, part: &mut Part) -> io::Result<Result<(), Trouble>> {
         let label = match self.hub.repo.kind {
             Kind::Model => format!("{} {}", self.hub.repo.id.repo, self.name),
@@ -227,17 +234,17 @@ impl Source<'_> {
     }
 }
 
-/// A file that is being downloaded.
+/// A partly downloaded file.
 struct Part {
     file: File,
-    /// The bytes that are known to be right. The file may be longer, with bytes of an earlier try.
+    /// Number of valid bytes. The file may be longer, with bytes of an earlier try.
     length: u64,
-    /// The hash of these bytes, if one is needed.
+    /// Hash of these bytes, if it is needed.
     hasher: Option<Sha256>,
 }
 
 impl Part {
-    /// Opens a part, with what an earlier run left of it.
+    /// Opens a part with the bytes that an earlier run left.
     fn open(path: &Path, needs_hash: bool) -> io::Result<Self> {
         let mut file = File::options().create(true).read(true).write(true).truncate(false).open(path)?;
         let mut hasher = needs_hash.then(Sha256::new);
@@ -269,7 +276,7 @@ impl Part {
         Ok(())
     }
 
-    /// Begins again, over the bytes that are there.
+    /// Starts at the first byte again and keeps the file's length.
     fn restart(&mut self) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(0))?;
         self.length = 0;
@@ -277,7 +284,7 @@ impl Part {
         Ok(())
     }
 
-    /// Begins again with nothing.
+    /// Starts again with an empty file.
     fn empty(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.restart()
@@ -297,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_goes_on_with_its_hash() {
+    fn a_part_resumes_with_its_hash() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.incomplete");
         let mut part = Part::open(&path, true).unwrap();
@@ -308,7 +315,7 @@ mod tests {
         part.write(b"two").unwrap();
         let whole = hex(&Sha256::digest(b"one two"));
         assert_eq!(part.sha256(), Some(whole.clone()));
-        // Written again from the start, and cut where it ends.
+        // The part is written again from the start and truncated at its new end.
         part.restart().unwrap();
         part.write(b"four").unwrap();
         assert_eq!(part.sha256(), Some(hex(&Sha256::digest(b"four"))));

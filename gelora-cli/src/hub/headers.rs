@@ -1,28 +1,28 @@
-//! What the headers of the hub's answers say of a file: commit, ETag, size, and when to ask again.
+//! Reads the headers of the hub's answers: commit, ETag and size of a file, and the time to wait before a retry.
 
 use std::time::Duration;
 
 use ureq::http::HeaderMap;
 
-/// What is known of a file after a chain of answers.
+/// Description of a file from a chain of answers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Described {
-    /// X-Repo-Commit: the commit that the file is of.
+    /// X-Repo-Commit: the commit of the file.
     pub commit: Option<String>,
-    /// X-Linked-Etag, which the hub says of a file that lies elsewhere.
+    /// X-Linked-Etag, which the hub sends for a file that is stored elsewhere.
     linked_etag: Option<String>,
     /// X-Linked-Size.
     linked_size: Option<u64>,
     /// ETag of the last answer.
     etag: Option<String>,
-    /// Whether `etag` is the hub's own and not another host's.
+    /// Whether `etag` comes from the hub and not from another host.
     etag_is_own: bool,
-    /// The size of the whole file by the last answer.
+    /// Size of the whole file according to the last answer.
     size: Option<u64>,
 }
 
 impl Described {
-    /// Adds the headers of one answer of a chain. Another host than the hub's speaks neither of commits nor of links.
+    /// Adds the headers of one answer of a chain. Commits and links are only read from the hub's own host.
     pub fn add(&mut self, status: u16, headers: &HeaderMap, is_other_host: bool) {
         if !is_other_host {
             self.commit = self.commit.take().or_else(|| text(headers, "x-repo-commit"));
@@ -30,20 +30,20 @@ impl Described {
                 self.linked_etag.take().or_else(|| text(headers, "x-linked-etag").and_then(|etag| normalized(&etag)));
             self.linked_size = self.linked_size.or_else(|| number(headers, "x-linked-size"));
         }
-        // The ETag and the length of a redirect are those of its own few words.
+        // ETag and length of a redirect describe the redirect itself.
         if (200..300).contains(&status) {
             self.etag = text(headers, "etag").and_then(|etag| normalized(&etag));
             self.etag_is_own = !is_other_host;
             self.size = match ContentRange::of(headers) {
                 Some(range) => range.total,
-                // The length of a part says nothing of the whole.
+                // The length of a part does not give the length of the file.
                 None if status == 206 => None,
                 None => number(headers, "content-length"),
             };
         }
     }
 
-    /// What this says, or where it is silent what `other` says.
+    /// Returns this description, with missing values taken from `other`.
     pub fn or(self, other: Self) -> Self {
         let has_etag = self.etag.is_some();
         Self {
@@ -56,18 +56,19 @@ impl Described {
         }
     }
 
-    /// The name of the file's content: X-Linked-Etag, else ETag.
+    /// Returns the ETag of the file's content: X-Linked-Etag, else ETag.
     pub fn etag(&self) -> Option<&str> {
         self.linked_etag.as_deref().or(self.etag.as_deref())
     }
 
-    /// The bytes of the whole file: X-Linked-Size, else the total of Content-Range, else Content-Length.
+    /// Returns the size of the whole file in bytes: X-Linked-Size, else the total of Content-Range, else
+    /// Content-Length.
     pub fn size(&self) -> Option<u64> {
         self.linked_size.or(self.size)
     }
 
-    /// The SHA-256 of the content, where the ETag is one. Files of git have shorter ETags, and what another host calls an ETag
-    /// may be the hash of something else.
+    /// Returns the SHA-256 of the content if the ETag is one. Files of git have shorter ETags, and the ETag of another
+    /// host may be the hash of something else.
     pub fn sha256(&self) -> Option<&str> {
         let own = self.etag.as_deref().filter(|_| self.etag_is_own);
         self.linked_etag
@@ -77,12 +78,12 @@ impl Described {
     }
 }
 
-/// Content-Range: which bytes an answer has, of how many.
+/// Content-Range: the bytes in an answer, and the size of the file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ContentRange {
-    /// The first byte; `None` in an answer that has none.
+    /// Position of the first byte, or `None` if the answer has no bytes.
     pub first: Option<u64>,
-    /// The bytes of the whole.
+    /// Size of the whole file.
     pub total: Option<u64>,
 }
 
@@ -103,10 +104,10 @@ impl ContentRange {
     }
 }
 
-/// Returns how long the server asks to wait: Retry-After in seconds, or the rest of a spent rate limit as the hub says it,
-/// `RateLimit: "api";r=0;t=55`.
+/// Returns the wait that the server asks for: Retry-After in seconds, or the rest of a used-up rate limit in the hub's
+/// form, `RateLimit: "api";r=0;t=55`.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let of_limit = || {
+    let from_rate_limit = || {
         let limit = text(headers, "ratelimit")?;
         let field = |name: &str| {
             let value = limit.split(';').find_map(|field| field.trim().strip_prefix(name)?.strip_prefix('='));
@@ -114,10 +115,10 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         };
         field("t").filter(|_| field("r") == Some(0))
     };
-    number(headers, "retry-after").or_else(of_limit).map(Duration::from_secs)
+    number(headers, "retry-after").or_else(from_rate_limit).map(Duration::from_secs)
 }
 
-/// A header as text.
+/// Returns a header as text.
 pub fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned)
 }
@@ -126,7 +127,7 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     text(headers, name)?.trim().parse().ok()
 }
 
-/// An ETag without its quotes and without the mark of a weak one.
+/// Returns an ETag without its quotes and without the prefix of a weak ETag.
 fn normalized(etag: &str) -> Option<String> {
     let etag = etag.trim();
     let bare = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linked_file_is_what_the_hub_says_of_it() {
+    fn linked_files_are_described_by_the_hub() {
         let sha256 = "ab".repeat(32);
         let etag = format!("\"{sha256}\"");
         let redirect = [
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_come_from_the_whole_never_from_a_part_or_a_redirect() {
+    fn sizes_are_those_of_the_whole_file() {
         let described = |status, lines: &[(&str, &str)]| {
             let mut described = Described::default();
             described.add(status, &headers(lines), false);
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn etags_lose_quotes_and_the_weak_mark() {
+    fn etags_lose_quotes_and_the_weak_prefix() {
         let etag = |value: &str| {
             let mut described = Described::default();
             described.add(200, &headers(&[("ETag", value)]), false);
@@ -195,7 +196,7 @@ mod tests {
             assert_eq!(etag(value).as_deref(), Some("abc"), "{value}");
         }
         assert_eq!(etag("\"\""), None);
-        // What another host calls an ETag is no SHA-256 of the content.
+        // The ETag of another host is not a SHA-256 of the content.
         let mut described = Described::default();
         described.add(200, &headers(&[("ETag", &"ab".repeat(32))]), true);
         assert_eq!((described.etag().map(str::len), described.sha256()), (Some(64), None));

@@ -1,7 +1,7 @@
-//! Models and data sets on the Hugging Face hub: an id becomes a folder or file on this machine, downloaded once.
+//! Models and datasets on the Hugging Face hub: resolves an id to a local folder or file, which is downloaded once.
 //!
-//! Files lie where Python's tools keep theirs (`cache`), the requests are `client`'s, what they say of a file is read in
-//! `headers`, and `download` brings one file. `model` and `dataset` know which files are needed.
+//! `cache` stores files where Python's tools store them, `client` sends requests, `headers` reads the answers' headers,
+//! and `download` downloads one file. `model` and `dataset` determine the files that are needed.
 
 mod cache;
 mod client;
@@ -25,17 +25,17 @@ use crate::ui;
 
 pub use dataset::{Wanted, locate as locate_data};
 
-/// The revision that is taken unless another is asked for.
+/// Default revision.
 const MAIN: &str = "main";
-/// Bytes of a description at most. One of 100,000 files has about 10 MB.
-const LONGEST_DESCRIPTION: u64 = 256 << 20;
+/// Maximum size of a repository's description in bytes. A repository of 100,000 files has about 10 MB.
+const MAX_DESCRIPTION_BYTES: u64 = 256 << 20;
 
-/// Returns the folder or file of a model, after a download if `model` is an id on the hub: `org/name`, or
-/// `org/name/FILE.gguf`.
+/// Returns the local folder or file of a model. An id on the hub (`org/name` or `org/name/FILE.gguf`) is downloaded
+/// first.
 ///
 /// # Errors
-/// If there is no such folder or file and no such model on the hub, it may not be read without a token, or the hub cannot be
-/// reached and not everything is in the cache.
+/// Returns an error if neither a folder or file nor a model on the hub has this name, if the model may not be read
+/// without a token, or if the hub is unreachable and the cache is incomplete.
 pub fn locate(model: &Path, revision: Option<&str>, quiet: bool) -> Result<PathBuf> {
     if model.exists() {
         if let Some(revision) = revision {
@@ -58,19 +58,19 @@ fn expected() -> &'static str {
      instead), a .gguf file, or the id of a model on the hub, such as org/name"
 }
 
-/// What was typed for a repository: `org/name`, `name`, or `org/name/FILE`.
+/// A parsed id of a repository: `org/name`, `name`, or `org/name/FILE`.
 #[derive(Clone, Debug, PartialEq)]
 struct Id {
     typed: String,
     /// The repository: `org/name` or `name`.
     repo: String,
-    /// One file of it, or `None` for the whole.
+    /// One file of the repository, or `None` for the whole.
     file: Option<String>,
 }
 
 impl Id {
-    /// Reads an id. A path of three parts or more is a file of a repository if it has one of these endings; a shorter one with
-    /// such an ending is a file that is not there, and no id.
+    /// Parses an id. A path of three parts or more is a file of a repository if it has one of these endings. A shorter
+    /// path with such an ending is a missing local file and no id.
     fn parse(typed: &str, endings: &[&str]) -> Option<Self> {
         let is_name = |part: &str| {
             let known = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
@@ -94,7 +94,7 @@ impl Id {
     }
 }
 
-/// What a repository holds.
+/// Kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Model,
@@ -102,15 +102,15 @@ enum Kind {
 }
 
 impl Kind {
-    /// The word for it in messages.
+    /// Returns the name of the kind for messages.
     fn noun(self) -> &'static str {
         match self {
             Kind::Model => "model",
-            Kind::Dataset => "data set",
+            Kind::Dataset => "dataset",
         }
     }
 
-    /// The word for it in the paths of the hub's interface and in the names of the cache's folders.
+    /// Returns the name of the kind in the hub's API paths and in the cache's folder names.
     fn plural(self) -> &'static str {
         match self {
             Kind::Model => "models",
@@ -128,12 +128,12 @@ struct Repo {
 }
 
 impl Repo {
-    /// The id with its revision, for messages.
+    /// Returns the id with its revision for messages.
     fn name(&self) -> String {
         if self.revision == MAIN { self.id.typed.clone() } else { format!("{} ({})", self.id.typed, self.revision) }
     }
 
-    /// The path of its page, below the endpoint.
+    /// Returns the path of the repository's page below the endpoint.
     fn page(&self) -> String {
         match self.kind {
             Kind::Model => self.id.repo.clone(),
@@ -142,16 +142,16 @@ impl Repo {
     }
 }
 
-/// What the hub says of a revision.
+/// Description of a revision by the hub.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Info {
-    /// The commit that the revision stands for.
+    /// Commit of the revision.
     #[serde(default)]
     sha: Option<String>,
-    /// The files.
+    /// Files of the repository.
     #[serde(default)]
     siblings: Vec<Sibling>,
-    /// The header of its README.
+    /// Header of its README.
     #[serde(default, rename = "cardData")]
     card: Option<serde_json::Value>,
 }
@@ -161,7 +161,7 @@ struct Sibling {
     rfilename: String,
 }
 
-/// The server, the cache, and the repository that is asked for.
+/// The server, the cache, and the requested repository.
 struct Hub {
     repo: Repo,
     client: Client,
@@ -178,14 +178,14 @@ impl Hub {
         Ok(Self { repo, client, cache, settings, quiet })
     }
 
-    /// Asks the hub for the revision. The inner error says why the hub cannot be asked now.
+    /// Requests the description of the revision. The inner error says why the hub cannot answer now.
     fn info(&self) -> Result<Result<Info, String>> {
         let (kind, repo) = (self.repo.kind.plural(), &self.repo.id.repo);
         let path = format!("api/{kind}/{repo}/revision/{}", client::encoded(&self.repo.revision, false));
         let mut retries = Retries::new(self.quiet);
         let text = loop {
-            let asked = self.client.ask(Method::GET, &path, None, true);
-            match asked.and_then(|answer| answer.text(LONGEST_DESCRIPTION)) {
+            let answer = self.client.ask(Method::GET, &path, None, true);
+            match answer.and_then(|answer| answer.text(MAX_DESCRIPTION_BYTES)) {
                 Ok(text) => break text,
                 Err(Trouble::Refused(refusal)) => return Err(self.refused(&refusal, None)),
                 Err(Trouble::Bad(problem)) => bail!("{}: {} {problem}", self.repo.name(), self.client.endpoint()),
@@ -206,12 +206,12 @@ impl Hub {
         }
     }
 
-    /// The commit that files are taken from.
+    /// Returns the commit to take files from.
     fn commit(&self, info: &Info, file: &str) -> Result<String> {
         if let Some(sha) = &info.sha {
             return Ok(sha.clone());
         }
-        // A server that does not say it of the revision may say it of a file.
+        // A server that does not send the commit of a revision may send it with a file.
         let described = self.describe(&self.repo.revision, file)?;
         described.commit.ok_or_else(|| {
             let endpoint = self.client.endpoint();
@@ -219,27 +219,27 @@ impl Hub {
         })
     }
 
-    /// Keeps what the revision stands for, so that the files are found without the hub.
+    /// Records the commit of the revision, so that its files are found without the hub.
     fn keep_commit(&self, commit: &str) {
-        // A cache that may only be read serves all the same.
+        // A read-only cache still works for reading.
         if let Err(problem) = self.cache.keep_commit(&self.repo.revision, commit) {
             ui::note(self.quiet, format!("{}: the revision could not be kept: {problem:#}", self.repo.name()));
         }
     }
 
-    /// The error for an answer that refuses the repository, or one of its files.
+    /// Returns the error for an answer that refuses the repository or one of its files.
     fn refused(&self, refusal: &Refusal, file: Option<&str>) -> anyhow::Error {
         let (name, endpoint, noun) = (self.repo.name(), self.client.endpoint(), self.repo.kind.noun());
         let typed = &self.repo.id.typed;
-        let said = if refusal.message.is_empty() { String::new() } else { format!(": {}", refusal.message) };
+        let reason = if refusal.message.is_empty() { String::new() } else { format!(": {}", refusal.message) };
         match (refusal.status, refusal.code.as_str(), file) {
             (_, "RevisionNotFound", _) => anyhow!("{typed}: the {noun} has no revision {}", self.repo.revision),
             (_, "GatedRepo", _) => self.gated(),
             (_, "EntryNotFound", Some(file)) | (404, "", Some(file)) => anyhow!("{name}: the {noun} has no {file}"),
             (401, ..) if refusal.message.starts_with("Invalid credentials") => {
-                anyhow!("{name}: {endpoint} does not know the token (HF_TOKEN, or the file token in HF_HOME){said}")
+                anyhow!("{name}: {endpoint} does not know the token (HF_TOKEN, or the file token in HF_HOME){reason}")
             }
-            (403, ..) if !refusal.message.is_empty() => anyhow!("{name}: {endpoint} does not give it{said}"),
+            (403, ..) if !refusal.message.is_empty() => anyhow!("{name}: {endpoint} does not give it{reason}"),
             (401 | 403, _, Some(_)) => self.gated(),
             (401 | 403 | 404, ..) => anyhow!(
                 "{name}: no such folder or file, and {endpoint} has no such {noun}, or does not show it {}",
@@ -248,8 +248,8 @@ impl Hub {
                     false => "without a token; HF_TOKEN takes one",
                 }
             ),
-            (status, _, Some(file)) => anyhow!("{name}: {endpoint} answers {file} with status {status}{said}"),
-            (status, _, None) => anyhow!("{name}: {endpoint} answers with status {status}{said}"),
+            (status, _, Some(file)) => anyhow!("{name}: {endpoint} answers {file} with status {status}{reason}"),
+            (status, _, None) => anyhow!("{name}: {endpoint} answers with status {status}{reason}"),
         }
     }
 
@@ -262,7 +262,7 @@ impl Hub {
         anyhow!("{}: {problem}. Its terms have to be accepted first, on {page}", self.repo.name())
     }
 
-    /// The error for a repository that is not in the cache while the hub cannot be asked.
+    /// Returns the error for a repository that is not in the cache while the hub is unreachable.
     fn not_cached(&self, why: &str) -> anyhow::Error {
         let (name, noun, folder) = (self.repo.name(), self.repo.kind.noun(), self.settings.cache.display());
         anyhow!(
@@ -272,13 +272,13 @@ impl Hub {
     }
 }
 
-/// Names for a message, no more than fit on a line.
+/// Returns names for a message, no more than fit on a line.
 fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    const MOST: usize = 8;
+    const MAX_NAMES: usize = 8;
     let all: Vec<&str> = names.into_iter().collect();
     match all.len() {
         0 => "nothing like it".into(),
-        n if n > MOST => format!("{} and {} more", all[..MOST].join(", "), n - MOST),
+        n if n > MAX_NAMES => format!("{} and {} more", all[..MAX_NAMES].join(", "), n - MAX_NAMES),
         _ => all.join(", "),
     }
 }
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_an_id() {
+    fn ids_are_recognized() {
         let parse = |typed: &str| Id::parse(typed, &[".gguf"]).map(|id| (id.repo, id.file));
         let id = |repo: &str, file: Option<&str>| Some((repo.to_owned(), file.map(ToOwned::to_owned)));
         assert_eq!(parse("org/name"), id("org/name", None));

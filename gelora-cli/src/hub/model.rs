@@ -1,4 +1,4 @@
-//! Which files of a model are needed, and where they are.
+//! Determines the files of a model that are needed, and finds or downloads them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::{tokenize, ui};
 
 const CONFIG: &str = "config.json";
 
-/// Returns the model's folder or file in the cache, complete.
+/// Returns the model's folder or file in the cache, with all files that are needed.
 ///
 /// # Errors
-/// If the hub does not give it, or cannot be reached and not all of it is in the cache.
+/// Returns an error if the hub refuses the model, or if it is unreachable and the cache is incomplete.
 pub fn find(hub: &Hub) -> Result<PathBuf> {
     if hub.settings.offline {
         return cached(hub).ok_or_else(|| hub.not_cached("HF_HUB_OFFLINE is set"));
@@ -49,22 +49,22 @@ pub fn find(hub: &Hub) -> Result<PathBuf> {
     })
 }
 
-/// The model in the cache, if all of it is there.
+/// Returns the model in the cache, if it is complete.
 fn cached(hub: &Hub) -> Option<PathBuf> {
     let folder = hub.cache.snapshot(&hub.cache.commit(&hub.repo.revision)?);
     if let Some(file) = &hub.repo.id.file {
         return Some(folder.join(file)).filter(|path| path.exists());
     }
-    let is_there = |name: &str| folder.join(name).exists();
+    let exists = |name: &str| folder.join(name).exists();
     let is_whole = |name: &str| match checkpoint::shards(&folder.join(name)) {
         _ if !is_index(name) => true,
-        shards => shards.is_ok_and(|shards| shards.iter().all(|shard| is_there(shard))),
+        shards => shards.is_ok_and(|shards| shards.iter().all(|shard| exists(shard))),
     };
-    let has_weights = weights(is_there).is_some_and(is_whole);
-    (is_there(CONFIG) && !tokenizer(is_there).is_empty() && has_weights).then_some(folder)
+    let has_weights = weights(exists).is_some_and(is_whole);
+    (exists(CONFIG) && !tokenizer(exists).is_empty() && has_weights).then_some(folder)
 }
 
-/// The files to download before the shards of an index are known.
+/// Returns the files to download before the shards of an index are known.
 fn needed<'a>(hub: &'a Hub, names: &BTreeSet<&'a str>) -> Result<Vec<&'a str>> {
     let (id, model) = (&hub.repo.id, hub.repo.name());
     let like = |wanted: fn(&str) -> bool| list(names.iter().copied().filter(|name| wanted(name)));
@@ -77,7 +77,7 @@ fn needed<'a>(hub: &'a Hub, names: &BTreeSet<&'a str>) -> Result<Vec<&'a str>> {
     let has = |name: &str| names.contains(name);
     let missing = |what: &str, wanted: fn(&str) -> bool| {
         let other = match names.iter().any(|name| is_gguf(Path::new(name))) {
-            true => format!("; a .gguf file is asked for by name, {}/FILE.gguf", id.repo),
+            true => format!("; name a .gguf file as {}/FILE.gguf", id.repo),
             false => {
                 "; transformers writes what is missing with from_pretrained(..).save_pretrained(FOLDER)".to_owned()
             }
@@ -95,20 +95,20 @@ fn needed<'a>(hub: &'a Hub, names: &BTreeSet<&'a str>) -> Result<Vec<&'a str>> {
     let weights =
         weights(has).ok_or_else(|| missing(&format!("none of {}", checkpoint::FILES.join(", ")), is_weights))?;
     let aside = tokenize::ASIDE.iter().filter(|name| has(name));
-    // Weights last: where they are, what changes the meaning of a tokenizer's files is there too.
+    // Weights are last, so that a folder with weights also has the files that change the meaning of its tokenizer.
     Ok([CONFIG].iter().chain(&tokenizer).chain(aside).chain([&weights]).copied().collect())
 }
 
-/// The file of weights, or their index, that is taken of those that are there.
-fn weights(is_there: impl Fn(&str) -> bool) -> Option<&'static str> {
-    checkpoint::FILES.into_iter().find(|name| is_there(name))
+/// Returns the weights file, or its index, to use among the existing ones.
+fn weights(exists: impl Fn(&str) -> bool) -> Option<&'static str> {
+    checkpoint::FILES.into_iter().find(|name| exists(name))
 }
 
-/// The files of the tokenizer that are taken of those that are there: tokenizer.json, or else all, of which the model's class
-/// chooses.
-fn tokenizer(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+/// Returns the tokenizer files to use among the existing ones: tokenizer.json, or else all older files, from which the
+/// model's class chooses.
+fn tokenizer(exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let [newer, older @ ..] = tokenize::FILES;
-    let is_whole = |files: &&[&str]| files.iter().all(|name| is_there(name));
+    let is_whole = |files: &&[&str]| files.iter().all(|name| exists(name));
     if is_whole(&newer) { newer.to_vec() } else { older.into_iter().filter(is_whole).flatten().copied().collect() }
 }
 

@@ -1,4 +1,4 @@
-//! What the environment says about the hub, by the names that Python's huggingface_hub reads.
+//! Settings of the hub from environment variables, with the names of Python's huggingface_hub.
 
 use std::env;
 use std::fs;
@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-/// Where the hub and its cache are.
+/// Settings of the hub and its cache.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The server, without a slash at its end (HF_ENDPOINT).
+    /// The server, without a trailing slash (HF_ENDPOINT).
     pub endpoint: String,
-    /// The token for private and gated repositories: HF_TOKEN, or the file that HF_TOKEN_PATH names, or `token` in HF_HOME.
+    /// Token for private and gated repositories: HF_TOKEN, or the file named by HF_TOKEN_PATH, or `token` in HF_HOME.
     pub token: Option<String>,
-    /// The folder of all repositories: HF_HUB_CACHE, or `hub` in HF_HOME.
+    /// Folder of all repositories: HF_HUB_CACHE, or `hub` in HF_HOME.
     pub cache: PathBuf,
-    /// HF_HUB_OFFLINE: nothing is asked of the server.
+    /// HF_HUB_OFFLINE: no requests are sent.
     pub offline: bool,
-    /// HF_HUB_DOWNLOAD_TIMEOUT: how long a download may stand still before it counts as broken.
+    /// HF_HUB_DOWNLOAD_TIMEOUT: time without data after which a download counts as broken.
     pub read_timeout: Duration,
 }
 
@@ -26,7 +26,7 @@ impl Settings {
     /// Reads the environment.
     ///
     /// # Errors
-    /// If there is no home folder and no variable that names the cache, or a number is none.
+    /// Returns an error if there is no home folder and no variable names the cache, or if a number is invalid.
     pub fn of_environment() -> Result<Self> {
         let home = match variable("HF_HOME").map(PathBuf::from) {
             Some(home) => home,
@@ -58,7 +58,7 @@ impl Settings {
     }
 }
 
-/// A variable of the environment that is not empty.
+/// Returns an environment variable that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,8 +1,8 @@
-//! `.csv` and `.tsv`: a row of numbers per point, with or without a header.
+//! Reader of `.csv` and `.tsv` files: a row of numbers per point, with or without a header.
 //!
-//! The first row is the header if none of its cells is a number, or if it holds the names of all columns asked for beside
-//! cells that are numbers. A first row with a stray word is therefore an error, not a header that swallows a point.
-//! CSV quotes as in RFC 4180, TSV has no quotes.
+//! The first row is the header if none of its cells is a number, or if it holds the names of all requested columns
+//! beside cells that are numbers. A first row with a stray word is therefore an error and not a header that hides a
+//! point. CSV has quotes as in RFC 4180, TSV has no quotes.
 
 use std::path::Path;
 
@@ -12,22 +12,23 @@ use gelora_kernels::Tensor;
 
 use super::{is_row_number, listed};
 
-/// The matrix of the columns asked for, or of all that are not named as a row number, which is added to `notes`.
+/// Reads the requested columns, or all columns except row numbers. A column of row numbers that is left out is reported
+/// in `notes`.
 pub fn read(path: &Path, delimiter: u8, columns: &[String], notes: &mut Vec<String>) -> Result<(Tensor, Vec<String>)> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("{shown}: cannot be read"))?;
+    let display = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("{display}: cannot be read"))?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes); // a byte order mark
     let mut reader = ReaderBuilder::new()
         .delimiter(delimiter)
         .quoting(delimiter != b'\t')
         .has_headers(false)
-        .flexible(true) // so that a ragged row gets our message
+        .flexible(true) // rows of unequal length are reported below
         .trim(Trim::All)
         .from_reader(text);
     let mut record = StringRecord::new();
-    let mut more = reader.read_record(&mut record).with_context(|| format!("{shown}: cannot be read"))?;
+    let mut more = reader.read_record(&mut record).with_context(|| format!("{display}: cannot be read"))?;
     if !more {
-        bail!("{shown}: the file is empty");
+        bail!("{display}: the file is empty");
     }
     let first = record.clone();
     let header = is_header(&first, columns).then_some(&first);
@@ -42,13 +43,13 @@ pub fn read(path: &Path, delimiter: u8, columns: &[String], notes: &mut Vec<Stri
         }
     }
     if header.is_some() {
-        more = reader.read_record(&mut record).with_context(|| format!("{shown}: cannot be read"))?;
+        more = reader.read_record(&mut record).with_context(|| format!("{display}: cannot be read"))?;
     }
     let mut values = Vec::new();
     let mut row = 0;
     while more {
         row += 1;
-        let place = || format!("{shown}: row {row} (line {})", line(text, &record));
+        let place = || format!("{display}: row {row} (line {})", line(text, &record));
         if record.len() != first.len() {
             let whose = if header.is_some() { "the header" } else { "the first row" };
             bail!("{} has {} cells, but {whose} has {}", place(), record.len(), first.len());
@@ -60,13 +61,13 @@ pub fn read(path: &Path, delimiter: u8, columns: &[String], notes: &mut Vec<Stri
             };
             values.push(value);
         }
-        more = reader.read_record(&mut record).with_context(|| format!("{shown}: cannot be read"))?;
+        more = reader.read_record(&mut record).with_context(|| format!("{display}: cannot be read"))?;
     }
     if row == 0 {
-        bail!("{shown}: has a header, but no rows");
+        bail!("{display}: has a header, but no rows");
     }
     let names = indices.iter().map(|&i| column(i, header)).collect();
-    Ok((Tensor::from_f64(values, [row, indices.len()]).with_context(|| shown.to_string())?, names))
+    Ok((Tensor::from_f64(values, [row, indices.len()]).with_context(|| display.to_string())?, names))
 }
 
 fn is_header(first: &StringRecord, columns: &[String]) -> bool {
@@ -75,32 +76,33 @@ fn is_header(first: &StringRecord, columns: &[String]) -> bool {
     numbers == 0 || (numbers < first.len() && names_all())
 }
 
-/// Where the columns asked for are: by name, or by number from 1 where there is no header.
+/// Returns the indices of the requested columns, given by name, or by number from 1 if there is no header.
 fn indices(path: &Path, first: &StringRecord, header: Option<&StringRecord>, columns: &[String]) -> Result<Vec<usize>> {
-    let shown = path.display();
+    let display = path.display();
     if columns.is_empty() {
         return Ok((0..first.len()).collect());
     }
     let index = |name: &String| match header {
         None => match name.parse::<usize>() {
             Ok(number) if (1..=first.len()).contains(&number) => Ok(number - 1),
-            _ => bail!("{shown}: has no header, so columns are numbers from 1 to {}, not \"{name}\"", first.len()),
+            _ => bail!("{display}: has no header, so columns are numbers from 1 to {}, not \"{name}\"", first.len()),
         },
         Some(header) => {
             let mut found = (0..header.len()).filter(|&i| header.get(i) == Some(name.as_str()));
             match (found.next(), found.next()) {
                 (Some(i), None) => Ok(i),
                 (None, _) => {
-                    bail!("{shown}: has no column \"{name}\"; it has {}", listed(header.iter().map(str::to_owned)))
+                    bail!("{display}: has no column \"{name}\"; it has {}", listed(header.iter().map(str::to_owned)))
                 }
-                _ => bail!("{shown}: two columns are named \"{name}\""),
+                _ => bail!("{display}: two columns are named \"{name}\""),
             }
         }
     };
     columns.iter().map(index).collect()
 }
 
-/// The line on which a record begins. Its position is where the reader stood before it skipped empty lines.
+/// Returns the line on which a record begins. The position of a record is that of the reader before it skipped empty
+/// lines.
 fn line(text: &[u8], record: &StringRecord) -> usize {
     let from = record.position().map_or(0, |p| p.byte() as usize);
     let empty = text.iter().skip(from).take_while(|b| matches!(b, b'\r' | b'\n')).count();

@@ -1,7 +1,8 @@
-//! `.npy` and `.npz`: f2, f4, f8, integers and truth values of either byte order, in C or Fortran order.
+//! Reader of `.npy` and `.npz` files: f2, f4, f8, integers and truth values of either byte order, in C or Fortran
+//! order.
 //!
-//! Source: numpy.lib.format. npyz parses the header and zip the archive; the values are decoded here, so that a short file
-//! and a type that is not read are told apart.
+//! Source: numpy.lib.format. npyz parses the header, and zip the archive. The values are decoded here, to distinguish a
+//! short file from an unsupported type.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -15,13 +16,13 @@ use zip::ZipArchive;
 
 use super::{Entry, Values, choose};
 
-/// The longest header, in bytes. numpy refuses one of more than 10,000 characters.
+/// Maximum length of a header in bytes. numpy refuses headers of more than 10,000 characters.
 const MAX_HEADER: usize = 1 << 16;
 
-/// The deepest nesting of brackets in a header: that of npyz's parser is its stack.
+/// Maximum nesting of brackets in a header. The parser of npyz uses a stack frame for each level.
 const MAX_NESTING: usize = 32;
 
-/// The matrix of a .npy file.
+/// Reads the matrix of a .npy file.
 pub fn read(path: &Path) -> Result<Tensor> {
     let what = path.display().to_string();
     let mut reader = BufReader::new(File::open(path).with_context(|| format!("{what}: cannot be read"))?);
@@ -29,19 +30,19 @@ pub fn read(path: &Path) -> Result<Tensor> {
     matrix(&what, &header, reader)
 }
 
-/// The matrices of a .npz file.
+/// Reads the matrices of a .npz file.
 pub fn read_archive(path: &Path, tensor: Option<&str>) -> Result<Vec<(String, Tensor)>> {
-    let shown = path.display();
-    let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
+    let display = path.display();
+    let file = File::open(path).with_context(|| format!("{display}: cannot be read"))?;
     let archive = ZipArchive::new(BufReader::new(file));
-    let mut archive = archive.map_err(|e| anyhow!("{shown}: not a readable .npz file: {e}"))?;
+    let mut archive = archive.map_err(|e| anyhow!("{display}: not a readable .npz file: {e}"))?;
     let mut arrays = Vec::with_capacity(archive.len());
     for index in 0..archive.len() {
-        let unreadable = |e: zip::result::ZipError| anyhow!("{shown}: array {} is not readable: {e}", index + 1);
+        let unreadable = |e: zip::result::ZipError| anyhow!("{display}: array {} is not readable: {e}", index + 1);
         let file_name =
             archive.by_index_raw(index).and_then(|file| Ok(file.name()?.into_owned())).map_err(unreadable)?;
         let Some(name) = array_name_from_file_name(&file_name) else { continue };
-        let unreadable = || format!("{shown}: \"{name}\" is not a readable array");
+        let unreadable = || format!("{display}: \"{name}\" is not a readable array");
         let mut file = archive.by_index(index).with_context(unreadable)?;
         let header = read_header(&mut file).with_context(unreadable)?;
         arrays.push((index, name.to_owned(), header));
@@ -55,7 +56,7 @@ pub fn read_archive(path: &Path, tensor: Option<&str>) -> Result<Vec<(String, Te
     let chosen = choose(path, arrays.iter().map(entry).collect(), tensor)?;
     let mut matrices = Vec::with_capacity(chosen.len());
     for name in chosen {
-        let what = format!("{shown}: \"{name}\"");
+        let what = format!("{display}: \"{name}\"");
         let (index, ..) = arrays.iter().find(|(_, other, _)| *other == name).with_context(|| what.clone())?;
         let mut file = archive.by_index(*index).with_context(|| what.clone())?;
         let header = read_header(&mut file).with_context(|| what.clone())?;
@@ -64,9 +65,10 @@ pub fn read_archive(path: &Path, tensor: Option<&str>) -> Result<Vec<(String, Te
     Ok(matrices)
 }
 
-/// The header of an array, of bounded length and nesting.
+/// Reads the header of an array, with limits on its length and nesting.
 fn read_header(reader: &mut impl Read) -> Result<NpyHeader> {
-    // The magic and the version, then the length of the rest: two bytes in version 1, four in later ones.
+    // The magic bytes and the version come first, then the length of the rest: two bytes in version 1, four in later
+    // versions.
     let mut bytes = vec![0; 10];
     reader.read_exact(&mut bytes).context("magic not found for NPY file")?;
     let length = if bytes[6] > 1 {
@@ -99,7 +101,7 @@ fn read_header(reader: &mut impl Read) -> Result<NpyHeader> {
     Ok(NpyHeader::from_reader(bytes.as_slice())?)
 }
 
-/// The values behind a header.
+/// Reads the values after a header.
 fn matrix(what: &str, header: &NpyHeader, reader: impl Read) -> Result<Tensor> {
     let &[rows, columns] = header.shape() else {
         bail!("{what}: expected a matrix (points, columns), got the shape {:?}", header.shape());
@@ -112,8 +114,8 @@ fn matrix(what: &str, header: &NpyHeader, reader: impl Read) -> Result<Tensor> {
     }
     let bytes = rows.checked_mul(columns).and_then(|n| n.checked_mul(width)).filter(|&n| n < isize::MAX as u64);
     let bytes = bytes.with_context(|| format!("{what}: impossible shape {:?}", header.shape()))?;
-    let mut data = Vec::new(); // grows as data comes: the header may promise anything
-    // One more byte, for a zip reader checks its sum at the end only.
+    let mut data = Vec::new(); // grows with the data, because the header may be wrong
+    // Read one byte more: a zip reader checks the checksum at the end of the data only.
     reader.take(bytes + 1).read_to_end(&mut data).with_context(|| format!("{what}: cannot be read"))?;
     if (data.len() as u64) < bytes {
         bail!("{what}: truncated: {} of {bytes} bytes of values", data.len());
@@ -131,14 +133,14 @@ fn matrix(what: &str, header: &NpyHeader, reader: impl Read) -> Result<Tensor> {
     values.into_matrix(shape).with_context(|| what.to_owned())
 }
 
-/// Row-major from column-major.
+/// Converts column-major values to row-major.
 fn transposed<T: Copy>(values: &[T], [rows, columns]: [usize; 2]) -> Vec<T> {
     (0..rows).flat_map(|row| (0..columns).map(move |column| values[column * rows + row])).collect()
 }
 
 type Decode = fn(&[u8]) -> Values;
 
-/// Bytes per value, whether the most significant comes first, and how to read them the other way round.
+/// Returns the bytes per value, whether the most significant byte comes first, and the decoder of little-endian values.
 fn decoder(dtype: &DType) -> Option<(u64, bool, Decode)> {
     let DType::Plain(plain) = dtype else { return None };
     let decode: Decode = match (plain.endianness(), plain.type_char(), plain.size_field()) {
@@ -159,11 +161,12 @@ fn decoder(dtype: &DType) -> Option<(u64, bool, Decode)> {
     Some((plain.size_field(), plain.endianness() == Endianness::Big, decode))
 }
 
+/// Decodes every chunk of N bytes.
 fn each<T, const N: usize>(bytes: &[u8], value: fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks().0.iter().map(|&chunk| value(chunk)).collect()
 }
 
-/// IEEE half precision, exactly.
+/// Converts IEEE half precision to f32, exactly.
 fn half(bits: u16) -> f32 {
     let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
     let magnitude = match exponent {

@@ -1,4 +1,5 @@
-//! `.parquet`, through the record API: numeric columns side by side, or a column of lists of one length.
+//! Reader of `.parquet` files, through the record API: numeric columns side by side, or a column of lists of equal
+//! length.
 
 use std::fs::File;
 use std::path::Path;
@@ -12,12 +13,12 @@ use parquet::schema::types::Type;
 
 use super::{Values, is_row_number, listed};
 
-/// The matrix of the columns asked for, in that order; else of the only column of lists; else of every numeric column that is
-/// not named as a row number. A list is as many columns as it has elements. What is left aside is added to `notes`.
+/// Reads the requested columns in their order, or else the only column of lists, or else every numeric column except
+/// row numbers. A list becomes as many columns as it has elements. Columns that are left out are reported in `notes`.
 pub fn read(path: &Path, columns: &[String], notes: &mut Vec<String>) -> Result<(Tensor, Vec<String>)> {
-    let shown = path.display();
-    let file = File::open(path).with_context(|| format!("{shown}: cannot be read"))?;
-    let broken = |error: parquet::errors::ParquetError| anyhow!("{shown}: not a readable parquet file: {error}");
+    let display = path.display();
+    let file = File::open(path).with_context(|| format!("{display}: cannot be read"))?;
+    let broken = |error: parquet::errors::ParquetError| anyhow!("{display}: not a readable parquet file: {error}");
     let reader = SerializedFileReader::new(file).map_err(broken)?;
     let schema = reader.metadata().file_metadata().schema();
     let chosen = choose(path, schema, columns, notes)?;
@@ -29,30 +30,30 @@ pub fn read(path: &Path, columns: &[String], notes: &mut Vec<String>) -> Result<
     let (mut rows, mut width, mut single) = (0, 0, true);
     for record in reader.get_row_iter(Some(projection)).map_err(broken)? {
         rows += 1;
-        let record = record.map_err(|e| anyhow!("{shown}: row {rows}: {e}"))?;
+        let record = record.map_err(|e| anyhow!("{display}: row {rows}: {e}"))?;
         let before = values.len();
         for (name, field) in record.get_column_iter() {
             push(&mut values, &mut single, field)
-                .map_err(|got| anyhow!("{shown}: row {rows}, column \"{name}\": expected a number, got {got}"))?;
+                .map_err(|got| anyhow!("{display}: row {rows}, column \"{name}\": expected a number, got {got}"))?;
         }
         let got = values.len() - before;
         if rows == 1 {
             width = got;
         } else if got != width {
-            bail!("{shown}: row {rows} has {got} values, but row 1 has {width}");
+            bail!("{display}: row {rows} has {got} values, but row 1 has {width}");
         }
     }
     if rows == 0 || width == 0 {
-        bail!("{shown}: holds {rows} rows of {width} values");
+        bail!("{display}: holds {rows} rows of {width} values");
     }
     let values = match single {
         true => Values::F32(values.into_iter().map(|v| v as f32).collect()),
         false => Values::F64(values),
     };
-    Ok((values.into_matrix([rows, width]).with_context(|| shown.to_string())?, names))
+    Ok((values.into_matrix([rows, width]).with_context(|| display.to_string())?, names))
 }
 
-/// Indices of the columns to read.
+/// Returns the indices of the columns to read.
 fn choose(path: &Path, schema: &Type, columns: &[String], notes: &mut Vec<String>) -> Result<Vec<usize>> {
     let fields = schema.get_fields();
     let all = || listed(fields.iter().map(|f| f.name().to_owned()));
@@ -90,7 +91,7 @@ fn choose(path: &Path, schema: &Type, columns: &[String], notes: &mut Vec<String
     }
 }
 
-/// An integer or float: not a date, a time or a decimal, which are integers too.
+/// Returns true for integers and floats. Dates, times and decimals are stored as integers but are not numbers here.
 fn is_number(field: &Type) -> bool {
     let info = field.get_basic_info();
     if !field.is_primitive() || info.has_repetition() && info.repetition() == Repetition::REPEATED {
@@ -109,7 +110,7 @@ fn is_number(field: &Type) -> bool {
     }
 }
 
-/// Lists of numbers: of anything that is not text.
+/// Returns true for lists of any type except text.
 fn is_list(field: &Type) -> bool {
     let info = field.get_basic_info();
     let repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
@@ -117,11 +118,12 @@ fn is_list(field: &Type) -> bool {
     while let Some(inside) = (!element.is_primitive()).then(|| element.get_fields().first()).flatten() {
         element = inside;
     }
-    let of_text = element.is_primitive() && element.get_physical_type() == Physical::BYTE_ARRAY;
-    (info.converted_type() == ConvertedType::LIST || repeated) && !of_text
+    let holds_text = element.is_primitive() && element.get_physical_type() == Physical::BYTE_ARRAY;
+    (info.converted_type() == ConvertedType::LIST || repeated) && !holds_text
 }
 
-/// Appends the numbers of a cell; what it is instead, if not a number. `single` stays true while all are of at most f32.
+/// Appends the numbers of a cell. Returns a description of the cell if it is not a number. `single` stays true while
+/// all values fit in f32.
 fn push(values: &mut Vec<f64>, single: &mut bool, field: &Field) -> Result<(), String> {
     let is_single = matches!(field, Field::Float16(_) | Field::Float(_) | Field::ListInternal(_));
     *single &= is_single;

@@ -14,7 +14,7 @@ use zip::{CompressionMethod, ZipWriter};
 
 use super::read_points;
 
-/// A folder with one file.
+/// Returns a folder with one file.
 fn file(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
@@ -26,7 +26,7 @@ fn names(columns: &[&str]) -> Vec<String> {
     columns.iter().map(|&c| c.to_owned()).collect()
 }
 
-/// The one matrix of a file: its type, shape and values.
+/// Reads the only matrix of a file. Returns its dtype, shape and values.
 fn good(name: &str, bytes: &[u8], columns: &[&str]) -> (DType, Vec<usize>, Vec<f64>) {
     let (_folder, path) = file(name, bytes);
     let mut all = read_points(&path, None, &names(columns), &mut Vec::new()).unwrap();
@@ -35,14 +35,14 @@ fn good(name: &str, bytes: &[u8], columns: &[&str]) -> (DType, Vec<usize>, Vec<f
     (matrix.dtype(), matrix.shape().to_vec(), matrix.to_vec_f64().unwrap())
 }
 
-/// The message about a file, without its folder.
+/// Returns the error of a file, without its folder.
 fn bad(name: &str, bytes: &[u8], tensor: Option<&str>, columns: &[&str]) -> String {
     let (folder, path) = file(name, bytes);
     let error = read_points(&path, tensor, &names(columns), &mut Vec::new()).unwrap_err();
     format!("{error:#}").replace(&format!("{}/", folder.path().display()), "")
 }
 
-/// A .npy file as numpy writes it.
+/// Returns a .npy file in the form of numpy.
 fn npy(descr: &str, fortran: bool, shape: &str, data: &[u8]) -> Vec<u8> {
     let fortran = if fortran { "True" } else { "False" };
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
@@ -84,7 +84,7 @@ fn npy_in_every_type_and_order() {
 }
 
 #[test]
-fn bad_npy_says_what_is_wrong() {
+fn errors_of_npy_name_the_problem() {
     let data = f64s(&[1.0, 2.0]);
     assert_eq!(
         bad("a.npy", &npy("<f8", false, "(2,)", &data), None, &[]),
@@ -104,7 +104,7 @@ fn bad_npy_says_what_is_wrong() {
     assert!(bad("a.npy", b"hello", None, &[]).starts_with("a.npy: not a readable .npy file"));
 }
 
-/// The header's length and nesting are bounded before anything is made room for.
+/// Length and nesting of a header are checked before memory is allocated.
 #[test]
 fn headers_of_npy_are_bounded() {
     let mut long = b"\x93NUMPY\x02\0".to_vec();
@@ -118,7 +118,7 @@ fn headers_of_npy_are_bounded() {
 }
 
 #[test]
-fn files_and_options_are_checked_first() {
+fn files_and_options_are_checked_before_reading() {
     assert_eq!(
         bad("a.txt", b"1", None, &[]),
         "a.txt: not a point file: its name must end in .npy, .npz, .safetensors, .csv, .tsv, .parquet"
@@ -134,7 +134,8 @@ fn files_and_options_are_checked_first() {
     assert!(format!("{missing:#}").starts_with("/no/such.csv: cannot be read: No such file"));
 }
 
-/// Matrices `s_2` and `s_10`, and a vector, in a .npz beside a file that is no array; `s_2` is not compressed.
+/// Returns a .npz file with the matrices `s_2` and `s_10`, a vector, and a file that is no array. `s_2` is not
+/// compressed.
 fn npz() -> Vec<u8> {
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, shape) in [("s_10", vec![1, 2]), ("bias", vec![2]), ("s_2", vec![2, 1])] {
@@ -181,9 +182,9 @@ fn archives_give_their_matrices_by_name() {
     }
 }
 
-/// A value is changed without its sum.
+/// A value is changed without its checksum.
 #[test]
-fn a_damaged_npz_is_noticed() {
+fn damaged_npz_is_an_error() {
     let mut bytes = npz();
     let value = bytes.windows(8).position(|w| w == [0, 0, 128, 63, 0, 0, 0, 64]).unwrap();
     bytes[value] = 1;
@@ -191,8 +192,9 @@ fn a_damaged_npz_is_noticed() {
 }
 
 #[test]
-fn integers_in_safetensors_are_passed_over() {
-    let header = br#"{"x":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"y":{"dtype":"I32","shape":[1,1],"data_offsets":[4,8]}}"#;
+fn integers_in_safetensors_are_skipped() {
+    let header = br#"{"x":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},
+ "y":{"dtype":"I32","shape":[1,1],"data_offsets":[4,8]}}"#;
     let bytes = [&(header.len() as u64).to_le_bytes()[..], header, &1f32.to_le_bytes(), &[0; 4]].concat();
     let (_folder, path) = file("a.safetensors", &bytes);
     assert_eq!(read_points(&path, None, &[], &mut Vec::new()).unwrap().len(), 1);
@@ -206,14 +208,14 @@ fn tables_with_and_without_a_header() {
     assert_eq!(good("a.csv", b"\xef\xbb\xbfx,\"y\"\r\n1,-2.5\r\n\r\n3,\"4e-3\"", &[]), want);
     assert_eq!(good("a.tsv", b"x\ty\n1\t-2.5\n3\t4e-3\n", &[]), want);
     assert_eq!(good("a.csv", b"x,label,y\n1,good,-2.5\n3,bad,4e-3\n", &["x", "y"]), want);
-    // Names that are numbers, as pandas writes them.
+    // Column names that are numbers, as pandas writes them.
     assert_eq!(good("a.csv", b"0,label,1\n1,good,-2.5\n3,bad,4e-3\n", &["0", "1"]), want);
     assert_eq!(good("a.csv", b"7,1,-2.5\n7,3,4e-3\n", &["2", "3"]), want);
     assert!(good("a.csv", b"nan,1\n2,inf", &[]).2[0].is_nan());
 }
 
 #[test]
-fn bad_tables_name_row_and_column() {
+fn errors_of_tables_name_row_and_column() {
     let csv = |text: &str, columns: &[&str]| bad("a.csv", text.as_bytes(), None, columns);
     assert_eq!(
         csv("x,y\n1,2\n\n3,four\n", &[]),
@@ -230,7 +232,7 @@ fn bad_tables_name_row_and_column() {
     assert!(csv("1,2\n", &["3"]).contains("numbers from 1 to 2, not \"3\""));
 }
 
-/// A parquet file with one row group; `write` fills the columns of the schema in turn.
+/// Returns a parquet file with one row group. `write` writes the columns of the schema in order.
 fn parquet_file(schema: &str, write: impl FnOnce(&mut SerializedFileWriter<&mut Vec<u8>>)) -> Vec<u8> {
     let mut bytes = Vec::new();
     let schema = Arc::new(parse_message_type(schema).unwrap());
@@ -278,7 +280,8 @@ fn parquet_null_is_not_a_number() {
 
 #[test]
 fn parquet_lists_of_one_length() {
-    let schema = "message m { required int64 id (TIMESTAMP(MILLIS, true)); optional group e (LIST) { repeated group list { optional float element; } } }";
+    let schema = "message m { required int64 id (TIMESTAMP(MILLIS, true)); \
+                  optional group e (LIST) { repeated group list { optional float element; } } }";
     let lists = |repetition: &[i16]| {
         parquet_file(schema, |w| {
             columns!(w, Int64Type: &[7, 8], None, None; FloatType: &[1.0, 2.0, 3.0, 4.0], Some(&[3; 4]), Some(repetition));
@@ -288,7 +291,7 @@ fn parquet_lists_of_one_length() {
     assert_eq!(bad("a.parquet", &lists(&[0, 0, 1, 1]), None, &[]), "a.parquet: row 2 has 3 values, but row 1 has 1");
 }
 
-/// What numpy wrote for the goldens.
+/// Files of the fixtures, written by numpy.
 #[test]
 fn the_fixtures_are_read() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures/points");
@@ -302,7 +305,7 @@ fn the_fixtures_are_read() {
     assert!(read >= 3);
 }
 
-/// The shape of a file's points and what is said of them.
+/// Returns the shape of a file's points, and the notes on it.
 fn noted(name: &str, bytes: &[u8], columns: &[&str]) -> (Vec<usize>, Vec<String>) {
     let (_folder, path) = file(name, bytes);
     let mut notes = Vec::new();
@@ -311,8 +314,10 @@ fn noted(name: &str, bytes: &[u8], columns: &[&str]) -> (Vec<usize>, Vec<String>
 }
 
 #[test]
-fn lists_are_the_points_where_numbers_stand_beside_them() {
-    let beside = "message m { required double score; required group e (LIST) { repeated group list { required float element; } } required int64 __index_level_0__; }";
+fn lists_are_the_points_if_there_are_numbers_too() {
+    let beside = "message m { required double score; \
+                  required group e (LIST) { repeated group list { required float element; } } \
+                  required int64 __index_level_0__; }";
     let bytes = parquet_file(beside, |w| {
         columns!(w, DoubleType: &[0.5, 0.25], None, None;
             FloatType: &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], Some(&[1; 6]), Some(&[0, 1, 1, 0, 1, 1]);
@@ -334,12 +339,12 @@ fn lists_are_the_points_where_numbers_stand_beside_them() {
         columns!(w, DoubleType: &[0.5, 0.25], Some(&[1; 2]), Some(&[0, 0]);
             FloatType: &[1.0, 2.0], Some(&[1; 2]), Some(&[0, 0]); Int64Type: &[0, 1], None, None);
     });
-    let said = bad("a.parquet", &bytes, None, &[]);
-    assert_eq!(said, "a.parquet: has several columns of lists, choose one with --columns: f, e, __index_level_0__");
+    let message = bad("a.parquet", &bytes, None, &[]);
+    assert_eq!(message, "a.parquet: has several columns of lists, choose one with --columns: f, e, __index_level_0__");
 }
 
 #[test]
-fn row_numbers_are_spoken_of() {
+fn row_numbers_are_reported() {
     let csv = |text: &str| noted("a.csv", text.as_bytes(), &[]);
     let (shape, notes) = csv("Unnamed: 0,x,y\n5,1,2\n9,3,4\n");
     assert_eq!((shape, notes.len()), (vec![2, 2], 1));

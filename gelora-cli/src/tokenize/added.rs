@@ -1,31 +1,31 @@
-//! Special and added tokens of a model folder without tokenizer.json: which they are, and how they are found in a text.
+//! Finds the special and added tokens of a model folder without tokenizer.json, and their matching options.
 //!
-//! Source: `_from_pretrained` of transformers' `tokenization_utils_base.py` and the constructors of `PreTrainedTokenizerBase` and
-//! `TokenizersBackend`, 5.23, whose order decides which ids new tokens have.
+//! Source: `_from_pretrained` of transformers' `tokenization_utils_base.py` and the constructors of
+//! `PreTrainedTokenizerBase` and `TokenizersBackend`, 5.23. Their order determines the ids of new tokens.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-/// Tokens with a name, in the order in which transformers adds them.
+/// Named special tokens, in the order in which transformers adds them.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The special tokens of a tokenizer by their names, and all tokens that are added to its vocabulary.
+/// The special tokens of a tokenizer by name, and all tokens that are added to its vocabulary.
 #[derive(Debug)]
 pub struct Tokens {
     named: Vec<(String, AddedToken)>,
     extra: Vec<AddedToken>,
-    /// Of `added_tokens_decoder` or added_tokens.json, in the order of their ids.
+    /// Tokens of `added_tokens_decoder` or added_tokens.json, in the order of their ids.
     stored: Vec<AddedToken>,
 }
 
 impl Tokens {
-    /// Takes the tokens out of what tokenizer_config.json, special_tokens_map.json and added_tokens.json say; `defaults` are
-    /// those of the tokenizer's class, `pieces` what a SentencePiece model marks.
+    /// Reads the tokens from tokenizer_config.json, special_tokens_map.json and added_tokens.json. `defaults` are the
+    /// tokens of the tokenizer's class. `pieces` are the tokens that a SentencePiece model marks.
     ///
     /// # Errors
-    /// If an entry is not a token.
+    /// Returns an error if an entry is not a token.
     pub fn read(
         config: &Map<String, Value>,
         special: &Map<String, Value>,
@@ -35,12 +35,12 @@ impl Tokens {
     ) -> Result<Self, String> {
         let mut by_id = BTreeMap::new();
         let default = |name: &str| defaults.iter().find(|(known, _)| *known == name).map(|(_, token)| token.clone());
-        // A text takes the options that the class gives to the token.
+        // A token given as a string takes the options that the class gives to the token.
         let token_of_name = |name: &str, value: &Value| match (value.as_str(), default(name)) {
             (Some(text), Some(default)) => Ok(AddedToken { content: text.to_owned(), ..default }),
             _ => token(name, value),
         };
-        // None where a file says that there is none.
+        // None marks a token that a file explicitly removes.
         let mut given: BTreeMap<&str, Option<AddedToken>> = BTreeMap::new();
         let mut others = Vec::new();
         let mut extra = list(config, "extra_special_tokens")?;
@@ -81,8 +81,8 @@ impl Tokens {
                 additional = Some(listed);
             }
             let is_special = |text: &str| {
-                let of_name = given.values().flatten().any(|token| token.content == text);
-                of_name || extra.iter().flatten().any(|token| token.content == text)
+                let is_named = given.values().flatten().any(|token| token.content == text);
+                is_named || extra.iter().flatten().any(|token| token.content == text)
             };
             for (text, id) in added {
                 let number = id.as_u64().ok_or_else(|| format!("added_tokens.json gives {text:?} the id {id}"))?;
@@ -98,16 +98,16 @@ impl Tokens {
         Ok(Self { named, extra, stored: by_id.into_values().collect() })
     }
 
-    /// The text of a token that the tokenizer cannot do without.
+    /// Returns the text of a token that the tokenizer needs.
     ///
     /// # Errors
-    /// If there is none.
+    /// Returns an error if the tokenizer has no such token.
     pub fn get(&self, name: &str) -> Result<String, String> {
         let found = self.named.iter().find(|(known, _)| known == name);
         found.map(|(_, token)| token.content.clone()).ok_or_else(|| format!("there is no {name}"))
     }
 
-    /// Every token in the order in which it is added.
+    /// Returns all tokens in the order in which they are added.
     pub fn all(&self) -> Vec<AddedToken> {
         let is_stored = |token: &&AddedToken| self.stored.iter().any(|stored| stored.content == token.content);
         let is_named = |token: &AddedToken| self.named.iter().any(|(_, named)| named.content == token.content);
@@ -116,14 +116,14 @@ impl Tokens {
         self.stored.iter().chain(others).map(special).collect()
     }
 
-    /// The special tokens as texts alone.
+    /// Returns the special tokens as texts without options.
     pub fn plain(&self) -> Vec<AddedToken> {
         let all = self.named.iter().map(|(_, token)| token).chain(&self.extra);
         all.map(|token| AddedToken::from(token.content.as_str(), true)).collect()
     }
 }
 
-/// A token: a string, or an object with its options.
+/// Reads a token: a string, or an object with options.
 fn token(key: &str, value: &Value) -> Result<AddedToken, String> {
     if let Value::String(text) = value {
         return Ok(AddedToken::from(text.as_str(), true));
@@ -139,7 +139,7 @@ fn token(key: &str, value: &Value) -> Result<AddedToken, String> {
         .single_word(flag("single_word").unwrap_or(false)))
 }
 
-/// The tokens of a list, if the key is there with one.
+/// Reads the tokens of a list. Returns None if the key is missing or not a list.
 fn list(map: &Map<String, Value>, key: &str) -> Result<Option<Vec<AddedToken>>, String> {
     let Some(Value::Array(values)) = map.get(key) else { return Ok(None) };
     values.iter().map(|value| token(key, value)).collect::<Result<_, _>>().map(Some)

@@ -1,9 +1,10 @@
-//! Whether a BERT tokenizer lowercases, strips accents and parts Chinese characters.
+//! Applies the options of a BERT tokenizer: lowercase, strip accents, and split Chinese characters.
 //!
-//! transformers 5 builds the tokenizers of these classes from the vocabulary and tokenizer_config.json, whose options (or their
-//! defaults: lowercase, accents as the case, Chinese parted) hold against what tokenizer.json says.
+//! transformers 5 builds the tokenizers of these classes from the vocabulary and tokenizer_config.json. The options
+//! there, or their defaults (lowercase, accents like the case, Chinese characters split), take precedence over
+//! tokenizer.json.
 //!
-//! Source: `BertTokenizer.__init__` of transformers 5.23, tried with each option said and unsaid in both files.
+//! Source: `BertTokenizer.__init__` of transformers 5.23, tested with each option present and absent in both files.
 
 use std::path::Path;
 
@@ -14,19 +15,19 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 use super::class::Class;
 use crate::ui;
 
-/// Gives the tokenizer of `model`, read from its tokenizer.json, the options that tokenizer_config.json has, and warns where they
-/// differ. Returns them in words, for a fingerprint.
+/// Applies the options of tokenizer_config.json to the tokenizer of `model`, which was read from its tokenizer.json.
+/// Warns of differences. Returns the options as text for a fingerprint.
 ///
 /// # Errors
-/// If the tokenizer refuses the options.
+/// Returns an error if the tokenizer refuses the options.
 pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> tokenizers::Result<String> {
     let json = |name: &str| -> Value {
         let bytes = std::fs::read(model.join(name)).unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default() // a damaged one is an error where it is needed
+        serde_json::from_slice(&bytes).unwrap_or_default() // a damaged file is an error where it is needed
     };
     let (config, options) = (json("config.json"), json("tokenizer_config.json"));
-    let named = options["tokenizer_class"].as_str().or(config["tokenizer_class"].as_str());
-    let class = Class::of(config["model_type"].as_str().unwrap_or_default(), named);
+    let class_name = options["tokenizer_class"].as_str().or(config["tokenizer_class"].as_str());
+    let class = Class::of(config["model_type"].as_str().unwrap_or_default(), class_name);
     let Some(NormalizerWrapper::BertNormalizer(stored)) = tokenizer.get_normalizer() else { return Ok(String::new()) };
     if !matches!(class, Some(Class::Bert | Class::MpNet)) {
         return Ok(String::new());
@@ -46,9 +47,10 @@ pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> tokenizers::Result<Stri
         ),
     ];
     for (option, _, value) in differences.iter().filter(|(_, differs, _)| *differs) {
-        let said = if options.get(*option).is_some_and(Value::is_boolean) { "" } else { " by default" };
+        let source = if options.get(*option).is_some_and(Value::is_boolean) { "" } else { " by default" };
         ui::warn(format!(
-            "{}: {option} is {value}{said} in tokenizer_config.json and {} in tokenizer.json; the former holds, as in transformers 5",
+            "{}: {option} is {value}{source} in tokenizer_config.json and {} in tokenizer.json; the former holds, as in \
+             transformers 5",
             model.display(),
             !value
         ));
@@ -58,7 +60,7 @@ pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> tokenizers::Result<Stri
     Ok(words)
 }
 
-/// Accents go where the case does unless the option says otherwise.
+/// Returns true if accents are stripped: as the option says, or else exactly if the text is lowercased.
 fn strips(normalizer: &BertNormalizer) -> bool {
     normalizer.strip_accents.unwrap_or(normalizer.lowercase)
 }

@@ -1,10 +1,10 @@
-//! transformers' classes of tokenizers, and which one a model folder has.
+//! The tokenizer classes of transformers, and the class of a model folder.
 //!
 //! Source: `AutoTokenizer.from_pretrained` and `TOKENIZER_MAPPING_NAMES` of transformers 5.23; the constructors of the classes.
 
 use tokenizers::AddedToken;
 
-/// transformers' classes that are known here.
+/// Supported tokenizer classes of transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     Bert,
@@ -16,14 +16,14 @@ pub enum Class {
 }
 
 impl Class {
-    /// That of a model type, unless the folder asks for another by name.
+    /// Returns the class of a model type, unless the folder names another class.
     pub fn of(model_type: &str, named: Option<&str>) -> Option<Self> {
         let by_type = match model_type {
             "bert" | "distilbert" => Class::Bert,
             "mpnet" => Class::MpNet,
             "roberta" => Class::Roberta,
             "gpt2" => Class::Gpt2,
-            "qwen2" => return Some(Class::Qwen2), // for which transformers ignores the name
+            "qwen2" => return Some(Class::Qwen2), // transformers ignores the name for this type
             "qwen3" => Class::Qwen2,
             "deberta-v2" => Class::DebertaV2,
             _ => return None,
@@ -40,7 +40,7 @@ impl Class {
         })
     }
 
-    /// The files that its vocabulary is in.
+    /// Returns the files of the class's vocabulary.
     pub fn files(self) -> &'static [&'static str] {
         match self {
             Class::Bert | Class::MpNet => &["vocab.txt"],
@@ -49,7 +49,7 @@ impl Class {
         }
     }
 
-    /// The named tokens that it has unless its files say otherwise.
+    /// Returns the default named tokens of the class.
     pub fn tokens(self) -> Vec<(&'static str, AddedToken)> {
         let all: &[(&'static str, &'static str)] = match self {
             Class::Bert => &[

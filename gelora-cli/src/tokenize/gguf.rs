@@ -1,7 +1,7 @@
-//! The tokenizer inside a GGUF file.
+//! Reads the tokenizer of a GGUF file.
 //!
-//! A "gpt2" tokenizer is byte-level BPE with a way to cut a text into words that the file only names; a "llama" one is
-//! SentencePiece's BPE, whose merges follow from the scores of its pieces.
+//! A "gpt2" tokenizer is byte-level BPE. The file names its word splitting without describing it. A "llama" tokenizer
+//! is SentencePiece's BPE, whose merges follow from the scores of its pieces.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -21,43 +21,43 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
 };
 
-use super::sentencepiece::LONGEST;
+use super::sentencepiece::MAX_PIECE_BYTES;
 use crate::{fingerprint, ui};
 
-/// Kinds of tokens that stand for themselves in a text: control tokens and those that a user defined.
+/// Types of tokens that are matched literally in a text: control tokens, and tokens that a user defined.
 pub(super) const CONTROL: i64 = 3;
 pub(super) const DEFINED: i64 = 4;
 
-/// How Llama 3, Qwen 2 and Mistral Nemo cut a text into words, as their tokenizer.json says.
+/// Patterns that split a text into words in Llama 3, Qwen 2 and Mistral Nemo, from their tokenizer.json.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 pub const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The tokenizer of a file, and a hash of what it was made of.
+/// Returns the tokenizer of a file, and a hash of its content.
 pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
     let gguf = Gguf::open(path)?;
-    let of_file = |problem: String| anyhow!("{}: {problem}", path.display());
+    let file_error = |problem: String| anyhow!("{}: {problem}", path.display());
     let key = |name: &str| gguf.metadata().get(&format!("tokenizer.ggml.{name}"));
     let texts = |name: &str| -> Option<Vec<&str>> { key(name)?.as_array()?.iter().map(Value::as_str).collect() };
     let numbers = |name: &str| -> Option<Vec<f64>> { key(name)?.as_array()?.iter().map(Value::as_f64).collect() };
     let flag = |name: &str| key(name).and_then(Value::as_bool);
     let id = |name: &str| key(&format!("{name}_token_id")).and_then(Value::as_u64);
     let tokens =
-        texts("tokens").ok_or_else(|| of_file("no tokenizer.ggml.tokens; expected a tokenizer inside".into()))?;
-    if let Some(token) = tokens.iter().find(|token| token.len() > LONGEST) {
-        return Err(of_file(format!("has a token of {} bytes; expected {LONGEST} at most", token.len())));
+        texts("tokens").ok_or_else(|| file_error("no tokenizer.ggml.tokens; expected a tokenizer inside".into()))?;
+    if let Some(token) = tokens.iter().find(|token| token.len() > MAX_PIECE_BYTES) {
+        return Err(file_error(format!("has a token of {} bytes; expected {MAX_PIECE_BYTES} at most", token.len())));
     }
     let kinds: Vec<i64> = numbers("token_type").unwrap_or_default().into_iter().map(|kind| kind as i64).collect();
     let vocabulary: HashMap<String, u32> =
         tokens.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), id)).collect();
     let model = key("model").and_then(Value::as_str).unwrap_or("");
-    let failed = |error: tokenizers::Error| of_file(format!("not a readable tokenizer: {error}"));
-    // Whether texts begin with a token of their own where the file does not say.
-    let mut begun = model == "llama";
+    let failed = |error: tokenizers::Error| file_error(format!("not a readable tokenizer: {error}"));
+    // Whether texts begin with a special token, if the file does not say.
+    let mut begins_by_default = model == "llama";
     let mut tokenizer = match model {
         "gpt2" => {
-            let lines = texts("merges").ok_or_else(|| of_file("no tokenizer.ggml.merges".into()))?;
+            let lines = texts("merges").ok_or_else(|| file_error("no tokenizer.ggml.merges".into()))?;
             let merges: Vec<(String, String)> = lines
                 .iter()
                 .filter_map(|line| line.split_once(' '))
@@ -65,15 +65,15 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
                 .collect();
             let pre = key("pre").and_then(Value::as_str).unwrap_or_else(|| {
                 ui::warn(format!(
-                    "{}: tokenizer.ggml.pre is missing; texts are cut into words as GPT-2's are, which changes the tokens if the \
-                     model's are cut otherwise. Newer converters write the key",
+                    "{}: tokenizer.ggml.pre is missing; texts are split into words as in GPT-2, which \
+                     changes the tokens if the model splits them differently. Newer converters write the key",
                     path.display()
                 ));
                 "default"
             });
             let pre = Pre::named(pre).ok_or_else(|| {
                 let expected = "expected gpt-2, smollm, llama-bpe, qwen2 or tekken";
-                of_file(format!("tokenizer.ggml.pre = {pre:?} is not supported; {expected}"))
+                file_error(format!("tokenizer.ggml.pre = {pre:?} is not supported; {expected}"))
             })?;
             let bpe = BPE::builder()
                 .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
@@ -85,12 +85,12 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
             if pre == Pre::Qwen2 {
                 tokenizer.with_normalizer(Some(NFC)).map_err(failed)?;
             }
-            begun = pre.has_whole_words();
+            begins_by_default = pre.has_whole_words();
             tokenizer.with_decoder(Some(ByteLevel::default()));
             tokenizer
         }
         "llama" => {
-            let scores = numbers("scores").ok_or_else(|| of_file("no tokenizer.ggml.scores".into()))?;
+            let scores = numbers("scores").ok_or_else(|| file_error("no tokenizer.ggml.scores".into()))?;
             let merges = merges_of(&tokens, &scores, &vocabulary);
             let unknown = id("unknown").and_then(|id| tokens.get(id as usize)).map_or("<unk>", |token| *token);
             let bpe = BPE::builder()
@@ -122,28 +122,28 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
         }
         other => bail!("{}: tokenizer.ggml.model = {other:?} is not supported; expected gpt2 or llama", path.display()),
     };
-    let of_kind = |kind: i64, special: bool| -> Vec<AddedToken> {
+    let tokens_of_type = |kind: i64, special: bool| -> Vec<AddedToken> {
         let kinds = tokens.iter().zip(&kinds).filter(|(_, k)| **k == kind);
         kinds.map(|(token, _)| AddedToken::from((*token).to_owned(), special).normalized(false)).collect()
     };
-    tokenizer.add_special_tokens(of_kind(CONTROL, true)).map_err(failed)?;
-    tokenizer.add_tokens(of_kind(DEFINED, false)).map_err(failed)?;
-    let begins = flag("add_bos_token").unwrap_or(begun);
+    tokenizer.add_special_tokens(tokens_of_type(CONTROL, true)).map_err(failed)?;
+    tokenizer.add_tokens(tokens_of_type(DEFINED, false)).map_err(failed)?;
+    let begins = flag("add_bos_token").unwrap_or(begins_by_default);
     if let Some((bos, id)) = id("bos").filter(|_| begins).and_then(|id| Some((*tokens.get(id as usize)?, id as u32))) {
         let template = TemplateProcessing::builder()
             .try_single(format!("{bos} $A"))
             .and_then(|builder| builder.try_pair(format!("{bos} $A {bos} $B:1")))
-            .map_err(|error| of_file(format!("the token {bos:?} cannot begin texts: {error}")))?
+            .map_err(|error| file_error(format!("the token {bos:?} cannot begin texts: {error}")))?
             .special_tokens(vec![(bos.to_owned(), id)])
             .build()
-            .map_err(|error| of_file(format!("the token {bos:?} cannot begin texts: {error}")))?;
+            .map_err(|error| file_error(format!("the token {bos:?} cannot begin texts: {error}")))?;
         tokenizer.with_post_processor(Some(template));
     }
     let json = tokenizer.to_string(false).map_err(failed)?;
     Ok((tokenizer, fingerprint::of([Some(json.as_bytes())])))
 }
 
-/// The special tokens of a file, by the names that transformers has for them.
+/// Returns the special tokens of a file by the names of transformers.
 pub fn special_tokens(gguf: &Gguf) -> BTreeMap<String, String> {
     const NAMES: [(&str, &str); 4] = [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")];
     let token = |(stored, name): (&str, &str)| {
@@ -154,15 +154,15 @@ pub fn special_tokens(gguf: &Gguf) -> BTreeMap<String, String> {
     NAMES.into_iter().filter_map(token).collect()
 }
 
-/// The source of a file's chat template.
+/// Returns the source of a file's chat template.
 pub fn chat_template(gguf: &Gguf) -> Option<&str> {
     gguf.metadata().get("tokenizer.chat_template").and_then(Value::as_str)
 }
 
-/// The tokenizer of a .gguf file as the files of a model folder: their names and what is in them.
+/// Returns the tokenizer of a .gguf file as the files of a model folder: their names and contents.
 ///
 /// # Errors
-/// As [`tokenizer`].
+/// Returns the errors of [`tokenizer`].
 pub fn as_files(path: &Path) -> Result<Vec<(&'static str, String)>> {
     let (gguf, (inner, _)) = (Gguf::open(path)?, tokenizer(path)?);
     let inner = inner.to_string(true).map_err(|error| anyhow!("{}: tokenizer: {error}", path.display()))?;
@@ -174,7 +174,7 @@ pub fn as_files(path: &Path) -> Result<Vec<(&'static str, String)>> {
     Ok([("tokenizer.json", inner), ("tokenizer_config.json", config)].into_iter().chain(template).collect())
 }
 
-/// How a byte-level tokenizer cuts a text into words, and what goes with it.
+/// Word splitting of a byte-level tokenizer, and the settings that depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pre {
     Gpt2,
@@ -185,7 +185,7 @@ pub(super) enum Pre {
 }
 
 impl Pre {
-    /// That of the name in `tokenizer.ggml.pre`, which llama.cpp gave to it.
+    /// Returns the value for a name in `tokenizer.ggml.pre`, as defined by llama.cpp.
     fn named(name: &str) -> Option<Self> {
         Some(match name {
             "default" | "gpt-2" => Pre::Gpt2,
@@ -197,7 +197,7 @@ impl Pre {
         })
     }
 
-    /// Every way, with the name that it is written with.
+    /// All values with the names that are written.
     pub(super) const ALL: [(Self, &'static str); 5] = [
         (Pre::Gpt2, "gpt-2"),
         (Pre::SmolLm, "smollm"),
@@ -206,11 +206,13 @@ impl Pre {
         (Pre::Tekken, "tekken"),
     ];
 
-    /// Whether a word that is a token is taken as it is, wherever merges would lead. Texts of these begin with a token of their own.
+    /// Returns true if a word that is a token stays whole, whatever its merges are. Texts of these tokenizers begin
+    /// with a special token.
     pub(super) fn has_whole_words(self) -> bool {
         matches!(self, Pre::Llama3 | Pre::Tekken)
     }
 
+    /// Returns the pre-tokenizer that splits a text into words.
     pub(super) fn words(self) -> Result<PreTokenizerWrapper> {
         let split = |pattern: &str| -> Result<PreTokenizerWrapper> {
             let pattern = SplitPattern::Regex(pattern.to_owned());
@@ -229,17 +231,17 @@ impl Pre {
     }
 }
 
-/// Every pair of pieces that is a piece, the best score first.
+/// Returns every pair of pieces whose concatenation is a piece, in the order of falling score.
 fn merges_of(tokens: &[&str], scores: &[f64], vocabulary: &HashMap<String, u32>) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
         let known = cuts.filter_map(|(a, b)| Some((*vocabulary.get(a)?, *vocabulary.get(b)?, a, b)));
-        let mut of_token: Vec<_> = known.collect();
-        of_token.sort_by_key(|(a, b, ..)| (*a, *b));
-        all.extend(of_token.into_iter().map(|(_, _, a, b)| (*score, a.to_owned(), b.to_owned())));
+        let mut pairs: Vec<_> = known.collect();
+        pairs.sort_by_key(|(a, b, ..)| (*a, *b));
+        all.extend(pairs.into_iter().map(|(_, _, a, b)| (*score, a.to_owned(), b.to_owned())));
     }
-    all.sort_by(|a, b| b.0.total_cmp(&a.0)); // stable: of equal scores the first piece first
+    all.sort_by(|a, b| b.0.total_cmp(&a.0)); // the sort is stable: pieces of equal score keep their order
     all.into_iter().map(|(_, a, b)| (a, b)).collect()
 }
 
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_cut_as_each_model_cuts_them() {
+    fn texts_are_split_as_each_model_splits_them() {
         let text = "It's 12345 HelloWorld, NASA's\n\n  x=1/\n";
         for (pre, want) in [
             ("gpt-2", "It|'s| 12345| HelloWorld|,| NASA|'s|\n\n | x|=|1|/|\n"),
@@ -272,7 +274,7 @@ mod tests {
         assert_eq!(Pre::named("falcon"), None);
     }
 
-    /// The tiny model's file with other bytes, of which there are as many.
+    /// Returns the tokenizer of the tiny model's file after replacing bytes by as many others.
     fn changed(changes: &[(&str, &str)]) -> Tokenizer {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/gguf/tiny.gguf");
         let mut bytes = std::fs::read(path).unwrap();
@@ -286,8 +288,9 @@ mod tests {
     }
 
     #[test]
-    fn words_of_llama_3_are_whole_and_its_texts_begin() {
-        // A token that no merge makes, and a file that does not say whether texts begin with one.
+    fn llama_3_keeps_words_whole_and_begins_texts_with_a_token() {
+        // The changes add a token that no merge produces, and remove the key that says whether texts begin with a
+        // special token.
         let changes =
             [("<unused0>", "unreached"), ("eos_token_id", "bos_token_id"), ("add_bos_token", "add_box_token")];
         let ids = |tokenizer: &Tokenizer| tokenizer.encode("unreached", true).unwrap().get_ids().to_vec();

@@ -1,19 +1,19 @@
-//! How long texts are before they are cut.
+//! Counts the tokens of texts before truncation.
 
 use super::Tokenizer;
 use crate::data::Example;
 
-/// More than any text has.
+/// A limit above the length of any text.
 const NO_LIMIT: usize = 1 << 30;
-/// Examples that are encoded at a time.
+/// Number of examples that are encoded at a time.
 const CHUNK: usize = 512;
 
 impl Tokenizer {
-    /// The number of tokens that each example has without a limit, special tokens included; none for one that cannot be
-    /// encoded.
+    /// Returns the number of tokens of each example without a limit, special tokens included. None marks an example
+    /// that cannot be encoded.
     ///
     /// # Errors
-    /// As [`Tokenizer::with_max_length`].
+    /// Returns the errors of [`Tokenizer::with_max_length`].
     pub fn lengths(&self, examples: &[&Example]) -> anyhow::Result<Vec<Option<usize>>> {
         let whole = self.clone().with_max_length(NO_LIMIT)?;
         let mut lengths = Vec::with_capacity(examples.len());

@@ -1,7 +1,8 @@
-//! Tokenizers of model folders without tokenizer.json, made of older files as transformers makes them.
+//! Builds the tokenizers of model folders without tokenizer.json from older files, as transformers does.
 //!
-//! Source: `models/NAME/tokenization_NAME.py` of transformers 5.23, and `AutoTokenizer.from_pretrained` for which class it takes.
-//! That of DeBERTa does not look at the normalisation table of its SentencePiece model, so neither is it looked at here.
+//! Source: `models/NAME/tokenization_NAME.py` of transformers 5.23, and `AutoTokenizer.from_pretrained` for the choice
+//! of the class. The class of DeBERTa ignores the normalization table of its SentencePiece model, and so does this
+//! module.
 
 use std::path::{Path, PathBuf};
 
@@ -30,10 +31,11 @@ use super::class::Class;
 use super::gguf::QWEN2;
 use super::sentencepiece::{CONTROL, DEFINED, Model};
 
-/// The tokenizer of a folder, and what it was made of.
+/// Returns the tokenizer of a folder, and the contents of the files that it was built from.
 ///
 /// # Errors
-/// If the folder has none of these files, its model type or class is not known here, or a file is damaged.
+/// Returns an error if the folder has none of these files, if its model type or class is not supported, or if a file is
+/// damaged.
 pub fn tokenizer(model: &Path) -> Result<(Tokenizer, Vec<Option<Vec<u8>>>)> {
     let missing = model.join("tokenizer.json");
     let folder = Folder { path: model.to_owned() };
@@ -48,7 +50,7 @@ pub fn tokenizer(model: &Path) -> Result<(Tokenizer, Vec<Option<Vec<u8>>>)> {
     }
     let config = folder.json("config.json")?;
     let [options, special, added, ..] = ASIDE;
-    let asides = [options, special, added];
+    let optional_files = [options, special, added];
     let [options, special, added] = [folder.json(options)?, folder.json(special)?, folder.json(added)?];
     let text = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_str).map(str::to_owned);
     let model_type = text(&config, "model_type").unwrap_or_default();
@@ -56,8 +58,8 @@ pub fn tokenizer(model: &Path) -> Result<(Tokenizer, Vec<Option<Vec<u8>>>)> {
     let class = Class::of(&model_type, named.as_deref()).ok_or_else(|| {
         let named = named.as_ref().map(|name| format!(" with the class {name}")).unwrap_or_default();
         anyhow!(
-            "{}: no such file; the tokenizer of the model type {model_type:?}{named} cannot be made of {}. transformers writes \
-             the file with AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+            "{}: no such file; the tokenizer of the model type {model_type:?}{named} cannot be built from {}. transformers \
+             writes the file with AutoTokenizer.from_pretrained(...).save_pretrained(...)",
             missing.display(),
             older().collect::<Vec<_>>().join(", ")
         )
@@ -68,10 +70,10 @@ pub fn tokenizer(model: &Path) -> Result<(Tokenizer, Vec<Option<Vec<u8>>>)> {
     });
     let files: Vec<Vec<u8>> = files.collect::<Result<_>>()?;
     let name = class.files().join(", ");
-    let of_file = |problem: String| anyhow!("{}: {name}: {problem}", model.display());
-    let tokenizer = build(class, &files, [&options, &special, &added]).map_err(of_file)?;
+    let file_error = |problem: String| anyhow!("{}: {name}: {problem}", model.display());
+    let tokenizer = build(class, &files, [&options, &special, &added]).map_err(file_error)?;
     let mut parts: Vec<Option<Vec<u8>>> = files.into_iter().map(Some).collect();
-    for name in asides {
+    for name in optional_files {
         parts.push(folder.bytes(name)?);
     }
     parts.push(Some(format!("{class:?}").into_bytes()));
@@ -83,7 +85,7 @@ struct Folder {
 }
 
 impl Folder {
-    /// What is in a file, if it is there.
+    /// Returns the contents of a file, or None if it does not exist.
     fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.path.join(name);
         if !path.is_file() {
@@ -94,7 +96,7 @@ impl Folder {
         Ok(Some(bytes))
     }
 
-    /// An object; empty if there is no file.
+    /// Returns the JSON object of a file, or an empty object if the file does not exist.
     fn json(&self, name: &str) -> Result<Map<String, Value>> {
         let Some(bytes) = self.bytes(name)? else { return Ok(Map::new()) };
         let path = self.path.join(name);
@@ -105,7 +107,7 @@ impl Folder {
     }
 }
 
-/// The pipeline of a class.
+/// Builds the tokenizer of a class.
 fn build(
     class: Class,
     files: &[Vec<u8>],
@@ -181,11 +183,11 @@ fn build(
             tokenizer.with_post_processor(Some(processor.trim_offsets(trim).add_prefix_space(prefixed)));
         }
         Class::Gpt2 | Class::Qwen2 => {
-            let asked = |key: &str, name: &str| match flag(key) {
+            let requested = |key: &str, name: &str| match flag(key) {
                 Some(true) if tokens.get(name).is_ok() => known(name).map(Some),
                 _ => Ok(None),
             };
-            let (bos, eos) = (asked("add_bos_token", "bos_token")?, asked("add_eos_token", "eos_token")?);
+            let (bos, eos) = (requested("add_bos_token", "bos_token")?, requested("add_eos_token", "eos_token")?);
             let around = |text: &str, kind: usize| {
                 let special = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| format!("{text}:{kind}"));
                 [special(&bos), Some(format!("{text}:{kind}")), special(&eos)].into_iter().flatten().collect::<Vec<_>>()
@@ -200,7 +202,7 @@ fn build(
     Ok(tokenizer)
 }
 
-/// What a SentencePiece model of single pieces becomes.
+/// Builds the tokenizer of a unigram SentencePiece model.
 fn unigram(spm: Model, unknown: &str, flag: impl Fn(&str) -> Option<bool>) -> Result<Tokenizer, String> {
     let failed = |error: tokenizers::Error| error.to_string();
     let named = spm.pieces.iter().position(|piece| piece.text == unknown && piece.score == 0.0);
@@ -238,7 +240,7 @@ fn template(single: String, pair: String, special: Vec<(String, u32)>) -> Result
         .map_err(|error| failed(error.to_string()))
 }
 
-/// vocab.json: pieces and their ids.
+/// Reads vocab.json: pieces and their ids.
 fn vocabulary(bytes: &[u8]) -> Result<Vocab, String> {
     let json: Map<String, Value> =
         serde_json::from_slice(bytes).map_err(|e| format!("the vocabulary is no JSON object: {e}"))?;
@@ -249,7 +251,7 @@ fn vocabulary(bytes: &[u8]) -> Result<Vocab, String> {
     json.into_iter().map(entry).collect()
 }
 
-/// merges.txt: two pieces a line, after a line with the version.
+/// Reads merges.txt: two pieces per line, after a line with the version.
 fn merges(bytes: &[u8]) -> Result<Vec<(String, String)>, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "the merges are not UTF-8".to_owned())?;
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.starts_with("#version"));

@@ -1,26 +1,27 @@
-//! How long the pieces of a unigram tokenizer.json are, before the tokenizers crate reads it.
+//! Checks the lengths of the pieces in a unigram tokenizer.json before the tokenizers crate reads it.
 //!
-//! The crate nests a map for each byte of a piece, and clones and drops them by recursion: a piece of some ten thousand bytes
-//! is a stack overflow, which nothing contains. Only the lists of `vocab` are looked at, where unigram models have their pieces.
+//! The crate nests a map for each byte of a piece, and clones and drops these maps recursively. A piece of some ten
+//! thousand bytes overflows the stack, which cannot be contained. Only the lists in `vocab` are checked, because
+//! unigram models store their pieces there.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::sentencepiece::LONGEST;
+use super::sentencepiece::MAX_PIECE_BYTES;
 
 /// Checks the pieces of a tokenizer.json.
 ///
 /// # Errors
-/// If it is no JSON object or has a piece of more than [`LONGEST`] bytes.
+/// Returns an error if the file is not a JSON object or has a piece of more than [`MAX_PIECE_BYTES`] bytes.
 pub fn check(bytes: &[u8]) -> Result<(), String> {
     serde_json::from_slice::<Fields>(bytes).map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// The file: of its fields, `model`; of that, `vocab`.
+/// The file, of which only the field `model` is read, and of that only `vocab`.
 struct Fields;
 
-/// A list of pieces, each a list that begins with its text; any other value is passed over.
+/// A list of pieces, each a list that begins with its text. Any other value is skipped.
 struct Pieces;
 
 /// A piece.
@@ -62,7 +63,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-/// A visitor that passes over every value but lists and strings.
+/// Defines a type whose visitor skips every value except lists and strings.
 macro_rules! lenient {
     ($type:ident, $($visit:item)+) => {
         impl<'de> Deserialize<'de> for $type {
@@ -126,9 +127,9 @@ lenient! {
 lenient! {
     Text,
     fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
-        match text.len() <= LONGEST {
+        match text.len() <= MAX_PIECE_BYTES {
             true => Ok(Text),
-            false => Err(E::custom(format_args!("a piece of {} bytes; expected {LONGEST} at most", text.len()))),
+            false => Err(E::custom(format_args!("a piece of {} bytes; expected {MAX_PIECE_BYTES} at most", text.len()))),
         }
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Text, A::Error> {
@@ -142,11 +143,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_of_any_length_are_refused() {
+    fn long_pieces_are_refused() {
         let file = |piece: &str| {
             format!(r#"{{"a": [1, null], "model": {{"b": {{}}, "vocab": [["x", -1.5], ["{piece}", 0]]}}}}"#)
         };
-        check(file(&"y".repeat(LONGEST)).as_bytes()).unwrap();
+        check(file(&"y".repeat(MAX_PIECE_BYTES)).as_bytes()).unwrap();
         let problem = check(file(&"y".repeat(100_000)).as_bytes()).unwrap_err();
         assert!(problem.starts_with("a piece of 100000 bytes; expected 1024 at most"), "{problem}");
     }

@@ -1,40 +1,40 @@
-//! SentencePiece's model files, as far as a unigram tokenizer of transformers needs them.
+//! Reads the parts of SentencePiece model files that a unigram tokenizer of transformers needs.
 //!
-//! Source: `sentencepiece_model.proto`. A protobuf message is fields one after the other, each a number with a wire type and
-//! a value; fields that are not asked for are skipped.
+//! Source: `sentencepiece_model.proto`. A protobuf message is a sequence of fields. Each field has a number, a wire
+//! type and a value. Fields that are not needed are skipped.
 
 /// A piece of the vocabulary.
 #[derive(Debug)]
 pub struct Piece {
     pub text: String,
-    /// Its logarithmic probability.
+    /// Logarithm of the piece's probability.
     pub score: f64,
     pub kind: u64,
 }
 
-/// Kinds of pieces: those that stand for no text, and those that a user defined.
+/// Types of pieces: those that stand for no text, and those that a user defined.
 pub const CONTROL: u64 = 3;
 pub const DEFINED: u64 = 4;
 
-/// What is read of a model.
+/// The parts of a model that are read.
 #[derive(Debug)]
 pub struct Model {
     pub pieces: Vec<Piece>,
     pub unknown: usize,
 }
 
-/// The longest piece in bytes. The tokenizer nests a map for each byte of one; SentencePiece's own limit is 16 characters unless
-/// it is told otherwise.
-pub const LONGEST: usize = 1024;
+/// Maximum length of a piece in bytes. The tokenizers crate nests a map for each byte of a piece. SentencePiece's default
+/// limit is 16 characters.
+pub const MAX_PIECE_BYTES: usize = 1024;
 
-/// The type of model that is read; 2 is BPE.
+/// Model type that is supported; 2 is BPE.
 const UNIGRAM: u64 = 1;
 
 impl Model {
     /// Reads a model.
     ///
     /// # Errors
-    /// If it is damaged, has no pieces, or is not a unigram model.
+    /// Returns an error if the model is damaged, has no pieces, or is not a unigram model.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let damaged = || "not a SentencePiece model, or a damaged one".to_owned();
         let (mut pieces, mut unknown, mut kind) = (Vec::new(), 0, UNIGRAM);
@@ -63,8 +63,8 @@ impl Model {
         if let Some(piece) = pieces.iter().find(bad) {
             return Err(format!("has the piece {:?} with the score {}", piece.text, piece.score));
         }
-        if let Some(piece) = pieces.iter().find(|piece| piece.text.len() > LONGEST) {
-            return Err(format!("has a piece of {} bytes; expected {LONGEST} at most", piece.text.len()));
+        if let Some(piece) = pieces.iter().find(|piece| piece.text.len() > MAX_PIECE_BYTES) {
+            return Err(format!("has a piece of {} bytes; expected {MAX_PIECE_BYTES} at most", piece.text.len()));
         }
         if unknown >= pieces.len() {
             return Err(format!("the unknown piece is number {unknown} of {}", pieces.len()));
@@ -93,7 +93,7 @@ enum Value<'a> {
     Skipped,
 }
 
-/// The fields of a message by their numbers; None, once, where it is damaged.
+/// Returns the fields of a message with their numbers. A damaged message ends with one None.
 fn fields(mut rest: &[u8]) -> impl Iterator<Item = Option<(u64, Value<'_>)>> {
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -128,7 +128,7 @@ fn take<'a>(rest: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// Seven bits a byte, the lowest first.
+/// Reads a variable-length integer: seven bits per byte, lowest bits first.
 fn varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_read_and_damage_is_said() {
+    fn models_are_read_and_damaged_files_are_errors() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tokenizers/spm/spm.model");
         let bytes = std::fs::read(path).unwrap();
         let model = Model::parse(&bytes).unwrap();
@@ -157,7 +157,7 @@ mod tests {
         );
         assert!(model.pieces[5..].iter().all(|piece| piece.score < 0.0));
         for part in 0..16 {
-            let _ = Model::parse(&bytes[..bytes.len() * part / 16]); // no panic: a cut may fall between two pieces
+            let _ = Model::parse(&bytes[..bytes.len() * part / 16]); // may succeed if the cut is between two pieces, but must not panic
         }
         for at in 0..bytes.len() {
             for change in [0, 0x80, 0xff, bytes[at].wrapping_add(1)] {

@@ -1,8 +1,8 @@
-//! A model folder's tokenizer as the keys of a GGUF file.
+//! Converts a model folder's tokenizer to the keys of a GGUF file.
 //!
-//! GGUF has two forms for what language models use: "gpt2", byte-level BPE with one of the ways to cut a text into words that
-//! llama.cpp knows by name, and "llama", SentencePiece's BPE, in which scores of pieces stand for merges. A tokenizer that is
-//! neither, or differs from it in an option, is an error.
+//! GGUF has two forms for tokenizers of language models. "gpt2" is byte-level BPE with a word splitting that llama.cpp
+//! knows by name. "llama" is SentencePiece's BPE, in which scores of pieces replace merges. Any other tokenizer, or a
+//! tokenizer with a differing option, is an error.
 //!
 //! Source: llama.cpp, `src/llama-vocab.cpp` and `gguf-py/gguf/vocab.py`.
 
@@ -17,35 +17,35 @@ use super::Tokenizer;
 use super::gguf::{CONTROL, DEFINED, Pre};
 use crate::chat::Template;
 
-/// Kinds of tokens beside those that stand for themselves.
+/// Types of tokens other than control tokens and user-defined tokens.
 const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const UNUSED: i64 = 5;
 const BYTE: i64 = 6;
 
-/// The mark of a space in SentencePiece.
+/// Character that stands for a space in SentencePiece.
 const SPACE: &str = "▁";
 
-/// What a tokenizer is in a GGUF file.
+/// The GGUF keys of a tokenizer.
 pub struct Keys {
     pub keys: Vec<(String, MetadataValue)>,
-    /// What llama.cpp does otherwise.
+    /// Differences between the tokenizer and llama.cpp.
     pub remarks: Vec<String>,
 }
 
-/// The form of a tokenizer.
+/// Form of a tokenizer in GGUF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Form {
-    /// Byte-level BPE, with llama.cpp's name of how words are cut.
+    /// Byte-level BPE, with llama.cpp's name of the word splitting.
     Bytes(&'static str),
-    /// SentencePiece's BPE; whether a text begins with a space.
+    /// SentencePiece's BPE. `prefixed`: a text begins with a space.
     Pieces { prefixed: bool },
 }
 
-/// The keys of a folder's tokenizer, for a model with so many embeddings.
+/// Returns the keys of a folder's tokenizer, for a model with `rows` embeddings.
 ///
 /// # Errors
-/// If the folder has no tokenizer, or one that a GGUF file cannot say.
+/// Returns an error if the folder has no tokenizer, or one that a GGUF file cannot express.
 pub fn keys(model: &Path, rows: usize) -> Result<Keys> {
     let tokenizer = Tokenizer::open(model)?;
     let inner = &tokenizer.inner;
@@ -124,7 +124,7 @@ pub fn keys(model: &Path, rows: usize) -> Result<Keys> {
     Ok(Keys { keys, remarks })
 }
 
-/// The form of a tokenizer.json; the error goes on from "the tokenizer".
+/// Returns the form of a tokenizer.json. The error continues the words "the tokenizer".
 fn form_of(json: &Value, remarks: &mut Vec<String>) -> Result<Form, String> {
     let model = &json["model"];
     let kind = model["type"].as_str().unwrap_or("without a type");
@@ -166,12 +166,12 @@ fn form_of(json: &Value, remarks: &mut Vec<String>) -> Result<Form, String> {
     Ok(Form::Bytes(name))
 }
 
-/// Whether a SentencePiece tokenizer puts a space before a text.
+/// Returns true if a SentencePiece tokenizer puts a space before a text.
 fn space_prefix(json: &Value, remarks: &mut Vec<String>) -> Result<bool, String> {
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
     let prepend = json!({"type": "Prepend", "prepend": SPACE});
     let (normalizer, words) = (&json["normalizer"], &json["pre_tokenizer"]);
-    // Behind the replacement there is no space that this could cut at.
+    // After the replacement no space is left, so this split has no effect.
     let at_spaces = words["type"] == "Split" && words["pattern"] == json!({"String": " "});
     if words.is_null() || at_spaces {
         let steps = match normalizer["normalizers"].as_array() {
@@ -193,12 +193,12 @@ fn space_prefix(json: &Value, remarks: &mut Vec<String>) -> Result<bool, String>
         return Ok(scheme != "never");
     }
     Err(format!(
-        "has the normalizer {normalizer} and the pre-tokenizer {words}; a GGUF file can say that spaces become {SPACE} and \
-         whether one is put first"
+        "has the normalizer {normalizer} and the pre-tokenizer {words}; a GGUF file can say that spaces become {SPACE} and whether \
+         one is put first"
     ))
 }
 
-/// A pre-tokenizer without what changes offsets alone.
+/// Returns a pre-tokenizer without the options that only change offsets.
 fn simplified(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -209,12 +209,12 @@ fn simplified(value: &Value) -> Value {
     }
 }
 
-/// The merges in their order: pairs, or in older files lines.
+/// Returns the merges in their order. They are stored as pairs, or as lines in older files.
 fn merges_of(json: &Value) -> Result<Vec<(String, String)>> {
     let pair = |merge: &Value| {
-        let of_line = || merge.as_str()?.split_once(' ');
-        let of_pair = || Some((merge.get(0)?.as_str()?, merge.get(1)?.as_str()?));
-        let (a, b) = of_line().or_else(of_pair)?;
+        let from_line = || merge.as_str()?.split_once(' ');
+        let from_pair = || Some((merge.get(0)?.as_str()?, merge.get(1)?.as_str()?));
+        let (a, b) = from_line().or_else(from_pair)?;
         Some((a.to_owned(), b.to_owned()))
     };
     let all = json["model"]["merges"].as_array().into_iter().flatten();
@@ -222,8 +222,8 @@ fn merges_of(json: &Value) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// The scores of pieces that make llama.cpp merge as the tokenizer does: it merges any two neighbours that are a piece together,
-/// the best score first.
+/// Returns scores of pieces with which llama.cpp merges as the tokenizer does: llama.cpp merges any two neighbors whose
+/// concatenation is a piece, in the order of falling score.
 fn scores(tokens: &[String], merges: &[(String, String)], is_plain: impl Fn(&str) -> bool) -> Result<Vec<f32>> {
     let mut order: HashMap<String, usize> = HashMap::new();
     let mut last = String::new();
@@ -249,13 +249,13 @@ fn scores(tokens: &[String], merges: &[(String, String)], is_plain: impl Fn(&str
     Ok(tokens.iter().map(|token| -(order.get(token).copied().unwrap_or(least) as f32)).collect())
 }
 
-/// Whether a piece is that of a byte, <0x0A>.
+/// Returns true for the piece of a byte, such as <0x0A>.
 fn is_byte(token: &str) -> bool {
     let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
 }
 
-/// The tokens that every text begins and ends with.
+/// Returns the tokens that every text begins and ends with.
 fn around(tokenizer: &tokenizers::Tokenizer) -> Result<(Option<u32>, Option<u32>)> {
     let ids = |special: bool| -> Result<Vec<u32>> {
         let encoding = tokenizer.encode("a", special).map_err(|error| anyhow!("tokenizer: {error}"))?;
@@ -275,7 +275,7 @@ fn around(tokenizer: &tokenizers::Tokenizer) -> Result<(Option<u32>, Option<u32>
     }
 }
 
-/// Special tokens by their names in tokenizer_config.json and special_tokens_map.json.
+/// Returns the special tokens by their names in tokenizer_config.json and special_tokens_map.json.
 fn named_tokens(model: &Path) -> Result<BTreeMap<String, String>> {
     let mut named = BTreeMap::new();
     for file in ["special_tokens_map.json", "tokenizer_config.json"] {
@@ -291,7 +291,7 @@ fn named_tokens(model: &Path) -> Result<BTreeMap<String, String>> {
     Ok(named)
 }
 
-/// The token that ends a text by config.json.
+/// Returns the token that ends a text according to config.json.
 fn tokenizer_end(model: &Path) -> Option<u32> {
     gelora_model::Config::load(model).ok()?.eos.first().copied()
 }

@@ -1,6 +1,6 @@
 //! Runs the built program and reads what it wrote.
-#![allow(dead_code)] // each test file uses its part
-#![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
+#![allow(dead_code)] // each test file uses a part of it
+#![allow(clippy::print_stdout)] // failing tests print differences
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)
 }
 
-/// A folder with train and validation files whose label is whether a sentence ends with one certain word.
+/// Writes a folder with train and validation files. The label says whether a sentence ends with a certain word.
 pub fn data(dir: &Path) -> PathBuf {
     let folder = dir.join("data");
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -38,7 +38,7 @@ pub fn data(dir: &Path) -> PathBuf {
     folder
 }
 
-/// What a run of the program left.
+/// Output of a run of the program.
 pub struct Run {
     pub code: Option<i32>,
     pub stdout: String,
@@ -56,7 +56,7 @@ impl Run {
         serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.stdout))
     }
 
-    /// Failed with exit code 1 and one line that has all of these words.
+    /// Asserts that the run failed with exit code 1 and one line that has all of these words.
     pub fn fails_with(&self, words: &[&str]) {
         assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
         let errors: Vec<&str> = self.stderr.lines().filter(|l| l.starts_with("error: ")).collect();
@@ -73,13 +73,13 @@ pub fn gelora<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> R
     gelora_with(args, &[])
 }
 
-/// Runs `gelora` with these arguments and these variables of the environment.
+/// Runs `gelora` with these arguments and environment variables.
 pub fn gelora_with<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>, env: &[(&str, &str)]) -> Run {
     let output = Command::new(env!("CARGO_BIN_EXE_gelora"))
         .args(args)
         .envs(env.iter().copied())
-        .env("GELORA_CACHE", std::env::temp_dir().join("gelora-tests")) // not the user's
-        .env("NODEVICE_SELECT", "1") // a Vulkan layer of Mesa that writes to stderr where there is no desktop
+        .env("GELORA_CACHE", std::env::temp_dir().join("gelora-tests")) // separate from the user's cache
+        .env("NODEVICE_SELECT", "1") // turns off a Vulkan layer of Mesa that writes to stderr without a desktop
         .output()
         .expect("the program starts");
     Run {
@@ -89,7 +89,7 @@ pub fn gelora_with<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>,
     }
 }
 
-/// Arguments from words, so that a call reads like a command line; `{}` stands for the next path.
+/// Splits a line into arguments, so that a call reads like a command line. `{}` stands for the next path.
 pub fn words(line: &str, paths: &[&Path]) -> Vec<String> {
     let mut paths = paths.iter();
     let path = |word: &str, paths: &mut std::slice::Iter<'_, &Path>| match word {
@@ -99,7 +99,7 @@ pub fn words(line: &str, paths: &[&Path]) -> Vec<String> {
     line.split_whitespace().map(|word| path(word, &mut paths)).collect()
 }
 
-/// The floats of every tensor of a file.
+/// Returns the floats of every tensor of a file.
 pub fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
@@ -107,7 +107,7 @@ pub fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
     file.tensors().into_iter().map(|(name, t)| (name, floats(t.data()))).collect()
 }
 
-/// The logits of a predictions file, row after row.
+/// Returns the logits of a predictions file, row after row.
 pub fn logits(path: &Path) -> Vec<f32> {
     let text = std::fs::read_to_string(path).expect("predictions");
     let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a JSON object a line"));

@@ -1,4 +1,4 @@
-//! Data sets by their id: layouts, configs, splits, revisions, and the cache.
+//! Datasets by their id: layouts, configs, splits, revisions, and the cache.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::server::{SHA, Server};
 
-/// A data set's files are these, with the rows of the data set that the server begins with.
-fn laid_out(hub: &Server, names: &[(&str, &str)]) {
+/// Replaces the files of the dataset by these, with rows of the initial dataset.
+fn set_files(hub: &Server, names: &[(&str, &str)]) {
     hub.set(|state| {
         let files = std::mem::take(&mut state.dataset);
         for (name, rows) in names {
@@ -17,15 +17,15 @@ fn laid_out(hub: &Server, names: &[(&str, &str)]) {
     });
 }
 
-/// The files that were downloaded.
+/// Returns the files that were downloaded.
 fn downloaded(hub: &Server) -> Vec<String> {
-    let mut names: Vec<String> = hub.files_asked_for().into_iter().map(|(name, _)| name).collect();
+    let mut names: Vec<String> = hub.file_requests().into_iter().map(|(name, _)| name).collect();
     names.dedup();
     names
 }
 
 #[test]
-fn a_data_set_is_read_by_its_id() {
+fn datasets_are_read_by_their_id() {
     let hub = Server::start();
     let by_folder = hub.rank_on(&hub.data().display().to_string(), &[], &[]).ok();
     let run = hub.rank_on("tiny/reviews", &[], &[]).ok();
@@ -36,7 +36,7 @@ fn a_data_set_is_read_by_its_id() {
     assert_eq!(fs::read_to_string(repo.join("refs/main")).expect("a revision"), SHA);
     assert!(repo.join("snapshots").join(SHA).join("train.jsonl").exists());
 
-    // The cache serves when asked to, and when the hub is away.
+    // The cache serves offline runs, and runs whose hub is unreachable.
     assert_eq!(hub.rank_on("tiny/reviews", &[], &[]).ok().stdout, run.stdout);
     assert_eq!(hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")]).ok().stdout, run.stdout);
     let away = hub.rank_on("tiny/reviews", &[], &[("HF_ENDPOINT", "http://127.0.0.1:9")]).ok();
@@ -48,19 +48,19 @@ fn a_data_set_is_read_by_its_id() {
     hub.rank("tiny/bert", &[], &[]).ok();
     eval(&[("HF_HUB_OFFLINE", "1")]).fails_with(&["validation.jsonl is missing", "Run this once with a connection"]);
 
-    // Filled by another program, the cache is all that is known.
+    // A cache filled by another program has no description, so its files are all that is known.
     fs::remove_dir_all(hub.home().with_file_name("gelora")).expect("a folder");
     let run = hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")]).ok();
     assert!(run.stderr.contains("what the cache has of it is taken for the whole"), "{}", run.stderr);
     fs::remove_dir_all(hub.home()).expect("a cache");
     hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")])
-        .fails_with(&["the data set is not in", "HF_HUB_OFFLINE is set"]);
+        .fails_with(&["the dataset is not in", "HF_HUB_OFFLINE is set"]);
 }
 
 #[test]
-fn each_command_downloads_the_splits_that_it_reads() {
+fn each_command_downloads_the_splits_it_needs() {
     let hub = Server::start();
-    laid_out(
+    set_files(
         &hub,
         &[
             ("data/train-00000-of-00001-0123456789abcdef.jsonl", "train.jsonl"),
@@ -87,9 +87,9 @@ fn each_command_downloads_the_splits_that_it_reads() {
 }
 
 #[test]
-fn the_parts_of_a_split_are_read_together() {
+fn shards_of_a_split_are_read_together() {
     let hub = Server::start();
-    laid_out(
+    set_files(
         &hub,
         &[
             ("data/train-00001-of-00002-bb.jsonl", "validation.jsonl"),
@@ -99,7 +99,7 @@ fn the_parts_of_a_split_are_read_together() {
     let run = hub.rank_on("tiny/reviews", &[], &[]).ok();
     assert!(run.stdout.contains("measured on 128 examples"), "{}", run.stdout);
     assert_eq!(downloaded(&hub), ["data/train-00000-of-00002-aa.jsonl", "data/train-00001-of-00002-bb.jsonl"]);
-    // A part that is missing is no smaller split.
+    // A missing shard is an error, not a smaller split.
     let blobs = hub.home().join("hub/datasets--tiny--reviews/snapshots").join(SHA).join("data");
     fs::remove_file(blobs.join("train-00001-of-00002-bb.jsonl")).expect("a part");
     hub.rank_on("tiny/reviews", &[], &[("HF_HUB_OFFLINE", "1")])
@@ -107,9 +107,9 @@ fn the_parts_of_a_split_are_read_together() {
 }
 
 #[test]
-fn several_configs_are_chosen_among() {
+fn configs_are_selected() {
     let hub = Server::start();
-    laid_out(&hub, &[("cola/train.jsonl", "train.jsonl"), ("sst2/train.jsonl", "validation.jsonl")]);
+    set_files(&hub, &[("cola/train.jsonl", "train.jsonl"), ("sst2/train.jsonl", "validation.jsonl")]);
     hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["tiny/reviews", "2 configs", "--config: cola, sst2"]);
     hub.rank_on("tiny/reviews", &["--config", "wnli"], &[]).fails_with(&["no config wnli; it has cola, sst2"]);
     assert_eq!(downloaded(&hub), [""; 0]);
@@ -117,7 +117,7 @@ fn several_configs_are_chosen_among() {
     assert!(run.stdout.contains("measured on 32 examples"), "{}", run.stdout);
     assert_eq!(downloaded(&hub), ["sst2/train.jsonl"]);
 
-    // The README's header says more than names do; its owner's default is taken.
+    // The README's header takes precedence over names, and its default config is taken.
     hub.set(|state| {
         state.card = json!({"license": "mit", "configs": [
             {"config_name": "small", "data_files": [{"split": "train", "path": "sst2/tr*.jsonl"}]},
@@ -135,23 +135,23 @@ fn several_configs_are_chosen_among() {
 }
 
 #[test]
-fn data_sets_that_cannot_be_read_say_why() {
+fn unreadable_datasets_are_errors() {
     let hub = Server::start();
-    hub.rank_on("tiny/other", &[], &[]).fails_with(&["tiny/other", "no such data set", "without a token"]);
-    hub.rank_on("tiny/reviews", &["--data-revision", "v9"], &[]).fails_with(&["the data set has no revision v9"]);
+    hub.rank_on("tiny/other", &[], &[]).fails_with(&["tiny/other", "no such dataset", "without a token"]);
+    hub.rank_on("tiny/reviews", &["--data-revision", "v9"], &[]).fails_with(&["the dataset has no revision v9"]);
     hub.rank_on("tiny/reviews", &["--data-revision", "refs/pr/1"], &[]).ok();
-    hub.rank_on("tiny/reviews", &["--config", "x"], &[]).fails_with(&["the data set has no configs", "x"]);
+    hub.rank_on("tiny/reviews", &["--config", "x"], &[]).fails_with(&["the dataset has no configs", "x"]);
     let here = hub.data().display().to_string();
-    hub.rank_on(&here, &["--config", "x"], &[]).fails_with(&["--config x is for data sets on the hub", &here]);
-    hub.rank_on(&here, &["--data-revision", "x"], &[]).fails_with(&["--data-revision x is for data sets on the hub"]);
-    // Paths that are no ids are not asked for on the hub.
+    hub.rank_on(&here, &["--config", "x"], &[]).fails_with(&["--config x is for datasets on the hub", &here]);
+    hub.rank_on(&here, &["--data-revision", "x"], &[]).fails_with(&["--data-revision x is for datasets on the hub"]);
+    // Paths that are no ids are not requested from the hub.
     hub.asked();
     for path in ["nowhere", "nowhere/train.csv", "./tiny/reviews", "/tiny/reviews"] {
         hub.rank_on(path, &[], &[]).fails_with(&[path, "no such file or folder"]);
     }
     assert_eq!(hub.asked().len(), 0);
 
-    // One file of a data set, by its name.
+    // One file of a dataset by its name.
     hub.rank_on("tiny/reviews/validation.jsonl", &[], &[]).ok();
     assert_eq!(downloaded(&hub), ["validation.jsonl"]);
     hub.rank_on("tiny/reviews/dev.jsonl", &[], &[])
@@ -170,7 +170,7 @@ fn data_sets_that_cannot_be_read_say_why() {
     let names = |names: &[&str]| {
         let names: Vec<(&str, &str)> = names.iter().map(|name| (*name, "x")).collect();
         hub.set(|state| state.card = json!(null));
-        laid_out(&hub, &names);
+        set_files(&hub, &names);
     };
     names(&["reviews.py", "README.md"]);
     hub.rank_on("tiny/reviews", &[], &[])
@@ -183,7 +183,7 @@ fn data_sets_that_cannot_be_read_say_why() {
     ]);
     names(&["test.csv", "dev.csv"]);
     hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["no train split; it has test, validation"]);
-    // A name cannot have a file written outside of the cache.
+    // A file name cannot lead out of the cache.
     names(&["data/../../../../train.csv"]);
     hub.set(|state| state.card = json!({"configs": [{"config_name": "a", "data_files": "**/*.csv"}]}));
     hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["would not lie in the cache's folder"]);

@@ -1,4 +1,4 @@
-//! Models and data sets by their id on a hub: a server on this machine that does what the real one does.
+//! Models and datasets by their id, on a local server that behaves like the hub.
 
 #[path = "../common/mod.rs"]
 mod common;

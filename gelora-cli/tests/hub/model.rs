@@ -1,4 +1,4 @@
-//! Which files of a model are downloaded, and what is said where they cannot be.
+//! Tests which files of a model are downloaded, and the errors when they cannot be.
 
 use serde_json::{Value, json};
 
@@ -6,11 +6,11 @@ use crate::common::fixture;
 use crate::server::Server;
 
 #[test]
-fn a_model_is_downloaded_once_and_only_what_is_needed() {
+fn models_are_downloaded_once_and_only_needed_files() {
     let hub = Server::start();
     let run = hub.rank("tiny/bert", &[], &[]).ok();
     assert!(run.stderr.contains("tiny/bert model.safetensors"), "it says what it downloads: {}", run.stderr);
-    let mut names: Vec<String> = hub.files_asked_for().into_iter().map(|(name, _)| name).collect();
+    let mut names: Vec<String> = hub.file_requests().into_iter().map(|(name, _)| name).collect();
     names.dedup();
     assert_eq!(names, ["config.json", "tokenizer.json", "model.safetensors"]);
     let snapshot = hub.snapshot();
@@ -24,14 +24,14 @@ fn a_model_is_downloaded_once_and_only_what_is_needed() {
 
     let folder = fixture("tiny-bert").display().to_string();
     let by_folder = hub.rank(&folder, &[], &[]).ok();
-    assert_eq!(hub.files_asked_for(), []);
+    assert_eq!(hub.file_requests(), []);
     // Warnings name the model as it was typed.
     assert_eq!(by_folder.stdout.replace(&folder, "tiny/bert"), run.stdout);
     assert!(ranks.contains("\"model\": \"tiny/bert\""), "{ranks}");
 
-    // The second time nothing is downloaded; without the hub, or if asked to, neither.
+    // The second run downloads nothing, whether the hub is reachable, unreachable or turned off.
     hub.rank("tiny/bert", &[], &[]).ok();
-    assert_eq!(hub.files_asked_for(), []);
+    assert_eq!(hub.file_requests(), []);
     assert_eq!(hub.rank("tiny/bert", &[], &[("HF_HUB_OFFLINE", "1")]).ok().stdout, run.stdout);
     let gone = hub.rank("tiny/bert", &[], &[("HF_ENDPOINT", "http://127.0.0.1:9")]).ok();
     assert_eq!(gone.stdout, run.stdout);
@@ -39,7 +39,7 @@ fn a_model_is_downloaded_once_and_only_what_is_needed() {
 }
 
 #[test]
-fn what_is_not_in_the_cache_needs_the_hub() {
+fn files_missing_in_the_cache_need_the_hub() {
     let hub = Server::start();
     let cache = hub.home().join("hub").display().to_string();
     let way_on = "Run this once with a connection, or give the folder of a copy";
@@ -50,7 +50,7 @@ fn what_is_not_in_the_cache_needs_the_hub() {
         "http://127.0.0.1:9 cannot be reached",
         way_on,
     ]);
-    // Half of a model is none.
+    // An incomplete model in the cache is not used.
     hub.set(|state| state.breaks = 9);
     hub.rank("tiny/bert", &[], &[]).fails_with(&["downloading model.safetensors broke"]);
     hub.rank("tiny/bert", &[], &[("HF_HUB_OFFLINE", "1")]).fails_with(&["not all of it", way_on]);
@@ -72,14 +72,14 @@ fn shards_are_those_of_the_index() {
         state.files.insert("consolidated.safetensors".into(), whole);
     });
     hub.rank("tiny/bert", &[], &[]).ok();
-    let asked = hub.files_asked_for();
+    let asked = hub.file_requests();
     assert!(asked.iter().any(|(name, _)| name == "model-00001-of-00001.safetensors"), "{asked:?}");
     assert!(asked.iter().all(|(name, _)| name != "consolidated.safetensors"), "{asked:?}");
 }
 
-/// As microsoft/deberta-v3-base is: shards of PyTorch, and a SentencePiece model.
+/// The repository is like microsoft/deberta-v3-base: shards of PyTorch files, and a SentencePiece model.
 #[test]
-fn older_repositories_give_their_older_files() {
+fn older_repositories_provide_older_files() {
     let hub = Server::start();
     let file = |name: &str| std::fs::read(fixture(name)).expect("a file of the fixtures");
     let older =
@@ -95,7 +95,7 @@ fn older_repositories_give_their_older_files() {
     });
     let run = hub.rank("tiny/bert", &[], &[]).ok();
     let names = |hub: &Server| {
-        let mut names: Vec<String> = hub.files_asked_for().into_iter().map(|(name, _)| name).collect();
+        let mut names: Vec<String> = hub.file_requests().into_iter().map(|(name, _)| name).collect();
         names.dedup();
         names
     };
@@ -103,7 +103,7 @@ fn older_repositories_give_their_older_files() {
         ["config.json", "spm.model", "tokenizer_config.json", "pytorch_model.bin.index.json", older[0], older[1]];
     assert_eq!(names(&hub), wanted);
 
-    // Without the hub all of it has to be there.
+    // Without the hub, the cache must be complete.
     let offline = [("HF_HUB_OFFLINE", "1")];
     assert_eq!(hub.rank("tiny/bert", &[], &offline).ok().stdout, run.stdout);
     let snapshot = hub.snapshot();
@@ -113,7 +113,7 @@ fn older_repositories_give_their_older_files() {
         hub.rank("tiny/bert", &[], &[]).ok();
     }
 
-    // The newer files are preferred, one by one.
+    // Newer files are preferred, each separately.
     std::fs::remove_dir_all(hub.home()).expect("a cache");
     names(&hub);
     hub.set(|state| {
@@ -123,7 +123,7 @@ fn older_repositories_give_their_older_files() {
     hub.rank("tiny/bert", &[], &[]).ok();
     assert_eq!(names(&hub), ["config.json", "spm.model", "vocab.txt", "tokenizer_config.json", "model.safetensors"]);
 
-    // An index cannot have files written outside of the model's folder.
+    // An index cannot lead to files outside of the model's folder.
     hub.set(|state| {
         state.files.remove("model.safetensors");
         let index = br#"{"weight_map": {"a": "../../a.bin"}}"#;
@@ -141,7 +141,7 @@ fn older_repositories_give_their_older_files() {
 }
 
 #[test]
-fn ids_that_cannot_be_read_say_why() {
+fn unreadable_ids_are_errors() {
     let hub = Server::start();
     hub.rank("tiny/other", &[], &[]).fails_with(&[
         "tiny/other",
@@ -154,7 +154,7 @@ fn ids_that_cannot_be_read_say_why() {
     let here = fixture("tiny-bert").display().to_string();
     hub.rank(&here, &["--revision", "main"], &[]).fails_with(&["--revision main is for models on the hub", &here]);
 
-    // A private model is not shown without its token, which may come from a file too.
+    // A private model is hidden without its token. The token may come from a file.
     hub.set(|state| state.token = Some("secret".into()));
     hub.rank("tiny/bert", &[], &[]).fails_with(&["tiny/bert", "no such model, or does not show it without a token"]);
     hub.rank("tiny/bert", &[], &[("HF_TOKEN", "wrong")]).fails_with(&["to the owner of this token"]);
@@ -164,7 +164,7 @@ fn ids_that_cannot_be_read_say_why() {
     std::fs::write(hub.home().join("token"), "secret\n").expect("a file");
     hub.rank("tiny/bert", &[], &[]).ok();
 
-    // A gated one is shown, but its files are not given.
+    // A gated model is visible, but its files are refused.
     std::fs::remove_dir_all(hub.home()).expect("a cache");
     hub.set(|state| state.gated = true);
     let page = format!("{}/tiny/bert", hub.address);

@@ -1,7 +1,8 @@
-//! A hub on this machine that does what the real one does, and notes what it is asked for.
+//! A local server that behaves like the hub and records its requests.
 //!
-//! Small files: a relative redirect to `/api/resolve-cache`, compressed for whoever takes gzip. Large files: a redirect to a
-//! second host, which refuses a token, as stores of signed links do. Mirrors answer in manners of their own.
+//! Small files get a relative redirect to `/api/resolve-cache`, and are compressed for clients that accept gzip. Large
+//! files get a redirect to a second host that refuses a token, like stores with signed links. Mirrors answer in several
+//! other ways.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -21,48 +22,48 @@ pub const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 /// How the server answers requests for files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Manner {
-    /// As huggingface.co.
+    /// Like huggingface.co.
     #[default]
     Hub,
-    /// Every file whole and at once: no redirects, no X-Repo-Commit, no parts, so no Content-Range.
+    /// Whole files at once: no redirects, no X-Repo-Commit, no parts, so no Content-Range.
     Mirror,
     /// Parts without Content-Range.
     Parts,
-    /// Parts as they should be, but no HEAD, and no Content-Length.
+    /// Correct parts, but no HEAD and no Content-Length.
     NoHead,
 }
 
-/// What the server has and how it behaves.
+/// Files and behavior of the server.
 #[derive(Default)]
 pub struct State {
-    /// The files of the model tiny/bert.
+    /// Files of the model tiny/bert.
     pub files: BTreeMap<String, Vec<u8>>,
-    /// The files of the data set tiny/reviews.
+    /// Files of the dataset tiny/reviews.
     pub dataset: BTreeMap<String, Vec<u8>>,
-    /// The header of the data set's README.
+    /// Header of the dataset's README.
     pub card: Value,
     pub manner: Manner,
-    /// The description of a repository does not name its commit.
+    /// Whether the description of a repository lacks its commit.
     pub hides_commit: bool,
-    /// The hub hides everything from whoever does not show this token.
+    /// Token without which the hub hides everything.
     pub token: Option<String>,
-    /// Files need a token, though the repository is shown to all.
+    /// Whether files need a token although the repository is visible to all.
     pub gated: bool,
-    /// How many answers break in the middle of the weights.
+    /// Number of answers that break in the middle of the weights.
     pub breaks: usize,
-    /// How many answers stop in the middle of the weights, for so long, with the connection open.
+    /// Number of answers that pause in the middle of the weights with the connection open, and the length of the pause.
     pub stalls: Vec<Duration>,
-    /// How many answers with weights have a wrong byte.
+    /// Number of answers with weights that have a wrong byte.
     pub corrupt: usize,
-    /// How long the second host takes for an answer.
+    /// Delay of the second host's answers.
     pub delay: Duration,
-    /// Answers that the next requests get whose path has these words: status and headers.
+    /// Answers to the next requests whose path has these words: status and headers.
     pub instead: Vec<(&'static str, &'static str, &'static str)>,
     /// The requests so far.
     pub asked: Vec<Request>,
 }
 
-/// A request and what came of it.
+/// A request and its outcome.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub is_second_host: bool,
@@ -72,12 +73,12 @@ pub struct Request {
     pub authorization: String,
     pub encoding: String,
     pub when: Instant,
-    /// Bytes of the body that were sent.
+    /// Number of bytes of the body that were sent.
     pub sent: usize,
 }
 
 impl Request {
-    /// The file that is asked for by its name in a repository.
+    /// Returns the requested file by its name in a repository.
     pub fn file(&self) -> Option<&str> {
         let (_, rest) = self.path.split_once("/resolve/")?;
         rest.split_once('/').map(|(_, name)| name)
@@ -95,11 +96,11 @@ struct Reply {
     status: &'static str,
     headers: String,
     body: Vec<u8>,
-    /// Without a length, the connection's end ends the body.
+    /// Whether the answer has no length, so that the end of the connection ends the body.
     has_length: bool,
-    /// Bytes that are not sent.
+    /// Number of bytes that are not sent.
     cut: usize,
-    /// A pause in the middle.
+    /// Pause in the middle of the body.
     stall: Option<Duration>,
 }
 
@@ -111,13 +112,13 @@ impl Reply {
 }
 
 impl Server {
-    /// A hub with the model tiny/bert and the data set tiny/reviews.
+    /// Starts a hub with the model tiny/bert and the dataset tiny/reviews.
     pub fn start() -> Self {
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (hub, store) = (listen(), listen());
         let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
         let address = format!("http://127.0.0.1:{}", port(&hub));
-        // Another name, and so another host.
+        // Another name for this machine is another host.
         let second = format!("http://localhost:{}", port(&store));
         let dir = tempfile::tempdir().expect("a folder");
         let folder = data(dir.path());
@@ -129,7 +130,7 @@ impl Server {
         for name in ["train.jsonl", "validation.jsonl"] {
             state.dataset.insert(name.to_owned(), read(folder.join(name)));
         }
-        // What nobody needs.
+        // A file that no run needs.
         state.files.insert("pytorch_model.bin".into(), vec![0; 1000]);
         for files in [&mut state.files, &mut state.dataset] {
             files.insert("README.md".into(), b"a repository".to_vec());
@@ -151,13 +152,13 @@ impl Server {
         change(&mut self.state.lock().expect("no panic"));
     }
 
-    /// The requests so far, each time anew.
+    /// Returns the requests since the last call.
     pub fn asked(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.lock().expect("no panic").asked)
     }
 
-    /// The requests for files so far, by name and range, each time anew.
-    pub fn files_asked_for(&self) -> Vec<(String, String)> {
+    /// Returns the requests for files since the last call, by name and range.
+    pub fn file_requests(&self) -> Vec<(String, String)> {
         let of = |request: Request| Some((request.file()?.to_owned(), request.range));
         self.asked().into_iter().filter_map(of).collect()
     }
@@ -170,17 +171,17 @@ impl Server {
         self.dir.path().join("out")
     }
 
-    /// The folder with the data set's files.
+    /// Returns the folder with the dataset's files.
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    /// The files of the model in the cache.
+    /// Returns the model's folder in the cache.
     pub fn snapshot(&self) -> PathBuf {
         self.home().join("hub/models--tiny--bert/snapshots").join(SHA)
     }
 
-    /// `gelora COMMAND` with the hub's environment and these arguments.
+    /// Returns the command `gelora COMMAND` with the hub's environment and these arguments.
     pub fn command(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gelora"));
         command.args(arguments);
@@ -230,12 +231,12 @@ impl Server {
     }
 }
 
-/// The SHA-256 of a content, as the hub names large files.
+/// Returns the SHA-256 of a content, the hub's name of large files.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What git would call a small file, nearly.
+/// Returns nearly git's name of a small file.
 fn git_name(bytes: &[u8]) -> String {
     sha256(bytes)[..40].to_owned()
 }
@@ -287,18 +288,18 @@ fn answer(mut stream: TcpStream, is_second_host: bool, second: &str, state: &Mut
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..half]));
     if let Some(stall) = reply.stall {
         std::thread::sleep(stall);
-        let _ = stream.write_all(&body[half..]); // nobody may be there any more
+        let _ = stream.write_all(&body[half..]); // the client may have closed the connection
     }
 }
 
-/// The hub itself.
+/// Answers like the hub.
 fn hub(state: &mut State, request: &Request, second: &str) -> Reply {
     let path = request.path.as_str();
     if let Some(index) = state.instead.iter().position(|(words, _, _)| path.contains(words)) {
         let (_, status, headers) = state.instead.remove(index);
         return Reply::new(status, headers, "");
     }
-    // A repository that has another name now.
+    // A renamed repository.
     if let Some((before, after)) = path.split_once("old/bert") {
         return Reply::new("307 Temporary Redirect", format!("Location: {before}tiny/bert{after}\r\n"), "moved");
     }
@@ -379,7 +380,7 @@ fn hub(state: &mut State, request: &Request, second: &str) -> Reply {
     }
 }
 
-/// Where large files are: links are signed, and a token beside the signature is an error.
+/// Answers like the store of large files. Links are signed, and a token beside the signature is an error.
 fn store(state: &mut State, request: &Request) -> Reply {
     if !request.authorization.is_empty() {
         return Reply::new("400 Bad Request", "", "Only one auth mechanism allowed");
@@ -391,7 +392,7 @@ fn store(state: &mut State, request: &Request) -> Reply {
         Some((name.to_owned(), files.get(name)?.clone()))
     });
     match file {
-        // What the store calls an ETag is the hash of something else.
+        // The ETag of the store is the hash of something else.
         Some((name, bytes)) => part(state, request, &name, bytes, &format!("ETag: \"{}\"\r\n", sha256(b"else"))),
         None => Reply::new("404 Not Found", "", ""),
     }
@@ -401,7 +402,7 @@ fn is_large(name: &str) -> bool {
     [".safetensors", ".bin", ".h5", ".gguf", ".parquet"].iter().any(|end| name.ends_with(end))
 }
 
-/// The part of a file that is asked for, with what is to go wrong.
+/// Returns the requested part of a file, with the faults that the state asks for.
 fn part(state: &mut State, request: &Request, name: &str, mut bytes: Vec<u8>, headers: &str) -> Reply {
     let total = bytes.len();
     let is_weights = name.ends_with("model.safetensors") && request.method == "GET" && request.range != "bytes=0-0";

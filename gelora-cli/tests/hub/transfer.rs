@@ -1,4 +1,4 @@
-//! How files come: redirects, tokens, parts, hashes, refusals, pauses, two processes at once.
+//! Transfer of files: redirects, tokens, parts, hashes, refusals, pauses, and two processes at once.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,29 +13,29 @@ fn weights() -> Vec<u8> {
     fs::read(fixture("tiny-bert").join(WEIGHTS)).expect("the fixture")
 }
 
-/// The requests for the content of the weights, without those that only ask about it.
-fn for_weights(asked: &[Request]) -> Vec<&Request> {
+/// Returns the requests for the content of the weights, without those for their description.
+fn requests_for_weights(asked: &[Request]) -> Vec<&Request> {
     let is_content = |request: &&Request| request.method == "GET" && request.range != "bytes=0-0";
     asked.iter().filter(|request| request.path.contains(WEIGHTS)).filter(is_content).collect()
 }
 
-/// The ranges of the requests for the weights, as the hub itself gets them.
+/// Returns the ranges of the requests for the weights that the hub itself received.
 fn ranges(hub: &Server) -> Vec<String> {
     let asked = hub.asked();
-    for_weights(&asked).into_iter().filter(|r| !r.is_second_host).map(|r| r.range.clone()).collect()
+    requests_for_weights(&asked).into_iter().filter(|r| !r.is_second_host).map(|r| r.range.clone()).collect()
 }
 
 fn is_whole(hub: &Server) -> bool {
     fs::read(hub.snapshot().join(WEIGHTS)).is_ok_and(|bytes| bytes == weights())
 }
 
-/// The blob of the weights, by the name that the hub gives them.
+/// Returns the blob of the weights, under the hub's name of their content.
 fn blob(hub: &Server) -> PathBuf {
     hub.home().join("hub/models--tiny--bert/blobs").join(sha256(&weights()))
 }
 
 #[test]
-fn redirects_are_followed_and_the_token_stays_with_the_hub() {
+fn redirects_are_followed_and_only_the_hub_gets_the_token() {
     let hub = Server::start();
     hub.set(|state| state.token = Some("secret".into()));
     hub.rank("tiny/bert", &[], &[("HF_TOKEN", "secret")]).ok();
@@ -44,13 +44,13 @@ fn redirects_are_followed_and_the_token_stays_with_the_hub() {
     let (second, first): (Vec<&Request>, Vec<&Request>) = asked.iter().partition(|request| request.is_second_host);
     assert!(first.iter().all(|request| request.authorization == "Bearer secret"), "{first:?}");
     assert!(first.iter().any(|request| request.path.starts_with("/api/resolve-cache/models/tiny/bert/")), "{first:?}");
-    // The weights came from the second host, once, and nobody showed it the token.
+    // The weights came from the second host, once, and no request showed it the token.
     assert!(second.iter().all(|request| request.authorization.is_empty()), "{second:?}");
     assert_eq!(second.iter().map(|request| request.sent).sum::<usize>(), weights().len());
     assert!(second[0].path.contains("signature=1%2F2"), "the link is followed as it is: {}", second[0].path);
     assert!(is_whole(&hub));
 
-    // A repository that was renamed is found by its old name, with the token, for the host is the same.
+    // A renamed repository is found by its old name, with the token, because the host is the same.
     fs::remove_dir_all(hub.home()).expect("a cache");
     hub.rank("old/bert", &[], &[("HF_TOKEN", "secret")]).ok();
     assert!(hub.home().join("hub/models--old--bert/snapshots").join(SHA).join(WEIGHTS).exists());
@@ -58,14 +58,14 @@ fn redirects_are_followed_and_the_token_stays_with_the_hub() {
 
 #[cfg(unix)]
 #[test]
-fn the_cache_is_laid_out_as_python_does() {
+fn the_cache_has_the_layout_of_python() {
     let hub = Server::start();
     hub.rank("tiny/bert", &[], &[]).ok();
     let repo = hub.home().join("hub/models--tiny--bert");
     assert_eq!(fs::read_to_string(repo.join("refs/main")).expect("a revision"), SHA);
     let link = fs::read_link(hub.snapshot().join(WEIGHTS)).expect("a link");
     assert_eq!(link, PathBuf::from(format!("../../blobs/{}", sha256(&weights()))));
-    // A weak ETag loses its mark and its quotes.
+    // A weak ETag loses its prefix and its quotes.
     let link = fs::read_link(hub.snapshot().join("config.json")).expect("a link");
     let config = sha256(&fs::read(fixture("tiny-bert/config.json")).expect("the fixture"));
     assert_eq!(link, PathBuf::from(format!("../../blobs/{}", &config[..40])));
@@ -77,20 +77,21 @@ fn the_cache_is_laid_out_as_python_does() {
     hub.rank("tiny/bert", &["--revision", "refs/pr/1"], &[]).ok();
     assert_eq!(fs::read_to_string(repo.join("refs/refs/pr/1")).expect("a revision"), SHA);
     hub.rank("tiny/bert", &["--revision", SHA], &[("HF_HUB_OFFLINE", "1")]).ok();
-    assert_eq!(hub.files_asked_for(), []);
+    assert_eq!(hub.file_requests(), []);
 }
 
 #[test]
-fn a_broken_download_goes_on_where_it_stopped() {
+fn broken_downloads_resume() {
     let hub = Server::start();
     let size = weights().len();
-    // The connection breaks twice: half is there, then three quarters. Each byte comes once.
+    // The connection breaks twice, after half and after three quarters. Each byte is sent once.
     hub.set(|state| state.breaks = 2);
     hub.rank("tiny/bert", &[], &[]).ok();
     let half = size - size / 2;
     let three_quarters = half + (size - half) - (size - half) / 2;
     let asked = hub.asked();
-    let second: Vec<&Request> = for_weights(&asked).into_iter().filter(|request| request.is_second_host).collect();
+    let second: Vec<&Request> =
+        requests_for_weights(&asked).into_iter().filter(|request| request.is_second_host).collect();
     let parts: Vec<(&str, usize)> = second.iter().map(|request| (request.range.as_str(), request.sent)).collect();
     let (from_half, from_three_quarters) = (format!("bytes={half}-"), format!("bytes={three_quarters}-"));
     assert_eq!(
@@ -103,7 +104,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
     );
     assert!(is_whole(&hub));
 
-    // It breaks for good, and another run goes on.
+    // The connection breaks for good, and another run resumes.
     fs::remove_dir_all(hub.home()).expect("a cache");
     hub.set(|state| state.breaks = 4);
     hub.rank("tiny/bert", &[], &[]).fails_with(&["downloading model.safetensors broke", "goes on where it stopped"]);
@@ -114,7 +115,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
     assert!(last[0].starts_with("bytes=1"), "{last:?}");
     assert!(is_whole(&hub));
 
-    // A run that was stopped when all was there, but had no name yet: nothing is left to ask for.
+    // A run stopped after all bytes arrived but before the file got its name, so no bytes are requested.
     let incomplete = blob(&hub).with_extension("incomplete");
     fs::rename(blob(&hub), &incomplete).expect("a file");
     hub.rank("tiny/bert", &[], &[]).ok();
@@ -123,7 +124,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_download_that_stands_still_is_taken_up_again() {
+fn stalled_downloads_resume() {
     let hub = Server::start();
     hub.set(|state| state.stalls = vec![Duration::from_secs(8)]);
     hub.rank("tiny/bert", &[], &[("HF_HUB_DOWNLOAD_TIMEOUT", "2")]).ok();
@@ -134,22 +135,22 @@ fn a_download_that_stands_still_is_taken_up_again() {
 }
 
 #[test]
-fn mirrors_have_manners_of_their_own() {
-    // Neither parts nor commits: what broke begins again.
+fn mirrors_behave_differently() {
+    // Without parts and commits, a broken download starts again.
     let hub = Server::start();
     hub.set(|state| (state.manner, state.breaks) = (Manner::Mirror, 1));
     hub.rank("tiny/bert", &[], &[]).ok();
     assert_eq!(ranges(&hub), [String::new(), format!("bytes={}-", weights().len() / 2)]);
     assert!(is_whole(&hub));
 
-    // Parts that do not say where they belong: only the whole is of use.
+    // Parts without a position are useless, so the whole file is requested.
     let hub = Server::start();
     hub.set(|state| (state.manner, state.breaks) = (Manner::Parts, 1));
     hub.rank("tiny/bert", &[], &[]).ok();
     assert_eq!(ranges(&hub), [String::new(), format!("bytes={}-", weights().len() / 2), String::new()]);
     assert!(is_whole(&hub));
 
-    // A description without the commit: the files say it, or nobody does.
+    // If the description lacks the commit, the files give it, or the run fails.
     let hub = Server::start();
     hub.set(|state| state.hides_commit = true);
     hub.rank("tiny/bert", &[], &[]).ok();
@@ -157,7 +158,7 @@ fn mirrors_have_manners_of_their_own() {
     hub.set(|state| state.manner = Manner::Mirror);
     hub.rank("tiny/bert", &[], &[]).fails_with(&["does not say which commit", "X-Repo-Commit"]);
 
-    // No HEAD and no Content-Length: the first byte tells the size, and a break is noticed by it.
+    // Without HEAD and Content-Length, the first byte gives the size, which reveals a break.
     let hub = Server::start();
     hub.set(|state| (state.manner, state.breaks) = (Manner::NoHead, 1));
     hub.rank("tiny/bert", &[], &[]).ok();
@@ -166,22 +167,22 @@ fn mirrors_have_manners_of_their_own() {
 }
 
 #[test]
-fn bytes_that_are_not_the_file_get_no_name() {
-    // A wrong byte on the way: everything comes again.
+fn wrong_bytes_are_refused() {
+    // After a wrong byte in transit, everything is requested again.
     let hub = Server::start();
     hub.set(|state| state.corrupt = 1);
     hub.rank("tiny/bert", &[], &[]).ok();
     assert_eq!(ranges(&hub), ["", ""]);
     assert!(is_whole(&hub));
 
-    // And if it is wrong again, that is an error which names both hashes.
+    // A second wrong byte is an error that names both hashes.
     fs::remove_dir_all(hub.home()).expect("a cache");
     hub.set(|state| state.corrupt = 9);
     let wanted = sha256(&weights());
     hub.rank("tiny/bert", &[], &[]).fails_with(&["model.safetensors came with the SHA-256", &wanted]);
     assert!(!blob(&hub).exists());
 
-    // What an earlier run left is wrong, or longer than the file.
+    // The bytes of an earlier run are wrong, or longer than the file.
     hub.set(|state| state.corrupt = 0);
     let incomplete = blob(&hub).with_extension("incomplete");
     for left in [weights().len() - 10, weights().len(), weights().len() + 10] {
@@ -192,14 +193,14 @@ fn bytes_that_are_not_the_file_get_no_name() {
         fs::remove_file(blob(&hub)).expect("a blob");
     }
 
-    // A blob that lost its end is not taken for the file.
+    // A blob that lost its end is not used.
     fs::write(blob(&hub), b"short").expect("a file");
     hub.rank("tiny/bert", &[], &[]).ok();
     assert!(is_whole(&hub));
 }
 
 #[test]
-fn a_busy_hub_is_asked_again_when_it_says() {
+fn busy_hubs_are_asked_again_after_the_requested_wait() {
     let hub = Server::start();
     hub.set(|state| {
         state.instead = vec![
@@ -217,7 +218,7 @@ fn a_busy_hub_is_asked_again_when_it_says() {
         assert!(times[1] - times[0] >= Duration::from_secs(1), "{words}: {:?}", times[1] - times[0]);
     }
 
-    // Nobody waits for an hour, and not for ever.
+    // No run waits for an hour, or forever.
     fs::remove_dir_all(hub.home()).expect("a cache");
     let later = ("/api/models/", "429 Too Many Requests", "Retry-After: 3600\r\n");
     hub.set(|state| state.instead = vec![later]);
@@ -229,7 +230,7 @@ fn a_busy_hub_is_asked_again_when_it_says() {
     hub.set(|state| state.instead = vec![("/resolve/", "429 Too Many Requests", "Retry-After: 3600\r\n")]);
     hub.rank("tiny/bert", &[], &[]).fails_with(&["downloading config.json broke", "status 429", "1 h 00 min"]);
 
-    // What is in the cache serves while the hub is busy.
+    // The cache serves while the hub is busy.
     hub.rank("tiny/bert", &[], &[]).ok();
     hub.set(|state| state.instead = vec![later]);
     let run = hub.rank("tiny/bert", &[], &[]).ok();
@@ -237,7 +238,7 @@ fn a_busy_hub_is_asked_again_when_it_says() {
 }
 
 #[test]
-fn refusals_are_said_in_the_hub_s_own_words() {
+fn refusals_quote_the_hub() {
     let hub = Server::start();
     let refuse = |words, status, headers| hub.set(|state| state.instead = vec![(words, status, headers)]);
     let unknown = "X-Error-Message: Invalid credentials in Authorization header\r\n";
@@ -260,7 +261,7 @@ fn refusals_are_said_in_the_hub_s_own_words() {
     hub.rank("tiny/bert", &[], &[]).fails_with(&["redirects more than 10 times"]);
     hub.set(|state| state.instead.clear());
 
-    // A redirect to another host is no reason to show it the token, even if it sends one back.
+    // A redirect to another host never gets the token, even if that host redirects back.
     let elsewhere = "Location: http://localhost:9/api/models/tiny/bert\r\n";
     refuse("/api/models/", "302 Found", elsewhere);
     hub.rank("tiny/bert", &[], &[("HF_TOKEN", "x")]).fails_with(&["cannot be reached"]);
@@ -270,7 +271,7 @@ fn refusals_are_said_in_the_hub_s_own_words() {
 }
 
 #[test]
-fn two_processes_download_once() {
+fn two_processes_download_each_file_once() {
     let hub = Server::start();
     hub.set(|state| state.delay = Duration::from_millis(1500));
     let (data, outs) = (hub.data().display().to_string(), ["out-1", "out-2"].map(|out| hub.home().with_file_name(out)));

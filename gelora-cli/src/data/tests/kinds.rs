@@ -1,4 +1,4 @@
-//! Columns, roles, labels and rows as people have them.
+//! Columns, roles, labels and rows in the forms that users have.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn used(data: &Dataset) -> String {
 }
 
 #[test]
-fn a_question_with_an_answer_is_a_pair_or_something_to_learn() {
+fn questions_with_answers_are_pairs_or_prompts() {
     let rows = "{\"question\": \"why so\", \"answer\": \"it is\"}\n{\"question\": \"how\", \"answer\": \" \"}";
     let mut data = good("a.jsonl", rows);
     assert_eq!(data.examples[0], example("why so", Some("it is"), None));
@@ -32,7 +32,7 @@ fn a_question_with_an_answer_is_a_pair_or_something_to_learn() {
     let labeled = good("a.jsonl", rows.replace("}", ", \"label\": 1}"));
     assert_eq!(used(&labeled), "text question, pair answer, label label; ");
 
-    // Other names, in other formats; a truth value is no answer to learn.
+    // Other column names in other formats. A truth value is no answer.
     for (name, rows, want) in [
         ("a.csv", "input,output\nthe one,two\n", "text input, answer output; "),
         ("a.jsonl", "{\"query\": \"a\", \"response\": \"b\"}", "text query, answer response; "),
@@ -47,7 +47,7 @@ fn a_question_with_an_answer_is_a_pair_or_something_to_learn() {
 }
 
 #[test]
-fn no_column_with_text_is_left_aside_without_a_word() {
+fn unused_text_columns_are_reported() {
     let unused = |rows: &str| good("a.jsonl", rows).columns.unused_texts;
     let prompt = r#"{"context": "a long story", "prompt": "a", "completion": "b", "id": "x7", "n": 3}"#;
     assert_eq!(unused(prompt), ["context"]);
@@ -58,43 +58,43 @@ fn no_column_with_text_is_left_aside_without_a_word() {
     assert_eq!(good("a.csv", "text,title,score\na,b,1\nc,two words,2\n").columns.unused_texts, ["title"]);
 
     let mut pair = good("a.jsonl", r#"{"premise": "a", "hypothesis": "b", "id": 3}"#);
-    let said = short(&pair.take_answers().unwrap_err());
+    let message = short(&pair.take_answers().unwrap_err());
     assert!(
-        said.contains("\"premise\" and \"hypothesis\" are a pair") && said.contains("premise, hypothesis, id"),
-        "{said}"
+        message.contains("\"premise\" and \"hypothesis\" are a pair") && message.contains("premise, hypothesis, id"),
+        "{message}"
     );
     let flags = ColumnFlags { text: Some("a".into()), answer: Some("b".into()), ..ColumnFlags::default() };
     let named = read_with("a.jsonl", "{\"a\": \"x\", \"b\": \"y\", \"text\": \"z\"}", &flags).unwrap();
     assert_eq!((named.examples[0].text.as_str(), named.examples[0].answer.as_deref()), ("x", Some("y")));
     let labels = ColumnFlags { label: Some("b".into()), ..flags };
-    let said = short(&read_with("a.jsonl", "{\"a\": \"x\", \"b\": \"y\"}", &labels).unwrap_err());
-    assert!(said.starts_with("--answer-column: is of a language model"), "{said}");
+    let message = short(&read_with("a.jsonl", "{\"a\": \"x\", \"b\": \"y\"}", &labels).unwrap_err());
+    assert!(message.starts_with("--answer-column: is of a language model"), "{message}");
     let for_lm = ColumnFlags { label: Some("b".into()), aim: Aim::Answers, ..ColumnFlags::default() };
-    let said = short(&read_with("a.jsonl", "{\"text\": \"x\", \"b\": \"y\"}", &for_lm).unwrap_err());
-    assert_eq!(said, "--label-column: a language model learns no labels");
-    // A label that is asked for is not dropped for an answer.
+    let message = short(&read_with("a.jsonl", "{\"text\": \"x\", \"b\": \"y\"}", &for_lm).unwrap_err());
+    assert_eq!(message, "--label-column: a language model learns no labels");
+    // A requested label column takes precedence over an answer column.
     let flags = ColumnFlags { label: Some("kind".into()), ..ColumnFlags::default() };
     let rows = read_with("a.jsonl", "{\"instruction\": \"x\", \"output\": \"y\", \"kind\": \"z\"}", &flags).unwrap();
     assert_eq!(used(&rows), "text instruction, label kind; output");
 }
 
 #[test]
-fn answers_that_are_missing_or_empty_are_named_as_their_column_is() {
+fn missing_and_empty_answers_name_their_column() {
     let rows =
         |second: &str| format!("{{\"instruction\": \"a\", \"output\": \"b\"}}\n{{\"instruction\": \"c\"{second}}}");
-    let said = bad("a.jsonl", rows(", \"output\": null"));
-    assert_eq!(said, "a.jsonl: row 2 (line 2): no \"output\", but every row needs its text");
+    let message = bad("a.jsonl", rows(", \"output\": null"));
+    assert_eq!(message, "a.jsonl: row 2 (line 2): no \"output\", but every row needs its text");
     let data = good("a.jsonl", rows(", \"output\": \" \\n\""));
     assert_eq!((data.examples.len(), data.read), (1, 2));
     assert_eq!(data.left_out, [LeftOut { rows: 1, why: "the answer in \"output\" is empty".into() }]);
-    let said = bad("a.jsonl", "{\"instruction\": \"a\", \"output\": \"\"}");
-    assert_eq!(said, "a.jsonl: no row is left: the answer in \"output\" is empty");
-    let said = bad("a.jsonl", "{\"instruction\": \"a\", \"input\": 3, \"output\": \"b\"}\n{\"input\": \"c\"}");
-    assert!(said.starts_with("a.jsonl: row 2 (line 2): no \"instruction\""), "{said}");
+    let message = bad("a.jsonl", "{\"instruction\": \"a\", \"output\": \"\"}");
+    assert_eq!(message, "a.jsonl: no row is left: the answer in \"output\" is empty");
+    let message = bad("a.jsonl", "{\"instruction\": \"a\", \"input\": 3, \"output\": \"b\"}\n{\"input\": \"c\"}");
+    assert!(message.starts_with("a.jsonl: row 2 (line 2): no \"instruction\""), "{message}");
 }
 
 #[test]
-fn roles_have_many_names_and_an_unknown_one_is_an_error() {
+fn roles_have_many_names_and_unknown_roles_are_errors() {
     let turns = |user: &str, assistant: &str| {
         let row = format!(
             r#"{{"conversations": [{{"from": "{user}", "value": "a"}}, {{"from": "{assistant}", "value": "b"}}]}}"#
@@ -105,21 +105,23 @@ fn roles_have_many_names_and_an_unknown_one_is_an_error() {
     for (user, assistant) in [("user", "chatgpt"), ("human", "gpt"), ("User", "Assistant"), ("prompter", "model")] {
         assert_eq!(turns(user, assistant), want, "{user} {assistant}");
     }
-    let said =
+    let message =
         bad("a.jsonl", r#"{"messages": [{"role": "user", "content": "a"}, {"role": "narrator", "content": "b"}]}"#);
     assert!(
-        said.starts_with("a.jsonl: row 1 (line 1): message 2 in \"messages\" has the role \"narrator\"; expected user")
+        message
+            .starts_with("a.jsonl: row 1 (line 1): message 2 in \"messages\" has the role \"narrator\"; expected user")
     );
 
-    // Nothing is what an empty list says.
-    let row = r#"{"messages": [{"role": "user", "content": "a", "tool_calls": [], "name": "Ann"}, {"role": "assistant", "content": "b", "weight": 0, "name": null}], "tools": []}"#;
+    // An empty list counts as missing.
+    let row = r#"{"messages": [{"role": "user", "content": "a", "tool_calls": [], "name": "Ann"}, "#.to_owned()
+        + r#"{"role": "assistant", "content": "b", "weight": 0, "name": null}], "tools": []}"#;
     let data = good("a.jsonl", row);
     let others: Vec<_> = data.examples[0].chat.iter().map(|turn| turn.other).collect();
-    assert_eq!(others, [None, Some("weight of 0, which says that it is not learnt")]);
+    assert_eq!(others, [None, Some("weight of 0, which excludes it from training")]);
     assert_eq!(data.notes, ["not used in the messages of \"messages\": name"]);
     let mut unanswered = good("a.jsonl", r#"{"messages": [{"role": "user", "content": "a"}]}"#);
-    let said = short(&unanswered.take_answers().unwrap_err());
-    assert_eq!(said, "a.jsonl: no conversation in \"messages\" has an answer of the assistant");
+    let message = short(&unanswered.take_answers().unwrap_err());
+    assert_eq!(message, "a.jsonl: no conversation in \"messages\" has an answer of the assistant");
 }
 
 #[test]
@@ -135,12 +137,12 @@ fn a_system_column_begins_the_conversation() {
     assert_eq!(used(&data), "conversation conversations, system system; ");
     let same = row("\"calm\"", r#"{"from": "system", "value": "calm"}, "#);
     assert_eq!(good("a.jsonl", &same).examples[0].chat.len(), 3);
-    let said = bad("a.jsonl", same.replace("\"value\": \"calm\"", "\"value\": \"loud\""));
-    assert!(said.ends_with("\"system\" and the first message are two different system messages"), "{said}");
+    let message = bad("a.jsonl", same.replace("\"value\": \"calm\"", "\"value\": \"loud\""));
+    assert!(message.ends_with("\"system\" and the first message are two different system messages"), "{message}");
 }
 
 #[test]
-fn truth_values_are_two_classes_however_they_are_spelled() {
+fn truth_values_of_any_spelling_are_two_classes() {
     let json = good("a.jsonl", "{\"text\": \"a\", \"label\": true}\n{\"text\": \"b\", \"label\": false}");
     let set = labels(&[&json], None).unwrap();
     assert_eq!(set, LabelSet::Classes(vec!["false".into(), "true".into()]));
@@ -157,7 +159,7 @@ fn truth_values_are_two_classes_however_they_are_spelled() {
 }
 
 #[test]
-fn several_labels_a_row_are_read_and_refused_where_they_are_needed() {
+fn several_labels_in_a_row_are_an_error_where_labels_are_needed() {
     let data = good("a.jsonl", "{\"text\": \"a\", \"label\": [1, 0, 1]}\n{\"text\": \"b\", \"label\": []}");
     assert_eq!(data.labeled(), 2);
     let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels; several labels a row (multi-label) are not \
@@ -168,7 +170,7 @@ fn several_labels_a_row_are_read_and_refused_where_they_are_needed() {
 }
 
 #[test]
-fn labels_that_are_all_minus_one_stand_for_none() {
+fn labels_that_are_all_minus_one_are_placeholders() {
     let test = good("a.jsonl", "{\"text\": \"a\", \"label\": -1}\n{\"text\": \"b\", \"label\": -1}");
     assert_eq!((test.labeled(), test.notes.len()), (0, 1));
     assert!(test.notes[0].ends_with("every \"label\" is -1, which stands for no label"), "{}", test.notes[0]);
@@ -177,7 +179,7 @@ fn labels_that_are_all_minus_one_stand_for_none() {
 }
 
 #[test]
-fn bad_rows_and_repeated_rows_are_left_out_and_counted_where_that_is_asked_for() {
+fn bad_and_repeated_rows_are_left_out_on_request() {
     let skip = ReadOptions { skip_bad_rows: true, ..ReadOptions::default() };
     let data = with("a.csv", "text,label\na,1\nb,1,2\n ,0\nc,0\n", &skip).unwrap();
     assert_eq!((data.examples.len(), data.read, data.row(1)), (2, 4, 4));
@@ -186,8 +188,8 @@ fn bad_rows_and_repeated_rows_are_left_out_and_counted_where_that_is_asked_for()
     assert!(data.left_out[0].why.contains("row 2 (line 3) has 3 cells"), "{}", data.left_out[0].why);
     let data = with("a.jsonl", "{\"text\": \"a\"}\n{\"text\": \n{\"text\": 3}\n[1]\n{\"text\": \"b\"}", &skip).unwrap();
     assert_eq!((data.examples.len(), data.left_out[0].rows, data.row(1)), (2, 3, 5));
-    let said = short(&with("a.jsonl", "{\"text\": 3}", &skip).unwrap_err());
-    assert!(said.starts_with("a.jsonl: no row is left: bad"), "{said}");
+    let message = short(&with("a.jsonl", "{\"text\": 3}", &skip).unwrap_err());
+    assert!(message.starts_with("a.jsonl: no row is left: bad"), "{message}");
 
     let rows = "text,label\na,1\nb,1\na,0\na,1\n";
     let dedup = ReadOptions { dedup: true, ..ReadOptions::default() };
@@ -198,11 +200,11 @@ fn bad_rows_and_repeated_rows_are_left_out_and_counted_where_that_is_asked_for()
     assert_eq!((data.examples.len(), data.left_out[0].why.as_str()), (2, "the same as an earlier row (--dedup)"));
     assert_eq!(good("a.csv", rows).examples.len(), 4);
 
-    // An option that means nothing for a file is an error.
+    // An option that does not apply to a file is an error.
     let dedup = ReadOptions { dedup: true, ..ReadOptions::default() };
-    let said = short(&with("a.txt", "one", &dedup).unwrap_err());
-    assert_eq!(said, "--dedup: a.txt is one running text, without columns or rows");
+    let message = short(&with("a.txt", "one", &dedup).unwrap_err());
+    assert_eq!(message, "--dedup: a.txt is one running text, without columns or rows");
     let semicolons = ReadOptions { delimiter: Some(b';'), ..ReadOptions::default() };
-    let said = short(&with("a.jsonl", "{}", &semicolons).unwrap_err());
-    assert!(said.starts_with("--delimiter: a.jsonl has no separated cells"), "{said}");
+    let message = short(&with("a.jsonl", "{}", &semicolons).unwrap_err());
+    assert!(message.starts_with("--delimiter: a.jsonl has no separated cells"), "{message}");
 }

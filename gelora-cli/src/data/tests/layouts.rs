@@ -1,4 +1,4 @@
-//! Files that are laid out, packed or separated in another way, and folders.
+//! Files in other layouts, encodings and separators, and folders.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ fn good_with(name: &str, contents: impl AsRef<[u8]>, options: &ReadOptions) -> D
     read(&path, None, options).unwrap()
 }
 
-/// The texts and classes of a file of three rows.
+/// Returns the texts and classes of a file of three rows.
 fn rows(name: &str, contents: impl AsRef<[u8]>) -> Vec<(String, String)> {
     let of = |e: Example| match e.label {
         Some(Label::Class(class)) => (e.text, class.to_string()),
@@ -42,18 +42,18 @@ fn json_in_every_layout() {
             assert_eq!(rows(name, layout), want, "{name}: {layout}");
         }
     }
-    // One object a line may hold lists of objects.
+    // An object per line may hold lists of objects.
     let chat = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
     assert_eq!(good("a.json", chat).examples.len(), 1);
-    // Lines of a list in pieces are those of the file.
-    let said = bad("a.json", "[\n {\n  \"text\": \"a\"\n },\n {\n  \"text\": 3\n }\n]");
-    assert_eq!(said, "a.json: row 2 (line 5): \"text\" holds an integer, expected a string");
+    // Line numbers of a list read in pieces are those of the file.
+    let message = bad("a.json", "[\n {\n  \"text\": \"a\"\n },\n {\n  \"text\": 3\n }\n]");
+    assert_eq!(message, "a.json: row 2 (line 5): \"text\" holds an integer, expected a string");
     assert!(bad("a.json", "{\"text\": \"a\"").starts_with("a.json: line 1 is not valid JSON: EOF"));
     assert!(bad("a.json", "{\n \"text\": \"a\"\n}\n}").contains("line 4 is not valid JSON"));
 }
 
 #[test]
-fn cells_are_separated_by_what_the_header_says() {
+fn the_header_determines_the_delimiter() {
     let want = vec![("good, she said".to_owned(), "1".to_owned()), ("bad".to_owned(), "0".to_owned())];
     for (name, text, noted) in [
         ("a.csv", "text;label\ngood, she said;1\nbad;0\n", true),
@@ -71,7 +71,7 @@ fn cells_are_separated_by_what_the_header_says() {
     assert!(note.ends_with("a.csv: cells are separated by \";\""), "{note}");
     let options = ReadOptions { delimiter: Some(b'~'), ..ReadOptions::default() };
     assert_eq!(good_with("a.csv", "text~label\na,b;c~1\n", &options).examples[0].text, "a,b;c");
-    // A column alone needs no separator.
+    // A single column needs no separator.
     assert_eq!(good("a.csv", "text\na;b|c\n").examples[0].text, "a;b|c");
 }
 
@@ -121,7 +121,7 @@ fn folders_have_splits() {
         read(Some(Split::Test)).unwrap_err(),
         format!("{name}: no test file; there is Train-00000-of-00001.csv and dev.csv")
     );
-    // Of two names for one split the usual one is read, and the other is spoken of.
+    // Of two names for one split the preferred one is read, and the other is reported.
     write("val.csv");
     let data = read(Some(Split::Validation)).unwrap();
     assert_eq!(data.examples[0].text, "val.csv");
@@ -166,8 +166,8 @@ fn files_of_one_split_are_read_in_the_order_of_their_numbers() {
     assert_eq!(read(Some(Split::Test)).unwrap().examples.len(), 2);
 
     write("data/train-00001-of-00002-9f8e.csv", "text,stars\nc,1\n");
-    let said = read(None).unwrap_err();
-    assert!(said.contains("its columns are text, but those of"), "{said}");
+    let message = read(None).unwrap_err();
+    assert!(message.contains("its columns are text, but those of"), "{message}");
     std::fs::remove_file(folder.path().join("data/train-00001-of-00002-9f8e.csv")).unwrap();
     let note = read(None).unwrap().notes.remove(0);
     assert!(note.ends_with("1 of 2 files of the train split are there"), "{note}");
@@ -177,12 +177,12 @@ fn files_of_one_split_are_read_in_the_order_of_their_numbers() {
         std::fs::create_dir(several.path().join(config)).unwrap();
         std::fs::write(several.path().join(config).join("train.csv"), "text,label\na,1\n").unwrap();
     }
-    let said = short(&super::read(several.path(), None, &ReadOptions::default()).unwrap_err());
-    assert!(said.ends_with("several folders have splits; give the path of one: de, en"), "{said}");
+    let message = short(&super::read(several.path(), None, &ReadOptions::default()).unwrap_err());
+    assert!(message.ends_with("several folders have splits; give the path of one: de, en"), "{message}");
 }
 
 #[test]
-fn a_text_is_cut_after_blank_lines_and_is_whole_together() {
+fn texts_are_split_after_blank_lines_and_join_to_the_whole() {
     let text = "\nA first\nparagraph.\n\n \nA second.\n\nA third";
     let rows = good("a.txt", text);
     assert!(rows.running);

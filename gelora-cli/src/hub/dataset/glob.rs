@@ -1,27 +1,28 @@
-//! Patterns of file names, as data sets on the hub declare them: `data/train-*.parquet`, `**/*.csv`.
+//! Patterns of file names in the form that datasets on the hub declare: `data/train-*.parquet`, `**/*.csv`.
 
-/// Whether a path fits a pattern. `?` is one character and `*` any number of them, both within one part of the path; `**` is any
-/// number of parts; `[abc]`, `[0-9]` and `[!abc]` are one character of a set.
+/// Returns true if a path matches a pattern. `?` matches one character and `*` any number of characters, both within
+/// one part of the path. `**` matches any number of parts. `[abc]`, `[0-9]` and `[!abc]` match one character of a set.
 pub fn fits(pattern: &str, path: &str) -> bool {
     let pattern: Vec<&str> = pattern.trim_start_matches("./").split('/').collect();
     let path: Vec<&str> = path.split('/').collect();
-    // Whether the patterns so far fit the first n parts, for every n: no pattern takes long, whoever wrote it.
-    let mut fitting = vec![false; path.len() + 1];
-    fitting[0] = true;
+    // matches_first[n]: the patterns so far match the first n parts. The time is bounded by the product of the lengths, for
+    // any pattern.
+    let mut matches_first = vec![false; path.len() + 1];
+    matches_first[0] = true;
     for part in pattern {
         let mut next = vec![false; path.len() + 1];
         for n in 0..=path.len() {
             next[n] = match part {
-                "**" => fitting[n] || (n > 0 && next[n - 1]),
-                part => n > 0 && fitting[n - 1] && fits_part(part, path[n - 1]),
+                "**" => matches_first[n] || (n > 0 && next[n - 1]),
+                part => n > 0 && matches_first[n - 1] && fits_part(part, path[n - 1]),
             };
         }
-        fitting = next;
+        matches_first = next;
     }
-    fitting[path.len()]
+    matches_first[path.len()]
 }
 
-/// One part of a pattern.
+/// One element of a pattern.
 enum Piece {
     Any,
     One,
@@ -32,19 +33,19 @@ enum Piece {
 fn fits_part(pattern: &str, name: &str) -> bool {
     let pieces = pieces(pattern);
     let name: Vec<char> = name.chars().collect();
-    let mut fitting = vec![false; name.len() + 1];
-    fitting[0] = true;
+    let mut matches_first = vec![false; name.len() + 1];
+    matches_first[0] = true;
     for piece in &pieces {
         let mut next = vec![false; name.len() + 1];
         for n in 0..=name.len() {
             next[n] = match piece {
-                Piece::Any => fitting[n] || (n > 0 && next[n - 1]),
-                piece => n > 0 && fitting[n - 1] && fits_char(piece, name[n - 1]),
+                Piece::Any => matches_first[n] || (n > 0 && next[n - 1]),
+                piece => n > 0 && matches_first[n - 1] && fits_char(piece, name[n - 1]),
             };
         }
-        fitting = next;
+        matches_first = next;
     }
-    fitting[name.len()]
+    matches_first[name.len()]
 }
 
 fn fits_char(piece: &Piece, c: char) -> bool {
@@ -60,7 +61,7 @@ fn pieces(pattern: &str) -> Vec<Piece> {
     let (mut pieces, mut i) = (Vec::new(), 0);
     while i < chars.len() {
         let end = match chars[i] {
-            // A ] that comes first is one of the set.
+            // A leading ] belongs to the set.
             '[' => (i + 2..chars.len()).find(|&end| chars[end] == ']'),
             _ => None,
         };
@@ -132,7 +133,7 @@ mod tests {
         for (pattern, path) in no {
             assert!(!fits(pattern, path), "{pattern} does not fit {path}");
         }
-        // What takes other matchers an age.
+        // A pattern that takes exponential time in a matcher with backtracking.
         assert!(!fits(&"*a".repeat(200), &"a".repeat(150)));
     }
 }

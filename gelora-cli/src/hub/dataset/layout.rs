@@ -1,4 +1,5 @@
-//! Which files of a data set are which split of which config: as the header of its README declares it, or else by their names.
+//! Assigns the files of a dataset to configs and splits: as the header of its README declares them, or else by their
+//! names.
 
 use std::collections::BTreeMap;
 
@@ -8,27 +9,27 @@ use super::glob;
 use super::splits::split_word;
 use crate::data::FORMATS;
 
-/// The name of the config of a data set that has no configs.
+/// Name of the config of a dataset without configs.
 pub const DEFAULT: &str = "default";
-/// Formats, the one to take first where a split is there in several.
+/// Formats in order of preference, for a split that exists in several formats.
 const PREFERRED: [&str; 6] = ["parquet", "jsonl", "json", "csv", "tsv", "txt"];
-/// Files of JSON that describe data and are none.
+/// JSON files that describe data but hold none.
 const DESCRIPTIONS: [&str; 6] =
     ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json", "package.json"];
 
-/// One table of a data set, in its splits.
+/// One table of a dataset with its splits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub name: String,
     /// Each split with its files, in order.
     pub splits: Vec<(String, Vec<String>)>,
-    /// Data files that are taken for no split.
+    /// Data files that belong to no split.
     pub left_out: Vec<String>,
-    /// Whether the owner made it the default.
+    /// Whether the owner made this config the default.
     pub is_default: bool,
 }
 
-/// The format of a data file by its ending, if it is one that is read here.
+/// Returns the format of a data file from its ending, if the format is supported.
 pub fn format_of(name: &str) -> Option<&'static str> {
     let file = name.rsplit('/').next().unwrap_or(name);
     let (stem, ending) = file.rsplit_once('.')?;
@@ -37,13 +38,13 @@ pub fn format_of(name: &str) -> Option<&'static str> {
     (!stem.is_empty() && !stem.starts_with('.') && !DESCRIPTIONS.contains(&file)).then_some(format)
 }
 
-/// The name of a file in a data folder: `train.csv`, `train-00000-of-00002.parquet`.
-pub fn canonical(split: &str, index: usize, of: usize, name: &str) -> String {
+/// Returns the name of a file in a data folder: `train.csv`, `train-00000-of-00002.parquet`.
+pub fn canonical(split: &str, index: usize, count: usize, name: &str) -> String {
     let format = format_of(name).unwrap_or_default();
-    if of == 1 { format!("{split}.{format}") } else { format!("{split}-{index:05}-of-{of:05}.{format}") }
+    if count == 1 { format!("{split}.{format}") } else { format!("{split}-{index:05}-of-{count:05}.{format}") }
 }
 
-/// The configs that the README's header declares, or `None` if it declares none.
+/// Returns the configs that the README's header declares, or `None` if it declares none.
 ///
 /// ```yaml
 /// configs:
@@ -54,7 +55,7 @@ pub fn canonical(split: &str, index: usize, of: usize, name: &str) -> String {
 /// ```
 ///
 /// # Errors
-/// If the declaration is not of this form, or names files that cannot be read here.
+/// Returns an error if the declaration is not of this form, or names files that cannot be read.
 pub fn declared(names: &[&str], card: Option<&Value>) -> Result<Option<Vec<Config>>, String> {
     let Some(entries) = card.and_then(|card| card.get("configs")).and_then(Value::as_array) else { return Ok(None) };
     let mut configs = Vec::new();
@@ -108,7 +109,7 @@ impl Config {
     }
 }
 
-/// data_files: one pattern, several, or several for each split.
+/// Reads data_files: one pattern, several patterns, or several patterns for each split.
 fn split_patterns(files: &Value) -> Result<Vec<(String, Vec<String>)>, String> {
     let patterns = |value: &Value| -> Option<Vec<String>> {
         match value {
@@ -120,25 +121,26 @@ fn split_patterns(files: &Value) -> Result<Vec<(String, Vec<String>)>, String> {
     if let Some(all) = patterns(files) {
         return Ok(vec![("train".to_owned(), all)]);
     }
-    let of_entry = |entry: &Value| {
+    let split_of_entry = |entry: &Value| {
         let split = entry.get("split").and_then(Value::as_str).filter(|split| is_split_name(split))?;
         Some((split.to_owned(), patterns(entry.get("path")?)?))
     };
-    let entries = files.as_array().and_then(|entries| entries.iter().map(of_entry).collect());
-    entries.ok_or_else(|| "its data_files are of no form that is known here".to_owned())
+    let entries = files.as_array().and_then(|entries| entries.iter().map(split_of_entry).collect());
+    entries.ok_or_else(|| "its data_files are of no form that is known".to_owned())
 }
 
-/// Names of splits become names of files.
+/// Returns true if a split's name can be part of a file name.
 fn is_split_name(split: &str) -> bool {
     let is_known = |c: char| c.is_alphanumeric() || "_.-".contains(c);
     !split.is_empty() && !split.starts_with('.') && split.chars().all(is_known)
 }
 
-/// The format and name of every file, by split.
+/// Format and name of every file, by split.
 type Splits<'a> = BTreeMap<String, Vec<(&'a str, &'a str)>>;
 
-/// Finds configs and splits from the names alone: `data/train-00000-of-00002-*.parquet`, `train.csv`, `cola/train-*.parquet`,
-/// `cola/train/0000.parquet`. Files of no split are left out, unless there are no others: then they are all for training.
+/// Finds configs and splits from the names only: `data/train-00000-of-00002-*.parquet`, `train.csv`,
+/// `cola/train-*.parquet`, `cola/train/0000.parquet`. Files of no split are left out. If no file has a split, all are
+/// for training.
 pub fn by_names(names: &[&str]) -> Vec<Config> {
     let mut files: Vec<(Place, &str)> = names.iter().filter_map(|name| Some((Place::of(name)?, *name))).collect();
     files.sort_by(|a, b| a.1.cmp(b.1));
@@ -148,7 +150,7 @@ pub fn by_names(names: &[&str]) -> Vec<Config> {
     for (place, name) in files {
         let split = match place.split {
             Some(split) => split,
-            // LICENSE.txt is no data set of its own.
+            // LICENSE.txt is not a dataset.
             None if has_splits || place.format == "txt" => {
                 left_out.push(name.to_owned());
                 continue;
@@ -170,7 +172,7 @@ pub fn by_names(names: &[&str]) -> Vec<Config> {
     configs.into_iter().map(config).collect()
 }
 
-/// The splits of several configs as those of one.
+/// Merges the splits of several configs.
 fn merged(configs: Vec<Config>) -> (Vec<(String, Vec<String>)>, Vec<String>) {
     let (mut splits, mut left_out): (BTreeMap<String, Vec<String>>, Vec<String>) = Default::default();
     for config in configs {
@@ -184,7 +186,7 @@ fn merged(configs: Vec<Config>) -> (Vec<(String, Vec<String>)>, Vec<String>) {
     (splits.into_iter().collect(), left_out)
 }
 
-/// What a file's path says of it.
+/// Config, split and format of a file, from its path.
 #[derive(Debug)]
 struct Place {
     config: String,
@@ -200,8 +202,8 @@ impl Place {
         if folders.iter().any(|folder| folder.starts_with('.')) {
             return None;
         }
-        let of_folder = folders.iter().rposition(|folder| split_word(folder).is_some());
-        let split = match of_folder {
+        let split_folder = folders.iter().rposition(|folder| split_word(folder).is_some());
+        let split = match split_folder {
             Some(index) => split_word(folders.remove(index)),
             None => split_of(&file[..file.len() - format.len() - 1]),
         };
@@ -211,9 +213,9 @@ impl Place {
     }
 }
 
-/// The split in a file's name without its ending.
+/// Returns the split in a file's name without its ending.
 fn split_of(stem: &str) -> Option<String> {
-    // `NAME-00000-of-00002` and `NAME-00000-of-00002-0123456789abcdef` are parts of a split of any name.
+    // `NAME-00000-of-00002` and `NAME-00000-of-00002-0123456789abcdef` are shards of a split of any name.
     let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
     let parts: Vec<&str> = stem.split('-').collect();
     let of = (2..parts.len())
@@ -222,7 +224,7 @@ fn split_of(stem: &str) -> Option<String> {
         let split = parts[..of - 1].join("-");
         return is_split_name(&split).then_some(split);
     }
-    // The two halves of MultiNLI's are splits of their own.
+    // The two halves of MultiNLI's validation and test splits are separate splits.
     let is_half = ["_matched", "-matched", "_mismatched", "-mismatched"].iter().any(|half| stem.ends_with(half));
     if is_half && is_split_name(stem) {
         return Some(stem.replace('-', "_"));

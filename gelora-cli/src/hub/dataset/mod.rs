@@ -1,4 +1,5 @@
-//! Data sets by their id: which files are needed, and a folder of them that reads like any data folder.
+//! Datasets by their id: determines the files that are needed, and links them in a folder that reads like any data
+//! folder.
 
 mod glob;
 mod layout;
@@ -17,15 +18,15 @@ use layout::Config;
 
 pub use splits::Wanted;
 
-/// Returns the folder or file that `--data` means, after a download if it is the id of a data set on the hub: `org/name`, or
-/// `org/name/FILE` for one file of it.
+/// Returns the folder or file that `--data` names. An id on the hub (`org/name`, or `org/name/FILE` for one file) is
+/// downloaded first.
 ///
-/// The folder has one link for each file of the splits in `wanted`, called `train.parquet` or
-/// `train-00000-of-00002.parquet` whatever the repository calls them.
+/// The folder has one link for each file of the splits in `wanted`. Links are called `train.parquet` or
+/// `train-00000-of-00002.parquet`, whatever the names in the repository are.
 ///
 /// # Errors
-/// If the data set has several configs and `config` is `None`, it has no such config or split, it may not be read without a
-/// token, or the hub cannot be reached and not everything is in the cache.
+/// Returns an error if the dataset has several configs and `config` is `None`, if it has no such config or split, if it
+/// may not be read without a token, or if the hub is unreachable and the cache is incomplete.
 pub fn locate(
     data: &Path,
     config: Option<&str>,
@@ -38,14 +39,14 @@ pub fn locate(
         for (option, value) in [("--config", config), ("--data-revision", revision)] {
             if let Some(value) = value {
                 let place = if data.exists() { "is on this machine" } else { "is no such id as org/name" };
-                bail!("{option} {value} is for data sets on the hub; {} {place}", data.display());
+                bail!("{option} {value} is for datasets on the hub; {} {place}", data.display());
             }
         }
-        // What is wrong with a path its reader says.
+        // The reader of the path reports its errors.
         return Ok(data.to_owned());
     };
     if let (Some(file), Some(config)) = (&id.file, config) {
-        bail!("{}: --config {config} chooses among the files of a data set, but {file} is one file", data.display());
+        bail!("{}: --config {config} chooses among the files of a dataset, but {file} is one file", data.display());
     }
     let repo = Repo { kind: Kind::Dataset, id, revision: revision.unwrap_or(MAIN).to_owned() };
     let hub = Hub::open(repo, quiet)?;
@@ -57,23 +58,23 @@ pub fn locate(
     result.inspect(|_| found.keep(&hub))
 }
 
-/// An id has two parts. `name` alone is a folder that is not there, and `folder/train.csv` a file.
+/// Parses an id of two parts. `name` without a slash is a missing folder, and `folder/train.csv` is a file.
 fn parsed(typed: &str) -> Option<Id> {
     let endings: Vec<String> = FORMATS.iter().map(|format| format!(".{format}")).collect();
     let endings: Vec<&str> = endings.iter().map(String::as_str).collect();
     Id::parse(typed, &endings).filter(|id| id.repo.contains('/'))
 }
 
-/// A data set's revision.
+/// A revision of a dataset.
 struct Found {
     commit: String,
     info: Info,
-    /// Why the hub was not asked, if it was not.
+    /// Reason why the hub was not asked, if it was not.
     offline: Option<String>,
 }
 
 impl Found {
-    /// Asks the hub, or else the cache.
+    /// Requests the description from the hub, or reads it from the cache.
     fn of(hub: &Hub) -> Result<Self> {
         let why = if hub.settings.offline {
             "HF_HUB_OFFLINE is set".to_owned()
@@ -81,7 +82,7 @@ impl Found {
             match hub.info()? {
                 Ok(info) => {
                     let any = info.siblings.first().map(|file| file.rfilename.clone());
-                    let any = any.ok_or_else(|| anyhow!("{}: the data set has no files", hub.repo.name()))?;
+                    let any = any.ok_or_else(|| anyhow!("{}: the dataset has no files", hub.repo.name()))?;
                     return Ok(Self { commit: hub.commit(&info, &any)?, info, offline: None });
                 }
                 Err(problem) => format!("{} cannot be reached ({problem})", hub.client.endpoint()),
@@ -92,7 +93,7 @@ impl Found {
             ui::note(hub.quiet, format!("{why}; taking {} as it was downloaded before", hub.repo.name()));
         }
         let info = view::described(&hub.repo, &commit).unwrap_or_else(|| {
-            // Another program filled the cache: the files that it took are all that is known of the data set.
+            // Another program filled the cache, so only the files in it are known.
             let siblings = hub.cache.files(&commit).into_iter().map(|rfilename| Sibling { rfilename }).collect();
             let note = format!("{}: what the cache has of it is taken for the whole", hub.repo.name());
             ui::note(hub.quiet, note);
@@ -101,7 +102,7 @@ impl Found {
         Ok(Self { commit, info, offline: Some(why) })
     }
 
-    /// Remembers what the hub said, so that the data set is found without it.
+    /// Records the hub's description, so that the dataset is found without the hub.
     fn keep(&self, hub: &Hub) {
         if self.offline.is_none() {
             hub.keep_commit(&self.commit);
@@ -112,17 +113,17 @@ impl Found {
         }
     }
 
-    /// The one file that was asked for.
+    /// Returns the requested file.
     fn file(&self, hub: &Hub, file: &str) -> Result<PathBuf> {
         let names: Vec<&str> = self.names();
         if !names.contains(&file) && self.offline.is_none() {
             let readable = names.into_iter().filter(|name| layout::format_of(name).is_some());
             bail!("{}: {} has no {file}; it has {}", hub.repo.name(), hub.repo.id.repo, list(readable));
         }
-        self.bring(hub, file)
+        self.download_or_find(hub, file)
     }
 
-    /// A folder with the splits that are wanted of one config.
+    /// Returns a folder with the wanted splits of one config.
     fn folder(&self, hub: &Hub, config: Option<&str>, wanted: Wanted) -> Result<PathBuf> {
         let data = hub.repo.name();
         let names = self.names();
@@ -139,7 +140,7 @@ impl Found {
         for (split, names) in &splits {
             for (index, name) in names.iter().enumerate() {
                 let link = layout::canonical(split, index, names.len(), name);
-                files.push((link, self.bring(hub, name)?));
+                files.push((link, self.download_or_find(hub, name)?));
             }
         }
         let counted = |(split, names): &(String, Vec<String>)| match names.len() {
@@ -147,8 +148,8 @@ impl Found {
             n => format!("{split} ({n} files)"),
         };
         let taken: Vec<String> = splits.iter().map(counted).collect();
-        let of_config = if config.name == layout::DEFAULT { String::new() } else { format!(" {}", config.name) };
-        ui::note(hub.quiet, format!("{data}{of_config}: {} at {}", taken.join(", "), short(&self.commit)));
+        let config_name = if config.name == layout::DEFAULT { String::new() } else { format!(" {}", config.name) };
+        ui::note(hub.quiet, format!("{data}{config_name}: {} at {}", taken.join(", "), short(&self.commit)));
         if !config.left_out.is_empty() {
             ui::note(hub.quiet, format!("{data}: left out {}", list(config.left_out.iter().map(String::as_str))));
         }
@@ -159,8 +160,8 @@ impl Found {
         self.info.siblings.iter().map(|file| file.rfilename.as_str()).collect()
     }
 
-    /// Downloads a file, or finds it in the cache if the hub cannot be asked.
-    fn bring(&self, hub: &Hub, name: &str) -> Result<PathBuf> {
+    /// Downloads a file, or finds it in the cache if the hub is unreachable.
+    fn download_or_find(&self, hub: &Hub, name: &str) -> Result<PathBuf> {
         let path = hub.cache.pointer(&self.commit, name)?;
         match &self.offline {
             Some(_) if path.exists() => {}
@@ -171,7 +172,7 @@ impl Found {
     }
 }
 
-/// The config that is asked for, or the only one, or the one that its owner made the default.
+/// Returns the requested config, or the only one, or the default of the owner.
 fn chosen(hub: &Hub, mut configs: Vec<Config>, asked: Option<&str>) -> Result<Config> {
     let data = hub.repo.name();
     let names: Vec<String> = configs.iter().map(|config| config.name.clone()).collect();
@@ -179,9 +180,9 @@ fn chosen(hub: &Hub, mut configs: Vec<Config>, asked: Option<&str>) -> Result<Co
     let index = match asked {
         Some(asked) => names.iter().position(|name| name == asked).ok_or_else(|| match names.as_slice() {
             [only] if only == layout::DEFAULT => {
-                anyhow!("{data}: the data set has no configs, so no {asked}; leave --config out")
+                anyhow!("{data}: the dataset has no configs, so no {asked}; leave --config out")
             }
-            _ => anyhow!("{data}: the data set has no config {asked}; it has {}", all()),
+            _ => anyhow!("{data}: the dataset has no config {asked}; it has {}", all()),
         })?,
         None if configs.len() == 1 => 0,
         None => match configs.iter().position(|config| config.is_default) {
@@ -189,28 +190,28 @@ fn chosen(hub: &Hub, mut configs: Vec<Config>, asked: Option<&str>) -> Result<Co
                 ui::note(hub.quiet, format!("{data}: its default config, {}, of {}", names[index], all()));
                 index
             }
-            None => bail!("{data}: the data set has {} configs; choose one with --config: {}", names.len(), all()),
+            None => bail!("{data}: the dataset has {} configs; choose one with --config: {}", names.len(), all()),
         },
     };
     Ok(configs.swap_remove(index))
 }
 
-/// The error for a data set without a file that can be read.
+/// Returns the error for a dataset without a readable file.
 fn nothing_readable(hub: &Hub, names: &[&str]) -> anyhow::Error {
     let (data, repo) = (hub.repo.name(), &hub.repo.id.repo);
     let script = format!("{}.py", repo.rsplit('/').next().unwrap_or(repo));
     let formats = FORMATS.map(|format| format!(".{format}")).join(", ");
     if names.contains(&script.as_str()) {
         return anyhow!(
-            "{data}: the data set is made by a program, {script}, which is not run here; the hub often has the rows as parquet: \
-             try --data-revision refs/convert/parquet"
+            "{data}: the dataset is made by a program, {script}, which gelora does not run; the hub often has the \
+             rows as parquet: try --data-revision refs/convert/parquet"
         );
     }
-    let shown: BTreeSet<&str> = names.iter().copied().filter(|name| !name.starts_with('.')).collect();
-    anyhow!("{data}: the data set has no file that ends in one of {formats}; it has {}", list(shown))
+    let visible: BTreeSet<&str> = names.iter().copied().filter(|name| !name.starts_with('.')).collect();
+    anyhow!("{data}: the dataset has no file that ends in one of {formats}; it has {}", list(visible))
 }
 
-/// The first digits of a commit.
+/// Returns the first digits of a commit.
 fn short(commit: &str) -> &str {
     commit.get(..8).unwrap_or(commit)
 }

@@ -1,26 +1,26 @@
-//! Which splits a command reads, by what they are called.
+//! Selects the splits that a command reads, by their names.
 
 use crate::data::Split;
 
-/// Words for the splits, as data sets on the hub are searched for them.
+/// Words that name the splits of datasets on the hub.
 const WORDS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// What a command reads of a data set.
+/// The splits that a command reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// What is measured: the training split, or the only one.
+    /// For a measurement: the training split, or the only one.
     Measured,
-    /// The training split, and for the evaluation after each epoch the validation split if there is one.
+    /// For training: the training split, and with `validates` the validation split if there is one.
     Trained { validates: bool },
-    /// One split, or without a choice the validation split, or else the test split.
+    /// For an evaluation: the given split, or else the validation split, or else the test split.
     Evaluated(Option<Split>),
 }
 
-/// The split that a name with one of its words means: `train`, `my-training-set`, `dev_2`.
+/// Returns the split that a name with one of these words means: `train`, `my-training-set`, `dev_2`.
 pub fn split_word(name: &str) -> Option<String> {
     let lowercase = name.to_lowercase();
     let words: Vec<&str> = lowercase.split(|c: char| !c.is_alphabetic()).collect();
@@ -28,15 +28,15 @@ pub fn split_word(name: &str) -> Option<String> {
     WORDS.iter().find(means).map(|(split, _)| (*split).to_owned())
 }
 
-/// Returns the splits to take, called by the names that a data folder knows.
+/// Returns the splits to take, with the split names of data folders.
 ///
 /// # Errors
-/// If the wanted split is not there, or several could be meant; the message goes on after the data set's name.
+/// Returns an error if the wanted split does not exist or is ambiguous. The message continues the dataset's name.
 pub fn needed(splits: &[(String, Vec<String>)], wanted: Wanted) -> Result<Vec<(String, Vec<String>)>, String> {
-    let of = |split: Split| of_kind(splits, split);
-    let missing = |split: Split| format!("the data set has no {} split; it has {}", split.name(), names(splits));
+    let find = |split: Split| of_kind(splits, split);
+    let missing = |split: Split| format!("the dataset has no {} split; it has {}", split.name(), names(splits));
     match wanted {
-        Wanted::Measured => match of(Split::Train)? {
+        Wanted::Measured => match find(Split::Train)? {
             found if !found.is_empty() => Ok(found),
             _ => match splits {
                 [(name, files)] => Ok(vec![(split_word(name).unwrap_or_else(|| "train".into()), files.clone())]),
@@ -44,32 +44,33 @@ pub fn needed(splits: &[(String, Vec<String>)], wanted: Wanted) -> Result<Vec<(S
             },
         },
         Wanted::Trained { validates } => {
-            let mut found = of(Split::Train)?;
+            let mut found = find(Split::Train)?;
             if found.is_empty() {
                 return Err(missing(Split::Train));
             }
             if validates {
-                found.extend(of(Split::Validation)?);
+                found.extend(find(Split::Validation)?);
             }
             Ok(found)
         }
-        Wanted::Evaluated(Some(split)) => match of(split)? {
+        Wanted::Evaluated(Some(split)) => match find(split)? {
             found if found.is_empty() => Err(missing(split)),
             found => Ok(found),
         },
         Wanted::Evaluated(None) => {
-            let validation = of(Split::Validation)?;
-            let found = if validation.is_empty() { of(Split::Test)? } else { validation };
+            let validation = find(Split::Validation)?;
+            let found = if validation.is_empty() { find(Split::Test)? } else { validation };
             match found.is_empty() {
                 false => Ok(found),
-                true => Err(format!("the data set has {} alone; say which with --split", names(splits))),
+                true => Err(format!("the dataset has {} alone; say which with --split", names(splits))),
             }
         }
     }
 }
 
-/// The splits of one kind: the one called by its very name, or else by another word for it, or else the only one with such a
-/// word in its name. The halves of a validation or test split (`validation_matched`) keep their names.
+/// Returns the splits of one kind: the split with exactly this name, or else with another word for it, or else the only
+/// split with such a word in its name. The halves of a validation or test split (`validation_matched`) keep their
+/// names.
 fn of_kind(splits: &[(String, Vec<String>)], kind: Split) -> Result<Vec<(String, Vec<String>)>, String> {
     let known = WORDS.iter().find(|(name, _)| *name == kind.name()).map_or(&[][..], |(_, known)| known);
     let exact = known.iter().find_map(|word| splits.iter().find(|(name, _)| name.to_lowercase() == *word));

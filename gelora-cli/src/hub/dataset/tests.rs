@@ -1,4 +1,4 @@
-//! Layouts that data sets on the hub have, and what is made of them.
+//! Layouts of datasets on the hub, and the configs and splits found in them.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::layout::{Config, by_names, canonical, declared};
 use super::splits::{Wanted, needed};
 use crate::data::Split;
 
-/// Configs as lines: `config: split=file,file; split=file`.
+/// Returns configs as lines: `config: split=file,file; split=file`.
 fn lines(configs: &[Config]) -> Vec<String> {
     let of_split = |(split, files): &(String, Vec<String>)| format!("{split}={}", files.join(","));
     let line = |config: &Config| {
@@ -19,9 +19,9 @@ fn lines(configs: &[Config]) -> Vec<String> {
 }
 
 #[test]
-fn names_say_which_split_and_which_config() {
+fn names_give_splits_and_configs() {
     let cases: [(&[&str], &[&str]); 13] = [
-        // Parts, in their order, whatever order they are listed in.
+        // Shards are sorted, whatever their order in the listing.
         (
             &["data/train-00001-of-00002-bb.parquet", "data/train-00000-of-00002-aa.parquet", "README.md"],
             &["default: train=data/train-00000-of-00002-aa.parquet,data/train-00001-of-00002-bb.parquet"],
@@ -31,17 +31,17 @@ fn names_say_which_split_and_which_config() {
             &["cola/train-00000-of-00001.parquet", "sst2/train-00000-of-00001.parquet"],
             &["cola: train=cola/train-00000-of-00001.parquet", "sst2: train=sst2/train-00000-of-00001.parquet"],
         ),
-        // The hub's own branch refs/convert/parquet.
+        // The hub's branch refs/convert/parquet.
         (
             &["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"],
             &["default: test=default/test/0000.parquet; train=default/train/0000.parquet,default/train/0001.parquet"],
         ),
-        // No split in any name: all is for training.
+        // Without a split in any name, all files are for training.
         (&["alpaca_cleaned.json", "LICENSE.txt"], &["default: train=alpaca_cleaned.json - LICENSE.txt"]),
         (&["a.jsonl", "b.jsonl"], &["default: train=a.jsonl,b.jsonl"]),
-        // A split in some names: the others are said to be left out.
+        // With a split in some names, the other files are left out.
         (&["train.jsonl", "extra.jsonl"], &["default: train=train.jsonl - extra.jsonl"]),
-        // One split in several formats is taken once.
+        // A split in several formats is taken once.
         (&["train.csv", "train.parquet", "train.jsonl"], &["default: train=train.parquet - train.csv,train.jsonl"]),
         (
             &["my-training-set.csv", "Test_2.csv", "latest.csv"],
@@ -62,7 +62,7 @@ fn names_say_which_split_and_which_config() {
 }
 
 #[test]
-fn a_header_declares_configs() {
+fn readme_headers_declare_configs() {
     let names = [
         "cola/train-0.parquet",
         "cola/dev.parquet",
@@ -109,14 +109,14 @@ fn a_header_declares_configs() {
 }
 
 #[test]
-fn commands_take_the_splits_that_they_read() {
+fn commands_take_the_splits_they_need() {
     let splits = |names: &[&str]| -> Vec<(String, Vec<String>)> {
         names.iter().map(|name| ((*name).to_owned(), vec![format!("{name}.csv")])).collect()
     };
     let of = |names: &[&str], wanted| {
         let found = needed(&splits(names), wanted)?;
-        let shown: Vec<String> = found.iter().map(|(split, files)| format!("{split}={}", files.join(","))).collect();
-        Ok::<_, String>(shown.join(" "))
+        let lines: Vec<String> = found.iter().map(|(split, files)| format!("{split}={}", files.join(","))).collect();
+        Ok::<_, String>(lines.join(" "))
     };
     let train = Wanted::Trained { validates: true };
     let usual = ["test", "train", "validation"];
@@ -127,7 +127,7 @@ fn commands_take_the_splits_that_they_read() {
     assert_eq!(of(&usual, Wanted::Evaluated(Some(Split::Test))).unwrap(), "test=test.csv");
     assert_eq!(of(&["train", "test"], Wanted::Evaluated(None)).unwrap(), "test=test.csv");
     assert_eq!(of(&["train", "test"], train).unwrap(), "train=train.csv");
-    // Other words for a split, and other names with such a word.
+    // Other words for a split, and names that contain such a word.
     assert_eq!(of(&["train", "dev"], Wanted::Evaluated(Some(Split::Validation))).unwrap(), "validation=dev.csv");
     assert_eq!(of(&["train_sft", "test_sft"], Wanted::Measured).unwrap(), "train=train_sft.csv");
     assert_eq!(of(&["train", "train_extra"], Wanted::Measured).unwrap(), "train=train.csv");
@@ -150,7 +150,7 @@ fn commands_take_the_splits_that_they_read() {
 }
 
 #[test]
-fn links_have_the_names_that_data_folders_know() {
+fn links_have_the_split_names_of_data_folders() {
     assert_eq!(canonical("train", 0, 1, "data/train-00000-of-00001-aa.parquet"), "train.parquet");
     assert_eq!(canonical("train", 1, 12, "a/b.JSONL"), "train-00001-of-00012.jsonl");
 }

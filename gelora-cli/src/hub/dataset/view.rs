@@ -1,5 +1,6 @@
-//! What gelora keeps of a data set beside the hub's cache: the description that a run without a connection needs, and the
-//! folder of links that a run reads. Both lie in the folder GELORA_CACHE, or in `gelora` in the user's cache folder.
+//! Files that gelora keeps for a dataset besides the hub's cache: the description, which a run without a connection
+//! needs, and the folder of links that a run reads. Both are in the folder GELORA_CACHE, or in `gelora` in the user's
+//! cache folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,22 +12,22 @@ use super::super::cache::{link, make_folder_of};
 use super::super::{Info, Repo};
 use crate::cache;
 
-/// The folder of what is kept of a commit.
+/// Returns the folder of a commit.
 fn folder_of(repo: &Repo, commit: &str) -> Result<PathBuf> {
-    let root = cache::folder().context("there is no cache folder for the data set; GELORA_CACHE names one")?;
+    let root = cache::folder().context("there is no cache folder for the dataset; GELORA_CACHE names one")?;
     Ok(root.join("datasets").join(repo.id.repo.replace('/', "--")).join(commit))
 }
 
-/// What the hub said of a commit in an earlier run.
+/// Returns the hub's description of a commit from an earlier run.
 pub fn described(repo: &Repo, commit: &str) -> Option<Info> {
     let text = fs::read_to_string(folder_of(repo, commit).ok()?.join("description.json")).ok()?;
     serde_json::from_str(&text).ok()
 }
 
-/// Keeps what the hub says of a commit: its files and configs.
+/// Records the hub's description of a commit: its files and configs.
 ///
 /// # Errors
-/// If it cannot be written.
+/// Returns an error if it cannot be written.
 pub fn keep_description(repo: &Repo, commit: &str, info: &Info) -> Result<()> {
     let path = folder_of(repo, commit)?.join("description.json");
     make_folder_of(&path)?;
@@ -36,10 +37,10 @@ pub fn keep_description(repo: &Repo, commit: &str, info: &Info) -> Result<()> {
     Ok(files::write_atomic(&path, &serde_json::to_vec(&kept)?)?)
 }
 
-/// Makes a folder of links, each a name with the file that it leads to. The folder has a name of its own for every list of
-/// files, so that it never changes.
+/// Creates a folder of links, given as pairs of name and file. Each list of files has a separate folder, so that a
+/// folder never changes.
 ///
-/// # Errors
+/// Returns an error if the folder cannot be created.
 /// If it cannot be made.
 pub fn folder(repo: &Repo, commit: &str, config: &str, files: &[(String, PathBuf)]) -> Result<PathBuf> {
     let mut hasher = blake3::Hasher::new();
@@ -57,7 +58,8 @@ pub fn folder(repo: &Repo, commit: &str, config: &str, files: &[(String, PathBuf
     Ok(folder)
 }
 
-/// The file that a link of the cache leads to. The cache may be named by a path that is relative to where a run was started.
+/// Returns the absolute path of the file that a link of the cache leads to. The cache's path may be relative to the
+/// working folder.
 fn target_of(file: &Path) -> std::io::Result<PathBuf> {
     file.canonicalize()
 }

@@ -1,4 +1,4 @@
-//! Against transformers: `fixtures/torch_files.py` says what is in golden.json.
+//! Comparison with transformers; `fixtures/torch_files.py` describes golden.json.
 
 use serde_json::json;
 
@@ -17,7 +17,7 @@ fn golden() -> Value {
     serde_json::from_slice(&std::fs::read(fixture("golden.json")).unwrap()).unwrap()
 }
 
-/// A folder with these vocabulary files, a model type and files of options.
+/// Returns a folder with these vocabulary files, a model type and files of options.
 fn folder(files: &str, model_type: &str, options: &Value) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixture(files)).unwrap().flatten() {
@@ -88,7 +88,7 @@ fn older_tokenizers_have_fingerprints_of_their_files() {
 }
 
 #[test]
-fn what_older_tokenizers_miss_is_said() {
+fn errors_of_older_tokenizers_name_what_is_missing() {
     let refused = |files: &str, model_type: &str, options: Value, change: &dyn Fn(&Path), words: &[&str]| {
         let folder = folder(files, model_type, &options);
         change(folder.path());

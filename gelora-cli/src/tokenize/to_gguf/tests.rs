@@ -12,7 +12,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)
 }
 
-/// The tiny model of 288 embeddings as a folder, with these files of a tokenizer.
+/// Returns a folder with the tiny model of 288 embeddings and these tokenizer files.
 fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let path = fixture("gguf/tiny.gguf");
@@ -23,7 +23,7 @@ fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
     folder
 }
 
-/// The folder's model as a GGUF file.
+/// Returns the folder's model as a GGUF file.
 fn converted(folder: &Path) -> PathBuf {
     let path = folder.join("model.gguf");
     let lm = CausalLm::load(folder).expect("a model");
@@ -33,7 +33,7 @@ fn converted(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_byte_level_tokenizer_has_the_keys_that_it_came_from() {
+fn byte_level_tokenizers_keep_their_keys() {
     let original = fixture("gguf/tiny.gguf");
     let folder = folder(&as_files(&original).expect("its files"));
     let path = converted(folder.path());
@@ -47,7 +47,7 @@ fn a_byte_level_tokenizer_has_the_keys_that_it_came_from() {
     assert!(!got.metadata().contains_key("tokenizer.ggml.bos_token_id"));
 }
 
-/// Pieces as SentencePiece numbers them: unknown, begin, end, bytes, then what is merged in its order.
+/// Pieces in the order of SentencePiece: unknown, begin, end, bytes, then merged pieces in merge order.
 fn pieces(prefixed: bool, swapped: bool) -> String {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
     tokens.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
@@ -94,7 +94,7 @@ fn pieces(prefixed: bool, swapped: bool) -> String {
 }
 
 #[test]
-fn pieces_of_sentencepiece_are_merged_alike() {
+fn sentencepiece_merges_are_the_same() {
     for prefixed in [true, false] {
         let config = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}}"#;
         let folder = folder(&[("tokenizer.json", pieces(prefixed, false)), ("tokenizer_config.json", config.into())]);
@@ -115,13 +115,13 @@ fn pieces_of_sentencepiece_are_merged_alike() {
 }
 
 #[test]
-fn tokenizers_that_a_file_cannot_say_are_errors() {
+fn tokenizers_that_gguf_cannot_express_are_errors() {
     let problem = |files: &[(&str, String)]| {
         let folder = folder(files);
         let error = keys(folder.path(), 288).err().expect("a problem");
         format!("{error:#}")
     };
-    // "▁the" from two places of the order.
+    // "▁the" results from merges at two positions in the order.
     let message = problem(&[("tokenizer.json", pieces(true, true))]);
     assert!(message.contains("merges \"▁the\" at two places in its order"), "{message}");
     let missing = pieces(true, false).replace(r#"["▁t","he"],"#, "");
