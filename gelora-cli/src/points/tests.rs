@@ -352,7 +352,7 @@ fn row_numbers_are_reported() {
     assert_eq!(csv(",x,y\n5,1,2\n9,3,4\n").0, [2, 2]);
     let (shape, notes) = csv("n,x\n0,5\n1,1\n2,4\n3,4\n");
     assert_eq!(shape, [4, 2]);
-    assert_eq!(notes, ["column 1 \"n\" only counts the rows; --columns names those of the points"]);
+    assert_eq!(notes, ["column 1 \"n\" only counts the rows; --columns selects the columns of the points"]);
     assert_eq!(csv("1,5\n2,1\n3,4\n4,4\n").1.len(), 1);
     assert!(csv("n,x\n0,5\n1,1\n2,4\n4,4\n").1.is_empty());
     assert_eq!(noted("a.csv", b"Unnamed: 0,x\n5,1\n9,3\n", &["Unnamed: 0"]), (vec![2, 1], vec![]));
