@@ -1,7 +1,7 @@
 //! The 4-bit weights of bitsandbytes: x = table(code) absmax. A code of 4 bits selects one of 16 table values, and a
 //! block of adjacent values shares absmax, its largest magnitude.
 //!
-//! A matrix of [`DType::Nf4`] or [`DType::Fp4`](crate::DType::Fp4) has blocks of 64 values: absmax as a little-endian
+//! A matrix of [`DType::Nf4`] or [`DType::Fp4`] has blocks of 64 values: absmax as a little-endian
 //! f32, then 32 bytes with two codes each, the first code in the upper half. bitsandbytes itself stores the codes of a
 //! whole tensor in one array and all absmax in another; [`blocks`] interleaves the two.
 //! Source: Dettmers et al., "QLoRA: efficient finetuning of quantized LLMs" (arXiv 2305.14314), section 3 and
@@ -92,7 +92,7 @@ pub fn fits(cols: usize, block: usize) -> bool {
     cols.is_multiple_of(VALUES) && block.is_multiple_of(VALUES)
 }
 
-/// The bytes of a matrix of [`DType::Nf4`] or [`DType::Fp4`](crate::DType::Fp4), from the codes of all values (two a
+/// The bytes of a matrix of [`DType::Nf4`] or [`DType::Fp4`], from the codes of all values (two a
 /// byte) and the absmax of every `block` values. Only the last block may be shorter.
 ///
 /// # Errors

@@ -43,6 +43,17 @@ pub enum Activation {
 ///
 /// # Errors
 /// If x is not f32.
+///
+/// ```
+/// use gelora_kernels::Tensor;
+/// use gelora_kernels::ops::activation::{Activation, backward, forward};
+///
+/// let x = Tensor::from_vec(vec![-2.0, 3.0], [2])?;
+/// assert_eq!(forward(Activation::Relu, &x)?.to_vec()?, [0.0, 3.0]);
+/// let dy = Tensor::from_vec(vec![10.0, 10.0], [2])?;
+/// assert_eq!(backward(Activation::Relu, &dy, &x)?.to_vec()?, [0.0, 10.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
 pub fn forward(f: Activation, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "activation";
     check::f32(OP, "x", x)?;

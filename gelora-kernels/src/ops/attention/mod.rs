@@ -121,6 +121,19 @@ impl<'a> Attention<'a> {
     /// # Errors
     /// If shapes, types or devices do not fit together, the heads do not divide the channels, a window is not causal, a
     /// term by distance is narrower than the longest sequence, or a sequence has fewer keys than queries.
+    ///
+    /// ```
+    /// use gelora_kernels::{Offsets, Tensor, ops::attention::Attention};
+    ///
+    /// // Two sequences of 2 and 1 tokens, one head of size 1. All keys are equal, so a row of o is a mean of values.
+    /// let sequences = Offsets::from_lengths(&[2, 1])?;
+    /// let (q, k) = (Tensor::from_vec(vec![1.0, 2.0, 3.0], [3, 1])?, Tensor::from_vec(vec![1.0; 3], [3, 1])?);
+    /// let v = Tensor::from_vec(vec![10.0, 20.0, 30.0], [3, 1])?;
+    /// let causal = Attention { causal: true, ..Attention::new(&sequences, 1, 1) };
+    /// let (o, _) = causal.forward(&q, &k, &v)?;
+    /// assert!(o.to_vec()?.iter().zip([10.0, 15.0, 30.0]).all(|(o, want)| (o - want).abs() < 1e-4));
+    /// # Ok::<(), gelora_kernels::Error>(())
+    /// ```
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
         const OP: &str = "attention";
         self.check(OP, &[("q", q)], &[("k", k), ("v", v)])?;

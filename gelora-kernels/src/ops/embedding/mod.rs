@@ -20,6 +20,16 @@ use crate::{Result, Tensor, profile};
 /// # Errors
 /// If there is no table or no id, the widths of the tables or the numbers of ids differ, or an id is not below the
 /// number of rows of its table.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::embedding};
+///
+/// let words = Tensor::from_vec(vec![1.0, 2.0, 3.0, 4.0], [2, 2])?;
+/// let positions = Tensor::from_vec(vec![10.0, 20.0], [1, 2])?;
+/// let y = embedding::forward(&[(&words, &[1, 0]), (&positions, &[0, 0])])?;
+/// assert_eq!(y.to_vec()?, [13.0, 24.0, 11.0, 22.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
 pub fn forward(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
     const OP: &str = "embedding";
     check::value(OP, !tables.is_empty(), || "needs at least one table".into())?;

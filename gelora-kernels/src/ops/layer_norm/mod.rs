@@ -42,6 +42,16 @@ pub struct Saved {
 ///
 /// # Errors
 /// If shapes, types or devices do not fit together, or eps is negative; on a GPU, if C is above 16384.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::layer_norm};
+///
+/// let x = Tensor::from_vec(vec![1.0, 3.0], [1, 2])?;
+/// let (gamma, beta) = (Tensor::from_vec(vec![1.0, 1.0], [2])?, Tensor::from_vec(vec![0.0, 5.0], [2])?);
+/// let y = layer_norm::forward(&x, None, &gamma, &beta, 0.0)?;
+/// assert_eq!(y.to_vec()?, [-1.0, 6.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
 pub fn forward(x: &Tensor, residual: Option<&Tensor>, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(run_forward(OP, Norm { gamma, beta: Some(beta), eps, centered: true }, x, residual, false)?.y)
 }

@@ -23,6 +23,16 @@ use crate::{Result, Tensor, profile};
 ///
 /// # Errors
 /// If the number of labels differs from B, a label is not below K, or logits are not f32.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::loss};
+///
+/// let logits = Tensor::from_vec(vec![0.0, 0.0], [1, 2])?;
+/// let (loss, d_logits) = loss::cross_entropy(&logits, &[1])?;
+/// assert!((loss.item()? - 2f32.ln()).abs() < 1e-6);
+/// assert_eq!(d_logits.to_vec()?, [0.5, -0.5]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
 pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
     const OP: &str = "cross_entropy";
     let (b, k) = check::matrix(OP, "logits", logits)?;

@@ -21,6 +21,15 @@ use crate::{Offsets, Result, Tensor, profile};
 ///
 /// # Errors
 /// If the number of rows of x is not that of the sequences' tokens, or x is not f32.
+///
+/// ```
+/// use gelora_kernels::{Offsets, Tensor, ops::pool};
+///
+/// let x = Tensor::from_vec(vec![1.0, 3.0, 7.0], [3, 1])?;
+/// let y = pool::mean(&x, &Offsets::from_lengths(&[2, 1])?)?;
+/// assert_eq!(y.to_vec()?, [2.0, 7.0]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
 pub fn mean(x: &Tensor, sequences: &Offsets) -> Result<Tensor> {
     const OP: &str = "pool.mean";
     let (_, c) = check::matrix(OP, "x", x)?;
