@@ -113,13 +113,13 @@ impl Packing {
     }
 
     /// Number of words of a buffer of `len` values.
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
     pub(crate) fn words(&self, len: usize) -> usize {
         self.sizes(len).0.iter().map(|bytes| bytes.div_ceil(4)).sum()
     }
 }
 
 /// Number of 32-bit words in a GPU buffer of `len` values. A type without planes has one word for each value.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) fn words(dtype: DType, len: usize) -> usize {
     Packing::of(dtype).map_or(len, |packing| packing.words(len))
 }
