@@ -1,5 +1,6 @@
 //! Options of the command line. Each command has a file in `args/`.
 
+mod compare;
 mod eval;
 mod generate;
 mod hub;
@@ -17,6 +18,7 @@ use gelora_kernels::{DType, DeviceKind};
 
 use parse::delimiter;
 
+pub use compare::CompareArgs;
 pub use eval::{EvalArgs, SplitArg};
 pub use generate::GenerateArgs;
 pub use hub::DataHubArgs;
@@ -40,6 +42,8 @@ pub enum Command {
     Rank(RankArgs),
     /// Train a LoRA adapter and a task head; writes a folder that PEFT loads
     Train(Box<TrainArgs>),
+    /// Compare several ways to train, at several learning rates, on several seeds
+    Compare(Box<CompareArgs>),
     /// Evaluate a model, with or without an adapter, on labeled data
     Eval(EvalArgs),
     /// Continue a prompt with a language model

@@ -7,6 +7,7 @@ mod args;
 mod cache;
 mod chat;
 mod commands;
+mod compare;
 mod contained;
 mod data;
 mod distinct;
@@ -61,6 +62,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args)),
         Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),
+        Command::Compare(args) => commands::compare::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Merge(args) => commands::merge::run(args),
@@ -84,7 +86,7 @@ fn hint(error: &anyhow::Error, command: &Command) -> &'static str {
             Command::Train(_) => {
                 "; a smaller --batch-size or --max-length, --accumulate, --checkpoint-activations or --dtype bf16 needs less"
             }
-            Command::Rank(_) | Command::Eval(_) => {
+            Command::Rank(_) | Command::Compare(_) | Command::Eval(_) => {
                 "; a smaller --batch-size or --max-length, or --dtype bf16, needs less"
             }
             _ => "",

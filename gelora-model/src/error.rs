@@ -43,6 +43,12 @@ pub enum Error {
     /// The option [`Scale::Plateau`](crate::measure::Scale::Plateau) was chosen, but no state has a plateau.
     #[error("the dimension of no state has a plateau")]
     NoPlateau,
+    /// A gradient is not finite.
+    #[error("step {step}: the gradient is not finite; a lower learning rate may help")]
+    Diverged {
+        /// The optimizer step, counted from 1.
+        step: u64,
+    },
     /// Rows of training or evaluation data could not be read or tokenized.
     #[error(transparent)]
     Rows(Box<dyn std::error::Error + Send + Sync>),

@@ -33,7 +33,7 @@ pub fn finite_norm(norm: f32, step: u64) -> Result<f64> {
     if norm.is_finite() {
         return Ok(f64::from(norm));
     }
-    Err(Error::Value(format!("step {step}: the gradient is not finite; a lower learning rate may help")))
+    Err(Error::Diverged { step })
 }
 
 /// AdamW, with the state of all parameters.

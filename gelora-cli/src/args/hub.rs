@@ -36,6 +36,9 @@ impl Command {
             Command::Train(args) => {
                 (&mut args.data, Wanted::Trained { validates: args.eval_data.is_none() }, &args.output)
             }
+            Command::Compare(args) => {
+                (&mut args.data, Wanted::Trained { validates: args.eval_data.is_none() }, &args.output)
+            }
             Command::Eval(args) => (&mut args.data, Wanted::Evaluated(args.split.map(Split::from)), &args.output),
             Command::Generate(_) | Command::Merge(_) | Command::Export(_) | Command::Id(_) | Command::Devices(_) => {
                 return Ok(());
@@ -50,6 +53,7 @@ impl Command {
         let (model, output) = match self {
             Command::Rank(args) => (&mut args.model, &args.output),
             Command::Train(args) => (&mut args.model, &args.output),
+            Command::Compare(args) => (&mut args.model, &args.output),
             Command::Eval(args) => (&mut args.model, &args.output),
             Command::Generate(args) => (&mut args.model, &args.output),
             Command::Merge(args) => (&mut args.model, &args.output),

@@ -1,6 +1,7 @@
 //! The commands, one file each, and the functions that they share.
 
 mod adapters;
+pub mod compare;
 pub mod devices;
 pub mod eval;
 pub mod export;

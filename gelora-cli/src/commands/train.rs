@@ -1,6 +1,7 @@
 //! `gelora train`: runs a [`Trainer`] with the options of the flags, and writes the adapter folder.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
@@ -40,7 +41,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
     let options = read_options(&args.data, aim(args.task), &args.output);
     let mut dataset = data::read(&args.data.data, Some(Split::Train), &options)?;
-    let mut held_out = held_out(args, &options)?;
+    let mut held_out = held_out(args.eval_data.as_deref(), &args.data.data, &options)?;
     mark("data read");
     let config = Config::load(&args.model.path)?;
     check_max_length(args.data.max_length, &config)?;
@@ -56,7 +57,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
     }
-    let label_set = if is_lm { None } else { Some(label_set(args, &dataset)?) };
+    let label_set = if is_lm { None } else { Some(label_set(args.task, &dataset)?) };
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, &config)?;
     mark("tokenizer loaded");
@@ -212,8 +213,9 @@ fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Op
     trained
 }
 
-fn label_set(args: &TrainArgs, dataset: &Dataset) -> Result<LabelSet> {
-    let task = match args.task {
+/// The classes that the rows have, or that they have scores.
+pub(super) fn label_set(task: TaskArg, dataset: &Dataset) -> Result<LabelSet> {
+    let task = match task {
         TaskArg::Auto | TaskArg::CausalLm => None,
         TaskArg::Classification => Some(Task::Classification),
         TaskArg::Regression => Some(Task::Regression),
@@ -221,19 +223,20 @@ fn label_set(args: &TrainArgs, dataset: &Dataset) -> Result<LabelSet> {
     data::labels(&[dataset], task)
 }
 
-/// Reads the evaluation data: --eval-data, or the validation split of a folder.
-fn held_out(args: &TrainArgs, options: &ReadOptions) -> Result<Option<Dataset>> {
-    if let Some(path) = &args.eval_data {
+/// Reads the evaluation data: --eval-data, or the validation split of the folder `data`.
+pub(super) fn held_out(eval_data: Option<&Path>, data: &Path, options: &ReadOptions) -> Result<Option<Dataset>> {
+    if let Some(path) = eval_data {
         return Ok(Some(data::read(path, Some(Split::Validation), options)?));
     }
-    let splits = data::splits(&args.data.data)?;
+    let splits = data::splits(data)?;
     if splits.iter().any(|part| part.split == Split::Validation) {
-        return Ok(Some(data::read(&args.data.data, Some(Split::Validation), options)?));
+        return Ok(Some(data::read(data, Some(Split::Validation), options)?));
     }
     Ok(None)
 }
 
-fn model_task(labels: &LabelSet) -> ModelTask {
+/// What a fresh head predicts.
+pub(super) fn model_task(labels: &LabelSet) -> ModelTask {
     match labels {
         LabelSet::Classes(labels) => ModelTask::Classification { labels: labels.clone() },
         LabelSet::Scores => ModelTask::Regression,

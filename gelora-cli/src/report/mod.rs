@@ -2,6 +2,7 @@
 //! script, and follows light and dark mode.
 
 mod charts;
+pub mod compare;
 mod ranks_file;
 mod svg;
 #[cfg(test)]

@@ -74,12 +74,12 @@ impl<'a> Targets<'a> {
     }
 
     /// Returns the steps as they would be if no dimension grew.
-    pub(crate) fn steps_without_growth(&self) -> Vec<Step> {
+    pub fn steps_without_growth(&self) -> Vec<Step> {
         self.steps(&vec![Growth { delta: 0.0, error: 0.0, interval: [0.0; 2], upper: 0.0 }; self.steps])
     }
 
     /// Returns rank and alpha of every module, given those of the steps.
-    pub(crate) fn ranks_of_modules(&self, ranks: &[StepRank]) -> BTreeMap<String, ModuleRank> {
+    pub fn ranks_of_modules(&self, ranks: &[StepRank]) -> BTreeMap<String, ModuleRank> {
         let rank_of_module = |(info, step): &(&LinearInfo, usize)| {
             let StepRank { rank, alpha } = ranks[*step];
             (info.name.clone(), ModuleRank { rank, alpha })

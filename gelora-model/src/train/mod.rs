@@ -29,7 +29,7 @@ use crate::event::{Reply, Report, report};
 use crate::measure::adapter_config;
 use crate::optim::{Optimizer, finite_norm, linear_schedule};
 use crate::record::Metrics;
-use crate::{Error, Event, Grads, Mode, Result, Rows, TaskModel, Work};
+use crate::{AdapterTask, Error, Event, Grads, Mode, Result, Rows, TaskModel, Work};
 
 pub use crate::record::StepRecord;
 pub use options::{Checkpoints, Length, TrainOptions};
@@ -61,7 +61,7 @@ struct Running {
 }
 
 impl<'a> Trainer<'a> {
-    /// Adds fresh adapters of the given ranks to the model.
+    /// Adds fresh adapters of the given ranks to the model. Without ranks a classifier's head is trained alone.
     ///
     /// # Errors
     /// Returns an error if an option is out of range, there are no rows, the labels do not fit the model's task, or the
@@ -72,13 +72,18 @@ impl<'a> Trainer<'a> {
             return Err(Error::Value("there are no rows to train on".into()));
         }
         model.check_labels(rows.labels(), rows.len())?;
+        let head_alone = options.ranks.is_empty() && model.adapter_task() == AdapterTask::SequenceClassification;
+        let adapters = match head_alone {
+            true => AdapterConfig::default(),
+            false => adapter_config(model.transformer(), &options.ranks, model.adapter_task())?,
+        };
         let config = AdapterConfig {
             lora_dropout: options.lora_dropout as f32,
             use_rslora: options.rslora,
             inference_mode: true,
-            ..adapter_config(model.transformer(), &options.ranks, model.adapter_task())?
+            ..adapters
         };
-        let parameters = model.add_adapters(&config, options.seed)?;
+        let parameters = if head_alone { 0 } else { model.add_adapters(&config, options.seed)? };
         let sampler = match options.group_by_length {
             true => Sampler::grouped(rows.lengths(), options.batch_size, options.seed),
             false => Sampler::shuffled(rows.len(), options.batch_size, options.seed),

@@ -12,6 +12,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
     /// Rank and alpha of each adapted module, by its full name: [`Ranks::modules`](crate::measure::Ranks::modules).
+    /// If empty, a classifier's head is trained alone.
     pub ranks: BTreeMap<String, ModuleRank>,
     /// Dropout probability before A, at least 0 and below 1.
     pub lora_dropout: f64,

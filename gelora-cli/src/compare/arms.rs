@@ -1,0 +1,254 @@
+//! The arms of a study: the ranks that each gives to the steps through the model, and what else tells it from others.
+//!
+//! A new arm is a variant here with its name, a sentence, and its ranks.
+
+use anyhow::{Context, Result, bail};
+use gelora_kernels::random::Stream;
+use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step, StepRank, uniform_parameters};
+
+/// A way to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Arm {
+    Head,
+    UniformOne,
+    Uniform,
+    RsLora,
+    Gelora,
+    GeloraUpper,
+    Plateau,
+    Budget,
+    ShuffledBudget,
+    Random,
+    Repeat,
+    Leaked,
+}
+
+/// What an arm needs to know of the model's hidden states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    /// Growths of the dimension at all rows of the sample.
+    Growths,
+    /// Growths at the scale of the common plateau.
+    PlateauGrowths,
+}
+
+/// What all arms share.
+#[derive(Clone, Debug)]
+pub struct RankSettings {
+    /// The uniform rank whose parameters are the budget.
+    pub budget_rank: usize,
+    pub rounding: Rounding,
+    pub limits: Limits,
+    pub alpha_ratio: f64,
+}
+
+impl Arm {
+    pub const ALL: [Self; 12] = [
+        Self::Head,
+        Self::UniformOne,
+        Self::Uniform,
+        Self::RsLora,
+        Self::Gelora,
+        Self::GeloraUpper,
+        Self::Plateau,
+        Self::Budget,
+        Self::ShuffledBudget,
+        Self::Random,
+        Self::Repeat,
+        Self::Leaked,
+    ];
+
+    /// The name in results.jsonl and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::UniformOne => "uniform-1",
+            Self::Uniform => "uniform",
+            Self::RsLora => "rslora",
+            Self::Gelora => "gelora",
+            Self::GeloraUpper => "gelora-upper",
+            Self::Plateau => "plateau",
+            Self::Budget => "budget",
+            Self::ShuffledBudget => "shuffled-budget",
+            Self::Random => "random",
+            Self::Repeat => "repeat",
+            Self::Leaked => "leaked",
+        }
+    }
+
+    /// The arm in a sentence.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Head => "No adapters: the task head is trained alone.",
+            Self::UniformOne => "Rank 1 everywhere.",
+            Self::Uniform => "The budget rank everywhere.",
+            Self::RsLora => "The budget rank everywhere, scaled by alpha / sqrt(r).",
+            Self::Gelora => "The published rule: the growth of the dimension, rounded up, and one more.",
+            Self::GeloraUpper => "The rule on the upper confidence bound of the growth.",
+            Self::Plateau => {
+                "The rule on growths at the scale of the common plateau, or at all rows where there is none."
+            }
+            Self::Budget => "The budget, spent in proportion to the rule's ranks.",
+            Self::ShuffledBudget => "A control: the ranks of budget, dealt to the wrong layers.",
+            Self::Random => "A control: the budget, handed out blindly.",
+            Self::Repeat => {
+                "A control: uniform again, with another seed for adapters, head and batches. It must not differ."
+            }
+            Self::Leaked => "A control: uniform, trained on the scored rows too. It must be better.",
+        }
+    }
+
+    /// The arms of these names.
+    ///
+    /// # Errors
+    /// If a name is unknown or there twice, or there is only one.
+    pub fn parse(names: &[String]) -> Result<Vec<Self>> {
+        let mut arms = Vec::new();
+        for name in names {
+            let Some(arm) = Self::ALL.into_iter().find(|arm| arm.name() == name.trim()) else {
+                bail!("--arms: {name:?} is no arm; expected some of {}", Self::ALL.map(Self::name).join(", "));
+            };
+            if arms.contains(&arm) {
+                bail!("--arms: {name} is there twice");
+            }
+            arms.push(arm);
+        }
+        match arms[..] {
+            [] | [_] => bail!("--arms: {} to compare; expected at least two arms", names.join("")),
+            _ => Ok(arms),
+        }
+    }
+
+    pub fn needs(self) -> Needs {
+        match self {
+            Self::Gelora | Self::GeloraUpper | Self::Budget | Self::ShuffledBudget => Needs::Growths,
+            Self::Plateau => Needs::PlateauGrowths,
+            _ => Needs::Nothing,
+        }
+    }
+
+    /// Whether B A is scaled by alpha / sqrt(r).
+    pub fn is_rslora(self) -> bool {
+        self == Self::RsLora
+    }
+
+    /// The seed of adapters, head and batches in a run of `seed`.
+    pub fn training_seed(self, seed: u64) -> u64 {
+        // Far from the seeds of other runs.
+        if self == Self::Repeat { seed + (1 << 32) } else { seed }
+    }
+
+    /// Rank and alpha of every step; None where the arm has no adapters.
+    ///
+    /// # Errors
+    /// If the budget does not hold the arm's least ranks, or the budget rank is too high for the model.
+    pub fn ranks(self, steps: &[Step], settings: &RankSettings, seed: u64) -> Result<Option<Vec<StepRank>>> {
+        let &RankSettings { budget_rank, rounding, ref limits, alpha_ratio } = settings;
+        let parameters = uniform_parameters(steps, budget_rank);
+        let policy = match self {
+            Self::Head => return Ok(None),
+            Self::UniformOne => Policy::Uniform { rank: 1 },
+            Self::Uniform | Self::RsLora | Self::Repeat | Self::Leaked => Policy::Uniform { rank: budget_rank },
+            Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
+            Self::GeloraUpper => Policy::GeloraUpper { rounding },
+            Self::Budget | Self::ShuffledBudget => Policy::Budget { parameters, rounding },
+            Self::Random => Policy::Random { parameters, seed },
+        };
+        let mut ranks = ranks::assign(steps, &policy, alpha_ratio, limits)
+            .with_context(|| format!("--budget-rank {budget_rank}: arm {}, seed {seed}", self.name()))?;
+        if self == Self::ShuffledBudget {
+            deal(&mut ranks, steps, seed);
+        }
+        Ok(Some(ranks))
+    }
+}
+
+/// Deals ranks to other steps by a permutation from the seed that changes at least one rank, if any does. Steps trade
+/// only with steps whose rank costs the same, so the number of parameters stays.
+fn deal(ranks: &mut [StepRank], steps: &[Step], seed: u64) {
+    let before = ranks.to_vec();
+    let kinds: Vec<(usize, usize)> = steps.iter().map(|step| (step.cost, step.most)).collect();
+    let mut distinct = kinds.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    for draw in 0..100 {
+        let mut stream = Stream::at(seed, &[0x6465_616c, draw]); // "deal"
+        for kind in &distinct {
+            let places: Vec<usize> = (0..steps.len()).filter(|step| kinds[*step] == *kind).collect();
+            let mut hand: Vec<StepRank> = places.iter().map(|step| before[*step]).collect();
+            stream.shuffle(&mut hand);
+            places.into_iter().zip(hand).for_each(|(step, rank)| ranks[step] = rank);
+        }
+        if ranks != before {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(deltas: &[f64]) -> Vec<Step> {
+        deltas.iter().map(|&delta| Step { delta, upper: delta + 1.0, cost: 100, most: 64 }).collect()
+    }
+
+    fn settings(budget_rank: usize) -> RankSettings {
+        RankSettings { budget_rank, rounding: Rounding::Ceil, limits: Limits::default(), alpha_ratio: 2.0 }
+    }
+
+    fn ranks(arm: Arm, steps: &[Step], budget_rank: usize, seed: u64) -> Vec<usize> {
+        let ranks = arm.ranks(steps, &settings(budget_rank), seed).unwrap().unwrap_or_default();
+        ranks.iter().map(|step| step.rank).collect()
+    }
+
+    #[test]
+    fn each_arm_gives_its_ranks() {
+        let steps = steps(&[1.5, -2.0, 0.0, 0.0]);
+        assert!(ranks(Arm::Head, &steps, 3, 0).is_empty());
+        assert_eq!(ranks(Arm::UniformOne, &steps, 3, 0), [1; 4]);
+        for arm in [Arm::Uniform, Arm::RsLora, Arm::Repeat, Arm::Leaked] {
+            assert_eq!(ranks(arm, &steps, 3, 0), [3; 4]);
+        }
+        assert_eq!(ranks(Arm::Gelora, &steps, 3, 0), [3, 1, 1, 1]);
+        assert_eq!(ranks(Arm::GeloraUpper, &steps, 3, 0), [4, 1, 2, 2]);
+        assert_eq!(ranks(Arm::Budget, &steps, 3, 0), [6, 2, 2, 2]);
+        assert_eq!(ranks(Arm::Random, &steps, 3, 0).iter().sum::<usize>(), 12);
+        let error = Arm::Budget.ranks(&steps, &settings(1), 5).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("--budget-rank 1: arm budget, seed 5: ") && error.contains("budget is 400"), "{error}");
+    }
+
+    #[test]
+    fn shuffled_ranks_are_the_same_numbers_in_other_places() {
+        let mut steps = steps(&[1.5, -2.0, 0.0, 0.0, 0.0]);
+        steps[4].cost = 300;
+        let budget = ranks(Arm::Budget, &steps, 3, 0);
+        for seed in 0..50 {
+            let mut shuffled = ranks(Arm::ShuffledBudget, &steps, 3, seed);
+            assert_ne!(shuffled, budget, "seed {seed}");
+            assert_eq!(shuffled[4], budget[4], "a step of another cost keeps its rank");
+            let mut budget = budget.clone();
+            shuffled.sort_unstable();
+            budget.sort_unstable();
+            assert_eq!(shuffled, budget);
+        }
+        // Equal ranks have no wrong place.
+        assert_eq!(ranks(Arm::ShuffledBudget, &steps[1..4], 3, 0), [3; 3]);
+    }
+
+    #[test]
+    fn arms_are_named() {
+        let parse = |names: &[&str]| Arm::parse(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(parse(&["uniform", "gelora"]).unwrap(), [Arm::Uniform, Arm::Gelora]);
+        assert_eq!(parse(&Arm::ALL.map(Arm::name)).unwrap(), Arm::ALL);
+        let fails = |names: &[&str], word: &str| {
+            let error = parse(names).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        };
+        fails(&["uniform", "dora"], "\"dora\" is no arm; expected some of head, uniform-1");
+        fails(&["uniform", "uniform"], "twice");
+        fails(&["uniform"], "at least two arms");
+    }
+}

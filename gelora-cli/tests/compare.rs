@@ -1,0 +1,186 @@
+//! `gelora compare`: killed and resumed, arms that are the same, an arm with a planted gain, bad input.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{Run, data, fixture, gelora, words};
+use serde_json::{Value, json};
+
+const QUICK: &str =
+    "--epochs 1 --batch-size 16 --budget-rank 2 --seeds 3 --choose-seeds 2 --lrs 1e-3,1e-2 --jobs 2 --json --quiet";
+
+fn arguments(data: &Path, out: &Path, options: &str) -> Vec<String> {
+    words(&format!("compare {{}} --data {{}} --out {{}} {options}"), &[&fixture("tiny-bert"), data, out])
+}
+
+fn compare(data: &Path, out: &Path, options: &str) -> Run {
+    gelora(arguments(data, out, options))
+}
+
+/// The table without what depends on the clock.
+fn without_times(mut table: Value) -> Value {
+    for row in table["arms"].as_array_mut().expect("arms") {
+        let row = row.as_object_mut().expect("an arm");
+        row.remove("train_seconds").expect("seconds of the training");
+        row.remove("measure_seconds").expect("seconds of the measurement");
+    }
+    table
+}
+
+fn row<'a>(table: &'a Value, arm: &str) -> &'a Value {
+    let rows = table["arms"].as_array().expect("arms");
+    rows.iter().find(|row| row["arm"] == arm).unwrap_or_else(|| panic!("no {arm} in {table}"))
+}
+
+fn lines(out: &Path) -> usize {
+    fs::read_to_string(out.join("results.jsonl")).map_or(0, |text| text.matches('\n').count())
+}
+
+#[test]
+fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, whole, killed) = (data(dir.path()), dir.path().join("whole"), dir.path().join("killed"));
+    let options = format!(
+        "{QUICK} --arms head,uniform-1,uniform,gelora,gelora-upper,plateau,budget,shuffled-budget,random,rslora"
+    );
+    let table = compare(&data, &whole, &options).json();
+    assert_eq!((&table["runs_finished"], &table["runs_planned"]), (&json!(70), &json!(70)));
+    assert_eq!(lines(&whole), 70);
+    for name in ["results.jsonl", "study.json", "compare.json", "report.html"] {
+        assert!(whole.join(name).is_file(), "{name}");
+    }
+
+    // Killed as soon as some more runs are there, which is at another moment of a run each time.
+    for more in [3, 20, 19] {
+        let wanted = lines(&killed) + more;
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gelora"))
+            .args(arguments(&data, &killed, &options))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let started = Instant::now();
+        while lines(&killed) < wanted && started.elapsed() < Duration::from_secs(120) {
+            sleep(Duration::from_millis(3));
+        }
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        assert!((wanted..70).contains(&lines(&killed)), "{} lines", lines(&killed));
+    }
+    // A line that was cut off in the middle, as a full disk or a loss of power leaves it.
+    let path = killed.join("results.jsonl");
+    let text = fs::read_to_string(&path).expect("results");
+    fs::write(&path, &text[..text.len() - 30]).expect("a torn file");
+    let resumed = compare(&data, &killed, &format!("{options} --resume")).json();
+    assert_eq!(without_times(resumed), without_times(table.clone()));
+
+    // Nothing is left to do, and the table can be shown alone.
+    let shown = compare(&data, &killed, &format!("{options} --table")).json();
+    assert_eq!(without_times(shown), without_times(table.clone()));
+    // Another machine's runs are taken over, so that nothing is trained again.
+    let joined = dir.path().join("joined");
+    let run = compare(&data, &joined, &format!("{options} --join {}", whole.join("results.jsonl").display())).json();
+    assert_eq!(run, table, "times too");
+
+    // Ranks and parameters are those of the arms.
+    let ranks = |arm: &str| row(&table, arm)["ranks"]["0"].clone();
+    assert_eq!(
+        (ranks("head"), ranks("uniform-1"), ranks("uniform")),
+        (json!([0, 0, 0]), json!([1, 1, 1]), json!([2, 2, 2]))
+    );
+    let parameters = |arm: &str| row(&table, arm)["parameters"].as_f64().expect("parameters");
+    assert_eq!((parameters("head"), parameters("uniform")), (0.0, 2.0 * 12.0 * 64.0));
+    for arm in ["budget", "shuffled-budget", "random", "rslora"] {
+        assert_eq!(parameters(arm), parameters("uniform"), "{arm}");
+    }
+    assert!(row(&table, "gelora")["measure_seconds"].as_f64() > Some(0.0));
+    assert_eq!(row(&table, "uniform")["measure_seconds"], 0.0);
+    assert_eq!(row(&table, "gelora")["curve"].as_array().map(Vec::len), Some(2));
+    let page = fs::read_to_string(whole.join("report.html")).expect("the report");
+    for words in ["Score over learning rate", "shuffled-budget", "cannot be seen", "</html>"] {
+        assert!(page.contains(words), "{words}");
+    }
+}
+
+/// Rows whose labels have nothing to do with their texts, so that only who has seen a label knows it.
+fn noise(dir: &Path) -> PathBuf {
+    let folder = data(dir);
+    for (name, salt) in [("train.jsonl", 1), ("validation.jsonl", 5)] {
+        let text = fs::read_to_string(folder.join(name)).expect("the data");
+        let relabel = |(i, line): (usize, &str)| {
+            let mut row: Value = serde_json::from_str(line).expect("a row");
+            row["label"] = json!(if (i * i * 7 + i * 3 + salt) % 11 % 2 == 0 { "yes" } else { "no" });
+            format!("{row}\n")
+        };
+        let text: String = text.lines().enumerate().map(relabel).collect();
+        fs::write(folder.join(name), text).expect("a data file");
+    }
+    folder
+}
+
+#[test]
+fn the_same_arm_again_is_no_difference_and_a_leak_is_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let options = "--arms uniform,repeat,leaked --lrs 1e-2 --epochs 30 --batch-size 16 --seeds 8 --json --quiet";
+    let table = compare(&noise(dir.path()), &dir.path().join("out"), options).json();
+    let verdict = |arm: &str| row(&table, arm)["difference"]["verdict"].clone();
+    assert_eq!(verdict("repeat"), "no-difference", "{table}");
+    assert_eq!(verdict("leaked"), "better", "{table}");
+    let leaked = &row(&table, "leaked")["difference"];
+    assert!(leaked["interval"][0].as_f64() > Some(0.0) && leaked["p_holm"].as_f64() < Some(0.05), "{leaked}");
+}
+
+#[test]
+fn scores_and_language_models_are_compared_too() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut text = String::from("sentence1\tsentence2\tscore\n");
+    (0..40).for_each(|i| text.push_str(&format!("the film {}\tthe plot\t{}\n", "good ".repeat(i % 5), i % 5)));
+    let rows = dir.path().join("rows.tsv");
+    fs::write(&rows, text).expect("a data file");
+    let options = format!("{QUICK} --arms uniform,random --eval-data {} --train-rows 30", rows.display());
+    let table = compare(&rows, &dir.path().join("scores"), &options).json();
+    assert_eq!((&table["metric"], &table["lower_is_better"]), (&json!("pearson"), &json!(false)));
+}
+
+#[test]
+fn bad_input_is_one_clear_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, out) = (data(dir.path()), dir.path().join("out"));
+    let fails = |options: &str, words: &[&str]| compare(&data, &out, options).fails_with(words);
+    fails("--arms uniform,dora", &["--arms", "\"dora\" is no arm", "shuffled-budget"]);
+    fails("--arms uniform", &["--arms", "at least two arms"]);
+    fails("--arms uniform,uniform", &["--arms", "twice"]);
+    fails("--arms head,gelora", &["--reference uniform", "head, gelora"]);
+    fails("--seeds 1", &["--seeds 1", "at least 2"]);
+    fails("--lrs 1e-4..1e-2", &["--lrs", "1e-4..3e-2:6"]);
+    fails("--choose-seeds 0", &["--choose-seeds 0"]);
+    fails("--metric pearson", &["--metric pearson", "accuracy, f1, matthews"]);
+    fails("--budget-rank 99", &["--budget-rank 99", "arm uniform", "32"]);
+    fails("--train-rows 97", &["train.jsonl", "96 training rows", "97"]);
+    fails("--train-rows 9", &["at least 10"]);
+    fails("--resume", &["--resume", "results.jsonl"]);
+    fails("--target-modules nothing", &["--target-modules", "nothing"]);
+    // gelora-upper asks for more than rank 1 somewhere, and min-rank is above the budget.
+    fails(
+        "--arms uniform,random --budget-rank 1 --min-rank 2 --jobs 1",
+        &["--budget-rank 1", "arm random", "budget is"],
+    );
+    assert_eq!(lines(&out), 0);
+    compare(&data.join("train.jsonl"), &out, "").fails_with(&["train.jsonl", "--eval-data"]);
+
+    let quick = format!("{QUICK} --arms uniform,random --lrs 1e-3 --steps 1");
+    compare(&data, &out, &quick).ok();
+    fails(
+        &format!("{quick} --alpha-ratio 4"),
+        &["results.jsonl: line 1", "another study", "alpha-ratio is 2.0 there and 4.0 here"],
+    );
+    let other = dir.path().join("other");
+    let join = format!("{quick} --batch-size 8 --join {}", out.join("results.jsonl").display());
+    let join = join.replacen("--batch-size 16 ", "", 1);
+    compare(&data, &other, &join).fails_with(&["--join", "another study", "batch-size is 16 there and 8 here"]);
+}
