@@ -12,7 +12,7 @@ use common::{Run, data, fixture, gelora, words};
 use serde_json::{Value, json};
 
 const QUICK: &str =
-    "--epochs 1 --batch-size 16 --budget-rank 2 --seeds 3 --choose-seeds 2 --lrs 1e-3,1e-2 --jobs 2 --json --quiet";
+    "--epochs 1 --batch-size 16 --budget-rank 4 --seeds 3 --choose-seeds 2 --lrs 1e-3,1e-2 --jobs 2 --json --quiet";
 
 fn arguments(data: &Path, out: &Path, options: &str) -> Vec<String> {
     words(&format!("compare {{}} --data {{}} --out {{}} {options}"), &[&fixture("tiny-bert"), data, out])
@@ -22,8 +22,9 @@ fn compare(data: &Path, out: &Path, options: &str) -> Run {
     gelora(arguments(data, out, options))
 }
 
-/// The table without what depends on the clock.
+/// The table without what depends on the clock, and the warnings of the runs that this process made.
 fn without_times(mut table: Value) -> Value {
+    table.as_object_mut().expect("an object").remove("warnings");
     for row in table["arms"].as_array_mut().expect("arms") {
         let row = row.as_object_mut().expect("an arm");
         row.remove("train_seconds").expect("seconds of the training");
@@ -85,16 +86,16 @@ fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
     // Another machine's runs are taken over, so that nothing is trained again.
     let joined = dir.path().join("joined");
     let run = compare(&data, &joined, &format!("{options} --join {}", whole.join("results.jsonl").display())).json();
-    assert_eq!(run, table, "times too");
+    assert_eq!(run["arms"], table["arms"], "times too");
 
     // Ranks and parameters are those of the arms.
     let ranks = |arm: &str| row(&table, arm)["ranks"]["0"].clone();
     assert_eq!(
         (ranks("head"), ranks("uniform-1"), ranks("uniform")),
-        (json!([0, 0, 0]), json!([1, 1, 1]), json!([2, 2, 2]))
+        (json!([0, 0, 0]), json!([1, 1, 1]), json!([4, 4, 4]))
     );
     let parameters = |arm: &str| row(&table, arm)["parameters"].as_f64().expect("parameters");
-    assert_eq!((parameters("head"), parameters("uniform")), (0.0, 2.0 * 12.0 * 64.0));
+    assert_eq!((parameters("head"), parameters("uniform")), (0.0, 4.0 * 12.0 * 64.0));
     for arm in ["budget", "shuffled-budget", "random", "rslora"] {
         assert_eq!(parameters(arm), parameters("uniform"), "{arm}");
     }
@@ -107,18 +108,24 @@ fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
     }
 }
 
-/// Rows whose labels have nothing to do with their texts, so that only who has seen a label knows it.
+/// Random sentences whose labels have nothing to do with them, so that only who has seen a label knows it.
 fn noise(dir: &Path) -> PathBuf {
-    let folder = data(dir);
-    for (name, salt) in [("train.jsonl", 1), ("validation.jsonl", 5)] {
-        let text = fs::read_to_string(folder.join(name)).expect("the data");
-        let relabel = |(i, line): (usize, &str)| {
-            let mut row: Value = serde_json::from_str(line).expect("a row");
-            row["label"] = json!(if (i * i * 7 + i * 3 + salt) % 11 % 2 == 0 { "yes" } else { "no" });
-            format!("{row}\n")
+    let vocabulary = fs::read_to_string(fixture("tiny-bert/vocab.txt")).expect("the vocabulary");
+    let words: Vec<&str> = vocabulary.lines().filter(|w| w.len() > 2 && w.chars().all(char::is_alphabetic)).collect();
+    let folder = dir.join("noise");
+    fs::create_dir(&folder).expect("a folder");
+    let mut state = 1_u64;
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for (name, rows) in [("train.jsonl", 96), ("validation.jsonl", 32)] {
+        let mut row = |_| {
+            let text: Vec<&str> = (0..6).map(|_| words[below(words.len())]).collect();
+            let label = if below(2) == 0 { "no" } else { "yes" };
+            json!({"text": text.join(" "), "label": label}).to_string() + "\n"
         };
-        let text: String = text.lines().enumerate().map(relabel).collect();
-        fs::write(folder.join(name), text).expect("a data file");
+        fs::write(folder.join(name), (0..rows).map(&mut row).collect::<String>()).expect("a data file");
     }
     folder
 }
@@ -126,7 +133,7 @@ fn noise(dir: &Path) -> PathBuf {
 #[test]
 fn the_same_arm_again_is_no_difference_and_a_leak_is_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    let options = "--arms uniform,repeat,leaked --lrs 1e-2 --epochs 30 --batch-size 16 --seeds 8 --json --quiet";
+    let options = "--arms uniform,repeat,leaked --lrs 1e-2 --epochs 30 --batch-size 16 --train-rows 64 --json --quiet";
     let table = compare(&noise(dir.path()), &dir.path().join("out"), options).json();
     let verdict = |arm: &str| row(&table, arm)["difference"]["verdict"].clone();
     assert_eq!(verdict("repeat"), "no-difference", "{table}");
@@ -145,6 +152,20 @@ fn scores_and_language_models_are_compared_too() {
     let options = format!("{QUICK} --arms uniform,random --eval-data {} --train-rows 30", rows.display());
     let table = compare(&rows, &dir.path().join("scores"), &options).json();
     assert_eq!((&table["metric"], &table["lower_is_better"]), (&json!("pearson"), &json!(false)));
+
+    // Instructions whose answer is always the same: the better rate is the higher one, by a lower loss.
+    let row =
+        |i: usize| json!({"instruction": format!("Say {i}"), "input": "", "output": "the lane"}).to_string() + "\n";
+    let rows = dir.path().join("rows.jsonl");
+    fs::write(&rows, (0..24).map(row).collect::<String>()).expect("a data file");
+    let lm = |out: &str, options: &str| {
+        let line = format!("compare {{}} --data {{}} --eval-data {{}} --out {{}} {QUICK} {options}");
+        gelora(words(&line, &[&fixture("gguf/tiny.gguf"), &rows, &rows, &dir.path().join(out)]))
+    };
+    let table = lm("lm", "--arms uniform,gelora").json();
+    assert_eq!((&table["metric"], &table["lower_is_better"]), (&json!("loss"), &json!(true)));
+    assert_eq!(self::row(&table, "uniform")["lr"], 1e-2);
+    lm("head", "--arms uniform,head").fails_with(&["--arms", "arm head", "language model"]);
 }
 
 #[test]
@@ -173,7 +194,7 @@ fn bad_input_is_one_clear_line() {
     assert_eq!(lines(&out), 0);
     compare(&data.join("train.jsonl"), &out, "").fails_with(&["train.jsonl", "--eval-data"]);
 
-    let quick = format!("{QUICK} --arms uniform,random --lrs 1e-3 --steps 1");
+    let quick = QUICK.replace("1e-3,1e-2", "1e-3 --steps 1 --arms uniform,random");
     compare(&data, &out, &quick).ok();
     fails(
         &format!("{quick} --alpha-ratio 4"),

@@ -35,8 +35,9 @@ const FEWEST_ROWS: usize = 10;
 pub fn run(args: &CompareArgs) -> Result<()> {
     let (plan, reference) = (plan(args)?, reference(args)?);
     let out = OutDir::prepare(&args.out, &[RESULTS_NAME, STUDY_NAME, TABLE_NAME, REPORT_NAME], "--out")?;
-    if args.resume && !out.file(RESULTS_NAME).is_file() {
-        bail!("{}: is missing; there is no study to go on with (--resume)", out.file(RESULTS_NAME).display());
+    let results_file = out.file(RESULTS_NAME);
+    if args.resume && results_file.metadata().map_or(0, |file| file.len()) == 0 {
+        bail!("{}: holds no finished run, so there is nothing to go on with (--resume)", results_file.display());
     }
     let data = Prepared::read(args)?;
     let metric = metric(args, data.labels.as_ref())?;
@@ -53,12 +54,12 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let study = Study::new(settings(args, &data, &measuring)?);
 
     let results = if args.table {
-        let mut results = Results::read(&out.file(RESULTS_NAME), &study)?;
+        let mut results = Results::read(&results_file, &study)?;
         args.join.iter().try_for_each(|path| results.join(path, &study))?;
         results
     } else {
         out.create()?;
-        let mut results = Results::open(&out.file(RESULTS_NAME), &study)?;
+        let mut results = Results::open(&results_file, &study)?;
         args.join.iter().try_for_each(|path| results.join(path, &study)).context("--join")?;
         out.write_json(STUDY_NAME, study.settings())?;
         let device = open_device(args.compute.device)?;

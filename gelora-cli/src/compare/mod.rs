@@ -60,6 +60,8 @@ pub fn run_all(
     // already.
     let any_rate = |arm| chosen_rate(results, plan, arm, metric).or(plan.rates.first().copied());
     let expected = [choosing.clone(), pending(plan.finals(any_rate), results)].concat();
+    // What does not fit where no dimension grows never fits.
+    check_ranks(bench, &expected, &measured)?;
     measure(bench, &expected, &mut measured, execution)?;
     check_ranks(bench, &expected, &measured)?;
 

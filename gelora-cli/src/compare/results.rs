@@ -74,6 +74,15 @@ impl RunResult {
     pub fn key(&self) -> Key {
         Key::new(self.part, &self.arm, self.lr, self.seed)
     }
+
+    /// The run with ten digits of every measured number: so many come back from JSON as they were, and more may not.
+    fn rounded(mut self) -> Self {
+        let seconds = [&mut self.train_seconds, &mut self.measure_seconds];
+        for value in self.metrics.values_mut().chain(&mut self.train_loss).chain(seconds) {
+            *value = format!("{value:.9e}").parse().unwrap_or(*value);
+        }
+        self
+    }
 }
 
 /// What is the same in all runs of a study.
@@ -196,6 +205,7 @@ impl Results {
         if self.runs.contains_key(&run.key()) {
             return Ok(());
         }
+        let run = run.rounded();
         if let Some(file) = &mut self.file {
             let mut line = serde_json::to_vec(&run)?;
             line.push(b'\n');
@@ -237,7 +247,7 @@ mod tests {
             seed,
             ranks: vec![4, 4],
             parameters: 1024,
-            metrics: [("accuracy".into(), 0.1 + 0.2)].into(),
+            metrics: [("accuracy".into(), 2.0 / 3.0)].into(),
             train_loss: Some(0.5),
             train_seconds: 1.5,
             measure_seconds: 0.0,
@@ -256,7 +266,8 @@ mod tests {
         drop(results);
         let again = Results::open(&path, &study).unwrap();
         assert_eq!(again.len(), 2);
-        let wanted = run(&study, 1, 3.1e-4);
+        let wanted = run(&study, 1, 3.1e-4).rounded();
+        assert_eq!(wanted.metrics["accuracy"], 0.6666666667);
         assert_eq!(again.get(&wanted.key()), Some(&wanted));
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
     }
@@ -265,7 +276,7 @@ mod tests {
     fn a_torn_last_line_is_dropped_and_a_broken_line_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let (path, study) = (dir.path().join(RESULTS_NAME), study(32));
-        let line = |seed| serde_json::to_string(&run(&study, seed, 1e-3)).unwrap() + "\n";
+        let line = |seed| serde_json::to_string(&run(&study, seed, 1e-3).rounded()).unwrap() + "\n";
         fs::write(&path, line(0) + &line(1)[..40]).unwrap();
         let mut results = Results::open(&path, &study).unwrap();
         assert_eq!(results.len(), 1);
