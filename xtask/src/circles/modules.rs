@@ -203,9 +203,9 @@ impl Crate {
             return self.descend(*child, rest, depth);
         }
         if let Some(import) = here.uses.iter().find(|u| u.name.as_ref() == Some(name)) {
-            // `use name;` names another crate.
+            // `use name;` names an item of this module, such as a macro, or another crate.
             if import.path.first() == Some(name) && import.path.len() == 1 {
-                return None;
+                return here.items.contains(name).then_some((from, false));
             }
             let full: Vec<String> = import.path.iter().chain(rest).cloned().collect();
             return self.resolve_at_depth(from, &full, depth + 1);
