@@ -9,11 +9,12 @@ use crate::norm::{Norm, Saved as NormSaved};
 use crate::sublayer::{Context, Sublayer};
 use crate::{Config, Result};
 
-/// Self-attention with its projections.
+/// Multi-head self-attention with its projections.
 pub(crate) struct Attention {
-    /// The block it belongs to.
+    /// Index of the block.
     pub layer: usize,
-    /// Queries, keys and values, each by its own map, or side by side by one.
+    /// The projections to queries, keys and values: three modules, or one module whose output holds all three side by
+    /// side.
     pub projections: Vec<Linear>,
     pub output: Linear,
     pub heads: usize,
@@ -21,13 +22,13 @@ pub(crate) struct Attention {
     pub head_size: usize,
     pub scale: f32,
     pub causal: bool,
-    /// How many tokens a token sees at most.
+    /// Number of tokens that a token attends to, itself included. None for no limit.
     pub window: Option<usize>,
-    /// Norms of each head of queries and of keys.
+    /// Norms over each head of the queries and of the keys.
     pub norms: Option<[Norm; 2]>,
-    /// Which of the model's rotations turns queries and keys.
+    /// Index of the rotary embedding applied to queries and keys.
     pub rope: Option<usize>,
-    /// What distances add to the scores.
+    /// Terms of the scores that depend on distances.
     pub disentangled: Option<Disentangled>,
     pub dropout: f32,
 }
@@ -44,7 +45,7 @@ pub(crate) struct Saved {
 }
 
 impl Attention {
-    /// Attention with these maps and nothing beside them.
+    /// Attention with these projections and no optional parts.
     pub fn new(c: &Config, layer: usize, projections: Vec<Linear>, output: Linear) -> Self {
         Self {
             layer,
@@ -64,20 +65,20 @@ impl Attention {
     }
 
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let of_distances = self.disentangled.iter().flat_map(Disentangled::linears);
-        self.projections.iter().chain(of_distances).chain([&self.output])
+        let distance_projections = self.disentangled.iter().flat_map(Disentangled::linears);
+        self.projections.iter().chain(distance_projections).chain([&self.output])
     }
 
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let of_distances = self.disentangled.iter_mut().flat_map(Disentangled::linears_mut);
-        self.projections.iter_mut().chain(of_distances).chain([&mut self.output])
+        let distance_projections = self.disentangled.iter_mut().flat_map(Disentangled::linears_mut);
+        self.projections.iter_mut().chain(distance_projections).chain([&mut self.output])
     }
 
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
         self.norms.iter_mut().flatten()
     }
 
-    /// Channels of queries, keys and values.
+    /// Number of channels of queries, keys and values.
     fn widths(&self) -> [usize; 3] {
         [self.heads, self.kv_heads, self.kv_heads].map(|heads| heads * self.head_size)
     }
@@ -123,7 +124,7 @@ impl Attention {
         Ok(dx)
     }
 
-    fn call<'a>(
+    fn operator<'a>(
         &self,
         context: &'a Context<'_>,
         keys: Option<&'a Offsets>,
@@ -144,7 +145,7 @@ impl Attention {
     }
 }
 
-/// Queries, keys and values out of a list of them.
+/// Converts a list of queries, keys and values to an array.
 fn three(mut all: Vec<Tensor>) -> [Tensor; 3] {
     let (v, k, q) = (all.pop(), all.pop(), all.pop());
     match (q, k, v) {
@@ -158,28 +159,32 @@ impl Sublayer for Attention {
 
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Saved)> {
         let ([mut q, mut k, mut v], projections) = self.project(x, context.mode)?;
+        // Norms of each head.
         let mut norms = None;
-        if let Some([of_q, of_k]) = &self.norms {
-            let (normed_q, saved_q) = of_q.forward_heads(q, self.head_size)?;
-            let (normed_k, saved_k) = of_k.forward_heads(k, self.head_size)?;
+        if let Some([norm_q, norm_k]) = &self.norms {
+            let (normed_q, saved_q) = norm_q.forward_heads(q, self.head_size)?;
+            let (normed_k, saved_k) = norm_k.forward_heads(k, self.head_size)?;
             (q, k, norms) = (normed_q, normed_k, Some([saved_q, saved_k]));
         }
+        // Rotary embedding.
         if let Some(rope) = self.rope {
             let angles = &context.angles[rope];
             (q, k) = (rotary::forward(&q, angles)?, rotary::forward(&k, angles)?);
         }
+        // During generation, attention runs over the keys and values of all tokens so far.
         let mut keys = None;
         if let Some(cache) = context.cache {
             let mut cache = cache.borrow_mut();
             (k, v) = cache.extend(self.layer, k, v)?;
             keys = Some(Offsets::from_lengths(&[k.rows()])?);
         }
+        // Disentangled attention: terms of the scores from the distances.
         let (mut distances, mut added) = (None, Added::default());
-        if let Some((disentangled, of_batch)) = self.disentangled.as_ref().zip(context.distances.as_ref()) {
-            let projected = disentangled.project(&self.projections, of_batch, context.mode, self.layer)?;
+        if let Some((disentangled, batch_distances)) = self.disentangled.as_ref().zip(context.distances.as_ref()) {
+            let projected = disentangled.project(&self.projections, batch_distances, context.mode, self.layer)?;
             (added, distances) = (projected.added(&q, &k, self.heads)?, Some(projected));
         }
-        let (o, core) = self.call(context, keys.as_ref(), &added).forward(&q, &k, &v)?;
+        let (o, core) = self.operator(context, keys.as_ref(), &added).forward(&q, &k, &v)?;
         drop(added);
         let (y, output) = self.output.forward(&o, context.mode)?;
         Ok((y, Saved { q, k, v, projections, norms, distances, output, core }))
@@ -197,7 +202,7 @@ impl Sublayer for Attention {
         let (q, k) = (&saved.q, &saved.k);
         let added = saved.distances.as_ref().map(|projected| projected.added(q, k, self.heads)).transpose()?;
         let added = added.unwrap_or_default();
-        let mut g = self.call(context, None, &added).backward(&d_o, q, k, &saved.v, saved.core)?;
+        let mut g = self.operator(context, None, &added).backward(&d_o, q, k, &saved.v, saved.core)?;
         drop((added, d_o));
         if let Some((disentangled, projected)) = self.disentangled.as_ref().zip(saved.distances) {
             disentangled.backward(&self.projections, projected, [q, k], self.heads, &mut g, grads)?;
@@ -207,9 +212,9 @@ impl Sublayer for Attention {
             let angles = &context.angles[rope];
             (dq, dk) = (rotary::backward(&dq, angles)?, rotary::backward(&dk, angles)?);
         }
-        if let (Some([of_q, of_k]), Some([saved_q, saved_k])) = (&self.norms, saved.norms) {
-            dq = of_q.backward_heads(dq, self.head_size, saved_q)?;
-            dk = of_k.backward_heads(dk, self.head_size, saved_k)?;
+        if let (Some([norm_q, norm_k]), Some([saved_q, saved_k])) = (&self.norms, saved.norms) {
+            dq = norm_q.backward_heads(dq, self.head_size, saved_q)?;
+            dk = norm_k.backward_heads(dk, self.head_size, saved_k)?;
         }
         self.project_backward([&dq, &dk, &dv], saved.projections, grads, want_dx)
     }

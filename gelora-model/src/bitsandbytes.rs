@@ -1,10 +1,10 @@
-//! Weights that bitsandbytes quantised to 4 bits, NF4 or FP4, as transformers writes them into safetensors files.
+//! Weights that bitsandbytes quantized to 4 bits, NF4 or FP4, as transformers stores them in safetensors files.
 //!
-//! A weight `W` comes in several tensors: `W` has the codes, two a byte; `W.absmax` the scale of every block of
-//! values; `W.quant_map` the 16 values that codes stand for; and `W.quant_state.bitsandbytes__nf4` (or `__fp4`) the
-//! rest as the bytes of a JSON object. Where the scales are quantised too, `W.absmax` has codes of 8 bits into
-//! `W.nested_quant_map`, with the scales `W.nested_absmax`, and the object has the offset that was taken from all of
-//! them.
+//! A weight `W` is stored in several tensors. `W` holds the codes, two in a byte. `W.absmax` holds the scale of every
+//! block of values. `W.quant_map` holds the 16 values of the codes. `W.quant_state.bitsandbytes__nf4` (or `__fp4`)
+//! holds the other settings as the bytes of a JSON object. If the scales are quantized too, `W.absmax` holds 8-bit
+//! codes into `W.nested_quant_map`, `W.nested_absmax` holds their scales, and the object has the offset that was
+//! subtracted from all scales.
 //!
 //! Source: `QuantState` in bitsandbytes' functional.py.
 
@@ -19,9 +19,9 @@ use serde_json::{Map, Value};
 use crate::config::Json;
 use crate::{Error, Result};
 
-/// What stands between the name of a weight and its kind in the name of the tensor that describes it.
+/// Separator between the name of a weight and its kind, in the name of the tensor that describes the weight.
 const STATE: &str = ".quant_state.bitsandbytes__";
-/// The key of config.json.
+/// Key of config.json.
 const CONFIG: &str = "quantization_config";
 
 /// One tensor of a file.
@@ -40,7 +40,7 @@ impl Part {
         Error::file(&self.path, format!("tensor {}: {problem}", self.entry.name))
     }
 
-    /// The values of a tensor of f32.
+    /// Reads the values of an f32 tensor.
     fn floats(&self) -> Result<Vec<f32>> {
         match &self.entry.dtype[..] {
             "F32" => Ok(self.bytes().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
@@ -48,7 +48,7 @@ impl Part {
         }
     }
 
-    /// The values of a tensor of bytes.
+    /// Reads the values of a byte tensor.
     fn integers(&self) -> Result<&[u8]> {
         match &self.entry.dtype[..] {
             "U8" => Ok(self.bytes()),
@@ -57,17 +57,17 @@ impl Part {
     }
 }
 
-/// The tensors of a checkpoint from which quantised weights are put together.
+/// The tensors of a checkpoint from which quantized weights are assembled.
 #[derive(Default)]
 pub(crate) struct Parts {
-    /// Every tensor of the files by its name.
+    /// All tensors of the files, by name.
     all: BTreeMap<String, Part>,
-    /// The names of quantised weights.
+    /// Names of the quantized weights.
     weights: BTreeSet<String>,
 }
 
 impl Parts {
-    /// Takes the tensors of one more file into account.
+    /// Adds the tensors of a file.
     pub fn add(&mut self, path: &Path, bytes: SharedBytes, entries: Vec<Entry>) {
         for entry in entries {
             if let Some((weight, _)) = entry.name.split_once(STATE) {
@@ -77,35 +77,36 @@ impl Parts {
         }
     }
 
-    /// Whether a tensor is a part of a quantised weight.
+    /// Whether a tensor is part of a quantized weight.
     pub fn has(&self, name: &str) -> bool {
         self.weight_of(name).is_some()
     }
 
-    /// The quantised weight that a tensor is a part of.
+    /// Name of the quantized weight that a tensor is part of.
     fn weight_of(&self, name: &str) -> Option<&String> {
         let prefixes = name.match_indices('.').map(|(at, _)| &name[..at]).chain([name]);
         prefixes.filter_map(|prefix| self.weights.get(prefix)).next()
     }
 
-    /// Every quantised weight: in its blocks if its rows are whole blocks of 64 values, or else with its values in
-    /// the type that holds them.
+    /// Assembles all quantized weights. A weight keeps its blocks if its rows are whole blocks of 64 values; otherwise
+    /// it is decoded to the type that represents its values.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let parts = self.all.iter().filter_map(|(name, part)| Some((self.weight_of(name)?, name, part)));
-        let mut of_weights: BTreeMap<&String, BTreeMap<&str, &Part>> = BTreeMap::new();
+        let mut parts_of_weights: BTreeMap<&String, BTreeMap<&str, &Part>> = BTreeMap::new();
         for (weight, name, part) in parts {
             let role = name[weight.len()..].strip_prefix('.').unwrap_or("");
-            of_weights.entry(weight).or_default().insert(role, part);
+            parts_of_weights.entry(weight).or_default().insert(role, part);
         }
-        of_weights.into_iter().map(|(name, parts)| Ok((name.clone(), weight(name, parts)?))).collect()
+        parts_of_weights.into_iter().map(|(name, parts)| Ok((name.clone(), weight(name, parts)?))).collect()
     }
 }
 
-/// Puts a weight together.
+/// Assembles one weight.
 fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
     let key = parts.keys().find(|role| role.starts_with(&STATE[1..])).copied().unwrap_or_default();
     let Some(described) = parts.remove(key) else {
-        return Err(Error::Value(format!("tensor {name} has no {}", &STATE[1..]))); // every name here was found by it
+        // Does not happen: the separator is what put the weight on the list.
+        return Err(Error::Value(format!("tensor {name} has no {}", &STATE[1..])));
     };
     let state = State::read(described)?;
     let mut part = |role: &'static str| {
@@ -113,7 +114,7 @@ fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
         let missing = || described.error(format!("expected a tensor {} beside it", full.trim_end_matches('.')));
         parts.remove(role).ok_or_else(missing)
     };
-    // Of whatever type they say: bitsandbytes may store codes under the type of other weights.
+    // The codes may have any type: bitsandbytes can store them under the type of other weights.
     let codes = part("")?;
     let map = part("quant_map")?;
     let (values, table) = (map.floats()?, state.table());
@@ -145,10 +146,10 @@ fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
     };
     if let Some((role, part)) = parts.first_key_value() {
         let known = "absmax, quant_map, nested_absmax, nested_quant_map";
-        return Err(part.error(format!("{role:?} is not known of a weight of bitsandbytes; expected {known}")));
+        return Err(part.error(format!("{role:?} is not known for a weight of bitsandbytes; expected {known}")));
     }
     let [rows, cols] = state.shape;
-    let count = rows * cols; // checked where it was read
+    let count = rows * cols; // State::read checked the product
     if codes.bytes().len() != count.div_ceil(2) {
         let (wanted, got) = (count.div_ceil(2), codes.bytes().len());
         return Err(codes.error(format!("expected {wanted} bytes for [{rows}, {cols}], got {got}")));
@@ -166,7 +167,7 @@ fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, [rows, cols])?.to_dtype(state.dtype.unquantized())?)
 }
 
-/// What describes a weight.
+/// Description of a weight.
 struct State {
     kind: String,
     dtype: DType,
@@ -175,7 +176,7 @@ struct State {
     nested: Option<Nested>,
 }
 
-/// How scales are quantised.
+/// Description of quantized scales.
 struct Nested {
     block: usize,
     offset: f32,
@@ -231,8 +232,8 @@ impl State {
     }
 }
 
-/// Returns an error unless the model is not quantised, or bitsandbytes quantised it to 4 bits. How, every weight says
-/// itself.
+/// Returns an error if the model is quantized in another way than to 4 bits by bitsandbytes. The details are stored
+/// with each weight.
 pub(crate) fn check_config(json: &Json) -> Result<()> {
     let Some(config) = json.get(CONFIG) else { return Ok(()) };
     let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("bitsandbytes");
@@ -246,15 +247,15 @@ pub(crate) fn check_config(json: &Json) -> Result<()> {
         Some(Value::Bool(true)) => format!("{method} with load_in_8bit"),
         _ => method.to_owned(),
     };
-    Err(json.error(format!("{CONFIG} is of {got}, which is not supported; expected bitsandbytes with load_in_4bit")))
+    Err(json.error(format!("{CONFIG} names {got}, which is not supported; expected bitsandbytes with load_in_4bit")))
 }
 
 fn promises_four_bits(config: &Value) -> bool {
     ["load_in_4bit", "_load_in_4bit"].iter().any(|key| config.get(key) == Some(&Value::Bool(true)))
 }
 
-/// Returns an error if config.json says that the weights are of 4 bits and none is: transformers would quantise them
-/// when it loads them, and compute something else.
+/// Returns an error if config.json says that the weights have 4 bits but none has. transformers would then quantize
+/// them while loading and compute something else.
 pub(crate) fn check_promise(model: &Path, none: bool) -> Result<()> {
     if !none || !model.join("config.json").exists() {
         return Ok(());
@@ -262,7 +263,7 @@ pub(crate) fn check_promise(model: &Path, none: bool) -> Result<()> {
     let json = Json::load(model)?;
     match json.get(CONFIG) {
         Some(config) if promises_four_bits(config) => Err(json.error(format!(
-            "{CONFIG} says that weights are of 4 bits, but none is: remove it to use them as they are, or quantise the \
+            "{CONFIG} says that weights have 4 bits, but none has: remove it to use them as they are, or quantize the \
              model and save it"
         ))),
         _ => Ok(()),

@@ -11,8 +11,10 @@ use crate::mode::{self, DropoutSite};
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::sublayer::{Context, Sublayer};
 
-/// y = last(x + drop(after(inner(before(x))))), each norm where the model has one: after the sum (BERT), before the
-/// sublayer (GPT-2, Llama), or around it (Gemma 3).
+/// A residual connection around a sublayer: y = last(x + drop(after(inner(before(x))))).
+///
+/// Each norm is optional. BERT has the norm after the sum (`last`), GPT-2 and Llama the norm before the sublayer
+/// (`before`), and Gemma 3 norms before and after the sublayer (`before`, `after`).
 pub(crate) struct Residual<S> {
     pub before: Option<Norm>,
     pub inner: S,
@@ -21,7 +23,7 @@ pub(crate) struct Residual<S> {
     pub dropout: f32,
 }
 
-/// One transformer block: attention, then the MLP, and in a few models a convolution beside both.
+/// A transformer block: attention, then the MLP, and in a few models a convolution parallel to both.
 pub(crate) struct Block {
     pub index: usize,
     pub attention: Residual<Attention>,
@@ -29,7 +31,7 @@ pub(crate) struct Block {
     pub convolution: Option<Convolution>,
 }
 
-/// What the backward pass of a half needs.
+/// Values that the backward pass of a [`Residual`] needs.
 pub(crate) struct ResidualSaved<T> {
     before: Option<NormSaved>,
     inner: T,
@@ -38,18 +40,18 @@ pub(crate) struct ResidualSaved<T> {
     last: Option<NormSaved>,
 }
 
-/// What the backward pass of a block needs.
+/// Values that the backward pass of a block needs.
 pub(crate) struct Parts {
     attention: ResidualSaved<<Attention as Sublayer>::Saved>,
     mlp: ResidualSaved<<Mlp as Sublayer>::Saved>,
     convolution: Option<NormSaved>,
 }
 
-/// What [`Block::backward`] needs.
+/// Values saved for [`Block::backward`].
 pub(crate) enum Saved {
-    /// Everything.
+    /// All values.
     Whole(Box<Parts>),
-    /// The block's input alone, from which the rest is computed again.
+    /// Only the input of the block, from which the backward pass computes all other values again.
     Input(Tensor),
 }
 
@@ -86,7 +88,7 @@ impl<S: Sublayer> Residual<S> {
         Ok((y, ResidualSaved { before, inner, after, dropout, last }))
     }
 
-    /// dx, or None where nothing below wants it.
+    /// Returns dx, or None if no layer below needs it.
     pub fn backward(
         &self,
         dy: &Tensor,
@@ -95,12 +97,14 @@ impl<S: Sublayer> Residual<S> {
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
+        // y = last(x + d), so both x and d receive this gradient.
         let residual = through(&self.last, saved.last, dy)?;
         let d = mode::apply_dropout(saved.dropout, residual.clone())?;
         let d = through(&self.after, saved.after, &d)?;
         let Some(d_input) = self.inner.backward(&d, context, saved.inner, grads, want_dx)? else {
             return Ok(None);
         };
+        // x receives a gradient through the sublayer and through the residual connection.
         let mut dx = through(&self.before, saved.before, &d_input)?;
         drop(d_input);
         add::accumulate(&mut dx, &residual)?;
@@ -112,7 +116,7 @@ impl<S: Sublayer> Residual<S> {
     }
 }
 
-/// Backward through a norm, if there is one.
+/// Backward pass of an optional norm.
 fn through(norm: &Option<Norm>, saved: Option<NormSaved>, dy: &Tensor) -> Result<Tensor> {
     match norm.as_ref().zip(saved) {
         Some((norm, saved)) => norm.backward(dy, saved),
@@ -121,12 +125,12 @@ fn through(norm: &Option<Norm>, saved: Option<NormSaved>, dy: &Tensor) -> Result
 }
 
 impl Block {
-    /// h = attention half of x.
+    /// Computes h, the output of attention with its residual connection.
     pub fn attention_residual(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         Ok(self.attention.forward(x, DropoutSite::AttentionOutput, self.index, context)?.0)
     }
 
-    /// y = MLP half of h, and the convolution of the block's input x.
+    /// Computes y, the output of the MLP with its residual connection, and adds the convolution of the block's input x.
     pub fn mlp_residual(&self, x: &Tensor, h: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         let y = self.mlp.forward(h, DropoutSite::MlpOutput, self.index, context)?.0;
         Ok(self.convolve(x, y, context)?.0)
@@ -151,7 +155,7 @@ impl Block {
         Ok((y, Parts { attention, mlp, convolution }))
     }
 
-    /// dx, or None where nothing below wants it.
+    /// Returns dx, or None if no layer below needs it.
     pub fn backward(
         &self,
         dy: &Tensor,
@@ -170,9 +174,9 @@ impl Block {
             before = part.norm.backward(dy, saved)?;
             dy = &before;
         }
-        // Where attention has no adapter and nothing below wants dx, neither does it.
-        let of_attention = self.attention.inner.linears().any(|linear| linear.lora.is_some());
-        let Some(dh) = self.mlp.backward(dy, context, mlp, grads, want_dx || of_attention)? else {
+        // Attention needs dh if one of its modules has an adapter or a layer below needs dx.
+        let attention_adapted = self.attention.inner.linears().any(|linear| linear.lora.is_some());
+        let Some(dh) = self.mlp.backward(dy, context, mlp, grads, want_dx || attention_adapted)? else {
             return Ok(None);
         };
         self.attention.backward(&dh, context, attention, grads, want_dx)
@@ -188,7 +192,7 @@ impl Block {
 
     pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
         let Residual { before, inner, after, last, .. } = &mut self.attention;
-        let of_attention = before.iter_mut().chain(after).chain(last).chain(inner.norms_mut());
-        of_attention.chain(self.mlp.norms_mut())
+        let attention_norms = before.iter_mut().chain(after).chain(last).chain(inner.norms_mut());
+        attention_norms.chain(self.mlp.norms_mut())
     }
 }

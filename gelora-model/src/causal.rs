@@ -78,8 +78,8 @@ impl CausalLm {
                 let other = stored.filter(|stored| !same_values(stored, words_of_base));
                 if other.is_some() {
                     remarks.push(format!(
-                        "config.json says tie_word_embeddings, but {HEAD} has other values than the word embedding; they are \
-                         used as they are, as in transformers 5"
+                        "config.json says tie_word_embeddings, but {HEAD} has other values than the word embedding; \
+                         they are used as they are, as in transformers 5"
                     ));
                 }
                 other.or(words)

@@ -1,4 +1,4 @@
-//! Which files of a model folder hold its weights, and what is in them.
+//! Finds and reads the files of a model folder that hold its weights.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -11,19 +11,19 @@ use crate::config::check_no_adapter;
 use crate::gguf::{Gguf, is_gguf};
 use crate::{Error, Result, bitsandbytes, torch_file};
 
-/// The files that weights, or an index of files with weights, may be in. The first that is there is taken.
+/// Names of files with weights or with an index of such files. The first file that exists is used.
 pub const FILES: [&str; 4] =
     ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
-/// Whether a file of [`FILES`] names others.
+/// Whether a file of [`FILES`] is an index that names other files.
 pub fn is_index(file: &str) -> bool {
     file.ends_with(".index.json")
 }
 
-/// The files of a folder that hold its weights, in the order in which they are read.
+/// Returns the paths of a folder's weight files, in reading order.
 ///
 /// # Errors
-/// If there are none, or an index is damaged or names a file that is not there.
+/// Returns an error if there are none, or an index is damaged or names a missing file.
 ///
 /// ```no_run
 /// let files = gelora_model::checkpoint::files("all-MiniLM-L6-v2".as_ref())?;
@@ -45,10 +45,10 @@ pub fn files(model: &Path) -> Result<Vec<PathBuf>> {
     shards(&first)?.into_iter().map(file).collect()
 }
 
-/// The files that an index names, each once.
+/// Returns the names of the files in an index, without duplicates.
 ///
 /// # Errors
-/// If it cannot be read, has no weight_map, or names a file outside its folder.
+/// Returns an error if the index cannot be read, has no weight_map, or names a file outside its folder.
 pub fn shards(index: &Path) -> Result<Vec<String>> {
     let mut shards: Vec<String> = weight_map(index)?.into_values().collect();
     shards.sort_unstable();
@@ -56,16 +56,16 @@ pub fn shards(index: &Path) -> Result<Vec<String>> {
     Ok(shards)
 }
 
-/// The file of [`FILES`] that is taken.
+/// Returns path and name of the file of [`FILES`] that is used.
 fn first(model: &Path) -> Result<(PathBuf, &'static str)> {
-    let there = FILES.into_iter().map(|name| (model.join(name), name)).find(|(path, _)| path.exists());
-    if there.is_none() {
+    let found = FILES.into_iter().map(|name| (model.join(name), name)).find(|(path, _)| path.exists());
+    if found.is_none() {
         check_no_adapter(model)?;
     }
-    there.ok_or_else(|| Error::file(model, format!("expected one of {} in this folder", FILES.join(", "))))
+    found.ok_or_else(|| Error::file(model, format!("expected one of {} in this folder", FILES.join(", "))))
 }
 
-/// Names of tensors and the files that they are in.
+/// Reads the names of tensors and of their files.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(index).map_err(|source| Error::Io { path: index.into(), source })?;
     check_downloaded(index, text.as_bytes())?;
@@ -77,24 +77,23 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
     let inside = |file: &str| Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
     let entry = |(name, file): (&String, &Value)| match file.as_str().filter(|file| inside(file) && !file.is_empty()) {
         Some(file) => Ok((name.clone(), file.to_owned())),
-        None => {
-            Err(Error::file(index, format!("tensor {name} is said to be in {file}; expected a file of this folder")))
-        }
+        None => Err(Error::file(index, format!("tensor {name} is in {file}; expected a file of this folder"))),
     };
     map.iter().map(entry).collect()
 }
 
-/// Buffers that old checkpoints carry; they are not weights.
+/// Whether a tensor is a weight. Old checkpoints also store buffers.
 pub(crate) fn is_weight(name: &str) -> bool {
     const BUFFERS: [&str; 5] =
         ["position_ids", "token_type_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
     !BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 
-/// All weights of a model by their names in a Hugging Face checkpoint, and the file that names them.
+/// Reads all weights of a model by their names in a Hugging Face checkpoint, and returns the file that names them.
 ///
 /// # Errors
-/// If a file is missing, damaged or of a kind that is not supported, or a tensor is in none of the files of an index.
+/// Returns an error if a file is missing, damaged or of an unsupported kind, or a tensor of an index is in none of its
+/// files.
 pub fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
     if is_gguf(model) {
         return Ok((model.into(), Gguf::open(model)?.tensors()?));
@@ -102,21 +101,21 @@ pub fn read(model: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
     let (path, name) = first(model)?;
     let files = files(model)?;
     let is_safetensors = |file: &Path| file.extension().is_some_and(|end| end == "safetensors");
-    // Parts of one quantised weight may be in two shards.
-    let mut quantised = bitsandbytes::Parts::default();
+    // The parts of one quantized weight may be in different shards.
+    let mut quantized = bitsandbytes::Parts::default();
     for file in files.iter().filter(|file| is_safetensors(file)) {
         let (bytes, entries) = read_entries(file)?;
-        quantised.add(file, bytes, entries);
+        quantized.add(file, bytes, entries);
     }
     let mut tensors = BTreeMap::new();
-    let is_plain = |name: &str| is_weight(name) && !quantised.has(name);
+    let is_plain = |name: &str| is_weight(name) && !quantized.has(name);
     for file in &files {
         tensors.extend(match is_safetensors(file) {
             true => read_tensors(file, is_plain)?,
             false => torch_file::read_tensors(file, is_plain)?,
         });
     }
-    let weights = quantised.tensors()?;
+    let weights = quantized.tensors()?;
     bitsandbytes::check_promise(model, weights.is_empty())?;
     tensors.extend(weights);
     if is_index(name) {

@@ -111,7 +111,8 @@ impl Classifier {
         let head = Head::take(kind, config.hidden, config.head_dropout, &mut weights)?;
         let head = head.ok_or_else(|| {
             Error::Value(format!(
-                "neither the adapter nor the base model has {missing}; expected a sequence classification adapter with its head"
+                "neither the adapter nor the base model has {missing}; expected a sequence classification adapter with \
+                 its head"
             ))
         })?;
         weights.all_saved_taken("a sequence classifier")?;

@@ -1,4 +1,4 @@
-//! A convolution over the tokens of each sequence, beside a model's first block (DeBERTa-v2).
+//! A convolution over the tokens of each sequence, parallel to a model's first block (DeBERTa-v2).
 
 use gelora_kernels::ops::activation::{self, Activation};
 use gelora_kernels::ops::linear::{self, Weight};
@@ -11,12 +11,12 @@ use crate::mode::{self, DropoutSite};
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::sublayer::Context;
 
-/// y' = norm(y + f(drop(b + sum over taps t of W_t x_(i + t - taps / 2)))), where x is a block's input, y its output,
-/// and x beyond a sequence is 0.
+/// Computes y' = norm(y + f(drop(b + sum over taps t of W_t x_(i + t - taps / 2)))), where x is the block's input and y
+/// its output. x is 0 outside a sequence.
 ///
-/// It stands beside the first block alone: no gradient of its x is ever wanted.
+/// Only the first block has a convolution, so the gradient of x is never needed.
 pub(crate) struct Convolution {
-    /// An odd number of neighbours, the token itself in the middle.
+    /// Number of taps, odd: the token itself and as many neighbors on each side.
     pub taps: usize,
     /// (C, taps C), frozen.
     pub weight: Weight,
@@ -34,23 +34,23 @@ impl Convolution {
         self.norm.move_to(device)
     }
 
-    /// y', and what the norm's backward needs: the gradient of y is that of the norm's input.
+    /// Returns y' and the values for the norm's backward pass. The gradient of y is that of the norm's input.
     pub fn forward(&self, x: &Tensor, y: &Tensor, context: &Context<'_>) -> Result<(Tensor, NormSaved)> {
-        let neighbours = concat::columns(&self.neighbours(x, context)?.iter().collect::<Vec<_>>())?;
-        let sums = linear::forward(&neighbours, &self.weight, Some(&self.bias))?;
+        let neighbors = concat::columns(&self.neighbors(x, context)?.iter().collect::<Vec<_>>())?;
+        let sums = linear::forward(&neighbors, &self.weight, Some(&self.bias))?;
         let dropped = mode::apply_dropout(context.mode.dropout(DropoutSite::Convolution, 0, self.dropout), sums)?;
         self.norm.forward(&activation::forward(self.activation, &dropped)?, Some(y))
     }
 
-    /// For each tap, x moved by its distance.
-    fn neighbours(&self, x: &Tensor, context: &Context<'_>) -> Result<Vec<Tensor>> {
+    /// Returns, for each tap, x shifted by the distance of that tap.
+    fn neighbors(&self, x: &Tensor, context: &Context<'_>) -> Result<Vec<Tensor>> {
         let table = concat::rows(&[x, &Tensor::zeros([1, x.cols()], x.device())?])?;
         let (outside, half) = (x.rows() as u32, self.taps / 2);
         let tap = |tap: usize| {
             let mut rows = Vec::with_capacity(x.rows());
             for sequence in context.sequences.ranges() {
                 rows.extend(sequence.clone().map(|i| match (i + tap).checked_sub(half) {
-                    Some(at) if sequence.contains(&at) => at as u32,
+                    Some(row) if sequence.contains(&row) => row as u32,
                     _ => outside,
                 }));
             }

@@ -1,9 +1,14 @@
-//! Disentangled attention (He et al., arXiv 2006.03654): beside Q_i K_j, scores have Q_i K^d_(j - i), what a query's
-//! content has to do with a distance, and K_j Q^d_(j - i), the same of a key's. K^d and Q^d are projections of the
-//! distances' embeddings.
+//! Disentangled attention (He et al., arXiv 2006.03654). Beside Q_i K_j, the score of query i and key j has two terms
+//! that depend on their distance:
 //!
-//! Only the distances within a batch are projected; there are 2 T - 1 of them. A row of the embeddings that stands for
-//! many distances is projected for each, so that gradients need no scatter.
+//! ```text
+//! Q_i K^d_(j - i)      content of the query, distance (c2p)
+//! K_j Q^d_(j - i)      content of the key, distance (p2c)
+//! ```
+//!
+//! K^d and Q^d are projections of the embeddings of distances. Only the 2 T - 1 distances within a batch of longest
+//! sequence T are projected. If several distances share a row of the embeddings, the row is projected once for each
+//! distance, so that gradients need no scatter.
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::attention::Gradients;
@@ -14,30 +19,30 @@ use crate::linear::{Grads, Linear, Saved as LinearSaved};
 use crate::mode::{self, DropoutSite, Mode};
 use crate::position::Distances;
 
-/// What projects the embeddings of distances.
+/// Projection of the embeddings of distances.
 pub(crate) enum Projection {
-    /// The projection of content.
+    /// The projection of the content.
     Shared,
     Own(Box<Linear>),
 }
 
-/// The terms that a model has, each with what projects distances for it.
+/// The terms of a model, each with its projection of the distances.
 pub(crate) struct Disentangled {
-    /// K^d, for queries of content (c2p).
+    /// Projection to K^d, multiplied with the queries (c2p).
     pub keys: Option<Projection>,
-    /// Q^d, for keys of content (p2c).
+    /// Projection to Q^d, multiplied with the keys (p2c).
     pub queries: Option<Projection>,
-    /// Dropout of the embeddings.
+    /// Dropout probability of the embeddings of distances.
     pub dropout: f32,
 }
 
-/// K^d and Q^d of a pass, each (2 T - 1, H D).
+/// K^d and Q^d of a forward pass, each (2 T - 1, H D).
 pub(crate) struct Projected {
     keys: Option<(Tensor, LinearSaved)>,
     queries: Option<(Tensor, LinearSaved)>,
 }
 
-/// What is added to the scores, as [`gelora_kernels::ops::attention`] takes it.
+/// The terms added to the scores, in the form that [`gelora_kernels::ops::attention`] takes.
 #[derive(Default)]
 pub(crate) struct Added {
     pub by_query: Option<Tensor>,
@@ -45,7 +50,7 @@ pub(crate) struct Added {
 }
 
 impl Disentangled {
-    /// Projections of its own.
+    /// The projections that are not shared with the content.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         [&self.keys, &self.queries].into_iter().flatten().filter_map(|projection| match projection {
             Projection::Own(linear) => Some(&**linear),
@@ -60,7 +65,8 @@ impl Disentangled {
         })
     }
 
-    /// The distances under the projections of content, [queries, keys, ..], or their own.
+    /// Projects the distances. `content` holds the projections of the content, [queries, keys, ..], for shared
+    /// projections.
     pub fn project(
         &self,
         content: &[Linear],
@@ -72,13 +78,14 @@ impl Disentangled {
             mode::apply_dropout(mode.dropout(DropoutSite::Distances, layer, self.dropout), distances.table.clone())?;
         let rows = embedding::forward(&[(&table, &distances.rows)])?;
         let project = |projection: &Option<Projection>, shared: usize| {
-            let linear = projection.as_ref().map(|projection| projection.of(content, shared));
+            let linear = projection.as_ref().map(|projection| projection.linear(content, shared));
             linear.map(|linear| linear.forward(&rows, &mode.of_distances())).transpose()
         };
         Ok(Projected { keys: project(&self.keys, 1)?, queries: project(&self.queries, 0)? })
     }
 
-    /// Takes the gradients of what was added further: to dq and dk, and to the adapters of the projections.
+    /// Passes the gradients of the added terms on: adds to dq and dk in `g`, and to the gradients of the projections'
+    /// adapters.
     pub fn backward(
         &self,
         content: &[Linear],
@@ -95,7 +102,7 @@ impl Disentangled {
         for (projection, projected, shared, x, dx, d_added) in terms {
             let (Some(projection), Some((table, saved)), Some(d)) = (projection, projected, d_added) else { continue };
             add::accumulate(dx, &head_product::backward_input(&d, &table, heads)?)?;
-            let linear = projection.of(content, shared);
+            let linear = projection.linear(content, shared);
             if linear.lora.is_some() {
                 linear.backward_parameters(&head_product::backward_table(&d, x, heads)?, saved, grads)?;
             }
@@ -105,7 +112,7 @@ impl Disentangled {
 }
 
 impl Projection {
-    fn of<'l>(&'l self, content: &'l [Linear], shared: usize) -> &'l Linear {
+    fn linear<'l>(&'l self, content: &'l [Linear], shared: usize) -> &'l Linear {
         match self {
             Projection::Shared => &content[shared],
             Projection::Own(linear) => linear,
@@ -114,11 +121,11 @@ impl Projection {
 }
 
 impl Projected {
-    /// What these distances add to the scores of these queries and keys.
+    /// Computes the terms that the distances add to the scores of these queries and keys.
     pub fn added(&self, q: &Tensor, k: &Tensor, heads: usize) -> Result<Added> {
-        let of = |term: &Option<(Tensor, LinearSaved)>, x: &Tensor| {
+        let product = |term: &Option<(Tensor, LinearSaved)>, x: &Tensor| {
             term.as_ref().map(|(table, _)| head_product::forward(x, table, heads)).transpose()
         };
-        Ok(Added { by_query: of(&self.keys, q)?, by_key: of(&self.queries, k)? })
+        Ok(Added { by_query: product(&self.keys, q)?, by_key: product(&self.queries, k)? })
     }
 }

@@ -1,10 +1,11 @@
-//! GGUF files: a model in one file, with its options, its tokenizer, and weights in blocks of few bits.
+//! GGUF files: a model in one file, with its options, its tokenizer, and quantized weights.
 //!
-//! Crates that read the format bring a tensor library of their own along; the header is small enough to be read here.
+//! Crates that read GGUF depend on a tensor library. The header is small enough to be read here.
 //!
-//! Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>: "GGUF", version, the numbers of tensors and of
-//! keys; the keys with typed values; name, shape, type and offset of each tensor; the values, aligned. Dimensions are
-//! stored innermost first.
+//! Layout: "GGUF", the version, the number of tensors, the number of keys; then each key with a typed value; then name,
+//! shape, type and offset of each tensor; then the aligned values. Dimensions are stored innermost first.
+//!
+//! Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,35 +29,35 @@ pub use model::GgufOptions;
 use names::{Architecture, RowOrder, plus, reorder, transposed};
 pub use write::{MetadataValue, StoredType};
 
-/// What a file has in place of llama3's scaling of rotations: a factor for each frequency.
+/// Tensor with one factor for each frequency, which a file has instead of the parameters of llama3's RoPE scaling.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// Whether this is to be read as a GGUF file.
+/// Whether the path names a GGUF file.
 pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-/// A GGUF file, mapped.
+/// A GGUF file, mapped into memory.
 pub struct Gguf {
     path: PathBuf,
     metadata: BTreeMap<String, Value>,
-    /// The keys in the order of the file, with their types and where their values lie.
+    /// The keys in file order, with their types and the ranges of their values.
     keys: Vec<(String, u32, Range<usize>)>,
     tensors: Vec<Info>,
     bytes: SharedBytes,
-    /// Where the values begin.
+    /// Offset of the tensor values in the file.
     data: usize,
 }
 
 struct Info {
     name: String,
-    /// Outermost first.
+    /// Dimensions, outermost first.
     shape: Vec<usize>,
     kind: u32,
     offset: usize,
 }
 
-/// ggml's types by their numbers: those that are read, and names of the others for messages.
+/// Returns the type with this number in ggml. For an unsupported type, the error is its name.
 fn dtype_of(kind: u32) -> Result<DType, &'static str> {
     const NAMES: [&str; 31] = [
         "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
@@ -84,10 +85,10 @@ fn dtype_of(kind: u32) -> Result<DType, &'static str> {
 }
 
 impl Gguf {
-    /// Maps a file and reads its header.
+    /// Maps a file into memory and reads its header.
     ///
     /// # Errors
-    /// If it cannot be read, is no GGUF file of version 2 or 3, or ends too early.
+    /// Returns an error if the file cannot be read, is not a GGUF file of version 2 or 3, or is truncated.
     pub fn open(path: &Path) -> Result<Self> {
         Self::parse(path, files::map(path)?)
     }
@@ -117,8 +118,8 @@ impl Gguf {
             let mut infos = Vec::new();
             for _ in 0..tensors {
                 let (name, dimensions) = (cursor.text()?, cursor.u32()?);
-                if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
-                    let expected = format!("expected 1 to {MOST_DIMENSIONS}");
+                if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+                    let expected = format!("expected 1 to {MAX_DIMENSIONS}");
                     return Some(Err(format!("tensor {name} has {dimensions} dimensions; {expected}")));
                 }
                 let mut shape = (0..dimensions).map(|_| cursor.u64()).collect::<Option<Vec<usize>>>()?;
@@ -131,12 +132,15 @@ impl Gguf {
             Some(Ok(parts)) => parts,
             Some(Err(problem)) => return Err(Error::file(path, problem)),
             None if all.starts_with(b"GGUF") => {
-                return Err(Error::file(path, format!("truncated: its header goes on after {} bytes", all.len())));
+                return Err(Error::file(
+                    path,
+                    format!("truncated: its header does not end within {} bytes", all.len()),
+                ));
             }
             None => return Err(Error::file(path, "not a GGUF file")),
         };
         let alignment = metadata.get("general.alignment").and_then(Value::as_u64).filter(|n| *n > 0).unwrap_or(32);
-        // ggml keeps it in 32 bits.
+        // ggml stores the alignment in 32 bits.
         let stride = u32::try_from(alignment).ok().map(|alignment| alignment as usize);
         let data = stride.and_then(|stride| cursor.at.checked_next_multiple_of(stride));
         let data =
@@ -144,17 +148,17 @@ impl Gguf {
         Ok(Self { path: path.into(), metadata, keys, tensors, bytes, data })
     }
 
-    /// Every key with its value.
+    /// All keys with their values.
     pub fn metadata(&self) -> &BTreeMap<String, Value> {
         &self.metadata
     }
 
-    /// Every key in the order of the file, with its type's number and its value as it is stored.
+    /// All keys in file order, with the number of their type and the bytes of their value.
     pub(crate) fn stored_keys(&self) -> impl Iterator<Item = (&str, u32, &[u8])> {
         self.keys.iter().map(|(name, kind, range)| (name.as_str(), *kind, &self.bytes.bytes()[range.clone()]))
     }
 
-    /// The architecture, `general.architecture`.
+    /// Name of the architecture, `general.architecture`.
     pub fn architecture(&self) -> &str {
         self.metadata.get("general.architecture").and_then(Value::as_str).unwrap_or("")
     }
@@ -163,7 +167,7 @@ impl Gguf {
         Error::file(&self.path, problem)
     }
 
-    /// A key of the architecture, such as `llama.block_count`.
+    /// Value of a key of the architecture, such as `llama.block_count`.
     fn option(&self, key: &str) -> Option<&Value> {
         self.metadata.get(&format!("{}.{key}", self.architecture()))
     }
@@ -174,7 +178,7 @@ impl Gguf {
             let supported = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL or IQ4_XS";
             self.error(format!("tensor {name} is of the type {found}, which is not supported; expected {supported}"))
         })?;
-        // Values beyond this are in no file, and the bytes of fewer can be computed: none takes more than eight.
+        // Bound the number of values, so that the number of bytes cannot overflow: a value takes at most eight bytes.
         let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= usize::MAX >> 4);
         let begin = self.data.checked_add(*offset);
         let range = begin.zip(values).and_then(|(begin, n)| Some(begin..begin.checked_add(dtype.bytes(n))?));
@@ -182,12 +186,12 @@ impl Gguf {
         match range.filter(|range| range.end <= size) {
             Some(range) => Ok(Tensor::from_bytes(self.bytes.clone(), range, dtype, shape.as_slice())?),
             None => {
-                Err(self.error(format!("truncated: {size} bytes, and the values of tensor {name} go on after them")))
+                Err(self.error(format!("truncated: the values of tensor {name} end beyond the file's {size} bytes")))
             }
         }
     }
 
-    /// Every tensor by the name that it has in a Hugging Face checkpoint.
+    /// Reads all tensors by their names in a Hugging Face checkpoint.
     pub(crate) fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let number = |key: &str| self.option(key).and_then(Value::as_u64).unwrap_or(0) as usize;
         let heads = number("attention.head_count");
@@ -197,7 +201,11 @@ impl Gguf {
         for info in self.tensors.iter().filter(|t| t.name != ROPE_FACTORS) {
             let mut tensor = self.tensor(info)?;
             let Some(name) = architecture.checkpoint_name(&info.name) else {
-                return Err(self.error(format!("tensor {} is not known in a {}", info.name, self.architecture())));
+                return Err(self.error(format!(
+                    "tensor {} is not known for the architecture {}",
+                    info.name,
+                    self.architecture()
+                )));
             };
             if let Some(heads) = architecture.reordered_heads(&info.name, heads, kv_heads) {
                 let problem = |problem| self.error(format!("tensor {} {problem}", info.name));
@@ -215,7 +223,7 @@ impl Gguf {
         Ok(all)
     }
 
-    /// The architecture, if it is one that is read here.
+    /// Returns the architecture, or an error if it is not supported.
     fn known_architecture(&self) -> Result<&'static Architecture> {
         let name = self.architecture();
         Architecture::named(name).ok_or_else(|| {
@@ -224,10 +232,10 @@ impl Gguf {
     }
 }
 
-/// The most dimensions of a tensor, as in ggml.
-const MOST_DIMENSIONS: u32 = 4;
+/// Largest number of dimensions of a tensor, as in ggml.
+const MAX_DIMENSIONS: u32 = 4;
 
-/// Reads little-endian values; None at the end of the file.
+/// Reads little-endian values. Each method returns None at the end of the file.
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -257,7 +265,7 @@ impl<'a> Cursor<'a> {
         Some(String::from_utf8_lossy(self.take(length)?).into_owned())
     }
 
-    /// A value of one of the format's types; the inner error says what is wrong with it.
+    /// Reads a value of one of the format's types. The inner error describes an invalid value.
     fn value(&mut self, kind: u32, depth: usize) -> Option<Result<Value, String>> {
         Some(Ok(match kind {
             0 => json!(self.array().map(u8::from_le_bytes)?),

@@ -1,11 +1,11 @@
-//! Keys and values of the tokens that were generated from so far.
+//! Keys and values of all tokens processed so far during generation.
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::concat;
 
 use crate::Result;
 
-/// Keys and values of the tokens so far, by layer.
+/// Keys and values of all tokens so far, for each layer.
 pub(crate) struct KvCache {
     layers: Vec<Option<(Tensor, Tensor)>>,
 }
@@ -15,7 +15,7 @@ impl KvCache {
         Self { layers: vec![None; layers] }
     }
 
-    /// Adds the keys and values of new tokens of a layer; returns all of the layer.
+    /// Appends the keys and values of new tokens in a layer. Returns the keys and values of all tokens in that layer.
     pub fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
         let all = match self.layers[layer].take() {
             Some((mut past_k, mut past_v)) => {

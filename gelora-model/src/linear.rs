@@ -11,7 +11,7 @@ use crate::mode::{DropoutSite, Mode};
 /// Gradients by parameter name: `MODULE.lora_A.weight`, `MODULE.lora_B.weight`, `classifier.weight`, ...
 pub type Grads = BTreeMap<String, Tensor>;
 
-/// Adds to a gradient, or begins it.
+/// Adds to a gradient, or inserts it if there is none of that name.
 pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> Result<()> {
     match grads.get_mut(&name) {
         Some(sum) => add::accumulate(sum, &gradient)?,
@@ -22,14 +22,14 @@ pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> R
     Ok(())
 }
 
-/// The transpose of a matrix, in its own type.
+/// Returns the transpose of a matrix, in the same element type.
 pub(crate) fn transpose(t: &Tensor) -> Result<Tensor> {
     let (rows, cols, values) = (t.rows(), t.cols(), t.to_f32()?);
     let at = |i: usize| values[i % rows * cols + i / rows];
     Ok(Tensor::from_vec((0..rows * cols).map(at).collect(), [cols, rows])?.to_dtype(t.dtype())?)
 }
 
-/// A frozen weight on a device, in its own type where the device has it and in f32 otherwise.
+/// Copies a frozen weight to a device. Its type becomes f32 if the device does not support it.
 pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
     match t.to_device_for_good(device) {
         Err(gelora_kernels::Error::Unsupported { .. }) => Ok(t.to_dtype(DType::F32)?.to_device_for_good(device)?),
@@ -37,8 +37,8 @@ pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
     }
 }
 
-/// A frozen weight's tensor on a device: as [`stored_on`], but in bf16 where the device's products round it to that
-/// anyway and it would take more memory as it is.
+/// Copies the tensor of a frozen weight to a device, as [`stored_on`] does. It becomes bf16 if the device's products
+/// round it to bf16 anyway and the original type takes more memory.
 pub(crate) fn weight_on(weight: &Weight, device: &Device) -> Result<Tensor> {
     let tensor = weight.tensor();
     let rounds = weight.compute() == DType::Bf16 && device.kind() != DeviceKind::Cpu && device.multiplies_bf16();
@@ -48,16 +48,16 @@ pub(crate) fn weight_on(weight: &Weight, device: &Device) -> Result<Tensor> {
     }
 }
 
-/// A frozen affine map, with a LoRA adapter or without.
+/// A frozen linear layer, with or without a LoRA adapter.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// The module's full name inside the task model, such as `bert.encoder.layer.0.attention.self.query`.
+    /// Full name of the module inside the task model, such as `bert.encoder.layer.0.attention.self.query`.
     pub name: String,
-    /// Tells this module's dropout masks from others.
+    /// Number that distinguishes the dropout masks of this module from others.
     pub(crate) index: usize,
-    /// W (C_out, C_in), frozen.
+    /// Weight W (C_out, C_in), frozen.
     pub weight: Weight,
-    /// b (C_out), frozen.
+    /// Bias b (C_out), frozen.
     pub bias: Option<Tensor>,
     /// The adapter.
     pub lora: Option<LoraLayer>,
@@ -65,14 +65,14 @@ pub struct Linear {
     pub(crate) transposed: bool,
 }
 
-/// What [`Linear::backward`] needs: nothing, without an adapter.
+/// Values that [`Linear::backward`] needs. None are needed without an adapter.
 #[derive(Debug)]
 pub(crate) struct Saved {
     lora: Option<(Tensor, Option<[u32; 2]>, lora_linear::Saved)>,
 }
 
 impl Linear {
-    /// Computes products with W in f32 or bf16 from now on.
+    /// Sets the type of products with W: f32 or bf16.
     pub(crate) fn compute_in(&mut self, dtype: DType) -> Result<()> {
         self.weight = Weight::new(self.weight.tensor().clone(), dtype)?;
         Ok(())
@@ -99,7 +99,7 @@ impl Linear {
         Ok((y, Saved { lora: Some((x.clone(), key, saved)) }))
     }
 
-    /// dx; the adapter's gradients go into `grads`.
+    /// Returns dx and adds the adapter's gradients to `grads`.
     pub(crate) fn backward(&self, dy: &Tensor, saved: Saved, grads: &mut Grads) -> Result<Tensor> {
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(linear::backward_input(dy, &self.weight)?);
@@ -109,7 +109,7 @@ impl Linear {
         Ok(g.dx)
     }
 
-    /// The adapter's gradients alone, where nothing below wants dx.
+    /// Adds the adapter's gradients to `grads` without computing dx.
     pub(crate) fn backward_parameters(&self, dy: &Tensor, saved: Saved, grads: &mut Grads) -> Result<()> {
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(());

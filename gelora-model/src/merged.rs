@@ -1,4 +1,4 @@
-//! A model with its adapter taken into the weights, as files that transformers loads.
+//! A model with its adapter merged into the weights, written as files that transformers loads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,16 +15,17 @@ use crate::{Error, Result, Transformer, checkpoint, linear};
 pub(crate) struct Merged {
     tensors: BTreeMap<String, Tensor>,
     pub config: Map<String, Value>,
-    /// The tensors that the base model's f16 cannot hold any more.
+    /// Names of tensors whose merged values are too large for the base model's f16.
     too_large: Vec<String>,
 }
 
 impl Merged {
-    /// The base model's tensors under their names inside a task model, with the adapters merged and with what the
-    /// adapter saves whole. The base model's heads are left out. `model` is what the transformer was loaded from.
+    /// Takes the base model's tensors under their names inside a task model, merges the adapters, and replaces the
+    /// tensors that the adapter saves whole. Drops the base model's heads. `model` is the path that the transformer was
+    /// loaded from.
     ///
     /// # Errors
-    /// If the base files cannot be read again, or a merged weight is infinite or no number.
+    /// Returns an error if the base files cannot be read again, or a merged weight is infinite or NaN.
     pub fn of(transformer: &Transformer, model: &Path) -> Result<Self> {
         let (_, base) = checkpoint::read(model)?;
         let prefix = transformer.prefix();
@@ -35,7 +36,7 @@ impl Merged {
             .map(|(name, tensor)| (if prefixed { name } else { format!("{prefix}{name}") }, tensor))
             .collect();
         let mut config = Json::load(model)?.map;
-        config.remove("quantization_config"); // merged weights are not quantised
+        config.remove("quantization_config"); // merged weights are not quantized
         let mut merged = Self { tensors, config, too_large: Vec::new() };
         for (name, tensor) in transformer.saved() {
             merged.replace(name, tensor)?;
@@ -53,9 +54,9 @@ impl Merged {
         Ok(merged)
     }
 
-    /// Puts a trained tensor in the place of the base model's, in its element type if that holds the values.
+    /// Replaces a tensor of the base model by a trained one. The element type stays if it can represent the values.
     fn replace(&mut self, name: &str, trained: &Tensor) -> Result<()> {
-        // Old checkpoints call a norm's parameters gamma and beta.
+        // Old checkpoints name the parameters of a norm gamma and beta.
         let old = [(".weight", ".gamma"), (".bias", ".beta")].into_iter().find_map(|(new, old)| {
             let old = format!("{}{old}", name.strip_suffix(new)?);
             self.tensors.remove(&old)
@@ -76,25 +77,25 @@ impl Merged {
         self.tensors.insert(name, tensor);
     }
 
-    /// Takes a prefix off all names, as in a model without a task head.
+    /// Removes a prefix from all names, for a model without a task head.
     pub fn without_prefix(&mut self, prefix: &str) {
         let strip = |(name, tensor): (String, Tensor)| (name.strip_prefix(prefix).unwrap_or(&name).to_owned(), tensor);
         self.tensors = std::mem::take(&mut self.tensors).into_iter().map(strip).collect();
     }
 
-    /// The tensors alone.
+    /// Returns the tensors.
     pub fn into_tensors(self) -> BTreeMap<String, Tensor> {
         self.tensors
     }
 
-    /// Writes model.safetensors and config.json, and returns what whoever merges should be told.
+    /// Writes model.safetensors and config.json. Returns remarks for the user.
     ///
     /// # Errors
-    /// If the files cannot be written.
+    /// Returns an error if the files cannot be written.
     pub fn write(mut self, out: &Path) -> Result<Vec<String>> {
         let mut remarks = Vec::new();
         if let Some(first) = self.too_large.first() {
-            // Not these alone: transformers loads all of a model in the one type that config.json names.
+            // Convert all tensors: transformers loads the whole model in the one type that config.json names.
             for tensor in self.tensors.values_mut().filter(|tensor| tensor.dtype().unquantized() == DType::F16) {
                 *tensor = tensor.to_dtype(DType::F32)?;
             }
@@ -108,7 +109,8 @@ impl Merged {
                 n => format!(" and {n} other tensors"),
             };
             remarks.push(format!(
-                "{first}{others} have merged values beyond {}, which the base model's f16 cannot hold; the model is written in f32",
+                "{first}{others} have merged values beyond {}, which the base model's f16 cannot hold; the model is \
+                 written in f32",
                 half_max()
             ));
         }
@@ -121,18 +123,18 @@ impl Merged {
     }
 }
 
-/// The largest number in f16.
+/// Largest value of f16.
 fn half_max() -> f32 {
     65504.0
 }
 
 impl Transformer {
-    /// Writes the model without a task head, its adapters merged into the weights: model.safetensors and config.json,
-    /// which transformers loads with `AutoModel`. `model` is what this was loaded from. Returns what whoever merges
-    /// should be told.
+    /// Merges the adapters into the weights and writes the model without a task head: model.safetensors and
+    /// config.json, which transformers loads with `AutoModel`. `model` is the path that this model was loaded from.
+    /// Returns remarks for the user.
     ///
     /// # Errors
-    /// If the base files cannot be read again or the new ones not be written.
+    /// Returns an error if the base files cannot be read again or the new files cannot be written.
     pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
         let mut merged = Merged::of(self, model)?;
         merged.without_prefix(self.prefix());

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::linear::{Grads, Linear, Saved as LinearSaved};
 use crate::sublayer::{Context, Sublayer};
 
-/// down(f(up x)), or down(f(gate x) up x).
+/// The MLP: down(f(up x)), or down(f(gate x) up x) with a gate.
 pub(crate) struct Mlp {
     pub gate: Option<Linear>,
     pub up: Linear,
@@ -55,7 +55,7 @@ impl Sublayer for Mlp {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let d_activated = self.down.backward(dy, saved.down, grads)?;
-        let (d_inner, of_gate) = match (&self.gate, saved.gate) {
+        let (d_inner, gate_backward) = match (&self.gate, saved.gate) {
             (Some(linear), Some((gate, saved_gate))) => {
                 let (d_gate, d_up) = activation::gated_backward(self.activation, &d_activated, &gate, &saved.inner)?;
                 (d_up, Some((linear, d_gate, saved_gate)))
@@ -65,13 +65,13 @@ impl Sublayer for Mlp {
         drop(d_activated);
         if !want_dx {
             self.up.backward_parameters(&d_inner, saved.up, grads)?;
-            if let Some((gate, d_gate, saved)) = of_gate {
+            if let Some((gate, d_gate, saved)) = gate_backward {
                 gate.backward_parameters(&d_gate, saved, grads)?;
             }
             return Ok(None);
         }
         let mut dx = self.up.backward(&d_inner, saved.up, grads)?;
-        if let Some((gate, d_gate, saved)) = of_gate {
+        if let Some((gate, d_gate, saved)) = gate_backward {
             add::accumulate(&mut dx, &gate.backward(&d_gate, saved, grads)?)?;
         }
         Ok(Some(dx))

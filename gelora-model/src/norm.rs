@@ -3,14 +3,14 @@ use gelora_kernels::{Device, Tensor};
 
 use crate::Result;
 
-/// A frozen normalisation of each row.
+/// A frozen normalization of each row.
 #[derive(Clone, Debug)]
 pub(crate) enum Norm {
     Layer { gamma: Tensor, beta: Tensor, eps: f32 },
     Rms { gamma: Tensor, eps: f32 },
 }
 
-/// What [`Norm::backward`] needs.
+/// Values that [`Norm::backward`] needs.
 pub(crate) enum Saved {
     Layer(layer_norm::Saved),
     Rms(rms_norm::Saved),
@@ -26,7 +26,7 @@ impl Norm {
         Ok(())
     }
 
-    /// The norm of x, or of x + residual.
+    /// Computes the norm of x, or of x + residual.
     pub fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<(Tensor, Saved)> {
         Ok(match self {
             Norm::Layer { gamma, beta, eps } => {
@@ -40,7 +40,7 @@ impl Norm {
         })
     }
 
-    /// The gradient of x and of the residual alike.
+    /// Returns the gradient of x, which is also the gradient of the residual.
     pub fn backward(&self, dy: &Tensor, saved: Saved) -> Result<Tensor> {
         match (self, saved) {
             (Norm::Layer { gamma, .. }, Saved::Layer(saved)) => Ok(layer_norm::backward(dy, gamma, saved)?),
@@ -49,7 +49,7 @@ impl Norm {
         }
     }
 
-    /// [`Norm::forward`] of every `size` values of a row by themselves: the heads of queries or keys.
+    /// Applies [`Norm::forward`] separately to every `size` values of a row: the heads of queries or keys.
     pub fn forward_heads(&self, x: Tensor, size: usize) -> Result<(Tensor, Saved)> {
         let shape = x.shape().to_vec();
         let heads = x.len() / size;
@@ -57,7 +57,7 @@ impl Norm {
         Ok((y.reshape(shape)?, saved))
     }
 
-    /// Backward of [`Norm::forward_heads`].
+    /// Backward pass of [`Norm::forward_heads`].
     pub fn backward_heads(&self, dy: Tensor, size: usize, saved: Saved) -> Result<Tensor> {
         let shape = dy.shape().to_vec();
         let heads = dy.len() / size;

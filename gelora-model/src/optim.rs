@@ -71,7 +71,7 @@ impl Optimizer {
         for (name, gradient) in grads {
             let parameter = parameters.remove(name);
             let parameter =
-                parameter.ok_or_else(|| Error::Value(format!("a gradient of {name}, which is no parameter")))?;
+                parameter.ok_or_else(|| Error::Value(format!("a gradient of {name}, which is not a parameter")))?;
             if !self.moments.contains_key(name) {
                 self.moments.insert(name.clone(), Moments::zeros(parameter)?);
             }
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!((norm.item()?, a.item()?), (3.0, 1.0));
         assert!((b.item()? - 0.9).abs() < 1e-6);
         let stray = optimizer.step(vec![("a".into(), &mut a)], &grads, 0.1).map(|_| ());
-        assert!(stray.is_err_and(|e| e.to_string().contains("a gradient of b, which is no parameter")));
+        assert!(stray.is_err_and(|e| e.to_string().contains("a gradient of b, which is not a parameter")));
         assert_eq!((optimizer.steps(), a.item()?), (1, 1.0));
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What attention knows of positions beside the embeddings: rotations, and biases by distance.
+//! Position information inside attention: rotary embeddings, and biases or embeddings of distances.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,33 +7,34 @@ use gelora_kernels::{Device, Tensor};
 
 use crate::Result;
 
-/// The rotation of a model's queries and keys; layers may have different ones.
+/// A rotary embedding of queries and keys. Layers of a model may have different ones.
 #[derive(Debug)]
 pub(crate) struct Rope {
     frequencies: Vec<f32>,
-    /// Cosines and sines of as many positions as were asked for so far, rounded up.
+    /// Cosines and sines, the number of positions in the table, and its device. The number is the largest one requested
+    /// so far, rounded up.
     table: Mutex<Option<(Table, usize, Device)>>,
 }
 
-/// The fewest positions of a table.
-const LEAST: usize = 512;
+/// Smallest number of positions in a table.
+const MIN_POSITIONS: usize = 512;
 
 impl Rope {
     pub fn new(frequencies: Vec<f32>) -> Self {
         Self { frequencies, table: Mutex::new(None) }
     }
 
-    /// The angles at these positions.
+    /// Returns the angles at these positions.
     pub fn at(&self, positions: &[u32], device: &Device) -> Result<Angles> {
         let needed = positions.iter().max().map_or(1, |p| *p as usize + 1);
         let mut slot = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((table, size, there)) = &*slot
+        if let Some((table, size, table_device)) = &*slot
             && *size >= needed
-            && there.same(device)
+            && table_device.same(device)
         {
             return Ok(table.at(positions)?);
         }
-        let size = needed.next_power_of_two().max(LEAST);
+        let size = needed.next_power_of_two().max(MIN_POSITIONS);
         let table = Table::new(&self.frequencies, size, device)?;
         let angles = table.at(positions)?;
         *slot = Some((table, size, device.clone()));
@@ -41,22 +42,24 @@ impl Rope {
     }
 }
 
-/// A bias of attention scores by the distance of key and query, in buckets that grow with it (T5, MPNet).
+/// A bias of attention scores by the distance between key and query. Distances fall into buckets whose width grows with
+/// the distance (T5, MPNet).
 #[derive(Clone, Debug)]
 pub(crate) struct RelativeBias {
     /// (buckets, H), on the CPU.
     table: Tensor,
-    /// The distance from which on all share the last bucket.
+    /// The distance from which on all distances share the last bucket.
     furthest: usize,
 }
 
 impl RelativeBias {
-    /// From the embedding (buckets, H).
+    /// Makes a bias from the embedding (buckets, H).
     pub fn new(table: Tensor, furthest: usize) -> Self {
         Self { table, furthest }
     }
 
-    /// The bias of every distance within `longest` tokens, as [`gelora_kernels::ops::attention`] takes it.
+    /// Returns the bias of every distance between `longest` tokens, (H, 2 longest - 1), in the form that
+    /// [`gelora_kernels::ops::attention`] takes.
     pub fn by_distance(&self, longest: usize, device: &Device) -> Result<Tensor> {
         let (buckets, heads) = (self.table.rows(), self.table.cols());
         let (values, width, last) = (self.table.to_f32()?, 2 * longest - 1, longest as isize - 1);
@@ -67,8 +70,9 @@ impl RelativeBias {
         Ok(Tensor::from_vec(bias, [heads, width])?.to_device(device)?)
     }
 
-    /// Half of the buckets are for keys that follow; of each half, the first half are for one distance each, the others
-    /// for logarithmic ranges. Rounded in f32, as transformers rounds.
+    /// Index of a distance's bucket. Half of the buckets are for keys after the query. In each half, the first half of
+    /// the buckets hold one distance each, and the others hold logarithmic ranges. The rounding in f32 is that of
+    /// transformers.
     fn bucket(&self, distance: isize, buckets: usize) -> usize {
         let half = buckets / 2;
         let side = if distance > 0 { half } else { 0 };
@@ -82,34 +86,34 @@ impl RelativeBias {
     }
 }
 
-/// Embeddings of distances between tokens that attention projects (DeBERTa), after their norm.
+/// Embeddings of the distances between tokens, with their norm applied. Attention projects them (DeBERTa).
 #[derive(Clone, Debug)]
 pub(crate) struct RelativeEmbedding {
-    /// (2 span, C): row span is for a token itself, the rows after it for keys that come before.
+    /// (2 span, C). Row `span` is for a token itself; the rows after it are for earlier keys.
     pub table: Tensor,
-    /// None where every distance up to the span has a row of its own.
+    /// Buckets of the distances. None if every distance up to the span has its own row.
     pub buckets: Option<Buckets>,
 }
 
-/// How many buckets there are on each side, and the distance that falls into the last one.
+/// Number of buckets on each side, and the distance that falls into the last bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Buckets {
     pub count: usize,
     pub furthest: usize,
 }
 
-/// The distances of a batch: rows of the table in the order of columns of [`gelora_kernels::ops::attention`]'s terms.
+/// The distances of a batch: rows of the table, in the column order of the terms of [`gelora_kernels::ops::attention`].
 pub(crate) struct Distances<'a> {
     pub table: &'a Tensor,
     pub rows: Vec<u32>,
 }
 
 impl RelativeEmbedding {
-    /// Every distance within `longest` tokens, from that of the furthest key before a token on.
+    /// Rows of all distances between `longest` tokens, starting with the most distant earlier key.
     pub fn within(&self, longest: usize) -> Distances<'_> {
         let (span, last) = (self.table.rows() as isize / 2, longest as isize - 1);
         let row = |back: isize| {
-            let bucket = self.buckets.map_or(back, |buckets| buckets.of(back));
+            let bucket = self.buckets.map_or(back, |buckets| buckets.index(back));
             (bucket + span).clamp(0, 2 * span - 1) as u32
         };
         Distances { table: &self.table, rows: (-last..=last).map(|ahead| row(-ahead)).collect() }
@@ -117,9 +121,9 @@ impl RelativeEmbedding {
 }
 
 impl Buckets {
-    /// Up to half of the buckets a distance is its own bucket, beyond they grow with its logarithm. Rounded in f32, as
-    /// transformers rounds.
-    fn of(self, back: isize) -> isize {
+    /// Index of a distance's bucket. Distances up to half of the buckets have one bucket each; beyond, the index grows
+    /// with the logarithm of the distance. The rounding in f32 is that of transformers.
+    fn index(self, back: isize) -> isize {
         let (n, half) = (back.unsigned_abs(), self.count / 2);
         if n <= half {
             return back;
@@ -134,9 +138,9 @@ impl Buckets {
 mod tests {
     use super::*;
 
-    /// By transformers' `MPNetEncoder.relative_position_bucket`.
+    /// Expected values are those of transformers' `MPNetEncoder.relative_position_bucket`.
     #[test]
-    fn buckets_are_those_of_transformers() {
+    fn buckets_match_transformers() {
         let bias = RelativeBias::new(Tensor::from_vec(vec![0.0; 32], [32, 1]).unwrap(), 128);
         for (distance, bucket) in [
             (0, 0),

@@ -1,4 +1,5 @@
-//! The part of a block between its norms (attention, MLP), and what all blocks of a pass share.
+//! The trait of the part inside a residual connection (attention, MLP), and the values that all blocks of a forward
+//! pass share.
 
 use std::cell::RefCell;
 
@@ -11,27 +12,27 @@ use crate::linear::Grads;
 use crate::mode::Mode;
 use crate::position::Distances;
 
-/// What all blocks of a pass share.
+/// Values that all blocks of a forward pass share.
 pub(crate) struct Context<'a> {
     pub mode: &'a Mode,
     pub sequences: &'a Offsets,
-    /// The angles of each of the model's rotations.
+    /// Angles of each rotary embedding of the model.
     pub angles: Vec<Angles>,
-    /// The bias by distance, if the model has one.
+    /// Bias of the scores by distance, if the model has one.
     pub bias: Option<Tensor>,
-    /// The embeddings of distances, if the model has them.
+    /// Embeddings of distances, if the model has them.
     pub distances: Option<Distances<'a>>,
-    /// Keys and values of tokens before these, while generating.
+    /// Keys and values of earlier tokens, during generation.
     pub cache: Option<&'a RefCell<KvCache>>,
 }
 
-/// What a half of a block does between its norms.
+/// The part of a block inside one residual connection: attention or MLP.
 pub(crate) trait Sublayer {
     type Saved;
 
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<(Tensor, Self::Saved)>;
 
-    /// dx, or None where nothing below wants it.
+    /// Returns dx, or None if no layer below needs it.
     fn backward(
         &self,
         dy: &Tensor,

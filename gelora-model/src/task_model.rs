@@ -150,7 +150,7 @@ impl TaskModel {
                 classifier.backward(batch, crate::Targets::Scores(&scores), mode, share, grads)
             }
             (Self::Classifier(_), Labels::None) => {
-                Err(Error::Value("a classifier cannot learn rows without labels".into()))
+                Err(Error::Value("a classifier cannot be trained on rows without labels".into()))
             }
         }
     }

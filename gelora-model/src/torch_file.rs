@@ -1,10 +1,11 @@
-//! Checkpoints of PyTorch: `pytorch_model.bin`, the format of models before safetensors.
+//! PyTorch checkpoints: `pytorch_model.bin`, the format of models before safetensors.
 //!
-//! `torch.save` of a state dict writes a pickle that names the tensors, and their values beside it. Since PyTorch 1.6
-//! both are entries of a zip archive, before that they follow one another. Values stay in the file, which is mapped, as
-//! those of safetensors do; the pickle is read by a machine that knows tensors and nothing else (`pickle.rs`).
+//! `torch.save` of a state dict writes a pickle that describes the tensors, and their values beside it. Since PyTorch
+//! 1.6 both are entries of a zip archive; before, they follow one another in the file. The values stay in the mapped
+//! file, as those of safetensors do. The pickle is read by an interpreter that supports tensors and nothing else
+//! (`pickle.rs`).
 //!
-//! Source: `torch/serialization.py`: `_save` and `_legacy_save`.
+//! Source: `torch/serialization.py`, `_save` and `_legacy_save`.
 
 mod archive;
 mod object;
@@ -22,43 +23,43 @@ use pickle::Pickle;
 
 use crate::{Error, Result};
 
-/// What the older format begins with, as an integer of ten bytes, and its version.
+/// First value of the older format, an integer of ten bytes, and the version after it.
 const MAGIC: &[u8] = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
 const VERSION: i64 = 1001;
-/// How many times the bytes of a file may be copied because tensors are not contiguous or aligned in it. Tied weights
-/// are there more than once.
+/// Limit on the bytes that are copied for tensors that are not contiguous or aligned, as a multiple of the file size.
+/// Tied weights may be copied more than once.
 const COPIES: usize = 4;
 const BIG_ENDIAN: &str = "its values are big-endian; expected little-endian ones";
 
-/// The tensors of a checkpoint whose names `keep` accepts, each on the CPU and in its own element type (Float, Half,
-/// BFloat16, Double). They share the mapped file, as those of [`files::read_tensors`] do, unless their values do not
-/// follow one another in it.
+/// Reads the tensors of a checkpoint whose names `keep` accepts. Each is on the CPU and has its own element type
+/// (Float, Half, BFloat16, Double). Tensors share the mapped file, as those of [`files::read_tensors`] do, unless their
+/// values are not contiguous in it.
 ///
 /// # Errors
-/// If the file cannot be read, is truncated or damaged, holds anything but a dictionary of tensors, or a tensor that is
-/// kept is empty or of another type.
+/// Returns an error if the file cannot be read, is truncated or damaged, holds anything but a dictionary of tensors, or
+/// a tensor that is kept is empty or has another type.
 pub(crate) fn read_tensors(path: &Path, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     let bytes = files::map(path)?;
-    let of_file = |problem: String| Error::file(path, problem);
-    let checkpoint = Checkpoint::read(bytes.bytes()).map_err(of_file)?;
+    let file_error = |problem: String| Error::file(path, problem);
+    let checkpoint = Checkpoint::read(bytes.bytes()).map_err(file_error)?;
     let mut copies = bytes.bytes().len().saturating_mul(COPIES);
     let mut tensors = BTreeMap::new();
-    for (name, object) in checkpoint.entries().map_err(of_file)? {
+    for (name, object) in checkpoint.entries().map_err(file_error)? {
         if !keep(name) {
             continue;
         }
         let Object::Tensor(view) = object else {
-            return Err(of_file(format!("{name:?} is {}; {EXPECTED}", object.name())));
+            return Err(file_error(format!("{name:?} is {}; {EXPECTED}", object.name())));
         };
         let tensor = checkpoint.tensor(view, &bytes, &mut copies);
-        tensors.insert(name.to_owned(), tensor.map_err(|problem| of_file(format!("tensor {name} {problem}")))?);
+        tensors.insert(name.to_owned(), tensor.map_err(|problem| file_error(format!("tensor {name} {problem}")))?);
     }
     Ok(tensors)
 }
 
 const EXPECTED: &str = "expected tensors by their names, as model.state_dict() gives them";
 
-/// A checkpoint: the dictionary, and where its storages are.
+/// A checkpoint: the pickled dictionary, and the byte ranges of its storages.
 struct Checkpoint<'a> {
     pickle: Pickle<'a>,
     places: BTreeMap<&'a str, Range<usize>>,
@@ -66,11 +67,11 @@ struct Checkpoint<'a> {
 
 impl<'a> Checkpoint<'a> {
     fn read(bytes: &'a [u8]) -> Result<Self, String> {
-        if archive::is_archive(bytes) { Self::of_archive(bytes) } else { Self::of_sequence(bytes) }
+        if archive::is_archive(bytes) { Self::from_archive(bytes) } else { Self::from_sequence(bytes) }
     }
 
-    /// Entries NAME/data.pkl and NAME/data/KEY.
-    fn of_archive(bytes: &'a [u8]) -> Result<Self, String> {
+    /// Reads an archive with the entries NAME/data.pkl and NAME/data/KEY.
+    fn from_archive(bytes: &'a [u8]) -> Result<Self, String> {
         let entries = archive::entries(bytes)?;
         let end = "/data.pkl";
         let Some((name, place)) = entries.iter().find(|(name, _)| name.ends_with(end)) else {
@@ -87,9 +88,9 @@ impl<'a> Checkpoint<'a> {
         Ok(Self { pickle, places: places.collect() })
     }
 
-    /// Pickles of the magic number, the version, the machine that wrote it, the dictionary and the keys of its
-    /// storages; then these, the number of values first.
-    fn of_sequence(bytes: &'a [u8]) -> Result<Self, String> {
+    /// Reads the older format. It is a sequence of pickles (magic number, version, facts about the machine that wrote
+    /// it, dictionary, keys of the storages), followed by the storages, each with its number of values first.
+    fn from_sequence(bytes: &'a [u8]) -> Result<Self, String> {
         let mut at = 0;
         let mut next = || -> Result<Pickle<'a>, String> {
             let pickle = Pickle::read(&bytes[at..])?;
@@ -121,21 +122,21 @@ impl<'a> Checkpoint<'a> {
         for key in listed {
             let Object::Text(key) = keys.get(*key) else { return Err("a storage without a name".into()) };
             let storage = storages.get(key).ok_or_else(|| format!("no tensor uses the storage {key}"))?;
-            let there = bytes[at..].split_first_chunk::<8>().and_then(|(count, _)| {
+            let range = bytes[at..].split_first_chunk::<8>().and_then(|(count, _)| {
                 let count = usize::try_from(u64::from_le_bytes(*count)).ok()?;
                 let begin = at + 8;
                 Some(begin..begin.checked_add(count.checked_mul(storage.kind.size)?)?)
             });
-            let there = there.filter(|place| place.end <= bytes.len());
+            let range = range.filter(|range| range.end <= bytes.len());
             let place =
-                there.ok_or_else(|| format!("truncated: {} bytes, and its values go on after them", bytes.len()))?;
+                range.ok_or_else(|| format!("truncated: its values end beyond the file's {} bytes", bytes.len()))?;
             at = place.end;
             places.insert(*key, place);
         }
         Ok(Self { pickle, places })
     }
 
-    /// Names with what they stand for.
+    /// Returns the entries of the dictionary.
     fn entries(&self) -> Result<Vec<(&'a str, &Object<'a>)>, String> {
         let Object::Dict(entries) = self.pickle.root() else {
             return Err(format!("holds {}; {EXPECTED}", self.pickle.root().name()));
@@ -159,25 +160,22 @@ impl<'a> Checkpoint<'a> {
             .ok_or_else(|| format!("is of the type {}; expected Float, Half, BFloat16 or Double", kind.name))?;
         let place = self.places.get(storage.key).ok_or("has no values in this file")?;
         let stored = storage.len.min(place.len() / size);
-        let outside = || format!("goes on after its storage, which has {stored} values");
+        let outside = || format!("ends beyond its storage, which has {stored} values");
         let dims = || shape.iter().zip(stride);
-        // Of the last value.
+        // Index of the last value.
         let last = dims().try_fold(*offset, |at, (n, stride)| at.checked_add((n - 1).checked_mul(*stride)?));
         last.filter(|last| *last < stored).ok_or_else(outside)?;
         let count = shape.iter().try_fold(1, |n: usize, d| n.checked_mul(*d)).ok_or_else(outside)?;
         let mut follows = 1;
         let contiguous = dims().rev().all(|(n, stride)| {
-            let is = *n == 1 || *stride == follows;
+            let is_contiguous = *n == 1 || *stride == follows;
             follows *= n; // at most count
-            is
+            is_contiguous
         });
         let begin = place.start + offset * size;
         if !contiguous || !begin.is_multiple_of(size) {
             *copies = count.checked_mul(size).and_then(|n| copies.checked_sub(n)).ok_or_else(|| {
-                format!(
-                    "would have {count} values that are not stored one after the other, in a file of {} bytes",
-                    bytes.bytes().len()
-                )
+                format!("would have {count} values that are not contiguous, in a file of {} bytes", bytes.bytes().len())
             })?;
         }
         let tensor = if contiguous {
@@ -191,7 +189,7 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// The values of a tensor in the order of its indices, the last the fastest; `dims` holds sizes and strides.
+/// Copies the values of a tensor in row-major order. `dims` holds sizes and strides.
 fn gather(bytes: &[u8], size: usize, offset: usize, dims: &[(&usize, &usize)], count: usize) -> Vec<u8> {
     let mut values = Vec::with_capacity(count * size);
     let (mut index, mut at) = (vec![0; dims.len()], offset);

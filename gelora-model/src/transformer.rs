@@ -451,8 +451,8 @@ impl Transformer {
         }
         match layers.keys().next() {
             Some(name) => Err(Error::Value(format!(
-                "the adapter is for a module {name} that the model does not have among those that can carry one (linear modules \
-                 of its blocks, and a pooler)"
+                "the adapter is for a module {name} that the model does not have among those that can carry one \
+                 (linear modules of its blocks, and a pooler)"
             ))),
             None => Ok(()),
         }

@@ -8,17 +8,17 @@ use crate::linear::{Linear, transpose};
 use crate::norm::Norm;
 use crate::{Error, Result, checkpoint};
 
-/// The tensors of a model folder, single file or sharded, taken out one by one as modules are built. Tensors that an
-/// adapter saves whole (PEFT's `modules_to_save`) take the place of the checkpoint's.
+/// The tensors of a model folder (single file or sharded). Modules take their tensors one by one as they are built.
+/// Tensors that an adapter saves whole (PEFT's `modules_to_save`) replace those of the checkpoint.
 pub(crate) struct Weights {
     /// The folder or file of the model.
     model: PathBuf,
     /// The file that error messages name.
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
-    /// Of an adapter, by their names inside a task model; those that no module has taken yet.
+    /// Tensors of an adapter, by their names inside a task model, that no module has taken yet.
     saved: BTreeMap<String, Tensor>,
-    /// Prefix of the encoder's names inside a task model, and whether this checkpoint uses it.
+    /// Prefix of the encoder's names inside a task model, and whether the names in this checkpoint have it.
     prefix: &'static str,
     prefixed: bool,
     linears: usize,
@@ -36,12 +36,12 @@ impl Weights {
         &self.model
     }
 
-    /// Modules are built from these tensors of an adapter instead of the checkpoint's.
+    /// Sets the tensors of an adapter that replace those of the checkpoint.
     pub fn with_saved(self, saved: BTreeMap<String, Tensor>) -> Self {
         Self { saved, ..self }
     }
 
-    /// Whether the adapter saves this tensor, by its full name, and no module has taken it yet.
+    /// Whether the adapter saves the tensor of this full name and no module has taken it yet.
     pub fn awaits(&self, name: &str) -> bool {
         self.saved.contains_key(name)
     }
@@ -54,7 +54,7 @@ impl Weights {
         }
     }
 
-    /// The encoder's names may begin with `prefix`, as they do in a task model.
+    /// Sets the prefix that the encoder's names have in a task model.
     pub fn prefix(&mut self, prefix: &'static str) {
         self.prefix = prefix;
         self.prefixed = self.tensors.keys().any(|name| name.starts_with(prefix));
@@ -64,7 +64,7 @@ impl Weights {
         if self.prefixed { format!("{}{name}", self.prefix) } else { name.to_string() }
     }
 
-    /// The name inside a task model, whatever the checkpoint calls it.
+    /// The name inside a task model, with or without a prefix in the checkpoint.
     fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -77,11 +77,11 @@ impl Weights {
         self.saved.contains_key(&self.full_name(name))
     }
 
-    /// Takes a tensor of the encoder. The checkpoint's stays where it is if the adapter has another.
+    /// Takes a tensor of the encoder. If the adapter replaces it, the tensor of the checkpoint stays.
     pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let full_name = self.full_name(name);
         match self.saved.remove(&full_name) {
-            Some(saved) => of_adapter(&full_name, saved, shape),
+            Some(saved) => adapter_tensor(&full_name, saved, shape),
             None => self.take_stored(&self.name(name), shape),
         }
     }
@@ -89,22 +89,22 @@ impl Weights {
     /// Takes a tensor by its full name.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match self.saved.remove(name) {
-            Some(saved) => of_adapter(name, saved, shape),
+            Some(saved) => adapter_tensor(name, saved, shape),
             None => self.take_stored(name, shape),
         }
     }
 
     /// Takes a tensor that the adapter saves, by its full name.
     pub fn take_saved(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
-        self.saved.remove(name).map(|saved| of_adapter(name, saved, shape)).transpose()
+        self.saved.remove(name).map(|saved| adapter_tensor(name, saved, shape)).transpose()
     }
 
-    /// The checkpoint's tensor of the encoder, if it is still there because the adapter has another.
+    /// The checkpoint's tensor of the encoder, if it stayed because the adapter replaces it.
     pub fn replaced(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(&self.name(name))
     }
 
-    /// Whether the checkpoint has this tensor, by its full name.
+    /// Whether the checkpoint has the tensor of this full name.
     pub fn stores(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -120,7 +120,7 @@ impl Weights {
         }
     }
 
-    /// Takes a tensor by its full name, whatever its shape.
+    /// Takes a tensor of any shape by its full name.
     pub fn take_any(&mut self, name: &str) -> Option<Tensor> {
         let stored = self.tensors.remove(name);
         self.saved.remove(name).or(stored)
@@ -130,13 +130,13 @@ impl Weights {
         self.linear_with(name, c_in, c_out, true)
     }
 
-    /// A linear map with a bias or without.
+    /// Takes a linear layer with or without a bias.
     pub fn linear_with(&mut self, name: &str, c_in: usize, c_out: usize, bias: bool) -> Result<Linear> {
         let weight = self.tensor(&format!("{name}.weight"), &[c_out, c_in])?;
         self.assemble(name, weight, c_out, bias, false)
     }
 
-    /// A linear map whose weight is stored as (C_in, C_out), as GPT-2's are.
+    /// Takes a linear layer whose weight is stored as (C_in, C_out), as in GPT-2.
     pub fn transposed_linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
         let weight = transpose(&self.tensor(&format!("{name}.weight"), &[c_in, c_out])?)?;
         self.assemble(name, weight, c_out, true, true)
@@ -153,7 +153,7 @@ impl Weights {
         Ok(Linear { name: format!("{}{name}", self.prefix), index, weight, bias, lora: None, transposed })
     }
 
-    /// A layer norm; old checkpoints call its parameters gamma and beta.
+    /// Takes a layer norm. Old checkpoints name its parameters gamma and beta.
     pub fn layer_norm(&mut self, name: &str, c: usize, eps: f32) -> Result<Norm> {
         let mut parameter = |new: &str, old: &str| -> Result<Tensor> {
             let (new, old) = (format!("{name}.{new}"), format!("{name}.{old}"));
@@ -163,7 +163,7 @@ impl Weights {
         Ok(Norm::Layer { gamma: parameter("weight", "gamma")?, beta: parameter("bias", "beta")?, eps })
     }
 
-    /// An RMS norm that scales by its weight plus `offset`.
+    /// Takes an RMS norm that scales by its weight plus `offset`.
     pub fn rms_norm(&mut self, name: &str, c: usize, eps: f32, offset: f32) -> Result<Norm> {
         let mut gamma = self.tensor(&format!("{name}.weight"), &[c])?.to_vec()?;
         gamma.iter_mut().for_each(|v| *v += offset);
@@ -171,8 +171,8 @@ impl Weights {
     }
 }
 
-/// A tensor that an adapter saves, if it has the shape of the one whose place it takes.
-fn of_adapter(name: &str, saved: Tensor, shape: &[usize]) -> Result<Tensor> {
+/// Checks that a tensor of an adapter has the shape of the tensor that it replaces.
+fn adapter_tensor(name: &str, saved: Tensor, shape: &[usize]) -> Result<Tensor> {
     if saved.shape() == shape {
         return Ok(saved);
     }

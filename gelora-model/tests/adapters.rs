@@ -166,7 +166,8 @@ fn an_adapter_without_a_task_is_what_its_base_model_is() {
     );
     unsaid.config.task_type = Some("TOKEN_CLS".into());
     let said = task(&unsaid, "gpt2").expect_err("no such task");
-    let expected = "adapter_config.json: task_type is \"TOKEN_CLS\", which is not supported; expected SEQ_CLS, CAUSAL_LM or FEATURE_EXTRACTION";
+    let expected = "adapter_config.json: task_type is \"TOKEN_CLS\", which is not supported; expected SEQ_CLS, \
+                    CAUSAL_LM or FEATURE_EXTRACTION";
     assert_eq!(said, expected);
 }
 

@@ -12,7 +12,8 @@ use gelora_model::{Event, MeasureOptions, Tokens, Transformer, measure};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Transformer::load(std::env::args().nth(1).ok_or("a model folder")?.as_ref())?;
-    let tokens: Vec<Tokens> = (0..64u32).map(|i| Tokens::of_ids(vec![2, 5 + i % 40, 5 + i * 7 % 40, 5 + i / 3, 3])).collect();
+    let example = |i: u32| Tokens::of_ids(vec![2, 5 + i % 40, 5 + i * 7 % 40, 5 + i / 3, 3]);
+    let tokens: Vec<Tokens> = (0..64).map(example).collect();
     let ranks = measure(&model, &tokens, &MeasureOptions::default(), &mut |_: Event<'_>| {})?;
     let config: gelora_lora::AdapterConfig = ranks.adapter_config(&model)?;
     let dimension: &gelora_id::Estimate = &ranks.states[1].estimate;

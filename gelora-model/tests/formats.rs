@@ -146,6 +146,6 @@ fn torch_indexes_are_checked() {
     refused(folder.path(), &["pytorch_model.bin.index.json", "is in none of the files"]);
     let index = folder.path().join("pytorch_model.bin.index.json");
     std::fs::write(index, r#"{"weight_map": {"a": "../a.bin"}}"#).expect("a file");
-    refused(folder.path(), &["tensor a is said to be in \"../a.bin\"; expected a file of this folder"]);
+    refused(folder.path(), &["tensor a is in \"../a.bin\"; expected a file of this folder"]);
     refused(torch_folder(&[]).path(), &["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"]);
 }

@@ -11,7 +11,7 @@ const JSON: &str = r#"{"quant_type":"nf4","blocksize":64,"dtype":"float32","shap
 const NESTED: &str = r#"{"quant_type":"nf4","blocksize":64,"dtype":"float32","shape":[2,64],
     "nested_blocksize":256,"nested_dtype":"float32","nested_offset":0.5}"#;
 
-/// Two rows of 64 values, each one code and one scale: 1.0 times 3, then -1.0 times 2.
+/// Two rows of 64 values. Each row has one code and one scale: 1.0 times 3, then -1.0 times 2.
 fn plain() -> Tensors {
     BTreeMap::from([
         ("w", ("U8", [[0xff; 32], [0; 32]].concat())),
@@ -21,7 +21,7 @@ fn plain() -> Tensors {
     ])
 }
 
-/// The same with scales of 8 bits: code 200 is 2.5 and code 3 is 1.5, times 1, plus 0.5.
+/// The same weight with 8-bit scales: code 200 is 2.5 and code 3 is 1.5, times 1, plus 0.5.
 fn nested() -> Tensors {
     let mut map = [0.0; 256];
     (map[200], map[3]) = (2.5, 1.5);
@@ -33,7 +33,7 @@ fn nested() -> Tensors {
     all
 }
 
-/// What is read of them, half of them in a second file.
+/// Reads the tensors, half of which are in a second file.
 fn read(tensors: &Tensors) -> Result<BTreeMap<String, Tensor>> {
     let mut parts = Parts::default();
     for odd in [false, true] {
@@ -54,9 +54,9 @@ fn message(tensors: &Tensors) -> String {
     read(tensors).map(|_| ()).unwrap_err().to_string()
 }
 
-/// `fixtures/bitsandbytes_files.py` says what the cases are.
+/// `fixtures/bitsandbytes_files.py` describes the cases.
 #[test]
-fn values_are_those_that_bitsandbytes_gives_back() {
+fn values_match_those_of_bitsandbytes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bitsandbytes");
     let (_, weights) = crate::checkpoint::read(&folder).expect("a checkpoint");
     let golden = gelora_lora::files::read_tensors(&folder.join("golden.safetensors"), |_| true).expect("a golden file");
@@ -82,7 +82,7 @@ fn both_kinds_of_scales_are_read() {
 }
 
 #[test]
-fn rows_that_are_no_whole_blocks_take_the_type_of_the_model() {
+fn rows_that_are_not_whole_blocks_take_the_type_of_the_model() {
     let mut tensors = plain();
     let json = JSON.replace("[2,64]", "[4,32]").replace("float32", "bfloat16");
     tensors.insert("w.quant_state.bitsandbytes__nf4", ("U8", json.into()));
@@ -92,7 +92,7 @@ fn rows_that_are_no_whole_blocks_take_the_type_of_the_model() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_named() {
+fn errors_name_missing_and_wrong_tensors() {
     let state = "w.quant_state.bitsandbytes__nf4";
     for name in ["w", "w.absmax", "w.quant_map"] {
         let mut tensors = plain();
@@ -113,7 +113,7 @@ fn what_is_missing_or_wrong_is_named() {
     assert!(with("w.absmax", "F32", &[0; 4]).contains("tensor w.absmax: expected 2 scales for [2, 64], got 1"));
     assert!(with("w", "U8", &[0; 65]).contains("tensor w: expected 64 bytes for [2, 64], got 65"));
     assert!(with("w.quant_map", "F32", &floats(&four_bit::FP4)).contains("expected the 16 values of nf4, got [0.0, "));
-    assert!(with("w.zeros", "F32", &[0; 4]).contains("\"zeros\" is not known of a weight of bitsandbytes"));
+    assert!(with("w.zeros", "F32", &[0; 4]).contains("\"zeros\" is not known for a weight of bitsandbytes"));
     let described = |from: &str, to: &str| with(state, "U8", JSON.replace(from, to).as_bytes());
     assert!(described("{", "[").contains("expected a JSON object"));
     assert!(described("nf4", "int8").contains("quant_type must be nf4 or fp4, got \"int8\""));
@@ -129,9 +129,9 @@ fn what_is_missing_or_wrong_is_named() {
     assert!(message(&tensors).contains("tensor w.nested_quant_map: expected 256 values, got 16"));
 }
 
-/// Weights that are not quantised where config.json says so would be quantised by transformers when it loads them.
+/// If config.json says that weights are quantized and they are not, transformers would quantize them while loading.
 #[test]
-fn a_promise_of_four_bits_is_kept() {
+fn a_config_with_four_bits_needs_quantized_weights() {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |text: &str| std::fs::write(folder.path().join("config.json"), text).expect("a config");
     assert!(check_promise(folder.path(), true).is_ok());
@@ -139,7 +139,7 @@ fn a_promise_of_four_bits_is_kept() {
     assert!(check_promise(folder.path(), false).is_ok());
     let message = check_promise(folder.path(), true).unwrap_err().to_string();
     assert!(
-        message.contains("config.json: quantization_config says that weights are of 4 bits, but none is"),
+        message.contains("config.json: quantization_config says that weights have 4 bits, but none has"),
         "{message}"
     );
     write(r#"{"model_type": "llama"}"#);
@@ -147,7 +147,7 @@ fn a_promise_of_four_bits_is_kept() {
 }
 
 #[test]
-fn other_ways_of_quantising_are_refused_by_name() {
+fn other_quantization_methods_are_refused_by_name() {
     let check_of = |family: &str, config: &Value| {
         let map = Map::from_iter([("model_type".to_owned(), family.into()), (CONFIG.to_owned(), config.clone())]);
         check_config(&Json::new("config.json".into(), map)).map_err(|e| e.to_string())
@@ -157,7 +157,7 @@ fn other_ways_of_quantising_are_refused_by_name() {
     assert_eq!(check_of("llama", &four), Ok(()));
     assert!(check_of("gpt2", &four).unwrap_err().contains("not supported for gpt2"));
     let message = check(serde_json::json!({"quant_method": "gptq", "bits": 4})).unwrap_err();
-    assert!(message.contains("config.json: quantization_config is of gptq, which is not supported"), "{message}");
+    assert!(message.contains("config.json: quantization_config names gptq, which is not supported"), "{message}");
     let message = check(serde_json::json!({"quant_method": "bitsandbytes", "load_in_8bit": true})).unwrap_err();
     assert!(message.contains("bitsandbytes with load_in_8bit, which is not supported; expected"), "{message}");
 }

@@ -1,39 +1,39 @@
-//! The options of DeBERTa's attention.
+//! Options of DeBERTa's attention.
 
 use gelora_kernels::ops::activation::Activation;
 
 use crate::position::Buckets;
 
-/// Options that other families do not have.
+/// Options that only DeBERTa has.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DebertaOptions {
-    /// Whether positions are added to the embeddings too.
+    /// Whether position embeddings are added to the token embeddings.
     pub positions: bool,
-    /// What makes up the scores beside content with content, in the order of `pos_att_type`.
+    /// Terms of the scores beside content-to-content, in the order of `pos_att_type`.
     pub terms: Vec<Term>,
-    /// How distances are embedded; None without relative attention.
+    /// Embeddings of distances. None without relative attention.
     pub distances: Option<Distances>,
-    /// Taps and nonlinearity of the convolution.
+    /// Number of taps and activation of the convolution.
     pub convolution: Option<(usize, Activation)>,
 }
 
-/// How distances between tokens are embedded.
+/// Options of the embeddings of distances.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Distances {
-    /// Rows of the table are 2 span.
+    /// Half the number of rows in the table.
     pub span: usize,
     pub buckets: Option<Buckets>,
-    /// Whether the embeddings pass a layer norm.
+    /// Whether the embeddings go through a layer norm.
     pub normed: bool,
-    /// Queries and keys of distances are made by the projections of content.
+    /// Whether the projections of the content also project the distances.
     pub shared: bool,
 }
 
-/// A term of the attention scores beside content with content.
+/// A term of the attention scores beside content-to-content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Term {
-    /// Content of the query, distance of the key.
+    /// Content of the query and distance of the key.
     ContentToPosition,
-    /// Distance of the query, content of the key.
+    /// Distance of the query and content of the key.
     PositionToContent,
 }

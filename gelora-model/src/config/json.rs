@@ -1,4 +1,4 @@
-//! config.json, with lookups that name file and key when they fail.
+//! config.json, with lookups whose errors name the file and the key.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -12,34 +12,35 @@ use serde_json::{Map, Value};
 use crate::gguf::{Gguf, is_gguf};
 use crate::{Error, Result};
 
-/// The largest size of a config, so that products of two sizes can be computed.
+/// Largest size in a config. It ensures that products of two sizes do not overflow.
 const LARGEST_SIZE: u64 = u32::MAX as u64;
 
-/// Returns an error if this is the folder of an adapter, which stands where its base model should.
+/// Returns an error if the folder holds an adapter instead of its base model.
 pub(crate) fn check_no_adapter(model: &Path) -> Result<()> {
     let path = model.join(CONFIG_NAME);
     let Ok(text) = std::fs::read(&path) else { return Ok(()) };
     let config: Value = serde_json::from_slice(&text).unwrap_or_default();
     let base = config.get("base_model_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let (of, base) = match base {
+    let (base_suffix, base) = match base {
         Some(base) => (format!(" of {base}"), format!("{base}, its base model,")),
         None => (String::new(), "its base model".into()),
     };
     let problem = format!(
-        "holds an adapter{of} ({CONFIG_NAME}), not a model; give {base} as MODEL and this folder with --adapter"
+        "holds an adapter{base_suffix} ({CONFIG_NAME}), not a model; give {base} as MODEL and this folder with \
+         --adapter"
     );
     Err(Error::file(model, problem))
 }
 
-/// The object in a config.json, or the same made of a .gguf file's metadata.
+/// The object in a config.json, or an equivalent object made from the metadata of a .gguf file.
 pub(crate) struct Json {
     pub path: PathBuf,
     pub map: Map<String, Value>,
-    /// The keys that were looked up.
+    /// Keys that were looked up.
     seen: RefCell<BTreeSet<String>>,
 }
 
-/// Keys of every family that do not change what the model computes, or that are looked at elsewhere.
+/// Keys of all families that do not change what the model computes or that are read elsewhere.
 const HARMLESS: &[&str] = &[
     "_name_or_path",
     "_model_name_or_path",
@@ -139,8 +140,8 @@ impl Json {
         if is_gguf(model) {
             let gguf = Gguf::open(model)?;
             if gguf.metadata().get("general.type").is_some_and(|kind| kind == "adapter") {
-                let problem = "is an adapter (general.type), not a model; give its base model as MODEL and this file with \
-                               --adapter";
+                let problem = "is an adapter (general.type), not a model; give its base model as MODEL and this file \
+                               with --adapter";
                 return Err(Error::file(model, problem));
             }
             return Ok(Self::new(model.into(), gguf.config()?));
@@ -167,13 +168,13 @@ impl Json {
         Error::file(&self.path, problem)
     }
 
-    /// The value of a key, unless it is absent or null.
+    /// Returns the value of a key, or None if it is absent or null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.seen.borrow_mut().insert(key.to_owned());
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// That every key was looked up, or cannot change what the model computes.
+    /// Returns an error if a key was not looked up and might change what the model computes.
     pub fn all_known(&self) -> Result<()> {
         let family = self.text("model_type").unwrap_or("this family").to_owned();
         let seen = self.seen.borrow();
@@ -183,7 +184,7 @@ impl Json {
         match self.map.iter().find(unknown) {
             Some((key, value)) => Err(self.error(format!(
                 "the option {key} = {value} is not known for {family}, and might change what the model computes; if it \
-                     does not, remove it"
+                 does not, remove it"
             ))),
             None => Ok(()),
         }
@@ -200,7 +201,7 @@ impl Json {
         }
     }
 
-    /// A size that may be absent or null.
+    /// Returns a size, or `default` if it is absent or null.
     pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
         if self.get(key).is_some() { self.size(key) } else { Ok(default) }
     }
@@ -227,7 +228,7 @@ impl Json {
         self.get(key).and_then(Value::as_str)
     }
 
-    /// The option is absent, null or has its one supported value.
+    /// Returns an error unless the option is absent, null or equal to its one supported value.
     pub fn only(&self, key: &str, supported: &Value) -> Result<()> {
         match self.get(key) {
             None => Ok(()),
@@ -251,12 +252,12 @@ impl Json {
         }
     }
 
-    /// The class of the checkpoint in transformers.
+    /// Name of the checkpoint's class in transformers.
     pub fn class(&self) -> Option<&str> {
         self.map.get("architectures")?.get(0)?.as_str()
     }
 
-    /// eos_token_id, one or several.
+    /// The ids in eos_token_id, which holds one id or a list.
     pub fn eos(&self) -> Result<Vec<u32>> {
         let Some(value) = self.get("eos_token_id") else { return Ok(Vec::new()) };
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -265,10 +266,10 @@ impl Json {
         ids.ok_or_else(|| self.error(format!("eos_token_id must be a token's id or a list of them, got {value}")))
     }
 
-    /// pad_token_id, which null turns off; where the key is missing, that of the family's class in transformers. Old
-    /// models of Llama have -1, which no token is.
-    pub fn pad(&self, of_family: Option<u32>) -> Result<Option<u32>> {
-        let Some(value) = self.map.get("pad_token_id") else { return Ok(of_family) };
+    /// The id in pad_token_id. null means no padding token. If the key is missing, the result is `family_default`, the
+    /// value of the family's class in transformers. Old Llama models have -1, which is not a token.
+    pub fn pad(&self, family_default: Option<u32>) -> Result<Option<u32>> {
+        let Some(value) = self.map.get("pad_token_id") else { return Ok(family_default) };
         match (value, value.as_i64()) {
             (Value::Null, _) => Ok(None),
             (_, Some(id)) if id <= i64::from(u32::MAX) => Ok(u32::try_from(id).ok()),
@@ -276,8 +277,8 @@ impl Json {
         }
     }
 
-    /// Class names from id2label, in the order of their ids. transformers writes LABEL_0, LABEL_1, ... for want of
-    /// names; the data then says 0, 1, ...
+    /// Class names from id2label, in the order of their ids. Without names transformers writes LABEL_0, LABEL_1, ...;
+    /// these become 0, 1, ...
     pub fn labels(&self) -> Vec<String> {
         let Some(Value::Object(map)) = self.map.get("id2label") else {
             return Vec::new();

@@ -1,5 +1,5 @@
-//! BERT: absolute positions, norms after each half of a block (Devlin et al., arXiv 1810.04805). RoBERTa and XLM-R are
-//! the same but for the first position (Liu et al., arXiv 1907.11692; Conneau et al., arXiv 1911.02116).
+//! BERT: absolute positions, and a norm after each residual connection (Devlin et al., arXiv 1810.04805). RoBERTa and
+//! XLM-R differ only in the first position (Liu et al., arXiv 1907.11692; Conneau et al., arXiv 1911.02116).
 
 use serde_json::json;
 
@@ -22,7 +22,7 @@ pub fn bert(json: &Json) -> Result<Config> {
     })
 }
 
-/// What encoders say by BERT's keys.
+/// Reads the options that encoders store under BERT's keys.
 pub fn encoder(json: &Json) -> Result<Config> {
     let sizes = ["hidden_size", "num_hidden_layers", "num_attention_heads"];
     let hidden_dropout = json.number("hidden_dropout_prob", 0.1)?;
@@ -39,7 +39,7 @@ pub fn encoder(json: &Json) -> Result<Config> {
     })
 }
 
-/// The padding token that RoBERTa has unless config.json names another.
+/// RoBERTa's padding token, if config.json does not name another.
 const PADDING: u32 = 1;
 
 pub fn roberta(json: &Json) -> Result<Config> {
@@ -53,7 +53,8 @@ pub fn roberta(json: &Json) -> Result<Config> {
     Ok(Config { max_positions, ..config })
 }
 
-/// The rows of the position table before the first position: in RoBERTa those up to that of the padding token.
+/// Number of rows of the position table before the first position. In RoBERTa these are the rows up to that of the
+/// padding token.
 fn rows_before(config: &Config) -> usize {
     if config.family == "bert" { 0 } else { config.pad.map_or(0, |pad| pad as usize + 1) }
 }
@@ -83,7 +84,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     Ok(Parts { norm, pooler, ..Parts::new(tables, blocks) })
 }
 
-/// What a family with BERT's blocks calls their parts.
+/// Names of a block's modules, for families that use BERT's block.
 pub struct Names {
     pub query: &'static str,
     pub key: &'static str,
@@ -96,23 +97,23 @@ pub struct Names {
 }
 
 impl Names {
-    /// BERT's block: attention over all tokens, a norm after each half.
-    pub fn block(&self, c: &Config, w: &mut Weights, layer: usize, at: &str) -> Result<Block> {
-        let at = |module: &str| format!("{at}.{module}");
+    /// Takes a block of BERT: bidirectional attention, and a norm after each residual connection.
+    pub fn block(&self, c: &Config, w: &mut Weights, layer: usize, prefix: &str) -> Result<Block> {
+        let name = |module: &str| format!("{prefix}.{module}");
         let projections = vec![
-            w.linear(&at(self.query), c.hidden, c.hidden)?,
-            w.linear(&at(self.key), c.hidden, c.hidden)?,
-            w.linear(&at(self.value), c.hidden, c.hidden)?,
+            w.linear(&name(self.query), c.hidden, c.hidden)?,
+            w.linear(&name(self.key), c.hidden, c.hidden)?,
+            w.linear(&name(self.value), c.hidden, c.hidden)?,
         ];
-        let attention = Attention::new(c, layer, projections, w.linear(&at(self.output), c.hidden, c.hidden)?);
-        let attention_norm = w.layer_norm(&at(self.attention_norm), c.hidden, c.norm_eps)?;
+        let attention = Attention::new(c, layer, projections, w.linear(&name(self.output), c.hidden, c.hidden)?);
+        let attention_norm = w.layer_norm(&name(self.attention_norm), c.hidden, c.norm_eps)?;
         let mlp = Mlp {
             gate: None,
-            up: w.linear(&at(self.up), c.hidden, c.intermediate)?,
-            down: w.linear(&at(self.down), c.intermediate, c.hidden)?,
+            up: w.linear(&name(self.up), c.hidden, c.intermediate)?,
+            down: w.linear(&name(self.down), c.intermediate, c.hidden)?,
             activation: c.activation,
         };
-        let mlp_norm = w.layer_norm(&at(self.mlp_norm), c.hidden, c.norm_eps)?;
+        let mlp_norm = w.layer_norm(&name(self.mlp_norm), c.hidden, c.norm_eps)?;
         let dropout = c.hidden_dropout;
         let attention = Residual { before: None, inner: attention, after: None, last: Some(attention_norm), dropout };
         let mlp = Residual { before: None, inner: mlp, after: None, last: Some(mlp_norm), dropout };

@@ -1,5 +1,5 @@
-//! DeBERTa-v2 and v3: BERT's blocks with disentangled attention (He et al., arXiv 2006.03654 and 2111.09543), and a
-//! convolution beside the first block in the largest ones.
+//! DeBERTa-v2 and v3: BERT's blocks with disentangled attention (He et al., arXiv 2006.03654 and 2111.09543). The
+//! largest models have a convolution parallel to the first block.
 
 use gelora_kernels::ops::activation::Activation;
 use gelora_kernels::ops::linear::Weight;
@@ -18,7 +18,7 @@ use crate::{Config, Result};
 
 pub fn config(json: &Json) -> Result<Config> {
     let config = bert::encoder(json)?;
-    json.get("legacy"); // of the language-model head
+    json.get("legacy"); // an option of the language-model head
     json.only("embedding_size", &config.hidden.into())?;
     json.only("attention_head_size", &config.head_size.into())?;
     json.only("pooler_hidden_size", &config.hidden.into())?;
@@ -45,7 +45,7 @@ pub fn config(json: &Json) -> Result<Config> {
     })
 }
 
-/// `pos_att_type`, as a list or as "p2c|c2p".
+/// Reads `pos_att_type`, given as a list or as "p2c|c2p".
 fn terms(json: &Json) -> Result<Vec<Term>> {
     let wrong = || {
         json.error(format!("pos_att_type = {} is not supported; expected c2p, p2c or both", json.map["pos_att_type"]))
@@ -64,12 +64,12 @@ fn terms(json: &Json) -> Result<Vec<Term>> {
 }
 
 fn distances(json: &Json, max_positions: usize) -> Result<Distances> {
-    // Absent, null, 0 and -1 all say that there is none.
+    // Absent, null, 0 and -1 all mean that the option is not set.
     let positive = |key: &str| json.get(key).and_then(|value| value.as_u64()).filter(|n| *n > 0).map(|n| n as usize);
     let furthest = positive("max_relative_positions").unwrap_or(max_positions);
     let buckets = positive("position_buckets");
     if let Some(count) = buckets.filter(|count| *count < 4 || *count / 2 + 1 >= furthest) {
-        return Err(json.error(format!("position_buckets = {count} does not go with distances up to {furthest}")));
+        return Err(json.error(format!("position_buckets = {count} does not fit distances up to {furthest}")));
     }
     let norm = json.text("norm_rel_ebd").unwrap_or("none").to_lowercase();
     let normed = match norm.as_str() {
@@ -120,10 +120,10 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     };
     let mut blocks = Vec::with_capacity(c.layers);
     for l in 0..c.layers {
-        let at = format!("encoder.layer.{l}");
-        let mut block = names.block(c, w, l, &at)?;
+        let prefix = format!("encoder.layer.{l}");
+        let mut block = names.block(c, w, l, &prefix)?;
         let attention = &mut block.attention.inner;
-        // Every kind of scores has its share.
+        // The scores are a sum of 1 + terms products; scale by the square root of their number.
         attention.scale /= (1.0 + options.terms.len() as f32).sqrt();
         if let Some(distances) = &options.distances {
             let mut term = |term: Term, name: &str| -> Result<Option<Projection>> {
@@ -131,7 +131,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
                     (false, _) => None,
                     (true, true) => Some(Projection::Shared),
                     (true, false) => Some(Projection::Own(Box::new(w.linear(
-                        &format!("{at}.attention.self.{name}"),
+                        &format!("{prefix}.attention.self.{name}"),
                         c.hidden,
                         c.hidden,
                     )?))),
@@ -146,7 +146,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         blocks.push(block);
     }
     let distances = match &options.distances {
-        Some(distances) => Some(embedding_of(distances, c, w)?),
+        Some(distances) => Some(relative_embedding(distances, c, w)?),
         None => None,
     };
     if let (Some((taps, activation)), Some(first)) = (options.convolution, blocks.first_mut()) {
@@ -163,8 +163,8 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     Ok(Parts { norm, distances, ..Parts::new(tables, blocks) })
 }
 
-/// The table of distances after its norm, which like the table is frozen.
-fn embedding_of(distances: &Distances, c: &Config, w: &mut Weights) -> Result<RelativeEmbedding> {
+/// Takes the table of distances and applies its norm. Both are frozen.
+fn relative_embedding(distances: &Distances, c: &Config, w: &mut Weights) -> Result<RelativeEmbedding> {
     let rows = 2 * distances.span;
     let mut table = w.tensor("encoder.rel_embeddings.weight", &[rows, c.hidden])?.to_dtype(DType::F32)?;
     if distances.normed {
@@ -173,9 +173,9 @@ fn embedding_of(distances: &Distances, c: &Config, w: &mut Weights) -> Result<Re
     Ok(RelativeEmbedding { table, buckets: distances.buckets })
 }
 
-/// (C_out, C_in, taps) as (C_out, taps C_in).
+/// Rearranges (C_out, C_in, taps) to (C_out, taps C_in).
 fn tap_by_tap(weight: &Tensor, taps: usize) -> Result<Tensor> {
     let (values, c) = (weight.to_f32()?, weight.shape()[1]);
-    let at = |i: usize| values[(i / (taps * c) * c + i % c) * taps + i / c % taps];
-    Ok(Tensor::from_vec((0..values.len()).map(at).collect(), [weight.shape()[0], taps * c])?)
+    let value = |i: usize| values[(i / (taps * c) * c + i % c) * taps + i / c % taps];
+    Ok(Tensor::from_vec((0..values.len()).map(value).collect(), [weight.shape()[0], taps * c])?)
 }

@@ -1,4 +1,4 @@
-//! DistilBERT: BERT's blocks under other names, without token types (Sanh et al., arXiv 1910.01108).
+//! DistilBERT: BERT's blocks under different names, without token types (Sanh et al., arXiv 1910.01108).
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::config::Json;
 use crate::weights::Weights;
 use crate::{Config, Result};
 
-/// The family's `layer_norm_eps`, which its config does not have.
+/// Epsilon of the family's layer norms. Its config has no such key.
 const EPS: f32 = 1e-12;
 
 pub fn config(json: &Json) -> Result<Config> {
@@ -50,7 +50,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     let mut blocks = Vec::with_capacity(c.layers);
     for l in 0..c.layers {
         let mut block = names.block(c, w, l, &format!("transformer.layer.{l}"))?;
-        block.attention.dropout = 0.0; // this family has none there
+        block.attention.dropout = 0.0; // DistilBERT has no dropout after attention
         blocks.push(block);
     }
     Ok(Parts { norm, ..Parts::new(tables, blocks) })

@@ -1,5 +1,5 @@
-//! GPT-2: norms before each half, queries, keys and values by one map (Radford et al. 2019). Its weights are stored as
-//! (C_in, C_out).
+//! GPT-2: a norm before attention and before the MLP, and one projection for queries, keys and values (Radford et al.
+//! 2019). Its weights are stored as (C_in, C_out).
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use crate::{Config, Result};
 pub fn config(json: &Json) -> Result<Config> {
     json.only("scale_attn_weights", &json!(true))?;
     json.only("scale_attn_by_inverse_layer_idx", &json!(false))?;
-    // Of upcasting, and of a head that is not one of ours.
+    // Options of mixed precision, and of a head that is not supported here.
     for key in [
         "reorder_and_upcast_attn",
         "summary_activation",
@@ -53,20 +53,20 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     let tables = Tables { words, positions: Some((positions, 0)), types: None, scale: 1.0 };
     let mut blocks = Vec::with_capacity(c.layers);
     for l in 0..c.layers {
-        let at = |module: &str| format!("h.{l}.{module}");
-        let projections = vec![w.transposed_linear(&at("attn.c_attn"), c.hidden, 3 * c.hidden)?];
-        let output = w.transposed_linear(&at("attn.c_proj"), c.hidden, c.hidden)?;
+        let name = |module: &str| format!("h.{l}.{module}");
+        let projections = vec![w.transposed_linear(&name("attn.c_attn"), c.hidden, 3 * c.hidden)?];
+        let output = w.transposed_linear(&name("attn.c_proj"), c.hidden, c.hidden)?;
         let attention = Attention::new(c, l, projections, output);
         let mlp = Mlp {
             gate: None,
-            up: w.transposed_linear(&at("mlp.c_fc"), c.hidden, c.intermediate)?,
-            down: w.transposed_linear(&at("mlp.c_proj"), c.intermediate, c.hidden)?,
+            up: w.transposed_linear(&name("mlp.c_fc"), c.hidden, c.intermediate)?,
+            down: w.transposed_linear(&name("mlp.c_proj"), c.intermediate, c.hidden)?,
             activation: c.activation,
         };
-        let norm = |w: &mut Weights, name: &str| w.layer_norm(&at(name), c.hidden, c.norm_eps).map(Some);
-        let (of_attention, of_mlp, dropout) = (norm(w, "ln_1")?, norm(w, "ln_2")?, c.hidden_dropout);
-        let attention = Residual { before: of_attention, inner: attention, after: None, last: None, dropout };
-        let mlp = Residual { before: of_mlp, inner: mlp, after: None, last: None, dropout };
+        let norm = |w: &mut Weights, module: &str| w.layer_norm(&name(module), c.hidden, c.norm_eps).map(Some);
+        let (attention_norm, mlp_norm, dropout) = (norm(w, "ln_1")?, norm(w, "ln_2")?, c.hidden_dropout);
+        let attention = Residual { before: attention_norm, inner: attention, after: None, last: None, dropout };
+        let mlp = Residual { before: mlp_norm, inner: mlp, after: None, last: None, dropout };
         blocks.push(Block { index: l, attention, mlp, convolution: None });
     }
     let last_norm = Some(w.layer_norm("ln_f", c.hidden, c.norm_eps)?);

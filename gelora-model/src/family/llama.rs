@@ -1,5 +1,5 @@
-//! Llama 2 and 3, SmolLM2 (Touvron et al., arXiv 2307.09288), and what differs from them in an option or a norm:
-//! Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388), Gemma 3 (arXiv 2503.19786).
+//! Llama 2 and 3, SmolLM2 (Touvron et al., arXiv 2307.09288), and families that differ from them in an option or a
+//! norm: Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388), Gemma 3 (arXiv 2503.19786).
 
 use gelora_kernels::ops::activation::Activation;
 use serde_json::{Value, json};
@@ -13,10 +13,10 @@ use crate::norm::Norm;
 use crate::weights::Weights;
 use crate::{Config, Result};
 
-/// What all of them say alike.
+/// Reads the options that all families of this file share.
 fn common(json: &Json) -> Result<Config> {
     let config = Config::of_sizes(json, ["hidden_size", "num_hidden_layers", "num_attention_heads"])?;
-    json.number("rope_theta", 0.0)?; // read where the rotations are
+    json.number("rope_theta", 0.0)?; // mark as known; the rotary embedding reads it
     Ok(Config {
         causal: true,
         kv_heads: json.size_or("num_key_value_heads", config.heads)?,
@@ -31,11 +31,11 @@ fn common(json: &Json) -> Result<Config> {
     })
 }
 
-/// With one rotation for all layers.
+/// Reads the options of a model whose layers share one rotary embedding.
 fn one_rope(json: &Json) -> Result<Config> {
     let config = common(json)?;
     let mut rope = rope::of_config(json, config.head_size)?;
-    // What a GGUF file has in place of llama3's scaling: a factor for each frequency.
+    // A GGUF file stores one factor for each frequency instead of the parameters of llama3's scaling.
     if let Some(factors) = json.get("rope_factors").and_then(Value::as_array) {
         let factor = |(f, by): (&f32, &Value)| by.as_f64().map(|by| f / by as f32);
         let scaled: Option<Vec<f32>> = rope.frequencies.iter().zip(factors).map(factor).collect();
@@ -62,7 +62,8 @@ pub fn mistral(json: &Json) -> Result<Config> {
     Ok(config)
 }
 
-/// The layers of Qwen2 and Qwen3 that have a window: those in `layer_types`, or those from `max_window_layers` on.
+/// Reads the attention window of Qwen2 and Qwen3. The layers with a window are those in `layer_types`, or those from
+/// `max_window_layers` on.
 fn qwen(json: &Json) -> Result<Config> {
     json.only("use_mrope", &json!(false))?;
     let mut config = one_rope(json)?;
@@ -88,7 +89,7 @@ pub fn qwen3(json: &Json) -> Result<Config> {
     qwen(json)
 }
 
-/// Which layers slide, by `layer_types`.
+/// Reads from `layer_types` which layers have a sliding window.
 fn sliding_layers(json: &Json, layers: usize) -> Result<Option<Vec<bool>>> {
     let Some(value) = json.get("layer_types") else { return Ok(None) };
     let kinds: Vec<Option<bool>> = value
@@ -120,15 +121,15 @@ pub fn gemma3(json: &Json) -> Result<Config> {
     config.activation =
         json.activation(if json.text("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" })?;
     json.get("hidden_act");
-    // Full layers have a rotation of their own.
-    let of_kind =
+    // Layers with full attention have a different rotary embedding.
+    let parameters_of_kind =
         |kind: &str| rope::parameters(json).map(|all| all.and_then(|all| all.get(kind)).and_then(Value::as_object));
     let head = config.head_size;
-    let local = match of_kind("sliding_attention")? {
+    let local = match parameters_of_kind("sliding_attention")? {
         Some(map) => rope::scaled(json, map, map.get("rope_theta").and_then(Value::as_f64), head)?,
         None => rope::plain(json, json.number("rope_local_base_freq", 10_000.0)?.into(), head)?,
     };
-    let global = match of_kind("full_attention")? {
+    let global = match parameters_of_kind("full_attention")? {
         Some(map) => rope::scaled(json, map, map.get("rope_theta").and_then(Value::as_f64), head)?,
         None => match rope::parameters(json)? {
             Some(map) => rope::scaled(json, map, Some(json.number("rope_theta", 1e6)?.into()), head)?,
@@ -146,7 +147,8 @@ pub fn gemma3(json: &Json) -> Result<Config> {
         *kind = if slides { LayerKind { rope: 0, window: Some(window) } } else { LayerKind { rope: 1, window: None } };
     }
     let per_channel = json.number("query_pre_attn_scalar", config.head_size as f64)?;
-    // The scale of scores is 1 / sqrt(query_pre_attn_scalar): folded into what attention takes for every model.
+    // Scores are scaled by 1 / sqrt(query_pre_attn_scalar). The difference to 1 / sqrt(head_size) goes into the factor
+    // of the rotary embeddings.
     for rope in &mut config.ropes {
         rope.factor *= (config.head_size as f32 / per_channel).powf(0.25);
     }
@@ -163,31 +165,31 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
     let biased = c.family == "qwen2";
     let mut blocks = Vec::with_capacity(c.layers);
     for (l, kind) in c.layer_kinds.iter().enumerate() {
-        let at = |module: &str| format!("layers.{l}.{module}");
-        let of_head = |w: &mut Weights, name: &str| w.rms_norm(&at(name), c.head_size, c.norm_eps, offset);
+        let name = |module: &str| format!("layers.{l}.{module}");
+        let head_norm = |w: &mut Weights, module: &str| w.rms_norm(&name(module), c.head_size, c.norm_eps, offset);
         let normed_heads = gemma || c.family == "qwen3";
         let norms = match normed_heads {
-            true => Some([of_head(w, "self_attn.q_norm")?, of_head(w, "self_attn.k_norm")?]),
+            true => Some([head_norm(w, "self_attn.q_norm")?, head_norm(w, "self_attn.k_norm")?]),
             false => None,
         };
         let factor = c.ropes[kind.rope].factor;
         let projections = vec![
-            w.linear_with(&at("self_attn.q_proj"), c.hidden, wide, biased)?,
-            w.linear_with(&at("self_attn.k_proj"), c.hidden, narrow, biased)?,
-            w.linear_with(&at("self_attn.v_proj"), c.hidden, narrow, biased)?,
+            w.linear_with(&name("self_attn.q_proj"), c.hidden, wide, biased)?,
+            w.linear_with(&name("self_attn.k_proj"), c.hidden, narrow, biased)?,
+            w.linear_with(&name("self_attn.v_proj"), c.hidden, narrow, biased)?,
         ];
-        let output = w.linear_with(&at("self_attn.o_proj"), wide, c.hidden, false)?;
+        let output = w.linear_with(&name("self_attn.o_proj"), wide, c.hidden, false)?;
         let plain = Attention::new(c, l, projections, output);
         let scale = factor * factor * plain.scale;
         let attention = Attention { scale, window: kind.window, norms, rope: Some(kind.rope), ..plain };
         let mlp = Mlp {
-            gate: Some(w.linear_with(&at("mlp.gate_proj"), c.hidden, c.intermediate, false)?),
-            up: w.linear_with(&at("mlp.up_proj"), c.hidden, c.intermediate, false)?,
-            down: w.linear_with(&at("mlp.down_proj"), c.intermediate, c.hidden, false)?,
+            gate: Some(w.linear_with(&name("mlp.gate_proj"), c.hidden, c.intermediate, false)?),
+            up: w.linear_with(&name("mlp.up_proj"), c.hidden, c.intermediate, false)?,
+            down: w.linear_with(&name("mlp.down_proj"), c.intermediate, c.hidden, false)?,
             activation: c.activation,
         };
-        let norm = |w: &mut Weights, name: &str| -> Result<Option<Norm>> {
-            w.rms_norm(&at(name), c.hidden, c.norm_eps, offset).map(Some)
+        let norm = |w: &mut Weights, module: &str| -> Result<Option<Norm>> {
+            w.rms_norm(&name(module), c.hidden, c.norm_eps, offset).map(Some)
         };
         let before_attention = norm(w, "input_layernorm")?;
         let between = norm(w, "post_attention_layernorm")?;

@@ -1,4 +1,4 @@
-//! One file a family: config.json and weight names in, [`Config`] and modules out.
+//! One file for each model family. It reads config.json into a [`Config`] and takes weights by their names.
 
 mod bert;
 mod deberta;
@@ -22,25 +22,26 @@ use crate::position::{RelativeBias, RelativeEmbedding};
 use crate::weights::Weights;
 use crate::{Config, Result};
 
-/// What is known of a family.
+/// A model family.
 pub(crate) struct Family {
-    /// `model_type`.
+    /// Value of `model_type` in config.json.
     pub name: &'static str,
-    /// What the model's names begin with inside a task model.
+    /// Prefix of the model's names inside a task model.
     pub prefix: &'static str,
-    /// What transformers calls the sequence classifier, the language model of a decoder, and the model without a head.
+    /// Classes in transformers: the sequence classifier, the language model ("" for an encoder), and the model without
+    /// a head.
     pub classes: [&'static str; 3],
     config: fn(&Json) -> Result<Config>,
     load: fn(&Config, &mut Weights) -> Result<Parts>,
     pub head: HeadKind,
 }
 
-/// A dense layer and its nonlinearity before the last map, all on the first token.
+/// A head on the first token: a dense layer with its activation, and the output layer.
 const fn on_first(dense: Dense, activation: Activation, out: &'static str) -> HeadKind {
     HeadKind { first: true, dense, activation, out, biased: true }
 }
 
-/// One map of the last token.
+/// A head on the last token: the output layer alone.
 const ON_LAST: HeadKind =
     HeadKind { first: false, dense: Dense::None, activation: Activation::Tanh, out: "score", biased: false };
 
@@ -52,7 +53,7 @@ const DEBERTA: HeadKind =
 const DISTILBERT: HeadKind =
     on_first(Dense::Trained { name: "pre_classifier", dropped: false }, Activation::Relu, "classifier");
 
-/// Every family.
+/// All supported families.
 const FAMILIES: &[Family] = &[
     family(["bert", "bert."], ["BertForSequenceClassification", "", "BertModel"], bert::bert, bert::load, BERT),
     family(
@@ -144,22 +145,22 @@ const fn family(
     Family { name, prefix, classes, config, load, head }
 }
 
-/// What a family makes of a checkpoint's weights.
+/// The parts of a model, made from the weights of a checkpoint.
 pub(crate) struct Parts {
     pub tables: Tables,
-    /// The norm of the embeddings.
+    /// Norm of the embeddings.
     pub norm: Option<Norm>,
     pub blocks: Vec<Block>,
-    /// The norm after the last block.
+    /// Norm after the last block.
     pub last_norm: Option<Norm>,
     pub bias: Option<RelativeBias>,
     pub distances: Option<RelativeEmbedding>,
-    /// The dense layer on the first token before a task head, if the checkpoint has one.
+    /// Dense layer on the first token before a task head, if the checkpoint has one.
     pub pooler: Option<Linear>,
 }
 
 impl Parts {
-    /// With nothing that a model may lack.
+    /// Parts of a model without any optional part.
     fn new(tables: Tables, blocks: Vec<Block>) -> Self {
         Self { tables, norm: None, blocks, last_norm: None, bias: None, distances: None, pooler: None }
     }
@@ -168,24 +169,24 @@ impl Parts {
 /// Embedding tables.
 pub(crate) struct Tables {
     pub words: Tensor,
-    /// The table of positions, and the row of the first. If that is not 0, the padding token's id is one less, its row
-    /// too.
+    /// The position table, and the row of the first position. If this row is r > 0, the padding token has the id r - 1
+    /// and takes row r - 1.
     pub positions: Option<(Tensor, u32)>,
     pub types: Option<Tensor>,
-    /// What the sum is multiplied by.
+    /// Factor of the sum of the embeddings.
     pub scale: f32,
 }
 
-/// What a folder says of how its model is to generate.
+/// File with a model's settings for generation.
 const GENERATION: &str = "generation_config.json";
 
 impl Config {
-    /// Reads MODEL/config.json, or the metadata of a .gguf file; and MODEL/generation_config.json, where models that
-    /// were taught to converse name the end of a turn.
+    /// Reads MODEL/config.json, or the metadata of a .gguf file. Also reads MODEL/generation_config.json, in which chat
+    /// models name the token that ends a turn.
     ///
     /// # Errors
-    /// If a file is missing (but the latter) or no JSON object, the family is not supported, a key is missing or of the
-    /// wrong type, or an option is not known or has a value that is not supported.
+    /// Returns an error if config.json is missing, a file is not a JSON object, the family is not supported, a key is
+    /// missing or of the wrong type, or an option is unknown or has an unsupported value.
     pub fn load(model: &Path) -> Result<Self> {
         let mut config = config(&Json::load(model)?)?;
         let path = model.join(GENERATION);
@@ -197,7 +198,7 @@ impl Config {
     }
 }
 
-/// The family of this name.
+/// Returns the family of this name.
 pub(crate) fn find(name: &str) -> Option<&'static Family> {
     FAMILIES.iter().find(|family| family.name == name)
 }
@@ -234,7 +235,7 @@ pub(crate) fn load(config: &Config, weights: &mut Weights) -> Result<Parts> {
     }
 }
 
-/// The size of a head where heads split the channels.
+/// Returns the size of a head in a model whose heads split the channels.
 fn split_heads(json: &Json, [hidden, heads]: [&str; 2]) -> Result<usize> {
     let (c, h) = (json.size(hidden)?, json.size(heads)?);
     if !c.is_multiple_of(h) {

@@ -1,4 +1,4 @@
-//! MPNet: BERT's blocks with a bias by distance that all layers share (Song et al., arXiv 2004.09297).
+//! MPNet: BERT's blocks with a bias by distance, shared by all layers (Song et al., arXiv 2004.09297).
 
 use super::bert::{self, Names};
 use super::{Parts, Tables};
@@ -7,9 +7,10 @@ use crate::position::RelativeBias;
 use crate::weights::Weights;
 use crate::{Config, Result};
 
-/// The rows of the position table before the first position, whatever pad_token_id says.
+/// Number of rows of the position table before the first position. It does not depend on pad_token_id.
 const PADDING: usize = 2;
-/// Buckets of distances, and the distance from which on there is one; neither can be set in transformers.
+/// Number of buckets of distances, and the distance from which on all distances share a bucket. transformers fixes
+/// both.
 const BUCKETS: usize = 32;
 const FURTHEST: usize = 128;
 

@@ -1,4 +1,4 @@
-//! What a config says of rotations: `rope_parameters`, or `rope_theta` and `rope_scaling` before transformers 5.
+//! Options of rotary embeddings: `rope_parameters`, or `rope_theta` and `rope_scaling` before transformers 5.
 
 use gelora_kernels::ops::rotary::inverse_frequencies;
 use serde_json::{Map, Value};
@@ -6,13 +6,13 @@ use serde_json::{Map, Value};
 use crate::Result;
 use crate::config::{Json, RopeConfig};
 
-/// The most channels of a head, of which each pair has a frequency.
-const MOST_CHANNELS: usize = 1 << 16;
+/// Largest number of channels of a head. Each pair of channels has a frequency.
+const MAX_CHANNELS: usize = 1 << 16;
 
-/// The base of frequencies where a config does not say.
+/// Base of the frequencies if the config does not contain it.
 const THETA: f64 = 10_000.0;
 
-/// The rotation of all layers.
+/// Reads the rotary embedding of a model in which all layers share one.
 pub fn of_config(json: &Json, head_size: usize) -> Result<RopeConfig> {
     match parameters(json)? {
         Some(map) => scaled(json, map, map.get("rope_theta").and_then(Value::as_f64), head_size),
@@ -20,9 +20,9 @@ pub fn of_config(json: &Json, head_size: usize) -> Result<RopeConfig> {
     }
 }
 
-/// `rope_parameters` or `rope_scaling`, whichever is there.
+/// Returns the object `rope_parameters`, or else `rope_scaling`.
 pub fn parameters(json: &Json) -> Result<Option<&Map<String, Value>>> {
-    json.get("rope_scaling"); // looked at, whichever is taken
+    json.get("rope_scaling"); // mark as known even if `rope_parameters` is used
     for key in ["rope_parameters", "rope_scaling"] {
         match json.get(key) {
             None => {}
@@ -33,10 +33,10 @@ pub fn parameters(json: &Json) -> Result<Option<&Map<String, Value>>> {
     Ok(None)
 }
 
-/// Frequencies that are not scaled.
+/// Frequencies without scaling.
 pub fn plain(json: &Json, theta: f64, head_size: usize) -> Result<RopeConfig> {
-    if head_size > MOST_CHANNELS {
-        return Err(json.error(format!("heads have {head_size} channels; expected at most {MOST_CHANNELS}")));
+    if head_size > MAX_CHANNELS {
+        return Err(json.error(format!("heads have {head_size} channels; expected at most {MAX_CHANNELS}")));
     }
     if !head_size.is_multiple_of(2) {
         return Err(
@@ -46,7 +46,7 @@ pub fn plain(json: &Json, theta: f64, head_size: usize) -> Result<RopeConfig> {
     Ok(RopeConfig { frequencies: inverse_frequencies(theta, head_size), factor: 1.0 })
 }
 
-/// Frequencies as an object of parameters scales them.
+/// Frequencies scaled by an object of parameters.
 ///
 /// Sources: linear, Chen et al., arXiv 2306.15595; YaRN, Peng et al., arXiv 2309.00071; llama3, Grattafiori et al.,
 /// arXiv 2407.21783, with the constants of transformers' `modeling_rope_utils`.
@@ -57,7 +57,7 @@ pub fn scaled(json: &Json, map: &Map<String, Value>, theta: Option<f64>, head_si
     };
     let number = |key: &str| map.get(key).and_then(Value::as_f64);
     let needed =
-        |key: &str| number(key).ok_or_else(|| json.error(format!("the rope option {key} is missing or no number")));
+        |key: &str| number(key).ok_or_else(|| json.error(format!("the rope option {key} is missing or not a number")));
     let kind = map.get("rope_type").or(map.get("type")).and_then(Value::as_str).unwrap_or("default");
     if number("partial_rotary_factor").is_some_and(|share| share != 1.0) {
         return Err(json.error("the rope option partial_rotary_factor is not supported; expected 1"));
@@ -92,7 +92,7 @@ fn yarn(json: &Json, map: &Map<String, Value>, theta: f64, rope: &mut RopeConfig
     let number = |key: &str, default: f64| map.get(key).and_then(Value::as_f64).unwrap_or(default);
     let factor = number("factor", f64::NAN);
     if factor.is_nan() {
-        return Err(json.error("the rope option factor is missing or no number"));
+        return Err(json.error("the rope option factor is missing or not a number"));
     }
     if map.contains_key("mscale") || map.contains_key("mscale_all_dim") {
         return Err(json.error("the rope option mscale is not supported"));
@@ -103,7 +103,7 @@ fn yarn(json: &Json, map: &Map<String, Value>, theta: f64, rope: &mut RopeConfig
     };
     rope.factor = number("attention_factor", 0.1 * factor.ln() + 1.0) as f32;
     let half = rope.frequencies.len() as f64;
-    // The channel whose angle turns so many times over the trained length.
+    // Index of the channel pair whose angle makes this number of turns over the training length.
     let channel = |turns: f64| half * (trained / (turns * 2.0 * std::f64::consts::PI)).ln() / theta.ln();
     let (mut low, mut high) = (channel(number("beta_fast", 32.0)), channel(number("beta_slow", 1.0)));
     if map.get("truncate").and_then(Value::as_bool).unwrap_or(true) {

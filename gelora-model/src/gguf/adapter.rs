@@ -1,17 +1,17 @@
-//! LoRA adapters in GGUF files, as llama.cpp reads them.
+//! LoRA adapters in GGUF files, in the form that llama.cpp reads.
 //!
 //! ```text
 //! general.type           "adapter"
-//! general.architecture   that of the base model
+//! general.architecture   architecture of the base model
 //! adapter.type           "lora"
 //! adapter.lora.alpha     alpha
-//! MODULE.weight.lora_a   A (R, C_in)       MODULE is the base file's name: blk.0.attn_q
-//! MODULE.weight.lora_b   B (C_out, R)      rows in the order of the base file's
+//! MODULE.weight.lora_a   A (R, C_in)       MODULE is the name in the base file: blk.0.attn_q
+//! MODULE.weight.lora_b   B (C_out, R)      rows in the order of the base file
 //! ```
 //!
-//! llama.cpp scales every module by alpha / R, with one alpha for all and the R of that module, and by 1 if alpha is 0.
-//! An adapter with ranks or alphas of its own in each module, or with rsLoRA, is right there if alpha is 0 and B has
-//! the scale in it; so it is written here.
+//! llama.cpp scales every module by alpha / R, with one alpha for all modules and the rank R of each module. If alpha
+//! is 0, the scale is 1. One alpha cannot represent different alphas for each module, or rsLoRA. Files written here
+//! therefore have alpha 0 and the scale multiplied into B.
 //!
 //! Source: llama.cpp, `src/llama-adapter.h`, `llama_adapter_lora_weight::get_scale`, and `src/llama-adapter.cpp`.
 
@@ -29,19 +29,20 @@ use crate::{Config, Error, Result};
 
 const ALPHA: &str = "adapter.lora.alpha";
 const SUFFIXES: [&str; 2] = [".weight.lora_a", ".weight.lora_b"];
-/// PEFT's name of language modelling.
+/// PEFT's name of the language-modeling task.
 const CAUSAL_LM: &str = "CAUSAL_LM";
 
-/// Writes an adapter of the model that `config` is of as a GGUF file, in f32. llama.cpp and what is built on it compute
-/// with it what PEFT computes with the folder, whatever its ranks, alphas and patterns. Returns the number of modules.
+/// Writes an adapter as a GGUF file in f32. `config` is the config of the adapter's base model. llama.cpp computes with
+/// the file what PEFT computes with the folder, whatever the ranks, alphas and patterns are. Returns the number of
+/// modules.
 ///
 /// # Errors
-/// If GGUF has no name for the model's family or for a module, a module is not one of the model's or of other sizes,
-/// the adapter trains modules whole, or the file cannot be written.
+/// Returns an error if GGUF has no name for the model's family or for a module, a module is not in the model or has
+/// other sizes, the adapter trains modules whole, or the file cannot be written.
 pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<usize> {
     let architecture = architecture_of(path, config)?;
     if let Some(name) = adapter.saved.keys().next() {
-        let problem = "which is trained whole; a GGUF adapter has A and B alone. `gelora merge` keeps it";
+        let problem = "which is trained whole; a GGUF adapter has only A and B. `gelora merge` keeps it";
         return Err(Error::file(path, format!("the adapter has {name}, {problem}")));
     }
     if adapter.layers.is_empty() {
@@ -50,7 +51,7 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<
     let linears = architecture.linears(config);
     let mut tensors = Vec::new();
     for (name, layer) in &adapter.layers {
-        // An adapter of a model without a task head has names without the prefix.
+        // If the adapter was made for a model without a task head, its names lack the prefix.
         let is_named = |known: &str| known == name || known.strip_prefix(architecture.prefix) == Some(name);
         let Some(linear) = linears.iter().find(|linear| is_named(&linear.name)) else {
             let known = architecture.name;
@@ -87,11 +88,12 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<
     Ok(adapter.layers.len())
 }
 
-/// Reads an adapter in a GGUF file for the model that `config` is of, as a language model's adapter in PEFT's form.
+/// Reads an adapter in a GGUF file as a language model's adapter in PEFT's form. `config` is the config of its base
+/// model.
 ///
 /// # Errors
-/// If the file is damaged, not a LoRA adapter or one for another architecture, or has a tensor that is neither A nor B
-/// of a linear module of the model, an A without a B, or one of other sizes.
+/// Returns an error if the file is damaged, is not a LoRA adapter or is for another architecture, or has a tensor that
+/// is neither A nor B of a linear module of the model, an A without a B, or a tensor of a wrong shape.
 pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
     let gguf = Gguf::open(path)?;
     let architecture = architecture_of(path, config)?;
@@ -114,21 +116,22 @@ pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
     let linears = architecture.linears(config);
     let (mut a, mut b) = (BTreeMap::new(), BTreeMap::new());
     for info in &gguf.tensors {
-        let [of_a, of_b] = SUFFIXES.map(|suffix| info.name.strip_suffix(suffix));
-        let linear = of_a.or(of_b).and_then(|stored| linears.iter().find(|linear| linear.stored == stored));
+        let [module_of_a, module_of_b] = SUFFIXES.map(|suffix| info.name.strip_suffix(suffix));
+        let linear =
+            module_of_a.or(module_of_b).and_then(|stored| linears.iter().find(|linear| linear.stored == stored));
         let Some(linear) = linear else {
             let problem = "expected lora_a or lora_b of a linear module of the model's blocks";
             return Err(gguf.error(format!("tensor {}: {problem}", info.name)));
         };
         let mut tensor = gguf.tensor(info)?.to_dtype(DType::F32)?;
         let heads = architecture.reordered_heads(&linear.stored, config.heads, config.kv_heads);
-        if let Some(heads) = heads.filter(|_| of_b.is_some()) {
+        if let Some(heads) = heads.filter(|_| module_of_b.is_some()) {
             let problem = |problem| gguf.error(format!("tensor {} {problem}", info.name));
             tensor = reorder(&tensor, heads, RowOrder::Halves).map_err(problem)?;
         }
-        let taken = if of_a.is_some() { &mut a } else { &mut b };
+        let taken = if module_of_a.is_some() { &mut a } else { &mut b };
         if taken.insert(linear.name.clone(), tensor).is_some() {
-            return Err(gguf.error(format!("tensor {} comes twice", info.name)));
+            return Err(gguf.error(format!("tensor {} occurs twice", info.name)));
         }
     }
     let (mut layers, mut ranks) = (BTreeMap::new(), Vec::new());
@@ -157,7 +160,7 @@ pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
     Ok(Adapter { config, layers, saved: BTreeMap::new() })
 }
 
-/// The architecture of a model, which a GGUF file of its adapter names.
+/// Returns the architecture of a model, which a GGUF file of its adapter names.
 fn architecture_of(path: &Path, config: &Config) -> Result<&'static Architecture> {
     Architecture::of_family(&config.family).ok_or_else(|| {
         let problem = format!("a {} has no adapters in GGUF files; expected {}", config.family, Architecture::all());

@@ -1,16 +1,16 @@
-//! What config.json would say, from a file's metadata.
+//! Converts a file's metadata to the equivalent config.json.
 
 use serde_json::{Map, Value, json};
 
 use super::{Gguf, ROPE_FACTORS};
 use crate::Result;
 
-/// Layers of Gemma 3's model of 27 billion weights, the one whose scores are not scaled by its heads' size.
+/// Number of layers of Gemma 3 27B. It is the only size whose scores are not scaled by the size of its heads.
 ///
-/// Source: llama.cpp, `src/models/gemma3.cpp`, which tells it by this number too.
+/// Source: llama.cpp, `src/models/gemma3.cpp`, which also recognizes the model by this number.
 pub(super) const GEMMA_27B_LAYERS: usize = 62;
 
-/// The keys of a file's architecture and those of config.json.
+/// Keys of config.json and the corresponding keys of a file's architecture.
 const COMMON: [(&str, &str); 9] = [
     ("hidden_size", "embedding_length"),
     ("num_hidden_layers", "block_count"),
@@ -33,7 +33,7 @@ const GPT2: [(&str, &str); 6] = [
 ];
 
 impl Gguf {
-    /// What config.json would say.
+    /// Returns the equivalent of config.json.
     pub(crate) fn config(&self) -> Result<Map<String, Value>> {
         let family = self.known_architecture()?.family;
         let mut config = Map::new();
@@ -91,7 +91,7 @@ impl Gguf {
         Ok(config)
     }
 
-    /// Which layers of a Gemma slide, and what its scores are scaled by.
+    /// Returns the options of a Gemma model: which layers have a sliding window, and the scale of the scores.
     fn gemma_options(&self) -> Result<Vec<(&'static str, Value)>> {
         let number = |key: &str| self.option(key).and_then(Value::as_u64).unwrap_or(0) as usize;
         let (layers, mut options) = (number("block_count"), Vec::new());

@@ -1,7 +1,7 @@
-//! A whole language model as a GGUF file, its adapters merged.
+//! Writes a whole language model, with its adapters merged, as a GGUF file.
 //!
-//! Source: llama.cpp, `convert_hf_to_gguf.py` for the keys, `src/models/*.cpp` for what it computes without being told:
-//! the nonlinearity, no windows but Gemma's, and the scale of scores.
+//! Sources: llama.cpp, `convert_hf_to_gguf.py` for the keys; `src/models/*.cpp` for properties that llama.cpp assumes
+//! without a key: the activation, no sliding windows except Gemma's, and the scale of the scores.
 
 use std::path::Path;
 
@@ -16,37 +16,38 @@ use super::{Gguf, ROPE_FACTORS, is_gguf, rope};
 use crate::config::Json;
 use crate::{CausalLm, Config, Error, Result};
 
-/// How a model is written as a GGUF file.
+/// Options for writing a model as a GGUF file.
 #[derive(Clone, Debug, Default)]
 pub struct GgufOptions {
-    /// The type of matrices. Vectors are in f32, as llama.cpp wants them, and so is GPT-2's table of positions.
+    /// The type of matrices. Vectors are stored in f32, as llama.cpp requires, and so is GPT-2's position table.
     pub stored: StoredType,
-    /// The model's name, `general.name`. A .gguf file keeps its own.
+    /// Name of the model, `general.name`. A model from a .gguf file keeps its name.
     pub name: Option<String>,
-    /// The keys of the tokenizer, `tokenizer.*`. A .gguf file keeps its own.
+    /// Keys of the tokenizer, `tokenizer.*`. A model from a .gguf file keeps its tokenizer.
     pub tokenizer: Vec<(String, MetadataValue)>,
 }
 
-/// Keys of a base file that do not hold for what is written.
+/// Keys of a base file that are not copied, because they describe the base file itself.
 const NOT_KEPT: [&str; 4] = ["general.file_type", "general.quantization_version", "general.alignment", "split."];
-/// What `general.quantization_version` is of blocks as they are now.
+/// Value of `general.quantization_version` for the current block formats.
 const QUANTIZATION_VERSION: u32 = 2;
 
 impl CausalLm {
-    /// Writes the model with its adapters merged into the weights as a GGUF file, which llama.cpp and what is built on
-    /// it load. `model` is what this was loaded from. Returns remarks on what the file says otherwise than the model.
+    /// Merges the adapters into the weights and writes the model as a GGUF file for llama.cpp and programs built on it.
+    /// `model` is the path that this model was loaded from. Returns remarks on properties in which the file differs
+    /// from the model.
     ///
     /// # Errors
-    /// If GGUF has no name for the model's family or for a tensor, llama.cpp would compute something else than the
-    /// model, a value is too large for the type, or a file cannot be read or written.
+    /// Returns an error if GGUF has no name for the model's family or for a tensor, llama.cpp would not compute the
+    /// same as the model, a value is too large for the type, or a file cannot be read or written.
     pub fn write_gguf(&self, model: &Path, out: &Path, options: &GgufOptions) -> Result<Vec<String>> {
         let config = self.transformer().config();
         let architecture = Architecture::of_family(&config.family).ok_or_else(|| {
-            let problem = format!("a {} is not written as GGUF; expected {}", config.family, Architecture::all());
+            let problem = format!("a {} cannot be written as GGUF; expected {}", config.family, Architecture::all());
             Error::file(model, problem)
         })?;
         let mut tensors = Vec::new();
-        let of_file = [
+        let file_keys = [
             ("general.file_type", MetadataValue::Unsigned(options.stored.file_type())),
             ("general.quantization_version", MetadataValue::Unsigned(QUANTIZATION_VERSION)),
         ];
@@ -60,7 +61,7 @@ impl CausalLm {
             keys.extend(options.tokenizer.iter().cloned());
             (keys, factors, remarks)
         };
-        keys.extend(of_file.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        keys.extend(file_keys.into_iter().map(|(key, value)| (key.to_owned(), value)));
         if let Some(factors) = factors {
             tensors.push(output(ROPE_FACTORS.into(), factors, StoredType::F32, |t| Ok(t.clone())));
         }
@@ -71,19 +72,19 @@ impl CausalLm {
                 return Err(Error::file(model, problem));
             };
             let heads = architecture.reordered_heads(&stored, config.heads, config.kv_heads);
-            let (offset, turned) = (architecture.norm_offset(&stored), architecture.is_transposed(&stored));
+            let (offset, is_transposed) = (architecture.norm_offset(&stored), architecture.is_transposed(&stored));
             let dtype = options.stored.of_tensor(&stored, tensor.shape());
-            let place = stored.clone();
-            let made = move |tensor: &Tensor| match heads {
+            let stored_name = stored.clone();
+            let convert = move |tensor: &Tensor| match heads {
                 Some(heads) => {
-                    let problem = |problem| Error::file(model, format!("tensor {place} {problem}"));
+                    let problem = |problem| Error::file(model, format!("tensor {stored_name} {problem}"));
                     reorder(tensor, heads, RowOrder::Pairs).map_err(problem)
                 }
-                None if turned => transposed(tensor),
+                None if is_transposed => transposed(tensor),
                 None => plus(tensor, offset),
             };
-            let mut output = output(stored, tensor, dtype, made);
-            if turned {
+            let mut output = output(stored, tensor, dtype, convert);
+            if is_transposed {
                 output.shape.reverse();
                 output.stored = options.stored.of_tensor(&output.name, &output.shape);
             }
@@ -98,12 +99,12 @@ fn output<'a>(
     name: String,
     tensor: Tensor,
     stored: StoredType,
-    made: impl Fn(&Tensor) -> Result<Tensor> + 'a,
+    convert: impl Fn(&Tensor) -> Result<Tensor> + 'a,
 ) -> Output<'a> {
-    Output { name, shape: tensor.shape().to_vec(), stored, values: Box::new(move || made(&tensor)) }
+    Output { name, shape: tensor.shape().to_vec(), stored, values: Box::new(move || convert(&tensor)) }
 }
 
-/// The keys of a base file that hold for the merged one too.
+/// Returns the keys of a base file that also describe the merged model.
 fn kept_keys(gguf: &Gguf) -> Vec<(String, MetadataValue)> {
     let kept = gguf.stored_keys().filter(|(name, ..)| !NOT_KEPT.iter().any(|key| name.starts_with(key)));
     kept.map(|(name, kind, bytes)| (name.to_owned(), MetadataValue::Stored(kind, bytes.to_vec()))).collect()
@@ -111,7 +112,7 @@ fn kept_keys(gguf: &Gguf) -> Vec<(String, MetadataValue)> {
 
 type Keys = (Vec<(String, MetadataValue)>, Option<Tensor>, Vec<String>);
 
-/// The keys of an architecture from config.json, the factors of frequencies, and remarks.
+/// Converts config.json to the keys of an architecture, the factors of the RoPE frequencies, and remarks.
 fn keys_of_config(json: &Json, config: &Config, architecture: &Architecture) -> Result<Keys> {
     let computed = match architecture.name {
         "gemma3" | "gpt2" => Activation::GeluTanh,
@@ -119,7 +120,7 @@ fn keys_of_config(json: &Json, config: &Config, architecture: &Architecture) -> 
     };
     if config.activation != computed {
         let (got, name) = (config.activation, architecture.name);
-        return Err(json.error(format!("has the nonlinearity {got:?}; a {name} in a GGUF file has {computed:?}")));
+        return Err(json.error(format!("has the activation {got:?}; a {name} in a GGUF file has {computed:?}")));
     }
     let number = |key: &str, value: usize| -> Result<(String, MetadataValue)> {
         let value =
@@ -133,8 +134,8 @@ fn keys_of_config(json: &Json, config: &Config, architecture: &Architecture) -> 
     if let Some(window) = windows.min().filter(|window| !is_gemma && *window < context) {
         context = window;
         remarks.push(format!(
-            "llama.cpp has no sliding window for a {}: the file's context_length is the window, {window}, within which both \
-             compute the same",
+            "llama.cpp has no sliding window for a {}: the file's context_length is the window, {window}, within \
+             which both compute the same",
             architecture.name
         ));
     }
@@ -159,8 +160,8 @@ fn keys_of_config(json: &Json, config: &Config, architecture: &Architecture) -> 
         number("rope.dimension_count", config.head_size)?,
         float("attention.layer_norm_rms_epsilon", config.norm_eps),
     ]);
-    let (of_rotations, factors) = rope::keys(json, config, architecture)?;
-    keys.extend(of_rotations);
+    let (rope_keys, factors) = rope::keys(json, config, architecture)?;
+    keys.extend(rope_keys);
     if is_gemma {
         let window = config.layer_kinds.iter().find_map(|kind| kind.window);
         if let Some(window) = window {
@@ -174,23 +175,23 @@ fn keys_of_config(json: &Json, config: &Config, architecture: &Architecture) -> 
         let scalar = json.map.get("query_pre_attn_scalar").and_then(Value::as_f64).unwrap_or(computed as f64);
         if scalar != computed as f64 {
             let problem =
-                format!("query_pre_attn_scalar = {scalar} cannot be said in a GGUF file; expected {computed}");
+                format!("query_pre_attn_scalar = {scalar} cannot be represented in a GGUF file; expected {computed}");
             return Err(json.error(problem));
         }
     }
     Ok((keys, factors, remarks))
 }
 
-/// The P of a Gemma whose every P-th layer sees all tokens, and no other does.
+/// Returns the period P of a Gemma model in which every P-th layer has full attention and all others a sliding window.
 fn sliding_period(json: &Json, config: &Config) -> Result<usize> {
     let slides: Vec<bool> = config.layer_kinds.iter().map(|kind| kind.window.is_some()).collect();
-    // One more than the layers where all of them slide.
+    // If all layers have a sliding window, the period is one more than the number of layers.
     let period = slides.iter().position(|slides| !slides).map_or(config.layers, |first| first) + 1;
     match slides.iter().enumerate().all(|(l, slides)| *slides != (l + 1).is_multiple_of(period)) {
         true => Ok(period),
         false => {
-            let problem = "layer_types has no period, which a GGUF file needs: every so many layers full_attention, the others \
-                           sliding_attention";
+            let problem = "layer_types has no period P, which a GGUF file needs: every P-th layer full_attention, all \
+                           others sliding_attention";
             Err(json.error(problem))
         }
     }

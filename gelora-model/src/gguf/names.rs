@@ -1,7 +1,7 @@
-//! Names of tensors in GGUF files and in Hugging Face checkpoints, and the order of their rows in both.
+//! Names of tensors in GGUF files and in Hugging Face checkpoints, and differences in the order of their rows.
 //!
-//! Sources: llama.cpp, `gguf-py/gguf/tensor_mapping.py` for names, `convert_hf_to_gguf.py` for what is stored
-//! otherwise: Llama's rows of queries and keys, Gemma's norms (1 more), and GPT-2's maps (transposed).
+//! Sources: llama.cpp, `gguf-py/gguf/tensor_mapping.py` for names; `convert_hf_to_gguf.py` for tensors that are stored
+//! differently: the rows of Llama's queries and keys, Gemma's norms (1 is added), and GPT-2's matrices (transposed).
 
 use std::sync::Arc;
 
@@ -9,19 +9,19 @@ use gelora_kernels::{DType, Tensor};
 
 use crate::{Config, Result, linear};
 
-/// An architecture of GGUF that is read and written.
+/// A GGUF architecture that can be read and written.
 #[derive(Debug)]
 pub(crate) struct Architecture {
-    /// `general.architecture`.
+    /// Value of `general.architecture`.
     pub name: &'static str,
-    /// `model_type` of config.json.
+    /// Value of `model_type` in config.json.
     pub family: &'static str,
-    /// What the names of a language model's checkpoint begin with, and what its list of blocks is called.
+    /// Prefix of the names in a language model's checkpoint. `blocks` is the name of its list of blocks.
     pub prefix: &'static str,
     blocks: &'static str,
-    /// Tensors outside the blocks, in a GGUF file and, behind the prefix, in a checkpoint.
+    /// Tensors outside the blocks: name in a GGUF file, and name in a checkpoint without the prefix.
     outside: &'static [(&'static str, &'static str)],
-    /// Modules of a block, in a GGUF file and in a checkpoint.
+    /// Modules of a block: name in a GGUF file, and name in a checkpoint.
     modules: &'static [(&'static str, &'static str)],
 }
 
@@ -91,37 +91,37 @@ const ARCHITECTURES: [Architecture; 5] = [
     },
 ];
 
-/// A linear module of a model that an adapter can be for.
+/// A linear module of a model, to which an adapter can be attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LinearName {
-    /// Its name in a checkpoint, `model.layers.0.self_attn.q_proj`.
+    /// Name in a checkpoint, `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// Its name in a GGUF file, `blk.0.attn_q`.
+    /// Name in a GGUF file, `blk.0.attn_q`.
     pub stored: String,
     pub c_in: usize,
     pub c_out: usize,
 }
 
 impl Architecture {
-    /// That of a name in `general.architecture`.
+    /// Returns the architecture of this name in `general.architecture`.
     pub fn named(name: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|architecture| architecture.name == name)
     }
 
-    /// That of a `model_type`. Mistral's is Llama's.
+    /// Returns the architecture of a `model_type`. Mistral uses Llama's.
     pub fn of_family(family: &str) -> Option<&'static Self> {
         let family = if family == "mistral" { "llama" } else { family };
         ARCHITECTURES.iter().find(|architecture| architecture.family == family)
     }
 
-    /// All names, for messages.
+    /// Lists all names, for messages.
     pub fn all() -> String {
         let (last, others) = (ARCHITECTURES.len() - 1, &ARCHITECTURES);
         let names: Vec<&str> = others.iter().map(|architecture| architecture.name).collect();
         format!("{} or {}", names[..last].join(", "), names[last])
     }
 
-    /// The name in a checkpoint of a tensor in a GGUF file.
+    /// Converts the name of a tensor in a GGUF file to its name in a checkpoint.
     pub fn checkpoint_name(&self, stored: &str) -> Option<String> {
         let (module, parameter) = stored.rsplit_once('.')?;
         if module == HEAD.0 {
@@ -135,7 +135,7 @@ impl Architecture {
         Some(format!("{}{}.{block}.{name}.{parameter}", self.prefix, self.blocks))
     }
 
-    /// The name in a GGUF file of a tensor in a checkpoint.
+    /// Converts the name of a tensor in a checkpoint to its name in a GGUF file.
     pub fn stored_name(&self, name: &str) -> Option<String> {
         let (module, parameter) = name.rsplit_once('.')?;
         if module == HEAD.1 {
@@ -151,7 +151,7 @@ impl Architecture {
         Some(format!("blk.{block}.{stored}.{parameter}"))
     }
 
-    /// Every linear module of a model's blocks, from the input up.
+    /// All linear modules of a model's blocks, in order from the input to the output.
     pub fn linears(&self, config: &Config) -> Vec<LinearName> {
         let (hidden, inner) = (config.hidden, config.intermediate);
         let (wide, narrow) = (config.heads * config.head_size, config.kv_heads * config.head_size);
@@ -164,17 +164,18 @@ impl Architecture {
             "ffn_down" => Some((inner, hidden)),
             _ => None, // a norm
         };
-        let of_block = |block: usize| {
+        let linears_of_block = |block: usize| {
             self.modules.iter().filter_map(move |(stored, name)| {
                 let (c_in, c_out) = sizes(stored)?;
                 let name = format!("{}{}.{block}.{name}", self.prefix, self.blocks);
                 Some(LinearName { name, stored: format!("blk.{block}.{stored}"), c_in, c_out })
             })
         };
-        (0..config.layers).flat_map(of_block).collect()
+        (0..config.layers).flat_map(linears_of_block).collect()
     }
 
-    /// The heads whose rows the file `stored` has in another order than a checkpoint; None if the order is the same.
+    /// Returns the number of heads whose rows are in a different order in the file than in a checkpoint, or None if the
+    /// order of tensor `stored` is the same.
     pub fn reordered_heads(&self, stored: &str, heads: usize, kv_heads: usize) -> Option<usize> {
         match stored.split('.').nth(2) {
             Some("attn_q") if self.name == "llama" => Some(heads),
@@ -183,36 +184,36 @@ impl Architecture {
         }
     }
 
-    /// What a norm's weight is more in the file than in a checkpoint.
+    /// Value that the file adds to the weights of a norm, compared with a checkpoint.
     pub fn norm_offset(&self, stored: &str) -> f32 {
         if self.name == "gemma3" && stored.ends_with("norm.weight") { 1.0 } else { 0.0 }
     }
 
-    /// Whether a checkpoint has the tensor as (C_in, C_out), where the file has (C_out, C_in).
+    /// Whether a checkpoint stores the tensor as (C_in, C_out) while the file stores it as (C_out, C_in).
     pub fn is_transposed(&self, stored: &str) -> bool {
-        const MAPS: [&str; 4] = ["attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight"];
-        self.name == "gpt2" && MAPS.iter().any(|map| stored.ends_with(map))
+        const MATRICES: [&str; 4] = ["attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight"];
+        self.name == "gpt2" && MATRICES.iter().any(|name| stored.ends_with(name))
     }
 }
 
-/// How the rows of a head of queries or keys stand that are turned together.
+/// Order of the rows within a head of queries or keys. A rotary embedding rotates pairs of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowOrder {
-    /// D/2 rows apart, as in Hugging Face's checkpoints.
+    /// The rows of a pair are D/2 apart, as in Hugging Face checkpoints.
     Halves,
-    /// Side by side, as in llama.cpp's files.
+    /// The rows of a pair are adjacent, as in llama.cpp's files.
     Pairs,
 }
 
-/// The rows of queries or keys, or of what is added to them, in the wanted order; they come in the other one.
+/// Reorders the rows of queries or keys, or of their B matrices, from the other order to `wanted`.
 ///
 /// # Errors
-/// If the rows are no pairs in that many heads; the text says so.
+/// Returns a message if the rows cannot be split into pairs in this number of heads.
 pub(crate) fn reorder(t: &Tensor, heads: usize, wanted: RowOrder) -> Result<Tensor, String> {
     let rows = t.shape().first().copied().unwrap_or(0);
     let d = rows.checked_div(heads).unwrap_or(0);
     if d < 2 || !d.is_multiple_of(2) || d * heads != rows {
-        return Err(format!("has {rows} rows, which are no pairs in {heads} heads"));
+        return Err(format!("has {rows} rows, which cannot be split into pairs in {heads} heads"));
     }
     let size = t.dtype().bytes(t.len() / rows);
     let bytes = t.bytes().map_err(|error| error.to_string())?;
@@ -229,12 +230,12 @@ pub(crate) fn reorder(t: &Tensor, heads: usize, wanted: RowOrder) -> Result<Tens
     Tensor::from_bytes(Arc::new(ordered), range, t.dtype(), t.shape()).map_err(|error| error.to_string())
 }
 
-/// The transpose of a matrix; f32 if it is quantised.
+/// Returns the transpose of a matrix. A quantized matrix becomes f32.
 pub(crate) fn transposed(t: &Tensor) -> Result<Tensor> {
     if t.dtype().is_quantized() { linear::transpose(&t.to_dtype(DType::F32)?) } else { linear::transpose(t) }
 }
 
-/// A tensor's values with `offset` added; the tensor itself if that is 0.
+/// Returns a tensor with `offset` added to its values. If `offset` is 0, returns the tensor unchanged.
 pub(crate) fn plus(t: &Tensor, offset: f32) -> Result<Tensor> {
     if offset == 0.0 {
         return Ok(t.clone());
@@ -248,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_go_both_ways() {
+    fn names_convert_in_both_directions() {
         for (architecture, stored, name) in [
             ("llama", "blk.11.attn_q.weight", "model.layers.11.self_attn.q_proj.weight"),
             ("qwen2", "blk.0.attn_k.bias", "model.layers.0.self_attn.k_proj.bias"),
@@ -271,14 +272,18 @@ mod tests {
     }
 
     #[test]
-    fn one_order_undoes_the_other() {
+    fn reordering_rows_is_invertible() {
         let t = Tensor::from_vec((0..24).map(|v| v as f32).collect(), [12, 2]).expect("it fits");
         let pairs = reorder(&t, 2, RowOrder::Pairs).expect("heads of 6");
         let first: Vec<f32> = pairs.to_vec().expect("f32").into_iter().step_by(2).map(|v| v / 2.0).collect();
         assert_eq!(first, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
         let again = reorder(&pairs, 2, RowOrder::Halves).expect("heads of 6");
         assert_eq!(again.to_vec().expect("f32"), t.to_vec().expect("f32"));
-        assert!(reorder(&t, 4, RowOrder::Pairs).expect_err("heads of 3").contains("12 rows, which are no pairs in 4"));
+        assert!(
+            reorder(&t, 4, RowOrder::Pairs)
+                .expect_err("heads of 3")
+                .contains("12 rows, which cannot be split into pairs in 4")
+        );
         let scalar = Tensor::from_vec(vec![1.0], Vec::new()).expect("a scalar");
         assert!(reorder(&scalar, 1, RowOrder::Halves).is_err());
     }

@@ -1,4 +1,4 @@
-//! Rotations in a GGUF file, from a config.json.
+//! Converts the rotary embeddings of a config.json to keys of a GGUF file.
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::rotary::inverse_frequencies;
@@ -10,24 +10,24 @@ use super::{Gguf, ROPE_FACTORS};
 use crate::config::Json;
 use crate::{Config, Result};
 
-/// Options of YaRN with the value that llama.cpp has for each.
+/// Options of YaRN that llama.cpp fixes, with their values.
 const YARN: [(&str, f64); 2] = [("beta_fast", 32.0), ("beta_slow", 1.0)];
 
-/// A key of the header with its value.
+/// A key of the header and its value.
 type Entry = (String, MetadataValue);
 
-/// The keys that say how queries and keys are turned, and the factors of frequencies that llama3's scaling needs.
+/// Returns the keys of the rotary embeddings, and the factors of the frequencies if llama3's scaling needs them.
 ///
 /// # Errors
-/// If an option cannot be said in a GGUF file of this architecture.
+/// Returns an error if a GGUF file of this architecture cannot represent an option.
 pub(super) fn keys(json: &Json, config: &Config, architecture: &Architecture) -> Result<(Vec<Entry>, Option<Tensor>)> {
     let is_gemma = architecture.name == "gemma3";
     let all = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| json.map.get(key)?.as_object());
-    let of_layers = |kind: &str| all.and_then(|all| all.get(kind)).and_then(Value::as_object);
-    let (global, local) = (of_layers("full_attention").or(all), of_layers("sliding_attention"));
+    let parameters_of_kind = |kind: &str| all.and_then(|all| all.get(kind)).and_then(Value::as_object);
+    let (global, local) = (parameters_of_kind("full_attention").or(all), parameters_of_kind("sliding_attention"));
     let theta_of = |map: Option<&Map<String, Value>>, key: &str, default: f64| {
-        let of_map = map.and_then(|map| map.get("rope_theta")).and_then(Value::as_f64);
-        of_map.or_else(|| json.map.get(key).and_then(Value::as_f64)).unwrap_or(default)
+        let in_map = map.and_then(|map| map.get("rope_theta")).and_then(Value::as_f64);
+        in_map.or_else(|| json.map.get(key).and_then(Value::as_f64)).unwrap_or(default)
     };
     let theta = theta_of(global, "rope_theta", if is_gemma { 1e6 } else { 1e4 });
     let key = |name: &str, value| (format!("{}.rope.{name}", architecture.name), value);
@@ -35,7 +35,9 @@ pub(super) fn keys(json: &Json, config: &Config, architecture: &Architecture) ->
     let mut keys = vec![key("freq_base", float(theta))];
     if is_gemma {
         if let Some(kind) = local.map(kind_of).filter(|kind| *kind != "default") {
-            return Err(json.error(format!("rope_type = {kind:?} of sliding layers cannot be said in a GGUF file")));
+            return Err(
+                json.error(format!("rope_type = {kind:?} of sliding layers cannot be represented in a GGUF file"))
+            );
         }
         keys.push(key("freq_base_swa", float(theta_of(local, "rope_local_base_freq", 1e4))));
     }
@@ -51,16 +53,19 @@ pub(super) fn keys(json: &Json, config: &Config, architecture: &Architecture) ->
             ]);
         }
         "yarn" if !is_gemma => {
-            let usual = [("attention_factor", 0.1 * factor.ln() + 1.0)].into_iter().chain(YARN);
-            for (name, usual) in usual {
-                if let Some(value) = number(name).filter(|value| (value - usual).abs() > 1e-6) {
-                    let problem =
-                        format!("the rope option {name} = {value} cannot be said in a GGUF file; expected {usual}");
+            let fixed = [("attention_factor", 0.1 * factor.ln() + 1.0)].into_iter().chain(YARN);
+            for (name, fixed) in fixed {
+                if let Some(value) = number(name).filter(|value| (value - fixed).abs() > 1e-6) {
+                    let problem = format!(
+                        "the rope option {name} = {value} cannot be represented in a GGUF file; expected {fixed}"
+                    );
                     return Err(json.error(problem));
                 }
             }
             if map.get("truncate") == Some(&Value::Bool(false)) {
-                return Err(json.error("the rope option truncate = false cannot be said in a GGUF file; expected true"));
+                return Err(
+                    json.error("the rope option truncate = false cannot be represented in a GGUF file; expected true")
+                );
             }
             let trained = number("original_max_position_embeddings").unwrap_or(config.max_positions as f64);
             keys.extend([
@@ -78,19 +83,19 @@ pub(super) fn keys(json: &Json, config: &Config, architecture: &Architecture) ->
         }
         other => {
             let name = architecture.name;
-            return Err(json.error(format!("rope_type = {other:?} cannot be said in a GGUF file of a {name}")));
+            return Err(json.error(format!("rope_type = {other:?} cannot be represented in a GGUF file of a {name}")));
         }
     }
     Ok((keys, None))
 }
 
-/// The kind of scaling that an object of parameters names.
+/// Returns the type of scaling that an object of parameters names.
 fn kind_of(map: &Map<String, Value>) -> &str {
     map.get("rope_type").or(map.get("type")).and_then(Value::as_str).unwrap_or("default")
 }
 
 impl Gguf {
-    /// The factors of frequencies, if the file has them.
+    /// Reads the factors of the frequencies, if the file has them.
     pub(super) fn rope_factors(&self) -> Result<Option<Tensor>> {
         self.tensors.iter().find(|t| t.name == ROPE_FACTORS).map(|info| self.tensor(info)).transpose()
     }

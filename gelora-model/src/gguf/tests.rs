@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 
-/// A file with one key and one tensor of a type.
+/// Bytes of a file with one key and one tensor.
 fn file(kind: u32, shape: &[u64], values: &[u8]) -> Vec<u8> {
     let mut bytes = b"GGUF".to_vec();
     let text = |bytes: &mut Vec<u8>, text: &str| {
@@ -35,14 +35,14 @@ fn keys_and_tensors_are_read() {
     assert_eq!(gguf.architecture(), "llama");
     let t = gguf.tensor(&gguf.tensors[0]).unwrap();
     assert_eq!((t.shape(), t.to_vec().unwrap()[7]), (&[4, 2][..], 7.0));
-    // One head of 4 rows: pairs stand side by side in the file.
+    // One head of 4 rows. The rows of a pair are adjacent in the file.
     let rows = reorder(&t, 1, RowOrder::Halves).unwrap().to_vec().unwrap();
     assert_eq!(rows, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
     assert!(reorder(&t, 3, RowOrder::Halves).is_err());
 }
 
 #[test]
-fn every_cut_is_an_error() {
+fn a_truncated_file_is_an_error() {
     let values = [1u8; 32];
     let whole = file(0, &[4, 2], &values);
     for cut in 0..whole.len() {
@@ -53,7 +53,7 @@ fn every_cut_is_an_error() {
 }
 
 #[test]
-fn types_that_are_not_read_are_named() {
+fn errors_name_unsupported_types() {
     let gguf = parse(file(16, &[1, 256], &[0; 66])).unwrap();
     let message = gguf.tensor(&gguf.tensors[0]).unwrap_err().to_string();
     assert!(message.contains("tensor blk.0.attn_q.weight is of the type IQ2_XXS, which is not supported"), "{message}");
@@ -61,17 +61,17 @@ fn types_that_are_not_read_are_named() {
 }
 
 #[test]
-fn headers_that_promise_too_much_are_errors() {
+fn headers_with_too_large_sizes_are_errors() {
     let message = |bytes: Vec<u8>| {
         let found = parse(bytes).and_then(|gguf| gguf.tensors().map(|_| ()));
         found.unwrap_err().to_string()
     };
-    // Rows of queries without dimensions, and more dimensions than ggml has.
+    // A tensor without dimensions, and a tensor with more dimensions than ggml allows.
     assert!(message(file(0, &[], &[0; 4])).contains("tensor blk.0.attn_q.weight has 0 dimensions; expected 1 to 4"));
     assert!(message(file(0, &[1; 5], &[0; 4])).contains("has 5 dimensions; expected 1 to 4"));
-    // Sizes whose product, or whose bytes, do not fit into 64 bits.
+    // Shapes whose number of values or bytes does not fit into 64 bits.
     for shape in [[1 << 62, 1], [1 << 32, 1 << 32], [u64::MAX, 1], [u64::MAX, u64::MAX]] {
-        assert!(message(file(0, &shape, &[0; 4])).contains("go on after them"), "{shape:?}");
+        assert!(message(file(0, &shape, &[0; 4])).contains("end beyond the file's"), "{shape:?}");
     }
     let mut bytes = b"GGUF\x03\0\0\0".to_vec();
     bytes.extend([0u64, 1, 17].map(u64::to_le_bytes).concat());
@@ -82,7 +82,7 @@ fn headers_that_promise_too_much_are_errors() {
 }
 
 #[test]
-fn the_layers_of_a_gemma_that_slide() {
+fn sliding_layers_of_gemma_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f.gguf");
     let config = |layers: u32, key: &str, value: MetadataValue| {
@@ -100,7 +100,7 @@ fn the_layers_of_a_gemma_that_slide() {
     };
     let pattern = "gemma3.attention.sliding_window_pattern";
     let (sliding, full) = ("sliding_attention", "full_attention");
-    // Flags are an array of the type 7.
+    // Flags are stored as an array of type 7.
     let flags = [&7u32.to_le_bytes()[..], &3u64.to_le_bytes(), &[1, 0, 1]].concat();
     let listed = config(3, pattern, MetadataValue::Stored(9, flags)).unwrap();
     assert_eq!(listed["layer_types"], json!([sliding, full, sliding]));
@@ -109,7 +109,7 @@ fn the_layers_of_a_gemma_that_slide() {
     assert_eq!(config(2, pattern, MetadataValue::Unsigned(0)).unwrap()["layer_types"], json!([sliding, sliding]));
     let message = config(2, pattern, MetadataValue::Text("x".into())).unwrap_err().to_string();
     assert!(message.contains("sliding_window_pattern is \"x\"; expected a number of layers"), "{message}");
-    // The largest one, whose scores are scaled by channels over heads.
+    // The largest model, whose scores are scaled by channels / heads.
     let large = config(62, "gemma3.rope.freq_base_swa", MetadataValue::Float(5000.0)).unwrap();
     assert_eq!((&large["query_pre_attn_scalar"], &large["rope_local_base_freq"]), (&json!(168), &json!(5000.0)));
 }

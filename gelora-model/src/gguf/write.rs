@@ -1,4 +1,4 @@
-//! Writing GGUF files: keys with typed values, and tensors converted one at a time.
+//! Writes GGUF files: keys with typed values, and tensors that are converted one at a time.
 
 use std::io::Error as IoError;
 use std::path::Path;
@@ -8,36 +8,36 @@ use gelora_lora::files;
 
 use crate::{Error, Result};
 
-/// Bytes that the values of every tensor begin at a multiple of.
+/// Alignment of the values of every tensor, in bytes.
 const ALIGNMENT: usize = 32;
 const VERSION: u32 = 3;
-/// Values of a block of Q8_0.
+/// Number of values in a block of Q8_0.
 const BLOCK: usize = 32;
 
 /// The value of a key, in one of the format's types.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum MetadataValue {
-    /// An unsigned number.
+    /// An unsigned integer.
     Unsigned(u32),
     /// A number in single precision.
     Float(f32),
-    /// True or false.
+    /// A boolean.
     Flag(bool),
-    /// Text.
+    /// A string.
     Text(String),
-    /// A list of texts.
+    /// A list of strings.
     Texts(Vec<String>),
-    /// A list of numbers.
+    /// A list of integers.
     Integers(Vec<i32>),
     /// A list of numbers in single precision.
     Floats(Vec<f32>),
-    /// A value of any type as another file stores it: the type's number and the bytes.
+    /// A value of any type, copied from another file: the number of its type, and its bytes.
     Stored(u32, Vec<u8>),
 }
 
 impl MetadataValue {
-    /// The type's number and the value's bytes.
+    /// Returns the number of the type and the bytes of the value.
     fn encoded(&self) -> (u32, Vec<u8>) {
         const ARRAY: u32 = 9;
         let array = |kind: u32, length: usize, values: Vec<u8>| {
@@ -60,22 +60,22 @@ fn text(value: &str) -> Vec<u8> {
     [&(value.len() as u64).to_le_bytes()[..], value.as_bytes()].concat()
 }
 
-/// The type that a file's matrices are stored in.
+/// The type of a file's matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StoredType {
     /// Single precision.
     F32,
-    /// Half precision: values up to 65,504.
+    /// Half precision, with values up to 65,504.
     #[default]
     F16,
     /// bfloat16.
     Bf16,
-    /// Blocks of 32 values of 8 bits with a scale in f16.
+    /// Blocks of 32 values in 8 bits each, with one scale in f16.
     Q8_0,
 }
 
 impl StoredType {
-    /// The type's number in a tensor's header.
+    /// Number of the type in a tensor's header.
     fn number(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -85,7 +85,7 @@ impl StoredType {
         }
     }
 
-    /// `general.file_type`, as llama.cpp numbers it.
+    /// Value of `general.file_type`, as llama.cpp numbers it.
     pub(super) fn file_type(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -104,8 +104,8 @@ impl StoredType {
         }
     }
 
-    /// This type for a matrix, f32 for a vector and the table of positions, and f16 where rows of Q8_0 are no whole
-    /// blocks: as llama.cpp converts models.
+    /// Returns the type of one tensor: f32 for a vector and for the position table, f16 if Q8_0 is wanted but the rows
+    /// are not whole blocks, and otherwise this type. llama.cpp converts models by the same rule.
     pub(super) fn of_tensor(self, name: &str, shape: &[usize]) -> Self {
         match (self, shape.last()) {
             _ if shape.len() < 2 || name == "position_embd.weight" => Self::F32,
@@ -115,20 +115,20 @@ impl StoredType {
     }
 }
 
-/// A tensor to be written.
+/// A tensor to write.
 pub(super) struct Output<'a> {
     pub name: String,
     pub shape: Vec<usize>,
     pub stored: StoredType,
-    /// Makes its values, of that shape, in any type.
+    /// Computes the values, in that shape and in any element type.
     pub values: Box<dyn Fn() -> Result<Tensor> + 'a>,
 }
 
-/// Writes a file in one step: what was there before is left as it was until the new file is whole. One tensor at a time
-/// is made and converted.
+/// Writes a file atomically: an existing file stays until the new file is complete. Computes and converts one tensor at
+/// a time.
 ///
 /// # Errors
-/// If a tensor cannot be made, has a value that its type cannot hold, or the file cannot be written.
+/// Returns an error if a tensor cannot be computed, a value does not fit its type, or the file cannot be written.
 pub(super) fn write(path: &Path, keys: &[(String, MetadataValue)], tensors: &[Output]) -> Result<()> {
     let mut header = [&b"GGUF"[..], &VERSION.to_le_bytes()].concat();
     header.extend((tensors.len() as u64).to_le_bytes());
@@ -169,7 +169,7 @@ pub(super) fn write(path: &Path, keys: &[(String, MetadataValue)], tensors: &[Ou
     }
 }
 
-/// A tensor's values in the type that it is stored in.
+/// Converts a tensor to the type in which it is stored.
 fn encoded(path: &Path, output: &Output) -> Result<Vec<u8>> {
     let tensor = (output.values)()?;
     if tensor.shape() != output.shape {
@@ -191,7 +191,7 @@ fn encoded(path: &Path, output: &Output) -> Result<Vec<u8>> {
         }
     };
     if !fits {
-        let largest = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
         let (name, dtype) = (&output.name, output.stored.dtype());
         let problem =
             format!("tensor {name} has a value of {largest:e}, which {dtype} cannot hold; expected bf16 or f32");
@@ -200,11 +200,12 @@ fn encoded(path: &Path, output: &Output) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Blocks of 32 values x as d in f16 and q = round(x / d) in 8 bits, d = max |x| / 127; and every d.
+/// Encodes each block of 32 values x as d in f16 and q = round(x / d) in 8 bits, with d = max |x| / 127. Returns the
+/// bytes and all d.
 ///
 /// Source: ggml, `quantize_row_q8_0_ref`.
 fn q8_0(values: &[f32]) -> Result<(Vec<u8>, Vec<f32>)> {
-    let scale = |block: &[f32]| block.iter().fold(0.0f32, |most, v| most.max(v.abs())) / 127.0;
+    let scale = |block: &[f32]| block.iter().fold(0.0f32, |largest, v| largest.max(v.abs())) / 127.0;
     let scales: Vec<f32> = values.chunks(BLOCK).map(scale).collect();
     let rounded = Tensor::from_vec(scales.clone(), [scales.len()])?.to_dtype(DType::F16)?;
     let mut bytes = Vec::with_capacity(values.len() / BLOCK * 34);
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_files_can_be_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("f.gguf");
         let keys = [
@@ -250,7 +251,7 @@ mod tests {
         let want =
             r#"{"a":7,"b":0.5,"c":true,"d":["x","é"],"e":[-1,2],"f":[0.25],"g":1,"general.architecture":"llama"}"#;
         assert_eq!(metadata, want);
-        // The bytes of keys are those that another file takes.
+        // The stored bytes of a key are those that another file can copy.
         for ((name, value), (stored, kind, bytes)) in keys.iter().zip(gguf.stored_keys()) {
             assert_eq!((name.as_str(), value.encoded()), (stored, (kind, bytes.to_vec())));
         }
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_8_bits_are_those_of_the_gguf_package() {
+    fn q8_0_blocks_match_the_gguf_package() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/gguf/blocks.golden.safetensors");
         let bytes = std::fs::read(path).expect("a fixture");
         let file = safetensors::SafeTensors::deserialize(&bytes).expect("a safetensors file");
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_a_type_cannot_hold_are_an_error() {
+    fn values_that_do_not_fit_a_type_are_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("f.gguf");
         std::fs::write(&path, "before").expect("a file");
@@ -296,12 +297,12 @@ mod tests {
     }
 
     #[test]
-    fn vectors_positions_and_odd_rows_keep_more_bits() {
-        let of = |name: &str, shape: &[usize]| StoredType::Q8_0.of_tensor(name, shape);
-        assert_eq!(of("blk.0.attn_norm.weight", &[64]), StoredType::F32);
-        assert_eq!(of("position_embd.weight", &[64, 64]), StoredType::F32);
-        assert_eq!(of("blk.0.attn_q.weight", &[64, 48]), StoredType::F16);
-        assert_eq!(of("blk.0.attn_q.weight", &[48, 64]), StoredType::Q8_0);
+    fn vectors_positions_and_odd_rows_are_not_quantized() {
+        let stored_type = |name: &str, shape: &[usize]| StoredType::Q8_0.of_tensor(name, shape);
+        assert_eq!(stored_type("blk.0.attn_norm.weight", &[64]), StoredType::F32);
+        assert_eq!(stored_type("position_embd.weight", &[64, 64]), StoredType::F32);
+        assert_eq!(stored_type("blk.0.attn_q.weight", &[64, 48]), StoredType::F16);
+        assert_eq!(stored_type("blk.0.attn_q.weight", &[48, 64]), StoredType::Q8_0);
         assert_eq!(StoredType::Bf16.of_tensor("blk.0.attn_q.weight", &[48, 5]), StoredType::Bf16);
     }
 }

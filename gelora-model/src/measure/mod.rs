@@ -84,7 +84,7 @@ pub fn measure_points<R: Reply>(
 
 fn check_example_count(examples: usize) -> Result<()> {
     match examples {
-        0..3 => Err(Error::Value(format!("{examples} rows; two nearest neighbours need at least 3"))),
+        0..3 => Err(Error::Value(format!("{examples} rows; two nearest neighbors need at least 3"))),
         _ => Ok(()),
     }
 }

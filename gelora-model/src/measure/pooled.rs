@@ -56,7 +56,7 @@ pub(super) fn pooled(
     }
     let points = forward(model, examples, options, report)?;
     if let Err(problem) = entry.write(&points) {
-        report(Event::Remark(&format!("the points could not be kept for another run: {problem}")))?;
+        report(Event::Remark(&format!("the hidden states could not be cached: {problem}")))?;
     }
     Ok(points)
 }

@@ -169,8 +169,8 @@ fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<
     let least = sizes.iter().flat_map(|size| shares(size, given.ranks)).fold(1.0, f64::min) * resamples as f64;
     let other = other.map_or(String::new(), |other| format!(", and so did {} points", other.scale));
     let sentence = format!(
-        "{n} examples were enough: every state has a plateau, and in every layer at least {} of {resamples} halves and of as many \
-         quarters gave the same rank, give or take one{other}.",
+        "{n} examples were enough: every state has a plateau, and in every layer at least {} of {resamples} halves and \
+         of as many quarters gave the same rank, give or take one{other}.",
         least.round()
     );
     (true, sentence)

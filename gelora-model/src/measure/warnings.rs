@@ -105,8 +105,8 @@ fn near_copies(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
         None => format!("{:.1} without them and cannot be estimated with them", estimate.id),
     };
     let text = format!(
-        "Near copies of other examples were left out in {affected} of {} states, most in {}: {} of {} points, whose dimension \
-         is {with}.",
+        "Near copies of other examples were left out in {affected} of {} states, most in {}: {} of {} points, whose \
+         dimension is {with}.",
         states.len(),
         worst.name,
         estimate.near_copies,
@@ -159,8 +159,8 @@ fn no_plateau(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
     let worst = without.iter().max_by(|a, b| drift(a).total_cmp(&drift(b)))?;
     let (first, last) = (worst.decimation.first()?, worst.decimation.last()?);
     let text = format!(
-        "{} of {} states have no plateau: their dimension depends on the number of points, most in {} ({:.1} from {} points, \
-         {:.1} from {}).",
+        "{} of {} states have no plateau: their dimension depends on the number of points, most in {} ({:.1} from {} \
+         points, {:.1} from {}).",
         without.len(),
         states.len(),
         worst.name,

@@ -1,19 +1,19 @@
-//! What the pickle of a checkpoint makes.
+//! Objects that the pickle of a checkpoint creates.
 
 use gelora_kernels::DType;
 
-/// What a pickle makes.
+/// An object that a pickle creates.
 #[derive(Debug)]
 pub enum Object<'a> {
     Nothing,
     Bool(bool),
     Int(i64),
-    /// More than 64 bits, little-endian.
+    /// An integer of more than 64 bits, little-endian.
     Long(&'a [u8]),
     Float,
     Text(&'a str),
     Bytes,
-    /// Tuples and lists.
+    /// A tuple or a list.
     List(Vec<u32>),
     Dict(Vec<(u32, u32)>),
     Function(Function),
@@ -23,7 +23,7 @@ pub enum Object<'a> {
 }
 
 impl Object<'_> {
-    /// What it is, for messages.
+    /// Description of the object, for messages.
     pub fn name(&self) -> &'static str {
         match self {
             Object::Nothing => "None",
@@ -42,7 +42,7 @@ impl Object<'_> {
     }
 }
 
-/// The functions that a pickle of tensors calls.
+/// Functions that a pickle of tensors calls.
 #[derive(Clone, Copy, Debug)]
 pub enum Function {
     OrderedDict,
@@ -53,15 +53,15 @@ pub enum Function {
 /// An element type.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
-    /// As PyTorch calls it.
+    /// Name in PyTorch.
     pub name: &'static str,
-    /// None for those that weights are not stored in.
+    /// Element type of weights. None if weights do not have this type.
     pub dtype: Option<DType>,
-    /// Bytes of an element.
+    /// Number of bytes of an element.
     pub size: usize,
 }
 
-/// The types whose storages a pickle may name.
+/// Types of the storages that a pickle may name.
 pub const KINDS: [Kind; 10] = [
     Kind { name: "Float", dtype: Some(DType::F32), size: 4 },
     Kind { name: "Half", dtype: Some(DType::F16), size: 2 },
@@ -75,21 +75,21 @@ pub const KINDS: [Kind; 10] = [
     Kind { name: "Bool", dtype: None, size: 1 },
 ];
 
-/// Values that are stored beside the pickle.
+/// Values stored beside the pickle.
 #[derive(Debug)]
 pub struct Storage<'a> {
     pub kind: Kind,
     pub key: &'a str,
-    /// How many values the pickle says there are.
+    /// Number of values according to the pickle.
     pub len: usize,
 }
 
-/// A tensor: a part of a storage.
+/// A tensor: a view of a storage.
 #[derive(Debug)]
 pub struct View {
-    /// The number of its storage.
+    /// Number of the storage object.
     pub storage: u32,
-    /// In values, as the strides.
+    /// Offset in values. Strides have the same unit.
     pub offset: usize,
     pub shape: Vec<usize>,
     pub stride: Vec<usize>,

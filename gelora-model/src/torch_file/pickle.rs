@@ -1,10 +1,10 @@
-//! Python's pickles, as far as tensors by their names need them.
+//! An interpreter for the part of Python's pickle format that a dictionary of tensors needs.
 //!
-//! A pickle is a program for a machine with a stack, and may ask for any function of Python. This one knows the
-//! functions that make tensors and their containers, runs nothing, and refuses whatever asks for more.
+//! A pickle is a program for a stack machine and may call any Python function. This interpreter supports the functions
+//! that create tensors and their containers. It executes no other code and returns an error if a pickle asks for more.
 //!
-//! Objects refer to each other by number, so that a deep or circular pickle costs no stack of ours; each takes at least
-//! a byte of the pickle, of which [`LONGEST`] are read at most.
+//! Objects refer to each other by number, so a deep or circular pickle needs no recursion here. Each object takes at
+//! least one byte of the pickle, of which at most [`MAX_LENGTH`] bytes are read.
 //!
 //! Source: Python's `pickletools.py`; `torch/_utils.py` for the functions.
 
@@ -12,26 +12,26 @@ use std::collections::HashMap;
 
 use super::object::{Function, KINDS, Object, Storage, View};
 
-/// The longest pickle: twenty thousand tensors take no more.
-const LONGEST: usize = 4 << 20;
-/// The most dimensions of a tensor.
-const MOST_DIMENSIONS: usize = 8;
+/// Largest length of a pickle in bytes. Twenty thousand tensors need no more.
+const MAX_LENGTH: usize = 4 << 20;
+/// Largest number of dimensions of a tensor.
+const MAX_DIMENSIONS: usize = 8;
 
 /// A pickle that was read.
 pub struct Pickle<'a> {
     pub objects: Vec<Object<'a>>,
     root: u32,
-    /// The bytes that it took.
+    /// Number of bytes of the pickle.
     pub length: usize,
 }
 
 impl<'a> Pickle<'a> {
-    /// Reads the pickle that these bytes begin with.
+    /// Reads the pickle at the start of these bytes.
     ///
     /// # Errors
-    /// If it ends too early, is damaged, or asks for a function that tensors do not need.
+    /// Returns an error if it is truncated or damaged, or asks for a function that tensors do not need.
     pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
-        let bytes = &bytes[..bytes.len().min(LONGEST)];
+        let bytes = &bytes[..bytes.len().min(MAX_LENGTH)];
         let mut machine = Machine { bytes, ..Machine::default() };
         let root = machine.run()?;
         Ok(Self { objects: machine.objects, root, length: machine.at })
@@ -41,7 +41,7 @@ impl<'a> Pickle<'a> {
         self.get(self.root)
     }
 
-    /// An object by its number. Numbers come from [`Machine::add`] alone.
+    /// Returns an object by its number. All numbers come from [`Machine::add`].
     pub fn get(&self, object: u32) -> &Object<'a> {
         &self.objects[object as usize]
     }
@@ -53,15 +53,15 @@ struct Machine<'a> {
     at: usize,
     objects: Vec<Object<'a>>,
     stack: Vec<u32>,
-    /// Heights of the stack.
+    /// Heights of the stack at the marks.
     marks: Vec<usize>,
     memo: HashMap<usize, u32>,
-    /// Entries of dictionaries that were made of lists, which may be the same list over and over.
+    /// Number of dictionary entries copied from lists. The same list can be copied many times.
     copied: usize,
 }
 
 impl<'a> Machine<'a> {
-    /// Runs until the pickle stops; the number of what it made.
+    /// Runs the pickle to its end. Returns the number of the resulting object.
     fn run(&mut self) -> Result<u32, String> {
         loop {
             let [operation] = self.array()?;
@@ -145,7 +145,7 @@ impl<'a> Machine<'a> {
                     let (arguments, function) = (self.pop()?, self.pop()?);
                     self.call(function, arguments)?;
                 }
-                // What Python would set on an object. Dictionaries carry versions of modules, which nobody needs.
+                // Attributes to set on an object. Dictionaries have versions of modules there, which are not needed.
                 b'b' => {
                     self.pop()?;
                     let target = *self.stack.last().ok_or_else(damaged)?;
@@ -161,8 +161,8 @@ impl<'a> Machine<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
         let taken = self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end));
         let taken = taken.ok_or_else(|| match self.bytes.len() {
-            LONGEST => format!("its pickle is longer than {LONGEST} bytes"),
-            length => format!("truncated: its pickle goes on after {length} bytes"),
+            MAX_LENGTH => format!("its pickle is longer than {MAX_LENGTH} bytes"),
+            length => format!("truncated: its pickle does not end within {length} bytes"),
         })?;
         self.at += n;
         Ok(taken)
@@ -176,7 +176,7 @@ impl<'a> Machine<'a> {
         self.take(N)?.try_into().map_err(|_| damaged())
     }
 
-    /// A text up to the end of its line.
+    /// Reads text up to the end of the line.
     fn line(&mut self) -> Result<&'a str, String> {
         let rest = &self.bytes[self.at..];
         let length = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
@@ -184,7 +184,7 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&line[..length]).map_err(|_| damaged())
     }
 
-    /// A text or bytes after their length, which takes `width` bytes.
+    /// Reads a string or bytes after their length, which takes `width` bytes.
     fn text(&mut self, width: usize, bytes: bool) -> Result<(), String> {
         let mut length = [0; 8];
         length[..width].copy_from_slice(self.take(width)?);
@@ -198,7 +198,7 @@ impl<'a> Machine<'a> {
     }
 
     fn add(&mut self, object: Object<'a>) {
-        self.stack.push(self.objects.len() as u32); // fewer than LONGEST
+        self.stack.push(self.objects.len() as u32); // fewer than MAX_LENGTH
         self.objects.push(object);
     }
 
@@ -208,7 +208,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// What is on the stack from `from` on may be taken: no mark stands above.
+    /// Returns an error if there is a mark above position `from` of the stack, which would protect the items below it.
     fn above_mark(&self, from: usize) -> Result<(), String> {
         if self.marks.last().is_none_or(|mark| *mark <= from) { Ok(()) } else { Err(damaged()) }
     }
@@ -218,7 +218,7 @@ impl<'a> Machine<'a> {
         self.stack.pop().ok_or_else(damaged)
     }
 
-    /// What is on the stack above the last mark.
+    /// Removes and returns the items above the last mark.
     fn pop_mark(&mut self) -> Result<Vec<u32>, String> {
         let mark = self.marks.pop().ok_or_else(damaged)?;
         Ok(self.stack.split_off(mark))
@@ -263,20 +263,21 @@ impl<'a> Machine<'a> {
 
     fn size(&self, object: u32) -> Result<usize, String> {
         match &self.objects[object as usize] {
-            Object::Int(n) => usize::try_from(*n).map_err(|_| format!("has {n} where a tensor has a size or a stride")),
+            Object::Int(n) => usize::try_from(*n).map_err(|_| format!("has a tensor with the size or stride {n}")),
             _ => Err(damaged()),
         }
     }
 
     fn sizes(&self, object: u32) -> Result<Vec<usize>, String> {
         let sizes = self.list(object)?;
-        if sizes.len() > MOST_DIMENSIONS {
-            return Err(format!("has a tensor of {} dimensions; expected at most {MOST_DIMENSIONS}", sizes.len()));
+        if sizes.len() > MAX_DIMENSIONS {
+            return Err(format!("has a tensor of {} dimensions; expected at most {MAX_DIMENSIONS}", sizes.len()));
         }
         sizes.iter().map(|size| self.size(*size)).collect()
     }
 
-    /// The storage that a persistent id names: ("storage", type, key, device, length) and, in old files, a view of it.
+    /// Makes the storage of a persistent id: ("storage", type, key, device, length) and, in old files, a view of the
+    /// storage.
     fn storage(&self, id: u32) -> Result<Object<'a>, String> {
         let id = self.list(id)?;
         let object = |i: usize| id.get(i).map(|object| &self.objects[*object as usize]);
@@ -294,11 +295,11 @@ impl<'a> Machine<'a> {
 
     fn call(&mut self, function: u32, arguments: u32) -> Result<(), String> {
         let Object::Function(function) = self.objects[function as usize] else { return Err(damaged()) };
-        // Of which seven are known.
+        // No supported call takes more than seven arguments.
         let arguments: Vec<u32> = self.list(arguments)?.iter().copied().take(8).collect();
         match (function, arguments.as_slice()) {
             (Function::OrderedDict, []) => self.add(Object::Dict(Vec::new())),
-            // As Python 2 writes it.
+            // The form that Python 2 writes.
             (Function::OrderedDict, [items]) => {
                 let pair = |item: &u32| match self.list(*item)? {
                     [key, value] => Ok((*key, *value)),
@@ -306,8 +307,8 @@ impl<'a> Machine<'a> {
                 };
                 let pairs = self.list(*items)?.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
                 self.copied += pairs.len();
-                if self.copied > LONGEST {
-                    return Err(format!("its pickle makes dictionaries of more than {LONGEST} entries"));
+                if self.copied > MAX_LENGTH {
+                    return Err(format!("its pickle makes dictionaries of more than {MAX_LENGTH} entries"));
                 }
                 self.add(Object::Dict(pairs));
             }
@@ -318,8 +319,8 @@ impl<'a> Machine<'a> {
                     shape: self.sizes(*shape)?,
                     stride: self.sizes(*stride)?,
                 };
-                let of_storage = matches!(self.objects[*storage as usize], Object::Storage(_));
-                if !of_storage || view.shape.len() != view.stride.len() {
+                let has_storage = matches!(self.objects[*storage as usize], Object::Storage(_));
+                if !has_storage || view.shape.len() != view.stride.len() {
                     return Err(damaged());
                 }
                 self.add(Object::Tensor(Box::new(view)));
@@ -337,7 +338,7 @@ fn damaged() -> String {
     "its pickle is damaged".into()
 }
 
-/// An integer of any length.
+/// Makes an integer of any length.
 fn long(bytes: &[u8]) -> Object<'_> {
     if bytes.len() > 8 {
         return Object::Long(bytes);
@@ -348,13 +349,13 @@ fn long(bytes: &[u8]) -> Object<'_> {
     Object::Int(i64::from_le_bytes(all))
 }
 
-/// Keys and values that stand one after the other.
+/// Splits a list of alternating keys and values into pairs.
 fn pairs(items: &[u32]) -> Result<Vec<(u32, u32)>, String> {
     let (pairs, []) = items.as_chunks::<2>() else { return Err(damaged()) };
     Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())
 }
 
-/// What a name of Python stands for, if tensors need it.
+/// Returns the object of a Python name, or an error if tensors do not need it.
 fn global<'a>(module: &str, name: &str) -> Result<Object<'a>, String> {
     let kind = || KINDS.into_iter().find(|kind| name.strip_suffix("Storage") == Some(kind.name));
     Ok(match (module, name) {
@@ -363,8 +364,8 @@ fn global<'a>(module: &str, name: &str) -> Result<Object<'a>, String> {
         ("torch._utils", "_rebuild_parameter") => Object::Function(Function::RebuildParameter),
         ("torch", _) if kind().is_some() => kind().map_or(Object::Nothing, Object::Kind),
         _ => {
-            let shown: String = format!("{module}.{name}").chars().take(80).flat_map(char::escape_debug).collect();
-            return Err(format!("asks to run {shown}; {ONLY}"));
+            let function: String = format!("{module}.{name}").chars().take(80).flat_map(char::escape_debug).collect();
+            return Err(format!("asks to run {function}; {ONLY}"));
         }
     })
 }

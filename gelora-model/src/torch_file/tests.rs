@@ -1,4 +1,4 @@
-//! `fixtures/torch_files.py` says what is in the files.
+//! `fixtures/torch_files.py` describes the files.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ fn assert_same(got: &BTreeMap<String, Tensor>, want: &BTreeMap<String, Tensor>) 
     }
 }
 
-/// What a file with these bytes holds, or what is wrong with it.
+/// Reads a file with these bytes, or returns the error message.
 fn read(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
@@ -35,7 +35,7 @@ fn assert_refused(bytes: &[u8], words: &str) {
 }
 
 #[test]
-fn torch_views_are_what_pytorch_reads() {
+fn torch_views_match_pytorch() {
     let want = files::read_tensors(&fixture("views.safetensors"), |_| true).unwrap();
     assert!(want.len() > 15);
     assert_same(&read_tensors(&fixture("views.bin"), is_weight).unwrap(), &want);
@@ -44,7 +44,7 @@ fn torch_views_are_what_pytorch_reads() {
 }
 
 #[test]
-fn torch_containers_hold_the_same() {
+fn torch_containers_hold_the_same_tensors() {
     let zip = read_tensors(&fixture("zip.bin"), is_weight).unwrap();
     assert_same(&read_tensors(&fixture("legacy.bin"), is_weight).unwrap(), &zip);
     let weights = fixture("../families/deberta/model.safetensors");
@@ -54,7 +54,7 @@ fn torch_containers_hold_the_same() {
 }
 
 #[test]
-fn torch_files_that_end_early_are_errors() {
+fn truncated_torch_files_are_errors() {
     for name in ["zip.bin", "legacy.bin", "views.bin"] {
         let whole = std::fs::read(fixture(name)).unwrap();
         assert!(read(&whole).is_ok());
@@ -67,12 +67,12 @@ fn torch_files_that_end_early_are_errors() {
     }
 }
 
-/// Whatever a byte becomes, there is an answer.
+/// A file with a wrong byte is read or refused, but never panics.
 #[test]
 fn torch_files_with_a_wrong_byte_do_not_panic() {
     for name in ["views.bin", "legacy.bin", "zip.bin"] {
         let whole = std::fs::read(fixture(name)).unwrap();
-        // Where the pickles and the directory are.
+        // Change only bytes of the pickles and the directory.
         let small = |at: &usize| *at < 6000 || *at > whole.len() - 6000;
         for (i, at) in (0..whole.len()).filter(small).enumerate() {
             let mut bytes = whole.clone();
@@ -89,8 +89,8 @@ fn torch_files_with_a_wrong_byte_do_not_panic() {
     }
 }
 
-/// A checkpoint of the older container around this pickle, with a storage "0" of four floats if it has one.
-fn around(pickle: &[u8]) -> Vec<u8> {
+/// Wraps a pickle in a checkpoint of the older format. If the pickle has a storage, it is "0" with four floats.
+fn checkpoint_with(pickle: &[u8]) -> Vec<u8> {
     let mut file = b"\x80\x02\x8a\x0a".to_vec();
     file.extend_from_slice(MAGIC);
     file.extend_from_slice(b".\x80\x02M\xe9\x03.\x80\x02}.\x80\x02");
@@ -103,17 +103,18 @@ fn around(pickle: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The pickle of {"a": a tensor of that storage}.
+/// Returns the pickle of {"a": a tensor of that storage}.
 fn pickled(offset: u8, shape: &[u8], stride: &[u8]) -> Vec<u8> {
     let numbers = |all: &[u8]| [b"(".to_vec(), all.iter().flat_map(|n| [b'K', *n]).collect(), b"t".to_vec()].concat();
-    let storage = b"}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04NtQK";
-    [storage.to_vec(), vec![offset], numbers(shape), numbers(stride), b"\x89}tRs".to_vec()].concat()
+    let function = b"}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n(";
+    let storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04NtQK";
+    [function.to_vec(), storage.to_vec(), vec![offset], numbers(shape), numbers(stride), b"\x89}tRs".to_vec()].concat()
 }
 
 #[test]
-fn torch_tensors_stay_in_their_storage() {
+fn torch_tensors_cannot_leave_their_storage() {
     let values = |offset, shape: &[u8], stride: &[u8]| {
-        read(&around(&pickled(offset, shape, stride))).map(|all| all["a"].to_vec().unwrap())
+        read(&checkpoint_with(&pickled(offset, shape, stride))).map(|all| all["a"].to_vec().unwrap())
     };
     assert_eq!(values(1, &[3], &[1]).unwrap(), [2.0, 3.0, 4.0]);
     assert_eq!(values(0, &[2, 2], &[1, 2]).unwrap(), [1.0, 3.0, 2.0, 4.0]);
@@ -121,7 +122,7 @@ fn torch_tensors_stay_in_their_storage() {
     assert_eq!(values(3, &[2, 2], &[0, 0]).unwrap(), [4.0; 4]);
     for (offset, shape, stride) in [(2, &[3][..], &[1][..]), (0, &[2, 2], &[2, 2]), (4, &[1], &[1]), (9, &[], &[])] {
         let problem = values(offset, shape, stride).unwrap_err();
-        assert!(problem.contains("tensor a goes on after its storage, which has 4 values"), "{problem}");
+        assert!(problem.contains("tensor a ends beyond its storage, which has 4 values"), "{problem}");
     }
     let problem = values(0, &[255, 255], &[0, 0]).unwrap_err();
     assert!(problem.contains("tensor a would have 65025 values"), "{problem}");
@@ -130,24 +131,25 @@ fn torch_tensors_stay_in_their_storage() {
     assert!(values(0, &[1; 9], &[1; 9]).unwrap_err().contains("9 dimensions"));
 }
 
-/// OrderedDict([["a", tensor]]), with the function that tensors had before PyTorch 0.4.
+/// OrderedDict([["a", tensor]]), with the function that created tensors before PyTorch 0.4.
 #[test]
 fn torch_files_of_python_2_are_read() {
     let new = pickled(1, &[3], &[1]);
     let at = new.windows(9).position(|part| part == b"tensor_v2").unwrap();
-    let tensor = [&new[7..at], b"tensor", &new[at + 9..new.len() - 5], b"tR"].concat(); // without {}, "a", the last arguments and s
+    // Remove {}, "a", the last arguments and s.
+    let tensor = [&new[7..at], b"tensor", &new[at + 9..new.len() - 5], b"tR"].concat();
     let old = [b"ccollections\nOrderedDict\n(](X\x01\0\0\0a".to_vec(), tensor, b"latR".to_vec()].concat();
-    let tensors = read(&around(&old)).unwrap();
+    let tensors = read(&checkpoint_with(&old)).unwrap();
     assert_eq!(tensors["a"].to_vec().unwrap(), [2.0, 3.0, 4.0]);
-    assert!(read(&around(b"ccollections\nOrderedDict\n(](X\x01\0\0\0alatR")).is_err());
+    assert!(read(&checkpoint_with(b"ccollections\nOrderedDict\n(](X\x01\0\0\0alatR")).is_err());
 }
 
 #[test]
-fn torch_pickles_of_anything_else_are_refused() {
+fn torch_pickles_of_other_objects_are_refused() {
     let command = b"cos\nsystem\nX\x04\0\0\0exit\x85R";
-    assert_refused(&around(command), "asks to run os.system; only tensors are read");
-    assert_refused(&around(b"X\x02\0\0\0osX\x06\0\0\0system\x93)R"), "asks to run os.system;");
-    // In the other container, where tensors ask for a function of theirs.
+    assert_refused(&checkpoint_with(command), "asks to run os.system; only tensors are read");
+    assert_refused(&checkpoint_with(b"X\x02\0\0\0osX\x06\0\0\0system\x93)R"), "asks to run os.system;");
+    // In the newer format, whose tensors call a function.
     let mut views = std::fs::read(fixture("views.bin")).unwrap();
     let name = b"torch._utils\n_rebuild_parameter\n";
     let at = views.windows(name.len()).position(|part| part == name).unwrap();
@@ -155,31 +157,31 @@ fn torch_pickles_of_anything_else_are_refused() {
     assert_refused(&views, "asks to run subprocess.check_output");
 
     let nested = [b"}X\x0a\0\0\0state_dict".to_vec(), pickled(0, &[1], &[1]), b"s".to_vec()].concat();
-    assert_refused(&around(&nested), "\"state_dict\" is a dictionary; expected tensors by their names");
-    assert_refused(&around(b"]"), "holds a list; expected tensors by their names");
-    assert_refused(&around(b"}K\x01Ns"), "an integer among its keys");
-    assert_refused(&around(b"}X\x05\0\0\0epochK\x01s"), "\"epoch\" is an integer");
+    assert_refused(&checkpoint_with(&nested), "\"state_dict\" is a dictionary; expected tensors by their names");
+    assert_refused(&checkpoint_with(b"]"), "holds a list; expected tensors by their names");
+    assert_refused(&checkpoint_with(b"}K\x01Ns"), "an integer among its keys");
+    assert_refused(&checkpoint_with(b"}X\x05\0\0\0epochK\x01s"), "\"epoch\" is an integer");
     assert_refused(b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, not the file itself");
     assert_refused(b"a text, not a checkpoint", "not a checkpoint of PyTorch");
     assert_refused(b"PK\x03\x04 and nothing else that a zip archive would have", "truncated: its directory");
 }
 
 #[test]
-fn torch_pickles_that_are_deep_circular_or_damaged_end() {
+fn deep_circular_or_damaged_torch_pickles_are_errors() {
     let deep = [vec![b')'], vec![0x85; 1_000_000]].concat();
-    assert_refused(&around(&deep), "holds a list");
-    assert_refused(&around(b"]q\0h\0a"), "holds a list");
-    assert_refused(&around(&vec![b'N'; 5 << 20]), "longer than");
+    assert_refused(&checkpoint_with(&deep), "holds a list");
+    assert_refused(&checkpoint_with(b"]q\0h\0a"), "holds a list");
+    assert_refused(&checkpoint_with(&vec![b'N'; 5 << 20]), "longer than");
     for damaged in
         [&b"a"[..], b"(", b"h\x07", b"K\x01K\x02s", b"(K\x01u", b"}(K\x01u", b"R", b"))R", b"N(\x85", b"Q", b"Nb"]
     {
-        assert!(read(&around(damaged)).is_err(), "{damaged:?}");
+        assert!(read(&checkpoint_with(damaged)).is_err(), "{damaged:?}");
     }
 }
 
-/// One list of a thousand pairs, and a dictionary made of it five thousand times.
+/// The pickle makes a dictionary from one list of a thousand pairs, five thousand times.
 #[test]
-fn a_pickle_cannot_multiply_what_it_holds() {
+fn a_pickle_cannot_copy_a_list_without_limit() {
     let bomb = |times: usize| {
         let mut bytes = b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01(".to_vec();
         bytes.extend(b"K\x01K\x02\x86".repeat(1000));

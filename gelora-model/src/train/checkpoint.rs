@@ -79,13 +79,13 @@ impl Trainer<'_> {
     pub(super) fn restore(&mut self, checkpoints: &Checkpoints, optimizer: &mut Optimizer) -> Result<usize> {
         let path = checkpoints.folder.join(STATE);
         if !path.is_file() {
-            return Err(Error::file(&path, "is missing; there is no checkpoint to go on from"));
+            return Err(Error::file(&path, "is missing; there is no checkpoint to resume from"));
         }
         let state = read(&path)?;
         let expected = self.settings(checkpoints)?;
         if let Some((name, now)) = expected.iter().find(|(name, now)| state.settings.get(*name) != Some(*now)) {
             let then = state.settings.get(name).unwrap_or(&Value::Null);
-            let problem = format!("is of a training with another {name} ({then}; now it is {now})");
+            let problem = format!("belongs to a training with another {name} ({then}; now it is {now})");
             return Err(Error::file(&path, problem));
         }
         let files = checkpoints.folder.join(&state.files);

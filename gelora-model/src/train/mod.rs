@@ -158,7 +158,9 @@ impl<'a> Trainer<'a> {
         let (mut metrics, mut running) = (None, None);
         let on_cpu = self.model.transformer().device().kind() == DeviceKind::Cpu;
         for step in steps {
-            let rows = batches.recv().map_err(|_| Error::Value("the rows of the next step never came".into()))??;
+            let rows = batches
+                .recv()
+                .map_err(|_| Error::Value("the loader ended before the rows of the next step".into()))??;
             let previous = running.replace(self.launch(&rows, step, optimizer)?);
             let (is_last, ends_epoch) = (step + 1 == total, (step + 1) % epoch == 0);
             let checkpoint =

@@ -1,5 +1,5 @@
-//! Adapters and models of the tiny families, written and read back. What llama.cpp itself computes with such files is
-//! checked by fixtures/check_llama_cpp.py.
+//! Writes adapters and models of the tiny families and reads them back. fixtures/check_llama_cpp.py checks what
+//! llama.cpp itself computes with such files.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::super::GgufOptions;
 use super::*;
 use crate::{Batch, CausalLm};
 
-/// Folders with one of each architecture, and the most tokens that their GGUF file holds.
+/// Folders of models, at least one for each architecture, and the number of tokens that their GGUF file supports.
 const FAMILIES: [(&str, usize); 8] = [
     ("llama", 20),
     ("llama-tied", 20),
@@ -22,7 +22,7 @@ const FAMILIES: [(&str, usize); 8] = [
     ("gpt2", 20),
 ];
 
-/// A copy of a family's folder. That of Gemma has scores that a GGUF file cannot scale: theirs become usual ones.
+/// Copies the folder of a family. Gemma's fixture has a scale of scores that GGUF cannot represent, which is changed.
 fn family(name: &str) -> tempfile::TempDir {
     let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures/families").join(name);
     let folder = tempfile::tempdir().expect("a folder");
@@ -41,11 +41,11 @@ fn random(shape: [usize; 2], stream: &mut Stream) -> Tensor {
     Tensor::from_vec(values, shape).expect("it fits")
 }
 
-/// An adapter of every linear module with a rank and an alpha of its own.
+/// Makes an adapter of every linear module with different ranks and alphas.
 fn mixed(model: &CausalLm, rslora: bool) -> Adapter {
     let infos = model.transformer().linear_infos();
-    let of_module = |i: usize| (infos[i].name.clone(), 1 + i % 4, 1.0 + (i * i % 7) as f64);
-    let ranks: Vec<_> = (0..infos.len()).map(of_module).collect();
+    let rank_of_module = |i: usize| (infos[i].name.clone(), 1 + i % 4, 1.0 + (i * i % 7) as f64);
+    let ranks: Vec<_> = (0..infos.len()).map(rank_of_module).collect();
     let config = AdapterConfig::for_modules(&ranks, model.transformer().prefix(), &[""]).expect("a config");
     let config = AdapterConfig { use_rslora: rslora, task_type: Some(CAUSAL_LM.into()), ..config };
     let mut stream = Stream::new(3);
@@ -71,7 +71,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
-fn an_adapter_computes_what_its_folder_computes() {
+fn a_gguf_adapter_computes_the_same_as_its_peft_folder() {
     for (name, tokens) in FAMILIES {
         let (folder, out) = (family(name), tempfile::tempdir().expect("a folder"));
         let (model, path) = (folder.path(), out.path().join("adapter.gguf"));
@@ -83,11 +83,11 @@ fn an_adapter_computes_what_its_folder_computes() {
             let modules = write_adapter(&path, &adapter, config).expect("it is written");
             assert_eq!(modules, adapter.layers.len());
             let read = read_adapter(&path, config).expect("it is read");
-            // PEFT's folder and the file, which says the ranks but neither alphas nor rsLoRA.
+            // Compare the file with the PEFT folder. The file holds the ranks, but neither alphas nor rsLoRA.
             let peft = Adapter::read(&out.path().join("peft")).expect("a PEFT folder");
             let want = logits(&CausalLm::with_adapter(model, peft).expect("it fits"), tokens);
             assert!(largest_difference(&want, &logits(&base, tokens)) > 0.1, "{name}: the adapter does nothing");
-            // Names without the prefix mean the same modules.
+            // Names without the prefix denote the same modules.
             let strip = |(name, layer): (&String, &LoraLayer)| {
                 let prefix = base.transformer().prefix();
                 (name.strip_prefix(prefix).expect("a task model's name").to_owned(), layer.clone())
@@ -104,13 +104,13 @@ fn an_adapter_computes_what_its_folder_computes() {
 }
 
 #[test]
-fn a_merged_model_computes_what_the_adapter_computed() {
+fn a_merged_model_computes_the_same_as_the_adapter() {
     for (name, tokens) in FAMILIES {
         let (folder, out) = (family(name), tempfile::tempdir().expect("a folder"));
         let base = CausalLm::load(folder.path()).expect("it loads");
         let adapted = CausalLm::with_adapter(folder.path(), mixed(&base, false)).expect("it fits");
         let want = logits(&adapted, tokens);
-        for (stored, most) in
+        for (stored, tolerance) in
             [(StoredType::F32, 2e-5), (StoredType::F16, 0.02), (StoredType::Bf16, 0.2), (StoredType::Q8_0, 0.5)]
         {
             let path = out.path().join("merged.gguf");
@@ -119,8 +119,8 @@ fn a_merged_model_computes_what_the_adapter_computed() {
             assert_eq!(remarks.len(), usize::from(["mistral", "qwen2"].contains(&name)), "{name}: {remarks:?}");
             let merged = CausalLm::load(&path).expect("it is read");
             let worst = largest_difference(&logits(&merged, tokens), &want);
-            assert!(worst < most, "{name} in {stored:?}: {worst}");
-            // A file of a file: the keys are kept, and f32 holds every value.
+            assert!(worst < tolerance, "{name} in {stored:?}: {worst}");
+            // Convert the file once more: it keeps the keys, and f32 represents every value.
             let again = out.path().join("again.gguf");
             merged
                 .write_gguf(&path, &again, &GgufOptions { stored: StoredType::F32, ..options })
@@ -132,10 +132,10 @@ fn a_merged_model_computes_what_the_adapter_computed() {
     }
 }
 
-/// B's rows are where the base file has those of the weight, whose order transformers' golden of tiny.gguf pins; alpha
-/// is 0 and B is scaled.
+/// The rows of B are in the order of the base file's weight, which the golden of tiny.gguf checks against transformers.
+/// alpha is 0, and B contains the scale.
 #[test]
-fn rows_are_those_of_the_base_file_and_alpha_is_0() {
+fn rows_have_the_order_of_the_base_file_and_alpha_is_0() {
     for (name, _) in FAMILIES {
         let (folder, out) = (family(name), tempfile::tempdir().expect("a folder"));
         let base = CausalLm::load(folder.path()).expect("it loads");
@@ -143,7 +143,7 @@ fn rows_are_those_of_the_base_file_and_alpha_is_0() {
         let options = GgufOptions { stored: StoredType::F32, ..Default::default() };
         base.write_gguf(folder.path(), &whole, &options).expect("it is written");
         let mut adapter = mixed(&base, true);
-        // B is made of the weight's first columns.
+        // B is made of the first columns of the weight.
         for linear in base.transformer().linears() {
             let layer = adapter.layers.get_mut(&linear.name).expect("every module");
             let (weight, rank) = (linear.weight.tensor(), layer.rank());
@@ -172,7 +172,7 @@ fn rows_are_those_of_the_base_file_and_alpha_is_0() {
 }
 
 #[test]
-fn one_alpha_for_all_is_divided_by_each_rank() {
+fn a_common_alpha_is_divided_by_each_rank() {
     let folder = family("llama");
     let base = CausalLm::load(folder.path()).expect("it loads");
     let config = base.transformer().config();
@@ -191,7 +191,7 @@ fn one_alpha_for_all_is_divided_by_each_rank() {
 }
 
 #[test]
-fn what_a_file_cannot_say_is_named() {
+fn errors_name_what_gguf_cannot_represent() {
     let folder = family("llama");
     let base = CausalLm::load(folder.path()).expect("it loads");
     let (config, path) = (base.transformer().config(), folder.path().join("adapter.gguf"));
@@ -216,7 +216,7 @@ fn what_a_file_cannot_say_is_named() {
     assert!(problem(&other).contains("the adapter has score.weight, which is trained whole"));
     assert!(!path.exists() && !folder.path().join(CONFIG_NAME).exists());
 
-    // Files that are no adapters of this model.
+    // Files that are not adapters of this model.
     let read = |path: &Path, config: &Config| read_adapter(path, config).expect_err("a problem").to_string();
     write_adapter(&path, &adapter, config).expect("it is written");
     let qwen = Config::load(family("qwen2").path()).expect("a config");
@@ -236,7 +236,7 @@ fn what_a_file_cannot_say_is_named() {
     };
     let name = "blk.0.attn_q.weight.lora_a";
     assert!(changed(name, "blk.0.attn_x.weight.lora_a").contains("tensor blk.0.attn_x.weight.lora_a: expected lora_a"));
-    assert!(changed("blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b").contains("lora_b comes twice"));
+    assert!(changed("blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b").contains("lora_b occurs twice"));
     assert!(changed(name, "blk.0.attn_norm.weight.lor").contains("tensor blk.0.attn_norm.weight.lor: expected"));
     let mut other = adapter.clone();
     other.layers.remove("model.layers.1.self_attn.v_proj");
@@ -246,7 +246,7 @@ fn what_a_file_cannot_say_is_named() {
 }
 
 #[test]
-fn models_that_llama_cpp_would_compute_otherwise_are_named() {
+fn errors_name_options_that_llama_cpp_lacks() {
     let problem = |name: &str, from: &str, to: &str| {
         let folder = family(name);
         let path = folder.path().join("config.json");
@@ -260,19 +260,20 @@ fn models_that_llama_cpp_would_compute_otherwise_are_named() {
         error.to_string()
     };
     let scalar = problem("gemma3", r#""query_pre_attn_scalar": 12"#, r#""query_pre_attn_scalar": 20"#);
-    assert!(scalar.contains("query_pre_attn_scalar = 20 cannot be said in a GGUF file; expected 12"), "{scalar}");
+    assert!(
+        scalar.contains("query_pre_attn_scalar = 20 cannot be represented in a GGUF file; expected 12"),
+        "{scalar}"
+    );
     let kinds = "\"sliding_attention\",\n    \"full_attention\",\n    \"sliding_attention\"";
     let other = kinds.replacen("sliding", "full", 1);
-    assert!(problem("gemma3", kinds, &other).contains("layer_types has no period"));
-    assert!(
-        problem("llama", r#""hidden_act": "silu""#, r#""hidden_act": "gelu""#).contains("has the nonlinearity Gelu")
-    );
+    assert!(problem("gemma3", kinds, &other).contains("layer_types has no period P"));
+    assert!(problem("llama", r#""hidden_act": "silu""#, r#""hidden_act": "gelu""#).contains("has the activation Gelu"));
     let yarn = r#""rope_type": "yarn""#;
     assert!(
         problem("qwen3", yarn, &format!("\"beta_fast\": 16, {yarn}")).contains("the rope option beta_fast = 16 cannot")
     );
     assert!(
         problem("qwen3", yarn, r#""rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4"#)
-            .contains("rope_type = \"llama3\" cannot be said in a GGUF file of a qwen3")
+            .contains("rope_type = \"llama3\" cannot be represented in a GGUF file of a qwen3")
     );
 }
