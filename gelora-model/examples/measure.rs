@@ -1,8 +1,8 @@
-//! Measures the LoRA ranks of a model on texts, and writes the PEFT config: the program `gelora` is not needed.
+//! Measures the LoRA ranks of a model on texts and writes the PEFT config, without the program `gelora`.
 //!
 //! `cargo run --release -p gelora-model --example measure -- MODEL_FOLDER`
 //!
-//! A real caller brings the token ids of its own texts. This example draws random ones, so its ranks mean nothing.
+//! A real caller passes the token ids of its texts. This example uses random ids, so its ranks have no meaning.
 
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Sequences of 8 to 24 random tokens.
+/// Makes sequences of 8 to 24 random tokens.
 fn random_examples(model: &Transformer, number: usize) -> Vec<Tokens> {
     let mut stream = Stream::at(1, &[0]);
     let mut example = || {

@@ -1,8 +1,8 @@
-//! Trains an adapter and a head on labelled token ids, evaluates it, and writes a folder that PEFT loads.
+//! Trains an adapter and a head on labeled token ids, evaluates them, and writes a folder that PEFT loads.
 //!
 //! `cargo run --release -p gelora-model --example train -- MODEL_FOLDER`
 //!
-//! The task is made up: whether the first token of a text is in the upper half of the vocabulary.
+//! The task is artificial: whether the first token of a text is in the upper half of the vocabulary.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let vocabulary = model.transformer().config().vocabulary;
     let (train, held_out) = (rows(vocabulary, 1, 512), rows(vocabulary, 2, 128));
 
-    // Rank 4 for the four projections of attention; `gelora_model::measure` finds ranks from data.
+    // Rank 4 for the four projections of attention. `gelora_model::measure` would measure the ranks on data.
     let attention = model.transformer().linear_infos().into_iter().filter(|info| info.attention);
     let ranks = attention.map(|info| (info.name, ModuleRank { rank: 4, alpha: 8.0 })).collect();
     let options = TrainOptions { ranks, lr: 5e-3, length: Length::Epochs(3.0), ..Default::default() };
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Texts of 8 to 24 random tokens with their classes.
+/// Makes texts of 8 to 24 random tokens with their classes.
 fn rows(vocabulary: usize, seed: u64, number: usize) -> TokenRows {
     let mut stream = Stream::at(seed, &[0]);
     let mut text = || {

@@ -1,5 +1,4 @@
-//! What people bring beside plain LoRA, against transformers and PEFT: `fixtures/adapters.py` says what is in the
-//! goldens.
+//! Adapters beyond plain LoRA, compared with transformers and PEFT. `fixtures/adapters.py` describes the goldens.
 
 mod golden;
 
@@ -56,7 +55,7 @@ fn last_states(model: &Transformer) -> Vec<f32> {
     last
 }
 
-/// A copy of a family's folder with other values in config.json.
+/// Copies a family's folder and changes values in config.json.
 fn with_config(name: &str, changes: &[(&str, Value)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     copy(&family(name), folder.path(), changes);
@@ -76,7 +75,7 @@ fn config_of(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("config.json")).expect("a config")).expect("JSON")
 }
 
-/// The classifier of an adapter says what PEFT's says, and so does what it is merged to.
+/// Compares the classifier of an adapter with PEFT's, and the merged model too.
 fn check_classifier(golden: &str, base: &Path, adapter: Adapter) -> tempfile::TempDir {
     let classifier = Classifier::with_adapter(base, adapter.clone(), None).expect("it fits");
     expect(golden, &logits(&classifier));
@@ -89,7 +88,7 @@ fn check_classifier(golden: &str, base: &Path, adapter: Adapter) -> tempfile::Te
 }
 
 #[test]
-fn modules_that_an_adapter_saves_take_the_place_of_the_base_model_s() {
+fn modules_that_an_adapter_saves_replace_those_of_the_base_model() {
     check_classifier("bert-saved.logits", &family("bert"), adapter("bert-saved"));
     check_classifier("llama-saved.logits", &family("llama"), adapter("llama-saved"));
     for name in ["tied-words", "tied-both", "tied-head"] {
@@ -106,7 +105,7 @@ fn modules_that_an_adapter_saves_take_the_place_of_the_base_model_s() {
 }
 
 #[test]
-fn what_an_adapter_saves_must_be_there_and_fit() {
+fn tensors_that_an_adapter_saves_must_exist_in_the_model_and_fit() {
     let fails = |name: &str, shape: [usize; 2]| {
         let mut adapter = adapter("bert-saved");
         adapter.saved.insert(name.into(), Tensor::from_vec(vec![0.0; shape[0] * shape[1]], shape).expect("zeros"));
@@ -120,28 +119,32 @@ fn what_an_adapter_saves_must_be_there_and_fit() {
         fails("bert.pooler.other.weight", [2, 2]),
         "the adapter saves bert.pooler.other.weight, which a sequence classifier does not have"
     );
-    let said = fails("bert.pooler.dense.weight", [32, 31]);
-    assert!(said.contains("saves bert.pooler.dense.weight with the shape [32, 31]; the model has [32, 32]"), "{said}");
+    let problem = fails("bert.pooler.dense.weight", [32, 31]);
+    assert!(
+        problem.contains("saves bert.pooler.dense.weight with the shape [32, 31]; the model has [32, 32]"),
+        "{problem}"
+    );
 }
 
 #[test]
-fn parts_of_a_head_that_an_adapter_lacks_are_the_base_model_s() {
+fn parts_of_a_head_that_an_adapter_lacks_come_from_the_base_model() {
     let base = tempfile::tempdir().expect("a folder");
     let whole = Adapter::read(&family("roberta").join("adapter")).expect("a PEFT folder");
     let classifier = Classifier::with_adapter(&family("roberta"), whole, None).expect("it fits");
     classifier.write_merged(&family("roberta"), base.path()).expect("it merges");
     check_classifier("roberta-part.logits", base.path(), adapter("roberta-part"));
-    // On a model without a head the other half is nowhere.
+    // On a model without a head, the other half of the head is missing.
     let error = Classifier::with_adapter(&family("roberta"), adapter("roberta-part"), None).err().expect("no head");
-    let said = error.to_string();
+    let problem = error.to_string();
     assert!(
-        said.starts_with("neither the adapter nor the base model has classifier.dense.weight, classifier.dense.bias;"),
-        "{said}"
+        problem
+            .starts_with("neither the adapter nor the base model has classifier.dense.weight, classifier.dense.bias;"),
+        "{problem}"
     );
 }
 
 #[test]
-fn an_adapter_without_a_task_is_what_its_base_model_is() {
+fn an_adapter_without_a_task_takes_that_of_its_base_model() {
     let task = |adapter: &Adapter, base: &str| AdapterTask::of(adapter, &family(base)).map_err(|e| e.to_string());
     let null = adapter("gpt2-null");
     assert_eq!(task(&null, "gpt2"), Ok(AdapterTask::CausalLm));
@@ -150,29 +153,30 @@ fn an_adapter_without_a_task_is_what_its_base_model_is() {
     assert_eq!(task(&adapter("roberta-part"), "roberta"), Ok(AdapterTask::SequenceClassification));
     assert_eq!(task(&adapter("features"), "bert"), Ok(AdapterTask::Features));
 
-    // Where the class is not said either, names and the base model say it.
-    let mut unsaid = null;
-    unsaid.config.other.remove("auto_mapping");
-    assert_eq!(task(&unsaid, "gpt2"), Ok(AdapterTask::CausalLm));
+    // If the class is missing too, the names and the base model determine the task.
+    let mut without_class = null;
+    without_class.config.other.remove("auto_mapping");
+    assert_eq!(task(&without_class, "gpt2"), Ok(AdapterTask::CausalLm));
     for (class, expected) in
         [("GPT2ForSequenceClassification", AdapterTask::SequenceClassification), ("GPT2Model", AdapterTask::CausalLm)]
     {
         let base = with_config("gpt2", &[("architectures", json!([class]))]);
-        assert_eq!(AdapterTask::of(&unsaid, base.path()).expect("a task"), expected, "{class}");
+        assert_eq!(AdapterTask::of(&without_class, base.path()).expect("a task"), expected, "{class}");
     }
-    unsaid.config.other.insert("auto_mapping".into(), json!({"base_model_class": "GPT2ForTokenClassification"}));
+    without_class.config.other.insert("auto_mapping".into(), json!({"base_model_class": "GPT2ForTokenClassification"}));
     assert!(
-        task(&unsaid, "gpt2").is_err_and(|said| said.contains("base_model_class is \"GPT2ForTokenClassification\""))
+        task(&without_class, "gpt2")
+            .is_err_and(|problem| problem.contains("base_model_class is \"GPT2ForTokenClassification\""))
     );
-    unsaid.config.task_type = Some("TOKEN_CLS".into());
-    let said = task(&unsaid, "gpt2").expect_err("no such task");
+    without_class.config.task_type = Some("TOKEN_CLS".into());
+    let problem = task(&without_class, "gpt2").expect_err("no such task");
     let expected = "adapter_config.json: task_type is \"TOKEN_CLS\", which is not supported; expected SEQ_CLS, \
                     CAUSAL_LM or FEATURE_EXTRACTION";
-    assert_eq!(said, expected);
+    assert_eq!(problem, expected);
 }
 
 #[test]
-fn an_adapter_of_a_model_without_a_head_is_merged_to_one() {
+fn an_adapter_of_a_model_without_a_head_merges_into_such_a_model() {
     let base = family("bert");
     let model = Transformer::with_adapter(&base, adapter("features")).expect("it fits");
     expect("features.last", &last_states(&model));
@@ -190,7 +194,7 @@ fn an_adapter_in_a_pickle_is_read() {
 }
 
 #[test]
-fn a_decoder_s_classifier_looks_at_the_last_token_that_is_not_the_padding_token() {
+fn the_classifier_of_a_decoder_reads_the_last_token_that_is_not_padding() {
     let adapter = || Adapter::read(&family("llama").join("adapter")).expect("a PEFT folder");
     for (name, pad) in [("pad.3.logits", json!(3)), ("pad.1.logits", json!(1)), ("pad.none.logits", json!(null))] {
         let base = with_config("llama", &[("pad_token_id", pad)]);
@@ -199,7 +203,7 @@ fn a_decoder_s_classifier_looks_at_the_last_token_that_is_not_the_padding_token(
 }
 
 #[test]
-fn roberta_counts_positions_from_its_padding_token_and_without_it() {
+fn roberta_positions_skip_the_padding_token() {
     let model = with_config("roberta", &[("pad_token_id", json!(5))]);
     let model = Transformer::load(model.path()).expect("it loads");
     assert_eq!(model.config().max_positions, 34);
@@ -207,7 +211,7 @@ fn roberta_counts_positions_from_its_padding_token_and_without_it() {
 }
 
 #[test]
-fn a_head_with_values_of_its_own_is_not_tied() {
+fn a_head_with_different_values_is_not_tied() {
     let untied = CausalLm::load(&family("llama")).expect("it loads");
     let base = with_config("llama", &[("tie_word_embeddings", json!(true))]);
     let lm = CausalLm::load(base.path()).expect("it loads");
@@ -219,7 +223,7 @@ fn a_head_with_values_of_its_own_is_not_tied() {
     assert_close("logits", &lm_logits(&again), &lm_logits(&untied), 0.0);
     assert!(again.remarks().is_empty());
 
-    // The same values twice are one table, as in every .bin file of a tied model.
+    // A head with the same values is tied, as in every .bin file of a tied model.
     let file = base.path().join("model.safetensors");
     let mut tensors = read_tensors(&file, |_| true).expect("tensors");
     tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
@@ -239,19 +243,19 @@ fn a_merged_model_that_f16_cannot_hold_is_written_in_f32() {
     let merged = |adapter: Adapter| {
         let folder = tempfile::tempdir().expect("a folder");
         let lm = CausalLm::with_adapter(base.path(), adapter).expect("it fits");
-        let said = lm.write_merged(base.path(), folder.path()).expect("it merges");
+        let remarks = lm.write_merged(base.path(), folder.path()).expect("it merges");
         let tensors = read_tensors(&folder.path().join("model.safetensors"), |_| true).expect("tensors");
-        (said, tensors, config_of(folder.path())["dtype"].clone())
+        (remarks, tensors, config_of(folder.path())["dtype"].clone())
     };
-    let (said, tensors, dtype) = merged(adapter.clone());
-    assert!(said.is_empty() && dtype == "float16" && tensors.values().all(|t| t.dtype() == DType::F16));
+    let (remarks, tensors, dtype) = merged(adapter.clone());
+    assert!(remarks.is_empty() && dtype == "float16" && tensors.values().all(|t| t.dtype() == DType::F16));
     let name = "model.layers.1.mlp.up_proj";
     let layer: &mut LoraLayer = adapter.layers.get_mut(name).expect("it is adapted");
     layer.scaling = 1e6;
-    let (said, tensors, dtype) = merged(adapter);
+    let (remarks, tensors, dtype) = merged(adapter);
     assert!(
-        said.len() == 1 && said[0].starts_with(&format!("{name}.weight have merged values beyond 65504")),
-        "{said:?}"
+        remarks.len() == 1 && remarks[0].starts_with(&format!("{name}.weight have merged values beyond 65504")),
+        "{remarks:?}"
     );
     assert!(dtype == "float32" && tensors.values().all(|t| t.dtype() == DType::F32));
     let largest =
@@ -259,9 +263,9 @@ fn a_merged_model_that_f16_cannot_hold_is_written_in_f32() {
     assert!(largest > 65504.0 && largest.is_finite(), "{largest}");
 }
 
-/// Whether classes exclude each other is not in an adapter; the base model's config.json says it.
+/// An adapter does not tell whether classes exclude each other; the base model's config.json does.
 #[test]
-fn the_task_of_the_base_model_stands_unless_another_was_trained() {
+fn a_merged_classifier_keeps_the_task_of_the_base_model_unless_another_was_trained() {
     let base = with_config(
         "bert",
         &[("problem_type", json!("multi_label_classification")), ("id2label", json!({"0": "a", "1": "b", "2": "c"}))],
@@ -275,6 +279,6 @@ fn the_task_of_the_base_model_stands_unless_another_was_trained() {
         (config["problem_type"].clone(), config["id2label"]["2"].clone())
     };
     assert_eq!(merged(None), (json!("multi_label_classification"), json!("c")));
-    let own = ["x", "y", "z"].map(String::from).to_vec();
-    assert_eq!(merged(Some(own)), (json!("single_label_classification"), json!("z")));
+    let labels = ["x", "y", "z"].map(String::from).to_vec();
+    assert_eq!(merged(Some(labels)), (json!("single_label_classification"), json!("z")));
 }

@@ -1,10 +1,10 @@
-//! config.json of well-known models, as the hub has them.
+//! config.json of well-known models, as published on the hub.
 
 use gelora_model::Config;
 use serde_json::{Map, Value};
 
-/// Every option in them is known, and the sizes are those of a published model: heads fill the channels, but where the
-/// config says how large they are.
+/// All options in the files are known, and the sizes are those of the published models. Heads split the channels unless
+/// the config sets their size.
 #[test]
 fn configs_of_well_known_models_are_read() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/configs.json");
@@ -22,9 +22,9 @@ fn configs_of_well_known_models_are_read() {
     }
 }
 
-/// Training puts the end of config.json; generation_config.json replaces it in generation, as in transformers.
+/// Training appends the end token of config.json. generation_config.json replaces it in generation, as in transformers.
 #[test]
-fn generation_ends_where_its_own_file_says() {
+fn generation_config_sets_the_stop_tokens() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/families/llama/config.json");
     let mut json: Value = serde_json::from_slice(&std::fs::read(config).expect("a config")).expect("JSON");

@@ -1,10 +1,10 @@
-//! Another project takes the libraries alone: they build without the program, and bring nothing that only the program
-//! needs.
+//! A separate project depends on the libraries alone. They build without the program and without the program's
+//! dependencies.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Packages that no library may bring along.
+/// Packages that no library may depend on.
 const UNWANTED: [&str; 6] = ["cubecl", "wgpu", "clap", "tokenizers", "plotters", "gelora-cli"];
 
 const MAIN: &str = r#"
@@ -36,7 +36,7 @@ fn a_project_that_depends_on_the_libraries_builds_and_measures() {
     std::fs::create_dir(project.path().join("src")).expect("a folder");
     std::fs::write(project.path().join("Cargo.toml"), manifest).expect("a file");
     std::fs::write(project.path().join("src/main.rs"), MAIN).expect("a file");
-    // The versions that the workspace is tested with, none of which has to be fetched.
+    // The versions of the workspace, which are already downloaded.
     std::fs::copy(root.join("Cargo.lock"), project.path().join("Cargo.lock")).expect("a file");
 
     let tree = cargo(project.path(), root, &["tree", "--edges", "normal,build", "--prefix", "none"]);
@@ -46,16 +46,16 @@ fn a_project_that_depends_on_the_libraries_builds_and_measures() {
     }
     assert!(tree.contains("gelora-model"), "{tree}");
     let model = root.join("fixtures/tiny-bert");
-    let said = cargo(project.path(), root, &["run", "--quiet", "--", &model.display().to_string()]);
-    assert!(said.contains("modules, dimension") && said.contains("SEQ_CLS"), "{said}");
+    let output = cargo(project.path(), root, &["run", "--quiet", "--", &model.display().to_string()]);
+    assert!(output.contains("modules, dimension") && output.contains("SEQ_CLS"), "{output}");
 }
 
-/// What cargo printed in the project's folder.
+/// Runs cargo in the project's folder and returns its output.
 fn cargo(project: &Path, root: &Path, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO"));
     let (subcommand, rest) = args.split_first().expect("a subcommand");
     command.arg(subcommand).arg("--offline").args(rest).current_dir(project);
-    // Compiled once, however often the test runs.
+    // Keep the build between runs of the test.
     command.env("CARGO_TARGET_DIR", root.join("target/embedder"));
     let output = command.output().expect("cargo");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,4 @@
-//! A tiny random model of every family against transformers and PEFT: `fixtures/families.py` says what is in the
+//! Compares a tiny random model of every family with transformers and PEFT. `fixtures/families.py` describes the
 //! goldens.
 
 #![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
@@ -12,7 +12,7 @@ use gelora_lora::Adapter;
 use gelora_model::{Batch, CausalLm, Classifier, Grads, Granularity, Mode, Sampling, Targets, Transformer};
 use golden::{Golden, assert_close, fixture};
 
-/// T of the goldens.
+/// Padded length T of the goldens.
 const T: usize = 23;
 
 struct Family {
@@ -43,7 +43,7 @@ impl Family {
         Batch::of_ids(&self.rows).expect("rows are not empty")
     }
 
-    /// A golden of (B, T, columns) without its padding.
+    /// A golden of shape (B, T, columns) without its padding.
     fn unpadded(&self, name: &str) -> Vec<f32> {
         let padded = self.golden.floats(name);
         let columns = padded.len() / (self.rows.len() * T);
@@ -61,7 +61,7 @@ impl Family {
             let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
             let whole = norm(&mut want.iter().copied());
             let error = norm(&mut got.iter().zip(&want).map(|(g, w)| g - w));
-            // What is added to all keys of a row alike changes no probability: the true gradient is 0.
+            // A value added to all keys of a row changes no probability, so the exact gradient of a key bias is 0.
             if whole < 1e-7 {
                 assert!(error < 1e-6, "{name}: {error:.1e} where there is no gradient");
                 continue;
@@ -73,7 +73,8 @@ impl Family {
         assert_eq!(grads.len(), keys.len());
     }
 
-    /// Hidden states, all rows together and each alone; logits, loss and gradients of the classifier.
+    /// Checks the hidden states, for all rows together and for each row alone, and the classifier's logits, loss and
+    /// gradients.
     fn check(&self) {
         let model = Transformer::load(&self.folder()).expect("it loads");
         let state = |l: usize| self.unpadded(&format!("hidden_{l}"));
@@ -87,21 +88,21 @@ impl Family {
         };
         model.hidden_states(&self.batch(), Granularity::Block, &mut visit).expect("it runs");
         assert_eq!(seen, states);
-        let mut at = 0;
+        let mut start = 0;
         for ids in &self.rows {
             let compare = |l: usize, tokens: &Tensor| {
-                let alone = tokens.as_slice()?;
+                let got = tokens.as_slice()?;
                 let c = tokens.cols();
                 assert_close(
                     &format!("{} hidden {l} alone", self.name),
-                    alone,
-                    &state(l)[at * c..][..alone.len()],
+                    got,
+                    &state(l)[start * c..][..got.len()],
                     1e-4,
                 );
                 Ok(())
             };
             model.hidden_states(&Batch::of_ids(&[ids]).expect("a row"), Granularity::Block, compare).expect("it runs");
-            at += ids.len();
+            start += ids.len();
         }
 
         let adapter = self.adapter();
@@ -118,26 +119,26 @@ impl Family {
         let (loss, grads) = train(&Mode::inference());
         assert_close("loss", &[loss], &self.golden.floats("classify.loss"), 1e-5);
         self.assert_gradients("classify", &grads);
-        // Checkpointing changes no bit.
+        // Activation checkpointing changes no bit of the gradients.
         let bits = |grads: &Grads| {
             grads.values().flat_map(|t| t.to_vec().expect("on the CPU")).map(f32::to_bits).collect::<Vec<_>>()
         };
         assert_eq!(bits(&train(&Mode::training(1, 2)).1), bits(&train(&Mode::training(1, 2).recomputing()).1));
-        // What is read is what is written.
+        // A written adapter can be read again.
         let folder = tempfile::tempdir().expect("a folder");
         classifier.adapter(adapter.config.clone()).write(folder.path()).expect("it can be written");
         let again = Adapter::read(folder.path()).expect("a PEFT folder");
         assert_eq!(again.saved.keys().collect::<Vec<_>>(), adapter.saved.keys().collect::<Vec<_>>());
-        // A merged model says the same without the adapter.
+        // A merged model computes the same without the adapter.
         classifier.write_merged(&self.folder(), folder.path()).expect("it merges");
         let merged = Classifier::load(folder.path(), None).expect("a whole model");
-        let of_merged = merged.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
-        // Where the weights' values are in bf16, so are the merged ones.
+        let merged_logits = merged.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+        // If the weights have bf16 values, the merged weights are rounded to bf16.
         let rounds = model.linears().any(|l| l.weight.tensor().dtype().unquantized() == DType::Bf16);
-        assert_close(&format!("{} merged", self.name), &of_merged, &logits, if rounds { 5e-2 } else { 1e-4 });
+        assert_close(&format!("{} merged", self.name), &merged_logits, &logits, if rounds { 5e-2 } else { 1e-4 });
     }
 
-    /// Logits, loss and gradients of the language model; what it says.
+    /// Checks logits, loss and gradients of the language model, and greedy generation.
     fn check_lm(&self) {
         let mut adapter = self.adapter();
         adapter.saved.clear();
@@ -156,24 +157,26 @@ impl Family {
         assert!((sum / n as f64 - f64::from(loss)).abs() < 1e-5, "{sum} / {n}, {loss}");
 
         let base = CausalLm::load(&self.folder()).expect("it loads");
-        let said = base.generate(&self.rows[1], 40, Sampling::Greedy, &[], |_| true).expect("it goes on");
-        assert_eq!(said, self.golden.integers("lm.greedy"), "{}", self.name);
-        let stopped = base.generate(&self.rows[1], 40, Sampling::Greedy, &said[3..4], |_| true).expect("it goes on");
-        let first = said.iter().position(|token| *token == said[3]).expect("it is there");
-        assert_eq!(stopped, said[..first]);
+        let generated = base.generate(&self.rows[1], 40, Sampling::Greedy, &[], |_| true).expect("it generates");
+        assert_eq!(generated, self.golden.integers("lm.greedy"), "{}", self.name);
+        let stopped =
+            base.generate(&self.rows[1], 40, Sampling::Greedy, &generated[3..4], |_| true).expect("it generates");
+        let first = generated.iter().position(|token| *token == generated[3]).expect("it is there");
+        assert_eq!(stopped, generated[..first]);
     }
 }
 
-/// Weights in blocks of 4 bits stay in them; those whose rows are no whole blocks have the type of their values.
+/// Weights in 4-bit blocks stay quantized. Weights whose rows are not whole blocks are decoded to the type of their
+/// values.
 #[test]
-fn weights_of_bitsandbytes_stay_quantised() {
+fn weights_of_bitsandbytes_stay_quantized() {
     let types = |name: &str| {
         let model = Transformer::load(&fixture("families").join(name)).expect("it loads");
-        let of = |end: &str| {
+        let dtypes = |end: &str| {
             let mut found = model.linears().filter(|l| l.name.ends_with(end)).map(|l| l.weight.tensor().dtype());
             (found.next(), found.next())
         };
-        [of("q_proj"), of("down_proj")]
+        [dtypes("q_proj"), dtypes("down_proj")]
     };
     let both = |dtype| (Some(dtype), Some(dtype));
     assert_eq!(types("llama-nf4"), [both(DType::Nf4(Rounding::Bf16)), both(DType::Bf16)]);
@@ -209,6 +212,6 @@ families! {
     qwen2: "qwen2" check_lm;
     qwen3_with_yarn_rope: "qwen3" check_lm;
     gemma3: "gemma3" check_lm;
-    llama_in_nf4_with_quantised_scales: "llama-nf4" check_lm;
+    llama_in_nf4_with_quantized_scales: "llama-nf4" check_lm;
     qwen2_in_fp4: "qwen2-fp4" check_lm;
 }

@@ -1,4 +1,4 @@
-//! The same weights in other files: half precision, shards, checkpoints of PyTorch.
+//! The same weights in different files: half precision, shards, PyTorch checkpoints.
 
 mod golden;
 
@@ -18,7 +18,7 @@ fn weights(family: &str) -> BTreeMap<String, Tensor> {
     read_tensors(&fixture("families").join(family).join("model.safetensors"), |_| true).expect("the fixture")
 }
 
-/// A folder of a family with these tensors in one file.
+/// Makes a folder of a family with these tensors in one file.
 fn folder(family: &str, tensors: &BTreeMap<String, Tensor>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::copy(fixture("families").join(family).join("config.json"), folder.path().join("config.json"))
@@ -31,7 +31,7 @@ fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) {
     write_tensors(path, tensors.iter().map(|(name, t)| (name.clone(), t))).expect("a file");
 }
 
-/// Every value that a model makes of a batch.
+/// Bits of all values that a model computes from a batch.
 fn values(model: &Path, decoder: bool) -> Vec<u32> {
     let batch = Batch::of_ids(&[vec![5, 9, 33, 12, 60], vec![7], vec![8, 8, 41]]).expect("a batch");
     let mut all = Vec::new();
@@ -49,9 +49,9 @@ fn values(model: &Path, decoder: bool) -> Vec<u32> {
     all
 }
 
-/// Weights in half precision are what they are in f32 after rounding.
+/// Weights in half precision give the same values as the rounded weights in f32.
 #[test]
-fn half_precision_is_read_as_it_is() {
+fn half_precision_is_read_without_loss() {
     for family in FAMILIES {
         let decoder = !family.starts_with("deberta");
         for dtype in [DType::F16, DType::Bf16] {
@@ -69,7 +69,7 @@ fn half_precision_is_read_as_it_is() {
 }
 
 #[test]
-fn shards_are_one_model() {
+fn shards_form_one_model() {
     for family in FAMILIES {
         let (mut first, mut second, mut map) = (BTreeMap::new(), BTreeMap::new(), Map::new());
         for (i, (name, tensor)) in weights(family).into_iter().enumerate() {
@@ -88,7 +88,7 @@ fn shards_are_one_model() {
     }
 }
 
-/// Files of PyTorch in a folder of DeBERTa's, which has its weights in f16.
+/// Makes a folder of DeBERTa with PyTorch files, which hold its weights in f16.
 fn torch_folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let config = fixture("families/deberta/config.json");
@@ -106,14 +106,14 @@ const TORCH_SHARDS: [(&str, &str); 3] = [
 ];
 
 #[test]
-fn torch_files_are_the_same_model() {
+fn torch_files_give_the_same_model() {
     let half = weights("deberta").into_iter().map(|(name, t)| (name, t.to_dtype(DType::F16).expect("half"))).collect();
     let want = folder("deberta", &half);
     let wanted = values(want.path(), false);
     for files in [&[("zip.bin", "pytorch_model.bin")][..], &[("legacy.bin", "pytorch_model.bin")], &TORCH_SHARDS] {
         let folder = torch_folder(files);
         assert!(values(folder.path(), false) == wanted, "{files:?}");
-        // Safetensors go first.
+        // A safetensors file takes precedence.
         write(&folder.path().join("model.safetensors"), &weights("deberta"));
         assert!(values(folder.path(), false) != wanted, "{files:?}");
     }

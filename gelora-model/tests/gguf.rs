@@ -1,4 +1,4 @@
-//! GGUF files against transformers and the gguf package: `fixtures/gguf_files.py` says what is in the goldens.
+//! Compares GGUF files with transformers and the gguf package. `fixtures/gguf_files.py` describes the goldens.
 
 mod golden;
 
@@ -9,7 +9,7 @@ use gelora_model::{Batch, CausalLm, Config, Granularity, Sampling};
 use golden::{Golden, assert_close, fixture};
 
 #[test]
-fn blocks_have_the_values_that_the_gguf_package_gives_them() {
+fn blocks_decode_as_in_the_gguf_package() {
     let golden = Golden::open("gguf/blocks.golden.safetensors");
     for (name, dtype) in [
         ("Q4_0", DType::Q4_0),
@@ -35,7 +35,7 @@ fn blocks_have_the_values_that_the_gguf_package_gives_them() {
 }
 
 #[test]
-fn a_file_computes_what_its_dequantised_weights_compute() {
+fn a_gguf_model_computes_the_same_as_its_dequantized_weights() {
     let golden = Golden::open("gguf/tiny.golden.safetensors");
     let path = fixture("gguf/tiny.gguf");
     let config = Config::load(&path).expect("a config");
@@ -54,6 +54,6 @@ fn a_file_computes_what_its_dequantised_weights_compute() {
     let rows: Vec<usize> = (0..ids.len()).collect();
     let logits = lm.logits(&batch, &rows).and_then(|t| Ok(t.to_vec()?)).expect("logits");
     assert_close("logits", &logits, &golden.floats("logits"), 1e-4);
-    let said = lm.generate(&ids, 30, Sampling::Greedy, &[], |_| true).expect("it goes on");
-    assert_eq!(said, golden.integers("greedy"));
+    let generated = lm.generate(&ids, 30, Sampling::Greedy, &[], |_| true).expect("it generates");
+    assert_eq!(generated, golden.integers("greedy"));
 }

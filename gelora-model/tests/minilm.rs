@@ -1,4 +1,4 @@
-//! MiniLM's real weights against transformers and PEFT, on the tokens of 64 real sentences and pairs.
+//! Compares MiniLM with its real weights with transformers and PEFT, on the tokens of 64 real sentences and pairs.
 
 mod golden;
 
@@ -26,7 +26,7 @@ fn rows(golden: &Golden) -> Vec<(Vec<u32>, Vec<u32>)> {
 }
 
 #[test]
-fn pooled_hidden_states_are_those_of_transformers() {
+fn pooled_hidden_states_match_transformers() {
     let golden = Golden::open("minilm.golden.safetensors");
     let rows = rows(&golden);
     let encoder = Transformer::load(&model()).expect("it loads");
@@ -42,7 +42,7 @@ fn pooled_hidden_states_are_those_of_transformers() {
 }
 
 #[test]
-fn an_adapter_trains_as_in_peft() {
+fn training_matches_peft() {
     let golden = Golden::open("minilm-peft.golden.safetensors");
     let rows = rows(&Golden::open("minilm.golden.safetensors"));
     let adapter = Adapter::read(&fixture("minilm-peft")).expect("a PEFT folder");
@@ -60,8 +60,8 @@ fn an_adapter_trains_as_in_peft() {
     assert_eq!(compared, 6 * 4 * 2 + 2);
 }
 
-/// What products in bf16 (2^-9 relative a factor) do to hidden states, loss and gradients; where the CPU has none,
-/// nothing.
+/// Bounds the effect of bf16 products (relative error 2^-9 for each factor) on hidden states, loss and gradients. On a
+/// CPU without bf16 products there is no effect.
 #[test]
 fn bf16_stays_near_f32() {
     let rows = rows(&Golden::open("minilm.golden.safetensors"));

@@ -1,4 +1,5 @@
-//! Training steps reuse the memory of the steps before. A file of its own: the counts are of a process.
+//! Training steps reuse the memory of earlier steps. The test has its own file because the counts are those of a
+//! process.
 
 use std::path::Path;
 
@@ -8,12 +9,12 @@ use gelora_model::optim::Optimizer;
 use gelora_model::{Batch, Classifier, Grads, Mode, Targets};
 
 #[test]
-fn after_a_few_steps_no_large_buffer_is_asked_of_the_system() {
+fn after_a_few_steps_no_large_buffer_is_allocated() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
     let adapter = Adapter::read(&fixtures.join("tiny-bert-peft")).expect("a PEFT folder");
     let mut classifier = Classifier::with_adapter(&fixtures.join("tiny-bert"), adapter, None).expect("it fits");
     let mut optimizer = Optimizer::default();
-    // 32 channels a token: the batches have to be large for their buffers to be.
+    // The model has 32 channels for each token, so only large batches have large buffers.
     let mut step = |step: usize| {
         let rows = [80, 64, 77, 51, 70][step % 5];
         let sequences: Vec<_> = (0..rows).map(|i| (vec![5 + i as u32 % 50; 12 + i % 9], vec![0; 12 + i % 9])).collect();

@@ -1,4 +1,4 @@
-//! A tiny random BERT against transformers and PEFT.
+//! Compares a tiny random BERT with transformers and PEFT.
 
 mod golden;
 
@@ -31,7 +31,7 @@ fn with_adapter(name: &str) -> (Adapter, Classifier) {
 }
 
 #[test]
-fn hidden_states_and_logits_are_those_of_transformers() {
+fn hidden_states_and_logits_match_transformers() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
     let rows = rows(&golden);
     let batch = batch(&rows, &ALL);
@@ -59,9 +59,9 @@ fn hidden_states_and_logits_are_those_of_transformers() {
     assert_close("logits", &logits, &golden.floats("base.logits"), 1e-5);
 }
 
-/// What LayerNorm returns between the halves is not in transformers' hidden_states; the MLP half of it is.
+/// transformers' hidden_states do not contain the states between attention and MLP, but those after the MLP.
 #[test]
-fn states_between_the_halves_stand_among_those_of_blocks() {
+fn sublayer_states_contain_the_block_states() {
     let batch = batch(&rows(&Golden::open("tiny-bert.golden.safetensors")), &ALL);
     let encoder = Transformer::load(&fixture("tiny-bert")).expect("it loads");
     let states = |granularity| {
@@ -74,20 +74,20 @@ fn states_between_the_halves_stand_among_those_of_blocks() {
         encoder.hidden_states(&batch, granularity, keep).expect("it runs");
         states
     };
-    let (blocks, halves) = (states(Granularity::Block), states(Granularity::Sublayer));
-    assert_eq!((blocks.len(), halves.len()), (4, 7));
+    let (blocks, sublayers) = (states(Granularity::Block), states(Granularity::Sublayer));
+    assert_eq!((blocks.len(), sublayers.len()), (4, 7));
     for (l, state) in blocks.iter().enumerate() {
-        assert_eq!(state, &halves[2 * l], "state {l}");
+        assert_eq!(state, &sublayers[2 * l], "state {l}");
     }
-    for half in halves.iter().skip(1).step_by(2) {
-        assert!(halves.iter().filter(|state| *state == half).count() == 1, "a state of its own");
+    for state in sublayers.iter().skip(1).step_by(2) {
+        assert!(sublayers.iter().filter(|other| *other == state).count() == 1, "a state that differs from all others");
     }
     assert_eq!([(1, true), (1, false)].map(|(l, attention)| Granularity::Sublayer.step_of(l, attention)), [2, 3]);
     assert_eq!([(1, true), (1, false)].map(|(l, attention)| Granularity::Block.step_of(l, attention)), [1, 1]);
 }
 
 #[test]
-fn training_is_that_of_peft() {
+fn training_matches_peft() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
     let batch = batch(&rows(&golden), &ALL);
     let (adapter, mut classifier) = with_adapter("tiny-bert-peft");
@@ -100,7 +100,7 @@ fn training_is_that_of_peft() {
 }
 
 #[test]
-fn regression_is_that_of_peft() {
+fn regression_matches_peft() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
     let batch = batch(&rows(&golden), &ALL);
     let mut adapter = Adapter::read(&fixture("tiny-bert-peft")).expect("a PEFT folder");
@@ -118,7 +118,7 @@ fn regression_is_that_of_peft() {
 }
 
 #[test]
-fn all_linears_with_rank_stabilised_scaling() {
+fn all_linears_with_rank_stabilized_scaling() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
     let batch = batch(&rows(&golden), &ALL);
     let (adapter, classifier) = with_adapter("tiny-bert-peft-rslora");
@@ -128,7 +128,7 @@ fn all_linears_with_rank_stabilised_scaling() {
 }
 
 #[test]
-fn accumulated_gradients_are_those_of_the_whole_batch() {
+fn accumulated_gradients_match_those_of_the_whole_batch() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
     let rows = rows(&golden);
     let (_, classifier) = with_adapter("tiny-bert-peft");
@@ -168,7 +168,7 @@ fn dropout_depends_on_seed_and_step_alone() {
     assert_ne!(loss(1, 1), loss(2, 1));
 }
 
-/// A finite difference through the whole model in training, dropout masks and all.
+/// Compares gradients with a finite difference through the whole model in training, with dropout.
 #[test]
 fn gradients_with_dropout_match_finite_differences() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
@@ -178,7 +178,8 @@ fn gradients_with_dropout_match_finite_differences() {
     let mode = Mode::training(5, 7);
     let mut grads = Grads::new();
     classifier.backward(&batch, targets, &mode, 1.0, &mut grads).expect("backward");
-    // Along the gradient itself the loss must rise by the gradient's squared norm; f32 allows no finer question.
+    // Along the gradient the slope of the loss must be the gradient's squared norm. f32 is too coarse for single
+    // parameters.
     let squared: f64 = grads.values().flat_map(|g| g.to_vec().expect("on the CPU")).map(|v| f64::from(v).powi(2)).sum();
     let h = 2e-3 / squared.sqrt();
     let mut at = |sign: f64| {

@@ -1,6 +1,6 @@
 //! Golden files made by transformers and PEFT (see fixtures/README.md), and comparisons with them.
-#![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
-#![allow(dead_code)] // each test file takes what it needs
+#![allow(clippy::print_stdout)] // print the differences when a test fails
+#![allow(dead_code)] // each test file uses a part of this module
 
 use std::path::{Path, PathBuf};
 
@@ -61,7 +61,7 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert!(worst <= tolerance, "{what}: largest difference {worst}, at most {tolerance}");
 }
 
-/// Loss, every gradient, and ten steps of AdamW against PEFT. Returns how many gradients were compared.
+/// Compares the loss, all gradients and ten AdamW steps with PEFT. Returns the number of compared gradients.
 pub fn assert_trains_like_peft(
     golden: &Golden,
     prefix: &str,
