@@ -94,7 +94,7 @@ impl AdapterTask {
 
 /// Converts the names of an adapter to those inside a task model. The second value is true if the adapter was made with
 /// the model alone, whose names have no prefix.
-pub(crate) fn of_task_model(adapter: Adapter, prefix: &str) -> (Adapter, bool) {
+pub(crate) fn in_task_model(adapter: Adapter, prefix: &str) -> (Adapter, bool) {
     let is_bare = !adapter.layers.is_empty() && !adapter.layers.keys().any(|name| name.starts_with(prefix));
     if !is_bare {
         return (adapter, false);

@@ -198,6 +198,7 @@ impl Sublayer for Attention {
         grads: &mut Grads,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
+        // Backward through the output projection, attention, rotary embedding, head norms and projections.
         let d_o = self.output.backward(dy, saved.output, grads)?;
         let (q, k) = (&saved.q, &saved.k);
         let added = saved.distances.as_ref().map(|projected| projected.added(q, k, self.heads)).transpose()?;

@@ -117,12 +117,14 @@ fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
     // The codes may have any type: bitsandbytes can store them under the type of other weights.
     let codes = part("")?;
     let map = part("quant_map")?;
+    // The code table must be the one that the decoder uses.
     let (values, table) = (map.floats()?, state.table());
     let near = |(found, known): (&f32, &f32)| (found - known).abs() <= 1e-5;
     if values.len() != table.len() || !values.iter().zip(table).all(near) {
         return Err(map.error(format!("expected the 16 values of {}, got {values:?}", state.kind)));
     }
     let scales = part("absmax")?;
+    // Scales, decoded if they are quantized: code value times outer scale, plus offset.
     let absmax = match &state.nested {
         None => scales.floats()?,
         Some(nested) => {
@@ -131,11 +133,11 @@ fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
             if values.len() != 256 {
                 return Err(map.error(format!("expected 256 values, got {}", values.len())));
             }
-            let wanted = codes.len().div_ceil(nested.block);
-            if outer_values.len() != wanted {
+            let expected = codes.len().div_ceil(nested.block);
+            if outer_values.len() != expected {
                 let (n, block) = (codes.len(), nested.block);
                 return Err(outer.error(format!(
-                    "{n} scales in blocks of {block} need {wanted} values, got {}",
+                    "{n} scales in blocks of {block} need {expected} values, got {}",
                     outer_values.len()
                 )));
             }
@@ -151,13 +153,14 @@ fn weight(name: &str, mut parts: BTreeMap<&str, &Part>) -> Result<Tensor> {
     let [rows, cols] = state.shape;
     let count = rows * cols; // State::read checked the product
     if codes.bytes().len() != count.div_ceil(2) {
-        let (wanted, got) = (count.div_ceil(2), codes.bytes().len());
-        return Err(codes.error(format!("expected {wanted} bytes for [{rows}, {cols}], got {got}")));
+        let (expected, got) = (count.div_ceil(2), codes.bytes().len());
+        return Err(codes.error(format!("expected {expected} bytes for [{rows}, {cols}], got {got}")));
     }
     if absmax.len() != count.div_ceil(state.block) {
-        let (wanted, got) = (count.div_ceil(state.block), absmax.len());
-        return Err(scales.error(format!("expected {wanted} scales for [{rows}, {cols}], got {got}")));
+        let (expected, got) = (count.div_ceil(state.block), absmax.len());
+        return Err(scales.error(format!("expected {expected} scales for [{rows}, {cols}], got {got}")));
     }
+    // Rows of whole blocks stay quantized; other weights are decoded.
     if four_bit::fits(cols, state.block) {
         let blocks = four_bit::blocks(codes.bytes(), &absmax, state.block)?;
         let end = blocks.len();

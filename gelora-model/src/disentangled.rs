@@ -79,7 +79,7 @@ impl Disentangled {
         let rows = embedding::forward(&[(&table, &distances.rows)])?;
         let project = |projection: &Option<Projection>, shared: usize| {
             let linear = projection.as_ref().map(|projection| projection.linear(content, shared));
-            linear.map(|linear| linear.forward(&rows, &mode.of_distances())).transpose()
+            linear.map(|linear| linear.forward(&rows, &mode.for_distances())).transpose()
         };
         Ok(Projected { keys: project(&self.keys, 1)?, queries: project(&self.queries, 0)? })
     }

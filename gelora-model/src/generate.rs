@@ -93,17 +93,20 @@ impl Sampler {
         let Sampling::Nucleus { temperature, top_p, .. } = self.sampling else {
             return (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32;
         };
+        // Unnormalized probabilities exp((logit - max) / temperature).
         let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weight = |logit: &f32| f64::from((logit - peak) / temperature).exp();
         let mut weights: Vec<(usize, f64)> = logits.iter().map(weight).enumerate().collect();
         let total: f64 = weights.iter().map(|(_, w)| w).sum();
         weights.sort_by(|a, b| b.1.total_cmp(&a.1));
         let mut sum = 0.0;
+        // Keep the most probable tokens until their sum reaches top_p of the total.
         let kept = weights.iter().position(|(_, w)| {
             sum += w;
             sum >= total * f64::from(top_p)
         });
         weights.truncate(kept.map_or(weights.len(), |last| last + 1));
+        // Draw from the kept tokens by inversion of their cumulative sum.
         let mut left = self.stream.uniform() * weights.iter().map(|(_, w)| w).sum::<f64>();
         for (token, weight) in &weights {
             left -= weight;

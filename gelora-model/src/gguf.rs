@@ -95,7 +95,7 @@ impl Gguf {
 
     fn parse(path: &Path, bytes: SharedBytes) -> Result<Self> {
         let all = bytes.bytes();
-        let mut cursor = Cursor { bytes: all, at: 0 };
+        let mut cursor = Cursor { bytes: all, position: 0 };
         let mut header = || -> Option<Result<_, String>> {
             if cursor.take(4)? != b"GGUF" {
                 return Some(Err("not a GGUF file".into()));
@@ -105,16 +105,18 @@ impl Gguf {
                 return Some(Err(format!("is of GGUF version {version}; expected 2 or 3")));
             }
             let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
+            // Keys with their values.
             let (mut metadata, mut ranges) = (BTreeMap::new(), Vec::new());
             for _ in 0..keys {
                 let (name, kind) = (cursor.text()?, cursor.u32()?);
-                let begin = cursor.at;
+                let begin = cursor.position;
                 match cursor.value(kind, 0)? {
                     Ok(value) => metadata.insert(name.clone(), value),
                     Err(problem) => return Some(Err(format!("key {name}: {problem}"))),
                 };
-                ranges.push((name, kind, begin..cursor.at));
+                ranges.push((name, kind, begin..cursor.position));
             }
+            // Name, shape, type and offset of each tensor.
             let mut infos = Vec::new();
             for _ in 0..tensors {
                 let (name, dimensions) = (cursor.text()?, cursor.u32()?);
@@ -142,7 +144,7 @@ impl Gguf {
         let alignment = metadata.get("general.alignment").and_then(Value::as_u64).filter(|n| *n > 0).unwrap_or(32);
         // ggml stores the alignment in 32 bits.
         let stride = u32::try_from(alignment).ok().map(|alignment| alignment as usize);
-        let data = stride.and_then(|stride| cursor.at.checked_next_multiple_of(stride));
+        let data = stride.and_then(|stride| cursor.position.checked_next_multiple_of(stride));
         let data =
             data.ok_or_else(|| Error::file(path, format!("general.alignment is {alignment}, more than a file has")))?;
         Ok(Self { path: path.into(), metadata, keys, tensors, bytes, data })
@@ -199,6 +201,7 @@ impl Gguf {
         let architecture = self.known_architecture()?;
         let mut all = BTreeMap::new();
         for info in self.tensors.iter().filter(|t| t.name != ROPE_FACTORS) {
+            // Undo the differences between file and checkpoint: name, order of rows, transpose, offset of norms.
             let mut tensor = self.tensor(info)?;
             let Some(name) = architecture.checkpoint_name(&info.name) else {
                 return Err(self.error(format!(
@@ -238,13 +241,13 @@ const MAX_DIMENSIONS: u32 = 4;
 /// Reads little-endian values. Each method returns None at the end of the file.
 struct Cursor<'a> {
     bytes: &'a [u8],
-    at: usize,
+    position: usize,
 }
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, n: usize) -> Option<&'a [u8]> {
-        let taken = self.bytes.get(self.at..self.at.checked_add(n)?)?;
-        self.at += n;
+        let taken = self.bytes.get(self.position..self.position.checked_add(n)?)?;
+        self.position += n;
         Some(taken)
     }
 

@@ -127,6 +127,7 @@ pub(crate) struct Saved {
 impl Head {
     /// Makes a new head with K outputs for a model of C channels.
     pub fn fresh(kind: HeadKind, [k, c]: [usize; 2], dropout: f32, seed: u64) -> Result<Self> {
+        // The output layer draws its weights first.
         let mut stream = Stream::at(seed, &[0x6865_6164]); // "head"
         let out = Layer::fresh(kind.out, [k, c], kind.biased, &mut stream)?;
         let dense = match kind.dense {
@@ -236,6 +237,7 @@ impl Head {
             }
             _ => return Err(Error::Value("the model has no pooler".into())),
         };
+        // features = drop(f(inner)), or the input itself without a dense layer.
         let features = match &inner {
             Some(inner) => mode::apply_dropout(dropouts[1], activation::forward(self.kind.activation, inner)?)?,
             None => input.clone(),
@@ -258,6 +260,7 @@ impl Head {
         if !want_dx && self.dense.is_none() && !adapted_pooler {
             return Ok(None);
         }
+        // Backward through the output layer, then through dropout and activation.
         let d_features = linear::backward_input(d_logits, &self.out.ready()?)?;
         let Some(inner) = &saved.inner else { return Ok(Some(d_features)) };
         let d_inner =

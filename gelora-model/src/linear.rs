@@ -25,8 +25,8 @@ pub(crate) fn accumulate(grads: &mut Grads, name: String, gradient: Tensor) -> R
 /// Returns the transpose of a matrix, in the same element type.
 pub(crate) fn transpose(t: &Tensor) -> Result<Tensor> {
     let (rows, cols, values) = (t.rows(), t.cols(), t.to_f32()?);
-    let at = |i: usize| values[i % rows * cols + i / rows];
-    Ok(Tensor::from_vec((0..rows * cols).map(at).collect(), [cols, rows])?.to_dtype(t.dtype())?)
+    let value = |i: usize| values[i % rows * cols + i / rows];
+    Ok(Tensor::from_vec((0..rows * cols).map(value).collect(), [cols, rows])?.to_dtype(t.dtype())?)
 }
 
 /// Copies a frozen weight to a device. Its type becomes f32 if the device does not support it.

@@ -27,6 +27,7 @@ impl Merged {
     /// # Errors
     /// Returns an error if the base files cannot be read again, or a merged weight is infinite or NaN.
     pub fn of(transformer: &Transformer, model: &Path) -> Result<Self> {
+        // Read the base tensors under their full names, without those of a head.
         let (_, base) = checkpoint::read(model)?;
         let prefix = transformer.prefix();
         let prefixed = base.keys().any(|name| name.starts_with(prefix));
@@ -41,6 +42,7 @@ impl Merged {
         for (name, tensor) in transformer.saved() {
             merged.replace(name, tensor)?;
         }
+        // Add scaling B A to the weights of adapted modules.
         for linear in transformer.linears() {
             let Some(layer) = &linear.lora else { continue };
             let name = format!("{}.weight", linear.name);

@@ -21,7 +21,7 @@ pub(crate) enum DropoutSite {
 pub struct Mode {
     training: Option<(u64, u64)>,
     recompute: bool,
-    of_distances: bool,
+    for_distances: bool,
 }
 
 impl Mode {
@@ -44,8 +44,8 @@ impl Mode {
     }
 
     /// Mode for the second use of a module, on distance embeddings instead of tokens. It has different dropout masks.
-    pub(crate) fn of_distances(self) -> Self {
-        Self { of_distances: true, ..self }
+    pub(crate) fn for_distances(self) -> Self {
+        Self { for_distances: true, ..self }
     }
 
     pub(crate) fn recomputes(&self) -> bool {
@@ -54,7 +54,7 @@ impl Mode {
 
     /// The key of a mask, or None in inference. `index` identifies the layer or module.
     pub(crate) fn key(&self, site: DropoutSite, index: usize) -> Option<[u32; 2]> {
-        let second: &[u64] = if self.of_distances { &[1] } else { &[] };
+        let second: &[u64] = if self.for_distances { &[1] } else { &[] };
         let key = |(seed, step)| random::key(seed, &[&[step, site as u64, index as u64], second].concat());
         self.training.map(key)
     }

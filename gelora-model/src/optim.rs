@@ -67,6 +67,7 @@ impl Optimizer {
     /// Returns an error if there is no gradient, or a gradient has no parameter or does not fit it.
     pub fn step(&mut self, parameters: Vec<(String, &mut Tensor)>, grads: &Grads, lr: f32) -> Result<Tensor> {
         let mut parameters: BTreeMap<String, &mut Tensor> = parameters.into_iter().collect();
+        // Pair each gradient with its parameter, and make zero moments at the first step.
         let mut stepping = Vec::with_capacity(grads.len());
         for (name, gradient) in grads {
             let parameter = parameters.remove(name);

@@ -111,6 +111,7 @@ impl<'a> Checkpoint<'a> {
                 return Err(BIG_ENDIAN.into());
             }
         }
+        // The dictionary, and the keys of the storages in file order.
         let (pickle, keys) = (next()?, next()?);
         let Object::List(listed) = keys.root() else { return Err("the list of its storages is missing".into()) };
         let storages = pickle.objects.iter().filter_map(|object| match object {
@@ -167,6 +168,7 @@ impl<'a> Checkpoint<'a> {
         last.filter(|last| *last < stored).ok_or_else(outside)?;
         let count = shape.iter().try_fold(1, |n: usize, d| n.checked_mul(*d)).ok_or_else(outside)?;
         let mut follows = 1;
+        // Row-major strides: each is the product of the sizes after it. Sizes of 1 may have any stride.
         let contiguous = dims().rev().all(|(n, stride)| {
             let is_contiguous = *n == 1 || *stride == follows;
             follows *= n; // at most count
@@ -178,6 +180,7 @@ impl<'a> Checkpoint<'a> {
                 format!("would have {count} values that are not contiguous, in a file of {} bytes", bytes.bytes().len())
             })?;
         }
+        // Share the mapped file if possible, else copy.
         let tensor = if contiguous {
             Tensor::from_bytes(bytes.clone(), begin..begin + count * size, dtype, shape.as_slice())
         } else {

@@ -154,7 +154,7 @@ impl Transformer {
     pub(crate) fn adapted(model: &Path, adapter: Adapter) -> Result<(Self, Weights)> {
         let config = Config::load(model)?;
         let family = family::find(&config.family).map_or("", |family| family.prefix);
-        let (adapter, is_bare) = adapter::of_task_model(adapter, family);
+        let (adapter, is_bare) = adapter::in_task_model(adapter, family);
         let mut weights = Weights::open(model)?.with_saved(adapter.saved.clone());
         let mut transformer = Self::from_weights(config, &mut weights)?;
         transformer.saved = adapter.saved.into_iter().filter(|(name, _)| !weights.awaits(name)).collect();

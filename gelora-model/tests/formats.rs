@@ -78,11 +78,11 @@ fn shards_form_one_model() {
             shard.insert(name, tensor);
         }
         let folder = folder(family, &first);
-        let at = |name: &str| folder.path().join(name);
-        std::fs::rename(at("model.safetensors"), at("a.safetensors")).expect("a file");
-        write(&at("b.safetensors"), &second);
+        let path = |name: &str| folder.path().join(name);
+        std::fs::rename(path("model.safetensors"), path("a.safetensors")).expect("a file");
+        write(&path("b.safetensors"), &second);
         let index = json!({"metadata": {}, "weight_map": map}).to_string();
-        std::fs::write(at("model.safetensors.index.json"), index).expect("a file");
+        std::fs::write(path("model.safetensors.index.json"), index).expect("a file");
         let decoder = !family.starts_with("deberta");
         assert!(values(folder.path(), decoder) == values(&fixture("families").join(family), decoder), "{family}");
     }

@@ -182,7 +182,7 @@ fn gradients_with_dropout_match_finite_differences() {
     // parameters.
     let squared: f64 = grads.values().flat_map(|g| g.to_vec().expect("on the CPU")).map(|v| f64::from(v).powi(2)).sum();
     let h = 2e-3 / squared.sqrt();
-    let mut at = |sign: f64| {
+    let mut loss_at = |sign: f64| {
         for (name, parameter) in classifier.parameters_mut() {
             let Some(gradient) = grads.get(&name) else { continue };
             let gradient = gradient.to_vec().expect("on the CPU");
@@ -193,7 +193,7 @@ fn gradients_with_dropout_match_finite_differences() {
         let loss = classifier.backward(&batch, targets, &mode, 1.0, &mut Grads::new());
         f64::from(loss.and_then(|loss| Ok(loss.item()?)).expect("backward"))
     };
-    let (up, down) = (at(1.0), at(-2.0));
+    let (up, down) = (loss_at(1.0), loss_at(-2.0));
     let slope = (up - down) / (2.0 * h);
     assert!((slope / squared - 1.0).abs() < 1e-2, "slope {slope}, squared norm of the gradient {squared}");
 }

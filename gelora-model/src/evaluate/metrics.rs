@@ -40,10 +40,11 @@ pub(super) fn matthews(predicted: &[usize], gold: &[usize], classes: usize) -> f
     let counts = Counts::of(predicted, gold, classes);
     let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| x * y).sum() };
     let s = gold.len() as f64;
+    // Numerator c s - sum_k p_k t_k, then the two factors of the denominator.
     let covariance = counts.right.iter().sum::<f64>() * s - dot(&counts.predicted, &counts.gold);
-    let of_predicted = s * s - dot(&counts.predicted, &counts.predicted);
-    let of_gold = s * s - dot(&counts.gold, &counts.gold);
-    ratio(covariance, of_predicted.sqrt() * of_gold.sqrt())
+    let predicted_variance = s * s - dot(&counts.predicted, &counts.predicted);
+    let gold_variance = s * s - dot(&counts.gold, &counts.gold);
+    ratio(covariance, predicted_variance.sqrt() * gold_variance.sqrt())
 }
 
 /// Pearson correlation, sum (x - mean x)(y - mean y) / sqrt(sum (x - mean x)^2 sum (y - mean y)^2).

@@ -149,6 +149,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         Some(distances) => Some(relative_embedding(distances, c, w)?),
         None => None,
     };
+    // Only the first block has a convolution.
     if let (Some((taps, activation)), Some(first)) = (options.convolution, blocks.first_mut()) {
         let weight = w.tensor("encoder.conv.conv.weight", &[c.hidden, c.hidden, taps])?;
         first.convolution = Some(Convolution {

@@ -32,17 +32,17 @@ fn common(json: &Json) -> Result<Config> {
 }
 
 /// Reads the options of a model whose layers share one rotary embedding.
-fn one_rope(json: &Json) -> Result<Config> {
+fn shared_rope(json: &Json) -> Result<Config> {
     let config = common(json)?;
     let mut rope = rope::of_config(json, config.head_size)?;
     // A GGUF file stores one factor for each frequency instead of the parameters of llama3's scaling.
     if let Some(factors) = json.get("rope_factors").and_then(Value::as_array) {
         let factor = |(f, by): (&f32, &Value)| by.as_f64().map(|by| f / by as f32);
         let scaled: Option<Vec<f32>> = rope.frequencies.iter().zip(factors).map(factor).collect();
-        let wanted = rope.frequencies.len();
+        let expected = rope.frequencies.len();
         rope.frequencies = scaled
-            .filter(|all| all.len() == wanted)
-            .ok_or_else(|| json.error(format!("rope_freqs.weight must have {wanted} values")))?;
+            .filter(|all| all.len() == expected)
+            .ok_or_else(|| json.error(format!("rope_freqs.weight must have {expected} values")))?;
     }
     let ropes = vec![rope];
     Ok(Config { ropes, ..config })
@@ -52,11 +52,11 @@ pub fn llama(json: &Json) -> Result<Config> {
     json.only("attention_bias", &json!(false))?;
     json.only("mlp_bias", &json!(false))?;
     json.only("rope_interleaved", &json!(false))?;
-    one_rope(json)
+    shared_rope(json)
 }
 
 pub fn mistral(json: &Json) -> Result<Config> {
-    let mut config = one_rope(json)?;
+    let mut config = shared_rope(json)?;
     let window = json.get("sliding_window").is_some().then(|| json.size("sliding_window")).transpose()?;
     config.layer_kinds.iter_mut().for_each(|kind| kind.window = window);
     Ok(config)
@@ -66,7 +66,7 @@ pub fn mistral(json: &Json) -> Result<Config> {
 /// `max_window_layers` on.
 fn qwen(json: &Json) -> Result<Config> {
     json.only("use_mrope", &json!(false))?;
-    let mut config = one_rope(json)?;
+    let mut config = shared_rope(json)?;
     let used = json.flag("use_sliding_window", false)?;
     let first = json.size_or("max_window_layers", config.layers).unwrap_or(0);
     let window = json.get("sliding_window").filter(|_| used).map(|_| json.size("sliding_window")).transpose()?;
@@ -138,6 +138,7 @@ pub fn gemma3(json: &Json) -> Result<Config> {
     };
     let (window, pattern) = (json.size("sliding_window")?, json.size_or("sliding_window_pattern", 6)?);
     json.size_or("_sliding_window_pattern", pattern)?;
+    // Without `layer_types`, every `pattern`-th layer has full attention.
     let sliding = match sliding_layers(json, config.layers)? {
         Some(layers) => layers,
         None => (0..config.layers).map(|l| !(l + 1).is_multiple_of(pattern)).collect(),
@@ -193,6 +194,7 @@ pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
         };
         let before_attention = norm(w, "input_layernorm")?;
         let between = norm(w, "post_attention_layernorm")?;
+        // Gemma has norms before and after each sublayer; the other families only before it.
         let (after_attention, before_mlp, after_mlp) = match gemma {
             true => (between, norm(w, "pre_feedforward_layernorm")?, norm(w, "post_feedforward_layernorm")?),
             false => (None, between, None),

@@ -73,6 +73,7 @@ pub fn scaled(json: &Json, map: &Map<String, Value>, theta: Option<f64>, head_si
             let (factor, low, high) = (needed("factor")?, needed("low_freq_factor")?, needed("high_freq_factor")?);
             let trained = needed("original_max_position_embeddings")?;
             for f in &mut rope.frequencies {
+                // Long wavelengths are divided by `factor`, short ones are kept, and those between are interpolated.
                 let wavelength = 2.0 * std::f64::consts::PI / f64::from(*f);
                 let share = ((trained / wavelength - low) / (high - low)).clamp(0.0, 1.0);
                 let kept = f64::from(*f);
@@ -101,6 +102,7 @@ fn yarn(json: &Json, map: &Map<String, Value>, theta: f64, rope: &mut RopeConfig
         Some(trained) => trained,
         None => json.size("max_position_embeddings")? as f64,
     };
+    // The scale of cosines and sines, 0.1 ln(factor) + 1 by default.
     rope.factor = number("attention_factor", 0.1 * factor.ln() + 1.0) as f32;
     let half = rope.frequencies.len() as f64;
     // Index of the channel pair whose angle makes this number of turns over the training length.
@@ -111,6 +113,7 @@ fn yarn(json: &Json, map: &Map<String, Value>, theta: f64, rope: &mut RopeConfig
     }
     let (low, high) = (low.max(0.0), high.min(2.0 * half - 1.0));
     let high = if low == high { high + 0.001 } else { high };
+    // Channels below `low` keep their frequency, channels above `high` are divided by `factor`.
     for (j, f) in rope.frequencies.iter_mut().enumerate() {
         let interpolated = ((j as f64 - low) / (high - low)).clamp(0.0, 1.0);
         let kept = f64::from(*f);

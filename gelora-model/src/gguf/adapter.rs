@@ -129,8 +129,8 @@ pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
             let problem = |problem| gguf.error(format!("tensor {} {problem}", info.name));
             tensor = reorder(&tensor, heads, RowOrder::Halves).map_err(problem)?;
         }
-        let taken = if module_of_a.is_some() { &mut a } else { &mut b };
-        if taken.insert(linear.name.clone(), tensor).is_some() {
+        let matrices = if module_of_a.is_some() { &mut a } else { &mut b };
+        if matrices.insert(linear.name.clone(), tensor).is_some() {
             return Err(gguf.error(format!("tensor {} occurs twice", info.name)));
         }
     }

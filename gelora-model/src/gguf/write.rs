@@ -130,6 +130,7 @@ pub(super) struct Output<'a> {
 /// # Errors
 /// Returns an error if a tensor cannot be computed, a value does not fit its type, or the file cannot be written.
 pub(super) fn write(path: &Path, keys: &[(String, MetadataValue)], tensors: &[Output]) -> Result<()> {
+    // Header: version, counts and keys.
     let mut header = [&b"GGUF"[..], &VERSION.to_le_bytes()].concat();
     header.extend((tensors.len() as u64).to_le_bytes());
     header.extend((keys.len() as u64).to_le_bytes());
@@ -139,6 +140,7 @@ pub(super) fn write(path: &Path, keys: &[(String, MetadataValue)], tensors: &[Ou
         header.extend(kind.to_le_bytes());
         header.extend(bytes);
     }
+    // Header: name, shape, type and offset of each tensor.
     let mut end = 0usize;
     for tensor in tensors {
         header.extend(text(&tensor.name));
@@ -149,6 +151,7 @@ pub(super) fn write(path: &Path, keys: &[(String, MetadataValue)], tensors: &[Ou
         end += tensor.stored.dtype().bytes(tensor.shape.iter().product()).next_multiple_of(ALIGNMENT);
     }
     header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
+    // Values, each padded to the alignment.
     let mut failed = None;
     let written = files::write_with(path, |file| {
         file.write_all(&header)?;

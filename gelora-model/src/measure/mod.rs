@@ -139,11 +139,16 @@ fn ranks_from_points(
             let other_scale = if scale < n { Some(n) } else { plateau_scale.filter(|scale| *scale < n) };
             let other = other_scale.map(|scale| Ok::<_, Error>((scale, replicates_at(scale)?))).transpose()?;
             let near_copies = &measured.near_copies[..];
-            let repeat =
+            let resampling =
                 stability::Resampling { points: &points, near_copies, targets: &targets, policy: &policy, options };
-            let given =
-                stability::Given { ranks: &rank_of_steps, names: &step_names, states: &measured.states, scale, other };
-            Some(repeat.run(resamples, &given, report)?)
+            let reference = stability::Reference {
+                ranks: &rank_of_steps,
+                names: &step_names,
+                states: &measured.states,
+                scale,
+                other,
+            };
+            Some(resampling.run(resamples, &reference, report)?)
         }
     };
     let warnings = warnings::warnings(&warnings::Facts {

@@ -75,6 +75,7 @@ fn forward(
     for chunk in examples.chunks(options.batch_size) {
         let batch = Batch::of_tokens(chunk)?;
         let rows = chosen_rows(&batch, options.pool, &mut stream);
+        // Pool each state as it is computed, so that only one full state is in memory.
         let mut pooled = Vec::new();
         model.hidden_states(&batch, options.granularity, |_, tokens| {
             pooled.push(match &rows {

@@ -95,7 +95,7 @@ pub fn adapter_config(
 ) -> Result<AdapterConfig> {
     let infos = model.linear_infos();
     // The order of the model, so that the file lists modules from the input to the output.
-    let wanted: Vec<(String, usize, f64)> =
+    let adapted: Vec<(String, usize, f64)> =
         infos.iter().filter_map(|i| modules.get(&i.name).map(|m| (i.name.clone(), m.rank, m.alpha))).collect();
     let all: Vec<&str> = infos.iter().map(|i| i.name.as_str()).collect();
     let saves_head = task == AdapterTask::SequenceClassification;
@@ -103,6 +103,6 @@ pub fn adapter_config(
         task_type: Some(task.name().into()),
         base_model_name_or_path: Some(model.name().to_owned()),
         modules_to_save: saves_head.then(|| model.head_modules()),
-        ..AdapterConfig::for_modules(&wanted, model.prefix(), &all)?
+        ..AdapterConfig::for_modules(&adapted, model.prefix(), &all)?
     })
 }

@@ -73,7 +73,7 @@ pub(super) struct Resampling<'a> {
 }
 
 /// The measured ranks, with which the resamples are compared.
-pub(super) struct Given<'a> {
+pub(super) struct Reference<'a> {
     /// The rank of every step.
     pub ranks: &'a [usize],
     /// Names of the steps.
@@ -87,15 +87,21 @@ pub(super) struct Given<'a> {
 
 impl Resampling<'_> {
     /// Computes the ranks of `resamples` halves and as many quarters, and compares them with the measured ranks.
-    pub(super) fn run(&self, resamples: usize, given: &Given<'_>, report: &mut Report<'_>) -> Result<Stability> {
+    pub(super) fn run(
+        &self,
+        resamples: usize,
+        reference: &Reference<'_>,
+        report: &mut Report<'_>,
+    ) -> Result<Stability> {
         let n = self.points.first().map_or(0, Tensor::rows);
         let sizes: Vec<usize> = [n / 2, n / 4].into_iter().filter(|size| *size >= LEAST).collect();
         report(Event::Began { work: Work::Stability, units: resamples * sizes.len() })?;
         let mut found = Vec::new();
         for size in sizes {
-            let mut ranks = vec![Vec::new(); given.ranks.len()];
+            let mut ranks = vec![Vec::new(); reference.ranks.len()];
             for draw in 0..resamples {
                 let mut rows: Vec<usize> = (0..n).collect();
+                // Draw `size` rows without replacement, in ascending order.
                 let key = [0x7374_6162, size as u64, draw as u64]; // "stab"
                 Stream::at(self.options.seed, &key).shuffle(&mut rows);
                 rows.truncate(size);
@@ -108,12 +114,12 @@ impl Resampling<'_> {
             found.push(ResampledRanks { n: size, ranks });
         }
         report(Event::Finished { work: Work::Stability })?;
-        let other = given.other.as_ref();
+        let other = reference.other.as_ref();
         let other_scale = match other {
             Some((scale, replicates)) => Some(OtherScale { scale: *scale, ranks: self.ranks_of(replicates)? }),
             None => None,
         };
-        let (enough, verdict) = verdict(&found, n, given, other_scale.as_ref());
+        let (enough, verdict) = verdict(&found, n, reference, other_scale.as_ref());
         Ok(Stability { resamples, sizes: found, other_scale, enough, verdict })
     }
 
@@ -133,31 +139,37 @@ impl Resampling<'_> {
 }
 
 /// Returns whether n examples were enough, and a sentence with the reasons.
-fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<&OtherScale>) -> (bool, String) {
+fn verdict(
+    sizes: &[ResampledRanks],
+    n: usize,
+    reference: &Reference<'_>,
+    other: Option<&OtherScale>,
+) -> (bool, String) {
     let mut against = Vec::new();
     for (part, size) in ["halves", "quarters"].into_iter().zip([0, 1]) {
         match sizes.get(size) {
-            Some(resampled) => against.extend(moves(resampled, part, given)),
+            Some(resampled) => against.extend(moves(resampled, part, reference)),
             None => against.push(format!("{n} are too few to draw {part} from")),
         }
     }
-    let without = given.states.iter().filter(|s| !s.is_constant() && s.plateau.is_none()).count();
+    let without = reference.states.iter().filter(|s| !s.is_constant() && s.plateau.is_none()).count();
     if without > 0 {
         against.push(format!(
             "the dimension of {without} of {} states has no plateau, so it depends on the number of examples",
-            given.states.len()
+            reference.states.len()
         ));
     }
     if let Some(other) = other {
-        let differs = |s: &usize| other.ranks[*s].abs_diff(given.ranks[*s]) > 1;
-        let all: Vec<usize> = (0..given.ranks.len()).filter(differs).collect();
+        let differs = |s: &usize| other.ranks[*s].abs_diff(reference.ranks[*s]) > 1;
+        let all: Vec<usize> = (0..reference.ranks.len()).filter(differs).collect();
         if !all.is_empty() {
-            let change =
-                |s: &usize| format!("{} would be {} and not {}", given.names[*s], other.ranks[*s], given.ranks[*s]);
+            let change = |s: &usize| {
+                format!("{} would be {} and not {}", reference.names[*s], other.ranks[*s], reference.ranks[*s])
+            };
             against.push(format!(
                 "at the scale of {} points instead of {} the ranks are others: {}",
                 other.scale,
-                given.scale,
+                reference.scale,
                 listed(&all, change)
             ));
         }
@@ -166,7 +178,7 @@ fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<
         return (false, format!("{n} examples were not enough: {}.", against.join("; ")));
     }
     let resamples = sizes.first().and_then(|s| s.ranks.first()).map_or(0, Vec::len);
-    let least = sizes.iter().flat_map(|size| shares(size, given.ranks)).fold(1.0, f64::min) * resamples as f64;
+    let least = sizes.iter().flat_map(|size| shares(size, reference.ranks)).fold(1.0, f64::min) * resamples as f64;
     let other = other.map_or(String::new(), |other| format!(", and so did {} points", other.scale));
     let sentence = format!(
         "{n} examples were enough: every state has a plateau, and in every layer at least {} of {resamples} halves and \
@@ -177,23 +189,23 @@ fn verdict(sizes: &[ResampledRanks], n: usize, given: &Given<'_>, other: Option<
 }
 
 /// For every step, the share of resamples whose rank is within one of the measured rank.
-fn shares(size: &ResampledRanks, given: &[usize]) -> Vec<f64> {
-    let near = |(ranks, given): (&Vec<usize>, &usize)| {
-        ranks.iter().filter(|rank| rank.abs_diff(*given) <= 1).count() as f64 / ranks.len().max(1) as f64
+fn shares(size: &ResampledRanks, reference: &[usize]) -> Vec<f64> {
+    let near = |(ranks, reference): (&Vec<usize>, &usize)| {
+        ranks.iter().filter(|rank| rank.abs_diff(*reference) <= 1).count() as f64 / ranks.len().max(1) as f64
     };
-    size.ranks.iter().zip(given).map(near).collect()
+    size.ranks.iter().zip(reference).map(near).collect()
 }
 
 /// Describes the steps whose rank moves by more than one over resamples of a size, or None if no rank does.
-fn moves(size: &ResampledRanks, part: &str, given: &Given<'_>) -> Option<String> {
-    let shares = shares(size, given.ranks);
+fn moves(size: &ResampledRanks, part: &str, reference: &Reference<'_>) -> Option<String> {
+    let shares = shares(size, reference.ranks);
     let unsure: Vec<usize> = (0..shares.len()).filter(|s| shares[*s] < STABLE).collect();
     let spread = |s: &usize| {
         let (low, high) = (size.ranks[*s].iter().min().unwrap_or(&0), size.ranks[*s].iter().max().unwrap_or(&0));
-        format!("{} ({low} to {high}, given {})", given.names[*s], given.ranks[*s])
+        format!("{} ({low} to {high}, given {})", reference.names[*s], reference.ranks[*s])
     };
     (!unsure.is_empty()).then(|| {
-        let (some, all) = (unsure.len(), given.ranks.len());
+        let (some, all) = (unsure.len(), reference.ranks.len());
         format!(
             "over {part} of them the ranks of {some} of {all} layers move by more than one: {}",
             listed(&unsure, spread)
@@ -240,9 +252,9 @@ mod tests {
                 let sizes =
                     [(100, halves), (50, quarters)].map(|(n, ranks)| ResampledRanks { n, ranks: ranks.to_vec() });
                 let states = [state(true), state(flat)];
-                let given = Given { ranks: &[3, 7], names: &names, states: &states, scale: 200, other: None };
+                let reference = Reference { ranks: &[3, 7], names: &names, states: &states, scale: 200, other: None };
                 let other = other.map(|ranks| OtherScale { scale: 50, ranks: ranks.to_vec() });
-                verdict(&sizes, 200, &given, other.as_ref())
+                verdict(&sizes, 200, &reference, other.as_ref())
             };
         let (enough, sentence) = verdict_of(&calm, &calm, true, Some([4, 6]));
         assert!(
@@ -262,8 +274,8 @@ mod tests {
             assert!(!case.0 && case.1.starts_with("200 examples were not enough"), "{}", case.1);
             words.iter().for_each(|word| assert!(case.1.contains(word), "{word}: {}", case.1));
         }
-        let given = Given { ranks: &[3, 7], names: &names, states: &[], scale: 40, other: None };
-        let (enough, sentence) = verdict(&[], 40, &given, None);
+        let reference = Reference { ranks: &[3, 7], names: &names, states: &[], scale: 40, other: None };
+        let (enough, sentence) = verdict(&[], 40, &reference, None);
         assert!(!enough && sentence.contains("too few to draw halves"), "{sentence}");
     }
 }

@@ -34,7 +34,7 @@ impl<'a> Pickle<'a> {
         let bytes = &bytes[..bytes.len().min(MAX_LENGTH)];
         let mut machine = Machine { bytes, ..Machine::default() };
         let root = machine.run()?;
-        Ok(Self { objects: machine.objects, root, length: machine.at })
+        Ok(Self { objects: machine.objects, root, length: machine.position })
     }
 
     pub fn root(&self) -> &Object<'a> {
@@ -50,7 +50,7 @@ impl<'a> Pickle<'a> {
 #[derive(Default)]
 struct Machine<'a> {
     bytes: &'a [u8],
-    at: usize,
+    position: usize,
     objects: Vec<Object<'a>>,
     stack: Vec<u32>,
     /// Heights of the stack at the marks.
@@ -159,12 +159,12 @@ impl<'a> Machine<'a> {
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
-        let taken = self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end));
+        let taken = self.position.checked_add(n).and_then(|end| self.bytes.get(self.position..end));
         let taken = taken.ok_or_else(|| match self.bytes.len() {
             MAX_LENGTH => format!("its pickle is longer than {MAX_LENGTH} bytes"),
             length => format!("truncated: its pickle does not end within {length} bytes"),
         })?;
-        self.at += n;
+        self.position += n;
         Ok(taken)
     }
 
@@ -178,7 +178,7 @@ impl<'a> Machine<'a> {
 
     /// Reads text up to the end of the line.
     fn line(&mut self) -> Result<&'a str, String> {
-        let rest = &self.bytes[self.at..];
+        let rest = &self.bytes[self.position..];
         let length = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
         let line = self.take(length + 1)?;
         std::str::from_utf8(&line[..length]).map_err(|_| damaged())

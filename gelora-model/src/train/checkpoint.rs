@@ -56,7 +56,7 @@ impl Trainer<'_> {
     fn settings(&self, checkpoints: &Checkpoints) -> Result<BTreeMap<String, Value>> {
         let options = &self.options;
         let config = serde_json::to_value(&self.config).map_err(|e| Error::file(&checkpoints.folder, e.to_string()))?;
-        let own = [
+        let settings = [
             ("model", json!(self.model.transformer().name())),
             ("adapter", config),
             ("steps", json!(self.steps())),
@@ -71,8 +71,8 @@ impl Trainer<'_> {
             ("clip", json!(options.clip)),
             ("dtype", json!(self.model.transformer().dtype().to_string())),
         ];
-        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
-        Ok(own.chain(checkpoints.settings.clone()).collect())
+        let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Ok(settings.chain(checkpoints.settings.clone()).collect())
     }
 
     /// Restores the adapter and the optimizer from the checkpoint. Returns the number of finished steps.

@@ -196,6 +196,7 @@ impl<'a> Trainer<'a> {
         let (mut grads, mut shares, mut losses) = (Grads::new(), Vec::new(), Vec::new());
         let tokens = rows.tokens.iter().map(|row| row.ids.len()).sum();
         let size = rows.indices.len().div_ceil(accumulate);
+        // Sum the gradients of all micro-batches, each weighted by its share of the step.
         for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
             let share = self.model.weight(encoded) as f64 / self.model.weight(&rows.tokens) as f64;
             let mode = Mode::training(seed, (step * accumulate + part) as u64);
@@ -204,9 +205,10 @@ impl<'a> Trainer<'a> {
             let labels = self.rows.labels();
             losses.push(self.model.backward((indices, encoded), labels, &mode, share as f32, &mut grads)?);
         }
+        // Clip and update. The norm and the losses stay on the device until `finish`.
         let norm = optimizer.step(self.model.parameters_mut(), &grads, lr as f32)?;
-        let wanted: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
-        Ok(Running { step, lr, shares, values: Pending::read(&wanted)?, tokens, began })
+        let outputs: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
+        Ok(Running { step, lr, shares, values: Pending::read(&outputs)?, tokens, began })
     }
 
     /// Waits for a step to finish. Returns its record.
