@@ -3,37 +3,20 @@
 //!     cargo run --release -p gelora-id --example coverage -- [--draws 100] [--n 2000] [--clouds cube-2,sphere-5,..]
 //!         [--estimators two-nn-fit,..]
 //!
-//! A cloud is a family and its dimension, ball-10, with noise-0.05 in front for Gaussian noise of that deviation. "coverage"
-//! counts the intervals that hold the cloud's dimension; "without bias" those that hold the mean estimate of all draws, which
-//! is what an interval for a biased estimator can hope for. "spread" is the standard deviation of the estimates, in per cent
-//! of their mean.
+//! A cloud is a family and its dimension, ball-10, with noise-0.05 in front for Gaussian noise of that deviation.
+//! "coverage" counts the intervals that hold the cloud's dimension; "without bias" those that hold the mean estimate of
+//! all draws, which is what an interval for a biased estimator can hope for. "spread" is the standard deviation of the
+//! estimates, in per cent of their mean.
+
+mod clouds;
 
 use std::collections::HashMap;
 use std::io::Write;
 
-use gelora_id::{Estimator, Neighbourhood, Options, manifolds};
-use gelora_kernels::Tensor;
-
-type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+use clouds::{Result, cloud};
+use gelora_id::{Estimator, Neighborhood, Options};
 
 const CLOUDS: &str = "cube-2,cube-10,ball-5,ball-20,sphere-5,sphere-20,nonlinear-2,swiss-roll-2,noise-0.3-swiss-roll-2";
-
-/// A cloud by its name.
-fn cloud(name: &str, n: usize, seed: u64) -> Result<Tensor> {
-    if let Some((deviation, rest)) = name.strip_prefix("noise-").and_then(|rest| rest.split_once('-')) {
-        return Ok(manifolds::noisy(&cloud(rest, n, seed)?, deviation.parse()?, seed)?);
-    }
-    let (family, dim) = name.rsplit_once('-').ok_or("a cloud is a family and its dimension, such as ball-5")?;
-    let dim = dim.parse()?;
-    Ok(match family {
-        "cube" => manifolds::cube(n, dim, seed)?,
-        "ball" => manifolds::ball(n, dim, seed)?,
-        "sphere" => manifolds::sphere(n, dim, seed)?,
-        "nonlinear" => manifolds::nonlinear(n, dim, 4 * dim, seed)?,
-        "swiss-roll" => manifolds::swiss_roll(n, seed)?,
-        _ => return Err(format!("{name}: known are cube, ball, sphere, nonlinear and swiss-roll").into()),
-    })
-}
 
 fn main() -> Result {
     let mut given = HashMap::new();
@@ -54,9 +37,9 @@ fn main() -> Result {
         let dim: f64 = name.rsplit('-').next().unwrap_or_default().parse()?;
         let mut estimates = vec![Vec::new(); estimators.len()];
         for draw in 0..draws {
-            let neighbourhood = Neighbourhood::for_estimators(&cloud(name, n, draw as u64)?, &estimators)?;
+            let neighborhood = Neighborhood::for_estimators(&cloud(name, n, draw as u64)?, &estimators)?;
             for (estimates, estimator) in estimates.iter_mut().zip(&estimators) {
-                estimates.push(neighbourhood.estimate(&Options { estimator: *estimator, confidence: 0.95 })?);
+                estimates.push(neighborhood.estimate(&Options { estimator: *estimator, confidence: 0.95 })?);
             }
         }
         for (estimates, estimator) in estimates.iter().zip(&estimators) {

@@ -1,3 +1,5 @@
+//! The errors of this crate.
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -8,7 +10,7 @@ pub enum Error {
     /// The points are not a matrix.
     #[error("points must be a matrix (n, D), got the shape {got:?}")]
     Shape {
-        /// The shape that came.
+        /// The shape that was given.
         got: Vec<usize>,
     },
     /// A coordinate is NaN or infinite.
@@ -21,13 +23,13 @@ pub enum Error {
         /// The value there.
         value: f64,
     },
-    /// All rows are the same: there is no distance to measure.
+    /// All rows are the same, so there is no distance to measure.
     #[error("all {points} points are identical: they have no intrinsic dimension")]
     Identical {
         /// Number of points.
         points: usize,
     },
-    /// Two neighbours and the point itself make three.
+    /// There are fewer than three points: a point and its two neighbors.
     #[error("at least 3 distinct points are needed, got {distinct} among {points}")]
     TooFew {
         /// Number of distinct points, or of points with r1 > 0.
@@ -35,7 +37,7 @@ pub enum Error {
         /// Number of points given.
         points: usize,
     },
-    /// Not every point has both distances.
+    /// The numbers of distances r1 and r2 differ.
     #[error("r1 and r2 must be of one length, got {r1} and {r2} distances")]
     Lengths {
         /// Number of nearest distances.
@@ -43,7 +45,7 @@ pub enum Error {
         /// Number of second nearest distances.
         r2: usize,
     },
-    /// The two distances of a point are not those of its nearest and second nearest neighbour.
+    /// The two distances of a point cannot be those to its nearest and second nearest neighbor.
     #[error(
         "distances must be finite with 0 <= r1 <= r2, got r1 = {r1} and r2 = {r2} at point {index} (counted from 0)"
     )]
@@ -55,16 +57,16 @@ pub enum Error {
         /// Its second nearest distance.
         r2: f64,
     },
-    /// Every point has two neighbours equally far away, as on a regular grid: the estimate would be infinite.
+    /// Every point has two neighbors at the same distance, as on a regular grid: the estimate would be infinite.
     #[error("r2 / r1 is 1 for all {n} points used, as on a regular grid: no finite intrinsic dimension fits")]
     AllRatiosOne {
         /// Number of ratios that the estimator used.
         n: usize,
     },
-    /// The discarded fraction leaves less than a line needs.
+    /// The discarded fraction leaves fewer ratios than the estimator needs.
     #[error("{estimator} needs at least 2 ratios: discarding the largest {discard} of {n} keeps {kept}")]
     KeptTooFew {
-        /// Its name.
+        /// The name of the estimator.
         estimator: &'static str,
         /// Number of ratios kept.
         kept: usize,
@@ -73,10 +75,10 @@ pub enum Error {
         /// The fraction to discard.
         discard: f64,
     },
-    /// An estimator needs more neighbours than there are.
-    #[error("{estimator} needs {needed} neighbours of every point; of {points} distinct points {k} each are known")]
-    Neighbours {
-        /// Its name.
+    /// An estimator needs more neighbors than are known.
+    #[error("{estimator} needs {needed} neighbors of every point; of {points} distinct points {k} each are known")]
+    Neighbors {
+        /// The name of the estimator.
         estimator: String,
         /// How many it needs.
         needed: usize,
@@ -92,22 +94,24 @@ pub enum Error {
         name: &'static str,
         /// Its range, as text.
         expected: &'static str,
-        /// What came.
+        /// What was given.
         got: f64,
     },
     /// No estimator has this name.
-    #[error("unknown estimator {got:?}; known are {}", crate::Estimator::names().join(", "))]
+    #[error("unknown estimator {got:?}; known are {known}")]
     UnknownEstimator {
-        /// What came.
+        /// What was given.
         got: String,
+        /// The names of all estimators.
+        known: String,
     },
-    /// What becomes of near copies is "drop" or "keep".
+    /// The choice for near copies is neither "drop" nor "keep".
     #[error("near copies: expected drop or keep, got {got:?}")]
     UnknownNearCopies {
-        /// What came.
+        /// What was given.
         got: String,
     },
-    /// A mark is needed for every row.
+    /// The number of marks is not the number of rows.
     #[error("expected a mark for each of {rows} rows, got {marks}")]
     Marks {
         /// Number of rows.
@@ -115,7 +119,7 @@ pub enum Error {
         /// Number of marks.
         marks: usize,
     },
-    /// There is no such row.
+    /// The matrix has no such row.
     #[error("row {row} of a matrix of {rows} rows (counted from 0)")]
     Row {
         /// The row asked for.
@@ -123,7 +127,7 @@ pub enum Error {
         /// Number of rows.
         rows: usize,
     },
-    /// The neighbour search failed.
+    /// The neighbor search failed.
     #[error(transparent)]
     Kernels(#[from] gelora_kernels::Error),
 }

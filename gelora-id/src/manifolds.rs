@@ -1,12 +1,12 @@
-//! Clouds of known dimension, to try estimators on: seeded, so that the same call gives the same points.
+//! Clouds of known dimension, to try estimators on. The same seed gives the same points.
 //!
-//! Each function returns n points as a matrix (n, D) in f64; [`noisy`] adds Gaussian noise to any of them.
+//! Each function returns n points as a matrix (n, D) in f64. [`noisy`] adds Gaussian noise to any of them.
 
 use std::f64::consts::PI;
 
 use gelora_kernels::{Tensor, random::Stream};
 
-use crate::{Error, NearCopies, Neighbourhood, Result};
+use crate::{Error, NearCopies, Neighborhood, Result};
 
 /// Uniform in the unit cube of dimension `dim`.
 ///
@@ -54,10 +54,10 @@ pub fn swiss_roll(n: usize, seed: u64) -> Result<Tensor> {
     Ok(Tensor::from_f64((0..n).flat_map(point).collect(), [n, 3])?)
 }
 
-/// A flat torus bent through `columns` dimensions: angles u uniform in (0, 2 pi)^dim, and column c is sin(a_c . u +
-/// b_c) with whole numbers a_c of -2 to 2 (not all 0) and phases b_c; the first 2 `dim` columns are cos and sin of
-/// each angle, so that no two points coincide. It has no boundary. The torus depends on `dim` and `columns`, the
-/// points on it on the seed.
+/// A torus bent through `columns` dimensions, without a boundary. The angles u are uniform in (0, 2 pi)^dim, and column
+/// c is sin(a_c . u + b_c) with integers a_c from -2 to 2 (not all 0) and phases b_c. The first 2 `dim` columns are cos
+/// and sin of each angle, so that different angles are different points. The torus depends on `dim` and `columns`, and
+/// the points on it depend on the seed.
 ///
 /// # Errors
 /// If n or `dim` is 0.
@@ -88,8 +88,8 @@ pub fn nonlinear(n: usize, dim: usize, columns: usize, seed: u64) -> Result<Tens
     Ok(Tensor::from_f64(values, [n, columns])?)
 }
 
-/// The points turned by a random rotation-like map into `columns` columns (a matrix of normal numbers over
-/// sqrt(columns), which keeps distances up to a little).
+/// The points mapped into `columns` columns by a random matrix of normal numbers over sqrt(columns), which keeps
+/// distances approximately.
 ///
 /// # Errors
 /// If the points are not a matrix, or `columns` is 0.
@@ -110,7 +110,7 @@ pub fn embedded(points: &Tensor, columns: usize, seed: u64) -> Result<Tensor> {
     Ok(Tensor::from_f64(out, [n, columns])?)
 }
 
-/// The points with Gaussian noise of a standard deviation added to every value.
+/// The points with Gaussian noise of standard deviation `deviation` added to every value.
 ///
 /// # Errors
 /// If the points are not a matrix.
@@ -121,10 +121,11 @@ pub fn noisy(points: &Tensor, deviation: f64, seed: u64) -> Result<Tensor> {
     Ok(Tensor::from_f64(values.collect(), [shape.0, shape.1])?)
 }
 
-/// The points with near copies in the place of the last rows, and how many those are: a share of all rows. Every
-/// group has `size` rows, the original among them; each copy stands at `distance` times the median distance to the
-/// nearest neighbour from its original, in a random direction. Without the last rows it is the cloud without near
-/// copies.
+/// The points with near copies in place of the last rows, and the number of copies, about `share` of all rows.
+///
+/// Every group has `size` rows: an original and its copies. Each copy is moved from its original in a random direction,
+/// by `distance` times the median distance of a point to its nearest neighbor. Without the last rows the cloud has no
+/// near copies.
 ///
 /// # Errors
 /// If the points are not a matrix or fewer than 3; if `share` is not in [0, 1), `size` not at least 2 or the distance
@@ -147,7 +148,7 @@ pub fn with_near_copies(points: &Tensor, share: f64, size: usize, distance: f64,
     if originals < groups {
         return wrong("the share of near copies", "small enough to leave an original for each group", share);
     }
-    let mut nearest = Neighbourhood::keeping(points, 2, NearCopies::Keep)?.column(0).unwrap_or_default();
+    let mut nearest = Neighborhood::keeping(points, 2, NearCopies::Keep)?.column(0).unwrap_or_default();
     nearest.sort_unstable_by(f64::total_cmp);
     let length = distance * nearest[nearest.len() / 2];
     let mut values = points.to_vec_f64()?;
@@ -172,7 +173,7 @@ fn matrix(points: &Tensor) -> Result<(usize, usize)> {
     }
 }
 
-/// A unit vector, every direction equally likely.
+/// A unit vector in a uniformly random direction.
 fn direction(random: &mut Stream, dim: usize) -> impl Iterator<Item = f64> + use<> {
     let v: Vec<f64> = (0..dim).map(|_| random.normal()).collect();
     let norm = v.iter().map(|v| v * v).sum::<f64>().sqrt();

@@ -1,9 +1,11 @@
+//! The ratios of distances that the TwoNN estimators use.
+
 use crate::{Error, Result};
 
-/// Below this, ln mu is the rounding of a ratio of 1.
+/// A ln mu below this is a ratio of 1 up to rounding.
 const ROUNDING: f64 = 1e-12;
 
-/// The logarithms of the ratios mu = r2 / r1 of at least three points: all that TwoNN needs to know.
+/// The logarithms of the ratios mu = r2 / r1 of at least three points: the input of the TwoNN estimators.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ratios {
     ln_mu: Vec<f64>,
@@ -12,16 +14,18 @@ pub struct Ratios {
 
 impl Ratios {
     /// ln(r2 / r1) of every point with r1 > 0, ascending. Never negative.
+    #[must_use]
     pub fn ln_mu(&self) -> &[f64] {
         &self.ln_mu
     }
 
     /// Number of points left out because r1 = 0.
+    #[must_use]
     pub fn dropped(&self) -> usize {
         self.dropped
     }
 
-    /// The `kept` smallest ln mu, at least one of which is not 0 up to rounding.
+    /// The `kept` smallest ln mu. An error if all of them are 0 up to rounding.
     pub(crate) fn smallest(&self, kept: usize) -> Result<&[f64]> {
         let ln_mu = &self.ln_mu[..kept.min(self.ln_mu.len())];
         match ln_mu.last() {
@@ -31,8 +35,8 @@ impl Ratios {
     }
 }
 
-/// ln mu = ln r2 - ln r1 from every point's distances to its nearest and second nearest neighbour, without the points at
-/// r1 = 0, which have a twin and so no ratio.
+/// ln mu = ln r2 - ln r1 from the distances of every point to its nearest and second nearest neighbor. Points with
+/// r1 = 0 have a twin and therefore no ratio; they are left out.
 ///
 /// # Errors
 /// If the lengths differ; if r2 < r1 or a distance is negative or not finite; if fewer than 3 points have r1 > 0.

@@ -1,25 +1,26 @@
-//! How the dimension depends on the scale it is measured at, and where it does not.
+//! How the dimension depends on the scale at which it is measured.
 //!
-//! Two curves. The decimation curve estimates from n, n / 2, n / 4, .. of the points, of each several disjoint draws:
-//! fewer points are further apart. The GRIDE curve estimates from the neighbours of orders 1 and 2, 2 and 4, 4 and 8,
-//! .. of all points. Small scales see noise, large ones curvature and the boundary; between them a cloud that has a
-//! dimension shows a plateau.
+//! There are two curves. The decimation curve estimates from n, n / 2, n / 4, .. points, with several disjoint draws of
+//! each size: fewer points are further apart. The GRIDE curve estimates from the neighbors of orders 1 and 2, 2 and 4,
+//! 4 and 8, .. of all points. Small scales show noise, large scales show curvature and the boundary. Between them a
+//! cloud that has a dimension shows a plateau.
 //!
-//! The rule ([`plateau`]): a plateau is a run of at least 3 neighbouring scales (a factor of 4 in points or
-//! neighbours) over which the largest estimate is at most 1.1 times the smallest. Of several runs it is the longest,
-//! of equally long ones the one of the finest scale, and its dimension that of its finest scale, which has the most
-//! points. Where there is none, an estimate says more about the number of points than about the cloud.
+//! The rule ([`plateau`]): a plateau is a run of at least 3 adjacent scales (a factor of 4 in points or neighbors)
+//! over which the largest estimate is at most 1.1 times the smallest. Of several runs the longest counts, and of
+//! equally long runs the finest. The dimension of a plateau is that at its finest scale, which has the most points.
+//! Without a plateau, an estimate depends as much on the number of points as on the cloud.
 //!
 //! Sources: Facco et al. 2017 for decimation; Denti et al. 2022 for GRIDE's curve. The numbers 3 and 1.1 are ours.
 
 use gelora_kernels::{DType, Tensor, random::Stream};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Estimate, Estimator, NearCopies, Neighbourhood, Options, Result};
+use crate::estimators::gride::Gride;
+use crate::{Error, Estimate, NearCopies, Neighborhood, Options, Result};
 
-/// The least number of scales in a plateau.
+/// The smallest number of scales in a plateau.
 pub const SHORTEST: usize = 3;
-/// The most that the estimates of a plateau may differ by, as a factor.
+/// The largest ratio of two estimates in a plateau.
 pub const FLAT: f64 = 1.1;
 /// The most draws of one size.
 const DRAWS: usize = 8;
@@ -37,7 +38,7 @@ pub struct AtScale {
     pub draws: usize,
 }
 
-/// Where the dimension does not depend on the scale.
+/// A run of scales over which the dimension does not depend on the scale.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plateau {
     /// The dimension at its finest scale.
@@ -48,37 +49,43 @@ pub struct Plateau {
     pub scales: [usize; 2],
 }
 
-/// The estimate from n, n / 2, n / 4, .. points down to `least`, finest first. Of n / 2^j points at most 8 disjoint
-/// draws are taken from the n rows that the cloud was given. Rows that the cloud left out (identical ones, near
-/// copies) are left out of the draws too, so a draw may have a few points less than its scale says.
+/// The estimates from n, n / 2, n / 4, .. points down to `least`, finest first. At each scale at most 8 disjoint draws
+/// are taken from the n rows that the cloud was given. Rows that the cloud left out (identical rows, near copies) are
+/// left out of the draws, too, so a draw may have a few points less than its scale says.
 ///
-/// The first estimate is the cloud's own and costs no search.
+/// The first estimate of the curve is `whole`, the estimate of the cloud itself with the same options.
 ///
 /// # Errors
-/// As [`Neighbourhood::estimate`] of all points, or if the device fails; a draw that has no estimate is left out.
-pub fn decimation(cloud: &Neighbourhood, options: &Options, least: usize, seed: u64) -> Result<Vec<AtScale>> {
-    let all = cloud.estimate_alone(options)?;
+/// If an option is out of range or the device fails; a draw that has no estimate is left out.
+pub fn decimation(
+    cloud: &Neighborhood,
+    whole: &Estimate,
+    options: &Options,
+    least: usize,
+    seed: u64,
+) -> Result<Vec<AtScale>> {
+    options.check()?;
     let n = cloud.given();
-    let mut curve = vec![AtScale { scale: n, id: all.id, interval: all.interval, draws: 1 }];
+    let mut curve = vec![AtScale { scale: n, id: whole.id, interval: whole.interval, draws: 1 }];
     let mut place = vec![None; n];
     cloud.rows().iter().enumerate().for_each(|(at, &row)| place[row as usize] = Some(at));
-    let estimate = |rows: &[usize]| -> Result<Estimate> {
+    let estimate_of = |rows: &[usize]| -> Result<Estimate> {
         let mut points: Vec<usize> = rows.iter().filter_map(|&row| place[row]).collect();
-        // In the order of the rows, whatever the order of the draw: a copy's first row is then the same.
+        // In the order of the rows, so that the first row of identical ones does not depend on the draw.
         points.sort_unstable();
         if points.len() < 3 {
             return Err(Error::TooFew { distinct: points.len(), points: rows.len() });
         }
         let drawn = subset(cloud.points(), &points)?;
-        let k = options.estimator.neighbours();
-        Neighbourhood::keeping(&drawn, k, NearCopies::Keep)?.estimate_alone(options)
+        let k = options.estimator.neighbors();
+        Neighborhood::keeping(&drawn, k, NearCopies::Keep)?.estimate_alone(options)
     };
     let mut parts = 2;
     while n / parts >= least.max(3) {
         let size = n / parts;
         let mut draws = Vec::new();
         for rows in self::draws(n, size, seed) {
-            match estimate(&rows) {
+            match estimate_of(&rows) {
                 Ok(estimate) => draws.push(estimate),
                 Err(Error::Kernels(e)) => return Err(e.into()),
                 Err(_) => {}
@@ -87,7 +94,7 @@ pub fn decimation(cloud: &Neighbourhood, options: &Options, least: usize, seed: 
         if !draws.is_empty() {
             let mean = |of: &dyn Fn(usize) -> f64| (0..draws.len()).map(of).sum::<f64>() / draws.len() as f64;
             let id = mean(&|i| draws[i].id.ln()).exp();
-            // The draws are disjoint, so their mean is surer than each by the root of their number.
+            // The draws are disjoint, so the error of their mean is smaller by the root of their number.
             let end = |end: usize| mean(&|i| (draws[i].interval[end] / draws[i].id).ln()) / (draws.len() as f64).sqrt();
             curve.push(AtScale { scale: size, id, interval: [0, 1].map(|e| id * end(e).exp()), draws: draws.len() });
         }
@@ -96,21 +103,22 @@ pub fn decimation(cloud: &Neighbourhood, options: &Options, least: usize, seed: 
     Ok(curve)
 }
 
-/// GRIDE's estimates from neighbours of orders 1 and 2, 2 and 4, .. as far as neighbours are known, finest first.
+/// The GRIDE estimates from neighbors of orders 1 and 2, 2 and 4, .. as far as neighbors are known, finest first.
 ///
 /// # Errors
-/// As [`Neighbourhood::estimate`].
-pub fn gride(cloud: &Neighbourhood, confidence: f64) -> Result<Vec<AtScale>> {
+/// As [`Neighborhood::estimate`].
+pub fn gride(cloud: &Neighborhood, confidence: f64) -> Result<Vec<AtScale>> {
     let orders = std::iter::successors(Some(1), |n1| Some(2 * n1)).take_while(|n1| 2 * n1 <= cloud.k());
     orders
         .map(|order| {
-            let e = cloud.estimate_alone(&Options { estimator: Estimator::Gride { order }, confidence })?;
+            let e = cloud.estimate_alone(&Options { estimator: Gride { order }.into(), confidence })?;
             Ok(AtScale { scale: 2 * order, id: e.id, interval: e.interval, draws: 1 })
         })
         .collect()
 }
 
 /// The plateau of a curve, finest scale first, by the rule at the head of this module.
+#[must_use]
 pub fn plateau(curve: &[AtScale]) -> Option<Plateau> {
     let mut best: Option<&[AtScale]> = None;
     for start in 0..curve.len() {
@@ -128,8 +136,9 @@ pub fn plateau(curve: &[AtScale]) -> Option<Plateau> {
     Some(Plateau { id: first.id, interval: first.interval, scales: [first.scale, last.scale] })
 }
 
-/// The scale to compare states at: the finest one that lies in as many of their plateaus as any does. None where no
-/// state has one.
+/// The scale at which to compare several clouds: of the scales that lie in the most plateaus, the finest. None if no
+/// curve has a plateau.
+#[must_use]
 pub fn common(curves: &[Vec<AtScale>]) -> Option<usize> {
     let plateaus: Vec<Plateau> = curves.iter().filter_map(|curve| plateau(curve)).collect();
     let inside = |scale: usize| plateaus.iter().filter(|p| p.scales[1] <= scale && scale <= p.scales[0]).count();
@@ -137,14 +146,16 @@ pub fn common(curves: &[Vec<AtScale>]) -> Option<usize> {
     scales.filter(|scale| inside(*scale) > 0).max_by_key(|scale| (inside(*scale), *scale))
 }
 
-/// How much the estimate moves when three quarters of the points are taken away: the larger of the two over the
-/// smaller, or None where the curve is too short to say.
+/// How much the estimate changes when three quarters of the points are taken away: the ratio of the larger to the
+/// smaller estimate. None if the curve has fewer than 3 scales.
+#[must_use]
 pub fn drift(curve: &[AtScale]) -> Option<f64> {
     let (a, b) = (curve.first()?.id, curve.get(2)?.id);
     Some((a / b).max(b / a))
 }
 
-/// The disjoint draws of `size` out of n rows that [`decimation`] takes: at most 8 of them.
+/// The disjoint draws of `size` out of n rows that [`decimation`] takes: at most 8 draws.
+#[must_use]
 pub fn draws(n: usize, size: usize, seed: u64) -> Vec<Vec<usize>> {
     let parts = n / size.max(1);
     let mut order: Vec<usize> = (0..n).collect();
@@ -154,12 +165,12 @@ pub fn draws(n: usize, size: usize, seed: u64) -> Vec<Vec<usize>> {
     order.chunks_exact(size.max(1)).take(DRAWS).map(<[usize]>::to_vec).collect()
 }
 
-/// Some rows of a matrix, in f32 or f64 as it is, on its device.
+/// Some rows of a matrix (n, D), on its device; f64 stays f64, every other type becomes f32.
 ///
 /// # Errors
-/// If there is no such row, or the device fails.
+/// If `points` is not a matrix, `rows` is empty, a row does not exist, or the device fails.
 pub fn subset(points: &Tensor, rows: &[usize]) -> Result<Tensor> {
-    let columns = points.cols();
+    let [_, columns] = *points.shape() else { return Err(Error::Shape { got: points.shape().to_vec() }) };
     if let Some(&row) = rows.iter().find(|row| **row >= points.rows()) {
         return Err(Error::Row { row, rows: points.rows() });
     }
@@ -191,6 +202,11 @@ mod tests {
         ids.iter().enumerate().map(at).collect()
     }
 
+    fn decimation_of(cloud: &Neighborhood, least: usize) -> Result<Vec<AtScale>> {
+        let options = Options::default();
+        decimation(cloud, &cloud.estimate(&options)?, &options, least, 0)
+    }
+
     #[test]
     fn the_rule_by_hand() {
         assert_eq!(plateau(&curve(&[30.0, 20.0, 12.0, 8.0])), None);
@@ -211,7 +227,7 @@ mod tests {
     fn a_noisy_roll_has_its_plateau_above_the_noise() -> Result<()> {
         // Noise of 0.3 fills the third dimension where neighbours are 0.4 apart, and not where they are 3 apart.
         let roll = manifolds::noisy(&manifolds::swiss_roll(4000, 1)?, 0.3, 2)?;
-        let curve = decimation(&Neighbourhood::of(&roll)?, &Options::default(), 50, 0)?;
+        let curve = decimation_of(&Neighborhood::of(&roll)?, 50)?;
         assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [4000, 2000, 1000, 500, 250, 125, 62]);
         assert_eq!(curve.iter().map(|at| at.draws).collect::<Vec<_>>(), [1, 2, 4, 8, 8, 8, 8]);
         assert!(curve[0].id > 2.5, "{curve:?}");
@@ -223,11 +239,11 @@ mod tests {
     #[test]
     fn rows_that_the_cloud_left_out_are_in_no_draw() -> Result<()> {
         let (points, copies) = manifolds::with_near_copies(&manifolds::cube(800, 6, 1)?, 0.2, 2, 1e-4, 2)?;
-        let cloud = Neighbourhood::of(&points)?;
+        let cloud = Neighborhood::of(&points)?;
         assert_eq!((cloud.near_copies(), copies), (160, 160));
-        let curve = decimation(&cloud, &Options::default(), 60, 0)?;
+        let curve = decimation_of(&cloud, 60)?;
         let clean = subset(&points, &(0..640).collect::<Vec<_>>())?;
-        let clean = decimation(&Neighbourhood::of(&clean)?, &Options::default(), 60, 0)?;
+        let clean = decimation_of(&Neighborhood::of(&clean)?, 60)?;
         assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [800, 400, 200, 100]);
         assert_eq!(curve[0].id, clean[0].id);
         for (with, without) in curve.iter().zip(&clean) {
@@ -245,7 +261,7 @@ mod tests {
 
     #[test]
     fn gride_goes_as_far_as_neighbours_are_known() -> Result<()> {
-        let cloud = Neighbourhood::with_neighbours(&manifolds::sphere(1500, 3, 1)?, 32)?;
+        let cloud = Neighborhood::with_neighbors(&manifolds::sphere(1500, 3, 1)?, 32)?;
         let curve = gride(&cloud, 0.95)?;
         assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [2, 4, 8, 16, 32]);
         assert!(curve.iter().all(|at| at.interval[0] < at.id && at.id < at.interval[1]));

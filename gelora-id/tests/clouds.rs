@@ -1,12 +1,14 @@
 //! Clouds of known dimension, and what must not change the answer.
 #![allow(clippy::print_stdout)] // coverages are worth seeing when a test fails
 
-use gelora_id::{Error, Estimator, Neighbourhood, Options, Result, estimate, manifolds};
+use gelora_id::estimators::two_nn_fit::TwoNnFit;
+use gelora_id::estimators::two_nn_mle::TwoNnMle;
+use gelora_id::{Error, Estimator, Neighborhood, Options, Result, estimate, manifolds};
 use gelora_kernels::{Tensor, random::Stream};
 use proptest::prelude::*;
 
-const FIT: Options = Options { estimator: Estimator::TwoNnFit { discard: 0.1 }, confidence: 0.95 };
-const MLE: Options = Options { estimator: Estimator::TwoNnMle, confidence: 0.95 };
+const FIT: Options = Options { estimator: Estimator::TwoNnFit(TwoNnFit { discard: 0.1 }), confidence: 0.95 };
+const MLE: Options = Options { estimator: Estimator::TwoNnMle(TwoNnMle), confidence: 0.95 };
 
 /// n points uniform in the unit cube of a dimension.
 fn cube(seed: u64, n: usize, dim: usize) -> Vec<f64> {
@@ -19,9 +21,9 @@ fn cube(seed: u64, n: usize, dim: usize) -> Vec<f64> {
 fn cubes_have_their_dimension_less_the_known_bias() -> Result<()> {
     for (dim, lowest, highest) in [(2, 1.85, 2.15), (5, 4.5, 5.3), (10, 8.3, 10.0), (20, 13.5, 17.5)] {
         let points = Tensor::from_f64(cube(1, 2000, dim), [2000, dim])?;
-        let neighbourhood = Neighbourhood::of(&points)?;
+        let neighborhood = Neighborhood::of(&points)?;
         for options in [FIT, MLE] {
-            let got = neighbourhood.estimate(&options)?;
+            let got = neighborhood.estimate(&options)?;
             assert!(lowest < got.id && got.id < highest, "dimension {dim}: {got:?}");
             assert!(got.interval[0] < got.id && got.id < got.interval[1], "{got:?}");
             assert_eq!((got.n, got.duplicates, &got), (2000, 0, &estimate(&points, &options)?));
@@ -80,8 +82,8 @@ fn three_points_are_enough() -> Result<()> {
 
 /// Both estimates of (60, 6) points.
 fn ids(values: &[f64]) -> Result<[f64; 2]> {
-    let neighbourhood = Neighbourhood::of(&Tensor::from_f64(values.to_vec(), [60, 6])?)?;
-    Ok([neighbourhood.estimate(&FIT)?.id, neighbourhood.estimate(&MLE)?.id])
+    let neighborhood = Neighborhood::of(&Tensor::from_f64(values.to_vec(), [60, 6])?)?;
+    Ok([neighborhood.estimate(&FIT)?.id, neighborhood.estimate(&MLE)?.id])
 }
 
 fn same(values: &[f64], moved: &[f64]) {
@@ -136,9 +138,12 @@ proptest! {
     }
 
     #[test]
-    fn copies_of_rows_change_only_their_count(seed in any::<u64>(), copies in prop::collection::vec(0usize..60, 1..20)) {
+    fn copies_of_rows_change_only_their_count(
+        seed in any::<u64>(), copies in prop::collection::vec(0usize..60, 1..20),
+    ) {
         let values = cube(seed, 60, 6);
-        let with_copies: Vec<f64> = copies.iter().chain(&(0..60).collect::<Vec<_>>()).flat_map(|&r| values[r * 6..][..6].to_vec()).collect();
+        let rows = copies.iter().copied().chain(0..60);
+        let with_copies: Vec<f64> = rows.flat_map(|r| values[r * 6..][..6].to_vec()).collect();
         let points = Tensor::from_f64(with_copies, [60 + copies.len(), 6]).unwrap();
         let got = estimate(&points, &FIT).unwrap();
         prop_assert_eq!((got.n, got.duplicates), (60, copies.len()));
@@ -157,13 +162,13 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     all.iter().sum::<f64>() / all.len() as f64
 }
 
-/// An interval of 90 % holds the mean of all estimates nine times in ten, or more: the jackknife is on the wide side. Too narrow
-/// by a fifth would be 81 %.
+/// An interval of 90 % holds the mean of all estimates nine times in ten, or more: the jackknife is on the wide side.
+/// Too narrow by a fifth would be 81 %.
 #[test]
 fn every_interval_covers_what_it_promises() -> Result<()> {
     let draws: Vec<Vec<_>> = (0..150)
         .map(|seed| {
-            let cloud = Neighbourhood::for_estimators(&manifolds::sphere(300, 3, seed)?, &Estimator::ALL)?;
+            let cloud = Neighborhood::for_estimators(&manifolds::sphere(300, 3, seed)?, &Estimator::ALL)?;
             let of = |e: &Estimator| cloud.estimate(&Options { estimator: *e, confidence: 0.9 });
             Estimator::ALL.iter().map(of).collect()
         })
@@ -186,7 +191,7 @@ fn growths_cover_what_they_promise() -> Result<()> {
             let all = cube(seed, n, 5);
             let three: Vec<f64> = all.chunks_exact(5).flat_map(|p| p[..3].to_vec()).collect();
             let of = |values: Vec<f64>, dim| {
-                let cloud = Neighbourhood::of(&Tensor::from_f64(values, [n, dim])?)?;
+                let cloud = Neighborhood::of(&Tensor::from_f64(values, [n, dim])?)?;
                 cloud.replicates(&Estimator::default())
             };
             Ok(of(three, 3)?.growth(&of(all, 5)?, 0.9))

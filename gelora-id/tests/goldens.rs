@@ -1,10 +1,20 @@
-//! The numbers of scikit-dimension 0.5 and DADApy 0.3 on the points of `fixtures/points`, which `fixtures/make_goldens.py` made.
+//! The numbers of scikit-dimension 0.5 and DADApy 0.3 on the points of `fixtures/points`, which
+//! `fixtures/make_goldens.py` made.
+//!
+//! It reads fixtures/ of the repository, so it is not part of the package.
 
 use std::fs;
 use std::path::PathBuf;
 
 use approx::assert_relative_eq;
-use gelora_id::{Estimate, Estimator, Neighbourhood, Options, estimate, estimate_from_neighbours};
+use gelora_id::estimators::corr_dim::CorrDim;
+use gelora_id::estimators::gride::Gride;
+use gelora_id::estimators::levina_bickel::LevinaBickel;
+use gelora_id::estimators::local_pca::LocalPca;
+use gelora_id::estimators::two_nn_bayes::TwoNnBayes;
+use gelora_id::estimators::two_nn_mle::TwoNnMle;
+use gelora_id::estimators::two_nn_trimmed::TwoNnTrimmed;
+use gelora_id::{Estimate, Estimator, Neighborhood, Options, estimate, estimate_from_neighbors};
 use gelora_kernels::{DType, Tensor};
 use serde_json::Value;
 
@@ -53,7 +63,7 @@ fn goldens() -> Result<Vec<(String, Value, Tensor)>> {
 }
 
 fn both() -> [(Options, [&'static str; 2]); 2] {
-    let mle = Options { estimator: Estimator::TwoNnMle, ..Options::default() };
+    let mle = Options { estimator: TwoNnMle.into(), ..Options::default() };
     [(Options::default(), ["skdim_fit", "dadapy_base"]), (mle, ["skdim_mle", "dadapy_ml"])]
 }
 
@@ -73,7 +83,7 @@ fn distances_give_the_ids_of_scikit_dimension_and_dadapy() -> Result {
     for (name, golden, points) in goldens()? {
         let (r1, r2) = distances(&points)?;
         for (options, keys) in both() {
-            let got = estimate_from_neighbours(&r1, &r2, &options)?;
+            let got = estimate_from_neighbors(&r1, &r2, &options)?;
             let want = &golden["without_duplicates"];
             check(&name, &got, want, keys)?;
             assert_eq!(got.n as u64, want["n"].as_u64().ok_or("n")?);
@@ -144,7 +154,7 @@ fn other_estimators_are_those_of_the_packages() -> Result {
             Some((_, _, points)) => points.to_dtype(DType::F64)?,
             None => return Err(format!("{name} has no points").into()),
         };
-        let cloud = Neighbourhood::with_neighbours(&points, 64)?;
+        let cloud = Neighborhood::with_neighbors(&points, 64)?;
         let mut check = |estimator: Estimator, want: &Value, tolerance: f64| -> Result {
             let want = want.as_f64().ok_or("a number")?;
             let got = cloud.estimate(&Options { estimator, confidence: 0.95 })?;
@@ -154,19 +164,19 @@ fn other_estimators_are_those_of_the_packages() -> Result {
             compared += 1;
             Ok(())
         };
-        check(Estimator::TwoNnTrimmed { discard: 0.1 }, &golden["two-nn-trimmed"], 1e-12)?;
-        check(Estimator::TwoNnBayes { shape: 2.0, rate: 5.0 }, &golden["two-nn-bayes"]["2,5"], 1e-9)?;
-        check(Estimator::TwoNnBayes { shape: 1.0, rate: 1.0 }, &golden["two-nn-bayes"]["1,1"], 1e-9)?;
+        check(TwoNnTrimmed { discard: 0.1 }.into(), &golden["two-nn-trimmed"], 1e-12)?;
+        check(TwoNnBayes { shape: 2.0, rate: 5.0 }.into(), &golden["two-nn-bayes"]["2,5"], 1e-9)?;
+        check(TwoNnBayes { shape: 1.0, rate: 1.0 }.into(), &golden["two-nn-bayes"]["1,1"], 1e-9)?;
         for order in [1, 2, 4, 8, 16, 32] {
-            check(Estimator::Gride { order }, &golden["gride"][order.to_string()], 1e-6)?;
+            check(Gride { order }.into(), &golden["gride"][order.to_string()], 1e-6)?;
         }
         for k in [5, 10, 20] {
-            check(Estimator::Mle { k }, &golden["mle"][k.to_string()], 1e-9)?;
+            check(LevinaBickel { k }.into(), &golden["mle"][k.to_string()], 1e-9)?;
         }
-        check(Estimator::CorrDim { inner: 5, outer: 10 }, &golden["corr-dim"]["5,10"], 1e-9)?;
-        check(Estimator::CorrDim { inner: 10, outer: 20 }, &golden["corr-dim"]["10,20"], 1e-9)?;
+        check(CorrDim { inner: 5, outer: 10 }.into(), &golden["corr-dim"]["5,10"], 1e-9)?;
+        check(CorrDim { inner: 10, outer: 20 }.into(), &golden["corr-dim"]["10,20"], 1e-9)?;
         for k in [20, 50] {
-            check(Estimator::LocalPca { k, threshold: 0.05 }, &golden["local-pca"][k.to_string()], 1e-9)?;
+            check(LocalPca { k, threshold: 0.05 }.into(), &golden["local-pca"][k.to_string()], 1e-9)?;
         }
     }
     assert_eq!(compared, 3 * 16);

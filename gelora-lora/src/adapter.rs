@@ -18,14 +18,14 @@ use gelora_kernels::{DType, Tensor};
 use crate::config::CONFIG_NAME;
 use crate::{AdapterConfig, Error, LoraLayer, Matcher, Result, files};
 
-/// The name of the tensors' file in an adapter folder.
+/// The name of the file with the tensors in an adapter folder.
 pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
 
 const PREFIX: &str = "base_model.model.";
 const LORA_A: &str = ".lora_A.weight";
 const LORA_B: &str = ".lora_B.weight";
 
-/// A trained adapter: what PEFT keeps in one folder.
+/// A trained adapter: the content of one PEFT folder.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     /// adapter_config.json.
@@ -37,12 +37,13 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Reads an adapter folder with adapter_model.safetensors. A and B become f32, as in PEFT, and everything is checked against the config.
+    /// Reads an adapter folder with adapter_model.safetensors. A and B become f32, as in PEFT. All tensors are checked
+    /// against the config.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the config is not supported, A or B of a module is missing, has not the rank that
-    /// the config gives to the module, or belongs to no target; or if there is a tensor that is none of these and not in
-    /// `modules_to_save` either.
+    /// If a file is missing or damaged; if the config is not supported; if A or B of a module is missing, does not have
+    /// the rank that the config gives the module, or belongs to a module without an adapter; or if another tensor is in
+    /// no module of `modules_to_save`.
     pub fn read(folder: &Path) -> Result<Self> {
         let config = AdapterConfig::read(&folder.join(CONFIG_NAME))?;
         let path = folder.join(WEIGHTS_NAME);
@@ -50,10 +51,11 @@ impl Adapter {
         Self::from_tensors(config, tensors, &path)
     }
 
-    /// The adapter of these tensors, by their names in the file at `path`, checked as [`Adapter::read`] says.
+    /// The adapter of tensors that are already read, by their names in the file at `path`. They are checked as in
+    /// [`Adapter::read`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Adapter::read`], but for missing and damaged files.
     pub fn from_tensors(config: AdapterConfig, tensors: BTreeMap<String, Tensor>, path: &Path) -> Result<Self> {
         let matcher = config.matcher()?;
         let (mut a, mut b, mut saved) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -86,12 +88,12 @@ impl Adapter {
         Ok(Self { config, layers, saved })
     }
 
-    /// Writes the folder (making it if need be) so that `PeftModel.from_pretrained` loads it. Each file is replaced in
-    /// one step, the tensors first. As PEFT does, the config is written with `inference_mode` true.
+    /// Writes the folder so that `PeftModel.from_pretrained` loads it, and creates it if it does not exist. Each file
+    /// is replaced atomically, the tensors first. The config is written with `inference_mode` true, as PEFT writes it.
     ///
     /// # Errors
-    /// If the config is not supported or does not give a layer the rank and scaling that it has, a name in `saved` is in
-    /// no module of `modules_to_save`, or a file cannot be written.
+    /// If the config is not supported; if a layer has another rank or scaling than the config gives it; if a name in
+    /// `saved` is in no module of `modules_to_save`; or if a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         self.config.validate()?;
         let matcher = self.config.matcher()?;
@@ -119,21 +121,22 @@ impl Adapter {
         config.write(&folder.join(CONFIG_NAME))
     }
 
-    /// How many numbers were trained: all of A and B, and the head.
+    /// Number of trained values: A and B of every module, and the parameters in `saved`.
+    #[must_use]
     pub fn parameters(&self) -> usize {
         self.layers.values().map(LoraLayer::parameters).sum::<usize>()
             + self.saved.values().map(Tensor::len).sum::<usize>()
     }
 }
 
-/// Whether the config says that this parameter is saved: it is in a module of `modules_to_save`, or is the language-model head
-/// that PEFT saves with the word embedding where `ensure_weight_tying` holds.
+/// Whether the config saves this parameter: it is in a module of `modules_to_save`, or it is the language-model head,
+/// which PEFT saves with the word embedding if `ensure_weight_tying` is true.
 fn is_saved(config: &AdapterConfig, matcher: &Matcher, name: &str) -> bool {
     let tied = config.other.get("ensure_weight_tying").is_some_and(|value| value == true);
     matcher.is_saved(name.rsplit_once('.').map_or("", |(module, _)| module)) || (tied && name == "lm_head.weight")
 }
 
-/// The layer with scaling and dropout of the config, if its shapes fit that.
+/// The layer with the scaling and dropout of the config. An error if its shapes do not fit the config.
 fn configured(matcher: &Matcher, module: &str, layer: LoraLayer) -> Result<LoraLayer> {
     let (rank, ..) = layer.sizes().map_err(|problem| Error::module(module, problem))?;
     match matcher.module(module)? {
@@ -257,9 +260,11 @@ mod tests {
             prop_assert!(read.layers.keys().eq(written.layers.keys()));
             for (r, w) in read.layers.values().zip(written.layers.values()) {
                 prop_assert_eq!((r.scaling, r.dropout), (w.scaling, w.dropout));
-                prop_assert_eq!((r.a.bytes().unwrap(), r.b.bytes().unwrap()), (w.a.bytes().unwrap(), w.b.bytes().unwrap()));
+                prop_assert_eq!(r.a.bytes().unwrap(), w.a.bytes().unwrap());
+                prop_assert_eq!(r.b.bytes().unwrap(), w.b.bytes().unwrap());
             }
-            prop_assert_eq!(read.saved["classifier.weight"].bytes().unwrap(), written.saved["classifier.weight"].bytes().unwrap());
+            let [read, written] = [&read, &written].map(|adapter| &adapter.saved["classifier.weight"]);
+            prop_assert_eq!(read.bytes().unwrap(), written.bytes().unwrap());
         }
     }
 

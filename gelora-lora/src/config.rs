@@ -1,10 +1,10 @@
 //! PEFT's adapter_config.json.
 //!
-//! [`AdapterConfig`] has the keys of PEFT's `LoraConfig` that decide what a LoRA adapter computes. Other keys are kept as
-//! they are and written back. A key that would change the result in a way that this crate does not compute (DoRA, trained
-//! biases, ...) is an error that names it: a config that reads without one is computed as PEFT computes it.
+//! [`AdapterConfig`] has the keys of PEFT's `LoraConfig` that decide what a LoRA adapter computes. Other keys are kept
+//! and written back unchanged. A key that changes the result in a way that this crate does not compute (DoRA, trained
+//! biases, ...) is an error that names the key. A config that is read without an error is computed as PEFT computes it.
 //!
-//! Which module has which rank is [`AdapterConfig::matcher`]; a config from ranks is [`AdapterConfig::for_modules`].
+//! [`AdapterConfig::matcher`] finds the rank of a module, [`AdapterConfig::for_modules`] makes a config from ranks.
 //!
 //! Source: PEFT 0.21.2, `peft/tuners/lora/config.py` and `peft/config.py`.
 
@@ -53,27 +53,27 @@ pub struct AdapterConfig {
     /// Weight-decomposed LoRA; only false is supported.
     #[serde(deserialize_with = "null_is_off")]
     pub use_dora: bool,
-    /// How A and B began; those that also change the base weights are not supported.
+    /// How A and B are initialized. Methods that also change the base weights are not supported.
     #[serde(deserialize_with = "null_is_off")]
     pub init_lora_weights: Init,
     /// The modules that have an adapter.
     pub target_modules: Option<Names>,
-    /// Modules that have none although they are targeted.
+    /// Modules without an adapter although `target_modules` matches them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude_modules: Option<Names>,
-    /// Modules that are trained and saved in full: the head.
+    /// Modules that are trained and saved in full, such as the head.
     pub modules_to_save: Option<Vec<String>>,
-    /// The layers that have adapters, if not all.
+    /// The layers that have adapters. None means all.
     pub layers_to_transform: Option<Layers>,
-    /// What the list of layers is called, for `layers_to_transform`.
+    /// The name of the list of layers, for `layers_to_transform`.
     pub layers_pattern: Option<Names>,
-    /// Ranks by pattern; the first that matches holds.
+    /// Ranks by pattern. The first pattern that matches a module counts.
     #[serde(deserialize_with = "crate::patterns::null_is_empty")]
     pub rank_pattern: Patterns<usize>,
-    /// Alphas by pattern; the first that matches holds.
+    /// Alphas by pattern. The first pattern that matches a module counts.
     #[serde(deserialize_with = "crate::patterns::null_is_empty", serialize_with = "numbers")]
     pub alpha_pattern: Patterns<f64>,
-    /// Every other key of the file, kept as it was.
+    /// Every other key of the file, unchanged.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -84,7 +84,7 @@ pub struct AdapterConfig {
 pub enum Init {
     /// True: A uniform and B zero. False: both random (for debugging).
     Default(bool),
-    /// A named initialisation.
+    /// A named initialization.
     Named(String),
 }
 
@@ -94,7 +94,7 @@ pub enum Init {
 pub enum Names {
     /// A Python regular expression; as `target_modules` also "all-linear".
     Pattern(String),
-    /// Full names, or their ends from a dot on.
+    /// Full names, or ends of names that begin after a dot.
     List(Vec<String>),
 }
 
@@ -114,12 +114,12 @@ impl Default for Init {
     }
 }
 
-/// A switch that hand-written configs, and programs that fill in PEFT's fields, set to null.
+/// Reads null as off. Hand-written configs, and programs that fill in all fields of PEFT, set switches to null.
 fn null_is_off<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// As [`null_is_off`], where "none" is what is off.
+/// Reads null as "none", as [`null_is_off`] does for switches.
 fn null_is_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_else(|| "none".to_owned()))
 }
@@ -151,11 +151,11 @@ impl Default for AdapterConfig {
     }
 }
 
-/// Initialisations that leave the base weights alone. (PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract A and B from
+/// Initializations that do not change the base weights. (PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract A and B from
 /// them; MiCA freezes B.)
 const INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
-/// Keys of PEFT that say how an adapter was made or is run, not what it computes.
+/// Keys of PEFT that do not change what an adapter computes, but how it was made or is run.
 const HARMLESS: [&str; 11] = [
     "auto_mapping",
     "corda_config", // the settings of initialisations: `init_lora_weights` says whether one was used
@@ -171,14 +171,15 @@ const HARMLESS: [&str; 11] = [
 ];
 
 impl AdapterConfig {
-    /// Reads adapter_config.json, and checks that everything in it is supported.
+    /// Reads adapter_config.json and checks that everything in it is supported.
     ///
     /// # Errors
     /// If the file cannot be read or is not a LoRA config, or as [`AdapterConfig::validate`].
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = files::read_bytes(path)?;
         let json = |source| Error::Json { path: path.to_path_buf(), source };
-        // PEFT's files always name the method; without it this could be any JSON object, since each key has a default.
+        // Files of PEFT always name the method. Any JSON object would pass without this check, as every key has a
+        // default.
         #[derive(Deserialize)]
         struct Method {
             peft_type: String,
@@ -190,7 +191,7 @@ impl AdapterConfig {
         Ok(config)
     }
 
-    /// Writes adapter_config.json in one step (see [`files::write_atomic`]).
+    /// Writes adapter_config.json atomically (see [`files::write_atomic`]).
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -201,11 +202,11 @@ impl AdapterConfig {
         files::write_atomic(path, &text)
     }
 
-    /// That this crate computes what PEFT computes with this config.
+    /// Checks that this crate computes what PEFT computes with this config.
     ///
-    /// A key unknown to PEFT 0.21 is an error if it holds true, or a list or object with content, as the switch of a later
-    /// version would; numbers and strings pass, since PEFT writes the defaults of switches that are off. See
-    /// [`AdapterConfig::unknown`].
+    /// A key unknown to PEFT 0.21 is an error if its value is true, or a list or object with content: it may be a
+    /// switch of a later version that is on. Numbers and strings pass, since PEFT writes the defaults of switches that
+    /// are off. [`AdapterConfig::unknown`] lists them.
     ///
     /// # Errors
     /// For the first option that is not supported or out of range.
@@ -251,15 +252,16 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// Keys that neither this crate nor PEFT 0.21 knows but that passed [`AdapterConfig::validate`]: numbers and strings,
-    /// worth a warning.
+    /// The unknown keys that pass [`AdapterConfig::validate`]: numbers and strings that neither this crate nor PEFT
+    /// 0.21 knows. A caller may want to warn of them.
+    #[must_use]
     pub fn unknown(&self) -> Vec<&str> {
         let unknown = |(key, value): &(&String, &Value)| (value.is_number() || value.is_string()) && !harmless(key);
         self.other.iter().filter(unknown).map(|(key, _)| key.as_str()).collect()
     }
 
-    /// The rank, alpha, scaling and dropout of one module by its full name, or None if it has no adapter. For many
-    /// modules, [`AdapterConfig::matcher`] compiles the patterns once.
+    /// The rank, alpha, scaling and dropout of the module with this full name, or None if it has no adapter. For many
+    /// modules use [`AdapterConfig::matcher`], which compiles the patterns once.
     ///
     /// # Errors
     /// If a pattern is invalid.
@@ -287,7 +289,7 @@ fn harmless(key: &str) -> bool {
     HARMLESS.contains(&key)
 }
 
-/// What the config says of one module.
+/// The settings of one module.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModuleConfig {
     /// R.
@@ -367,7 +369,8 @@ mod tests {
     fn harmless_options_pass_and_are_written_back() {
         let json = r#"{"target_modules": ["q"], "lora_bias": false, "layer_replication": null, "loftq_config": {},
             "auto_mapping": {"base_model_class": "X"}, "peft_version": "0.21.2", "megatron_core": "megatron.core",
-            "qalora_group_size": 16, "ensure_weight_tying": true, "new_size": 3, "new_kind": "x", "init_lora_weights": "eva"}"#;
+            "qalora_group_size": 16, "ensure_weight_tying": true, "new_size": 3, "new_kind": "x",
+            "init_lora_weights": "eva"}"#;
         let c = config(json);
         c.validate().unwrap();
         assert_eq!(c.unknown(), ["new_kind", "new_size"]);

@@ -1,10 +1,12 @@
+//! The errors of this crate.
+
 use std::path::{Path, PathBuf};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in this crate. Each variant names the file, option, pattern or module, what was expected
-/// and what came.
+/// Everything that can go wrong in this crate. Each variant names the file, option, pattern or module, what was
+/// expected and what was given.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,15 +15,15 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A file could not be written; what was there before is untouched.
+    /// A file could not be written. A previous file is unchanged.
     #[error("{}: cannot be written; nothing was changed: {source}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// A file is not JSON of the expected form.
@@ -60,7 +62,7 @@ pub enum Error {
         /// The value it has, as JSON.
         got: String,
     },
-    /// A regular expression of the adapter's config is invalid, or gave up on a module's name.
+    /// A regular expression of the adapter config is invalid, or needs too many steps on a module's name.
     #[error("adapter config: {option} has the pattern {pattern:?}: {problem}")]
     Pattern {
         /// The key in adapter_config.json.
@@ -75,13 +77,13 @@ pub enum Error {
     Module {
         /// The module's full name.
         module: String,
-        /// What was expected and what came.
+        /// What was expected and what was given.
         problem: String,
     },
     /// Ranks cannot be assigned.
     #[error("ranks: {problem}")]
     Ranks {
-        /// What was expected and what came.
+        /// What was expected and what was given.
         problem: String,
     },
     /// An operation on tensors failed.

@@ -1,11 +1,12 @@
-//! Files: safetensors in and out, and writing that never leaves half a file.
+//! Files: reading and writing safetensors, and atomic writes.
 //!
-//! Reading maps the file and checks its header against its length before anything is taken from it; a damaged or hostile
-//! file is an error that names it. Writing goes to a temporary file in the same folder, which replaces the old file only
-//! when all of it is on the disk: a full disk or a crash leaves the previous file as it was.
+//! Reading maps the file and checks its header against its length before it uses any value. A damaged or hostile file
+//! is an error that names the file. Writing fills a temporary file in the same folder, which replaces the old file only
+//! when all of it is on the disk. A full disk or a crash therefore leaves the previous file unchanged.
 
 mod atomic;
 mod foreign;
+#[allow(unsafe_code)] // mapping files
 mod tensors;
 
 pub(crate) use atomic::read_bytes;

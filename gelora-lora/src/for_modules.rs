@@ -1,7 +1,7 @@
-//! A config from ranks.
+//! Makes a config from the ranks of modules.
 //!
-//! Every pattern is anchored and escaped, `^(bert\.)?encoder\.layer\.1\.attention\.self\.query$`, so that it matches one
-//! module only, and that one in the bare model (`encoder. ...`) as in a task model (`bert.encoder. ...`).
+//! Every pattern is anchored and escaped, `^(bert\.)?encoder\.layer\.1\.attention\.self\.query$`, so that it matches
+//! one module only, both in the bare model (`encoder. ...`) and in a task model (`bert.encoder. ...`).
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,16 +10,16 @@ use crate::matcher::is_or_ends_with;
 use crate::{Error, Result};
 
 impl AdapterConfig {
-    /// The config that gives each module, by its full name, its rank and alpha, and no other module an adapter.
+    /// The config that gives each of `modules` (full name, rank, alpha) its adapter, and no other module an adapter.
     ///
-    /// `prefix` is what a task model puts before the bare model's names, with its dot ("bert.", "model."; "" if nothing):
-    /// the config is for both. `all` has the names of all modules of the model that `target_modules` must not hit, at
-    /// least its linear ones (those in `modules` may be among them). `r` is the most common rank (of equally common ones
-    /// the least) and the patterns hold the rest. Task, base model, dropout and `modules_to_save` are left for the caller
-    /// to set.
+    /// `prefix` is what a task model puts before the names of the bare model, with its dot ("bert.", "model."), or "".
+    /// The config serves both models. `all` has the names that `target_modules` must not match: at least all linear
+    /// modules of the model (those in `modules` may be among them). `r` is the most common rank (of equally common
+    /// ranks the smallest), and the patterns hold the other ranks. The caller sets task, base model, dropout and
+    /// `modules_to_save`.
     ///
     /// # Errors
-    /// If there is no module, one comes twice, or has a rank of 0 or an alpha that is not finite.
+    /// If `modules` is empty, names a module twice, or has a rank of 0 or an alpha that is not finite.
     ///
     /// ```
     /// use gelora_lora::AdapterConfig;
@@ -46,7 +46,7 @@ impl AdapterConfig {
         let Some(r) = most_common(modules.iter().map(|m| m.1)) else {
             return Err(Error::Ranks { problem: "expected at least one module to adapt".into() });
         };
-        // Bits of a float compare for equality, which is all that is asked of them here.
+        // The bits of a float are compared for equality only.
         let alphas = modules.iter().filter(|m| m.1 == r).map(|m| m.2.to_bits());
         let lora_alpha = f64::from_bits(most_common(alphas).unwrap_or_default());
 
@@ -72,18 +72,18 @@ impl AdapterConfig {
     }
 }
 
-/// The most common value, of equally common ones the least; None of nothing.
+/// The most common value; of equally common ones the smallest. None if there are no values.
 fn most_common<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut counts = BTreeMap::new();
     for value in values {
         *counts.entry(value).or_insert(0usize) += 1;
     }
-    // `max_by_key` takes the last of equals.
+    // `max_by_key` returns the last of equal elements.
     counts.into_iter().rev().max_by_key(|&(_, count)| count).map(|(value, _)| value)
 }
 
-/// The shortest end of a name, in whole parts, that none of the others has: "query", "attention.output.dense". It does
-/// not begin with the number of a layer.
+/// The shortest end of a name, in whole parts, with which none of `others` ends: "query", "attention.output.dense". It
+/// does not begin with the number of a layer.
 fn shortest_end<'a>(name: &'a str, others: &[&str]) -> &'a str {
     let starts = name.rmatch_indices('.').map(|(dot, _)| dot + 1);
     let ends = starts.map(|start| &name[start..]);
@@ -95,7 +95,7 @@ fn shortest_end<'a>(name: &'a str, others: &[&str]) -> &'a str {
     ends.into_iter().find(good).unwrap_or(name)
 }
 
-/// `^(prefix)?name$`, escaped for Python and Rust alike.
+/// `^(prefix)?name$`, escaped for both Python and Rust.
 fn anchored(name: &str, prefix: &str) -> String {
     let name = fancy_regex::escape(name.strip_prefix(prefix).unwrap_or(name));
     match prefix {

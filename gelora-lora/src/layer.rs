@@ -1,8 +1,8 @@
 //! The adapter of one linear module: y = x W^T + b + s drop(x) A^T B^T.
 //!
-//! A (R, C_in), B (C_out, R); s = alpha / R, or alpha / sqrt(R) with rsLoRA. The frozen W (C_out, C_in) and b (C_out)
-//! belong to the model and are lent to [`LoraLayer::bind`]; forward and backward are
-//! [`gelora_kernels::ops::lora_linear`].
+//! A (R, C_in), B (C_out, R); s = alpha / R, or alpha / sqrt(R) with rsLoRA. The model owns the frozen W
+//! (C_out, C_in) and b (C_out), and lends them to [`LoraLayer::bind`]. [`gelora_kernels::ops::lora_linear`] computes
+//! forward and backward.
 
 use gelora_kernels::ops::dropout::Dropout;
 use gelora_kernels::ops::linear::Weight;
@@ -26,8 +26,8 @@ pub struct LoraLayer {
 }
 
 impl LoraLayer {
-    /// A fresh adapter, on the CPU, that changes nothing yet: A is uniform in [-1/sqrt(C_in), 1/sqrt(C_in)), B is zero.
-    /// A depends on the seed and the module's name alone, not on which other modules have an adapter.
+    /// A new adapter on the CPU, which does not change the result yet: A is uniform in [-1/sqrt(C_in), 1/sqrt(C_in)), B
+    /// is zero. A depends only on the seed and the name of the module, not on the other modules that have an adapter.
     ///
     /// Source: PEFT, `LoraLayer.reset_lora_parameters`: `kaiming_uniform_(a=sqrt(5))` has the bound
     /// sqrt(3) sqrt(2 / (1 + 5)) / sqrt(C_in).
@@ -48,11 +48,13 @@ impl LoraLayer {
     }
 
     /// R.
+    #[must_use]
     pub fn rank(&self) -> usize {
         self.a.rows()
     }
 
-    /// R (C_in + C_out): what is trained.
+    /// Number of trained values, R (C_in + C_out).
+    #[must_use]
     pub fn parameters(&self) -> usize {
         self.a.len() + self.b.len()
     }
@@ -67,8 +69,9 @@ impl LoraLayer {
         Ok(())
     }
 
-    /// The layer with its frozen weight W (C_out, C_in) and bias b (C_out), ready for forward and backward. Dropout is on
-    /// only with a key, which a training step makes with [`gelora_kernels::random::key`].
+    /// The layer with its frozen weight W (C_out, C_in) and bias b (C_out), for forward and backward. Dropout is on
+    /// only with a key; a training step makes one with [`gelora_kernels::random::key`].
+    #[must_use]
     pub fn bind<'a>(
         &'a self,
         weight: &'a Weight,
@@ -79,7 +82,7 @@ impl LoraLayer {
         LoraLinear { weight, bias, a: &self.a, b: &self.b, scaling: self.scaling, dropout }
     }
 
-    /// (R, C_in, C_out), or what is wrong with the shapes of A and B.
+    /// (R, C_in, C_out), or a message that says what is wrong with the shapes of A and B.
     pub(crate) fn sizes(&self) -> Result<(usize, usize, usize), String> {
         match (self.a.shape(), self.b.shape()) {
             (&[rank, c_in], &[c_out, r]) if r == rank => Ok((rank, c_in, c_out)),

@@ -1,13 +1,14 @@
-//! LoRA adapters: ranks from intrinsic dimensions, the layer, PEFT's files, merging.
+//! LoRA adapters: ranks from intrinsic dimensions, the layer, PEFT adapter folders, merging.
 //!
-//! - [`ranks`]: intrinsic dimensions of hidden states to one rank per layer (GeLoRA).
-//! - [`AdapterConfig`]: adapter_config.json; which module has which rank, by PEFT's rules.
+//! - [`ranks`]: one rank per layer from the intrinsic dimensions of hidden states (GeLoRA).
+//! - [`AdapterConfig`]: adapter_config.json, and PEFT's rules for which module has which rank.
 //! - [`LoraLayer`]: A and B of one module.
 //! - [`Adapter`]: a folder that PEFT reads and writes.
-//! - [`merge`]: an adapter taken into the weights.
-//! - [`files`]: safetensors, and writing that never leaves half a file.
+//! - [`merge`]: merges an adapter into the weight, and unmerges it.
+//! - [`files`]: safetensors files, and atomic writes.
 //!
-//! This crate knows modules by their names only: which names a model has, and their weights, come from the caller.
+//! This crate knows a module as a name with two sizes. The names of a model's modules, and their weights, come from the
+//! caller.
 //!
 //! ```
 //! use gelora_lora::ranks::{self, Limits, Policy, Step};
@@ -30,7 +31,7 @@
 //!     ..AdapterConfig::for_modules(&modules, "bert.", &others)?
 //! };
 //!
-//! // What the config says of a module, and a fresh adapter for it.
+//! // The settings of one module, and a new adapter for it.
 //! let query = config.module(&name(0, "query"))?.unwrap();
 //! assert_eq!((query.rank, query.alpha, query.scaling), (4, 8.0, 2.0));
 //! assert!(config.module("bert.pooler.dense")?.is_none());
@@ -38,6 +39,9 @@
 //! assert_eq!(layer.a.shape(), [4, 384]);
 //! # Ok::<(), gelora_lora::Error>(())
 //! ```
+
+#![deny(unsafe_code)]
+#![warn(missing_debug_implementations, unreachable_pub)]
 
 mod adapter;
 mod config;

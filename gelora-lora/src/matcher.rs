@@ -1,17 +1,17 @@
-//! Which module has an adapter, and of which rank: PEFT's rules.
+//! PEFT's rules for which modules have an adapter, and of which rank.
 //!
-//! - A module is a target if its full name is in `target_modules`, or ends with "." and one of them; or if the whole name
-//!   matches, where `target_modules` is a regular expression. `exclude_modules`, `modules_to_save` and
-//!   `layers_to_transform` narrow that down.
-//! - Rank and alpha are looked up separately: the first key of `rank_pattern` (of `alpha_pattern`) for which
-//!   `re.match(rf"(.*\.)?({key})$", name)` holds, else `r` (`lora_alpha`).
+//! - If `target_modules` is a list, a module is a target if its full name is in the list or ends with "." and an entry.
+//!   If it is a regular expression, the whole name must match. `exclude_modules`, `modules_to_save` and
+//!   `layers_to_transform` remove targets.
+//! - Rank and alpha are looked up separately. The first key of `rank_pattern` (`alpha_pattern`) for which
+//!   `re.match(rf"(.*\.)?({key})$", name)` holds gives the value; without one it is `r` (`lora_alpha`).
 //!
-//! So the key `layer.1` is a regular expression that is matched from the beginning of the name or from any dot on, and
-//! must reach the end of the name: it never matches `layer.11`, but its dots match any character.
+//! A key such as `layer.1` is therefore a regular expression that begins at the start of the name or after any dot, and
+//! ends at the end of the name. It never matches `layer.11`, but its dots match any character.
 //!
-//! Python's regular expressions are read by fancy-regex, which knows look-around and back-references. Where the two
-//! differ (a brace that is no repetition must be escaped here, `&&` in a class is an intersection), the pattern is either
-//! an error or does not occur in module names.
+//! fancy-regex reads Python's regular expressions, with look-around and back-references. Where the two differ (a brace
+//! that is no repetition must be escaped here, `&&` in a class is an intersection), the pattern is an error or does not
+//! occur in names of modules.
 //!
 //! Source: PEFT 0.21.2, `tuners_utils.check_target_module_exists` and `utils.other.get_pattern_key`.
 
@@ -21,7 +21,7 @@ use crate::config::{AdapterConfig, Layers, ModuleConfig, Names};
 use crate::patterns::Patterns;
 use crate::{Error, Result};
 
-/// The modules that "all-linear" leaves out: the heads that PEFT knows by their names or as output embeddings.
+/// The modules that "all-linear" leaves out: heads, which PEFT knows by name or as output embeddings.
 const HEADS: [&str; 6] = ["classifier", "score", "lm_head", "qa_outputs", "embed_out", "cls"];
 
 /// The rules of one [`AdapterConfig`] with its patterns compiled.
@@ -46,7 +46,7 @@ enum Targets {
     Names(Vec<String>),
 }
 
-/// A compiled pattern, where it came from, and what it stands for.
+/// A compiled pattern with the option it is from and its value.
 #[derive(Clone, Debug)]
 struct Rule<T> {
     option: &'static str,
@@ -108,8 +108,8 @@ impl Matcher {
         })
     }
 
-    /// The rank, alpha, scaling and dropout of a module by its full name, or None if it has no adapter. The caller asks
-    /// for linear modules only.
+    /// The rank, alpha, scaling and dropout of the module with this full name, or None if it has no adapter. Call it
+    /// for linear modules only: it does not know the type of a module.
     ///
     /// # Errors
     /// If a pattern needs too many steps on this name.
@@ -123,9 +123,9 @@ impl Matcher {
         Ok(Some(ModuleConfig { rank, alpha, scaling: (alpha / divisor) as f32, dropout: self.dropout }))
     }
 
-    /// Whether `name`, of a parameter without its last part, is in a module of `modules_to_save`.
+    /// Whether a module, such as `classifier.dense`, is in a module of `modules_to_save`.
     pub(crate) fn is_saved(&self, module: &str) -> bool {
-        // PEFT wraps a module whose name ends with an entry, and saves all that is in it.
+        // PEFT wraps every module whose name ends with an entry, and saves all of its parameters.
         let ends = |part: &str| self.saved.iter().any(|rule| part.ends_with(&rule.pattern));
         ends(module) || module.match_indices('.').any(|(dot, _)| ends(&module[..dot]))
     }
@@ -141,7 +141,7 @@ impl Matcher {
                 return Ok(false);
             }
         }
-        // A full name in the list counts in every layer; an ending, only in those of `layers_to_transform`.
+        // A full name in the list counts in every layer. The end of a name counts only in `layers_to_transform`.
         if let Targets::Names(names) = &self.targets
             && names.iter().any(|n| n == name)
         {
@@ -183,7 +183,7 @@ pub(crate) fn is_or_ends_with(name: &str, end: &str) -> bool {
 }
 
 fn rules<T: Copy>(option: &'static str, patterns: &Patterns<T>) -> Result<Vec<Rule<T>>> {
-    // One group before the key's own, as in Python, so that back-references count alike.
+    // One group before those of the key, as in Python, so that back-references have the same numbers.
     patterns.iter().map(|(key, &value)| Rule::new(option, key, &format!(r"\A(?:(.*\.)?({key})$)"), value)).collect()
 }
 
@@ -193,7 +193,7 @@ fn lookup<T: Copy>(rules: &[Rule<T>], name: &str) -> Result<Option<T>> {
             return Ok(Some(rule.value));
         }
     }
-    // PEFT then looks up the name itself among the keys.
+    // Else PEFT looks up the name itself among the keys.
     Ok(rules.iter().find(|rule| rule.pattern == name).map(|rule| rule.value))
 }
 
@@ -227,7 +227,9 @@ mod tests {
 
     #[test]
     fn layer_1_is_not_layer_11() {
-        let config = json!({"r": 2, "lora_alpha": 2, "rank_pattern": {"layer.1.query": 4}, "alpha_pattern": {r"layer\.11\.query": 8}});
+        let config = json!({
+            "r": 2, "lora_alpha": 2, "rank_pattern": {"layer.1.query": 4}, "alpha_pattern": {r"layer\.11\.query": 8},
+        });
         assert_eq!(module(config.clone(), "bert.layer.1.query"), Some((4, 2.0, 0.5)));
         assert_eq!(module(config.clone(), "bert.layer.11.query"), Some((2, 8.0, 4.0)));
         assert_eq!(module(config.clone(), "layer.1.query"), Some((4, 2.0, 0.5)));

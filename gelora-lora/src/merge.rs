@@ -1,19 +1,20 @@
-//! An adapter taken into the weight, and out again: W' = W + s B A.
+//! Merging an adapter into the weight, and unmerging it: W' = W + s B A.
 //!
-//! W (C_out, C_in), A (R, C_in), B (C_out, R). B A is accumulated onto W inside the matrix product, so the dense update
-//! is never formed on its own. Sums are in f32 and are rounded once to W's element type.
+//! W (C_out, C_in), A (R, C_in), B (C_out, R). The matrix product accumulates B A onto W, so the dense update needs no
+//! memory of its own. Sums are in f32 and are rounded once to the element type of W.
 
 use gelora_kernels::ops::lora_linear;
 use gelora_kernels::{DType, Tensor};
 
 use crate::{LoraLayer, Result};
 
-/// W + s B A, on W's device: afterwards a plain linear layer does what the adapter did. It has W's element type or, if that is
-/// quantised, the one that holds its values ([`DType::unquantized`]); f32 if that is f16 and cannot hold a sum (above 65504), or
-/// if the device does not store it.
+/// W + s B A, on the device of W. A linear layer with the result computes what W and the adapter computed.
+///
+/// The result has the element type of W; if W is quantized, the type that holds its values ([`DType::unquantized`]). It
+/// is f32 if that type is f16 and a sum is above 65504, or if the device does not store the type.
 ///
 /// # Errors
-/// If A and B do not fit W, a sum is infinite or no number where W is not, or a device fails.
+/// If A and B do not fit W, a sum is not finite, or a device fails.
 ///
 /// ```
 /// use gelora_kernels::Tensor;
@@ -29,7 +30,7 @@ pub fn merge(weight: &Tensor, layer: &LoraLayer) -> Result<Tensor> {
     add_product(weight, layer, layer.scaling)
 }
 
-/// W' - s B A: what [`merge`] was given, up to the rounding of W's element type.
+/// W' - s B A: the weight that [`merge`] was given, up to rounding to the element type of W.
 ///
 /// # Errors
 /// As [`merge`].

@@ -1,7 +1,7 @@
-//! An object of adapter_config.json whose order matters: `rank_pattern` and `alpha_pattern`.
+//! JSON objects whose order matters: `rank_pattern` and `alpha_pattern` of adapter_config.json.
 //!
-//! PEFT tries the keys in the order of the file, and the first that matches holds. `serde_json`'s map sorts its keys, so
-//! this one is a list of pairs.
+//! PEFT tries the keys in the order of the file, and the first that matches counts. The map of `serde_json` sorts its
+//! keys, so this one is a list of pairs.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-/// Values by pattern, in order.
+/// Values by pattern, in the order of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Patterns<T>(Vec<(String, T)>);
 
@@ -20,7 +20,7 @@ impl<T> Default for Patterns<T> {
 }
 
 impl<T> Patterns<T> {
-    /// Sets a pattern's value; a new pattern comes last. As in a Python dict, one that is there keeps its place.
+    /// Sets the value of a pattern. A new pattern comes last; a known one keeps its place, as in a Python dict.
     pub fn insert(&mut self, pattern: impl Into<String>, value: T) {
         let pattern = pattern.into();
         match self.0.iter_mut().find(|(p, _)| *p == pattern) {
@@ -34,12 +34,14 @@ impl<T> Patterns<T> {
         self.0.iter().map(|(pattern, value)| (pattern.as_str(), value))
     }
 
-    /// How many there are.
+    /// Number of patterns.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no patterns.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -83,7 +85,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
     }
 }
 
-/// Older files have null for an empty object.
+/// Reads null as an empty object, which older files have.
 pub(crate) fn null_is_empty<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Patterns<T>, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
@@ -94,7 +96,7 @@ struct Number(f64);
 
 impl Serialize for Number {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Up to 2^53 every whole f64 is the integer it prints as.
+        // Up to 2^53 every integer is an f64.
         match self.0.fract() == 0.0 && self.0.abs() < 9_007_199_254_740_992.0 {
             true => serializer.serialize_i64(self.0 as i64),
             false => serializer.serialize_f64(self.0),

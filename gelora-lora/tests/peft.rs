@@ -1,4 +1,6 @@
 //! Against PEFT itself: folders that it saved, and its answers on unusual patterns.
+//!
+//! It reads fixtures/ of the repository, so it is not part of the package.
 
 use std::collections::BTreeMap;
 use std::fs;

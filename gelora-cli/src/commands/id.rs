@@ -1,7 +1,7 @@
 //! `gelora id`: estimates the intrinsic dimension of any points.
 
 use anyhow::{Context, Result};
-use gelora_id::{Estimate, Estimator, Neighbourhood, Options};
+use gelora_id::{Estimate, Estimator, Neighborhood, Options};
 use gelora_kernels::DeviceKind;
 use gelora_kernels::ops::pairwise;
 use gelora_model::measure::constant_estimate;
@@ -20,7 +20,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
         ui::note(args.output.quiet, format!("{}: {note}", args.points.display()));
     }
     let several = matrices.len() > 1;
-    let needed = args.estimator.iter().map(Estimator::neighbours).max().unwrap_or(2);
+    let needed = args.estimator.iter().map(Estimator::neighbors).max().unwrap_or(2);
     let mut found: Vec<(String, Vec<Estimate>)> = Vec::new();
     for (name, points) in matrices {
         let place = || match name.as_str() {
@@ -32,7 +32,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
             // A GPU computes in f32, whose rounding error is smallest for points near the origin.
             _ => pairwise::centered(&points).with_context(place)?.to_device(&device)?,
         };
-        let neighbourhood = match Neighbourhood::keeping(&points, needed, args.near_copies) {
+        let neighborhood = match Neighborhood::keeping(&points, needed, args.near_copies) {
             // One of several matrices may hold a single distinct point, such as the first token before the first block.
             Err(gelora_id::Error::Identical { points, .. }) if several => {
                 let constant = |e: &Estimator| constant_estimate(*e, args.confidence, points);
@@ -44,7 +44,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
         let mut estimates = Vec::new();
         for &estimator in &args.estimator {
             let options = Options { estimator, confidence: args.confidence };
-            estimates.push(neighbourhood.estimate(&options).with_context(place)?);
+            estimates.push(neighborhood.estimate(&options).with_context(place)?);
         }
         found.push((name, estimates));
     }

@@ -21,50 +21,49 @@ const SURE: f64 = 0.05;
 /// An excess of groups.
 pub(super) struct Finding {
     /// j: groups of j + 1 rows.
-    pub order: usize,
+    pub(super) order: usize,
     /// Logarithm of the tail probability.
     ln_tail: f64,
     /// Whether the excess is [`MATERIAL`].
-    pub material: bool,
+    pub(super) material: bool,
     /// Rows of each group, ascending, and the probability that it is chance and stays.
-    pub groups: Vec<(Vec<u32>, f64)>,
+    pub(super) groups: Vec<(Vec<u32>, f64)>,
 }
 
 /// The closed groups of a cloud.
 pub(super) struct Scan<'a> {
     lists: &'a Lists,
-    prior: &'a Prior,
     proved: &'a [bool],
     /// Of each order the closed groups, each once.
     closed: Vec<Vec<Vec<u32>>>,
 }
 
 impl<'a> Scan<'a> {
-    pub fn new(lists: &'a Lists, prior: &'a Prior, proved: &'a [bool]) -> Self {
+    pub(super) fn new(lists: &'a Lists, proved: &'a [bool]) -> Self {
         let closed = (1..=ORDERS).map(|order| closed_groups(lists, order)).collect();
-        Self { lists, prior, proved, closed }
+        Self { lists, proved, closed }
     }
 
     /// The order with the most significant excess of groups that are to be left out.
-    pub fn most_significant(&self, factor: f64, material: bool) -> Option<Finding> {
-        let found = (1..=ORDERS).filter_map(|order| self.excess(order, factor, material));
+    pub(super) fn most_significant(&self, prior: &Prior, factor: f64, material: bool) -> Option<Finding> {
+        let found = (1..=ORDERS).filter_map(|order| self.excess(prior, order, factor, material));
         found.min_by(|a, b| a.ln_tail.total_cmp(&b.ln_tail))
     }
 
-    fn excess(&self, order: usize, factor: f64, material: bool) -> Option<Finding> {
+    fn excess(&self, prior: &Prior, order: usize, factor: f64, material: bool) -> Option<Finding> {
         let groups = &self.closed[order - 1];
         if groups.is_empty() {
             return None;
         }
         let bin = |row: &u32| {
-            let ln_p = self.prior.ln_p(self.lists, self.lists.place(*row), order, factor).unwrap_or(0.0);
+            let ln_p = prior.ln_p(self.lists, self.lists.place(*row), order, factor).unwrap_or(0.0);
             ((-ln_p / std::f64::consts::LN_2) as usize).min(BINS - 1)
         };
         let bins: Vec<Vec<usize>> = for_each_point(groups.len(), |g| groups[g].iter().map(bin).collect());
         let mut counted = [0.0; BINS];
         bins.iter().flatten().for_each(|&bin| counted[bin] += 1.0);
         let n = self.lists.len() as f64;
-        let dimension = self.prior.low_dimension();
+        let dimension = prior.low_dimension();
         let expected: [f64; BINS] =
             std::array::from_fn(|bin| n * 0.5f64.powi(bin as i32 + 1) * closed_share(order, dimension, bin));
         let (least, tail) = match self.proved[order] {

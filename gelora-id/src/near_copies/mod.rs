@@ -7,21 +7,24 @@
 //!
 //! # The score of a group
 //!
-//! R_1 <= .. <= R_16 are a point's distances to its neighbors. In a Poisson process of dimension d the normalized
-//! spacings l ln(R_(l+1) / R_l) are independent and exponential with rate d. The point and its j nearest neighbors
-//! are suspected if R_j is small against R_m, m = j + 8 (at most 13): given R_m, (R_j / R_m)^d is the j-th smallest
-//! of m - 1 uniform numbers. The local dimension is not known. Its prior is Gamma(n0, beta), fitted to the cloud (see
-//! `score`), and the spacings beyond R_m update it to Gamma(n, B), so the p-value needs no dimension at all:
+//! R_1 <= .. <= R_16 are the distances of a point to its neighbors. In a Poisson process of dimension d the normalized
+//! spacings l ln(R_(l+1) / R_l) are independent and exponential with rate d. A point and its j nearest neighbors are
+//! suspected if R_j is small against R_m, m = j + 4: given R_m, (R_j / R_m)^d is the j-th smallest of m - 1 uniform
+//! numbers. The local dimension d has a Gamma distribution with shape n0 and mean d0, and integrating over it gives
 //!
 //! ```text
-//! T = ln(R_m / R_j),   S = sum_(m <= l < 16) l ln(R_(l+1) / R_l),   n = 16 - m + n0,   B = S + beta,   b = m - j
-//! p = sum_(i < b) (-1)^i C(b - 1, i) / ((j + i) Beta(j, b)) (1 + (j + i) T / B)^-n
+//! T = ln(R_m / R_j),   b = m - j
+//! p = sum_(i < b) (-1)^i C(b - 1, i) / ((j + i) Beta(j, b)) (1 + (j + i) T d0 / n0)^-n0
 //! ```
 //!
-//! With j = 1, m = 2 and d known this is mu^-d of TwoNN. A cloud whose dimension varies from place to place has a
-//! small n0 and is judged by its places. A dimension that varies with the scale shifts the p-values of all points,
-//! not only of the copies: T is multiplied by the factor, 0.4 to 1.25, with which 30 % of all points have p > 0.7 for
-//! j = 1 (at most 1 for the test below).
+//! With j = 1, m = 2 and d known this is mu^-d of TwoNN. d0 is measured around the point, from the spacings of the
+//! orders 2 to 6 of its 12 nearest neighbors beyond the group (`score`), so each part of a cloud is judged by its own
+//! dimension. n0 = 8 + 200 / d0^2. The distribution is so wide because the dimension may depend on the scale: two
+//! points on one sheet of a folded surface are nearer than the dimension of the neighborhood suggests. In low dimension
+//! it is narrower, since no sheet has less than one dimension.
+//!
+//! If the dimension changes with the scale everywhere, all p-values shift and not only those of copies. T is multiplied
+//! by the factor, 0.4 to 1.25, with which 30 % of all points have p > 0.7 for j = 1 (at most 1 for the test below).
 //!
 //! # The decision
 //!
@@ -35,8 +38,9 @@
 //! made monotone. A group is left out
 //!
 //! - if its local false discovery rate is at most 5 %, or
-//! - where the excess is 3 % of the points or more, with the probability 1 - rate: chance pairs stay as numerous as
-//!   they should be. Which ones is a hash of their rows, so the same cloud always loses the same rows.
+//! - where the excess is 3 % of the points or more, with the probability 1 - rate: as many chance pairs stay as there
+//!   should be. The rate is then computed with n0 = 100 + 200 / d0^2, the likely null distribution instead of the safe
+//!   one. A hash of the rows decides which groups stay, so the same cloud always loses the same rows.
 //!
 //! Copies hide each other and blur the prior, so the most significant order goes first and the rest is scored again,
 //! until nothing is found. Of a group the first row stays.
@@ -120,14 +124,20 @@ pub(crate) fn find(distances: &[f64], indices: &[u32], k: usize) -> Vec<bool> {
             break;
         }
         let Some(prior) = Prior::fit(&lists) else { break };
-        let scan = Scan::new(&lists, &prior, &proved);
-        let factor = prior.centered(&lists);
-        let Some(mut found) = scan.most_significant(factor.min(1.0), material) else { break };
-        if found.material || material {
-            // How many of the unsure groups stay hangs on the null distribution, which then has to be right and not
-            // only safe.
-            found = scan.most_significant(factor, true).unwrap_or(found);
-        }
+        let scan = Scan::new(&lists, &proved);
+        let safe = |material| scan.most_significant(&prior, prior.centered(&lists).min(1.0), material);
+        // How many of many groups stay depends on the null distribution, which then has to be right and not only safe.
+        let found = match prior.likely() {
+            None => safe(material),
+            Some(likely) => {
+                let all = || scan.most_significant(&likely, likely.centered(&lists), material);
+                match material {
+                    true => all(),
+                    false => safe(false).map(|sure| all().filter(|all| all.material).unwrap_or(sure)),
+                }
+            }
+        };
+        let Some(found) = found else { break };
         material |= found.material;
         proved[found.order] = true;
         if !leave_out(&found, round, &mut gone) {
@@ -141,6 +151,11 @@ pub(crate) fn find(distances: &[f64], indices: &[u32], k: usize) -> Vec<bool> {
 fn for_each_point<T: Send>(n: usize, value: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
     const WORTH_IT: usize = 4096;
     if n < WORTH_IT { (0..n).map(value).collect() } else { (0..n).into_par_iter().map(value).collect() }
+}
+
+/// The median of sorted values, of which there is at least one.
+fn middle(sorted: &[f64]) -> f64 {
+    0.5 * (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2])
 }
 
 /// Leaves out all rows but the first of the groups that chance does not keep. False if it keeps all.

@@ -4,15 +4,16 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Temporary files have these around random letters, so that one left behind by a killed run is known as ours.
+/// Prefix and suffix of the names of temporary files, by which files that a killed run left behind can be recognized.
 const TEMPORARY: (&str, &str) = (".gelora-", ".partial");
 
-/// Whether a file of this name is one that [`write_with`] has not finished, or never will.
+/// Whether a file of this name is a temporary file of [`write_with`]: a write that is under way or was cut off.
+#[must_use]
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
 }
 
-/// Writes a file in one step (see [`super`]).
+/// Writes a file atomically (see [`super`]).
 ///
 /// # Errors
 /// As [`write_with`].
@@ -20,8 +21,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-/// Writes whatever `fill` writes in one step (see [`super`]). A link keeps pointing where it does, and what it points to is
-/// replaced; a device or pipe (`/dev/stdout`) is written to as it is.
+/// Writes a file atomically (see [`super`]) with the content that `fill` writes. If the path is a link, its target is
+/// replaced and the link stays. A device or pipe (`/dev/stdout`) is written to directly.
 ///
 /// # Errors
 /// If `fill` fails or the file cannot be written; a previous file is then untouched.
@@ -43,7 +44,7 @@ fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> IoResult<()>) -> IoRe
     };
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
-    // Temporary files are private by default, but this one stays: let the umask decide, as for any other file.
+    // Temporary files are private by default, but this file stays. Give it the usual mode, less the umask.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut buffered = BufWriter::with_capacity(1 << 20, builder.tempfile_in(folder)?);
@@ -51,14 +52,15 @@ fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> IoResult<()>) -> IoRe
     let file = buffered.into_inner().map_err(|error| error.into_error())?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    // The new name is on the disk when the folder is. Where a folder cannot be opened (Windows), the system decides.
+    // The new name is on the disk when the folder is. Where a folder cannot be opened (Windows), the system decides
+    // when.
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
     Ok(())
 }
 
-/// The bytes of a file.
+/// Reads all bytes of a file.
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(Error::io(path))
 }

@@ -1,19 +1,20 @@
-//! What stands in the place of a file that was not downloaded: a pointer of Git LFS, or a web page.
+//! Detects files that were not downloaded: a Git LFS pointer, or a web page, in place of the file.
 
 use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Returns an error that says what to do if these bytes, a file's first, are not a model's or data file but what is found in its
-/// place: after `git clone` without Git LFS, or where a hub's page was saved instead of the file.
+/// Checks by the first bytes of a file that it was downloaded. `git clone` without Git LFS leaves a pointer in place of
+/// a model or data file, and a browser may save the page of a hub instead of the file.
 ///
 /// # Errors
-/// If they are.
+/// If the bytes are those of a pointer or a web page. The message says what to do.
 ///
 /// ```
 /// use gelora_lora::files::check_downloaded;
 ///
-/// let error = check_downloaded("model.safetensors".as_ref(), b"version https://git-lfs.github.com/spec/v1\noid ...").unwrap_err();
+/// let pointer = b"version https://git-lfs.github.com/spec/v1\noid ...";
+/// let error = check_downloaded("model.safetensors".as_ref(), pointer).unwrap_err();
 /// assert!(error.to_string().starts_with("model.safetensors: is a pointer of Git LFS"));
 /// assert!(check_downloaded("config.json".as_ref(), b"{}").is_ok());
 /// ```

@@ -20,45 +20,49 @@ use crate::{Error, Result};
 #[cfg(target_endian = "big")]
 compile_error!("the values of safetensors files are little-endian, and are used as they are");
 
-/// The longest header that is read, as in the safetensors crate.
+/// The longest header that is read, in bytes; the limit of the safetensors crate.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// The tensors of a safetensors file whose names `keep` accepts, each on the CPU and in its own element type (F32, F16,
-/// BF16, F64).
+/// Reads the tensors of a safetensors file whose names `keep` accepts, each on the CPU and in its own element type
+/// (F32, F16, BF16, F64).
 ///
-/// The file is mapped, and the tensors share the map: a value is read from the disk when it is first used, and a
-/// tensor is copied when it is first written to. So the file must stay as it is while a tensor of it is alive.
-/// Replacing it (as everything in [`super`] does) or removing it is safe, for the map keeps the old file; on Windows
-/// it is refused. Writing into it changes the tensors, and cutting it short ends this process with SIGBUS when a lost
-/// value is used.
+/// The file is mapped, and the tensors share the map: a value is read from the disk when it is first used, and a tensor
+/// is copied when it is first written to.
+///
+/// # Contract
+/// Nobody may write into the file or shorten it while a tensor from it is alive. This function cannot check that, and
+/// it is not `unsafe` only because every reader of models makes the same assumption. Writing into the file changes the
+/// tensors, and shortening it ends this process with SIGBUS when a lost value is used. Replacing the file (as all
+/// writes of [`super`] do) or removing it is safe, because the map keeps the old file; Windows refuses both.
 ///
 /// # Errors
 /// If the file cannot be read, is damaged, or a tensor that is kept is empty or of another type (integers, F8).
 ///
 /// ```no_run
-/// let weights = gelora_lora::files::read_tensors("model/model.safetensors".as_ref(), |name|
-/// !name.ends_with("position_ids"))?;
+/// let path = "model/model.safetensors".as_ref();
+/// let weights = gelora_lora::files::read_tensors(path, |name| !name.ends_with("position_ids"))?;
 /// # Ok::<(), gelora_lora::Error>(())
 /// ```
 pub fn read_tensors(path: &Path, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
     tensors_of(path, map(path)?, keep)
 }
 
-/// Where a tensor of a safetensors file lies, whatever its type.
+/// The position of a tensor of any type in a safetensors file.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Its name.
+    /// The name of the tensor.
     pub name: String,
-    /// Its element type as the file names it, such as `U8`.
+    /// The element type as the file names it, such as `U8`.
     pub dtype: String,
-    /// Its shape, outermost first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Its bytes in the file.
+    /// The range of its bytes in the file.
     pub range: Range<usize>,
 }
 
-/// A safetensors file, mapped, and where each of its tensors lies, in the order of their names: for formats that keep
-/// more than [`read_tensors`] takes, such as the integers of quantised weights.
+/// Maps a safetensors file and returns the position of each of its tensors, sorted by name. It serves formats whose
+/// types [`read_tensors`] does not take, such as the integers of quantized weights. The contract of [`read_tensors`]
+/// applies.
 ///
 /// # Errors
 /// If the file cannot be read or is damaged.
@@ -75,10 +79,11 @@ pub fn read_entries(path: &Path) -> Result<(SharedBytes, Vec<Entry>)> {
     Ok((bytes, entries))
 }
 
-/// The bytes of a file, mapped: see [`read_tensors`] for what that asks of the file.
+/// Maps the bytes of a file. The contract of [`read_tensors`] applies: nobody may write into the file or shorten it
+/// while the bytes are in use.
 ///
 /// # Errors
-/// If it cannot be read, is empty or no file, or as [`check_downloaded`].
+/// If the file cannot be read, is empty or is not a regular file; or as [`check_downloaded`].
 pub fn map(path: &Path) -> Result<SharedBytes> {
     let file = File::open(path).map_err(Error::io(path))?;
     let metadata = file.metadata().map_err(Error::io(path))?;
@@ -88,8 +93,8 @@ pub fn map(path: &Path) -> Result<SharedBytes> {
     if metadata.len() == 0 {
         return Err(Error::file(path, "0 bytes long")); // which cannot be mapped
     }
-    // SAFETY: the map is only read. What another process may do to the file meanwhile is said above: that is the
-    // price of not copying files of gigabytes, as in every safetensors reader.
+    // SAFETY: the map is only read. The caller keeps others from changing the file, as the contract above demands;
+    // every reader that does not copy files of gigabytes depends on that.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
     check_downloaded(path, &map)?;
     Ok(Arc::new(Mapped(map)))
@@ -106,8 +111,8 @@ impl Bytes for Mapped {
     fn set_aside(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
-            // Whole pages, of which neighbours may have a part: they are read again when they are asked for.
-            // SAFETY: the map is of a file and only read, so what is dropped comes back from the file as it was.
+            // The range is widened to whole pages. Bytes of other tensors on them are read again when they are used.
+            // SAFETY: the map is of a file and only read, so dropped pages come back from the file unchanged.
             let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         }
         #[cfg(not(unix))]
@@ -133,7 +138,7 @@ fn tensors_of(path: &Path, bytes: SharedBytes, keep: impl Fn(&str) -> bool) -> R
             Dtype::BF16 => DType::Bf16,
             other => return Err(Error::tensor(path, &name, format!("expected F32, F16, BF16 or F64, got {other}"))),
         };
-        // Offsets inside the file follow from `header_of`; the tensor checks them again.
+        // `header_of` has checked that the offsets are inside the file; the tensor checks them again.
         let (begin, end) = info.data_offsets;
         let tensor = Tensor::from_bytes(bytes.clone(), start + begin..start + end, dtype, info.shape.as_slice())?;
         tensors.insert(name, tensor);
@@ -141,8 +146,8 @@ fn tensors_of(path: &Path, bytes: SharedBytes, keep: impl Fn(&str) -> bool) -> R
     Ok(tensors)
 }
 
-/// The header, and the bytes after it, of which it accounts for each one. Not `SafeTensors::deserialize`, whose sum of
-/// sizes overflows (a panic in debug builds) on a hostile header.
+/// The header, and the bytes after it. The header must account for every byte. `SafeTensors::deserialize` is not used:
+/// its sum of sizes overflows (a panic in debug builds) on a hostile header.
 fn header_of(bytes: &[u8]) -> Result<(Metadata, &[u8]), String> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(format!("not a safetensors file: {} bytes long", bytes.len()));
@@ -151,11 +156,11 @@ fn header_of(bytes: &[u8]) -> Result<(Metadata, &[u8]), String> {
     if length > MAX_HEADER {
         return Err(format!("not a safetensors file: its header would be {length} bytes long"));
     }
-    // At most MAX_HEADER, so it fits.
+    // The length is at most MAX_HEADER, so it fits.
     let Some((header, data)) = rest.split_at_checked(length as usize) else {
         return Err(format!("truncated: the header has {length} bytes, the file {} after it begins", rest.len()));
     };
-    // Checks, too, that the tensors' shapes fit their sizes and that they follow one another without gaps.
+    // This also checks that the shapes fit the sizes and that the tensors follow one another without gaps.
     let metadata: Metadata =
         serde_json::from_slice(header).map_err(|error| format!("the safetensors header is invalid: {error}"))?;
     let (expected, got) = (metadata.data_len(), data.len());
@@ -166,9 +171,9 @@ fn header_of(bytes: &[u8]) -> Result<(Metadata, &[u8]), String> {
     }
 }
 
-/// Writes a safetensors file in one step (see [`super`]), each tensor in its own element type and with the metadata
-/// `{"format": "pt"}` that transformers asks for. A tensor on a GPU is fetched first, as f32, and a quantised one
-/// takes the type that holds its values ([`DType::unquantized`]).
+/// Writes a safetensors file atomically (see [`super`]), each tensor in its own element type, with the metadata
+/// `{"format": "pt"}` that transformers requires. A tensor on a GPU is fetched first, as f32. A quantized tensor is
+/// written in the type that holds its values ([`DType::unquantized`]).
 ///
 /// # Errors
 /// If two tensors have one name, a device fails, or the file cannot be written; a previous file is then untouched.
@@ -279,7 +284,10 @@ mod tests {
 
     #[test]
     fn what_is_not_kept_may_be_anything() {
-        let header = r#"{"ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[],"data_offsets":[8,12]}}"#;
+        let header = concat!(
+            r#"{"ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},"#,
+            r#""w":{"dtype":"F32","shape":[],"data_offsets":[8,12]}}"#
+        );
         let bytes = file(header, &[&[0; 8][..], &1.5f32.to_le_bytes()].concat());
         let tensors = tensors_of("f".as_ref(), Arc::new(bytes.clone()), |name| name != "ids").unwrap();
         assert_eq!(tensors.len(), 1);

@@ -1,19 +1,19 @@
-//! Intrinsic dimensions to ranks.
+//! Ranks from intrinsic dimensions.
 //!
-//! With d_s the intrinsic dimension of hidden state s, step s through the model (a block, or a half of one) turns state s into state
-//! s + 1, and what it must be able to change is bounded by
+//! d_s is the intrinsic dimension of hidden state s. Step s of the model (a block or a sublayer) turns state s into
+//! state s + 1. The growth of the dimension is a lower bound on the rank r_s that the step needs:
 //!
 //! ```text
 //! delta_s = d_{s+1} - d_s
 //! r_s    >= max(delta_s, 0)
 //! ```
 //!
-//! A [`Policy`] says how a rank follows; `alpha_s = c r_s`, so that alpha / r is the same in every module. Ranks are then rounded up
-//! and clamped by [`Limits`].
+//! A [`Policy`] turns growths into ranks, and [`Limits`] round them up and clamp them. alpha_s = c r_s, so alpha / r is
+//! the same in every module.
 //!
-//! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250). The rounding and c are
-//! not published in what could be read, so both are options: this is GeLoRA as reconstructed. All policies but `gelora` and
-//! `uniform` are ours.
+//! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250). The
+//! published text gives neither the rounding nor c, so both are options: this is GeLoRA as reconstructed. All policies
+//! but `gelora` and `uniform` are ours.
 
 mod policy;
 mod serve;
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 pub use policy::{Policy, Rounding};
 pub use serve::{Server, max_lora_rank};
 
-/// The c of alpha = c r when nothing else is asked for.
+/// The default c of alpha = c r.
 pub const ALPHA_RATIO: f64 = 2.0;
 
 /// One step through the model, whose adapted modules share a rank.
@@ -33,11 +33,11 @@ pub const ALPHA_RATIO: f64 = 2.0;
 pub struct Step {
     /// Growth of the dimension, d_{s+1} - d_s.
     pub delta: f64,
-    /// What the growth is below with a confidence of the caller's choice (one-sided).
+    /// The one-sided upper bound of the growth, at a confidence that the caller chooses.
     pub upper: f64,
-    /// Parameters of one rank: the sum of C_in + C_out over its modules; 0 if none is adapted.
+    /// Parameters per rank: the sum of C_in + C_out over the adapted modules; 0 if there are none.
     pub cost: usize,
-    /// The largest rank that makes sense: the least of C_in and C_out over its modules.
+    /// The largest useful rank: the smallest of C_in and C_out over the adapted modules.
     pub most: usize,
 }
 
@@ -50,16 +50,16 @@ pub struct StepRank {
     pub alpha: f64,
 }
 
-/// What a policy's ranks are fitted into.
+/// Bounds on ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
-    /// The least rank, at least 1.
+    /// The smallest rank, at least 1.
     pub min: usize,
-    /// The greatest rank. `usize::MAX` (no limit) is left out of JSON.
+    /// The largest rank. `usize::MAX` (no limit) is left out of JSON.
     #[serde(skip_serializing_if = "is_unlimited")]
     pub max: usize,
-    /// Ranks are rounded up to a multiple of this, which hardware and servers may like; 1 is left out of JSON.
+    /// Ranks are rounded up to a multiple of this, as hardware or a server may prefer. 1 is left out of JSON.
     #[serde(skip_serializing_if = "is_one")]
     pub multiple: usize,
 }
@@ -79,11 +79,11 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The nearest rank that a step may have: rounded up to the multiple, not below `min`, not above `max` or `most`.
+    /// The allowed rank for `rank`: rounded up to the multiple, not below `min`, not above `max` or `most`.
     fn fit(&self, rank: usize, most: usize) -> usize {
         let highest = self.max.min(most);
         let up = rank.max(self.min).checked_next_multiple_of(self.multiple).unwrap_or(usize::MAX);
-        // The greatest multiple allowed, or where there is none the greatest rank.
+        // The largest allowed multiple, or the largest rank if no multiple is allowed.
         let down = |rank: usize| if rank < self.multiple { rank } else { rank - rank % self.multiple };
         if up <= highest { up } else { down(highest).max(1) }
     }
@@ -116,12 +116,12 @@ pub fn differences(ids: &[f64]) -> Result<Vec<f64>> {
 
 /// The rank and alpha of every step.
 ///
-/// A rank never exceeds [`Step::most`], above which B A can express nothing more and only costs more; asking for a uniform
-/// rank above it is an error.
+/// A rank never exceeds [`Step::most`]: above it B A costs more without expressing more. A uniform rank above it is an
+/// error.
 ///
 /// # Errors
-/// For no steps, a growth that is not finite, an option of the policy or the limits that is out of range, a budget that the bound does
-/// not fit into, or an alpha ratio that is not positive and finite.
+/// If there are no steps; if a growth is not finite; if an option of the policy or the limits is out of range; if the
+/// budget is below the parameters of the lower bound; or if the alpha ratio is not positive and finite.
 ///
 /// ```
 /// use gelora_lora::ranks::{self, Limits, Policy, Step};
@@ -152,21 +152,23 @@ pub fn assign(steps: &[Step], policy: &Policy, alpha_ratio: f64, limits: &Limits
     Ok(ranks.into_iter().map(|rank| StepRank { rank, alpha: alpha_ratio * rank as f64 }).collect())
 }
 
-/// Parameters of all adapters with these ranks.
+/// Number of parameters of all adapters with these ranks.
+#[must_use]
 pub fn parameters(steps: &[Step], ranks: impl IntoIterator<Item = usize>) -> usize {
     steps.iter().zip(ranks).map(|(step, rank)| step.cost.saturating_mul(rank)).fold(0, usize::saturating_add)
 }
 
-/// Parameters of all adapters with one rank everywhere: a budget to compare with.
+/// Number of parameters of all adapters with the same rank in every step: a budget for comparisons.
+#[must_use]
 pub fn uniform_parameters(steps: &[Step], rank: usize) -> usize {
     parameters(steps, std::iter::repeat_n(rank, steps.len()))
 }
 
-/// That a rank makes sense for a module of C_in inputs and C_out outputs: 1 <= rank <= min(C_in, C_out). Above that, B A
-/// can express nothing more and only costs more. (PEFT loads such adapters, and so does this crate.)
+/// Checks the rank of a module with C_in inputs and C_out outputs: 1 <= rank <= min(C_in, C_out). A larger rank costs
+/// more without expressing more. (PEFT loads such adapters, and so does this crate.)
 ///
 /// # Errors
-/// Otherwise, naming the module.
+/// If the rank is out of this range. The error names the module.
 pub fn check_rank(module: &str, rank: usize, c_in: usize, c_out: usize) -> Result<()> {
     let most = c_in.min(c_out);
     if (1..=most).contains(&rank) {

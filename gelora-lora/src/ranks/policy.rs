@@ -1,4 +1,4 @@
-//! How growths of the dimension become ranks.
+//! Policies: how growths of the dimension become ranks.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Limits, Step, parameters, require};
 use crate::{Error, Result};
 
-/// How a difference of dimensions becomes a whole number.
+/// How a growth of the dimension is rounded to an integer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -23,7 +23,7 @@ pub enum Rounding {
     Floor,
 }
 
-/// How ranks follow from the growth of the dimension.
+/// The rule by which ranks follow from the growth of the dimension.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -34,39 +34,39 @@ pub enum Policy {
         #[serde(default)]
         rounding: Rounding,
     },
-    /// The same rule on the upper confidence bound of the growth, r = max(round(upper), 0) + 1: with that confidence the rank is not
-    /// below what the growth asks for.
+    /// The same rule on the upper confidence bound of the growth, r = max(round(upper), 0) + 1. With that confidence
+    /// the rank is not below the growth.
     GeloraUpper {
         /// How the bound is rounded.
         #[serde(default)]
         rounding: Rounding,
     },
-    /// A number of parameters, spent in proportion to the need: every step starts from its rank under `gelora`, n, and while
-    /// anything fits, the step with the least r / n gets more; of several the one with the greatest n, then the one with the
-    /// greatest growth. No step ends below n.
+    /// A budget of parameters, spent in proportion to the published rule. Every step starts from its rank n under
+    /// `gelora`. While the budget allows, the step with the smallest r / n gets the next rank; of several the one with
+    /// the largest n, then the one with the largest growth. No step ends below n.
     Budget {
-        /// Parameters of all adapters together, at most.
+        /// The most parameters that all adapters may have together.
         parameters: usize,
         /// How the growth is rounded.
         #[serde(default)]
         rounding: Rounding,
     },
-    /// The same rank in every step, whatever the dimensions: the usual LoRA, to compare with.
+    /// The same rank in every step, whatever the dimensions: plain LoRA, for comparison.
     #[serde(alias = "fixed")]
     Uniform {
-        /// That rank.
+        /// The rank of every step.
         rank: usize,
     },
-    /// A control: a number of parameters handed out blindly, one rank at a time to any step that it still fits.
+    /// A control: a budget of parameters spent at random, one rank at a time, on any step that the budget allows.
     Random {
-        /// Parameters of all adapters together, at most.
+        /// The most parameters that all adapters may have together.
         parameters: usize,
         /// Seed of the draw.
         seed: u64,
     },
-    /// A control: the ranks of `gelora`, dealt to the wrong steps.
+    /// A control: the ranks of `gelora`, randomly permuted over the steps.
     Shuffled {
-        /// Seed of the deal.
+        /// Seed of the permutation.
         seed: u64,
         /// How the growth is rounded.
         #[serde(default)]
@@ -81,7 +81,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The name that JSON and options know it by.
+    /// The name in JSON and on the command line.
+    #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Policy::Gelora { .. } => "gelora",
@@ -112,7 +113,7 @@ impl Policy {
             Policy::Random { parameters, seed } => scatter(steps, parameters, seed, limits)?,
             Policy::Shuffled { seed, rounding } => {
                 let mut ranks = gelora(rounding);
-                // A rank that no module bears would be lost, so steps without modules keep theirs.
+                // The rank of a step without modules has no effect, so only steps with modules are permuted.
                 let bearing: Vec<usize> = (0..steps.len()).filter(|s| steps[*s].cost > 0).collect();
                 let mut hand: Vec<usize> = bearing.iter().map(|s| ranks[*s]).collect();
                 Stream::at(seed, &[0x6465_616c]).shuffle(&mut hand); // "deal"
@@ -125,7 +126,7 @@ impl Policy {
     }
 }
 
-/// max(round(growth), 0) + 1. `as` saturates, so that a huge growth meets the limits and not an overflow.
+/// max(round(growth), 0) + 1. `as` saturates, so a huge growth is clamped by the limits and does not overflow.
 fn one_more(growth: f64, rounding: Rounding) -> usize {
     let whole = match rounding {
         Rounding::Ceil => growth.ceil(),
@@ -135,13 +136,13 @@ fn one_more(growth: f64, rounding: Rounding) -> usize {
     (whole.max(0.0) as usize).saturating_add(1)
 }
 
-/// The next rank that a step may have, and the parameters it adds.
+/// The next larger rank that a step may have, and the parameters that it adds.
 fn next(step: &Step, rank: usize, limits: &Limits) -> Option<(usize, usize)> {
     let next = limits.fit(rank + 1, step.most);
     (next > rank && step.cost > 0).then(|| (next, step.cost * (next - rank)))
 }
 
-/// Spends what a budget leaves above the ranks needed, in proportion to them.
+/// Spends the part of the budget above the needed ranks, in proportion to them.
 fn spend(steps: &[Step], needed: Vec<usize>, budget: usize, limits: &Limits) -> Result<Vec<usize>> {
     let least = parameters(steps, needed.iter().copied());
     let Some(mut left) = budget.checked_sub(least) else {
@@ -149,8 +150,8 @@ fn spend(steps: &[Step], needed: Vec<usize>, budget: usize, limits: &Limits) -> 
             problem: format!("the bound on the ranks takes {least} parameters, but the budget is {budget}"),
         });
     };
-    // The step with the least r / n comes first. Of equal ones it is the neediest: the one with the greatest n, which one rank
-    // more moves least out of proportion, and then the one whose dimension grows most. A positive f64 is ordered as its bits.
+    // The step with the smallest r / n comes first. Of several it is the one with the largest n, which one more rank
+    // moves least out of proportion, then the one with the largest growth. Positive f64 are ordered as their bits.
     let turn = |s: usize, rank: usize| {
         let share = (rank as f64 / needed[s] as f64).to_bits();
         Reverse((share, Reverse((needed[s], ordered(steps[s].delta))), s, rank))
@@ -158,7 +159,7 @@ fn spend(steps: &[Step], needed: Vec<usize>, budget: usize, limits: &Limits) -> 
     let mut turns: BinaryHeap<_> = needed.iter().enumerate().map(|(s, &rank)| turn(s, rank)).collect();
     let mut ranks = needed.clone();
     while let Some(Reverse((_, _, s, rank))) = turns.pop() {
-        // A step that cannot be paid now never can: the budget only shrinks.
+        // A step that is too expensive now stays too expensive, since the budget only shrinks.
         if let Some((more, price)) = next(&steps[s], rank, limits).filter(|(_, price)| *price <= left) {
             left -= price;
             ranks[s] = more;
@@ -168,13 +169,13 @@ fn spend(steps: &[Step], needed: Vec<usize>, budget: usize, limits: &Limits) -> 
     Ok(ranks)
 }
 
-/// A whole number that is ordered as the float is: that of [`f64::total_cmp`].
+/// An integer with the order of the float, that of [`f64::total_cmp`].
 fn ordered(value: f64) -> i64 {
     let bits = value.to_bits() as i64;
     bits ^ (((bits >> 63) as u64) >> 1) as i64
 }
 
-/// Hands out a budget at random, from the least ranks on.
+/// Spends a budget at random, starting from the smallest ranks.
 fn scatter(steps: &[Step], budget: usize, seed: u64, limits: &Limits) -> Result<Vec<usize>> {
     let mut ranks: Vec<usize> = steps.iter().map(|step| limits.fit(1, step.most)).collect();
     let least = parameters(steps, ranks.iter().copied());

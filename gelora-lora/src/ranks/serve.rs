@@ -1,4 +1,4 @@
-//! What servers ask of an adapter's ranks.
+//! The ranks that servers of LoRA adapters accept.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,15 +9,16 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Server {
-    /// vLLM. It allots memory for one rank, `--max-lora-rank`, out of [`Server::ranks`], and pads every module of every adapter
-    /// to it; the adapter keeps its own ranks. It scales by `lora_alpha / r` of adapter_config.json and does not read
-    /// `rank_pattern` and `alpha_pattern`: right for an adapter whose alpha / r is the same everywhere, as all policies of
-    /// this crate make it, and wrong for others.
+    /// vLLM. It allocates memory for one rank, `--max-lora-rank`, out of [`Server::ranks`], and pads every module of
+    /// every adapter to it. It scales by `lora_alpha / r` of adapter_config.json and does not read `rank_pattern` and
+    /// `alpha_pattern`. That is correct for an adapter with the same alpha / r in every module, as all policies of this
+    /// crate make them, and wrong for others.
     Vllm,
 }
 
 impl Server {
-    /// The ranks that it can be started with, ascending.
+    /// The ranks that the server can be started with, ascending.
+    #[must_use]
     pub fn ranks(self) -> &'static [usize] {
         match self {
             Server::Vllm => &[1, 8, 16, 32, 64, 128, 256, 320, 512],
@@ -44,10 +45,10 @@ impl FromStr for Server {
     }
 }
 
-/// The least rank to start a server with for an adapter of these ranks.
+/// The smallest rank to start a server with for an adapter of these ranks.
 ///
 /// # Errors
-/// If the largest rank is above what the server can be started with.
+/// If the largest rank is above every rank that the server accepts.
 pub fn max_lora_rank(server: Server, ranks: impl IntoIterator<Item = usize>) -> Result<usize> {
     let largest = ranks.into_iter().max().unwrap_or(0);
     let allowed = server.ranks();

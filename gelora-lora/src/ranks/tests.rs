@@ -150,7 +150,7 @@ proptest! {
 
     #[test]
     fn ceil_nearest_floor_in_order(ids in prop::collection::vec(0.0..50.0f64, 2..20)) {
-        let (up, near, down) = (ranks(&ids, Rounding::Ceil), ranks(&ids, Rounding::Nearest), ranks(&ids, Rounding::Floor));
+        let [up, near, down] = [Rounding::Ceil, Rounding::Nearest, Rounding::Floor].map(|r| ranks(&ids, r));
         for ((up, near), down) in up.into_iter().zip(near).zip(down) {
             prop_assert!(down <= near && near <= up && up <= down + 1);
         }
@@ -171,7 +171,8 @@ proptest! {
             for t in 0..steps.len() {
                 let behind = got[s] < step.most && step.cost <= steps[t].cost;
                 let ahead = got[t] > needed[t];
-                prop_assert!(!(behind && ahead) || (got[t] - 1) * needed[s] <= got[s] * needed[t], "{s} {t} {got:?} {needed:?}");
+                let by_one = (got[t] - 1) * needed[s] <= got[s] * needed[t];
+                prop_assert!(!(behind && ahead) || by_one, "{s} {t} {got:?} {needed:?}");
             }
         }
     }

@@ -23,7 +23,7 @@ mod states;
 mod steps;
 mod warnings;
 
-use gelora_id::{NearCopies, Summary};
+use gelora_id::{Jackknife, NearCopies};
 use gelora_kernels::Tensor;
 use gelora_lora::ranks as rule;
 
@@ -115,7 +115,7 @@ fn ranks_from_points(
         true => states::at_scale(&points, &measured.near_copies, scale, &options.estimation()),
         false => Ok(measured.summaries.clone()),
     };
-    let replicates: Vec<Summary> = replicates_at(scale)?;
+    let replicates: Vec<Jackknife> = replicates_at(scale)?;
     report(Event::Finished { work: Work::Dimensions })?;
 
     // The growth of the dimension across every step, and the rank of the step.

@@ -7,7 +7,7 @@
 //! are within one of the measured ranks, every state has a plateau, and the ranks at the other scale are within one
 //! too.
 
-use gelora_id::Summary;
+use gelora_id::Jackknife;
 use gelora_kernels::Tensor;
 use gelora_kernels::random::Stream;
 use gelora_lora::ranks::Policy;
@@ -82,7 +82,7 @@ pub(super) struct Reference<'a> {
     /// Number of points at which the ranks were measured.
     pub scale: usize,
     /// Another number of points, with the replicates of every state at that number.
-    pub other: Option<(usize, Vec<Summary>)>,
+    pub other: Option<(usize, Vec<Jackknife>)>,
 }
 
 impl Resampling<'_> {
@@ -124,7 +124,7 @@ impl Resampling<'_> {
     }
 
     /// Returns the rank of every step, given the replicates of every state.
-    fn ranks_of(&self, summaries: &[Summary]) -> Result<Vec<usize>> {
+    fn ranks_of(&self, summaries: &[Jackknife]) -> Result<Vec<usize>> {
         let steps = self.targets.steps(&growths(summaries, self.options.confidence));
         // The published rule is a lower bound. If it exceeds the budget on this resample, the bound is the budget.
         let policy = match self.policy {

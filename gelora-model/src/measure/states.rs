@@ -8,7 +8,7 @@
 //! examples, which moves a dimension by less than its standard error.
 
 use gelora_id::scale::{self, AtScale, Plateau};
-use gelora_id::{Estimate, Estimator, Growth, NearCopies, Neighbourhood, Options, Summary};
+use gelora_id::{Estimate, Estimator, Growth, Jackknife, NearCopies, Neighborhood, Options};
 use gelora_kernels::{DeviceKind, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +58,7 @@ pub(crate) struct Estimation {
 pub(super) struct Measured {
     pub states: Vec<State>,
     /// Replicates of each state, from which growths are computed.
-    pub summaries: Vec<Summary>,
+    pub summaries: Vec<Jackknife>,
     /// For each state, the marks of examples that were left out as near copies.
     pub near_copies: Vec<Vec<bool>>,
 }
@@ -81,26 +81,22 @@ pub(super) fn measure(
     let mut measured = Measured { states: Vec::new(), summaries: Vec::new(), near_copies: Vec::new() };
     for (s, (points, name)) in points.iter().zip(names).enumerate() {
         let reach = REACH[usize::from(points.device().kind() != DeviceKind::Cpu)];
-        let cloud = match Neighbourhood::keeping(
-            points,
-            estimation.estimator.neighbours().max(reach),
-            estimation.near_copies,
-        ) {
-            Err(gelora_id::Error::Identical { points, .. }) if s == 0 => {
-                let estimate = constant_estimate(estimation.estimator, estimation.confidence, points);
-                let (decimation, gride) = (Vec::new(), Vec::new());
-                measured.states.push(State { name, estimate, decimation, gride, plateau: None });
-                measured.summaries.push(Summary::of_a_point());
-                measured.near_copies.push(vec![false; points]);
-                report(Event::Advanced { units: 1 })?;
-                continue;
-            }
-            other => other.map_err(|source| Error::state(s, &name, source))?,
-        };
-        let estimate_state = || -> gelora_id::Result<(State, Summary)> {
-            let estimate = cloud.estimate(&estimation.options())?;
-            let summary = cloud.replicates(&estimation.estimator)?;
-            let decimation = scale::decimation(&cloud, &estimation.options(), MIN_POINTS, estimation.seed)?;
+        let cloud =
+            match Neighborhood::keeping(points, estimation.estimator.neighbors().max(reach), estimation.near_copies) {
+                Err(gelora_id::Error::Identical { points, .. }) if s == 0 => {
+                    let estimate = constant_estimate(estimation.estimator, estimation.confidence, points);
+                    let (decimation, gride) = (Vec::new(), Vec::new());
+                    measured.states.push(State { name, estimate, decimation, gride, plateau: None });
+                    measured.summaries.push(Jackknife::of_a_point());
+                    measured.near_copies.push(vec![false; points]);
+                    report(Event::Advanced { units: 1 })?;
+                    continue;
+                }
+                other => other.map_err(|source| Error::state(s, &name, source))?,
+            };
+        let estimate_state = || -> gelora_id::Result<(State, Jackknife)> {
+            let (estimate, summary) = cloud.estimate_and_replicates(&estimation.options())?;
+            let decimation = scale::decimation(&cloud, &estimate, &estimation.options(), MIN_POINTS, estimation.seed)?;
             // A coarser scale may have no finite dimension if many distances are equal.
             let gride = scale::gride(&cloud, estimation.confidence).unwrap_or_default();
             let plateau = scale::plateau(&decimation);
@@ -122,11 +118,11 @@ pub(super) fn summaries(
     near_copies: &[Vec<bool>],
     rows: &[usize],
     estimator: &Estimator,
-) -> Result<Vec<Summary>> {
+) -> Result<Vec<Jackknife>> {
     let replicates_of_state = |(s, (points, marks)): (usize, (&Tensor, &Vec<bool>))| {
         let gone: Vec<bool> = rows.iter().map(|&row| marks[row]).collect();
-        match Neighbourhood::without(&scale::subset(points, rows)?, estimator.neighbours(), &gone) {
-            Err(gelora_id::Error::Identical { .. }) if s == 0 => Ok(Summary::of_a_point()),
+        match Neighborhood::without(&scale::subset(points, rows)?, estimator.neighbors(), &gone) {
+            Err(gelora_id::Error::Identical { .. }) if s == 0 => Ok(Jackknife::of_a_point()),
             cloud => Ok(cloud?.replicates(estimator)?),
         }
     };
@@ -140,22 +136,22 @@ pub(super) fn at_scale(
     near_copies: &[Vec<bool>],
     size: usize,
     estimation: &Estimation,
-) -> Result<Vec<Summary>> {
+) -> Result<Vec<Jackknife>> {
     let n = points.first().map_or(0, Tensor::rows);
     let mut draws = Vec::new();
     for rows in scale::draws(n, size, estimation.seed) {
         draws.push(summaries(points, near_copies, &rows, &estimation.estimator)?);
     }
     let mean_over_draws = |s: usize| {
-        let of_state: Vec<Summary> = draws.iter().map(|draw| draw[s].clone()).collect();
-        Summary::mean(&of_state)
+        let of_state: Vec<Jackknife> = draws.iter().map(|draw| draw[s].clone()).collect();
+        Jackknife::mean(&of_state)
             .ok_or_else(|| Error::Value(format!("hidden state {s}: no draw of {size} points has a dimension")))
     };
     (0..points.len()).map(mean_over_draws).collect()
 }
 
 /// Returns the growth of the dimension across every step.
-pub(super) fn growths(summaries: &[Summary], confidence: f64) -> Vec<Growth> {
+pub(super) fn growths(summaries: &[Jackknife], confidence: f64) -> Vec<Growth> {
     summaries.windows(2).map(|pair| pair[0].growth(&pair[1], confidence)).collect()
 }
 

@@ -1,34 +1,69 @@
 //! TwoNN by maximum likelihood.
 //!
-//! ln mu is exponential with rate d, so with S = sum over all N points of ln mu the likelihood is d^N exp(-d S), largest at
-//! N / S. The mean of N / S is d N / (N - 1), hence the unbiased
+//! ln mu is exponential with rate d. With S the sum of ln mu over all N points, the likelihood is d^N exp(-d S), which
+//! is largest at N / S. The mean of N / S is d N / (N - 1), so the unbiased estimate is
 //!
 //! ```text
 //! d = (N - 1) / S
 //! ```
 //!
-//! S is Gamma distributed with shape N and rate d, that is, d S ~ Gamma(N, 1) and 2 d S ~ chi^2 with 2 N degrees of freedom.
-//! With q(p) the quantiles of Gamma(N, 1), the interval at confidence 1 - a is exact:
+//! S has a Gamma distribution with shape N and rate d: d S ~ Gamma(N, 1), and 2 d S ~ chi^2 with 2 N degrees of
+//! freedom. With q(p) the quantiles of Gamma(N, 1), the interval at confidence 1 - a is exact:
 //!
 //! ```text
 //! q(a / 2) / S <= d <= q(1 - a / 2) / S
 //! ```
 //!
-//! It supposes independent ratios. Those of mutual nearest neighbours share r1, so real points scatter more, for which
-//! [`crate::Neighbourhood::estimate`] widens it.
+//! It assumes independent ratios. Mutual nearest neighbors share r1, so real estimates scatter more;
+//! [`crate::Neighborhood::estimate`] widens the interval for that.
 //!
-//! Source: F. Denti, D. Doimo, A. Laio, A. Mira, "The generalized ratios intrinsic dimension estimator", Scientific Reports
-//! 12, 20005 (2022), the section on TWO-NN. The same as DADApy's `ml` and scikit-dimension's `mle` with nothing discarded.
+//! Source: F. Denti, D. Doimo, A. Laio, A. Mira, "The generalized ratios intrinsic dimension estimator", Scientific
+//! Reports 12, 20005 (2022), the section on TWO-NN. It agrees with `ml` of DADApy and with `mle` of scikit-dimension
+//! with nothing discarded.
 
 use statrs::distribution::{ContinuousCDF, Gamma};
 
-use crate::{Error, Ratios, Result};
+use super::{Method, TwoNn};
+use crate::{Error, Jackknife, Neighborhood, Ratios, Result};
+
+/// `two-nn-mle`: maximum likelihood over all ratios, with an exact interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TwoNnMle;
+
+impl TwoNnMle {
+    /// It has no options.
+    pub const DEFAULT: Self = Self;
+}
+
+impl Method for TwoNnMle {
+    fn name(&self) -> &'static str {
+        "two-nn-mle"
+    }
+
+    fn jackknife(&self, cloud: &Neighborhood) -> Result<Jackknife> {
+        cloud.jackknife_of_ratios(self)
+    }
+
+    fn two_nn(&self) -> Option<&dyn TwoNn> {
+        Some(self)
+    }
+}
+
+impl TwoNn for TwoNnMle {
+    fn id(&self, ratios: &Ratios) -> Result<f64> {
+        id(ratios)
+    }
+
+    fn id_and_interval(&self, ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
+        estimate(ratios, confidence)
+    }
+}
 
 /// The ID and its interval.
 ///
 /// # Errors
 /// If every ratio is 1, or the confidence is not between 0 and 1.
-pub fn estimate(ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
+pub(super) fn estimate(ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
     let n = ratios.ln_mu().len();
     let sum: f64 = ratios.smallest(n)?.iter().sum();
     let [low, high] = gamma_quantiles(n as f64, confidence)?;
@@ -36,13 +71,13 @@ pub fn estimate(ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
 }
 
 /// The ID alone.
-pub(crate) fn id(ratios: &Ratios) -> Result<f64> {
+pub(super) fn id(ratios: &Ratios) -> Result<f64> {
     let n = ratios.ln_mu().len();
     Ok((n - 1) as f64 / ratios.smallest(n)?.iter().sum::<f64>())
 }
 
 /// The central interval of Gamma(shape, 1) that holds a probability.
-pub(crate) fn gamma_quantiles(shape: f64, confidence: f64) -> Result<[f64; 2]> {
+pub(super) fn gamma_quantiles(shape: f64, confidence: f64) -> Result<[f64; 2]> {
     let wrong = Error::Option { name: "confidence", expected: "strictly between 0 and 1", got: confidence };
     let tail = (1.0 - confidence) / 2.0;
     match Gamma::new(shape, 1.0) {

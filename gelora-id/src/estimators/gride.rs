@@ -1,7 +1,7 @@
-//! GRIDE, the generalised ratios intrinsic dimension estimator: TwoNN at a coarser scale.
+//! GRIDE, the generalized ratios intrinsic dimension estimator: TwoNN at a coarser scale.
 //!
-//! mu = r_(n2) / r_(n1) is the ratio of a point's distances to its neighbours of orders n1 < n2, here n2 = 2 n1. If the density is
-//! constant up to the n2-th neighbour,
+//! mu = r_(n2) / r_(n1) is the ratio of the distances of a point to its neighbors of orders n1 < n2, here n2 = 2 n1. If
+//! the density is constant up to the n2-th neighbor,
 //!
 //! ```text
 //! f(mu) = d (mu^d - 1)^(n2 - n1 - 1) / (mu^(d (n2 - 1) + 1) B(n2 - n1, n1))
@@ -13,20 +13,49 @@
 //! l'(d) = (N - 1) / d + (n2 - n1 - 1) sum s_i / (1 - exp(-d s_i)) - (n2 - 1) sum s_i
 //! ```
 //!
-//! with N - 1 in the place of N, as for TwoNN. It falls in d; its root is the estimate, found by Newton's method inside a
-//! bracket, to 1e-12 relative. With n1 = 1 it is `two-nn-mle`. A larger n1 looks over the noise of small scales, at the price of a
-//! larger ball in which the density is supposed to be constant.
+//! with N - 1 in place of N, as for TwoNN. l' decreases in d. Its root is the estimate, found by Newton's method inside
+//! a bracket to a relative 1e-12. With n1 = 1 the estimate is that of `two-nn-mle`. A larger n1 skips the noise of
+//! small scales, but assumes a constant density in a larger ball.
 //!
-//! Source: F. Denti, D. Doimo, A. Laio, A. Mira, "The generalized ratios intrinsic dimension estimator", Scientific Reports
-//! 12, 20005 (2022). The same as DADApy's `return_id_scaling_gride`, which also leaves out ratios far beyond the 95th percentile.
+//! Source: F. Denti, D. Doimo, A. Laio, A. Mira, "The generalized ratios intrinsic dimension estimator", Scientific
+//! Reports 12, 20005 (2022). It agrees with `return_id_scaling_gride` of DADApy, which also leaves out ratios far
+//! beyond the 95th percentile.
 
-use crate::{Error, Result};
+use super::{Method, at_least};
+use crate::{Error, Jackknife, Neighborhood, Result};
 
-/// n1 by default: twice as coarse as TwoNN.
-pub const ORDER: usize = 2;
+/// `gride`: ratios of the distances to the neighbors of orders n1 and 2 n1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gride {
+    /// n1, at least 1.
+    pub order: usize,
+}
+
+impl Gride {
+    /// Twice as coarse as TwoNN.
+    pub const DEFAULT: Self = Self { order: 2 };
+}
+
+impl Method for Gride {
+    fn name(&self) -> &'static str {
+        "gride"
+    }
+
+    fn neighbors(&self) -> usize {
+        2 * self.order.max(1)
+    }
+
+    fn check(&self) -> Result<()> {
+        at_least(1, "the order of gride", self.order)
+    }
+
+    fn jackknife(&self, cloud: &Neighborhood) -> Result<Jackknife> {
+        cloud.jackknife_of_lists(self.neighbors(), |lists| id(lists, self.order))
+    }
+}
 
 /// The ID from the distances of every point to its 2 n1 nearest neighbours, (n, 2 n1) in one list.
-pub(crate) fn id(lists: &[f64], n1: usize) -> Result<f64> {
+fn id(lists: &[f64], n1: usize) -> Result<f64> {
     let n2 = 2 * n1;
     let s: Vec<f64> =
         lists.chunks_exact(n2).filter(|r| r[n1 - 1] > 0.0).map(|r| r[n2 - 1].ln() - r[n1 - 1].ln()).collect();
@@ -86,7 +115,8 @@ mod tests {
 
     use super::*;
 
-    /// Distances of n points to `k` neighbours in a uniform density of dimension d: the k-th power sums of exponentials.
+    /// Distances of n points to `k` neighbours in a uniform density of dimension d: the k-th power sums of
+    /// exponentials.
     fn poisson(seed: u64, n: usize, k: usize, d: f64) -> Vec<f64> {
         let mut random = Stream::new(seed);
         let mut lists = Vec::new();

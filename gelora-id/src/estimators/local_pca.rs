@@ -1,35 +1,63 @@
 //! Local principal component analysis, with the rule of Fukunaga and Olsen.
 //!
-//! Of each point's k nearest neighbours (without the point) the covariance is taken, and its eigenvalues l_1 >= l_2 >= .. counted
-//! that exceed a share of the largest:
+//! l_1 >= l_2 >= .. are the eigenvalues of the covariance of a point's k nearest neighbors, without the point itself.
+//! The estimate counts the eigenvalues above a share of the largest:
 //!
 //! ```text
 //! d_i = #{ j : l_j > threshold l_1 }
 //! d   = mean over i of d_i
 //! ```
 //!
-//! The eigenvalues are those of the Gram matrix (k, k) of the centred neighbours, which has no D in it. The count cannot exceed
-//! k - 1, so k must be well above the dimension looked for.
+//! The eigenvalues are computed from the Gram matrix (k, k) of the centered neighbors, whose size does not depend on D.
+//! The count cannot exceed k - 1, so k must be well above the dimension.
 //!
-//! Interval: neighbourhoods overlap, so the counts of all points are worth fewer. How many, m, is found by packing: going through the
-//! points, each one whose neighbourhood has no point in common with those taken before is taken. The jackknife's error, as
-//! if all N counts were independent, is multiplied by sqrt(N / m), which errs on the wide side.
+//! Interval: neighborhoods overlap, so the N counts are worth only m independent ones. m is found by packing: a pass
+//! over the points takes each point whose neighborhood has no point in common with those taken before. The error of the
+//! jackknife, which treats all N counts as independent, is multiplied by sqrt(N / m). That errs on the wide side.
 //!
 //! Source: K. Fukunaga, D. Olsen, "An algorithm for finding intrinsic dimensionality of data", IEEE Transactions on
-//! Computers C-20 (1971). The same as the mean of scikit-dimension's `lPCA(ver="FO")` over neighbourhoods.
+//! Computers C-20 (1971). It agrees with the mean of `lPCA(ver="FO")` of scikit-dimension over neighborhoods.
 
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
-use crate::{Error, Neighbourhood, Result, Summary};
+use super::{Method, at_least};
+use crate::{Error, Jackknife, Neighborhood, Result};
 
-/// Neighbours by default.
-pub const K: usize = 50;
-/// The share of the largest eigenvalue by default, scikit-dimension's `alphaFO`.
-pub const THRESHOLD: f64 = 0.05;
+/// `local-pca`: eigenvalues of the covariance of neighborhoods.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LocalPca {
+    /// Number of neighbors, at least 2.
+    pub k: usize,
+    /// The share of the largest eigenvalue above which an eigenvalue counts, strictly between 0 and 1.
+    pub threshold: f64,
+}
 
-/// The ID, and those without the counts of one group of points each.
-pub(crate) fn replicates(cloud: &Neighbourhood, k: usize, threshold: f64) -> Result<Summary> {
+impl LocalPca {
+    /// 50 neighbors, and the threshold of scikit-dimension (`alphaFO`).
+    pub const DEFAULT: Self = Self { k: 50, threshold: 0.05 };
+}
+
+impl Method for LocalPca {
+    fn name(&self) -> &'static str {
+        "local-pca"
+    }
+
+    fn neighbors(&self) -> usize {
+        self.k.max(2)
+    }
+
+    fn check(&self) -> Result<()> {
+        at_least(2, "k of local-pca", self.k)
+    }
+
+    fn jackknife(&self, cloud: &Neighborhood) -> Result<Jackknife> {
+        jackknife(cloud, self.k, self.threshold)
+    }
+}
+
+/// The ID, and the IDs without the counts of one group of points each.
+fn jackknife(cloud: &Neighborhood, k: usize, threshold: f64) -> Result<Jackknife> {
     if !(threshold > 0.0 && threshold < 1.0) {
         return Err(Error::Option { name: "threshold", expected: "strictly between 0 and 1", got: threshold });
     }
@@ -46,7 +74,7 @@ pub(crate) fn replicates(cloud: &Neighbourhood, k: usize, threshold: f64) -> Res
     };
     let without = cloud.present().into_iter().map(|g| mean(Some(g))).collect();
     let widening = (cloud.len() as f64 / disjoint(cloud, k) as f64).sqrt();
-    Ok(Summary { value: mean(None), without, widening })
+    Ok(Jackknife { value: mean(None), without, widening })
 }
 
 /// The number of eigenvalues of the rows' covariance above a share of the largest.
@@ -64,8 +92,8 @@ fn eigenvalues_above(rows: &[&[f64]], threshold: f64) -> usize {
     eigenvalues.iter().filter(|l| **l > threshold * largest).count()
 }
 
-/// How many neighbourhoods without a common point a pass over the points finds.
-fn disjoint(cloud: &Neighbourhood, k: usize) -> usize {
+/// Number of neighborhoods without a common point that one pass over the points finds.
+fn disjoint(cloud: &Neighborhood, k: usize) -> usize {
     let mut taken = vec![false; cloud.len()];
     let mut found = 0;
     for i in 0..cloud.len() {

@@ -1,31 +1,61 @@
 //! The correlation dimension of Grassberger and Procaccia, between two radii.
 //!
-//! C(r) is the fraction of pairs of points nearer than r, which grows as r^d:
+//! C(r), the fraction of pairs of points nearer than r, grows as r^d:
 //!
 //! ```text
 //! d = ln(C(r2) / C(r1)) / ln(r2 / r1)
 //! ```
 //!
-//! r1 and r2 are the medians over all points of the distances to the neighbours of two orders, 10 and 20 by default. Pairs are
-//! counted where every pair is looked at, block by block: O(N^2 D) work and O(N D) memory. The product of all differences is
-//! taken in f32; a pair that is too near to a radius to tell is looked at again in f64.
+//! r1 and r2 are the medians over all points of the distances to the neighbors of two orders, 10 and 20 by default. All
+//! pairs are counted, block by block, with O(N^2 D) work and O(N D) memory. Distances are computed in f32; a pair whose
+//! distance is within rounding of a radius is computed again in f64.
 //!
-//! Source: P. Grassberger, I. Procaccia, "Measuring the strangeness of strange attractors", Physica D 9 (1983). The same as
-//! scikit-dimension's `CorrInt`.
+//! Source: P. Grassberger, I. Procaccia, "Measuring the strangeness of strange attractors", Physica D 9 (1983). It
+//! agrees with `CorrInt` of scikit-dimension.
 
 use gelora_kernels::{Tensor, ops::pairwise};
 
-use crate::neighbourhood::median;
-use crate::{Error, GROUPS, Neighbourhood, Result, Summary};
+use super::{Method, at_least};
+use crate::neighborhood::median;
+use crate::{Error, GROUPS, Jackknife, Neighborhood, Result};
 
-/// The orders of the neighbours that give the radii by default, scikit-dimension's.
-pub const ORDERS: [usize; 2] = [10, 20];
+/// `corr-dim`: the correlation dimension between two radii.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CorrDim {
+    /// Order of the neighbor that gives the inner radius, at least 1.
+    pub inner: usize,
+    /// Order of the neighbor that gives the outer radius, above the inner.
+    pub outer: usize,
+}
+
+impl CorrDim {
+    /// The orders of scikit-dimension.
+    pub const DEFAULT: Self = Self { inner: 10, outer: 20 };
+}
+
+impl Method for CorrDim {
+    fn name(&self) -> &'static str {
+        "corr-dim"
+    }
+
+    fn neighbors(&self) -> usize {
+        self.inner.max(self.outer).max(2)
+    }
+
+    fn check(&self) -> Result<()> {
+        at_least(1, "the inner order of corr-dim", self.inner)
+    }
+
+    fn jackknife(&self, cloud: &Neighborhood) -> Result<Jackknife> {
+        jackknife(cloud, self.inner, self.outer)
+    }
+}
 
 /// Rows and columns of a block of distances.
 const BLOCK: usize = 1024;
 
-/// The ID, and those without one group of points each (at the same radii).
-pub(crate) fn replicates(cloud: &Neighbourhood, inner: usize, outer: usize) -> Result<Summary> {
+/// The ID, and the IDs without one group of points each, at the same radii.
+fn jackknife(cloud: &Neighborhood, inner: usize, outer: usize) -> Result<Jackknife> {
     if inner >= outer {
         return Err(Error::Option {
             name: "the inner order of corr-dim",
@@ -35,7 +65,7 @@ pub(crate) fn replicates(cloud: &Neighbourhood, inner: usize, outer: usize) -> R
     }
     let radius = |order: usize| -> Result<f64> {
         let missing =
-            || Error::Neighbours { estimator: "corr-dim".into(), needed: order, points: cloud.len(), k: cloud.k() };
+            || Error::Neighbors { estimator: "corr-dim".into(), needed: order, points: cloud.len(), k: cloud.k() };
         Ok(median(order.checked_sub(1).and_then(|at| cloud.column(at)).ok_or_else(missing)?))
     };
     let radii = [radius(inner)?, radius(outer)?];
@@ -50,10 +80,10 @@ pub(crate) fn replicates(cloud: &Neighbourhood, inner: usize, outer: usize) -> R
     if !(value.is_finite() && value > 0.0 && without.iter().all(|v| v.is_finite() && *v > 0.0)) {
         return Err(Error::AllRatiosOne { n: cloud.len() });
     }
-    Ok(Summary { value, without, widening: 1.0 })
+    Ok(Jackknife { value, without, widening: 1.0 })
 }
 
-/// Pairs nearer than each of two radii: all of them, those that a group takes part in.
+/// Numbers of pairs nearer than each of two radii: of all pairs, and of the pairs with a point in each group.
 struct Counts {
     all: [u64; 2],
     touching: [[u64; GROUPS]; 2],
@@ -65,19 +95,19 @@ impl Counts {
     }
 }
 
-/// Every pair once.
-fn count(cloud: &Neighbourhood, radii: [f64; 2]) -> Result<Counts> {
+/// Counts every pair once.
+fn count(cloud: &Neighborhood, radii: [f64; 2]) -> Result<Counts> {
     let (n, dim) = (cloud.len(), cloud.points().cols());
     let device = cloud.points().device();
     let values = cloud.points().to_vec_f64()?;
-    // Near the origin f32 loses least.
+    // f32 loses least near the origin.
     let centred = pairwise::centered(cloud.points())?;
     let centred = centred.as_slice()?;
     let block = |start: usize| -> Result<Tensor> {
         let end = (start + BLOCK).min(n);
         Ok(Tensor::from_vec(centred[start * dim..end * dim].to_vec(), [end - start, dim])?.to_device(device)?)
     };
-    // The error of a squared distance in f32: a sum of D terms, and points rounded once, relative to their extent.
+    // Bound on the rounding of a squared distance in f32: a sum of D terms, and points rounded relative to the extent.
     let extent = centred.iter().fold(0.0f64, |most, v| most.max(f64::from(v.abs())));
     let unit = f64::from(f32::EPSILON);
     let doubt = |r2: f64| unit * (dim as f64 + 8.0) * r2 + 8.0 * unit * extent * (dim as f64 * r2).sqrt();
@@ -125,7 +155,7 @@ mod tests {
         let (n, dim) = (BLOCK + 70, 3);
         let mut random = Stream::new(8);
         let values: Vec<f64> = (0..n * dim).map(|_| random.normal() + 30.0).collect();
-        let cloud = Neighbourhood::with_neighbours(&Tensor::from_f64(values.clone(), [n, dim])?, 20)?;
+        let cloud = Neighborhood::with_neighbors(&Tensor::from_f64(values.clone(), [n, dim])?, 20)?;
         let radii = [9, 19].map(|order| median(cloud.column(order).expect("20 neighbours")));
         let (mut all, mut without_7) = ([0; 2], [0; 2]);
         for i in 0..n {
@@ -146,8 +176,8 @@ mod tests {
     #[test]
     fn orders_are_checked() -> Result<()> {
         let line = Tensor::from_f64((0..40).map(|i| f64::from(i * i)).collect(), [40, 1])?;
-        let cloud = Neighbourhood::with_neighbours(&line, 20)?;
-        assert!(replicates(&cloud, 20, 20).unwrap_err().to_string().contains("below the outer one"));
+        let cloud = Neighborhood::with_neighbors(&line, 20)?;
+        assert!(jackknife(&cloud, 20, 20).unwrap_err().to_string().contains("below the outer one"));
         Ok(())
     }
 }

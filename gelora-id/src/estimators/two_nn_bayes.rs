@@ -1,40 +1,70 @@
 //! TwoNN with a Gamma prior on the dimension.
 //!
-//! ln mu is exponential with rate d, to which Gamma(a, b) (shape a, rate b) is the conjugate prior: with S the sum of all N ln
-//! mu the posterior is Gamma(a + N, b + S), and
+//! ln mu is exponential with rate d. Its conjugate prior is Gamma(a, b), with shape a and rate b. With S the sum of all
+//! N values of ln mu, the posterior is Gamma(a + N, b + S), and
 //!
 //! ```text
 //! d = (a + N) / (b + S)                               (its mean)
 //! q(p / 2) / (b + S) <= d <= q(1 - p / 2) / (b + S)   (its central credible interval, q of Gamma(a + N, 1))
 //! ```
 //!
-//! The default, a = 2 and b = 5, is DADApy's: a prior mean of 0.4 with the weight of two points, which pulls small clouds of
-//! high dimension down. With a = 1 and b near 0 it is nearly the likelihood alone.
+//! The default, a = 2 and b = 5, is that of DADApy: a prior mean of 0.4 with the weight of two points, which lowers the
+//! estimate of small clouds of high dimension. With a = 1 and b near 0 the estimate is nearly that of the likelihood
+//! alone.
 //!
-//! It supposes independent ratios, as the likelihood does; [`crate::Neighbourhood::estimate`] widens the interval.
+//! The posterior assumes independent ratios; [`crate::Neighborhood::estimate`] widens the interval.
 //!
 //! Source: DADApy (Glielmo et al., Patterns 3, 2022), `compute_id_2NN_wprior`; any text on conjugate priors.
 
-use crate::two_nn_mle::gamma_quantiles;
-use crate::{Error, Ratios, Result};
+use super::two_nn_mle::gamma_quantiles;
+use super::{Method, TwoNn};
+use crate::{Error, Jackknife, Neighborhood, Ratios, Result};
 
-/// The shape of the prior by default.
-pub const SHAPE: f64 = 2.0;
-/// The rate of the prior by default.
-pub const RATE: f64 = 5.0;
+/// `two-nn-bayes`: the posterior mean under a Gamma prior.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TwoNnBayes {
+    /// Shape of the prior, above 0.
+    pub shape: f64,
+    /// Rate of the prior, above 0.
+    pub rate: f64,
+}
+
+impl TwoNnBayes {
+    /// The prior of DADApy.
+    pub const DEFAULT: Self = Self { shape: 2.0, rate: 5.0 };
+}
+
+impl Method for TwoNnBayes {
+    fn name(&self) -> &'static str {
+        "two-nn-bayes"
+    }
+
+    fn jackknife(&self, cloud: &Neighborhood) -> Result<Jackknife> {
+        cloud.jackknife_of_ratios(self)
+    }
+
+    fn two_nn(&self) -> Option<&dyn TwoNn> {
+        Some(self)
+    }
+}
+
+impl TwoNn for TwoNnBayes {
+    fn id(&self, ratios: &Ratios) -> Result<f64> {
+        posterior(ratios, self.shape, self.rate).map(|(shape, rate)| shape / rate)
+    }
+
+    fn id_and_interval(&self, ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
+        estimate(ratios, self.shape, self.rate, confidence)
+    }
+}
 
 /// The posterior mean and the credible interval.
 ///
 /// # Errors
 /// If every ratio is 1; if `shape` or `rate` is not positive and finite or the confidence not in (0, 1).
-pub fn estimate(ratios: &Ratios, shape: f64, rate: f64, confidence: f64) -> Result<(f64, [f64; 2])> {
+fn estimate(ratios: &Ratios, shape: f64, rate: f64, confidence: f64) -> Result<(f64, [f64; 2])> {
     let (shape, rate) = posterior(ratios, shape, rate)?;
     Ok((shape / rate, gamma_quantiles(shape, confidence)?.map(|q| q / rate)))
-}
-
-/// The ID alone.
-pub(crate) fn id(ratios: &Ratios, shape: f64, rate: f64) -> Result<f64> {
-    posterior(ratios, shape, rate).map(|(shape, rate)| shape / rate)
 }
 
 fn posterior(ratios: &Ratios, shape: f64, rate: f64) -> Result<(f64, f64)> {

@@ -1,50 +1,84 @@
 //! TwoNN by maximum likelihood with the largest ratios censored.
 //!
-//! Of the N sorted ln mu, x_(1) <= .. <= x_(N), the k = int(N (1 - discard)) smallest are used as they are, and of the others
-//! only that they are at least x_(k): a pair of near-identical points, whose ln mu may be as large as hundreds of others
-//! together, then counts as no more than one large ratio. With x exponential of rate d the likelihood is
-//! d^k exp(-d S), where
+//! x_(1) <= .. <= x_(N) are the sorted ln mu. The k = int(N (1 - discard)) smallest are used as they are; of the others
+//! only the fact that they are at least x_(k) is used. A pair of near-identical points, whose ln mu may be as large as
+//! hundreds of others together, then counts as one large ratio. With x exponential of rate d the likelihood is d^k
+//! exp(-d S), where
 //!
 //! ```text
 //! S = sum_(i <= k) x_(i) + (N - k) x_(k)
 //! d = (k - 1) / S
 //! ```
 //!
-//! Dropping the largest instead, as if they had never been, would leave a truncated distribution and make d too large: by a
-//! third where a tenth is dropped.
+//! Dropping the largest ratios instead would leave a truncated distribution and make d too large: by a third if a tenth
+//! is dropped.
 //!
-//! By Rényi's representation x_(i) - x_(i-1) = Z_i / (d (N - i + 1)), so S is a sum of k independent exponentials of rate d: d S
-//! ~ Gamma(k, 1). So (k - 1) / S is unbiased, and with q(p) the quantiles of Gamma(k, 1) the interval at confidence 1 - a
-//! is exact:
+//! By Rényi's representation x_(i) - x_(i-1) = Z_i / (d (N - i + 1)), so S is a sum of k independent exponentials of
+//! rate d: d S ~ Gamma(k, 1). So (k - 1) / S is unbiased, and with q(p) the quantiles of Gamma(k, 1) the interval at
+//! confidence 1 - a is exact:
 //!
 //! ```text
 //! q(a / 2) / S <= d <= q(1 - a / 2) / S
 //! ```
 //!
-//! It supposes independent ratios. Those of mutual nearest neighbours share r1, so real points scatter more, for which
-//! [`crate::Neighbourhood::estimate`] widens it.
+//! It assumes independent ratios. Mutual nearest neighbors share r1, so real estimates scatter more;
+//! [`crate::Neighborhood::estimate`] widens the interval for that.
 //!
 //! Source: B. Epstein, M. Sobel, "Life testing", Journal of the American Statistical Association 48 (1953), for the
 //! likelihood of the k smallest of N exponentials.
 
-use crate::two_nn_mle::gamma_quantiles;
-use crate::{Error, Ratios, Result};
+use super::two_nn_mle::gamma_quantiles;
+use super::{Method, TwoNn};
+use crate::{Error, Jackknife, Neighborhood, Ratios, Result};
 
-/// The fraction of largest ratios censored by default, that of the linear fit.
-pub const DISCARD: f64 = 0.1;
+/// `two-nn-trimmed`: maximum likelihood with the largest ratios censored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TwoNnTrimmed {
+    /// The fraction of largest ratios of which only the least is used, 0 <= discard < 1.
+    pub discard: f64,
+}
+
+impl TwoNnTrimmed {
+    /// The fraction of the linear fit.
+    pub const DEFAULT: Self = Self { discard: 0.1 };
+}
+
+impl Method for TwoNnTrimmed {
+    fn name(&self) -> &'static str {
+        "two-nn-trimmed"
+    }
+
+    fn jackknife(&self, cloud: &Neighborhood) -> Result<Jackknife> {
+        cloud.jackknife_of_ratios(self)
+    }
+
+    fn two_nn(&self) -> Option<&dyn TwoNn> {
+        Some(self)
+    }
+}
+
+impl TwoNn for TwoNnTrimmed {
+    fn id(&self, ratios: &Ratios) -> Result<f64> {
+        id(ratios, self.discard)
+    }
+
+    fn id_and_interval(&self, ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
+        estimate(ratios, self.discard, confidence)
+    }
+}
 
 /// The ID and its interval.
 ///
 /// # Errors
 /// If every used ratio is 1; if fewer than 2 are used; if `discard` is not in [0, 1) or the confidence not in (0, 1).
-pub fn estimate(ratios: &Ratios, discard: f64, confidence: f64) -> Result<(f64, [f64; 2])> {
+fn estimate(ratios: &Ratios, discard: f64, confidence: f64) -> Result<(f64, [f64; 2])> {
     let (kept, sum) = sufficient(ratios, discard)?;
     let [low, high] = gamma_quantiles(kept as f64, confidence)?;
     Ok(((kept - 1) as f64 / sum, [low / sum, high / sum]))
 }
 
 /// The ID alone.
-pub(crate) fn id(ratios: &Ratios, discard: f64) -> Result<f64> {
+fn id(ratios: &Ratios, discard: f64) -> Result<f64> {
     let (kept, sum) = sufficient(ratios, discard)?;
     Ok((kept - 1) as f64 / sum)
 }
@@ -82,7 +116,7 @@ mod tests {
         assert_relative_eq!(id, 3.0 / 14.0, max_relative = 1e-12);
         // Nothing censored is the plain likelihood.
         let all = of(&[2.0, 1.0, 6.0])?;
-        assert_eq!(estimate(&all, 0.0, 0.9)?, crate::two_nn_mle::estimate(&all, 0.9)?);
+        assert_eq!(estimate(&all, 0.0, 0.9)?, super::super::two_nn_mle::estimate(&all, 0.9)?);
         Ok(())
     }
 
@@ -93,7 +127,7 @@ mod tests {
         let (mut covered, mut sum) = (0, 0.0);
         for _ in 0..draws {
             let x: Vec<f64> = (0..n).map(|_| -(1.0 - random.uniform()).ln() / d).collect();
-            let (id, [low, high]) = estimate(&of(&x)?, DISCARD, 0.9)?;
+            let (id, [low, high]) = estimate(&of(&x)?, TwoNnTrimmed::DEFAULT.discard, 0.9)?;
             covered += usize::from(low <= d && d <= high);
             sum += id;
         }
@@ -107,12 +141,12 @@ mod tests {
     fn a_huge_ratio_is_one_of_many() -> Result<()> {
         let mut random = Stream::new(3);
         let mut x: Vec<f64> = (0..500).map(|_| -(1.0 - random.uniform()).ln() / 10.0).collect();
-        let before = id(&of(&x)?, DISCARD)?;
+        let before = id(&of(&x)?, TwoNnTrimmed::DEFAULT.discard)?;
         for x in x.iter_mut().take(5) {
             *x = 14.0;
         }
-        assert_relative_eq!(id(&of(&x)?, DISCARD)?, before, max_relative = 0.05);
-        let plain = crate::two_nn_mle::id(&of(&x)?)?;
+        assert_relative_eq!(id(&of(&x)?, TwoNnTrimmed::DEFAULT.discard)?, before, max_relative = 0.05);
+        let plain = super::super::two_nn_mle::id(&of(&x)?)?;
         assert!(plain < 0.5 * before, "{plain} {before}");
         Ok(())
     }

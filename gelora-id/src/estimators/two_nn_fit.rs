@@ -1,18 +1,18 @@
 //! TwoNN by a line through the empirical distribution of the ratios.
 //!
-//! F(mu) = 1 - mu^-d, so -ln(1 - F) = d ln mu. With x_(1) <= .. <= x_(N) the sorted ln mu and F_i = i / N, keep the
-//! k = int(N (1 - discard)) smallest and take the least-squares slope through the origin of y_i = -ln(1 - i / N) on x_(i):
+//! F(mu) = 1 - mu^-d, so -ln(1 - F) = d ln mu. With x_(1) <= .. <= x_(N) the sorted ln mu and F_i = i / N, keep the k =
+//! int(N (1 - discard)) smallest and take the least-squares slope through the origin of y_i = -ln(1 - i / N) on x_(i):
 //!
 //! ```text
 //! d = sum_(i <= k) x_(i) y_i / sum_(i <= k) x_(i)^2
 //! ```
 //!
-//! F_N = 1 has no logarithm, so k is at most N - 1. F counts from 1, as in scikit-dimension 0.5 (older versions count from
-//! 0) and in DADApy's `base`. Both round k down. scikit-dimension takes int(N * (1 - discard)), DADApy int(N * mu_fraction)
-//! for a fraction typed in by its user: for 0.1 and 0.9 the two doubles are the same one, for others k can differ by 1
-//! (N = 10: 1 - 0.9 < 0.1, so 0 against 1). This is scikit-dimension's.
+//! F_N = 1 has no logarithm, so k is at most N - 1. i counts from 1, as in scikit-dimension 0.5 (older versions count
+//! from 0) and in `base` of DADApy. Both packages round k down: scikit-dimension takes int(N * (1 - discard)), DADApy
+//! int(N * mu_fraction) for a fraction given by its user. For 0.1 and 0.9 the two products are the same doubles; for
+//! other fractions k can differ by 1 (N = 10: 1 - 0.9 < 0.1, so 0 and 1). This crate follows scikit-dimension.
 //!
-//! Source: Facco et al. 2017, algorithm "TWO-NN", steps 1 to 5; discarding 10 % is theirs too.
+//! Source: Facco et al. 2017, algorithm "TWO-NN", steps 1 to 5. They also discard 10 %.
 //!
 //! # The interval
 //!
@@ -24,8 +24,8 @@
 //! ```
 //!
 //! Sorted exponentials are sums of independent ones (Rényi): E_(i) = sum_(j <= i) Z_j / (N - j + 1), Z_j standard
-//! exponential, each of mean 1 and variance 1. So their means are m_i = sum_(j <= i) 1 / (N - j + 1). To first order around
-//! the means (delta method), with P = sum m_i y_i and S = sum m_i^2,
+//! exponential, each of mean 1 and variance 1. So their means are m_i = sum_(j <= i) 1 / (N - j + 1). To first order
+//! around the means (delta method), with P = sum m_i y_i and S = sum m_i^2,
 //!
 //! ```text
 //! g0      = g(m) = P / S
@@ -33,34 +33,70 @@
 //! sigma^2 = var g = sum_(j <= k) ( sum_(j <= i <= k) c_i / (N - j + 1) )^2
 //! ```
 //!
-//! in O(N): m is a running sum, and the inner sum one from the other end. g is positive, so it is ln g that is taken as
-//! normal, with mean ln g0 and deviation sigma / g0. From ln d = ln slope - ln g, with z the standard normal quantile,
+//! in O(N): m is a running sum, and the inner sum is a running sum from the other end. g is positive, so ln g is taken
+//! as normal, with mean ln g0 and standard deviation sigma / g0. From ln d = ln slope - ln g, with z the standard
+//! normal quantile,
 //!
 //! ```text
 //! slope / g0 * exp(-z sigma / g0) <= d <= slope / g0 * exp(z sigma / g0)
 //! ```
 //!
-//! The interval's middle is thus slope / g0, not the slope: y_i > m_i by about 1 / (2 (N - i)), which makes the slope too
-//! large by a factor g0, about 1 + 1.2 / N at discard 0.1, where sigma is 1.08 / sqrt(N). The least-squares formula for the
-//! slope's error does not apply: the x_(i) are strongly correlated, and it claims an error tens of times too small.
+//! The middle of the interval is therefore slope / g0 and not the slope. y_i exceeds m_i by about 1 / (2 (N - i)), so
+//! the slope is too large by a factor g0, about 1 + 1.2 / N at discard 0.1, where sigma is 1.08 / sqrt(N). The
+//! least-squares formula for the error of the slope does not apply: the x_(i) are strongly correlated, and it gives an
+//! error tens of times too small.
 //!
-//! It supposes independent ratios. Those of mutual nearest neighbours share r1, so real points scatter more, for which
-//! [`crate::Neighbourhood::estimate`] widens it.
+//! It assumes independent ratios. Mutual nearest neighbors share r1, so real estimates scatter more;
+//! [`crate::Neighborhood::estimate`] widens the interval for that.
 //!
 //! Source of the representation: A. Rényi, "On the theory of order statistics", Acta Math. Acad. Sci. Hungar. 4 (1953).
 
 use statrs::distribution::{ContinuousCDF, Normal};
 
-use crate::{Error, Ratios, Result};
+use super::{Method, TwoNn};
+use crate::{Error, Jackknife, Neighborhood, Ratios, Result};
 
-/// The fraction of largest ratios left out by default, the paper's.
-pub const DISCARD: f64 = 0.1;
+/// `two-nn-fit`: the line through the empirical distribution of mu.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TwoNnFit {
+    /// The fraction of largest ratios left out, 0 <= discard < 1.
+    pub discard: f64,
+}
+
+impl TwoNnFit {
+    /// The fraction of the paper.
+    pub const DEFAULT: Self = Self { discard: 0.1 };
+}
+
+impl Method for TwoNnFit {
+    fn name(&self) -> &'static str {
+        "two-nn-fit"
+    }
+
+    fn jackknife(&self, cloud: &Neighborhood) -> Result<Jackknife> {
+        cloud.jackknife_of_ratios(self)
+    }
+
+    fn two_nn(&self) -> Option<&dyn TwoNn> {
+        Some(self)
+    }
+}
+
+impl TwoNn for TwoNnFit {
+    fn id(&self, ratios: &Ratios) -> Result<f64> {
+        Ok(fit(ratios, self.discard)?.0)
+    }
+
+    fn id_and_interval(&self, ratios: &Ratios, confidence: f64) -> Result<(f64, [f64; 2])> {
+        estimate(ratios, self.discard, confidence)
+    }
+}
 
 /// The ID and its interval.
 ///
 /// # Errors
 /// If every kept ratio is 1; if fewer than 2 are kept; if `discard` is not in [0, 1) or the confidence not in (0, 1).
-pub fn estimate(ratios: &Ratios, discard: f64, confidence: f64) -> Result<(f64, [f64; 2])> {
+fn estimate(ratios: &Ratios, discard: f64, confidence: f64) -> Result<(f64, [f64; 2])> {
     let (slope, kept) = fit(ratios, discard)?;
     if !(confidence > 0.0 && confidence < 1.0) {
         return Err(Error::Option { name: "confidence", expected: "strictly between 0 and 1", got: confidence });
@@ -68,11 +104,6 @@ pub fn estimate(ratios: &Ratios, discard: f64, confidence: f64) -> Result<(f64, 
     let (g0, sigma) = pivot(ratios.ln_mu().len(), kept);
     let spread = (Normal::standard().inverse_cdf(0.5 + confidence / 2.0) * sigma / g0).exp();
     Ok((slope, [slope / g0 / spread, slope / g0 * spread]))
-}
-
-/// The ID alone.
-pub(crate) fn id(ratios: &Ratios, discard: f64) -> Result<f64> {
-    Ok(fit(ratios, discard)?.0)
 }
 
 /// The slope, and the number of ratios it was fitted to.
@@ -88,7 +119,7 @@ fn fit(ratios: &Ratios, discard: f64) -> Result<(f64, usize)> {
     Ok((slope(ratios.smallest(kept)?, n), kept))
 }
 
-/// -ln(1 - F_i) with F_i = i / N for i = 1..
+/// -ln(1 - F_i) with F_i = i / N, for i = 1, 2, .., N.
 fn minus_ln_survival(n: usize) -> impl Iterator<Item = f64> {
     (1..=n).map(move |i| -(-(i as f64 / n as f64)).ln_1p())
 }
@@ -140,7 +171,7 @@ mod tests {
     fn exact_quantiles_give_the_exact_slope() -> Result<()> {
         let n = 50;
         let r2: Vec<f64> = minus_ln_survival(n).map(|y| (y.min(9.0) / 3.5).exp()).collect();
-        let (id, interval) = estimate(&ratios(&vec![1.0; n], &r2)?, DISCARD, 0.95)?;
+        let (id, interval) = estimate(&ratios(&vec![1.0; n], &r2)?, TwoNnFit::DEFAULT.discard, 0.95)?;
         assert_relative_eq!(id, 3.5, max_relative = 1e-12);
         assert!(interval[0] < id && id < interval[1]);
         Ok(())
@@ -152,7 +183,7 @@ mod tests {
         let mut random = Stream::at(3, &[n as u64]);
         let mut ln_g = Vec::new();
         for _ in 0..draws {
-            ln_g.push(estimate(&pareto(&mut random, n, 1.0)?, DISCARD, 0.95)?.0.ln());
+            ln_g.push(estimate(&pareto(&mut random, n, 1.0)?, TwoNnFit::DEFAULT.discard, 0.95)?.0.ln());
         }
         let mean = ln_g.iter().sum::<f64>() / draws as f64;
         let deviation = (ln_g.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / draws as f64).sqrt();
@@ -170,7 +201,7 @@ mod tests {
             let draws = 4000;
             let mut covered = 0;
             for _ in 0..draws {
-                let (_, [low, high]) = estimate(&pareto(&mut random, n, d)?, DISCARD, confidence)?;
+                let (_, [low, high]) = estimate(&pareto(&mut random, n, d)?, TwoNnFit::DEFAULT.discard, confidence)?;
                 covered += usize::from(low <= d && d <= high);
             }
             let coverage = covered as f64 / draws as f64;
