@@ -130,7 +130,7 @@ pub(crate) fn find(distances: &[f64], indices: &[u32], k: usize) -> Vec<bool> {
         let found = match prior.likely() {
             None => safe(material),
             Some(likely) => {
-                let all = || scan.most_significant(&likely, likely.centered(&lists), material);
+                let all = || scan.most_significant(&likely, likely.centered(&lists).min(1.0), material);
                 match material {
                     true => all(),
                     false => safe(false).map(|sure| all().filter(|all| all.material).unwrap_or(sure)),
