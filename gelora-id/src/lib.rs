@@ -1,16 +1,17 @@
 //! Intrinsic dimension (ID) of a cloud of points, with its uncertainty.
 //!
 //! The ID is the number of coordinates that the points need locally, however many columns they are written in. Eight
-//! [`Estimator`]s read it off the distances to the nearest neighbours. The default is TwoNN: r1 < r2 are a point's
-//! distances to its two nearest neighbours, and mu = r2 / r1 tells the dimension. If the density is constant over a
-//! point's two nearest neighbours, mu is Pareto(d) distributed, F(mu) = 1 - mu^-d, so ln mu is exponential with rate d,
-//! whatever the density is. The others stand in a module each: [`two_nn_trimmed`], [`two_nn_bayes`], [`gride`],
-//! [`mle`], [`corr_dim`], [`local_pca`].
+//! [`Estimator`]s estimate it from the distances to the nearest neighbors. The default is TwoNN: r1 < r2 are the
+//! distances of a point to its two nearest neighbors. If the density is constant over both, mu = r2 / r1 has a
+//! Pareto(d) distribution, F(mu) = 1 - mu^-d, whatever the density is; ln mu is then exponential with rate d.
+//! [`estimators`] has a module for each estimator.
 //!
-//! Rows that are almost the same as another count once: [`near_copies`] says how they are found.
-//!
-//! [`scale`] tells how the ID depends on the scale, [`Jackknife`] how two IDs of the same examples differ, and
-//! [`manifolds`] has clouds to try estimators on.
+//! - [`estimate()`]: the ID of a matrix, by one estimator.
+//! - [`Neighborhood`]: one neighbor search for several estimators.
+//! - [`near_copies`]: rows that are almost the same as another count once.
+//! - [`scale`]: how the ID depends on the scale.
+//! - [`Jackknife`]: how the IDs of two clouds of the same examples differ.
+//! - [`manifolds`]: clouds to try estimators on.
 //!
 //! Source: E. Facco, M. d'Errico, A. Rodriguez, A. Laio, "Estimating the intrinsic dimension of datasets by a minimal
 //! neighborhood information", Scientific Reports 7, 12140 (2017), equations 1 to 5.
@@ -32,17 +33,17 @@
 //! assert!((1.8..2.2).contains(&plane.id), "{plane:?}");
 //! assert!(plane.interval[0] < plane.id && plane.id < plane.interval[1]);
 //!
-//! // One neighbour search serves several estimators.
+//! // One neighbor search serves several estimators.
 //! let neighborhood = Neighborhood::of(&points)?;
 //! let mle = neighborhood.estimate(&Options::of(TwoNnMle))?;
 //! assert_eq!((mle.estimator.as_str(), mle.n, mle.duplicates), ("two-nn-mle", 500, 0));
 //! # Ok::<(), gelora_id::Error>(())
 //! ```
 //!
-//! Units: the ID has none; distances may be in any unit, since only their ratios count.
+//! Units: the ID has none. Distances may be in any unit, since only their ratios count.
 //!
-//! What the interval covers: the spread of the estimate over draws of the points. It does not cover the bias, which
-//! grows with the dimension; docs/intrinsic-dimension.md has both, measured.
+//! The interval covers the spread of the estimate over draws of the points. It does not cover the bias, which grows with
+//! the dimension. docs/intrinsic-dimension.md has measurements of both.
 
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations, unreachable_pub)]
