@@ -192,6 +192,11 @@ impl Comparison {
                     "{arm}: the rate {lr:e} is at the end of those tried; a wider --lrs may find a better one."
                 ));
             }
+            if row.difference.as_ref().is_some_and(|d| d.interval == [0.0; 2]) {
+                let (arm, reference) = (&row.arm, &self.reference);
+                remarks
+                    .push(format!("{arm}: every seed scored exactly as {reference} did; their ranks may be the same."));
+            }
             if row.diverged > 0 {
                 remarks.push(format!("{}: {} final runs diverged and are left out.", row.arm, row.diverged));
             }

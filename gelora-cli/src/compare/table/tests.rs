@@ -70,7 +70,8 @@ fn the_same_arm_is_no_difference_and_a_planted_gain_is_one() {
     assert_eq!(difference(&comparison, Arm::Leaked).verdict, Verdict::Better);
     assert_eq!(difference(&comparison, Arm::Head).verdict, Verdict::Worse);
     assert!(comparison.arms[0].difference.is_none());
-    assert!(comparison.remarks.is_empty(), "{:?}", comparison.remarks);
+    let said = &comparison.remarks;
+    assert!(said.len() == 1 && said[0].starts_with("rslora: every seed scored exactly as uniform did"), "{said:?}");
     assert_eq!(comparison.arms[3].lr, Some(1e-3));
 
     // The same numbers as losses: what was better is worse.
@@ -126,6 +127,7 @@ fn what_speaks_against_the_numbers_is_said() {
     for words in [
         "Unfinished: 17 of 27 runs.",
         "uniform: the rate 1e-3 is at the end of those tried",
+        "gelora: every seed scored exactly as uniform did",
         "gelora: 1 final runs diverged",
         "5 seeds cannot show a difference",
     ] {
