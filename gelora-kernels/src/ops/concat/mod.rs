@@ -1,9 +1,9 @@
 //! Concatenation of matrices by columns or rows, and the split by columns.
 //!
 //! - columns: y = [x_1 x_2 ..], x_i (N, C_i), y (N, sum of C_i). split_columns is its inverse; each is the backward
-//! pass   of the other.
+//!   pass of the other.
 //! - rows: y = x_1 over x_2 over .., x_i (N_i, C), y (sum of N_i, C). append does the same in place; on a CPU, x_1
-//! keeps   capacity for more rows.
+//!   keeps capacity for more rows.
 //!
 //! Values are copied; nothing is computed.
 
