@@ -18,7 +18,7 @@ pub fn count(dataset: &Dataset) -> usize {
 }
 
 /// Returns `48 examples, 6 distinct`, or only the first number if no text repeats.
-pub fn shown(examples: usize, distinct: usize) -> String {
+pub fn display(examples: usize, distinct: usize) -> String {
     let count = |n: usize| ui::count(n as u64);
     let noun = if examples == 1 { "example" } else { "examples" };
     match examples == distinct {
@@ -36,7 +36,7 @@ pub fn check(dataset: &Dataset, distinct: usize) -> Result<()> {
         bail!(
             "{}: {}; a measurement needs two nearest neighbors, so at least {MIN_DISTINCT} distinct texts",
             dataset.path.display(),
-            shown(dataset.examples.len(), distinct)
+            display(dataset.examples.len(), distinct)
         );
     }
     Ok(())

@@ -84,7 +84,8 @@ fn hint(error: &anyhow::Error, command: &Command) -> &'static str {
     if error.chain().filter_map(kernel_error).any(|e| matches!(e, gelora_kernels::Error::OutOfMemory { .. })) {
         return match command {
             Command::Train(_) => {
-                "; a smaller --batch-size or --max-length, --accumulate, --checkpoint-activations or --dtype bf16 needs less"
+                "; a smaller --batch-size or --max-length, --accumulate, --checkpoint-activations or --dtype bf16 \
+                 needs less"
             }
             Command::Rank(_) | Command::Compare(_) | Command::Eval(_) => {
                 "; a smaller --batch-size or --max-length, or --dtype bf16, needs less"

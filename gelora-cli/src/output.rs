@@ -22,29 +22,30 @@ impl OutDir {
     /// # Errors
     /// Returns an error if the path is a file, holds any other file, or cannot be created.
     pub fn prepare(path: &Path, owned: &[&str], option: &str) -> Result<Self> {
-        let shown = path.display();
+        let display = path.display();
         if path.exists() && !path.is_dir() {
-            bail!("{shown}: is a file; {option} names a folder");
+            bail!("{display}: is a file; {option} names a folder");
         }
         if !path.exists() {
             // The nearest existing ancestor must be a folder.
             if let Some(above) = path.ancestors().find(|above| above.exists())
                 && !above.is_dir()
             {
-                bail!("{shown}: cannot be made ({option}): {} is a file", above.display());
+                bail!("{display}: cannot be made ({option}): {} is a file", above.display());
             }
             return Ok(Self { path: path.to_owned() });
         }
         let mut names: Vec<String> = Vec::new();
-        for entry in std::fs::read_dir(path).with_context(|| format!("{shown}: cannot be listed"))? {
-            let entry = entry.with_context(|| format!("{shown}: cannot be listed"))?;
+        for entry in std::fs::read_dir(path).with_context(|| format!("{display}: cannot be listed"))? {
+            let entry = entry.with_context(|| format!("{display}: cannot be listed"))?;
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort();
         let is_owned = |name: &str| owned.contains(&name) || is_temporary(name);
         if let Some(other) = names.iter().find(|name| !is_owned(name)) {
             bail!(
-                "{shown}: holds {other}, which this command does not write; choose an empty or new folder with {option}"
+                "{display}: holds {other}, which this command does not write; choose an empty or new folder \
+                 with {option}"
             );
         }
         Ok(Self { path: path.to_owned() })

@@ -206,8 +206,8 @@ impl Tokenizer {
             Some(Ok(template)) => Ok(template),
             Some(Err(problem)) => bail!("{problem}"),
             None => bail!(
-                "the model has no chat template, which conversations need; expected chat_template.jinja, or chat_template in \
-                 tokenizer_config.json or in a GGUF file"
+                "the model has no chat template, which conversations need; expected chat_template.jinja, or \
+                 chat_template in tokenizer_config.json or in a GGUF file"
             ),
         }
     }

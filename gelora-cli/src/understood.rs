@@ -151,8 +151,8 @@ impl Understood {
         let unused = &dataset.columns.unused_texts;
         if !unused.is_empty() {
             self.warnings.push(format!(
-                "{}: columns that hold texts are not used: {}; --text-column, --pair-column and --answer-column name the \
-                 columns to use",
+                "{}: columns that hold texts are not used: {}; --text-column, --pair-column and --answer-column name \
+                 the columns to use",
                 self.data,
                 unused.join(", ")
             ));
@@ -197,15 +197,15 @@ impl Understood {
 
     fn task(&self) -> String {
         if let Some(classes) = &self.classes {
-            let mut shown: Vec<String> = classes
+            let mut names: Vec<String> = classes
                 .iter()
                 .take(MAX_DISPLAYED)
                 .map(|(name, rows)| format!("{name} {}", ui::count(*rows as u64)))
                 .collect();
             if classes.len() > MAX_DISPLAYED {
-                shown.push(format!("{} more", classes.len() - MAX_DISPLAYED));
+                names.push(format!("{} more", classes.len() - MAX_DISPLAYED));
             }
-            return format!("classification, {} classes: {}", classes.len(), shown.join(", "));
+            return format!("classification, {} classes: {}", classes.len(), names.join(", "));
         }
         match (self.scores, self.blocks) {
             (Some([low, high]), _) => format!("regression, scores from {low} to {high}"),
@@ -218,7 +218,7 @@ impl Understood {
 
     fn rows(&self) -> String {
         let count = |n: usize| ui::count(n as u64);
-        let mut parts = vec![distinct::shown(self.kept, self.distinct.min(self.kept))];
+        let mut parts = vec![distinct::display(self.kept, self.distinct.min(self.kept))];
         if let Some(cut) = &self.cut {
             let of_measured =
                 if cut.of < self.kept { format!(" of {} measured", count(cut.of)) } else { String::new() };

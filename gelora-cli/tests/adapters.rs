@@ -68,10 +68,10 @@ fn a_different_base_model_is_a_warning() {
     let line = "eval {} --data {} --adapter {} --json";
     let base = |name: &str| adapter(dir.path(), "tiny-bert-peft", &[("base_model_name_or_path", json!(name))]);
     let run = gelora(words(line, &[&model, &data, &base("some-org/other")])).ok();
-    let said = "the adapter names some-org/other as its base model, and is used with";
-    assert_eq!(run.stderr.matches(said).count(), 1, "{}", run.stderr);
+    let warning_text = "the adapter names some-org/other as its base model, and is used with";
+    assert_eq!(run.stderr.matches(warning_text).count(), 1, "{}", run.stderr);
     let warnings = run.json()["warnings"].clone();
-    assert!(warnings[0].as_str().is_some_and(|warning| warning.contains(said)), "{warnings}");
+    assert!(warnings[0].as_str().is_some_and(|warning| warning.contains(warning_text)), "{warnings}");
     for same in ["", "some-org/Tiny-BERT", "./tiny-bert/"] {
         let run = gelora(words(line, &[&model, &data, &base(same)]));
         assert!(!run.stderr.contains("base model"), "{same}: {}", run.stderr);

@@ -67,9 +67,9 @@ fn exported_and_merged_files_agree_with_the_folder() {
         args.extend(adapter.iter().map(|word| (*word).to_owned()));
         gelora(args).json()["tokens"].clone()
     };
-    let said = says(&model(), &["--adapter", &folder.display().to_string()]);
-    assert_eq!(said, says(&model(), &["--adapter", &file.display().to_string()]));
-    assert_eq!(said, says(&merged, &[]));
+    let result = says(&model(), &["--adapter", &folder.display().to_string()]);
+    assert_eq!(result, says(&model(), &["--adapter", &file.display().to_string()]));
+    assert_eq!(result, says(&merged, &[]));
 
     // A model without an adapter, in fewer bits, with its tokenizer and template.
     let plain = dir.path().join("plain.gguf");

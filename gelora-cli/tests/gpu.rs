@@ -39,8 +39,8 @@ fn ten_steps_have_the_losses_of_the_cpu() {
     let (model, data) = (fixture("tiny-bert"), data(dir.path()));
     let train = |device: &str| {
         let line = format!(
-            "train {{}} --data {{}} --out {{}} --rank 4 --steps 10 --batch-size 16 --accumulate 2 --lora-dropout 0.1 --lr 1e-2 \
-             --clip 0.5 --target-modules all-linear --device {device} --quiet"
+            "train {{}} --data {{}} --out {{}} --rank 4 --steps 10 --batch-size 16 --accumulate 2 --lora-dropout 0.1 \
+             --lr 1e-2 --clip 0.5 --target-modules all-linear --device {device} --quiet"
         );
         gelora(words(&line, &[&model, &data, &dir.path().join(device)])).ok();
     };

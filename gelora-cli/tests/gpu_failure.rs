@@ -30,8 +30,8 @@ fn a_failing_device_ends_the_run_and_keeps_the_checkpoint() {
     let (model, data) = (fixture("tiny-bert"), data(dir.path()));
     let train = |out: &str, inject: &[(&str, &str)], more: &str| {
         let line = format!(
-            "train {{}} --data {{}} --out {{}} --rank 4 --steps 12 --batch-size 16 --lora-dropout 0.1 --checkpoint-every 1 \
-             --device wgpu --quiet{more}"
+            "train {{}} --data {{}} --out {{}} --rank 4 --steps 12 --batch-size 16 --lora-dropout 0.1 \
+             --checkpoint-every 1 --device wgpu --quiet{more}"
         );
         gelora_with(words(&line, &[&model, &data, &dir.path().join(out)]), inject)
     };

@@ -70,12 +70,12 @@ fn instructions_are_trained_generated_and_merged() {
     assert!(merged.join("model.safetensors").is_file() && merged.join("config.json").is_file());
 
     // Options of generation_config.json that are not applied are reported.
-    let said = || gelora(words("generate {} --max-tokens 2 --prompt lane", &[&merged])).ok().stderr;
+    let stderr = || gelora(words("generate {} --max-tokens 2 --prompt lane", &[&merged])).ok().stderr;
     let write = |text: &str| fs::write(merged.join("generation_config.json"), text).expect("a config");
     write(r#"{"repetition_penalty": 1.0, "temperature": 0.6}"#);
-    assert!(!said().contains("not applied"));
+    assert!(!stderr().contains("not applied"));
     write(r#"{"repetition_penalty": 1.1}"#);
-    assert!(said().contains("generation_config.json: repetition_penalty = 1.1 is not applied"));
+    assert!(stderr().contains("generation_config.json: repetition_penalty = 1.1 is not applied"));
 }
 
 /// The rows differ only after their first 128 tokens, so they are the same points unless the model is a language model.
@@ -152,11 +152,14 @@ fn conversations(dir: &Path) -> PathBuf {
     let path = dir.join("chats.jsonl");
     let row = |i: usize| match i.is_multiple_of(2) {
         true => {
-            json!({"conversations": [{"from": "human", "value": format!("Say {i}")}, {"from": "gpt", "value": "the lane"}]})
+            json!({"conversations": [
+                {"from": "human", "value": format!("Say {i}")}, {"from": "gpt", "value": "the lane"}]})
         }
         false => {
-            json!({"conversations": [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "the lane"},
-            {"role": "user", "content": [{"type": "text", "text": "Again"}]}, {"role": "assistant", "content": "there"}]})
+            json!({"conversations": [
+                {"role": "user", "content": "Say it"}, {"role": "assistant", "content": "the lane"},
+                {"role": "user", "content": [{"type": "text", "text": "Again"}]},
+                {"role": "assistant", "content": "there"}]})
         }
     };
     fs::write(&path, (0..24).map(|i| format!("{}\n", row(i))).collect::<String>()).expect("a data file");
@@ -179,9 +182,9 @@ fn conversations_are_trained_with_the_model_s_template() {
     let mut args =
         words("generate {} --adapter {} --json -q --max-tokens 12 --system s --message", &[&model(), &adapter]);
     args.push("Say 4".into());
-    let said = gelora(args).json();
-    assert_eq!(said["prompt"], "system:\ns<|end|>\nuser:\nSay 4<|end|>\nassistant:\n");
-    assert_eq!(said["text"], "the lane");
+    let output = gelora(args).json();
+    assert_eq!(output["prompt"], "system:\ns<|end|>\nuser:\nSay 4<|end|>\nassistant:\n");
+    assert_eq!(output["text"], "the lane");
 
     // The tokenizer and its template are copied with a merged model.
     let merged = dir.path().join("merged");

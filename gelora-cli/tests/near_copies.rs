@@ -36,10 +36,10 @@ fn points_are_counted_once_unless_kept() {
         let [id, with] = [dropped, kept].map(|e| e["id"].as_f64().expect("a number"));
         assert!((3.0..4.5).contains(&id) && with < 0.8 * id, "{id} {with}");
     }
-    let said = run("").ok().stdout;
-    assert!(said.contains("near copies") && said.contains("id with them") && said.contains("30"), "{said}");
-    let said = run("--near-copies keep").ok().stdout;
-    assert!(said.contains("near copies") && !said.contains("id with them"), "{said}");
+    let stdout = run("").ok().stdout;
+    assert!(stdout.contains("near copies") && stdout.contains("id with them") && stdout.contains("30"), "{stdout}");
+    let stdout = run("--near-copies keep").ok().stdout;
+    assert!(stdout.contains("near copies") && !stdout.contains("id with them"), "{stdout}");
     let wrong = run("--near-copies merge");
     assert!(wrong.code == Some(2) && wrong.stderr.contains("drop or keep, got \"merge\""), "{}", wrong.stderr);
 }

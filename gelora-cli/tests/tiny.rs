@@ -167,8 +167,8 @@ fn a_profile_has_phases_steps_and_operators() {
         "train {} --data {} --out {} --rank 2 --steps 5 --batch-size 16 --quiet",
         &[&fixture("tiny-bert"), &data(dir.path()), &at("adapter")],
     );
-    let shown = gelora([&train[..], &["--profile".into()]].concat()).ok().stderr;
-    assert!(shown.contains("first step") && shown.contains("GFLOP/s"), "{shown}");
+    let stderr = gelora([&train[..], &["--profile".into()]].concat()).ok().stderr;
+    assert!(stderr.contains("first step") && stderr.contains("GFLOP/s"), "{stderr}");
     train.push(format!("--profile={}", at("profile.json").display()));
     gelora(train).ok();
     let profile: Value =

@@ -40,11 +40,11 @@ fn questions_and_prompts_give_the_same_rows() {
         eval_lm(&write(dir, "prompt.jsonl", lines(&[row("prompt", "completion"), row("prompt", "completion")])));
     let alone = eval_lm(&write(dir, "alone.jsonl", lines(&[json!({"text": "there in the lane"})])));
     assert_ne!(prompt["loss"], alone["loss"]);
-    for (asked, answer) in [("question", "answer"), ("query", "response"), ("input", "output"), ("q", "a")] {
-        let path = write(dir, "rows.jsonl", lines(&[row(asked, answer), row(asked, answer)]));
-        let named = if asked == "q" { "--text-column q --answer-column a" } else { "" };
+    for (question, answer) in [("question", "answer"), ("query", "response"), ("input", "output"), ("q", "a")] {
+        let path = write(dir, "rows.jsonl", lines(&[row(question, answer), row(question, answer)]));
+        let named = if question == "q" { "--text-column q --answer-column a" } else { "" };
         let run = eval(&lm(), &path, &format!("--task causal-lm --json {named}")).json();
-        assert_eq!((&run["loss"], &run["tokens"]), (&prompt["loss"], &prompt["tokens"]), "{asked} {answer}");
+        assert_eq!((&run["loss"], &run["tokens"]), (&prompt["loss"], &prompt["tokens"]), "{question} {answer}");
     }
     let pair = write(dir, "pair.jsonl", lines(&[json!({"premise": "there", "hypothesis": "lane", "label": 1})]));
     eval(&lm(), &pair, "--task causal-lm").fails_with(&[
@@ -58,8 +58,11 @@ fn questions_and_prompts_give_the_same_rows() {
     let mut context = row("prompt", "completion");
     context["context"] = json!("a long story");
     let path = write(dir, "context.jsonl", lines(&[context]));
-    let said = eval(&lm(), &path, "--task causal-lm").ok().stderr;
-    assert!(said.contains("warning: ") && said.contains("columns that hold texts are not used: context"), "{said}");
+    let stderr = eval(&lm(), &path, "--task causal-lm").ok().stderr;
+    assert!(
+        stderr.contains("warning: ") && stderr.contains("columns that hold texts are not used: context"),
+        "{stderr}"
+    );
     assert_eq!(eval_lm(&path)["dataset"]["ignored_columns"], json!(["context"]));
 }
 
@@ -162,8 +165,8 @@ fn the_account_has_task_columns_classes_and_rows() {
     let line = "--skip-bad-rows --json --adapter";
     let scores = eval(&model, &path, &format!("{line} {}", dir.join("adapter").display())).json();
     assert_eq!((&scores["f1_class"], &scores["dataset"]["task"]), (&json!("yes"), &json!("classification")));
-    let shown = eval(&model, &path, &format!("--skip-bad-rows --adapter {}", dir.join("adapter").display())).ok();
-    assert!(shown.stdout.contains("f1 of \"yes\""), "{}", shown.stdout);
+    let run = eval(&model, &path, &format!("--skip-bad-rows --adapter {}", dir.join("adapter").display())).ok();
+    assert!(run.stdout.contains("f1 of \"yes\""), "{}", run.stdout);
 
     // Numbers with a decimal point are scores, and the account says so.
     let floats = write(dir, "floats.csv", "text,label\nthe film,1.0\na film,0.0\nthe plot,1.0\na plot,0.0\n");

@@ -1,7 +1,8 @@
 //! Functions that transformers adds to the environment of templates, and replacements where minijinja differs from
 //! Python: JSON, the date, `dict`, numbers, and methods of strings.
 //!
-//! Source: `_cached_compile_jinja_template` in `utils/chat_template_utils.py` of transformers 5.23, and CPython's `json`.
+//! Source: `_cached_compile_jinja_template` in `utils/chat_template_utils.py` of transformers 5.23, and CPython's
+//! `json`.
 
 use std::fmt::Write;
 

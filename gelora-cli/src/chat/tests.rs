@@ -1,7 +1,14 @@
 use super::*;
 
 /// A template of the ChatML form that spans several lines.
-const LINES: &str = "{% for m in messages %}\n    {% if loop.first and m['role'] != 'system' %}\n<|s|>system\nBe kind.<|e|>\n    {% endif %}\n<|s|>{{ m['role'] }}\n{{ m['content'].strip() }}<|e|>\n{% endfor %}\n{% if add_generation_prompt %}\n<|s|>assistant\n{% endif %}";
+const LINES: &str = concat!(
+    "{% for m in messages %}\n",
+    "    {% if loop.first and m['role'] != 'system' %}\n",
+    "<|s|>system\nBe kind.<|e|>\n    {% endif %}\n",
+    "<|s|>{{ m['role'] }}\n{{ m['content'].strip() }}<|e|>\n{% endfor %}\n",
+    "{% if add_generation_prompt %}\n",
+    "<|s|>assistant\n{% endif %}",
+);
 
 fn turns(all: &[(&str, &str)]) -> Vec<Message> {
     all.iter().map(|(role, content)| Message::new(role, content)).collect()

@@ -44,8 +44,8 @@ pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifie
     let adapter = read_adapter(folder, model)?;
     if adapter.config.task_type.as_deref() == Some(FEATURES) {
         bail!(
-            "{}: the adapter is of a model without a task head ({FEATURES}), which predicts nothing; expected one of SEQ_CLS or \
-             CAUSAL_LM. `gelora merge` takes it into the model",
+            "{}: the adapter is of a model without a task head ({FEATURES}), which predicts nothing; expected one of \
+             SEQ_CLS or CAUSAL_LM. `gelora merge` takes it into the model",
             folder.display()
         );
     }
@@ -57,8 +57,8 @@ pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifie
 pub fn check_classes(classifier: &Classifier) {
     if classifier.is_multi_label() {
         ui::warn(
-            "config.json says problem_type = multi_label_classification: a text may be of several classes, and of them only the one \
-             with the largest logit is looked at",
+            "config.json says problem_type = multi_label_classification: a text may be of several classes, but gelora \
+             uses only the class with the largest logit",
         );
     }
 }

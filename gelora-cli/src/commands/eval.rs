@@ -26,6 +26,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if let (Some(adapter), Some(folder)) = (&adapter, &args.adapter) {
         check_base(adapter, folder, &args.model);
     }
+    // The adapter's task, or else the data, decides how rows are read.
     let task_type = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref());
     let aim = aim_of(args, task_type)?;
     let options = read_options(&args.data, aim, &args.output);
@@ -43,6 +44,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         return language_model(args, &device, adapter, &dataset);
     }
     dataset.take_texts();
+    // Load the classifier, and check that options and head agree.
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
     check_classes(&classifier);
     check_task(args, classifier.task())?;
@@ -64,12 +66,14 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         );
     }
     let targets = if unlabeled { None } else { Some(labels.targets(&dataset)?) };
+    // Tokenize, and print the account of the data.
     let config = classifier.transformer().config();
     check_max_length(args.data.max_length, config)?;
     let tokenizer = open_tokenizer(&args.model.path, max_length(args)?, config)?;
     let used = if unlabeled { Use::Texts } else { Use::Labels(&labels) };
     let understood = Understood::of(&dataset, &used, &tokenizer)?;
     understood.say(args.output.quiet);
+    // Evaluate, then write predictions and metrics.
     let task = classifier.task().clone();
     let rows = TextRows { dataset: &dataset, tokenizer: &tokenizer, targets, parallel: true };
     let Evaluation { metrics, logits, .. } = evaluate_with_bar(&classifier.into(), &rows, args)?;
@@ -194,8 +198,8 @@ fn show(
         return Ok(ui::result(ui::with_warnings(Value::Object(json)).to_string())?);
     }
     let row = |(name, value): &(&'static str, f64)| vec![metric_name(name, positive), format!("{value:.4}")];
-    let shown: Vec<Vec<String>> = scores.iter().map(row).collect();
-    ui::result(ui::table(&["metric", "value"], &shown, TableStyle::of_stdout()))?;
+    let rows_of_table: Vec<Vec<String>> = scores.iter().map(row).collect();
+    ui::result(ui::table(&["metric", "value"], &rows_of_table, TableStyle::of_stdout()))?;
     ui::result(format!("{} rows of {}", ui::count(rows as u64), understood.data))?;
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::ui;
 const DEFAULT_MAX_TOKENS: usize = 128;
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    // Build the prompt before the model is loaded, so that its errors come early.
     let vocabulary = Config::load(&args.model.path)?.vocabulary;
     let tokenizer = Tokenizer::open(&args.model.path)?.with_vocabulary(vocabulary);
     let prompt = prompt(args, &tokenizer)?;
@@ -39,6 +40,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     lm.remarks().iter().for_each(ui::warn);
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(&device)?;
+    // Choose the sampling, the length limit and the stop tokens.
     let sampling = match args.temperature > 0.0 {
         true => Sampling::Nucleus { temperature: args.temperature as f32, top_p: args.top_p as f32, seed: args.seed },
         false => Sampling::Greedy,
@@ -57,6 +59,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     for option in not_applied(args) {
         ui::warn(format!("{option} is not applied; transformers would apply it"));
     }
+    // Generate: silently for JSON, else piece by piece to standard output.
     let began = std::time::Instant::now();
     let tokens = if args.output.json {
         lm.generate(&ids, max_tokens, sampling, &stop, |_| true)?

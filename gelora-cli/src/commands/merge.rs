@@ -41,8 +41,8 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     };
     if let Some(path) = &args.gguf {
         let MergedModel::Lm(lm) = &model else {
-            let problem = "the adapter is a classifier's or a model's without a head; a GGUF file holds a language model. \
-                           --out writes a folder";
+            let problem = "the adapter is a classifier's or a model's without a head; a GGUF file holds a language \
+                           model. --out writes a folder";
             bail!("{}: {problem}", args.adapter.display());
         };
         export::check_target(path, &[&args.model.path, &args.adapter])?;

@@ -66,8 +66,8 @@ pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) 
     if let Some(first) = plain.first() {
         let (model, others) = (model.display(), plain.len() - 1);
         ui::warn(format!(
-            "{model}: the tokenizer has the token {first:?} and {others} more that the model has no embedding of (vocab_size is \
-             {vocabulary}); a text with one is an error"
+            "{model}: the tokenizer has the token {first:?} and {others} more that the model has no embedding of \
+             (vocab_size is {vocabulary}); a text with one is an error"
         ));
     }
     Ok(tokenizer)

@@ -28,6 +28,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
         ReadOptions { labels_do_not_matter: true, ..read_options(&args.data, Aim::Any, &args.output) };
     let mut dataset = data::read(&args.data.data, None, &read_options_without_labels)?;
     mark("data read");
+    // Load the model; it tells whether rows are read as a language model's.
     let mut model = Transformer::load(&args.model.path)?;
     model.set_name(args.model.name.display().to_string());
     model.compute_in(args.compute.dtype.into())?;
@@ -60,6 +61,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
         args.points.as_deref(),
         args.output.quiet,
     )?;
+    // Write ranks.json, the PEFT config, the picture and the report.
     let serve = args.serve.map(|server| Serve::new(server, &ranks)).transpose()?;
     let data = dataset.path.display().to_string();
     let ranks = RanksFile { data, dataset: Some(understood), ranks, serve };
@@ -69,6 +71,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
     adapter_config(&model, &ranks.modules, task)?.write(&out.file(CONFIG_NAME))?;
     out.write(PROFILE_NAME, text::profile(&ranks)?.as_bytes())?;
     out.write(REPORT_NAME, report::html(&ranks).as_bytes())?;
+    // Print the tables.
     if args.output.json {
         return Ok(ui::result(serde_json::to_string(&ranks)?)?);
     }
@@ -101,6 +104,7 @@ pub fn measure_ranks(
     if rows.len() < 3 {
         bail!("{}: {} rows; two nearest neighbors need at least 3", dataset.path.display(), rows.len());
     }
+    // Tokenize the sample. An error names the row that cannot be encoded.
     let examples = || rows.iter().map(|&i| &dataset.examples[i]);
     let tokens: Vec<Tokens> = tokenizer.encode_all(examples()).with_context(|| {
         tokenizer.first_bad(examples()).map_or_else(|| dataset.path.display().to_string(), |i| dataset.place(rows[i]))
@@ -108,6 +112,7 @@ pub fn measure_ranks(
     mark("tokenised");
     let mut screen = Screen::new(quiet);
     let mut progress = |event: gelora_model::Event<'_>| screen.show(event);
+    // Run the model, then estimate dimensions and assign ranks.
     let points = pooled_states(model, &tokens, options, &mut progress)?;
     if let Some(path) = points_file {
         files::write_tensors(path, points.iter().enumerate().map(|(s, t)| (format!("layer_{s}"), t)))?;

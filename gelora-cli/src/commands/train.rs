@@ -39,6 +39,7 @@ const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, L
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
+    // Read the data, and choose between a classifier and a language model.
     let options = read_options(&args.data, aim(args.task), &args.output);
     let mut dataset = data::read(&args.data.data, Some(Split::Train), &options)?;
     let mut held_out = held_out(args.eval_data.as_deref(), &args.data.data, &options)?;
@@ -53,10 +54,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             data.take_texts();
         }
     }
+    // Check the output folder before any expensive work.
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
     }
+    // Tokenize, and print the account of the data.
     let label_set = if is_lm { None } else { Some(label_set(args.task, &dataset)?) };
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, &config)?;
@@ -75,12 +78,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         distinct::check(&dataset, data.understood.distinct)?;
     }
     mark("data tokenised");
+    // Load the model, and choose the ranks of its adapters.
     let mut model = load(args, label_set.as_ref())?;
     model.compute_in(args.compute.dtype.into())?;
     model.move_to(&device)?;
     mark("model loaded");
     let ranks = module_ranks(args, model.transformer(), &dataset, &tokenizer, &out)?;
     let modules = ranks.len();
+    // Train, with checkpoints in the output folder.
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),
         every: args.checkpoint_every,
@@ -107,6 +112,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     out.create()?;
     let scores = train(args, &mut trainer, &out)?;
 
+    // Write the adapter with its head, and gelora.json.
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
     let labels = match &label_set {
         Some(LabelSet::Classes(labels)) => Some(labels.clone()),
@@ -312,8 +318,9 @@ fn report(args: &TrainArgs, scores: Option<Metrics>, positive: Option<&str>, mut
         result["eval"] = json!(eval);
         ui::result(ui::with_warnings(result).to_string())?;
     } else {
-        let shown = |(name, value): &(&'static str, f64)| format!("{} {value:.4}", eval::metric_name(name, positive));
-        let text: Vec<String> = scores.iter().flatten().map(shown).collect();
+        let format_metric =
+            |(name, value): &(&'static str, f64)| format!("{} {value:.4}", eval::metric_name(name, positive));
+        let text: Vec<String> = scores.iter().flatten().map(format_metric).collect();
         let held_out = if text.is_empty() { String::new() } else { format!("; held-out {}", text.join(", ")) };
         ui::result(format!("the adapter is in {}{held_out}", args.out.display()))?;
     }

@@ -35,10 +35,10 @@ pub fn messages(
     cell: Cell,
     column: &str,
     ignored: &mut BTreeSet<String>,
-    at: &dyn Fn() -> String,
+    place: &dyn Fn() -> String,
 ) -> Result<Vec<Message>> {
     let Cell::Nested(Value::Array(turns)) = cell else {
-        bail!("{}: \"{column}\" is not a list of messages, as it is in other rows", at());
+        bail!("{}: \"{column}\" is not a list of messages, as it is in other rows", place());
     };
     let message = |(i, turn): (usize, &Value)| {
         let non_empty = |key: &str| turn.get(key).filter(|value| !is_nothing(value));
@@ -46,14 +46,14 @@ pub fn messages(
         let Some(role) = either("role", "from").and_then(Value::as_str) else {
             bail!(
                 "{}: message {} in \"{column}\" is not like {{\"role\": \"user\", \"content\": \"...\"}}",
-                at(),
+                place(),
                 i + 1
             );
         };
         let Some(role) = role_of(role) else {
             bail!(
                 "{}: message {} in \"{column}\" has the role \"{role}\"; expected {}",
-                at(),
+                place(),
                 i + 1,
                 [&ROLES[..], &USERS, &ASSISTANTS].concat().join(", ")
             );
@@ -84,12 +84,12 @@ pub fn with_system(
     mut messages: Vec<Message>,
     system: Option<String>,
     column: &str,
-    at: &dyn Fn() -> String,
+    place: &dyn Fn() -> String,
 ) -> Result<Vec<Message>> {
     let Some(system) = system.filter(|text| !text.trim().is_empty()) else { return Ok(messages) };
     match messages.first() {
         Some(first) if first.role == SYSTEM && first.content != system => {
-            bail!("{}: \"{column}\" and the first message are two different system messages", at())
+            bail!("{}: \"{column}\" and the first message are two different system messages", place())
         }
         Some(first) if first.role == SYSTEM => {}
         _ => messages.insert(0, Message::new(SYSTEM, &system)),
@@ -98,11 +98,14 @@ pub fn with_system(
 }
 
 /// Returns the last message of the user.
-pub fn last_of_user(messages: &[Message], column: &str, at: &dyn Fn() -> String) -> Result<String> {
+pub fn last_of_user(messages: &[Message], column: &str, place: &dyn Fn() -> String) -> Result<String> {
     let of_user = messages.iter().rev().find(|message| message.role == USER && !message.content.is_empty());
     let content = of_user.map(|message| message.content.clone());
     content.ok_or_else(|| {
-        anyhow!("{}: \"{column}\" has no message of the user like {{\"role\": \"user\", \"content\": \"...\"}}", at())
+        anyhow!(
+            "{}: \"{column}\" has no message of the user like {{\"role\": \"user\", \"content\": \"...\"}}",
+            place()
+        )
     })
 }
 

@@ -125,8 +125,9 @@ impl Dataset {
         if let Some(pair) = self.columns.pair.take() {
             if !self.columns.pair_is_answer {
                 bail!(
-                    "{path}: \"{}\" and \"{pair}\" are a pair of texts, but a language model learns one text, or an answer; \
-                     the columns are {all}: name one with --text-column (and its answer with --answer-column)",
+                    "{path}: \"{}\" and \"{pair}\" are a pair of texts, but a language model learns one text, or an \
+                     answer; the columns are {all}: name one with --text-column (and its answer with \
+                     --answer-column)",
                     self.columns.text
                 );
             }

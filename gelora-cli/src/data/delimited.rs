@@ -75,7 +75,8 @@ pub fn rows(path: &Path, delimiter: u8, wanted: &[String], label: Option<&str>, 
         if found != columns.len() {
             let (width, separator) = (columns.len(), delimiter_name(delimiter));
             let wrong = anyhow::anyhow!(
-                "{display}: row {row} (line {line}) has {found} cells, but the header has {width} (separated by {separator})"
+                "{display}: row {row} (line {line}) has {found} cells, but the header has {width} (separated by \
+                 {separator})"
             );
             sink(line, Err(wrong))?;
             continue;

@@ -87,7 +87,7 @@ impl<'o> Builder<'o> {
 
     fn example(&mut self, file: &Path, columns: &Columns, line: usize, mut row: Row) -> Result<Outcome> {
         let number = self.row;
-        let at = || place(file, number, line);
+        let place = || place(file, number, line);
         // Cells come in the order of `Columns::used`: the text first.
         let mut next = 0;
         let mut cell = || {
@@ -96,30 +96,30 @@ impl<'o> Builder<'o> {
         };
         let mut chat = Vec::new();
         let text = if columns.is_chat {
-            chat = conversation::messages(cell(), &columns.text, &mut self.ignored_keys, &at)?;
-            conversation::last_of_user(&chat, &columns.text, &at)?
+            chat = conversation::messages(cell(), &columns.text, &mut self.ignored_keys, &place)?;
+            conversation::last_of_user(&chat, &columns.text, &place)?
         } else {
-            cell().into_text(&columns.text, &at)?
+            cell().into_text(&columns.text, &place)?
         };
         if text.trim().is_empty() {
-            bail!("{}: the text in \"{}\" is empty", at(), columns.text);
+            bail!("{}: the text in \"{}\" is empty", place(), columns.text);
         }
         let mut optional = |name: &Option<String>| match name {
-            Some(name) => cell().into_optional_text(name, &at),
+            Some(name) => cell().into_optional_text(name, &place),
             None => Ok(None),
         };
         let pair = optional(&columns.pair)?;
         let about = optional(&columns.about)?;
         let system = optional(&columns.system)?;
         if let Some(name) = &columns.system {
-            chat = conversation::with_system(chat, system, name, &at)?;
+            chat = conversation::with_system(chat, system, name, &place)?;
         }
         let answer = match &columns.answer {
-            Some(name) => Some(cell().into_text(name, &at)?),
+            Some(name) => Some(cell().into_text(name, &place)?),
             None => None,
         };
         let mut label = match &columns.label {
-            Some(name) => cell().into_label(name, columns.label_is_score, &at)?,
+            Some(name) => cell().into_label(name, columns.label_is_score, &place)?,
             None => None,
         };
         if let Some(Label::Class(name)) = &mut label {

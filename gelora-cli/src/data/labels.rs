@@ -85,7 +85,8 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
         (Task::Regression, None) => Ok(LabelSet::Scores),
         (Task::Regression, Some((data, row, name))) => match first_score {
             Some((scored, score_row, score)) => bail!(
-                "{}: the label \"{name}\" is not a number, but {score} is (row {} of {}); say what they are with --task",
+                "{}: the label \"{name}\" is not a number, but {score} is (row {} of {}); say what they are with \
+                 --task",
                 data.place(row),
                 score_row + 1,
                 scored.path.display()

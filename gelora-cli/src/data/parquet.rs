@@ -123,12 +123,12 @@ fn for_each_row(
         let records = TreeBuilder::new().as_iter(wanted.clone(), &*group).map_err(|error| broken(path, &error))?;
         for record in records {
             number += 1;
-            let at = || place(path, number, 0);
-            let record = record.map_err(|e| anyhow!("{}: {}", at(), first_line(&e.to_string())))?;
+            let place = || place(path, number, 0);
+            let record = record.map_err(|e| anyhow!("{}: {}", place(), first_line(&e.to_string())))?;
             let cells = record
                 .into_columns()
                 .into_iter()
-                .map(|(name, field)| cell(field).ok_or_else(|| anyhow!("{}: \"{name}\" is not valid UTF-8", at())));
+                .map(|(name, field)| cell(field).ok_or_else(|| anyhow!("{}: \"{name}\" is not valid UTF-8", place())));
             let row = cells.collect::<Result<Vec<_>>>().map(|mut cells| {
                 let take =
                     |place: &usize| cells.get_mut(*place).map_or(Cell::Null, |c| std::mem::replace(c, Cell::Null));

@@ -42,26 +42,26 @@ impl Cell {
     }
 
     /// Returns the text of a text column.
-    pub fn into_text(self, column: &str, at: &dyn Fn() -> String) -> Result<String> {
+    pub fn into_text(self, column: &str, place: &dyn Fn() -> String) -> Result<String> {
         match self {
             Cell::Text(text) | Cell::Untyped(text) => Ok(text),
-            Cell::Null => bail!("{}: no \"{column}\", but every row needs its text", at()),
-            other => bail!("{}: \"{column}\" holds {}, expected a string", at(), other.kind()),
+            Cell::Null => bail!("{}: no \"{column}\", but every row needs its text", place()),
+            other => bail!("{}: \"{column}\" holds {}, expected a string", place(), other.kind()),
         }
     }
 
     /// Returns the text of an optional text column.
-    pub fn into_optional_text(self, column: &str, at: &dyn Fn() -> String) -> Result<Option<String>> {
+    pub fn into_optional_text(self, column: &str, place: &dyn Fn() -> String) -> Result<Option<String>> {
         match self {
             Cell::Null => Ok(None),
             Cell::Untyped(text) if text.is_empty() => Ok(None),
-            cell => cell.into_text(column, at).map(Some),
+            cell => cell.into_text(column, place).map(Some),
         }
     }
 
     /// Returns the label of a label column, or None if the cell is empty. With `scores` every number is a score. Truth
     /// values of every format and spelling become the classes `true` and `false`.
-    pub fn into_label(self, column: &str, scores: bool, at: &dyn Fn() -> String) -> Result<Option<Label>> {
+    pub fn into_label(self, column: &str, scores: bool, place: &dyn Fn() -> String) -> Result<Option<Label>> {
         Ok(Some(match self {
             Cell::Null => return Ok(None),
             Cell::Text(text) | Cell::Untyped(text) if text.trim().is_empty() => return Ok(None),
@@ -77,13 +77,13 @@ impl Cell {
             Cell::Integer(number) if scores => Label::Score(number as f64),
             Cell::Integer(number) => Label::Class(number.to_string().into()),
             Cell::Float(number) if number.is_finite() => Label::Score(number),
-            Cell::Float(number) => bail!("{}: \"{column}\" is {number}, expected a finite number", at()),
+            Cell::Float(number) => bail!("{}: \"{column}\" is {number}, expected a finite number", place()),
             Cell::Bool(truth) => Label::Class(truth.to_string().into()),
             Cell::Nested(Value::Array(mut list)) if list.len() == 1 => {
-                return Cell::from(list.remove(0)).into_label(column, scores, at);
+                return Cell::from(list.remove(0)).into_label(column, scores, place);
             }
             Cell::Nested(Value::Array(list)) => Label::Several(list),
-            other => bail!("{}: \"{column}\" holds {}, expected a string or a number", at(), other.kind()),
+            other => bail!("{}: \"{column}\" holds {}, expected a string or a number", place(), other.kind()),
         }))
     }
 }

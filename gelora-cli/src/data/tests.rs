@@ -380,7 +380,8 @@ fn errors_of_labels_name_the_row() {
 fn instructions_and_prompts_have_answers() {
     let rows = good(
         "a.jsonl",
-        "{\"instruction\": \"Add\", \"input\": \"1 2\", \"output\": \"3\"}\n{\"instruction\": \"Go\", \"input\": \"\", \"output\": \"ok\"}\n",
+        "{\"instruction\": \"Add\", \"input\": \"1 2\", \"output\": \"3\"}\n{\"instruction\": \"Go\", \"input\": \
+         \"\", \"output\": \"ok\"}\n",
     );
     let texts: Vec<&str> = rows.examples.iter().map(|e| e.text.as_str()).collect();
     assert_eq!(texts[0], "### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n");
@@ -399,8 +400,13 @@ fn instructions_and_prompts_have_answers() {
 fn conversations_keep_their_turns_and_name_other_content() {
     let mut rows = good(
         "chats.jsonl",
-        r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [1]}], "label": 1}
-{"messages": [{"from": "human", "content": null, "value": "b"}, {"from": "gpt", "value": [{"type": "text", "text": "c"}]}], "label": 0}"#,
+        concat!(
+            r#"{"messages": [{"role": "user", "content": "a"}, "#,
+            r#"{"role": "assistant", "content": null, "tool_calls": [1]}], "label": 1}"#,
+            "\n",
+            r#"{"messages": [{"from": "human", "content": null, "value": "b"}, "#,
+            r#"{"from": "gpt", "value": [{"type": "text", "text": "c"}]}], "label": 0}"#,
+        ),
     );
     let others: Vec<_> = rows.examples.iter().map(|e| e.chat[1].other).collect();
     assert_eq!((others, rows.labeled(), rows.has_answers()), (vec![Some("tool_calls"), None], 2, true));

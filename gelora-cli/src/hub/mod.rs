@@ -54,8 +54,8 @@ pub fn locate(model: &Path, revision: Option<&str>, quiet: bool) -> Result<PathB
 }
 
 fn expected() -> &'static str {
-    "expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json, or what older models have \
-     instead), a .gguf file, or the id of a model on the hub, such as org/name"
+    "expected the folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json, or what older \
+     models have instead), a .gguf file, or the id of a model on the hub, such as org/name"
 }
 
 /// A parsed id of a repository: `org/name`, `name`, or `org/name/FILE`.
@@ -266,8 +266,8 @@ impl Hub {
     fn not_cached(&self, why: &str) -> anyhow::Error {
         let (name, noun, folder) = (self.repo.name(), self.repo.kind.noun(), self.settings.cache.display());
         anyhow!(
-            "{name}: no such folder or file, and the {noun} is not in {folder} either, or not all of it; {why}. Run this once \
-             with a connection, or give the folder of a copy"
+            "{name}: no such folder or file, and the {noun} is not in {folder} either, or not all of it; {why}. Run \
+             this once with a connection, or give the folder of a copy"
         )
     }
 }

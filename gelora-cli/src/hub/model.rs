@@ -29,6 +29,7 @@ pub fn find(hub: &Hub) -> Result<PathBuf> {
             return Ok(found);
         }
     };
+    // Download all files but the shards, then the shards that the index names.
     let names: BTreeSet<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
     let needed = needed(hub, &names)?;
     let commit = hub.commit(&info, needed[0])?;

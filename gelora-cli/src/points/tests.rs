@@ -259,7 +259,8 @@ macro_rules! columns {
 fn parquet_columns_side_by_side() {
     let schema = "message m { required double x; required int64 day (TIMESTAMP(MILLIS, true)); required int64 y; }";
     let bytes = parquet_file(schema, |w| {
-        columns!(w, DoubleType: &[1.0, 2.5], None, None; Int64Type: &[7, 8], None, None; Int64Type: &[3, -4], None, None);
+        columns!(w, DoubleType: &[1.0, 2.5], None, None;
+            Int64Type: &[7, 8], None, None; Int64Type: &[3, -4], None, None);
     });
     assert_eq!(good("a.parquet", &bytes, &[]), (DType::F64, vec![2, 2], vec![1.0, 3.0, 2.5, -4.0]));
     assert_eq!(good("a.parquet", &bytes, &["y", "x"]).2, [3.0, 1.0, -4.0, 2.5]);
@@ -284,7 +285,8 @@ fn parquet_lists_of_one_length() {
                   optional group e (LIST) { repeated group list { optional float element; } } }";
     let lists = |repetition: &[i16]| {
         parquet_file(schema, |w| {
-            columns!(w, Int64Type: &[7, 8], None, None; FloatType: &[1.0, 2.0, 3.0, 4.0], Some(&[3; 4]), Some(repetition));
+            columns!(w, Int64Type: &[7, 8], None, None;
+                FloatType: &[1.0, 2.0, 3.0, 4.0], Some(&[3; 4]), Some(repetition));
         })
     };
     assert_eq!(good("a.parquet", &lists(&[0, 1, 0, 1]), &[]), (DType::F32, vec![2, 2], vec![1.0, 2.0, 3.0, 4.0]));

@@ -24,6 +24,7 @@ pub fn profile(ranks: &Ranks) -> String {
     let y = Scale::new(0.0, top, [240.0, 28.0]);
     svg.text("strong", [0.0, 14.0], "start", "Intrinsic dimension (band: confidence interval)");
     axis(&mut svg, y, [LEFT, WIDTH - RIGHT]);
+    // Upper panel: the band of the intervals, the line of dimensions, and a dot per state.
     let known: Vec<(usize, &State)> = states.iter().enumerate().filter(|(_, s)| !s.is_constant()).collect();
     let edge = |end: usize| {
         move |(s, state): &(usize, &State)| {
@@ -37,6 +38,7 @@ pub fn profile(ranks: &Ranks) -> String {
         let tooltip = format!("{}: {:.2} ({:.2} to {:.2})", state.name, e.id, e.interval[0], e.interval[1]);
         svg.dot("dot", [x.at(*s as f64), y.at(e.id)], &tooltip);
     }
+    // Lower panel: a bar per layer between its two states.
     let max_rank = layers.iter().map(|l| l.rank).max().unwrap_or(1) as f64;
     let y = Scale::new(0.0, max_rank, [404.0, 290.0]);
     svg.text("strong", [0.0, 274.0], "start", "Rank");

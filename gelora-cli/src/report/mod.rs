@@ -26,9 +26,9 @@ const STYLE: &str = include_str!("style.css");
 pub fn html(ranks: &RanksFile) -> String {
     let mut page = String::new();
     let head = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <meta name=\"color-scheme\" content=\"light dark\"><title>LoRA ranks of {}</title><style>{STYLE}</style></head>",
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" content=\"light \
+         dark\"><title>LoRA ranks of {}</title><style>{STYLE}</style></head>",
         escaped(&ranks.model)
     );
     let parts = [
@@ -38,14 +38,14 @@ pub fn html(ranks: &RanksFile) -> String {
         warnings(&ranks.warnings),
         section(
             "Profile",
-            "The dimension that the states of your data need, from the embeddings up. The growth across a layer is a lower \
-             bound on the layer's rank.",
+            "The dimension that the states of your data need, from the embeddings up. The growth across a layer is a \
+             lower bound on the layer's rank.",
             &figure(&charts::profile(ranks)),
         ),
         section(
             "Growth of the dimension",
-            "Each layer's growth with its interval, from a jackknife over the examples. If the interval holds 0, the growth \
-             is within the noise.",
+            "Each layer's growth with its interval, from a jackknife over the examples. If the interval holds 0, the \
+             growth is within the noise.",
             &figure(&charts::growth(&ranks.layers)),
         ),
         policies(ranks),
@@ -197,8 +197,8 @@ fn scales(ranks: &RanksFile) -> String {
     section(
         "Scale",
         "Blue: the estimate from n, n/2, n/4, .. points (labeled), with its interval; the bar at the bottom is the \
-         plateau. Orange, dashed: GRIDE, from the first and second neighbor on the left to more distant neighbors on the \
-         right. A reliable dimension is flat.",
+         plateau. Orange, dashed: GRIDE, from the first and second neighbor on the left to more distant neighbors on \
+         the right. A reliable dimension is flat.",
         &format!("<div class=\"small\">{all}</div>"),
     )
 }
@@ -241,14 +241,13 @@ fn facts(ranks: &RanksFile) -> String {
     let duplicates = ranks.states.iter().map(|s| s.estimate.duplicates).max().unwrap_or(0);
     let near = ranks.states.iter().map(|s| s.estimate.near_copies).max().unwrap_or(0);
     format!(
-        "<section><h2>How to read it</h2>\
-         <p>The method is GeLoRA as reconstructed from <a href=\"https://arxiv.org/abs/2412.09250\">arXiv 2412.09250</a>: \
-         the growth of the intrinsic dimension across a layer is a lower bound on the rank that the layer's LoRA needs. The \
-         bound comes from two estimates, each with its own error.</p>\
-         <p>Nearest-neighbor estimators are biased low in high dimension, and more so with fewer points: compare only \
-         dimensions of the same n, and read 16 as \"at least 16\".</p>\
-         <p>Identical points count once, and so do near copies, unless they were kept: at most {duplicates} examples of a \
-         state were copies of others, and at most {near} more were left out as near copies.</p>\
-         <h2>How it was measured</h2><dl>{facts}</dl></section>\n"
+        "<section><h2>How to read it</h2><p>The method is GeLoRA as reconstructed from <a \
+         href=\"https://arxiv.org/abs/2412.09250\">arXiv 2412.09250</a>: the growth of the intrinsic dimension \
+         across a layer is a lower bound on the rank that the layer's LoRA needs. The bound comes from two \
+         estimates, each with its own error.</p><p>Nearest-neighbor estimators are biased low in high dimension, and \
+         more so with fewer points: compare only dimensions of the same n, and read 16 as \"at least \
+         16\".</p><p>Identical points count once, and so do near copies, unless they were kept: at most {duplicates} \
+         examples of a state were copies of others, and at most {near} more were left out as near copies.</p><h2>How \
+         it was measured</h2><dl>{facts}</dl></section>\n"
     )
 }

@@ -16,8 +16,8 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
             WarningKind::NearCopiesKept => "--near-copies drop leaves them out.",
             WarningKind::NearCopiesDropped => "If they are meant to count, --near-copies keep measures them too.",
             WarningKind::NoGrowth => {
-                "To spend more there, --budget-rank R spreads the parameters of a uniform rank R, and --min-rank R sets a \
-                 floor; the table of policies shows what each would do."
+                "To spend more there, --budget-rank R spreads the parameters of a uniform rank R, and --min-rank R \
+                 sets a floor; the table of policies shows what each would do."
             }
             WarningKind::Noise if samples < examples => {
                 text.push_str(&format!(
@@ -34,8 +34,8 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
                 "Compare dimensions of one number of examples only, and look at --stability before relying on a rank."
             }
             WarningKind::NotEnough => {
-                "More examples (--samples) make ranks more certain; --policy uniform does not depend on them, and --policy \
-                 gelora-upper errs on the large side."
+                "More examples (--samples) make ranks more certain; --policy uniform does not depend on them, and \
+                 --policy gelora-upper errs on the large side."
             }
             _ => continue,
         };
@@ -151,10 +151,10 @@ pub fn stability(ranks: &Ranks) -> String {
 fn counts(values: &[usize]) -> String {
     let mut counted = std::collections::BTreeMap::new();
     values.iter().for_each(|v| *counted.entry(v).or_insert(0) += 1);
-    let shown: Vec<String> = counted.iter().map(|(value, times)| format!("{value} x{times}")).collect();
-    match (shown.len() > 6, counted.first_key_value(), counted.last_key_value()) {
-        (true, Some((low, _)), Some((high, _))) => format!("{low} to {high}, {} different", shown.len()),
-        _ => shown.join(", "),
+    let parts: Vec<String> = counted.iter().map(|(value, times)| format!("{value} x{times}")).collect();
+    match (parts.len() > 6, counted.first_key_value(), counted.last_key_value()) {
+        (true, Some((low, _)), Some((high, _))) => format!("{low} to {high}, {} different", parts.len()),
+        _ => parts.join(", "),
     }
 }
 

@@ -49,8 +49,8 @@ pub fn apply(tokenizer: &mut Tokenizer, model: &Path) -> tokenizers::Result<Stri
     for (option, _, value) in differences.iter().filter(|(_, differs, _)| *differs) {
         let source = if options.get(*option).is_some_and(Value::is_boolean) { "" } else { " by default" };
         ui::warn(format!(
-            "{}: {option} is {value}{source} in tokenizer_config.json and {} in tokenizer.json; the former holds, as in \
-             transformers 5",
+            "{}: {option} is {value}{source} in tokenizer_config.json and {} in tokenizer.json; the former holds, as \
+             in transformers 5",
             model.display(),
             !value
         ));

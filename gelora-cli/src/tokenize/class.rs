@@ -1,6 +1,7 @@
 //! The tokenizer classes of transformers, and the class of a model folder.
 //!
-//! Source: `AutoTokenizer.from_pretrained` and `TOKENIZER_MAPPING_NAMES` of transformers 5.23; the constructors of the classes.
+//! Source: `AutoTokenizer.from_pretrained` and `TOKENIZER_MAPPING_NAMES` of transformers 5.23, and the constructors of
+//! the classes.
 
 use tokenizers::AddedToken;
 

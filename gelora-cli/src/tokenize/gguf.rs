@@ -29,10 +29,17 @@ pub(super) const CONTROL: i64 = 3;
 pub(super) const DEFINED: i64 = 4;
 
 /// Patterns that split a text into words in Llama 3, Qwen 2 and Mistral Nemo, from their tokenizer.json.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
+    r"\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 pub const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 
 /// Returns the tokenizer of a file, and a hash of its content.
 pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
@@ -43,6 +50,7 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
     let numbers = |name: &str| -> Option<Vec<f64>> { key(name)?.as_array()?.iter().map(Value::as_f64).collect() };
     let flag = |name: &str| key(name).and_then(Value::as_bool);
     let id = |name: &str| key(&format!("{name}_token_id")).and_then(Value::as_u64);
+    // The vocabulary: tokens with their types.
     let tokens =
         texts("tokens").ok_or_else(|| file_error("no tokenizer.ggml.tokens; expected a tokenizer inside".into()))?;
     if let Some(token) = tokens.iter().find(|token| token.len() > MAX_PIECE_BYTES) {
@@ -122,12 +130,14 @@ pub fn tokenizer(path: &Path) -> Result<(Tokenizer, [u32; 2])> {
         }
         other => bail!("{}: tokenizer.ggml.model = {other:?} is not supported; expected gpt2 or llama", path.display()),
     };
+    // Control tokens and user-defined tokens are matched literally.
     let tokens_of_type = |kind: i64, special: bool| -> Vec<AddedToken> {
         let kinds = tokens.iter().zip(&kinds).filter(|(_, k)| **k == kind);
         kinds.map(|(token, _)| AddedToken::from((*token).to_owned(), special).normalized(false)).collect()
     };
     tokenizer.add_special_tokens(tokens_of_type(CONTROL, true)).map_err(failed)?;
     tokenizer.add_tokens(tokens_of_type(DEFINED, false)).map_err(failed)?;
+    // A template puts the first special token before every text.
     let begins = flag("add_bos_token").unwrap_or(begins_by_default);
     if let Some((bos, id)) = id("bos").filter(|_| begins).and_then(|id| Some((*tokens.get(id as usize)?, id as u32))) {
         let template = TemplateProcessing::builder()

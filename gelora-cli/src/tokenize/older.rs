@@ -58,8 +58,8 @@ pub fn tokenizer(model: &Path) -> Result<(Tokenizer, Vec<Option<Vec<u8>>>)> {
     let class = Class::of(&model_type, named.as_deref()).ok_or_else(|| {
         let named = named.as_ref().map(|name| format!(" with the class {name}")).unwrap_or_default();
         anyhow!(
-            "{}: no such file; the tokenizer of the model type {model_type:?}{named} cannot be built from {}. transformers \
-             writes the file with AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+            "{}: no such file; the tokenizer of the model type {model_type:?}{named} cannot be built from {}. \
+             transformers writes the file with AutoTokenizer.from_pretrained(...).save_pretrained(...)",
             missing.display(),
             older().collect::<Vec<_>>().join(", ")
         )
@@ -115,6 +115,7 @@ fn build(
 ) -> Result<Tokenizer, String> {
     let failed = |error: tokenizers::Error| error.to_string();
     let flag = |key: &str| options.get(key).and_then(Value::as_bool);
+    // Special and added tokens, with those that a SentencePiece model marks.
     let spm = if class == Class::DebertaV2 { Some(Model::parse(&files[0])?) } else { None };
     let marked = spm.as_ref().map(|spm| {
         let marked = spm.pieces.iter().filter(|piece| [CONTROL, DEFINED].contains(&piece.kind));
@@ -125,6 +126,7 @@ fn build(
     });
     let tokens = Tokens::read(options, special, added, &class.tokens(), marked)?;
     let prefixed = flag("add_prefix_space");
+    // Normalizer, pre-tokenizer and model of the class.
     let mut tokenizer = match (class, spm) {
         (Class::Bert | Class::MpNet, _) => {
             let wordpiece = WordPiece::builder()
@@ -159,6 +161,7 @@ fn build(
             tokenizer
         }
     };
+    // Added tokens, in the order that determines their ids.
     tokenizer.set_encode_special_tokens(flag("split_special_tokens").unwrap_or(false));
     tokenizer.add_tokens(tokens.all()).map_err(failed)?;
     if class == Class::Qwen2 {
@@ -169,6 +172,7 @@ fn build(
         let id = tokenizer.token_to_id(&text).ok_or_else(|| format!("{name} {text:?} is not in the vocabulary"))?;
         Ok((text, id))
     };
+    // Post-processor: the special tokens around a text and around a pair.
     match class {
         Class::Bert | Class::DebertaV2 => {
             let ((cls, _), (sep, _)) = (known("cls_token")?, known("sep_token")?);

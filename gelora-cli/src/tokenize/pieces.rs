@@ -129,7 +129,8 @@ lenient! {
     fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
         match text.len() <= MAX_PIECE_BYTES {
             true => Ok(Text),
-            false => Err(E::custom(format_args!("a piece of {} bytes; expected {MAX_PIECE_BYTES} at most", text.len()))),
+            false => Err(E::custom(format_args!("a piece of {} bytes; expected {MAX_PIECE_BYTES} at \
+                                                 most", text.len()))),
         }
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Text, A::Error> {

@@ -23,8 +23,8 @@ pub struct Model {
     pub unknown: usize,
 }
 
-/// Maximum length of a piece in bytes. The tokenizers crate nests a map for each byte of a piece. SentencePiece's default
-/// limit is 16 characters.
+/// Maximum length of a piece in bytes. The tokenizers crate nests a map for each byte of a piece. SentencePiece's
+/// default limit is 16 characters.
 pub const MAX_PIECE_BYTES: usize = 1024;
 
 /// Model type that is supported; 2 is BPE.
@@ -157,7 +157,8 @@ mod tests {
         );
         assert!(model.pieces[5..].iter().all(|piece| piece.score < 0.0));
         for part in 0..16 {
-            let _ = Model::parse(&bytes[..bytes.len() * part / 16]); // may succeed if the cut is between two pieces, but must not panic
+            // May succeed if the cut is between two pieces, but must not panic.
+            let _ = Model::parse(&bytes[..bytes.len() * part / 16]);
         }
         for at in 0..bytes.len() {
             for change in [0, 0x80, 0xff, bytes[at].wrapping_add(1)] {

@@ -54,6 +54,7 @@ pub fn keys(model: &Path, rows: usize) -> Result<Keys> {
     let mut remarks = Vec::new();
     let form = form_of(&json, &mut remarks).map_err(|problem| anyhow!("the tokenizer {problem}"))?;
 
+    // Place every token at its id; ids without a token become padding.
     let vocabulary: HashMap<String, u32> = inner.get_vocab(true);
     let added = inner.get_added_tokens_decoder();
     let mut tokens: Vec<Option<&str>> = vec![None; rows];
@@ -70,6 +71,7 @@ pub fn keys(model: &Path, rows: usize) -> Result<Keys> {
     let named = named_tokens(model)?;
     let id_of = |name: &str| named.get(name).and_then(|token| vocabulary.get(token)).copied();
     let unknown = id_of("unk_token").or_else(|| vocabulary.get(json["model"]["unk_token"].as_str()?).copied());
+    // The type of each token, in llama.cpp's numbers.
     let kind = |(id, token): (u32, &Option<&str>)| match (token, added.get(&id)) {
         (None, _) => UNUSED,
         _ if Some(id) == unknown && matches!(form, Form::Pieces { .. }) => UNKNOWN,
@@ -82,6 +84,7 @@ pub fn keys(model: &Path, rows: usize) -> Result<Keys> {
     let name = |(id, token): (usize, &Option<&str>)| token.map_or_else(|| format!("[PAD{id}]"), str::to_owned);
     let texts: Vec<String> = tokens.iter().enumerate().map(name).collect();
 
+    // The keys of the form: merges, or scores and the space prefix.
     let mut keys = Vec::new();
     let mut set = |key: &str, value| keys.push((format!("tokenizer.ggml.{key}"), value));
     let merges = merges_of(&json)?;
@@ -105,6 +108,7 @@ pub fn keys(model: &Path, rows: usize) -> Result<Keys> {
     set("tokens", MetadataValue::Texts(texts));
     set("token_type", MetadataValue::Integers(kinds));
 
+    // Special tokens, and whether texts begin and end with them.
     let (first, last) = around(inner)?;
     for (key, id) in [
         ("bos", first.or_else(|| id_of("bos_token"))),
@@ -193,8 +197,8 @@ fn space_prefix(json: &Value, remarks: &mut Vec<String>) -> Result<bool, String>
         return Ok(scheme != "never");
     }
     Err(format!(
-        "has the normalizer {normalizer} and the pre-tokenizer {words}; a GGUF file can say that spaces become {SPACE} and whether \
-         one is put first"
+        "has the normalizer {normalizer} and the pre-tokenizer {words}; a GGUF file can say that spaces become \
+         {SPACE} and whether one is put first"
     ))
 }
 
@@ -225,6 +229,7 @@ fn merges_of(json: &Value) -> Result<Vec<(String, String)>> {
 /// Returns scores of pieces with which llama.cpp merges as the tokenizer does: llama.cpp merges any two neighbors whose
 /// concatenation is a piece, in the order of falling score.
 fn scores(tokens: &[String], merges: &[(String, String)], is_plain: impl Fn(&str) -> bool) -> Result<Vec<f32>> {
+    // Number the pieces in merge order. A piece in two places of the order has no single score.
     let mut order: HashMap<String, usize> = HashMap::new();
     let mut last = String::new();
     for (a, b) in merges {
@@ -237,6 +242,7 @@ fn scores(tokens: &[String], merges: &[(String, String)], is_plain: impl Fn(&str
             last = piece;
         }
     }
+    // llama.cpp also merges pairs that the tokenizer does not list, so there must be none.
     let pairs: HashSet<(&str, &str)> = merges.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     let known: HashSet<&str> = tokens.iter().map(String::as_str).filter(|token| is_plain(token)).collect();
     for token in tokens.iter().filter(|token| is_plain(token) && !is_byte(token)) {
@@ -245,6 +251,7 @@ fn scores(tokens: &[String], merges: &[(String, String)], is_plain: impl Fn(&str
             bail!("the tokenizer does not merge {a:?} and {b:?} into its piece {token:?}, as scores of pieces would");
         }
     }
+    // The score falls with the position in the order. Pieces without a merge come last.
     let least = order.len();
     Ok(tokens.iter().map(|token| -(order.get(token).copied().unwrap_or(least) as f32)).collect())
 }

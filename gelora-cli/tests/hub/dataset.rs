@@ -145,11 +145,11 @@ fn unreadable_datasets_are_errors() {
     hub.rank_on(&here, &["--config", "x"], &[]).fails_with(&["--config x is for datasets on the hub", &here]);
     hub.rank_on(&here, &["--data-revision", "x"], &[]).fails_with(&["--data-revision x is for datasets on the hub"]);
     // Paths that are no ids are not requested from the hub.
-    hub.asked();
+    hub.requests();
     for path in ["nowhere", "nowhere/train.csv", "./tiny/reviews", "/tiny/reviews"] {
         hub.rank_on(path, &[], &[]).fails_with(&[path, "no such file or folder"]);
     }
-    assert_eq!(hub.asked().len(), 0);
+    assert_eq!(hub.requests().len(), 0);
 
     // One file of a dataset by its name.
     hub.rank_on("tiny/reviews/validation.jsonl", &[], &[]).ok();

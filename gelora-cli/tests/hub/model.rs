@@ -72,9 +72,9 @@ fn shards_are_those_of_the_index() {
         state.files.insert("consolidated.safetensors".into(), whole);
     });
     hub.rank("tiny/bert", &[], &[]).ok();
-    let asked = hub.file_requests();
-    assert!(asked.iter().any(|(name, _)| name == "model-00001-of-00001.safetensors"), "{asked:?}");
-    assert!(asked.iter().all(|(name, _)| name != "consolidated.safetensors"), "{asked:?}");
+    let requests = hub.file_requests();
+    assert!(requests.iter().any(|(name, _)| name == "model-00001-of-00001.safetensors"), "{requests:?}");
+    assert!(requests.iter().all(|(name, _)| name != "consolidated.safetensors"), "{requests:?}");
 }
 
 /// The repository is like microsoft/deberta-v3-base: shards of PyTorch files, and a SentencePiece model.

@@ -60,7 +60,7 @@ pub struct State {
     /// Answers to the next requests whose path has these words: status and headers.
     pub instead: Vec<(&'static str, &'static str, &'static str)>,
     /// The requests so far.
-    pub asked: Vec<Request>,
+    pub requests: Vec<Request>,
 }
 
 /// A request and its outcome.
@@ -153,14 +153,14 @@ impl Server {
     }
 
     /// Returns the requests since the last call.
-    pub fn asked(&self) -> Vec<Request> {
-        std::mem::take(&mut self.state.lock().expect("no panic").asked)
+    pub fn requests(&self) -> Vec<Request> {
+        std::mem::take(&mut self.state.lock().expect("no panic").requests)
     }
 
     /// Returns the requests for files since the last call, by name and range.
     pub fn file_requests(&self) -> Vec<(String, String)> {
         let of = |request: Request| Some((request.file()?.to_owned(), request.range));
-        self.asked().into_iter().filter_map(of).collect()
+        self.requests().into_iter().filter_map(of).collect()
     }
 
     pub fn home(&self) -> PathBuf {
@@ -277,7 +277,7 @@ fn answer(mut stream: TcpStream, is_second_host: bool, second: &str, state: &Mut
         };
         let is_head = request.method == "HEAD";
         request.sent = if is_head { 0 } else { reply.body.len() - reply.cut };
-        state.asked.push(request.clone());
+        state.requests.push(request.clone());
         (reply, if is_second_host { state.delay } else { Duration::ZERO })
     };
     std::thread::sleep(delay);

@@ -14,15 +14,15 @@ fn weights() -> Vec<u8> {
 }
 
 /// Returns the requests for the content of the weights, without those for their description.
-fn requests_for_weights(asked: &[Request]) -> Vec<&Request> {
+fn requests_for_weights(requests: &[Request]) -> Vec<&Request> {
     let is_content = |request: &&Request| request.method == "GET" && request.range != "bytes=0-0";
-    asked.iter().filter(|request| request.path.contains(WEIGHTS)).filter(is_content).collect()
+    requests.iter().filter(|request| request.path.contains(WEIGHTS)).filter(is_content).collect()
 }
 
 /// Returns the ranges of the requests for the weights that the hub itself received.
 fn ranges(hub: &Server) -> Vec<String> {
-    let asked = hub.asked();
-    requests_for_weights(&asked).into_iter().filter(|r| !r.is_second_host).map(|r| r.range.clone()).collect()
+    let requests = hub.requests();
+    requests_for_weights(&requests).into_iter().filter(|r| !r.is_second_host).map(|r| r.range.clone()).collect()
 }
 
 fn is_whole(hub: &Server) -> bool {
@@ -39,9 +39,9 @@ fn redirects_are_followed_and_only_the_hub_gets_the_token() {
     let hub = Server::start();
     hub.set(|state| state.token = Some("secret".into()));
     hub.rank("tiny/bert", &[], &[("HF_TOKEN", "secret")]).ok();
-    let asked = hub.asked();
-    assert!(asked.iter().all(|request| request.encoding == "identity"), "{asked:?}");
-    let (second, first): (Vec<&Request>, Vec<&Request>) = asked.iter().partition(|request| request.is_second_host);
+    let requests = hub.requests();
+    assert!(requests.iter().all(|request| request.encoding == "identity"), "{requests:?}");
+    let (second, first): (Vec<&Request>, Vec<&Request>) = requests.iter().partition(|request| request.is_second_host);
     assert!(first.iter().all(|request| request.authorization == "Bearer secret"), "{first:?}");
     assert!(first.iter().any(|request| request.path.starts_with("/api/resolve-cache/models/tiny/bert/")), "{first:?}");
     // The weights came from the second host, once, and no request showed it the token.
@@ -73,7 +73,7 @@ fn the_cache_has_the_layout_of_python() {
     assert_eq!(blobs.count(), 3, "nothing is left over");
 
     // Another name of the revision is another ref to the same files.
-    hub.asked();
+    hub.requests();
     hub.rank("tiny/bert", &["--revision", "refs/pr/1"], &[]).ok();
     assert_eq!(fs::read_to_string(repo.join("refs/refs/pr/1")).expect("a revision"), SHA);
     hub.rank("tiny/bert", &["--revision", SHA], &[("HF_HUB_OFFLINE", "1")]).ok();
@@ -89,9 +89,9 @@ fn broken_downloads_resume() {
     hub.rank("tiny/bert", &[], &[]).ok();
     let half = size - size / 2;
     let three_quarters = half + (size - half) - (size - half) / 2;
-    let asked = hub.asked();
+    let requests = hub.requests();
     let second: Vec<&Request> =
-        requests_for_weights(&asked).into_iter().filter(|request| request.is_second_host).collect();
+        requests_for_weights(&requests).into_iter().filter(|request| request.is_second_host).collect();
     let parts: Vec<(&str, usize)> = second.iter().map(|request| (request.range.as_str(), request.sent)).collect();
     let (from_half, from_three_quarters) = (format!("bytes={half}-"), format!("bytes={three_quarters}-"));
     assert_eq!(
@@ -212,9 +212,9 @@ fn busy_hubs_are_asked_again_after_the_requested_wait() {
     });
     let run = hub.rank("tiny/bert", &[], &[]).ok();
     assert!(run.stderr.contains("status 429 (too many requests) and asks for 1.0 s of rest"), "{}", run.stderr);
-    let asked = hub.asked();
+    let requests = hub.requests();
     for words in ["/api/models/", "/resolve/"] {
-        let times: Vec<_> = asked.iter().filter(|r| r.path.contains(words)).map(|r| r.when).take(2).collect();
+        let times: Vec<_> = requests.iter().filter(|r| r.path.contains(words)).map(|r| r.when).take(2).collect();
         assert!(times[1] - times[0] >= Duration::from_secs(1), "{words}: {:?}", times[1] - times[0]);
     }
 
@@ -224,9 +224,9 @@ fn busy_hubs_are_asked_again_after_the_requested_wait() {
     hub.set(|state| state.instead = vec![later]);
     hub.rank("tiny/bert", &[], &[]).fails_with(&["status 429 (too many requests)", "1 h 00 min", "not in"]);
     hub.set(|state| state.instead = vec![("/api/models/", "503 Service Unavailable", ""); 4]);
-    hub.asked();
+    hub.requests();
     hub.rank("tiny/bert", &[], &[]).fails_with(&["cannot be reached", "status 503"]);
-    assert_eq!(hub.asked().len(), 4);
+    assert_eq!(hub.requests().len(), 4);
     hub.set(|state| state.instead = vec![("/resolve/", "429 Too Many Requests", "Retry-After: 3600\r\n")]);
     hub.rank("tiny/bert", &[], &[]).fails_with(&["downloading config.json broke", "status 429", "1 h 00 min"]);
 
@@ -288,7 +288,7 @@ fn two_processes_download_each_file_once() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     assert!(is_whole(&hub));
-    let asked = hub.asked();
-    let sent: usize = asked.iter().filter(|request| request.is_second_host).map(|request| request.sent).sum();
+    let requests = hub.requests();
+    let sent: usize = requests.iter().filter(|request| request.is_second_host).map(|request| request.sent).sum();
     assert_eq!(sent, weights().len());
 }

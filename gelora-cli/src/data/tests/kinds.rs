@@ -27,8 +27,8 @@ fn questions_with_answers_are_pairs_or_prompts() {
     assert_eq!((used(&data).as_str(), data.examples.len()), ("text question, answer answer; ", 1));
     assert_eq!((data.examples[0].pair.as_deref(), data.examples[0].answer.as_deref()), (None, Some("it is")));
     assert_eq!(data.left_out[0], LeftOut { rows: 1, why: "the answer in \"answer\" is empty".into() });
-    let asked = aimed("a.jsonl", &rows.replace("}", ", \"label\": 1}"), Aim::Answers);
-    assert_eq!(used(&asked), "text question, answer answer; label");
+    let with_label = aimed("a.jsonl", &rows.replace("}", ", \"label\": 1}"), Aim::Answers);
+    assert_eq!(used(&with_label), "text question, answer answer; label");
     let labeled = good("a.jsonl", rows.replace("}", ", \"label\": 1}"));
     assert_eq!(used(&labeled), "text question, pair answer, label label; ");
 
@@ -127,9 +127,8 @@ fn roles_have_many_names_and_unknown_roles_are_errors() {
 #[test]
 fn a_system_column_begins_the_conversation() {
     let row = |system: &str, first: &str| {
-        format!(
-            r#"{{"system": {system}, "conversations": [{first}{{"from": "human", "value": "a"}}, {{"from": "gpt", "value": "b"}}]}}"#
-        )
+        let turns = r#"{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}"#;
+        format!(r#"{{"system": {system}, "conversations": [{first}{turns}]}}"#)
     };
     let data = good("a.jsonl", format!("{}\n{}", row("\"calm\"", ""), row("\"\"", "")));
     assert_eq!(data.examples[0].chat[0], Message::new("system", "calm"));
@@ -162,8 +161,8 @@ fn truth_values_of_any_spelling_are_two_classes() {
 fn several_labels_in_a_row_are_an_error_where_labels_are_needed() {
     let data = good("a.jsonl", "{\"text\": \"a\", \"label\": [1, 0, 1]}\n{\"text\": \"b\", \"label\": []}");
     assert_eq!(data.labeled(), 2);
-    let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels; several labels a row (multi-label) are not \
-                supported, expected one";
+    let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels; several labels a row (multi-label) are \
+                not supported, expected one";
     assert_eq!(short(&labels(&[&data], None).unwrap_err()), want);
     let set = LabelSet::Classes(vec!["0".into(), "1".into()]);
     assert_eq!(short(&set.targets(&data).unwrap_err()), want);

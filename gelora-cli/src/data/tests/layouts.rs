@@ -130,7 +130,8 @@ fn folders_have_splits() {
     assert_eq!(
         read(None).unwrap_err(),
         format!(
-            "{name}: Train-00000-of-00001.csv and train.csv are both a train split; keep one, or give the path of the file"
+            "{name}: Train-00000-of-00001.csv and train.csv are both a train split; keep one, or give the path of \
+             the file"
         )
     );
     assert_eq!(splits(&folder.path().join("dev.csv")).unwrap(), []);

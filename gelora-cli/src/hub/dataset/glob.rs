@@ -5,8 +5,8 @@
 pub fn fits(pattern: &str, path: &str) -> bool {
     let pattern: Vec<&str> = pattern.trim_start_matches("./").split('/').collect();
     let path: Vec<&str> = path.split('/').collect();
-    // matches_first[n]: the patterns so far match the first n parts. The time is bounded by the product of the lengths, for
-    // any pattern.
+    // matches_first[n] is true if the patterns so far match the first n parts. The time is bounded by the product of
+    // the lengths, for any pattern.
     let mut matches_first = vec![false; path.len() + 1];
     matches_first[0] = true;
     for part in pattern {

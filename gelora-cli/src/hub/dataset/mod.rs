@@ -69,7 +69,7 @@ fn parsed(typed: &str) -> Option<Id> {
 struct Found {
     commit: String,
     info: Info,
-    /// Reason why the hub was not asked, if it was not.
+    /// Reason why the hub was not requested, if it was not.
     offline: Option<String>,
 }
 
@@ -173,16 +173,16 @@ impl Found {
 }
 
 /// Returns the requested config, or the only one, or the default of the owner.
-fn chosen(hub: &Hub, mut configs: Vec<Config>, asked: Option<&str>) -> Result<Config> {
+fn chosen(hub: &Hub, mut configs: Vec<Config>, requested: Option<&str>) -> Result<Config> {
     let data = hub.repo.name();
     let names: Vec<String> = configs.iter().map(|config| config.name.clone()).collect();
     let all = || list(names.iter().map(String::as_str));
-    let index = match asked {
-        Some(asked) => names.iter().position(|name| name == asked).ok_or_else(|| match names.as_slice() {
+    let index = match requested {
+        Some(requested) => names.iter().position(|name| name == requested).ok_or_else(|| match names.as_slice() {
             [only] if only == layout::DEFAULT => {
-                anyhow!("{data}: the dataset has no configs, so no {asked}; leave --config out")
+                anyhow!("{data}: the dataset has no configs, so no {requested}; leave --config out")
             }
-            _ => anyhow!("{data}: the dataset has no config {asked}; it has {}", all()),
+            _ => anyhow!("{data}: the dataset has no config {requested}; it has {}", all()),
         })?,
         None if configs.len() == 1 => 0,
         None => match configs.iter().position(|config| config.is_default) {
