@@ -168,9 +168,9 @@ impl Template {
     /// diverge. Answers at the start of a conversation are not used for training, nor earlier answers that a template
     /// writes differently once other turns follow.
     ///
+    /// # Errors
     /// Returns an error if there is no answer, if a turn has more content than text, if the template refuses the
     /// conversation, or if the last answer cannot be found in the text.
-    /// in what it writes.
     pub fn write(&self, messages: &[Message]) -> Result<Written> {
         if let Some((i, other)) = messages.iter().enumerate().find_map(|(i, m)| Some((i, m.other?))) {
             bail!("message {} has {other}; expected a text alone", i + 1);

@@ -24,7 +24,7 @@ impl Command {
     /// are in the data, and a model takes longer to download.
     ///
     /// # Errors
-    /// As [`hub::locate_data`] and [`hub::locate`].
+    /// Returns the errors of [`hub::locate_data`] and [`hub::locate`].
     pub fn locate(&mut self) -> Result<()> {
         self.locate_data()?;
         self.locate_model()

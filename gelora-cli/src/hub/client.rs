@@ -130,7 +130,7 @@ impl Client {
         Ok(Self { agent, endpoint, endpoint_uri, token: settings.token.clone() })
     }
 
-    /// The server's address, without a slash at its end.
+    /// Returns the server's address, without a trailing slash.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }

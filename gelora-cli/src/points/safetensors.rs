@@ -1,4 +1,4 @@
-//! `.safetensors`: every matrix of F32, F64, F16 or BF16.
+//! Reader of `.safetensors` files: every matrix of F32, F64, F16 or BF16.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +12,7 @@ use safetensors::tensor::Metadata;
 
 use super::{Entry, choose};
 
-/// The matrices of the file.
+/// Reads the requested matrix, or every matrix of the file.
 pub fn read(path: &Path, tensor: Option<&str>) -> Result<Vec<(String, Tensor)>> {
     read_tensors(path, |_| false)?; // checks the header and the file's length
     let metadata = header(path).with_context(|| format!("{}: its header cannot be read", path.display()))?;
@@ -34,7 +34,7 @@ pub fn read(path: &Path, tensor: Option<&str>) -> Result<Vec<(String, Tensor)>> 
     Ok(matrices)
 }
 
-/// The names, types and shapes of a file whose header [`read_tensors`] found sound.
+/// Reads the names, types and shapes of a file. [`read_tensors`] must have checked its header before.
 fn header(path: &Path) -> Result<Metadata> {
     let mut file = File::open(path)?;
     let mut length = [0; 8];

@@ -40,8 +40,8 @@ pub fn keep_description(repo: &Repo, commit: &str, info: &Info) -> Result<()> {
 /// Creates a folder of links, given as pairs of name and file. Each list of files has a separate folder, so that a
 /// folder never changes.
 ///
+/// # Errors
 /// Returns an error if the folder cannot be created.
-/// If it cannot be made.
 pub fn folder(repo: &Repo, commit: &str, config: &str, files: &[(String, PathBuf)]) -> Result<PathBuf> {
     let mut hasher = blake3::Hasher::new();
     for (name, file) in files {
