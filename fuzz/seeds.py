@@ -1,5 +1,5 @@
-"""Make seeds/: small files of every format, from which the fuzz targets start. Files named find-* are not made here: each
-broke a reader once.
+"""Make seeds/: small files of every format, from which the fuzz targets start. This script does not make the files named
+find-*: each of them once broke a reader.
 
     python seeds.py        (Python 3.11, numpy, pyarrow 26.0)
 """
@@ -43,11 +43,13 @@ def gguf(model):
     u32, f32 = lambda v: struct.pack("<II", 4, v), lambda v: struct.pack("<If", 6, v)
     string, flag = lambda s: struct.pack("<I", 8) + text(s), lambda v: struct.pack("<IB", 7, v)
     llama = model == "llama"
-    tokens = ["<unk>", "<s>", "</s>", "▁", "t", "h", "e", "th", "▁th"] if llama else ["<s>", "t", "h", "e", "Ġ", "th", "the", "Ġthe"]
+    tokens = ["<unk>", "<s>", "</s>", "▁", "t", "h", "e", "th", "▁th"] if llama else ["<s>", "t", "h", "e", "Ġ",
+                                                                                      "th", "the", "Ġthe"]
     arch = model
     keys = {
         "general.architecture": string(arch), f"{arch}.block_count": u32(1), f"{arch}.context_length": u32(64),
-        f"{arch}.embedding_length": u32(c), f"{arch}.feed_forward_length": u32(f), f"{arch}.attention.head_count": u32(heads),
+        f"{arch}.embedding_length": u32(c), f"{arch}.feed_forward_length": u32(f),
+        f"{arch}.attention.head_count": u32(heads),
         f"{arch}.attention.head_count_kv": u32(1), f"{arch}.attention.layer_norm_rms_epsilon": f32(1e-5),
         f"{arch}.rope.freq_base": f32(10000.0), f"{arch}.rope.dimension_count": u32(c // heads),
         "tokenizer.ggml.model": string("llama" if llama else "gpt2"), "tokenizer.ggml.pre": string("qwen2"),
@@ -59,10 +61,13 @@ def gguf(model):
         "tokenizer.ggml.add_bos_token": flag(1), "tokenizer.chat_template": string(CHAT),
     }
     rng = np.random.default_rng(0)
-    tensors = [("token_embd.weight", (len(tokens), c), "F32"), ("output_norm.weight", (c,), "F32"), ("blk.0.attn_norm.weight", (c,), "F32"),
-               ("blk.0.ffn_norm.weight", (c,), "F32"), ("blk.0.attn_q.weight", (c, c), "Q8_0"), ("blk.0.attn_k.weight", (c // 2, c), "F16"),
+    tensors = [("token_embd.weight", (len(tokens), c), "F32"), ("output_norm.weight", (c,), "F32"),
+               ("blk.0.attn_norm.weight", (c,), "F32"),
+               ("blk.0.ffn_norm.weight", (c,), "F32"), ("blk.0.attn_q.weight", (c, c), "Q8_0"),
+               ("blk.0.attn_k.weight", (c // 2, c), "F16"),
                ("blk.0.attn_v.weight", (c // 2, c), "Q4_0"), ("blk.0.attn_output.weight", (c, c), "Q4_0"),
-               ("blk.0.ffn_gate.weight", (f, c), "Q4_0"), ("blk.0.ffn_up.weight", (f, c), "Q8_0"), ("blk.0.ffn_down.weight", (c, f), "Q4_0")]
+               ("blk.0.ffn_gate.weight", (f, c), "Q4_0"), ("blk.0.ffn_up.weight", (f, c), "Q8_0"),
+               ("blk.0.ffn_down.weight", (c, f), "Q4_0")]
     if not llama:
         tensors += [(f"blk.0.attn_{p}.bias", (n,), "F32") for p, n in [("q", c), ("k", c // 2), ("v", c // 2)]]
     infos, data = b"", b""
@@ -78,7 +83,8 @@ def gguf(model):
             block = struct.pack("<e", 0.01)
             bits = rng.integers(0, 256, (n // 32, 32 if kind == "Q8_0" else 16), dtype=np.uint8)
             data += b"".join(block + row.tobytes() for row in bits)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(text(k) + v for k, v in keys.items()) + infos
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(
+        text(k) + v for k, v in keys.items()) + infos
     return head + b"\0" * (-len(head) % 32) + data
 
 
@@ -91,7 +97,8 @@ def fake_torch():
     def rebuild(*arguments):
         return arguments
 
-    rebuild.__module__, rebuild.__qualname__, rebuild.__name__ = "torch._utils", "_rebuild_tensor_v2", "_rebuild_tensor_v2"
+    rebuild.__module__ = "torch._utils"
+    rebuild.__qualname__ = rebuild.__name__ = "_rebuild_tensor_v2"
     utils._rebuild_tensor_v2 = rebuild
     torch._utils = utils
     sys.modules.update({"torch": torch, "torch._utils": utils})
@@ -100,10 +107,12 @@ def fake_torch():
 
 class Tensor:
     def __init__(self, key, kind, values, shape, stride, offset=0):
-        self.key, self.kind, self.values, self.shape, self.stride, self.offset = key, kind, values, shape, stride, offset
+        self.key, self.kind, self.values = key, kind, values
+        self.shape, self.stride, self.offset = shape, stride, offset
 
     def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, (Storage(self), self.offset, self.shape, self.stride, False, OrderedDict())
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, (Storage(self), self.offset, self.shape, self.stride,
+                                                                False, OrderedDict())
 
 
 class Storage:
@@ -134,7 +143,8 @@ def dumps(pickler, found):
 def torch_files():
     torch = fake_torch()
     w = np.arange(6, dtype="<f4")
-    state = OrderedDict([("w", Tensor("0", torch.FloatStorage, w, (2, 3), (3, 1))), ("t", Tensor("0", torch.FloatStorage, w, (3, 2), (1, 3))),
+    state = OrderedDict([("w", Tensor("0", torch.FloatStorage, w, (2, 3), (3, 1))),
+                         ("t", Tensor("0", torch.FloatStorage, w, (3, 2), (1, 3))),
                          ("h", Tensor("1", torch.HalfStorage, w[:2].astype("<f2"), (2,), (1,)))])
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -144,18 +154,21 @@ def torch_files():
         archive.writestr(zipfile.ZipInfo("archive/data/1"), w[:2].astype("<f2").tobytes())
         archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
     legacy = dumps(pickle.Pickler, 0x1950A86A20F9469CFC6C) + dumps(pickle.Pickler, 1001)
-    legacy += dumps(pickle.Pickler, {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}})
+    legacy += dumps(pickle.Pickler, {"protocol_version": 1001, "little_endian": True,
+                                     "type_sizes": {"short": 2, "int": 4, "long": 4}})
     legacy += dumps(Legacy, state) + dumps(pickle.Pickler, ["0", "1"])
     legacy += struct.pack("<Q", 6) + w.tobytes() + struct.pack("<Q", 2) + w[:2].astype("<f2").tobytes()
     return {"zip": out.getvalue(), "legacy": legacy}
 
 
 def safetensors(tensors):
-    kinds, header, data = {"f4": "F32", "f2": "F16", "f8": "F64", "i8": "I64"}, {"__metadata__": {"format": "pt"}}, b""
+    kinds = {"f4": "F32", "f2": "F16", "f8": "F64", "i8": "I64"}
+    header, data = {"__metadata__": {"format": "pt"}}, b""
     for name, values in tensors.items():
         begin = len(data)
         data += values.tobytes()
-        header[name] = {"dtype": kinds[values.dtype.str[1:]], "shape": list(values.shape), "data_offsets": [begin, len(data)]}
+        header[name] = {"dtype": kinds[values.dtype.str[1:]], "shape": list(values.shape),
+                        "data_offsets": [begin, len(data)]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data
@@ -166,27 +179,42 @@ def tokenizers():
     seed("sentencepiece", "unigram", spm)
     bert = json.loads((FIXTURES / "tiny-bert/tokenizer.json").read_text())
     seed("tokenizer", "wordpiece", json.dumps(bert, ensure_ascii=False).encode())
-    added = [{"id": 0, "content": "<unk>", "single_word": False, "lstrip": False, "rstrip": True, "normalized": False, "special": True}]
+    added = [{"id": 0, "content": "<unk>", "single_word": False, "lstrip": False, "rstrip": True,
+              "normalized": False, "special": True}]
     piece = lambda t: {"SpecialToken": {"id": t, "type_id": 0}}
     template = {"type": "TemplateProcessing", "single": [piece("<s>"), {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [piece("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "pair": [piece("<s>"), {"Sequence": {"id": "A", "type_id": 0}},
+                         {"Sequence": {"id": "B", "type_id": 1}}],
                 "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
     unigram = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-               "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]},
+               "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"},
+                                                                  {"type": "Replace", "pattern": {"Regex": " {2,}"},
+                                                                   "content": " "}]},
                "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
-               "post_processor": template, "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+               "post_processor": template, "decoder": {"type": "Metaspace", "replacement": "▁",
+                                                       "prepend_scheme": "always", "split": True},
                "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": False,
-                         "vocab": [["<unk>", 0.0], ["<s>", 0.0], ["▁the", -2.0], ["▁", -3.0], ["film", -4.0], ["e", -5.0], ["i", -6.0], ["s", -6.5]]}}
+                         "vocab": [["<unk>", 0.0], ["<s>", 0.0], ["▁the", -2.0], ["▁", -3.0], ["film", -4.0],
+                                   ["e", -5.0], ["i", -6.0], ["s", -6.5]]}}
     seed("tokenizer", "unigram", json.dumps(unigram, ensure_ascii=False).encode())
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    split = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\s+(?!\S)|\s+"}, "behavior": "Isolated", "invert": False}
-    bpe = {"version": "1.0", "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
-           "padding": {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"},
+    split = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\s+(?!\S)|\s+"}, "behavior": "Isolated",
+             "invert": False}
+    bpe = {"version": "1.0", "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst",
+                                            "stride": 0},
+           "padding": {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                       "pad_type_id": 0, "pad_token": "<unk>"},
            "added_tokens": added, "normalizer": {"type": "NFC"},
-           "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, {"type": "Digits", "individual_digits": True}, byte_level]},
-           "post_processor": {"type": "RobertaProcessing", "sep": ["t", 1], "cls": ["h", 2], "trim_offsets": True, "add_prefix_space": False},
-           "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}, byte_level]},
-           "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
+           "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split,
+                                                                   {"type": "Digits", "individual_digits": True},
+                                                                   byte_level]},
+           "post_processor": {"type": "RobertaProcessing", "sep": ["t", 1], "cls": ["h", 2], "trim_offsets": True,
+                              "add_prefix_space": False},
+           "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"},
+                                                        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                                                        byte_level]},
+           "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+                     "end_of_word_suffix": None,
                      "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
                      "vocab": {"<unk>": 0, "t": 1, "h": 2, "e": 3, "Ġ": 4, "th": 5, "the": 6, "Ġthe": 7, "<0x0A>": 8},
                      "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"]]}}
@@ -204,8 +232,10 @@ def tables():
     seed("jsonl", "chat.jsonl", json.dumps(chat).encode() + b"\n\n" + json.dumps(chat).encode())
     table = pa.table({"text": [t for t, _ in ROWS], "label": pa.array([l for _, l in ROWS], pa.int8())})
     points = pa.table({"x": pa.array([1.5, 2.5], pa.float32()), "d": pa.array([1, None], pa.timestamp("ms"))})
-    lists = pa.table({"e": pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32())), "s": pa.array([{"a": 1}, {"a": None}])})
-    for name, found, codec in [("text-snappy", table, "snappy"), ("text-brotli", table, "brotli"), ("text-lz4", table, "lz4"), ("text-zstd", table, "zstd"),
+    lists = pa.table({"e": pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32())),
+                      "s": pa.array([{"a": 1}, {"a": None}])})
+    for name, found, codec in [("text-snappy", table, "snappy"), ("text-brotli", table, "brotli"),
+                               ("text-lz4", table, "lz4"), ("text-zstd", table, "zstd"),
                                ("text-gzip", table, "gzip"), ("points", points, "none"), ("lists", lists, "none")]:
         out = io.BytesIO()
         pq.write_table(found, out, compression=codec, store_schema=False)
@@ -213,10 +243,12 @@ def tables():
     out = io.BytesIO()
     np.save(out, np.arange(6, dtype="<f4").reshape(2, 3))
     seed("npy", "c", out.getvalue())
-    seed("npy", "version-2", b"\x93NUMPY\x02\0" + struct.pack("<I", 58) + b"{'descr': '<f2', 'fortran_order': True, 'shape': (2, 2), }" + bytes(8))
+    seed("npy", "version-2", b"\x93NUMPY\x02\0" + struct.pack("<I", 58)
+         + b"{'descr': '<f2', 'fortran_order': True, 'shape': (2, 2), }" + bytes(8))
     for name, save in [("stored", np.savez), ("deflated", np.savez_compressed)]:
         out = io.BytesIO()
-        save(out, s_1=np.arange(6, dtype="<f8").reshape(2, 3), s_2=np.arange(4, dtype=">i2").reshape(4, 1), b=np.ones(3))
+        save(out, s_1=np.arange(6, dtype="<f8").reshape(2, 3), s_2=np.arange(4, dtype=">i2").reshape(4, 1),
+             b=np.ones(3))
         seed("npz", name, out.getvalue())
 
 
@@ -228,21 +260,32 @@ def main():
     seed("gguf", "qwen2", gguf("qwen2"))
     for name, data in torch_files().items():
         seed("torch", name, data)
-    seed("safetensors", "two", safetensors({"a": np.ones((2, 3), "<f4"), "b": np.ones(2, "<f8"), "c.position_ids": np.ones(1, "<i8"), "h": np.ones((), "<f2")}))
-    config = {"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "bias": "none", "target_modules": ["query"],
-              "rank_pattern": {r"0\.query": 1}, "alpha_pattern": {r"0\.query": 2}, "modules_to_save": ["classifier"], "layers_to_transform": None}
-    a = {f"base_model.model.l.{i}.query.lora_{s}.weight": np.ones((r, 4) if s == "A" else (4, r), "<f4") for i, r in [(0, 1), (1, 2)] for s in "AB"}
+    seed("safetensors", "two", safetensors({"a": np.ones((2, 3), "<f4"), "b": np.ones(2, "<f8"),
+                                            "c.position_ids": np.ones(1, "<i8"), "h": np.ones((), "<f2")}))
+    config = {"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 4, "lora_dropout": 0.1,
+              "bias": "none", "target_modules": ["query"],
+              "rank_pattern": {r"0\.query": 1}, "alpha_pattern": {r"0\.query": 2}, "modules_to_save": ["classifier"],
+              "layers_to_transform": None}
+    a = {f"base_model.model.l.{i}.query.lora_{s}.weight": np.ones((r, 4) if s == "A" else (4, r), "<f4") for i,
+         r in [(0, 1), (1, 2)] for s in "AB"}
     weights = safetensors({**a, "base_model.model.classifier.bias": np.ones(2, "<f4")})
     seed("adapter", "list", json.dumps(config).encode() + b"\0" + weights)
     config["target_modules"] = r".*l\.\d+\.query"
     seed("adapter", "pattern", json.dumps(config).encode() + b"\0" + weights)
     tokenizers()
     seed("template", "chatml", CHAT.encode())
-    seed("template", "raise", b"{%- if messages[0]['role'] == 'system' -%}{%- set s = messages[0].content -%}{%- else -%}{{ raise_exception('no') }}{%- endif -%}"
-         b"{% generation %}{{ s | upper | replace('A', 'b') }}{% endgeneration %}{{ messages[:1] | map(attribute='role') | join(', ') }}{% for i in range(3) %}{{ i }}{% endfor %}")
-    seed("template", "macro", b"{% macro f(x, n=2) %}{{ x * n }}{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages %}{{ f(m.content) }}"
-         b"{% if m.role == 'assistant' %}{% set ns.n = ns.n + 1 %}{% endif %}{{ ns.n ~ m.role.split('s')[0].title()[::-1] | tojson }}"
-         b"{% for x in [1, 2, 3] %}{% if x > 1 %}{% break %}{% endif %}{{ loop.cycle('a', 'b') }}{% endfor %}{% endfor %}")
+    seed("template", "raise",
+         b"{%- if messages[0]['role'] == 'system' -%}{%- set s = messages[0].content -%}"
+         b"{%- else -%}{{ raise_exception('no') }}{%- endif -%}"
+         b"{% generation %}{{ s | upper | replace('A', 'b') }}{% endgeneration %}"
+         b"{{ messages[:1] | map(attribute='role') | join(', ') }}{% for i in range(3) %}{{ i }}{% endfor %}")
+    seed("template", "macro",
+         b"{% macro f(x, n=2) %}{{ x * n }}{% endmacro %}{% set ns = namespace(n=0) %}"
+         b"{% for m in messages %}{{ f(m.content) }}"
+         b"{% if m.role == 'assistant' %}{% set ns.n = ns.n + 1 %}{% endif %}"
+         b"{{ ns.n ~ m.role.split('s')[0].title()[::-1] | tojson }}"
+         b"{% for x in [1, 2, 3] %}{% if x > 1 %}{% break %}{% endif %}"
+         b"{{ loop.cycle('a', 'b') }}{% endfor %}{% endfor %}")
     tables()
 
 
