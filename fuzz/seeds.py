@@ -1,5 +1,5 @@
-"""Make seeds/: small files of every format, from which the fuzz targets start. This script does not make the files named
-find-*: each of them once broke a reader.
+"""Make seeds/: small files of every format, from which the fuzz targets start. This script does not make the files
+named find-*: each of them once broke a reader.
 
     python seeds.py        (Python 3.11, numpy, pyarrow 26.0)
 """
