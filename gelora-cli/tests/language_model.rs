@@ -192,7 +192,7 @@ fn conversations_are_trained_with_the_model_s_template() {
     let mut args = words("generate {} --json -q --max-tokens 12 --system s --message", &[&merged]);
     args.push("Say 4".into());
     let again = gelora(args).json();
-    assert_eq!((&again["prompt"], &again["tokens"]), (&said["prompt"], &said["tokens"]));
+    assert_eq!((&again["prompt"], &again["tokens"]), (&output["prompt"], &output["tokens"]));
 
     // A possible label column does not hide an explicitly requested answer.
     let labeled = dir.path().join("labeled.jsonl");
