@@ -1,5 +1,5 @@
 //! One unit for each element. The norm is summed in two stages, so its bits do not depend on the order in which cubes
-//! run:
+//! run: every cube of a tensor sums its own elements, then one cube adds the sums of all cubes in a fixed order.
 
 mod group;
 
