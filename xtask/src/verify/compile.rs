@@ -86,7 +86,7 @@ mod again {
     pub fn run(_: &super::super::Args) -> Result<()> {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let mut command = Command::new(&cargo);
-        command.args(["run", "--quiet", "--release", "--package", "xtask", "--features", "cuda-compile", "--"]);
+        command.args(["run", "--quiet", "--release", "--bin", "xtask", "--features", "xtask/cuda-compile", "--"]);
         command.args(std::env::args_os().skip(1)).current_dir(root()).env("NODEVICE_SELECT", "1");
         if std::env::var_os("GELORA_NVRTC").is_none() {
             command.env("GELORA_NVRTC", packages::prepare()?);
