@@ -44,6 +44,24 @@ fn generation_config_sets_the_stop_tokens() {
     assert!(ends().expect_err("an error").to_string().contains("generation_config.json: not valid JSON"));
 }
 
+/// A config.json may come from anyone: sizes that no model has are errors before memory is asked for.
+#[test]
+fn sizes_beyond_any_model_are_errors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/families/llama/config.json");
+    let json: Value = serde_json::from_slice(&std::fs::read(config).expect("a config")).expect("JSON");
+    let problem = |key: &str, value: u64| {
+        let mut json = json.clone();
+        json[key] = value.into();
+        std::fs::write(folder.path().join("config.json"), json.to_string()).expect("a config");
+        Config::load(folder.path()).expect_err("an error").to_string()
+    };
+    let layers = problem("num_hidden_layers", 10_001);
+    assert!(layers.contains("config.json: num_hidden_layers is 10001; expected at most 10000"), "{layers}");
+    let vocabulary = problem("vocab_size", u64::from(u32::MAX) + 1);
+    assert!(vocabulary.contains("vocab_size is 4294967296; expected at most 4294967295"), "{vocabulary}");
+}
+
 fn is_decoder(class: &str) -> bool {
     class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel")
 }
