@@ -11,6 +11,8 @@ use crate::{circles, licenses, root, say};
 const LONGEST: usize = 500;
 /// The crates of the workspace, lowest first.
 const CRATES: [&str; 6] = ["gelora-kernels", "gelora-id", "gelora-lora", "gelora-model", "gelora-cli", "xtask"];
+/// Columns of a line of code or text. Rows of Markdown tables may be wider: they cannot be broken.
+const WIDEST: usize = 120;
 /// Bytes of a committed file, above which it should be fetched or made instead.
 const LARGEST: u64 = 1_000_000;
 
@@ -26,6 +28,10 @@ pub fn run() -> Result<()> {
         if path.extension().is_some_and(|e| e == "rs") {
             let text = std::fs::read_to_string(&full).with_context(|| shown.to_string())?;
             problems.extend(rust_problems(&path, &text));
+        }
+        if path.extension().is_some_and(|e| ["rs", "md", "toml"].iter().any(|ending| e == *ending)) {
+            let text = std::fs::read_to_string(&full).with_context(|| shown.to_string())?;
+            problems.extend(wide_lines(&path, &text));
         }
     }
     problems.extend(cubecl_outside_kernels()?);
@@ -43,6 +49,12 @@ pub fn run() -> Result<()> {
 fn tracked_files() -> Result<Vec<PathBuf>> {
     let listed = Command::new("git").args(["ls-files"]).current_dir(root()).output().context("git")?;
     Ok(String::from_utf8_lossy(&listed.stdout).lines().map(PathBuf::from).collect())
+}
+
+fn wide_lines(path: &Path, text: &str) -> Vec<String> {
+    let is_wide = |line: &str| line.chars().count() > WIDEST && !line.starts_with('|');
+    let wide = text.lines().enumerate().filter(|(_, line)| is_wide(line));
+    wide.map(|(i, _)| format!("{}:{}: a line of more than {WIDEST} columns", path.display(), i + 1)).collect()
 }
 
 fn rust_problems(path: &Path, text: &str) -> Vec<String> {
