@@ -1,0 +1,111 @@
+//! Adapters on the linear modules of a transformer.
+
+use std::collections::BTreeMap;
+
+use gelora_kernels::Tensor;
+use gelora_lora::{AdapterConfig, LoraLayer};
+
+use super::Transformer;
+use crate::{Error, Result};
+
+impl Transformer {
+    pub(crate) fn lowest_adapted(&self) -> Option<usize> {
+        self.blocks.iter().position(|b| b.linears().any(|linear| linear.lora.is_some()))
+    }
+
+    /// Adds new adapters to every module that the config targets. Returns the number of their parameters.
+    ///
+    /// # Errors
+    /// Returns an error if no module is targeted or a rank is above min(C_in, C_out).
+    pub fn add_adapters(&mut self, config: &AdapterConfig, seed: u64) -> Result<usize> {
+        let mut layers = BTreeMap::new();
+        let matcher = config.matcher()?;
+        for info in self.linear_infos() {
+            if let Some(module) = matcher.module(&info.name)? {
+                layers.insert(info.name.clone(), LoraLayer::new(&info.name, info.c_in, info.c_out, &module, seed)?);
+            }
+        }
+        if layers.is_empty() {
+            return Err(Error::Value("the adapter config targets no linear module of this model".into()));
+        }
+        let parameters = layers.values().map(LoraLayer::parameters).sum();
+        self.attach(layers)?;
+        Ok(parameters)
+    }
+
+    /// Attaches each adapter to the module with its name.
+    ///
+    /// # Errors
+    /// Returns an error if the model has no module of that name or the sizes differ.
+    pub(crate) fn attach(&mut self, mut layers: BTreeMap<String, LoraLayer>) -> Result<()> {
+        let device = self.device.clone();
+        for linear in self.linears_mut() {
+            let Some(mut layer) = layers.remove(&linear.name) else {
+                continue;
+            };
+            let (c_out, c_in) = (linear.weight.c_out(), linear.weight.c_in());
+            if layer.a.cols() != c_in || layer.b.rows() != c_out {
+                let (a, b, name) = (layer.a.shape(), layer.b.shape(), &linear.name);
+                return Err(Error::Value(format!("{name} is {c_in} -> {c_out}; the adapter has A {a:?} and B {b:?}")));
+            }
+            layer.move_to(&device)?;
+            linear.lora = Some(layer);
+        }
+        match layers.keys().next() {
+            Some(name) => Err(Error::Value(format!(
+                "the adapter is for a module {name} that the model does not have among those that can carry one \
+                 (linear modules of its blocks, and a pooler)"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Attaches the adapters of a PEFT folder, which must have one for every module that its config targets.
+    pub(super) fn attach_all(
+        &mut self,
+        config: &AdapterConfig,
+        layers: BTreeMap<String, LoraLayer>,
+        is_bare: bool,
+    ) -> Result<()> {
+        let (matcher, prefix) = (config.matcher()?, self.prefix());
+        for linear in self.linears() {
+            let bare = linear.name.strip_prefix(prefix).unwrap_or(&linear.name);
+            // The patterns of the config match the names of the model for which the adapter was made.
+            let targeted = matcher.module(if is_bare { bare } else { &linear.name })?.is_some();
+            if targeted && !layers.contains_key(&linear.name) {
+                let name = &linear.name;
+                return Err(Error::Value(format!(
+                    "the adapter's config targets {name}, but its file has no weights for it"
+                )));
+            }
+        }
+        self.attach(layers)
+    }
+
+    /// All adapters, by the names of their modules.
+    pub(crate) fn adapters(&self) -> BTreeMap<String, LoraLayer> {
+        self.linears().filter_map(|linear| Some((linear.name.clone(), linear.lora.clone()?))).collect()
+    }
+
+    /// A and B of every adapter with their names, in a fixed order.
+    pub(crate) fn adapter_parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut all = Vec::new();
+        for linear in self.linears_mut() {
+            if let Some(layer) = &mut linear.lora {
+                all.push((format!("{}.lora_A.weight", linear.name), &mut layer.a));
+                all.push((format!("{}.lora_B.weight", linear.name), &mut layer.b));
+            }
+        }
+        all
+    }
+
+    /// Tensors that an adapter trained and saved whole; tensors of the head excepted.
+    pub(crate) fn saved(&self) -> &BTreeMap<String, Tensor> {
+        &self.saved
+    }
+
+    /// Adds a tensor that an adapter trained whole and that is not part of the transformer itself.
+    pub(crate) fn keep_saved(&mut self, name: &str, tensor: Tensor) {
+        self.saved.insert(name.to_owned(), tensor);
+    }
+}
