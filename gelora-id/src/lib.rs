@@ -42,8 +42,8 @@
 //!
 //! Units: the ID has none. Distances may be in any unit, since only their ratios count.
 //!
-//! The interval covers the spread of the estimate over draws of the points. It does not cover the bias, which grows with
-//! the dimension. docs/intrinsic-dimension.md has measurements of both.
+//! The interval covers the spread of the estimate over draws of the points. It does not cover the bias, which grows
+//! with the dimension. docs/intrinsic-dimension.md has measurements of both.
 
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations, unreachable_pub)]

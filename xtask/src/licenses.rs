@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use crate::{cargo, note, root};
 
-/// Runs `cargo deny check`. Leaves it out, and says so, where cargo-deny is not installed; leaves out the advisories, and says
-/// so, where their database cannot be downloaded.
+/// Runs `cargo deny check`. Leaves it out, and says so, where cargo-deny is not installed; leaves out the advisories,
+/// and says so, where their database cannot be downloaded.
 ///
 /// # Errors
 /// If a dependency breaks a rule of deny.toml.

@@ -26,7 +26,8 @@ pub fn html(comparison: &Comparison, model: &Path, data: &Path) -> String {
         section(
             "Differences",
             &format!(
-                "Score of each arm minus that of {reference}, with its 95 % interval. Shaded: what is too small to be seen \
+                "Score of each arm minus that of {reference}, with its 95 % interval. Shaded: what is too small to be \
+                 seen \
                  with these seeds (two-sided 5 %, power 80 %)."
             ),
             &figure(&forest(comparison)),

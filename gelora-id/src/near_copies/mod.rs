@@ -1,9 +1,9 @@
 //! Near copies: rows that are almost the same as another, found from the distances alone.
 //!
 //! A cloud with a smooth density has few points whose nearest neighbor is much nearer than the others. Two texts that
-//! share all but a word make such a pair, and no estimator of a dimension survives many of them: 8 % near-identical pairs
-//! turn the dimension of a 20-dimensional cube from 15 into 0.3. This module finds near copies; of each group one row
-//! stays.
+//! share all but a word make such a pair, and no estimator of a dimension survives many of them: 8 % near-identical
+//! pairs turn the dimension of a 20-dimensional cube from 15 into 0.3. This module finds near copies; of each group one
+//! row stays.
 //!
 //! # The score of a group
 //!
@@ -47,14 +47,14 @@
 //!
 //! # Limits
 //!
-//! Groups have 2 to 11 rows; a larger group is a dense region like any other. Copies at a distance at which chance pairs
-//! are common are not found: at 0.3 of the usual distance those are 9 % of the points in 2 dimensions, and 0.2 % in 5. A
-//! cloud of fewer than 20 points is left alone. The rate holds for clouds that are locally uniform. A cloud in clumps of
-//! a few points each loses points, and so does a curve or surface that is sampled so thinly that its turns are as near
-//! as its points. docs/intrinsic-dimension.md has the measurements.
+//! Groups have 2 to 11 rows; a larger group is a dense region like any other. Copies at a distance at which chance
+//! pairs are common are not found: at 0.3 of the usual distance those are 9 % of the points in 2 dimensions, and 0.2 %
+//! in 5. A cloud of fewer than 20 points is left alone. The rate holds for clouds that are locally uniform. A cloud in
+//! clumps of a few points each loses points, and so does a curve or surface that is sampled so thinly that its turns
+//! are as near as its points. docs/intrinsic-dimension.md has the measurements.
 //!
-//! Source: the spacings are Rényi's (1953), as in [`crate::estimators::two_nn_fit`]; B. Efron, R. Tibshirani, J. Storey, V. Tusher,
-//! "Empirical Bayes analysis of a microarray experiment", JASA 96 (2001). The test is ours.
+//! Source: the spacings are Rényi's (1953), as in [`crate::estimators::two_nn_fit`]; B. Efron, R. Tibshirani, J.
+//! Storey, V. Tusher, "Empirical Bayes analysis of a microarray experiment", JASA 96 (2001). The test is ours.
 
 mod excess;
 mod score;

@@ -97,7 +97,8 @@ mod tests {
     #[test]
     fn lines_are_found_among_noise() {
         let output = "Loading weights: 100%\r\n\
-            {\"bench\": \"train-step\", \"params\": {\"dtype\": \"bf16\", \"batch\": 32}, \"ms\": 35.1, \"min_ms\": 33, \
+            {\"bench\": \"train-step\", \"params\": {\"dtype\": \"bf16\", \"batch\": 32}, \"ms\": 35.1, \"min_ms\": \
+            33, \
             \"peak_rss_mb\": 705, \"loss_first\": 0.69}\n{\"other\": 1}\n[1, 2]\nwarning: {\"bench\"\n";
         let lines = parse(output).unwrap();
         assert_eq!(lines.len(), 1);

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: how long things take, as one JSON object a line, alone or in turns with another program.
 //!
-//! Every line has `bench`, `params`, `ms` (the median), `min_ms` and `peak_rss_mb` of the process that did the work, and
-//! whatever else that bench knows.
+//! Every line has `bench`, `params`, `ms` (the median), `min_ms` and `peak_rss_mb` of the process that did the work,
+//! and whatever else that bench knows.
 
 mod against;
 mod kernels;
@@ -70,8 +70,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// Samples on a GPU last so long at least, in milliseconds: the host waits once a sample.
 const GPU_SAMPLE_MS: f64 = 10.0;
 
-/// Milliseconds of a call, `repeats` times, after two that are not counted. On a GPU a sample is a number of calls, and a wait
-/// at its end.
+/// Milliseconds of a call, `repeats` times, after two that are not counted. On a GPU a sample is a number of calls, and
+/// a wait at its end.
 fn timed<T>(device: &Device, repeats: usize, mut f: impl FnMut() -> Result<T>) -> Result<Vec<f64>> {
     let mut sample = |calls: usize| {
         let began = Instant::now();

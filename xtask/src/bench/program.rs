@@ -159,7 +159,8 @@ pub fn hidden(args: &HiddenArgs) -> Result<()> {
         let samples = first_rows(&args.data, args.samples, &data)?;
         let out = scratch.path().join("out");
         let line = format!(
-            "rank {{}} --data {{}} --out {{}} --samples {samples} --batch-size {} --max-length {} --device {} --no-cache \
+            "rank {{}} --data {{}} --out {{}} --samples {samples} --batch-size {} --max-length {} --device {} \
+             --no-cache \
              --quiet{}",
             args.batch,
             args.max_length,
@@ -253,7 +254,8 @@ impl Training<'_> {
         };
         // A checkpoint that comes after the last step is none.
         let line = format!(
-            "train {{}} --data {{}} --out {{}} {ranks} --steps {0} --checkpoint-every {0} --batch-size {1} --max-length \
+            "train {{}} --data {{}} --out {{}} {ranks} --steps {0} --checkpoint-every {0} --batch-size {1} \
+             --max-length \
              {max_length} --lr 5e-4 --device {2} --quiet --json{3}",
             self.steps,
             self.batch,

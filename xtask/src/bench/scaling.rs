@@ -1,4 +1,5 @@
-//! `cargo xtask bench scaling`: how time and memory grow with the length of sequences, the batch, and the number of points.
+//! `cargo xtask bench scaling`: how time and memory grow with the length of sequences, the batch, and the number of
+//! points.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,13 @@
 //! Circles of imports between the modules of a crate.
 //!
-//! A module is a file. It imports another if it names one of that file's items: in a `use`, or in a path in its code. A name
-//! that a module re-exports counts for the file that defines it, so `crate::Tensor` is an import of `tensor`. Declarations
-//! (`mod x;`), re-exports (`pub use`) and code of tests are no imports.
+//! A module is a file. It imports another if it names one of that file's items: in a `use`, or in a path in its code. A
+//! name that a module re-exports counts for the file that defines it, so `crate::Tensor` is an import of `tensor`.
+//! Declarations (`mod x;`), re-exports (`pub use`) and code of tests are no imports.
 //!
-//! A module and the modules inside it may use each other: `ops::linear` calls `ops::linear::cpu`, which uses the types of
-//! `ops::linear`. Every other circle is a problem. So two graphs must have none: the one without the imports of a module's
-//! ancestors, and the one without the imports of its descendants.
+//! A module and the modules inside it may use each other: `ops::linear` calls `ops::linear::cpu`, which uses the types
+//! of
+//! `ops::linear`. Every other circle is a problem. So two graphs must have none: the one without the imports of a
+//! module's ancestors, and the one without the imports of its descendants.
 
 mod modules;
 mod tokens;
@@ -90,7 +91,8 @@ impl Crate {
         }
     }
 
-    /// For each import in a circle, the shortest circle through it. A circle begins and ends with its first module by name.
+    /// For each import in a circle, the shortest circle through it. A circle begins and ends with its first module by
+    /// name.
     fn circles(&self, allowed: impl Fn(&str, &str) -> bool) -> BTreeSet<Vec<String>> {
         let inside = |inner: usize, outer: usize| self.modules[inner].path.starts_with(&self.modules[outer].path);
         let imports = self.imports();
@@ -194,7 +196,8 @@ mod tests {
             ("a/deep.rs", "pub fn g() { crate::b::m!() }"),
             (
                 "b.rs",
-                "macro_rules! m { () => {} } pub(crate) use m; fn h<'a>(c: &'a char) -> bool { *c == '\"' && crate::a::f() }",
+                "macro_rules! m { () => {} } pub(crate) use m; fn h<'a>(c: &'a char) -> bool \
+                 { *c == '\"' && crate::a::f() }",
             ),
         ]);
         assert_eq!(found, ["a -> a::deep -> b -> a"]);

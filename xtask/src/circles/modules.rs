@@ -155,8 +155,8 @@ impl Crate {
         declared
     }
 
-    /// The module that defines what `path` names in `module`, and whether the path names a module itself. None if the path
-    /// leads to another crate.
+    /// The module that defines what `path` names in `module`, and whether the path names a module itself. None if the
+    /// path leads to another crate.
     pub fn resolve(&self, module: usize, path: &[String]) -> Option<(usize, bool)> {
         self.resolve_at_depth(module, path, 0)
     }

@@ -1,11 +1,12 @@
 //! `cargo xtask gpu-report`: what a GPU does with gelora, in one command of at most ten minutes.
 //!
-//! Every part runs as a program of its own, under a limit of its own, and is appended to the report as soon as it ends: a part that
-//! fails or hangs is recorded and does not end the rest, and a report that is cut short holds what was measured until then. The
-//! checks run first and side by side, since they need no quiet machine; the timings follow, alone on the GPU.
+//! Every part runs as a program of its own, under a limit of its own, and is appended to the report as soon as it ends:
+//! a part that fails or hangs is recorded and does not end the rest, and a report that is cut short holds what was
+//! measured until then. The checks run first and side by side, since they need no quiet machine; the timings follow,
+//! alone on the GPU.
 //!
-//! `--prepare DIR` packs everything that the machine with the GPU needs, which then needs no cargo: both programs, a tokenizer,
-//! texts, and a script.
+//! `--prepare DIR` packs everything that the machine with the GPU needs, which then needs no cargo: both programs, a
+//! tokenizer, texts, and a script.
 
 mod part;
 mod parts;
@@ -26,7 +27,8 @@ const TORCH: &str = include_str!("torch_gpu.py");
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Pack the programs, a tokenizer and texts into this folder, with a script run.sh for the machine with the GPU, and stop
+    /// Pack the programs, a tokenizer and texts into this folder, with a script run.sh for the machine with the GPU,
+    /// and stop
     #[arg(long, value_name = "DIR", exclusive = true)]
     prepare: Option<PathBuf>,
     /// cuda or wgpu

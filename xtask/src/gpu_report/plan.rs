@@ -89,7 +89,8 @@ pub fn checks(settings: &Settings) -> Vec<Part> {
                 let model = settings.training(name, device).join("model");
                 // A model for each, so that none waits for another; all have the same weights.
                 let line = format!(
-                    "{{}} model --shape minilm --tokenizer {{}} --out {{}} --then {{}} train {{}} --data {{}} --out adapter \
+                    "{{}} model --shape minilm --tokenizer {{}} --out {{}} --then {{}} train {{}} --data {{}} --out \
+                     adapter \
                      --rank 8 --steps 10 --batch-size 32 --seed 1 --device {device} --quiet {options}"
                 );
                 let paths = [&settings.script, tokenizer, &model, &settings.gelora, &model, data];
@@ -159,7 +160,8 @@ pub fn timings(settings: &Settings) -> Vec<Part> {
         let make = "model --shape {} --tokenizer {} --out {}".replacen("{}", shape, 1);
         parts.extend(settings.torch(&format!("{shape}'s shape"), 120, &make, &[tokenizer, &model]));
         let line = format!(
-            "train {{}} --data {{}} --task causal-lm --out {shape}-adapter --rank 16 --steps 8 --batch-size 8 --max-length 512 \
+            "train {{}} --data {{}} --task causal-lm --out {shape}-adapter --rank 16 --steps 8 --batch-size 8 \
+             --max-length 512 \
              --dtype bf16 --device {} --json --quiet --profile={shape}.json",
             settings.device
         );

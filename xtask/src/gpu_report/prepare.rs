@@ -17,7 +17,8 @@ const SCRIPT: &str = r#"#!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
 export CUDA_PATH=${CUDA_PATH:-/usr/local/cuda}
-packages=$(python3 -c 'import os, nvidia; print(os.path.join(list(nvidia.__path__)[0], "cu13", "lib"))' 2>/dev/null || true)
+python='import os, nvidia; print(os.path.join(list(nvidia.__path__)[0], "cu13", "lib"))'
+packages=$(python3 -c "$python" 2>/dev/null || true)
 export LD_LIBRARY_PATH=$CUDA_PATH/lib64:$packages:${LD_LIBRARY_PATH:-}
 for program in gelora xtask; do
     [ -x $program ] || { xz -dc $program.xz > $program && chmod +x $program; }
@@ -29,8 +30,8 @@ exec ./xtask gpu-report --python "$(command -v python3)" --gelora ./gelora --tok
 /// Builds both programs for CUDA and packs them with a tokenizer, texts and the script.
 pub fn pack(folder: &Path) -> Result<()> {
     let testbed = testbed::prepare()?;
-    // CUDA 13.0 is what data-centre drivers have at present; left alone, the bindings ask for the symbols of the newest that they
-    // know.
+    // CUDA 13.0 is what data-centre drivers have at present; left alone, the bindings ask for the symbols of the newest
+    // that they know.
     let version = std::env::var("CUDARC_CUDA_VERSION").unwrap_or_else(|_| "13000".into());
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let status = Command::new(cargo)

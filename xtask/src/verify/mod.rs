@@ -17,8 +17,8 @@ use matrix::Matrix;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Devices, by commas: cpu, wgpu, cuda, or cuda-compile, which compiles every kernel for CUDA without a GPU. One that
-    /// cannot be opened fails the run [default: cpu, wgpu and cuda, as far as there are any]
+    /// Devices, by commas: cpu, wgpu, cuda, or cuda-compile, which compiles every kernel for CUDA without a GPU. One
+    /// that cannot be opened fails the run [default: cpu, wgpu and cuda, as far as there are any]
     #[arg(long, value_delimiter = ',', value_name = "DEVICE,...")]
     device: Vec<DeviceKind>,
     /// Only operators whose name begins with this
