@@ -8,7 +8,7 @@ use std::io::Write;
 
 use gelora_id::{Estimator, Neighborhood, Options, manifolds, scale};
 
-fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let points = manifolds::noisy(&manifolds::swiss_roll(2000, 1)?, 0.1, 2)?;
 
     // One neighbor search serves all estimators.

@@ -14,6 +14,7 @@
 mod clouds;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::Write;
 
 use clouds::{Result, cloud};
@@ -65,10 +66,10 @@ fn main() -> Result {
                         for &distance in if share > 0.0 { &distances[..] } else { &[1.0] } {
                             let (points, copies) =
                                 manifolds::with_near_copies(&smooth, share, size, distance, seed + 1)?;
-                            if !clean.contains_key(&copies) {
+                            if let Entry::Vacant(entry) = clean.entry(copies) {
                                 let rows: Vec<usize> = (0..n - copies).collect();
                                 let rest = scale::subset(&smooth, &rows)?;
-                                clean.insert(copies, ids(&Neighborhood::keeping(&rest, needed, NearCopies::Keep)?));
+                                entry.insert(ids(&Neighborhood::keeping(&rest, needed, NearCopies::Keep)?));
                             }
                             let cloud = Neighborhood::keeping(&points, needed, near_copies)?;
                             let found = cloud.near_copies();

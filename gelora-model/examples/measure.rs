@@ -4,6 +4,8 @@
 //!
 //! A real caller passes the token ids of its texts. This example uses random ids, so its ranks have no meaning.
 
+#![allow(clippy::print_stdout)] // an example shows its results
+
 use std::path::PathBuf;
 
 use gelora_kernels::random::Stream;

@@ -4,6 +4,8 @@
 //!
 //! The task is artificial: whether the first token of a text is in the upper half of the vocabulary.
 
+#![allow(clippy::print_stdout)] // an example shows its results
+
 use std::path::PathBuf;
 
 use gelora_kernels::random::Stream;
