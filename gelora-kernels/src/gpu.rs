@@ -8,7 +8,7 @@ mod buffer;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda-compile")]
-pub mod cuda_compile;
+pub(crate) mod cuda_compile;
 mod failure;
 mod inject;
 pub(crate) mod mask;
