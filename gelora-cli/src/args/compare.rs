@@ -16,16 +16,16 @@ pub struct CompareArgs {
     /// Data that final runs are scored on [default: the validation split of --data]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
-    /// What is learnt
+    /// Task to train
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
-    /// What is compared: head (no adapters), uniform-1, uniform (at --budget-rank), rslora, gelora, gelora-upper,
+    /// Arms to train: head (no adapters), uniform-1, uniform (at --budget-rank), rslora, gelora, gelora-upper,
     /// plateau (gelora at the plateau scale), budget; controls: shuffled-budget, random, repeat (uniform with another
     /// seed), leaked (uniform, trained on the scored rows too)
     #[arg(long, value_name = "ARM,...", value_delimiter = ',')]
     #[arg(default_value = "head,uniform-1,uniform,gelora,budget,shuffled-budget")]
     pub arms: Vec<String>,
-    /// The arm that others are compared with
+    /// Arm that the others are compared with
     #[arg(long, value_name = "ARM", default_value = "uniform")]
     pub reference: String,
     /// Learning rates to choose from: a range with a number of rates, or a list
