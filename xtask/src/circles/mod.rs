@@ -167,8 +167,8 @@ mod tests {
             // A re-export, a comment, a string and a test are no imports of `above`.
             (
                 "below.rs",
-                "pub struct Item; // crate::above::high()\nconst S: &str = \"crate::above::high\";
-                 #[cfg(test)] mod tests { use crate::above::high; }",
+                "pub use crate::above::high as higher; pub struct Item; // crate::above::high()
+                 const S: &str = \"crate::above::high\"; #[cfg(test)] mod tests { use crate::above::high; }",
             ),
             ("above.rs", "use crate::{Item, parts::{one as first}}; pub fn high(_: Item) { first() }"),
             // A module and the modules inside it may use each other.
@@ -201,5 +201,13 @@ mod tests {
             ),
         ]);
         assert_eq!(found, ["a -> a::deep -> b -> a"]);
+        // Through the import of an ancestor, which alone is allowed.
+        let found = circles(&[
+            ("lib.rs", "mod a; mod b;"),
+            ("a/mod.rs", "pub mod deep; pub struct Kept; pub fn f() { crate::b::h() }"),
+            ("a/deep.rs", "use super::Kept; pub fn g() -> Kept { Kept }"),
+            ("b.rs", "pub fn h() { crate::a::deep::g(); }"),
+        ]);
+        assert_eq!(found, ["a -> b -> a::deep -> a"]);
     }
 }
