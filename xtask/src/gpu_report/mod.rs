@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use gelora_kernels::{Device, DeviceKind};
 
 use crate::say;
+use part::Part;
 use parts::Report;
 
 /// What PyTorch's side runs, and what makes models of random weights.
@@ -52,6 +53,9 @@ pub struct Args {
     /// Seconds after which no further part begins
     #[arg(long, default_value_t = 540, value_name = "S")]
     seconds: u64,
+    /// Only parts whose names contain one of these texts
+    #[arg(long, value_name = "TEXT,...", value_delimiter = ',')]
+    only: Vec<String>,
     /// Small sizes, to see that it works
     #[arg(long)]
     quick: bool,
@@ -79,9 +83,17 @@ pub fn run(args: &Args) -> Result<()> {
     let title = format!("# gelora {} on {name}\n\n", env!("CARGO_PKG_VERSION"));
     let end = Instant::now() + Duration::from_secs(args.seconds);
     let mut report = Report::create(&args.out, &title, end)?;
-    report.side_by_side("Checks", plan::checks(&settings))?;
-    report.losses(&settings)?;
-    report.one_by_one("Timings", plan::timings(&settings))?;
+    let wanted = |part: &Part| args.only.is_empty() || args.only.iter().any(|text| part.name.contains(text));
+    let mut checks = plan::checks(&settings);
+    checks.retain(wanted);
+    let compares_losses = checks.iter().any(|part| part.name.starts_with("losses"));
+    report.side_by_side("Checks", checks)?;
+    if compares_losses {
+        report.losses(&settings)?;
+    }
+    let mut timings = plan::timings(&settings);
+    timings.retain(wanted);
+    report.one_by_one("Timings", timings)?;
     say(format!("the report is in {}", args.out.display()));
     match report.failed() {
         [] => Ok(()),

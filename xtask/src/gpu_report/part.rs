@@ -19,6 +19,8 @@ pub struct Part {
     pub args: Vec<String>,
     /// Where it runs; made first. Programs side by side do not share a cache of kernels.
     pub folder: PathBuf,
+    /// A part that is right if its program fails and says this on stderr.
+    pub fails_with: Option<&'static str>,
 }
 
 /// What became of a part.
@@ -31,6 +33,18 @@ pub struct Outcome {
 }
 
 impl Part {
+    /// What the report says of an outcome: "done", or why it is not.
+    pub fn verdict(&self, outcome: &Outcome) -> String {
+        match (outcome.status, self.fails_with) {
+            (None, _) => format!("stopped at its limit of {} s", self.limit),
+            (Some(status), None) if status.success() => "done".into(),
+            (Some(status), None) => format!("FAILED ({status})"),
+            (Some(status), Some(_)) if status.success() => "FAILED (it was expected to fail)".into(),
+            (Some(status), Some(text)) if status.code() == Some(1) && outcome.err.contains(text) => "done".into(),
+            (Some(status), Some(text)) => format!("FAILED ({status}; expected exit status 1 and \"{text}\")"),
+        }
+    }
+
     /// Runs the program to its end or its limit; only a program that cannot be started is an error.
     pub fn run(&self) -> Result<Outcome> {
         fs::create_dir_all(&self.folder).with_context(|| self.folder.display().to_string())?;

@@ -73,12 +73,9 @@ impl Report {
 
     fn append(&mut self, part: &Part, outcome: Result<Outcome>) -> Result<()> {
         let (verdict, seconds, text) = match outcome {
-            Ok(Outcome { seconds, status, out, err }) => {
-                let verdict = match status {
-                    Some(status) if status.success() => "done".to_string(),
-                    Some(status) => format!("FAILED ({status})"),
-                    None => format!("stopped at its limit of {} s", part.limit),
-                };
+            Ok(outcome) => {
+                let verdict = part.verdict(&outcome);
+                let Outcome { seconds, out, err, .. } = outcome;
                 let lines: Vec<&str> = out.lines().filter(|line| wanted(line)).collect();
                 for line in &lines {
                     if let Ok(measured) = serde_json::from_str::<Value>(line) {
@@ -152,7 +149,7 @@ mod tests {
 
     fn shell(dir: &Path, name: &str, limit: u64, command: &str) -> Part {
         let args = ["-c", command].map(String::from).to_vec();
-        Part { name: name.into(), limit, program: "/bin/sh".into(), args, folder: dir.join(name) }
+        Part { name: name.into(), limit, program: "/bin/sh".into(), args, folder: dir.join(name), fails_with: None }
     }
 
     #[test]
@@ -167,9 +164,12 @@ mod tests {
             shell(dir.path(), "measures", 10, "echo '{\"bench\":\"x\",\"ms\":1}'; echo noise"),
         ];
         report.one_by_one("Timings", parts)?;
+        let no_memory = |command| Part { fails_with: Some("needs 9 GB"), ..shell(dir.path(), command, 10, command) };
+        let commands = ["echo needs 9 GB >&2; exit 1", "echo needs 9 GB >&2; exit 101", "exit 1", "true"];
+        report.one_by_one("Out of memory", commands.map(no_memory).into())?;
         report.end = Instant::now();
         report.one_by_one("Late", vec![shell(dir.path(), "late", 10, "true")])?;
-        assert_eq!(report.failed(), ["fails", "hangs", "late"]);
+        assert_eq!(report.failed(), ["fails", "hangs", commands[1], commands[2], commands[3], "late"]);
         let markdown = fs::read_to_string(&path)?;
         for text in ["broken", "stopped at its limit of 1 s", "{\"bench\":\"x\",\"ms\":1}", "late: left out"] {
             assert!(markdown.contains(text), "{text} in {markdown}");

@@ -51,6 +51,7 @@ impl Settings {
             program: program.to_path_buf(),
             args: args.collect(),
             folder: self.scratch.join("timings"),
+            fails_with: None,
         }
     }
 
@@ -155,6 +156,7 @@ pub fn timings(settings: &Settings) -> Vec<Part> {
     if settings.quick {
         return parts;
     }
+    let mut out_of_memory = None;
     for shape in ["llama-1b", "llama-8b"] {
         let model = settings.model(shape);
         let make = "model --shape {} --tokenizer {} --out {}".replacen("{}", shape, 1);
@@ -166,10 +168,17 @@ pub fn timings(settings: &Settings) -> Vec<Part> {
             settings.device
         );
         parts.push(settings.part(&format!("{shape}, training"), 90, &settings.gelora, &line, &[&model, data]));
+        if shape == "llama-1b" {
+            let line = line.replace("--batch-size 8", "--batch-size 512").replace("adapter", "adapter-512");
+            let name = format!("{shape}, out of memory");
+            let part = settings.part(&name, 60, &settings.gelora, &line, &[&model, data]);
+            out_of_memory = Some(Part { fails_with: Some("--batch-size"), ..part });
+        }
         let steps = format!("steps --profile {shape}.json");
         parts.extend(settings.torch(&format!("{shape}, gelora's steps"), 20, &steps, &[]));
         let peer = "causal --model {} --batch 8 --length 512 --r 16 --steps 8";
         parts.extend(settings.torch(&format!("{shape}, training"), 90, peer, &[&model]));
+        parts.extend(out_of_memory.take());
     }
     parts
 }
