@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::patterns::{Patterns, number, numbers};
-use crate::{Error, Matcher, Result, files};
+use crate::{Error, Result, files};
 
 /// The file's name in an adapter folder.
 pub const CONFIG_NAME: &str = "adapter_config.json";
@@ -258,23 +258,6 @@ impl AdapterConfig {
     pub fn unknown(&self) -> Vec<&str> {
         let unknown = |(key, value): &(&String, &Value)| (value.is_number() || value.is_string()) && !harmless(key);
         self.other.iter().filter(unknown).map(|(key, _)| key.as_str()).collect()
-    }
-
-    /// The rank, alpha, scaling and dropout of the module with this full name, or None if it has no adapter. For many
-    /// modules use [`AdapterConfig::matcher`], which compiles the patterns once.
-    ///
-    /// # Errors
-    /// If a pattern is invalid.
-    pub fn module(&self, name: &str) -> Result<Option<ModuleConfig>> {
-        self.matcher()?.module(name)
-    }
-
-    /// The rules of this config, compiled.
-    ///
-    /// # Errors
-    /// If a pattern is invalid.
-    pub fn matcher(&self) -> Result<Matcher> {
-        Matcher::new(self)
     }
 }
 

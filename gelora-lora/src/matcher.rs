@@ -39,6 +39,25 @@ pub struct Matcher {
     dropout: f32,
 }
 
+impl AdapterConfig {
+    /// The rank, alpha, scaling and dropout of the module with this full name, or None if it has no adapter. For many
+    /// modules use [`AdapterConfig::matcher`], which compiles the patterns once.
+    ///
+    /// # Errors
+    /// If a pattern is invalid.
+    pub fn module(&self, name: &str) -> Result<Option<ModuleConfig>> {
+        self.matcher()?.module(name)
+    }
+
+    /// The rules of this config, compiled.
+    ///
+    /// # Errors
+    /// If a pattern is invalid.
+    pub fn matcher(&self) -> Result<Matcher> {
+        Matcher::new(self)
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Targets {
     AllLinear,

@@ -1,24 +1,10 @@
 //! Turns labels as written into targets: class indices or scores.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use serde_json::Value;
 
-use super::{Dataset, columns};
-
-/// A label as the file has it. [`labels`] decides whether it is a class or a score.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Label {
-    /// A string, an integer or a truth value, as written.
-    Class(Arc<str>),
-    /// A number with a decimal point, or any number of a score column. It is finite.
-    Score(f64),
-    /// A list of zero or several labels for one row. Such rows can be neither trained nor evaluated.
-    Several(Vec<Value>),
-}
+use super::{Dataset, Label, columns};
 
 /// Task that the labels define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,26 +127,6 @@ pub fn counts(data: &Dataset, set: &LabelSet) -> Option<Vec<(String, usize)>> {
     let mut counts: Vec<(String, usize)> = names.iter().map(|name| (name.clone(), 0)).collect();
     targets.into_iter().for_each(|class| counts[class].1 += 1);
     Some(counts)
-}
-
-impl Label {
-    /// Returns the label as a number, if it is one.
-    fn score(&self) -> Option<f64> {
-        match self {
-            Label::Score(score) => Some(*score),
-            Label::Class(name) => name.trim().parse().ok().filter(|score: &f64| score.is_finite()),
-            Label::Several(_) => None,
-        }
-    }
-
-    /// Returns the class that the label names; 1.0 is the class 1.
-    fn class_name(&self) -> Cow<'_, str> {
-        match self {
-            Label::Class(name) => Cow::Borrowed(name),
-            Label::Score(score) => Cow::Owned(score.to_string()),
-            Label::Several(list) => Cow::Owned(Value::from(list.clone()).to_string()),
-        }
-    }
 }
 
 impl LabelSet {

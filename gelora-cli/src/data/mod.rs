@@ -14,6 +14,7 @@ mod delimited;
 mod examples;
 mod folder;
 mod json;
+mod label;
 mod labels;
 mod paragraphs;
 mod parquet;
@@ -27,7 +28,8 @@ use anyhow::{Result, bail};
 pub use columns::{Aim, ColumnFlags, list};
 pub use dataset::{Dataset, LeftOut};
 pub use folder::{Split, splits};
-pub use labels::{Label, LabelSet, Targets, Task, counts, labels};
+pub use label::Label;
+pub use labels::{LabelSet, Targets, Task, counts, labels};
 
 use crate::chat::Message;
 use examples::Builder;

@@ -35,30 +35,23 @@ const EXCEPTIONS: [Exception; 1] = [Exception {
     reason: "an open `Gpu` is the payload of a `Device`, and a launcher gives its output the `Device` of its `Gpu`",
 }];
 
-/// Crates whose circles are shown and do not fail yet: their modules are being put in order.
-const PENDING: [&str; 3] = ["gelora-id", "gelora-lora", "gelora-cli"];
-
-/// The circles of some crates of the workspace: those that fail, and those of [`PENDING`] crates.
-pub fn problems(root: &Path, crates: &[&str]) -> Result<(Vec<String>, Vec<String>)> {
-    let (mut failing, mut shown) = (Vec::new(), Vec::new());
+/// The circles of some crates of the workspace, and the exceptions that no longer close one.
+pub fn problems(root: &Path, crates: &[&str]) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
     for name in crates {
         let source = root.join(name).join("src");
         let file = ["lib.rs", "main.rs"].map(|file| source.join(file)).into_iter().find(|file| file.is_file());
         let krate = Crate::read(&file.with_context(|| format!("{name} has no lib.rs or main.rs"))?)?;
         let exceptions: Vec<&Exception> = EXCEPTIONS.iter().filter(|e| e.krate == *name).collect();
         let allowed = |from: &str, to: &str| exceptions.iter().any(|e| e.from == from && e.to == to);
-        let found = krate.circles(allowed).into_iter().map(|circle| format!("{name}: circle {}", circle.join(" -> ")));
-        if PENDING.contains(name) {
-            shown.extend(found)
-        } else {
-            failing.extend(found)
-        }
+        let found = krate.circles(allowed).into_iter();
+        problems.extend(found.map(|circle| format!("{name}: circle {}", circle.join(" -> "))));
         let all = krate.circles(|_, _| false);
         let closes = |e: &Exception| all.iter().any(|circle| circle.windows(2).any(|w| w[0] == e.from && w[1] == e.to));
         let stale = exceptions.into_iter().filter(|e| !closes(e));
-        failing.extend(stale.map(|e| format!("{name}: no circle has {} -> {}; remove the exception", e.from, e.to)));
+        problems.extend(stale.map(|e| format!("{name}: no circle has {} -> {}; remove the exception", e.from, e.to)));
     }
-    Ok((failing, shown))
+    Ok(problems)
 }
 
 impl Crate {
