@@ -6,7 +6,7 @@ use gelora_lora::{Adapter, AdapterConfig};
 use crate::{AdapterTask, Batch, CausalLm, Classifier, Error, Grads, Labels, Mode, Result, Task, Tokens, Transformer};
 
 /// A transformer with a task head or a language-model head. [`Trainer`](crate::Trainer) trains it, and
-/// [`evaluate`](crate::evaluate) evaluates it.
+/// [`evaluate`](crate::evaluate()) evaluates it.
 #[non_exhaustive]
 pub enum TaskModel {
     /// Predicts a class or a score for each sequence.

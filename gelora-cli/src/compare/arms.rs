@@ -18,6 +18,7 @@ pub enum Arm {
     Plateau,
     Budget,
     ShuffledBudget,
+    AscendingBudget,
     Random,
     Repeat,
     Leaked,
@@ -44,7 +45,7 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
@@ -54,6 +55,7 @@ impl Arm {
         Self::Plateau,
         Self::Budget,
         Self::ShuffledBudget,
+        Self::AscendingBudget,
         Self::Random,
         Self::Repeat,
         Self::Leaked,
@@ -71,6 +73,7 @@ impl Arm {
             Self::Plateau => "plateau",
             Self::Budget => "budget",
             Self::ShuffledBudget => "shuffled-budget",
+            Self::AscendingBudget => "ascending-budget",
             Self::Random => "random",
             Self::Repeat => "repeat",
             Self::Leaked => "leaked",
@@ -91,6 +94,9 @@ impl Arm {
             }
             Self::Budget => "The budget, spent in proportion to the rule's ranks.",
             Self::ShuffledBudget => "A control: the ranks of budget, dealt to the wrong layers.",
+            Self::AscendingBudget => {
+                "A control: the ranks of budget in ascending order, the greatest in the last layers whatever was measured."
+            }
             Self::Random => "A control: the budget, handed out blindly.",
             Self::Repeat => {
                 "A control: uniform again, with another seed for adapters, head and batches. It must not differ."
@@ -122,7 +128,9 @@ impl Arm {
 
     pub fn needs(self) -> Needs {
         match self {
-            Self::Gelora | Self::GeloraUpper | Self::Budget | Self::ShuffledBudget => Needs::Growths,
+            Self::Gelora | Self::GeloraUpper | Self::Budget | Self::ShuffledBudget | Self::AscendingBudget => {
+                Needs::Growths
+            }
             Self::Plateau => Needs::PlateauGrowths,
             _ => Needs::Nothing,
         }
@@ -152,37 +160,46 @@ impl Arm {
             Self::Uniform | Self::RsLora | Self::Repeat | Self::Leaked => Policy::Uniform { rank: budget_rank },
             Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
             Self::GeloraUpper => Policy::GeloraUpper { rounding },
-            Self::Budget | Self::ShuffledBudget => Policy::Budget { parameters, rounding },
+            Self::Budget | Self::ShuffledBudget | Self::AscendingBudget => Policy::Budget { parameters, rounding },
             Self::Random => Policy::Random { parameters, seed },
         };
         let mut ranks = ranks::assign(steps, &policy, alpha_ratio, limits)
             .with_context(|| format!("--budget-rank {budget_rank}: arm {}, seed {seed}", self.name()))?;
-        if self == Self::ShuffledBudget {
-            deal(&mut ranks, steps, seed);
+        match self {
+            Self::ShuffledBudget => shuffle(&mut ranks, steps, seed),
+            Self::AscendingBudget => {
+                among_equals(&mut ranks, steps, |ranks| ranks.sort_by_key(|step| step.rank));
+            }
+            _ => {}
         }
         Ok(Some(ranks))
     }
 }
 
-/// Deals ranks to other steps by a permutation from the seed that changes at least one rank, if any does. Steps trade
-/// only with steps whose rank costs the same, so the number of parameters stays.
-fn deal(ranks: &mut [StepRank], steps: &[Step], seed: u64) {
+/// Permutes ranks by a permutation from the seed that changes at least one rank, if any does.
+fn shuffle(ranks: &mut [StepRank], steps: &[Step], seed: u64) {
     let before = ranks.to_vec();
+    for draw in 0..100 {
+        let mut stream = Stream::at(seed, &[0x6465_616c, draw]); // "deal"
+        ranks.clone_from_slice(&before);
+        among_equals(ranks, steps, |ranks| stream.shuffle(ranks));
+        if ranks != before {
+            return;
+        }
+    }
+}
+
+/// Reorders ranks among steps whose ranks cost the same, so that the number of parameters stays.
+fn among_equals(ranks: &mut [StepRank], steps: &[Step], mut reorder: impl FnMut(&mut [StepRank])) {
     let kinds: Vec<(usize, usize)> = steps.iter().map(|step| (step.cost, step.most)).collect();
     let mut distinct = kinds.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    for draw in 0..100 {
-        let mut stream = Stream::at(seed, &[0x6465_616c, draw]); // "deal"
-        for kind in &distinct {
-            let places: Vec<usize> = (0..steps.len()).filter(|step| kinds[*step] == *kind).collect();
-            let mut hand: Vec<StepRank> = places.iter().map(|step| before[*step]).collect();
-            stream.shuffle(&mut hand);
-            places.into_iter().zip(hand).for_each(|(step, rank)| ranks[step] = rank);
-        }
-        if ranks != before {
-            return;
-        }
+    for kind in distinct {
+        let places: Vec<usize> = (0..steps.len()).filter(|step| kinds[*step] == kind).collect();
+        let mut taken: Vec<StepRank> = places.iter().map(|step| ranks[*step]).collect();
+        reorder(&mut taken);
+        places.into_iter().zip(taken).for_each(|(step, rank)| ranks[step] = rank);
     }
 }
 
@@ -236,6 +253,17 @@ mod tests {
         }
         // Equal ranks have no wrong place.
         assert_eq!(ranks(Arm::ShuffledBudget, &steps[1..4], 3, 0), [3; 3]);
+    }
+
+    #[test]
+    fn ascending_ranks_are_sorted_among_steps_of_one_cost() {
+        let mut steps = steps(&[4.0, -2.0, 1.5, 0.0, 6.0]);
+        steps[4].cost = 300;
+        let (budget, ascending) = (ranks(Arm::Budget, &steps, 3, 0), ranks(Arm::AscendingBudget, &steps, 3, 0));
+        let mut sorted = budget[..4].to_vec();
+        sorted.sort_unstable();
+        assert_ne!(sorted, budget[..4]);
+        assert_eq!((&ascending[..4], ascending[4]), (&sorted[..], budget[4]));
     }
 
     #[test]

@@ -192,7 +192,12 @@ impl Comparison {
                     "{arm}: the rate {lr:e} is at the end of those tried; a wider --lrs may find a better one."
                 ));
             }
-            if row.difference.as_ref().is_some_and(|d| d.interval == [0.0; 2]) {
+            let mut scores = row.scores.values();
+            let first = scores.next();
+            if let Some(score) = first.filter(|first| row.scores.len() > 1 && scores.all(|other| other == *first)) {
+                let arm = &row.arm;
+                remarks.push(format!("{arm}: every seed scored {score}; it may have learned one answer for all rows."));
+            } else if row.difference.as_ref().is_some_and(|d| d.interval == [0.0; 2]) {
                 let (arm, reference) = (&row.arm, &self.reference);
                 remarks
                     .push(format!("{arm}: every seed scored exactly as {reference} did; their ranks may be the same."));

@@ -22,7 +22,7 @@ pub enum Pool {
     Mean,
     /// The last token.
     Last,
-    /// The first token ([CLS] in BERT).
+    /// The first token (`[CLS]` in BERT).
     First,
     /// One token of each example, drawn at random from the seed.
     Token,
