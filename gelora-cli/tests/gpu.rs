@@ -18,6 +18,10 @@ fn there_is_an_adapter() -> bool {
     let devices = gelora(["devices", "--json"]).json();
     let found = devices.as_array().expect("a list").iter().any(|d| d["device"] == "wgpu" && d["available"] == true);
     if !found {
+        assert!(
+            std::env::var_os("GELORA_REQUIRE_WGPU").is_none(),
+            "GELORA_REQUIRE_WGPU is set, but no adapter is found"
+        );
         println!("skipped: no wgpu adapter");
     }
     found

@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn guards_hold_after_writing_at(at: u32) -> Result<Option<bool>> {
-        let Ok(Device::Wgpu(WgpuDevice(gpu))) = Device::open(DeviceKind::Wgpu) else { return Ok(None) };
+        let Some(Device::Wgpu(WgpuDevice(gpu))) = crate::verify::wgpu() else { return Ok(None) };
         let t = crate::guard::guarded(|| gpu.output([5]))?;
         write_at::launch(gpu.client(), cubes(1), CubeDim::new_1d(32), t.gpu("test")?.arg(), at);
         assert_eq!(t.to_vec()?.len(), 5);
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn tensors_make_the_round_trip() -> Result<()> {
-        let Ok(device) = Device::open(DeviceKind::Wgpu) else { return Ok(()) };
+        let Some(device) = crate::verify::wgpu() else { return Ok(()) };
         for len in [1, 3, 64, 257] {
             let t = crate::verify::random([len], 1);
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn more_than_the_device_can_hold_is_an_error_that_says_how_much() {
-        let Ok(Device::Wgpu(WgpuDevice(gpu))) = Device::open(DeviceKind::Wgpu) else { return };
+        let Some(Device::Wgpu(WgpuDevice(gpu))) = crate::verify::wgpu() else { return };
         let len = gpu.client().properties().memory.max_page_size as usize / 4 + 1;
         match gpu.output([len]).map(|_| ()) {
             Err(Error::OutOfMemory { needed, .. }) => assert_eq!(needed, Some(4 * len as u64)),

@@ -40,11 +40,10 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DeviceKind;
 
     #[test]
     fn every_device_has_peak_rates() -> Result<()> {
-        for device in [Ok(Device::Cpu), Device::open(DeviceKind::Wgpu)].into_iter().flatten() {
+        for device in [Some(Device::Cpu), crate::verify::wgpu()].into_iter().flatten() {
             let peak = Peak::of(&device)?;
             assert!(peak.gflops_f32 > 0.01 && peak.gbs > 0.01, "{peak:?}");
         }

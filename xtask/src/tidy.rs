@@ -73,7 +73,7 @@ fn rust_problems(path: &Path, text: &str) -> Vec<String> {
     problems
 }
 
-/// Only gelora-kernels names CubeCL, and without features nothing depends on it.
+/// Only gelora-kernels names CubeCL, and without features no library depends on it.
 fn cubecl_outside_kernels() -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for name in ["gelora-id", "gelora-lora", "gelora-model", "gelora-cli", "xtask"] {
@@ -83,13 +83,18 @@ fn cubecl_outside_kernels() -> Result<Vec<String>> {
         }
     }
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let tree = Command::new(cargo)
-        .args(["tree", "--offline", "-p", "gelora-id", "--no-default-features", "--prefix", "none"])
-        .current_dir(root())
-        .output()
-        .context("cargo tree")?;
-    if String::from_utf8_lossy(&tree.stdout).contains("cubecl") {
-        problems.push("gelora-id --no-default-features depends on CubeCL".into());
+    for name in ["gelora-id", "gelora-lora", "gelora-model"] {
+        let tree = Command::new(&cargo)
+            .args(["tree", "--offline", "-p", name, "--no-default-features", "--prefix", "none"])
+            .current_dir(root())
+            .output()
+            .context("cargo tree")?;
+        if !tree.status.success() {
+            bail!("cargo tree -p {name}: {}", String::from_utf8_lossy(&tree.stderr));
+        }
+        if String::from_utf8_lossy(&tree.stdout).contains("cubecl") {
+            problems.push(format!("{name} --no-default-features depends on CubeCL"));
+        }
     }
     Ok(problems)
 }

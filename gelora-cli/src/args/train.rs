@@ -8,8 +8,18 @@ use super::parse::{at_least_one, not_negative, positive, share};
 use super::{ComputeArgs, DataArgs, MeasureArgs, ModelArgs, OutputArgs, ProfileArgs, TargetArgs, TaskArg};
 
 /// Options of the measurement, which conflict with given ranks.
-const MEASURING: [&str; 9] =
-    ["samples", "pool", "estimator", "granularity", "confidence", "rounding", "min_rank", "max_rank", "rank_multiple"];
+const MEASURING: [&str; 10] = [
+    "samples",
+    "pool",
+    "estimator",
+    "near_copies",
+    "granularity",
+    "confidence",
+    "rounding",
+    "min_rank",
+    "max_rank",
+    "rank_multiple",
+];
 
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
@@ -89,4 +99,16 @@ pub struct TrainArgs {
     pub profile: ProfileArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_of_the_measurement_conflicts_with_given_ranks() {
+        let command = MeasureArgs::augment_args(clap::Command::new("test"));
+        let options: Vec<&str> = command.get_arguments().map(|option| option.get_id().as_str()).collect();
+        assert_eq!(options, MEASURING);
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use gelora_kernels::{Device, DeviceKind};
 use gelora_lora::ranks::Step;
 use gelora_model::measure::{Scale, Targets as TargetModules};
-use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint};
+use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint, evaluate};
 use serde_json::{Value, json};
 
 use super::rows::lm_rows;
@@ -114,19 +114,18 @@ fn reference(args: &CompareArgs) -> Result<Arm> {
     })
 }
 
-/// What runs are scored by.
+/// Returns the metric that runs are scored by.
 fn metric(args: &CompareArgs, labels: Option<&LabelSet>) -> Result<Metric> {
-    let known: &[&str] = match labels {
-        Some(LabelSet::Classes(names)) if names.len() == 2 => &["accuracy", "f1", "matthews"],
-        Some(LabelSet::Classes(_)) => &["accuracy", "macro_f1", "matthews"],
-        Some(LabelSet::Scores) => &["pearson", "spearman"],
-        None => &["loss", "perplexity"],
+    let known = evaluate::metrics(labels.map(train::model_task).as_ref());
+    let found = match &args.metric {
+        None => known.first(),
+        Some(name) => known.iter().find(|metric| metric.name == name),
     };
-    let name = args.metric.as_deref().unwrap_or(known[0]);
-    if !known.contains(&name) {
-        bail!("--metric {name}: expected one of {} for this task", known.join(", "));
-    }
-    Ok(Metric { name: name.to_owned(), lower_is_better: labels.is_none() })
+    let Some(metric) = found else {
+        let (wanted, names) = (args.metric.as_deref().unwrap_or_default(), known.iter().map(|metric| metric.name));
+        bail!("--metric {wanted}: expected one of {} for this task", names.collect::<Vec<_>>().join(", "));
+    };
+    Ok(Metric { name: metric.name.to_owned(), lower_is_better: metric.lower_is_better })
 }
 
 /// The steps through the model as they would be if no dimension grew.

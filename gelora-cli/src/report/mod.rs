@@ -109,7 +109,7 @@ fn policies(ranks: &RanksFile) -> String {
             list.join(" "),
             count(p.parameters as u64),
             6.0 * p.parameters as f64 / most as f64,
-            policy_description(&p.policy),
+            p.policy.description(),
         )
     };
     let rows: String = ranks.policies.iter().map(row).collect();
@@ -118,23 +118,6 @@ fn policies(ranks: &RanksFile) -> String {
         "Parameters of all adapters together, and ranks from the first layer on. The chosen policy is highlighted.",
         &table(&[("policy", false), ("ranks", false), ("parameters", true), ("", false), ("what it is", false)], &rows),
     )
-}
-
-/// Returns the description of a policy.
-fn policy_description(policy: &Policy) -> &'static str {
-    match policy {
-        Policy::Gelora { .. } => {
-            "The published rule: the growth, rounded, plus one; the least rank where the dimension falls."
-        }
-        Policy::GeloraUpper { .. } => {
-            "The rule on the upper bound of the growth: valid at the confidence of the intervals."
-        }
-        Policy::Budget { .. } => "A budget, spent in proportion to the published rule's ranks and never below them.",
-        Policy::Uniform { .. } => "One rank everywhere, whatever the data: the usual LoRA.",
-        Policy::Random { .. } => "A control: parameters assigned at random.",
-        Policy::Shuffled { .. } => "A control: the published rule's ranks, assigned to the wrong layers.",
-        _ => "",
-    }
 }
 
 /// Returns an HTML table. `header` has the name of each column and whether the column holds numbers.

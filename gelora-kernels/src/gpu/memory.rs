@@ -176,11 +176,11 @@ mod tests {
     use super::*;
     use crate::device::WgpuDevice;
     use crate::verify::random;
-    use crate::{Device, DeviceKind, Tensor};
+    use crate::{Device, Tensor};
 
     /// The device, and what its pools and allocations take for this thread.
     fn device() -> Option<(Device, impl Fn() -> Result<u64>)> {
-        let Ok(device) = Device::open(DeviceKind::Wgpu) else { return None };
+        let device = crate::verify::wgpu()?;
         let Device::Wgpu(WgpuDevice(gpu)) = device.clone() else { return None };
         Some((device, move || Ok(gpu.ask(|client| client.memory_usage())?.bytes_reserved)))
     }

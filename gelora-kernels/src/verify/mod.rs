@@ -7,12 +7,16 @@ mod case;
 mod inputs;
 #[cfg(test)]
 mod slopes;
+#[cfg(test)]
+mod wgpu;
 
 pub use crate::guard::guarded;
 pub use case::{Case, Metric, Outcome, Verdict};
 pub use inputs::{random, random_quantized};
 #[cfg(test)]
 pub(crate) use slopes::assert_slopes;
+#[cfg(test)]
+pub(crate) use wgpu::wgpu;
 
 /// All cases of all operators.
 pub fn cases() -> Vec<Case> {
@@ -23,7 +27,7 @@ pub fn cases() -> Vec<Case> {
 mod tests {
     use super::*;
     use crate::guard::guarded;
-    use crate::{Device, DeviceKind, Result, Tensor};
+    use crate::{Device, Result, Tensor};
 
     fn check_all(device: &Device) {
         // While one operator is worked on: GELORA_OP=attention cargo test -p gelora-kernels every_case
@@ -56,14 +60,14 @@ mod tests {
 
     #[test]
     fn every_case_passes_on_wgpu_where_there_is_an_adapter() {
-        if let Ok(device) = Device::open(DeviceKind::Wgpu) {
+        if let Some(device) = wgpu() {
             check_all(&device);
         }
     }
 
     #[test]
     fn a_shape_that_a_launcher_does_not_have_is_skipped() {
-        let Ok(device) = Device::open(DeviceKind::Wgpu) else { return };
+        let Some(device) = wgpu() else { return };
         for case in cases().into_iter().filter(|case| case.is_forced()).step_by(4) {
             let verdict = case.forced(99).check(&device, false).verdict;
             assert!(matches!(verdict, Verdict::Skipped { .. }), "{verdict:?}");

@@ -94,6 +94,32 @@ impl Policy {
         }
     }
 
+    /// The policy in a sentence.
+    pub fn description(&self) -> &'static str {
+        match self {
+            Policy::Gelora { .. } => {
+                "The published rule: the growth, rounded, plus one; the least rank where the dimension falls."
+            }
+            Policy::GeloraUpper { .. } => {
+                "The rule on the upper bound of the growth: valid at the confidence of the intervals."
+            }
+            Policy::Budget { .. } => {
+                "A budget, spent in proportion to the published rule's ranks and never below them."
+            }
+            Policy::Uniform { .. } => "One rank everywhere, whatever the data: the usual LoRA.",
+            Policy::Random { .. } => "A control: parameters assigned at random.",
+            Policy::Shuffled { .. } => "A control: the published rule's ranks, assigned to the wrong layers.",
+        }
+    }
+
+    /// Whether the ranks follow the measured growths, rather than their upper bounds or nothing measured.
+    pub fn follows_growth(&self) -> bool {
+        match self {
+            Policy::Gelora { .. } | Policy::Shuffled { .. } | Policy::Budget { .. } => true,
+            Policy::GeloraUpper { .. } | Policy::Uniform { .. } | Policy::Random { .. } => false,
+        }
+    }
+
     /// The rank of every step, inside the limits.
     pub(super) fn ranks(&self, steps: &[Step], limits: &Limits) -> Result<Vec<usize>> {
         let rule = |growth: f64, step: &Step, rounding| limits.fit(one_more(growth, rounding), step.most);

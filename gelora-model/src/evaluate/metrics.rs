@@ -3,6 +3,29 @@
 //! Source: scikit-learn's definitions (accuracy_score, f1_score, matthews_corrcoef) and SciPy's (pearsonr, spearmanr),
 //! which GLUE reports.
 
+use crate::Task;
+
+/// A metric of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// Name of the metric.
+    pub name: &'static str,
+    /// Whether a smaller value is better.
+    pub lower_is_better: bool,
+}
+
+/// Returns the metrics by which models of a task are compared, the usual one first. The task of a language model is
+/// None.
+pub fn metrics(task: Option<&Task>) -> Vec<Metric> {
+    let (names, lower_is_better): (&[&str], bool) = match task {
+        Some(Task::Classification { labels }) if labels.len() == 2 => (&["accuracy", "f1", "matthews"], false),
+        Some(Task::Classification { .. }) => (&["accuracy", "macro_f1", "matthews"], false),
+        Some(Task::Regression) => (&["pearson", "spearman"], false),
+        None => (&["loss", "perplexity"], true),
+    };
+    names.iter().map(|name| Metric { name, lower_is_better }).collect()
+}
+
 /// Share of correct predictions. 0 if there are no predictions.
 ///
 /// # Panics
@@ -138,6 +161,20 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use approx::assert_relative_eq;
+
+    #[test]
+    fn every_metric_is_reported_under_its_name() {
+        let reported =
+            |metrics: Vec<(&'static str, f64)>| metrics.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let named = |task: Option<&Task>| metrics(task).into_iter().map(|metric| metric.name).collect::<Vec<_>>();
+        for labels in [vec!["a".to_owned(); 2], vec!["a".to_owned(); 3]] {
+            let classes = labels.len();
+            let task = Task::Classification { labels };
+            assert_eq!(reported(classification(&[0, 1], &[0, 1], classes)), named(Some(&task)));
+        }
+        assert_eq!(reported(regression(&[0.0, 1.0], &[0.0, 1.0])), named(Some(&Task::Regression)));
+        assert_eq!(named(None), ["loss", "perplexity"]);
+    }
 
     use super::*;
 

@@ -7,6 +7,7 @@ use crate::task_model::targets;
 use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, TaskModel, Tokens, Work};
 
 pub use crate::record::Metrics;
+pub use metrics::{Metric, metrics};
 
 /// Result of [`evaluate`].
 #[derive(Clone, Debug)]
@@ -18,9 +19,8 @@ pub struct Evaluation {
     pub logits: Vec<Vec<f32>>,
 }
 
-/// Evaluates a model on rows. Classification reports accuracy, F1 and Matthews correlation; regression reports Pearson
-/// and Spearman correlation; a language model reports mean loss and perplexity. A classifier also predicts rows without
-/// labels.
+/// Evaluates a model on rows. [`metrics()`] has the metrics of each task; a language model also reports the number of
+/// tokens. A classifier also predicts rows without labels.
 ///
 /// # Errors
 /// Returns an error if a row cannot be tokenized, a token is outside the model's tables, the labels do not fit the

@@ -78,12 +78,10 @@ pub(super) struct Facts<'a> {
 
 /// Returns every warning that applies.
 pub(super) fn warnings(facts: &Facts<'_>) -> Vec<Warning> {
-    let follows_growth =
-        matches!(facts.policy, Policy::Gelora { .. } | Policy::Shuffled { .. } | Policy::Budget { .. });
     let not_enough = facts.stability.filter(|s| !s.enough);
     let found = [
         near_copies(facts),
-        no_growth(facts).filter(|_| follows_growth),
+        no_growth(facts).filter(|_| facts.policy.follows_growth()),
         noise(facts),
         no_plateau(facts),
         not_enough.map(|s| (WarningKind::NotEnough, s.verdict.clone())),

@@ -64,7 +64,7 @@ pub(crate) fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Device, DeviceKind, Result, Tensor};
+    use crate::{Device, Result, Tensor};
 
     #[test]
     fn derivatives_match_finite_differences() {
@@ -81,7 +81,7 @@ mod tests {
     fn large_arguments_stay_finite() -> Result<()> {
         let x = Tensor::from_vec(vec![-1e6, -200.0, -89.0, 89.0, 200.0, 1e6], [6])?;
         let mut devices = vec![Device::Cpu];
-        devices.extend(Device::open(DeviceKind::Wgpu));
+        devices.extend(crate::verify::wgpu());
         for device in devices {
             let x = x.to_device(&device)?;
             for (f, name) in ALL {

@@ -149,7 +149,7 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Device, DeviceKind, verify::random};
+    use crate::{Device, verify::random};
 
     fn group_step(group: &mut Group, t: u64, p: &mut [Tensor], g: &[Tensor], moments: &mut [Moments]) -> Result<f32> {
         let parts = p.iter_mut().zip(g).zip(moments);
@@ -161,7 +161,7 @@ mod tests {
     /// A group computes what its members compute one by one, even if tensors are cloned or replaced between its steps.
     #[test]
     fn a_group_steps_as_its_members_do() -> Result<()> {
-        for device in [Ok(Device::Cpu), Device::open(DeviceKind::Wgpu)].into_iter().flatten() {
+        for device in [Some(Device::Cpu), crate::verify::wgpu()].into_iter().flatten() {
             let on_device = |seed| random([40, 3], seed).to_device(&device);
             let start = [on_device(1)?, on_device(2)?, on_device(3)?];
             let g = [on_device(4)?, on_device(5)?, on_device(6)?];
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_norm_that_is_not_finite_changes_nothing() -> Result<()> {
-        for device in [Ok(Device::Cpu), Device::open(DeviceKind::Wgpu)].into_iter().flatten() {
+        for device in [Some(Device::Cpu), crate::verify::wgpu()].into_iter().flatten() {
             for bad in [f32::NAN, f32::INFINITY] {
                 let p = random([5], 1).to_device(&device)?;
                 let g = Tensor::from_vec(vec![1.0, bad, 1.0, 1.0, 1.0], [5])?.to_device(&device)?;

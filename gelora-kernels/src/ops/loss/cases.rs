@@ -39,7 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Device, DeviceKind, Result, Tensor};
+    use crate::{Device, Result, Tensor};
 
     #[test]
     fn gradients_match_finite_differences() {
@@ -61,7 +61,7 @@ mod tests {
     fn extreme_logits_stay_finite() -> Result<()> {
         let logits = Tensor::from_vec(vec![1e4, -1e4, 0.0, -1e4, 1e4, 0.0], [2, 3])?;
         let mut devices = vec![Device::Cpu];
-        devices.extend(Device::open(DeviceKind::Wgpu));
+        devices.extend(crate::verify::wgpu());
         for device in devices {
             let logits = logits.to_device(&device)?;
             let (loss, d) = cross_entropy(&logits, &[0, 0])?;

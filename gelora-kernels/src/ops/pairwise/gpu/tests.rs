@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::super::reference;
 use super::*;
+use crate::Device;
 use crate::device::WgpuDevice;
 use crate::random::Stream;
 use crate::verify::random;
-use crate::{Device, DeviceKind};
 
 const SMALL: Shape = Shape { per_unit: 4, depth: 8, buffers: 2 };
 /// What fits into 32 KiB.
@@ -16,7 +16,7 @@ const LARGE: Shape = Shape { per_unit: 8, depth: 8, buffers: 1 };
 type Wgpu = Gpu<cubecl_wgpu::WgpuRuntime>;
 
 fn device() -> Option<(Device, Wgpu)> {
-    let device = Device::open(DeviceKind::Wgpu).ok()?;
+    let device = crate::verify::wgpu()?;
     match device.clone() {
         Device::Wgpu(WgpuDevice(gpu)) => Some((device, gpu)),
         _ => None,
