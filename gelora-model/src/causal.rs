@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use gelora_kernels::ops::linear::{self, Weight};
@@ -30,6 +31,12 @@ const HEAD: &str = "lm_head.weight";
 
 /// Names of the word embedding in decoders.
 const WORDS: [&str; 2] = ["embed_tokens.weight", "wte.weight"];
+
+impl fmt::Debug for CausalLm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CausalLm").field("model", &self.model).field("tied", &self.tied).finish_non_exhaustive()
+    }
+}
 
 impl CausalLm {
     /// Loads a decoder from a Hugging Face folder or a .gguf file.

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
@@ -53,6 +54,12 @@ pub struct Classifier {
     /// Whether the caller gave the task; false if it was derived from the shape of the head.
     is_known: bool,
     head: Head,
+}
+
+impl fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Classifier").field("model", &self.model).field("task", &self.task).finish_non_exhaustive()
+    }
 }
 
 impl Classifier {

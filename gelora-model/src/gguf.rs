@@ -8,6 +8,7 @@
 //! Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,12 @@ fn dtype_of(kind: u32) -> Result<DType, &'static str> {
         30 => DType::Bf16,
         other => return Err(NAMES.get(other as usize).copied().unwrap_or("an unknown type")),
     })
+}
+
+impl fmt::Debug for Gguf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gguf").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Gguf {

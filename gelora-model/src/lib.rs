@@ -45,6 +45,9 @@
 //! backward pass does not compile, and activations are freed on the way down. Frozen weights have no gradient code. A
 //! [`Batch`] is unpadded: its sequences follow each other without gaps (see [`gelora_kernels::Offsets`]).
 
+#![forbid(unsafe_code)]
+#![warn(missing_debug_implementations)]
+
 mod adapter;
 mod attention;
 mod batch;

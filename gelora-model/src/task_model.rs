@@ -8,6 +8,7 @@ use crate::{AdapterTask, Batch, CausalLm, Classifier, Error, Grads, Labels, Mode
 /// A transformer with a task head or a language-model head. [`Trainer`](crate::Trainer) trains it, and
 /// [`evaluate`](crate::evaluate()) evaluates it.
 #[non_exhaustive]
+#[derive(Debug)]
 pub enum TaskModel {
     /// Predicts a class or a score for each sequence.
     Classifier(Box<Classifier>),

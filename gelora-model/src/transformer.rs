@@ -2,6 +2,7 @@ mod adapters;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use gelora_kernels::ops::{embedding, scale};
@@ -62,6 +63,16 @@ pub(crate) struct Saved {
     /// Saved values of the lowest block with an adapter and of all blocks above it.
     blocks: Vec<BlockSaved>,
     last_norm: Option<NormSaved>,
+}
+
+impl fmt::Debug for Transformer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transformer")
+            .field("source", &self.source)
+            .field("layers", &self.config.layers)
+            .field("hidden", &self.config.hidden)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Transformer {

@@ -37,7 +37,7 @@ pub struct CompareArgs {
     /// Seeds that choose the learning rate of each arm, on 20 % of the training rows
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub choose_seeds: u64,
-    /// The budget of every arm: the parameters of this rank everywhere
+    /// Budget of the arms that have one: the parameters of this rank everywhere
     #[arg(long, value_name = "R", default_value_t = 4, value_parser = at_least_one)]
     pub budget_rank: usize,
     /// Training rows, drawn by each seed [default: all]
@@ -59,10 +59,10 @@ pub struct CompareArgs {
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub targets: TargetArgs,
-    /// Runs at a time, each with cores / N threads [default: one for each core; on a GPU 1]
+    /// Runs at a time, each with cores / N threads [default: one for each core, at most 8; on a GPU 1]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub jobs: Option<usize>,
-    /// Go on from results.jsonl in --out, which must be there [default: go on if it is there]
+    /// Resume from results.jsonl in --out; an error if there is none [default: resume if there is one]
     #[arg(long)]
     pub resume: bool,
     /// Take over the runs of other results.jsonl files of the same study

@@ -12,14 +12,14 @@ use super::{DeviceArg, OutputArgs};
 pub struct IdArgs {
     /// File with one (n, D) matrix of points, or with several
     pub points: PathBuf,
-    /// Name of the only matrix to take from a file with several
+    /// Matrix to read from a file that has several
     #[arg(long, value_name = "NAME")]
     pub tensor: Option<String>,
     /// Columns to take from a table [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     pub columns: Vec<String>,
-    /// Estimators: two-nn-fit, two-nn-trimmed, two-nn-mle, two-nn-bayes, gride, mle, corr-dim, local-pca
-    #[arg(long, value_delimiter = ',', default_value = "two-nn-fit", value_name = "NAME,...")]
+    #[arg(help = format!("Estimators: {}", Estimator::names().join(", ")))]
+    #[arg(long, value_delimiter = ',', default_value = Estimator::default().name(), value_name = "NAME,...")]
     pub estimator: Vec<Estimator>,
     /// What to do with points that are almost identical: drop (keep one of each group) or keep
     #[arg(long, default_value_t = NearCopies::Drop, value_name = "drop|keep")]

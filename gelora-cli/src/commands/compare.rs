@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use gelora_kernels::{Device, DeviceKind};
 use gelora_lora::ranks::Step;
-use gelora_model::measure::{Scale, Targets as TargetModules};
+use gelora_model::measure::{Scale, TargetModules};
 use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint, evaluate};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_lora::{CONFIG_NAME, files};
-use gelora_model::measure::{Ranks, Targets, adapter_config, measure_points, pooled_states, sample};
+use gelora_model::measure::{Ranks, TargetModules, adapter_config, measure_points, pooled_states, sample};
 use gelora_model::{AdapterTask, LM_MAX_LENGTH, MeasureOptions, Tokens, Transformer, is_language_model};
 
 use super::screen::Screen;
@@ -99,7 +99,7 @@ pub fn measure_ranks(
     quiet: bool,
 ) -> Result<Ranks> {
     let (infos, layers) = (model.linear_infos(), model.config().layers);
-    Targets::new(&infos, layers, options.granularity, &options.target_modules).context("--target-modules")?;
+    TargetModules::new(&infos, layers, options.granularity, &options.target_modules).context("--target-modules")?;
     let rows = sample(dataset.examples.len(), samples, options.seed);
     if rows.len() < 3 {
         bail!("{}: {} rows; two nearest neighbors need at least 3", dataset.path.display(), rows.len());

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::check_rank;
 use gelora_model::evaluate::Metrics;
-use gelora_model::measure::{ModuleRank, Targets};
+use gelora_model::measure::{ModuleRank, TargetModules};
 use gelora_model::train::{Checkpoints, Length};
 use gelora_model::{
     CausalLm, Classifier, Config, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel, TokenRows, Tokens,
@@ -267,8 +267,8 @@ fn module_ranks(
     if let Some(rank) = args.rank {
         let alpha = args.targets.alpha_ratio * rank as f64;
         let (layers, granularity) = (model.config().layers, args.measure.granularity.into());
-        let targets =
-            Targets::new(&infos, layers, granularity, &args.targets.target_modules).context("--target-modules")?;
+        let targets = TargetModules::new(&infos, layers, granularity, &args.targets.target_modules)
+            .context("--target-modules")?;
         return targets
             .modules
             .into_iter()

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use gelora_kernels::{DType, Device};
 use gelora_lora::ranks::{Step, StepRank};
-use gelora_model::measure::{Scale, Targets as TargetModules, measure_points, pooled_states, sample};
+use gelora_model::measure::{Scale, TargetModules, measure_points, pooled_states, sample};
 use gelora_model::train::Length;
 use gelora_model::{
     CausalLm, Classifier, Error, Event, MeasureOptions, Rows, Task, TaskModel, TokenRows, Tokens, TrainOptions,

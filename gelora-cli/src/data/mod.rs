@@ -1,4 +1,4 @@
-//! Data files: rows of one or two texts, each with a label or a score.
+//! Data files: rows of one or two texts, an instruction or a conversation, with a label, a score or an answer.
 //!
 //! [`read`] turns a file, or one split of a folder, into a [`Dataset`]. [`labels`] then finds the classes and turns
 //! labels as written into targets. Every error names the file and the row (and the line, in a text format).
@@ -121,7 +121,8 @@ pub fn read(path: &Path, wanted: Option<Split>, options: &ReadOptions) -> Result
         match table::extension(file).as_str() {
             "parquet" => parquet::rows(file, &wanted, label, sink)?,
             "csv" | "tsv" => delimited::rows(file, schema.delimiter, &wanted, label, sink)?,
-            _ => json::rows(file, &wanted, label, sink)?,
+            "jsonl" | "json" => json::rows(file, &wanted, label, sink)?,
+            other => bail!("{}: no reader of .{other} files", file.display()),
         }
     }
     builder.finish()

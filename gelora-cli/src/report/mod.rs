@@ -12,7 +12,7 @@ pub mod text;
 use std::fmt::Write;
 
 use gelora_lora::ranks::Policy;
-use gelora_model::measure::{Layer, ModuleRank, Outcome, Stability, State, Warning};
+use gelora_model::measure::{Layer, ModuleRank, PolicyOutcome, Stability, State, Warning};
 
 use crate::ui::count;
 use svg::escaped;
@@ -99,7 +99,7 @@ fn warnings(warnings: &[Warning]) -> String {
 
 fn policies(ranks: &RanksFile) -> String {
     let most = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1).max(1);
-    let row = |p: &Outcome| {
+    let row = |p: &PolicyOutcome| {
         let chosen = if p.policy.name() == ranks.policy.policy.name() { " class=\"chosen\"" } else { "" };
         let list: Vec<String> = p.ranks.iter().map(ToString::to_string).collect();
         format!(

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use gelora_lora::ranks::Policy;
-use gelora_model::measure::{Layer, Outcome, Ranks, ResampledRanks, Warning, WarningKind};
+use gelora_model::measure::{Layer, PolicyOutcome, Ranks, ResampledRanks, Warning, WarningKind};
 
 use super::RanksFile;
 use crate::plot::id_profile_svg;
@@ -102,7 +102,7 @@ pub fn table(ranks: &Ranks) -> String {
 pub fn policies(ranks: &Ranks) -> String {
     let style = TableStyle::of_stdout();
     let max_parameters = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1) as f64;
-    let row = |p: &Outcome| {
+    let row = |p: &PolicyOutcome| {
         let chosen = if p.policy.name() == ranks.policy.policy.name() { "*" } else { "" };
         vec![
             format!("{}{chosen}", title(&p.policy)),

@@ -38,7 +38,7 @@ pub use pooled::{pooled_states, sample, state_names};
 pub use ranks::{PolicyUsed, Ranks, adapter_config};
 pub use stability::{OtherScale, ResampledRanks, Stability};
 pub use states::{State, constant_estimate};
-pub use steps::{ModuleRank, Outcome, Targets};
+pub use steps::{ModuleRank, PolicyOutcome, TargetModules};
 pub use warnings::{Warning, WarningKind};
 
 /// Measures, on examples, the rank of each module that a model's adapter should have.
@@ -97,7 +97,7 @@ fn ranks_from_points(
 ) -> Result<Ranks> {
     let (layers, granularity, confidence) = (model.config().layers, options.granularity, options.confidence);
     let infos = model.linear_infos();
-    let targets = Targets::new(&infos, layers, granularity, &options.target_modules)?;
+    let targets = TargetModules::new(&infos, layers, granularity, &options.target_modules)?;
     let points: Vec<Tensor> =
         points.into_iter().map(|state| state.to_device(model.device())).collect::<Result<_, _>>()?;
     let n = points[0].rows();

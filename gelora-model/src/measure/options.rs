@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::Cache;
 use super::policy::{Assignment, PolicyChoice};
 use super::states::Estimation;
-use super::steps::Targets;
+use super::steps::TargetModules;
 use crate::{Error, Granularity, Result, Transformer};
 
 /// How the hidden states of an example's tokens become one point.
@@ -122,7 +122,7 @@ impl MeasureOptions {
             return Err(Error::Value("batch_size is 0; expected at least 1".into()));
         }
         let infos = model.linear_infos();
-        let targets = Targets::new(&infos, model.config().layers, self.granularity, &self.target_modules)?;
+        let targets = TargetModules::new(&infos, model.config().layers, self.granularity, &self.target_modules)?;
         // Every policy needs the fewest parameters if no dimension grows. If the budget is too small then, it always
         // is.
         let steps = targets.steps_without_growth();

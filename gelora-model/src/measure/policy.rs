@@ -2,7 +2,7 @@
 
 use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step};
 
-use super::steps::{Outcome, outcome};
+use super::steps::{PolicyOutcome, outcome};
 use crate::Result;
 
 /// The uniform rank used for comparing policies if the user asked for none: PEFT's default.
@@ -92,7 +92,12 @@ impl PolicyChoice {
 }
 
 /// Returns the ranks that each policy would assign. Policies that violate the limits are left out.
-pub(super) fn compare(steps: &[Step], chosen: &Policy, choice: PolicyChoice, assignment: &Assignment) -> Vec<Outcome> {
+pub(super) fn compare(
+    steps: &[Step],
+    chosen: &Policy,
+    choice: PolicyChoice,
+    assignment: &Assignment,
+) -> Vec<PolicyOutcome> {
     let &Assignment { rounding, seed, ref limits } = assignment;
     let max_rank = steps.iter().filter(|s| s.cost > 0).map(|s| s.most).min().unwrap_or(USUAL_RANK);
     let rank = choice.uniform_rank().unwrap_or(USUAL_RANK).min(max_rank);

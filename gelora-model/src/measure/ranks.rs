@@ -10,7 +10,7 @@ use super::layer::Layer;
 use super::options::Pool;
 use super::stability::Stability;
 use super::states::State;
-use super::steps::{ModuleRank, Outcome};
+use super::steps::{ModuleRank, PolicyOutcome};
 use super::warnings::Warning;
 use crate::{AdapterTask, Granularity, Result, Transformer};
 
@@ -46,7 +46,7 @@ pub struct Ranks {
     /// Number of parameters of all adapters together.
     pub parameters: usize,
     /// Ranks that each policy would assign.
-    pub policies: Vec<Outcome>,
+    pub policies: Vec<PolicyOutcome>,
     /// Ranks of resamples, if [`MeasureOptions::resamples`](super::MeasureOptions::resamples) is above 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stability: Option<Stability>,

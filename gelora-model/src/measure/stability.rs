@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::MeasureOptions;
 use super::states::{State, growths, summaries};
-use super::steps::{Targets, outcome};
+use super::steps::{TargetModules, outcome};
 use crate::event::Report;
 use crate::{Event, Result, Work};
 
@@ -67,7 +67,7 @@ pub(super) struct Resampling<'a> {
     pub points: &'a [Tensor],
     /// For each state, the marks of examples that are near copies.
     pub near_copies: &'a [Vec<bool>],
-    pub targets: &'a Targets<'a>,
+    pub targets: &'a TargetModules<'a>,
     pub policy: &'a Policy,
     pub options: &'a MeasureOptions,
 }

@@ -20,7 +20,7 @@ pub struct ModuleRank {
 /// The ranks that a policy would assign.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Outcome {
+pub struct PolicyOutcome {
     /// The policy with its settings.
     #[serde(flatten)]
     pub policy: Policy,
@@ -32,13 +32,13 @@ pub struct Outcome {
 
 /// The modules to adapt, each with the index of the step that contains it.
 #[derive(Clone, Debug)]
-pub struct Targets<'a> {
+pub struct TargetModules<'a> {
     /// Each module with the index of its step.
     pub modules: Vec<(&'a LinearInfo, usize)>,
     steps: usize,
 }
 
-impl<'a> Targets<'a> {
+impl<'a> TargetModules<'a> {
     /// Selects the linear modules whose names end with one of `wanted`. "all-linear" selects all of them, and an empty
     /// `wanted` selects the four projections of attention.
     ///
@@ -93,10 +93,10 @@ fn is_named(target: &str, module: &str) -> bool {
 }
 
 /// Returns the ranks that a policy assigns to these steps.
-pub(crate) fn outcome(steps: &[Step], policy: &Policy, limits: &Limits) -> Result<Outcome> {
+pub(crate) fn outcome(steps: &[Step], policy: &Policy, limits: &Limits) -> Result<PolicyOutcome> {
     let ranks: Vec<usize> = ranks::assign(steps, policy, 1.0, limits)?.iter().map(|s| s.rank).collect();
     let parameters = ranks::parameters(steps, ranks.iter().copied());
-    Ok(Outcome { policy: policy.clone(), ranks, parameters })
+    Ok(PolicyOutcome { policy: policy.clone(), ranks, parameters })
 }
 
 #[cfg(test)]
@@ -127,14 +127,14 @@ mod tests {
             info("layer.1.up", 1, false, 8, 32),
         ];
         let all = ["all-linear".to_owned()];
-        let sublayers = Targets::new(&infos, 2, Granularity::Sublayer, &all)?;
+        let sublayers = TargetModules::new(&infos, 2, Granularity::Sublayer, &all)?;
         assert_eq!(
             sublayers.steps_without_growth().iter().map(|s| (s.cost, s.most)).collect::<Vec<_>>(),
             [(16, 8), (40, 8), (16, 8), (40, 8)]
         );
         let ranks = [1, 2, 3, 4].map(|rank| StepRank { rank, alpha: 2.0 * rank as f64 });
         assert_eq!(sublayers.ranks_of_modules(&ranks)["layer.1.up"], ModuleRank { rank: 4, alpha: 8.0 });
-        let blocks = Targets::new(&infos, 2, Granularity::Block, &all)?;
+        let blocks = TargetModules::new(&infos, 2, Granularity::Block, &all)?;
         assert_eq!(blocks.steps_without_growth().iter().map(|s| s.cost).collect::<Vec<_>>(), [56, 56]);
         assert_eq!(blocks.ranks_of_modules(&ranks[..2])["layer.1.up"].rank, 2);
         Ok(())

@@ -13,6 +13,7 @@ mod loader;
 mod options;
 mod sampler;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::mpsc::Receiver;
 use std::thread;
@@ -58,6 +59,12 @@ struct Running {
     values: Pending,
     tokens: usize,
     began: Instant,
+}
+
+impl fmt::Debug for Trainer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trainer").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Trainer<'a> {
