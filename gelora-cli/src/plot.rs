@@ -238,22 +238,6 @@ mod tests {
         for label in ["Intrinsic dimension", "LoRA rank", "embeddings", "\n13\n"] {
             assert!(svg.contains(label), "{label}");
         }
-        if let Some(folder) = std::env::var_os("GELORA_PLOTS") {
-            let many: Vec<_> = (0..81).map(|l| around(8.0 + 9.0 * (f64::from(l) / 9.0).sin().abs())).collect();
-            let ranks: Vec<usize> = (0..80).map(|l| 1 + (l * 7) % 13).collect();
-            let folder = std::path::Path::new(&folder);
-            std::fs::write(folder.join("six.svg"), svg).unwrap();
-            std::fs::write(folder.join("eighty.svg"), id_profile_svg(&many, &ranks).unwrap()).unwrap();
-            std::fs::write(folder.join("thirty.svg"), id_profile_svg(&many[..31], &ranks[..30]).unwrap()).unwrap();
-            let gap = [
-                (f64::NAN, [f64::NAN; 2]),
-                around(3.0),
-                (2.5, [1.0, f64::INFINITY]),
-                (f64::NAN, [0.0; 2]),
-                around(0.7),
-            ];
-            std::fs::write(folder.join("gap.svg"), id_profile_svg(&gap, &[1, 1, 1, 128]).unwrap()).unwrap();
-        }
     }
 
     #[test]

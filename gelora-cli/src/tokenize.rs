@@ -188,7 +188,7 @@ impl Tokenizer {
     /// Returns an error if the tokenizer cannot encode a text (a vocabulary without an unknown token), or if the
     /// template refuses a conversation.
     pub fn encode(&self, example: &Example) -> Result<Tokens> {
-        let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
+        let _span = gelora_kernels::profile::span("tokenize", 0.0, 0.0);
         if let Some(written) = self.written(example)? {
             let encoding = self.contained(|inner| inner.encode(written.text.as_str(), false))?;
             return self.encoded_conversation(&encoding, &written);
@@ -245,7 +245,7 @@ impl Tokenizer {
     /// # Errors
     /// Returns the errors of [`Tokenizer::encode`].
     pub fn encode_all<'e>(&self, examples: impl IntoIterator<Item = &'e Example>) -> Result<Vec<Tokens>> {
-        let _span = gelora_kernels::profile::span("tokenise", 0.0, 0.0);
+        let _span = gelora_kernels::profile::span("tokenize", 0.0, 0.0);
         let examples: Vec<&Example> = examples.into_iter().collect();
         // If one row is a conversation, all rows are.
         let written = examples.par_iter().filter_map(|e| self.written(e).transpose());

@@ -28,7 +28,7 @@ const DRAWS: usize = 8;
 /// An estimate at one scale.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AtScale {
-    /// Number of points (decimation), or order of the outer neighbour (GRIDE).
+    /// Number of points (decimation), or order of the outer neighbor (GRIDE).
     pub scale: usize,
     /// The dimension: the geometric mean over the draws.
     pub id: f64,
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_noisy_roll_has_its_plateau_above_the_noise() -> Result<()> {
-        // Noise of 0.3 fills the third dimension where neighbours are 0.4 apart, and not where they are 3 apart.
+        // Noise of 0.3 fills the third dimension where neighbors are 0.4 apart, and not where they are 3 apart.
         let roll = manifolds::noisy(&manifolds::swiss_roll(4000, 1)?, 0.3, 2)?;
         let curve = decimation_of(&Neighborhood::of(&roll)?, 50)?;
         assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [4000, 2000, 1000, 500, 250, 125, 62]);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn gride_goes_as_far_as_neighbours_are_known() -> Result<()> {
+    fn gride_goes_as_far_as_neighbors_are_known() -> Result<()> {
         let cloud = Neighborhood::with_neighbors(&manifolds::sphere(1500, 3, 1)?, 32)?;
         let curve = gride(&cloud, 0.95)?;
         assert_eq!(curve.iter().map(|at| at.scale).collect::<Vec<_>>(), [2, 4, 8, 16, 32]);

@@ -158,7 +158,7 @@ const INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 /// Keys of PEFT that do not change what an adapter computes, but how it was made or is run.
 const HARMLESS: [&str; 11] = [
     "auto_mapping",
-    "corda_config", // the settings of initialisations: `init_lora_weights` says whether one was used
+    "corda_config", // the settings of initializations: `init_lora_weights` says whether one was used
     "ensure_weight_tying",
     "eva_config",
     "loftq_config",

@@ -88,7 +88,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
             steps: args.steps,
             batch_size: args.batch_size,
         };
-        ui::note(args.output.quiet, format!("{} runs, of which {} are there", plan.len(), results.len()));
+        ui::note(args.output.quiet, format!("{} runs, {} of them finished", plan.len(), results.len()));
         run_all(&bench, &plan, &metric, &mut results, &Execution { jobs, quiet: args.output.quiet })?;
         results
     };

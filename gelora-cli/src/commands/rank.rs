@@ -109,7 +109,7 @@ pub fn measure_ranks(
     let tokens: Vec<Tokens> = tokenizer.encode_all(examples()).with_context(|| {
         tokenizer.first_bad(examples()).map_or_else(|| dataset.path.display().to_string(), |i| dataset.place(rows[i]))
     })?;
-    mark("tokenised");
+    mark("tokenized");
     let mut screen = Screen::new(quiet);
     let mut progress = |event: gelora_model::Event<'_>| screen.show(event);
     // Run the model, then estimate dimensions and assign ranks.

@@ -77,7 +77,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if args.rank.is_none() && args.ranks.is_none() {
         distinct::check(&dataset, data.understood.distinct)?;
     }
-    mark("data tokenised");
+    mark("data tokenized");
     // Load the model, and choose the ranks of its adapters.
     let mut model = load(args, label_set.as_ref())?;
     model.compute_in(args.compute.dtype.into())?;

@@ -93,11 +93,11 @@ impl Arm {
                 "The rule on growths at the scale of the common plateau, or at all rows where there is none."
             }
             Self::Budget => "The budget, spent in proportion to the rule's ranks.",
-            Self::ShuffledBudget => "A control: the ranks of budget, dealt to the wrong layers.",
+            Self::ShuffledBudget => "A control: the ranks of budget, assigned to the wrong layers.",
             Self::AscendingBudget => {
-                "A control: the ranks of budget in ascending order, the greatest in the last layers whatever was measured."
+                "A control: the ranks of budget in ascending order, the greatest in the last layers."
             }
-            Self::Random => "A control: the budget, handed out blindly.",
+            Self::Random => "A control: the budget, assigned at random.",
             Self::Repeat => {
                 "A control: uniform again, with another seed for adapters, head and batches. It must not differ."
             }
@@ -113,10 +113,10 @@ impl Arm {
         let mut arms = Vec::new();
         for name in names {
             let Some(arm) = Self::ALL.into_iter().find(|arm| arm.name() == name.trim()) else {
-                bail!("--arms: {name:?} is no arm; expected some of {}", Self::ALL.map(Self::name).join(", "));
+                bail!("--arms: {name:?} is not an arm; expected some of {}", Self::ALL.map(Self::name).join(", "));
             };
             if arms.contains(&arm) {
-                bail!("--arms: {name} is there twice");
+                bail!("--arms: {name} is given twice");
             }
             arms.push(arm);
         }
@@ -275,7 +275,7 @@ mod tests {
             let error = parse(names).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         };
-        fails(&["uniform", "dora"], "\"dora\" is no arm; expected some of head, uniform-1");
+        fails(&["uniform", "dora"], "\"dora\" is not an arm; expected some of head, uniform-1");
         fails(&["uniform", "uniform"], "twice");
         fails(&["uniform"], "at least two arms");
     }

@@ -93,7 +93,7 @@ pub fn rates(text: &str) -> Result<Vec<f64>> {
     };
     rates.sort_unstable_by(f64::total_cmp);
     if rates.windows(2).any(|pair| pair[0] == pair[1]) {
-        bail!("--lrs {text}: a rate is there twice");
+        bail!("--lrs {text}: a rate is given twice");
     }
     Ok(rates)
 }

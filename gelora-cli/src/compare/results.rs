@@ -143,7 +143,7 @@ impl Study {
             }
             whole += line.len() as u64;
             let run: RunResult = serde_json::from_slice(line)
-                .map_err(|e| anyhow::anyhow!("{shown}: line {} is no finished run: {e}", number + 1))?;
+                .map_err(|e| anyhow::anyhow!("{shown}: line {} is not a finished run: {e}", number + 1))?;
             if run.study != self.id {
                 bail!("{shown}: line {} is of another study ({}): {}", number + 1, run.study, self.difference(path));
             }
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), line(0) + &line(2));
         fs::write(&path, line(0) + "{\n" + &line(1)).unwrap();
         let error = Results::read(&path, &study).unwrap_err().to_string();
-        assert!(error.contains("results.jsonl: line 2 is no finished run"), "{error}");
+        assert!(error.contains("results.jsonl: line 2 is not a finished run"), "{error}");
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Hub {
             Trouble::Refused(refusal) => self.refused(refusal, Some(name)),
             Trouble::Bad(problem) => anyhow!("{model}: {name}: {} {problem}", self.client.endpoint()),
             trouble => {
-                anyhow!("{model}: downloading {name} broke: {trouble}; the same command goes on where it stopped")
+                anyhow!("{model}: downloading {name} broke: {trouble}; the same command resumes it")
             }
         }
     }

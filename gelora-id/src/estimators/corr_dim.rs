@@ -156,7 +156,7 @@ mod tests {
         let mut random = Stream::new(8);
         let values: Vec<f64> = (0..n * dim).map(|_| random.normal() + 30.0).collect();
         let cloud = Neighborhood::with_neighbors(&Tensor::from_f64(values.clone(), [n, dim])?, 20)?;
-        let radii = [9, 19].map(|order| median(cloud.column(order).expect("20 neighbours")));
+        let radii = [9, 19].map(|order| median(cloud.column(order).expect("20 neighbors")));
         let (mut all, mut without_7) = ([0; 2], [0; 2]);
         for i in 0..n {
             for j in 0..i {

@@ -54,7 +54,7 @@ impl Method for Gride {
     }
 }
 
-/// The ID from the distances of every point to its 2 n1 nearest neighbours, (n, 2 n1) in one list.
+/// The ID from the distances of every point to its 2 n1 nearest neighbors, (n, 2 n1) in one list.
 fn id(lists: &[f64], n1: usize) -> Result<f64> {
     let n2 = 2 * n1;
     let s: Vec<f64> =
@@ -115,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    /// Distances of n points to `k` neighbours in a uniform density of dimension d: the k-th power sums of
+    /// Distances of n points to `k` neighbors in a uniform density of dimension d: the k-th power sums of
     /// exponentials.
     fn poisson(seed: u64, n: usize, k: usize, d: f64) -> Vec<f64> {
         let mut random = Stream::new(seed);

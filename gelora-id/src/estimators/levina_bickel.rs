@@ -47,7 +47,7 @@ impl Method for LevinaBickel {
     }
 }
 
-/// The ID from the distances of every point to its k nearest neighbours, (n, k) in one list.
+/// The ID from the distances of every point to its k nearest neighbors, (n, k) in one list.
 fn id(lists: &[f64], k: usize) -> Result<f64> {
     let (mut sum, mut n) = (0.0, 0usize);
     for r in lists.chunks_exact(k).filter(|r| r[0] > 0.0) {

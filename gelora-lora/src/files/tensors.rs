@@ -218,7 +218,7 @@ fn dtype_of(tensor: &Tensor) -> Dtype {
         DType::F64 => Dtype::F64,
         DType::F16 => Dtype::F16,
         DType::Bf16 => Dtype::BF16,
-        _ => unreachable!("quantised tensors were made f32"),
+        _ => unreachable!("quantized tensors were made f32"),
     }
 }
 

@@ -167,7 +167,7 @@ fn verdict(
                 format!("{} would be {} and not {}", reference.names[*s], other.ranks[*s], reference.ranks[*s])
             };
             against.push(format!(
-                "at the scale of {} points instead of {} the ranks are others: {}",
+                "at the scale of {} points instead of {} the ranks differ: {}",
                 other.scale,
                 reference.scale,
                 listed(&all, change)

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn every_neighbour_search_is_paired_with_ours() {
+    fn every_neighbor_search_is_paired_with_ours() {
         let at = |bench: &str, n: usize| line(bench, json!({"n": n, "d": 3}), 1.0);
         let peer = [at("two-nn/torch-chunked", 10), at("two-nn/faiss-flat", 10)];
         let pairs = pair(&[at("two-nn/gelora", 10)], &peer).unwrap();

@@ -1,4 +1,4 @@
-//! What is measured in this process: neighbours, and one linear map with an adapter.
+//! What is measured in this process: neighbors, and one linear map with an adapter.
 
 use anyhow::Result;
 use gelora_kernels::ops::linear::{self, Weight};

@@ -27,7 +27,7 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Two nearest neighbours of every point, and the sum of ln(r2 / r1)
+    /// Two nearest neighbors of every point, and the sum of ln(r2 / r1)
     TwoNn(Compared<kernels::TwoNnArgs>),
     /// One linear map: frozen alone, with an adapter, and with the adapter's gradients
     Lora(Compared<kernels::LoraArgs>),

@@ -13,7 +13,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{BLACK, Color, IntoFont, IntoTextStyle, RGBColor, TextStyle, WHITE};
 
 const SIZE: (u32, u32) = (1000, 380);
-/// Blue and orange of Okabe and Ito's palette, told apart with any colour vision.
+/// Blue and orange of Okabe and Ito's palette, told apart with any color vision.
 const BLUE: RGBColor = RGBColor(0, 114, 178);
 const ORANGE: RGBColor = RGBColor(213, 94, 0);
 const GREY: RGBColor = RGBColor(90, 90, 90);
@@ -104,15 +104,15 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<()> 
     mesh.bold_line_style(GRID).light_line_style(WHITE).axis_style(GREY);
     mesh.x_label_formatter(&x_label).y_label_formatter(&y_label);
     mesh.draw().map_err(failed)?;
-    for (points, colour, unit) in [(&panel.mb, ORANGE, "MB"), (&panel.ms, BLUE, "ms")] {
+    for (points, color, unit) in [(&panel.mb, ORANGE, "MB"), (&panel.ms, BLUE, "ms")] {
         let points: Vec<_> = points.iter().copied().filter(|(x, y)| *x > 0.0 && *y > 0.0).collect();
         let plane = chart.plotting_area();
-        plane.draw(&PathElement::new(points.clone(), colour.stroke_width(2))).map_err(failed)?;
+        plane.draw(&PathElement::new(points.clone(), color.stroke_width(2))).map_err(failed)?;
         for point in &points {
-            plane.draw(&Circle::new(*point, 4, colour.filled())).map_err(failed)?;
+            plane.draw(&Circle::new(*point, 4, color.filled())).map_err(failed)?;
         }
         if let Some((x, y)) = points.last() {
-            let style = text(14, colour).pos(Pos::new(HPos::Left, VPos::Center));
+            let style = text(14, color).pos(Pos::new(HPos::Left, VPos::Center));
             plane.draw(&Text::new(unit, (x * beside, *y), style)).map_err(failed)?;
         }
     }
@@ -133,8 +133,8 @@ fn short(value: f64) -> String {
     if value >= 1000.0 { format!("{}k", round(value / 1000.0)) } else { round(value) }
 }
 
-fn text(size: u32, colour: RGBColor) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&colour).into_text_style(&SIZE)
+fn text(size: u32, color: RGBColor) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&color).into_text_style(&SIZE)
 }
 
 fn failed<E: std::error::Error + Send + Sync>(error: plotters::drawing::DrawingAreaErrorKind<E>) -> anyhow::Error {

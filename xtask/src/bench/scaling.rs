@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut points = Vec::new();
     for &n in plan.points {
-        points.push((n, neighbours(n, plan.dim, plan.repeats)?));
+        points.push((n, neighbors(n, plan.dim, plan.repeats)?));
     }
     let panel = |title: &str, symbol: char, x: &str, lines: &[(usize, Line)]| Panel {
         title: title.into(),
@@ -102,7 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
             &format!("sequences of a batch B (of {} tokens)", plan.length_of_batches),
             &batches,
         ),
-        panel("Neighbours", 'n', &format!("points n (in {} dimensions)", plan.dim), &points),
+        panel("Neighbors", 'n', &format!("points n (in {} dimensions)", plan.dim), &points),
     ];
     if let Some(folder) = args.out.parent() {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -148,7 +148,7 @@ fn step(
 }
 
 /// `bench two-nn` in a process of its own, whose memory is that of this size alone.
-fn neighbours(n: usize, dim: usize, repeats: usize) -> Result<Line> {
+fn neighbors(n: usize, dim: usize, repeats: usize) -> Result<Line> {
     let sizes = [("--n", n), ("--d", dim), ("--repeats", repeats)];
     let sizes = sizes.into_iter().flat_map(|(flag, value)| [flag.to_string(), value.to_string()]);
     let output = Command::new(std::env::current_exe()?).args(["bench", "two-nn"]).args(sizes).output()?;

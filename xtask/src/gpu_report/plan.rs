@@ -122,10 +122,10 @@ pub fn timings(settings: &Settings) -> Vec<Part> {
     let product = if settings.quick { "product --size 256" } else { "product" };
     parts.extend(settings.torch("Matrix product", 40, product, &[]));
     let kernels = if settings.quick {
-        [("Two nearest neighbours", "two-nn --n 300 --d 48 --repeats 2"), ("LoRA linear", "lora --repeats 2"), ("", "")]
+        [("Two nearest neighbors", "two-nn --n 300 --d 48 --repeats 2"), ("LoRA linear", "lora --repeats 2"), ("", "")]
     } else {
         [
-            ("Two nearest neighbours", "two-nn --n 20000 --d 768"),
+            ("Two nearest neighbors", "two-nn --n 20000 --d 768"),
             ("LoRA linear as in an LLM", "lora --tokens 8192 --d-in 4096 --d-out 4096 --r 16 --repeats 10"),
             ("LoRA linear as in MiniLM", "lora --tokens 4096 --d-in 384 --d-out 384 --r 8 --repeats 10"),
         ]

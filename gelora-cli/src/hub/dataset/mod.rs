@@ -95,7 +95,7 @@ impl Found {
         let info = view::described(&hub.repo, &commit).unwrap_or_else(|| {
             // Another program filled the cache, so only the files in it are known.
             let siblings = hub.cache.files(&commit).into_iter().map(|rfilename| Sibling { rfilename }).collect();
-            let note = format!("{}: what the cache has of it is taken for the whole", hub.repo.name());
+            let note = format!("{}: what the cache has of it is assumed to be complete", hub.repo.name());
             ui::note(hub.quiet, note);
             Info { sha: Some(commit.clone()), siblings, card: None }
         });
