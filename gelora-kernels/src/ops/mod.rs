@@ -41,8 +41,8 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(layer_norm::cases::cases());
     all.extend(linear::cases::cases());
     all.extend(lora_linear::cases::cases());
-    all.extend(pairwise::cases::cases());
     all.extend(loss::cases::cases());
+    all.extend(pairwise::cases::cases());
     all.extend(pool::cases::cases());
     all.extend(rms_norm::cases::cases());
     all.extend(rotary::cases::cases());

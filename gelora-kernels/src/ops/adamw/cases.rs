@@ -30,7 +30,7 @@ pub(crate) fn cases() -> Vec<Case> {
             );
         }
         all.push(
-            Case::new("global_norm", format!("{len} + {len}"))
+            Case::new("adamw.global_norm", format!("{len} + {len}"))
                 .inputs([inputs[0].clone(), inputs[1].clone()])
                 .run(|t| Ok(vec![global_norm(t)?]))
                 .reference(|v| vec![vec![v.iter().flatten().map(|x| x * x).sum::<f64>().sqrt()]])

@@ -135,7 +135,7 @@ fn step_all<R: Backend>(gpu: &Gpu<R>, s: &AdamW, t: u64, max_norm: f32, [p, m, v
 
 /// The root of the sum of all squares, as a tensor of one value.
 pub(crate) fn global_norm<R: Backend>(gpu: &Gpu<R>, tensors: &[&Tensor]) -> Result<Tensor> {
-    let buffers: Vec<&GpuBuffer> = tensors.iter().map(|t| t.gpu("global_norm")).collect::<Result<_>>()?;
+    let buffers: Vec<&GpuBuffer> = tensors.iter().map(|t| t.gpu("adamw.global_norm")).collect::<Result<_>>()?;
     root(gpu, &squares(gpu, &buffers)?)
 }
 
@@ -167,7 +167,7 @@ fn root<R: Backend>(gpu: &Gpu<R>, parts: &GpuBuffer) -> Result<Tensor> {
         CubeCount::Static(1, 1, 1),
         CubeDim::new_1d(ELEMENTWISE_UNITS),
         parts.arg(),
-        norm.gpu("global_norm")?.arg(),
+        norm.gpu("adamw.global_norm")?.arg(),
     );
     Ok(norm)
 }

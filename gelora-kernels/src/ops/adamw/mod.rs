@@ -136,7 +136,7 @@ fn corrections(settings: &AdamW, t: u64) -> [f32; 2] {
 /// # Errors
 /// If there is no tensor, a tensor is not f32, or the tensors are on different devices.
 pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
-    const OP: &str = "global_norm";
+    const OP: &str = "adamw.global_norm";
     let tensors: Vec<&Tensor> = tensors.into_iter().collect();
     check::value(OP, !tensors.is_empty(), || "needs at least one tensor".into())?;
     check::same_device(OP, &tensors)?;

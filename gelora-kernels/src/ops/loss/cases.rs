@@ -9,7 +9,7 @@ pub(crate) fn cases() -> Vec<Case> {
         let labels: Vec<usize> = (0..b).map(|_| stream.below(k)).collect();
         let want = labels.clone();
         all.push(
-            Case::new("cross_entropy", format!("{b}x{k}"))
+            Case::new("loss.cross_entropy", format!("{b}x{k}"))
                 .inputs([random([b, k], 1)])
                 .run(move |t| cross_entropy(&t[0], &labels).map(|(loss, d)| vec![loss, d]))
                 .reference(move |v| {
@@ -22,7 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
         let targets: Vec<f32> = (0..b).map(|_| stream.normal() as f32).collect();
         let want: Vec<f64> = targets.iter().map(|t| f64::from(*t)).collect();
         all.push(
-            Case::new("squared_error", format!("{b}, {k}"))
+            Case::new("loss.squared_error", format!("{b}, {k}"))
                 .inputs([random([b, 1], k as u64)])
                 .run(move |t| squared_error(&t[0], &targets).map(|(loss, d)| vec![loss, d]))
                 .reference(move |v| {

@@ -88,7 +88,7 @@ fn squared_error_kernel(
 }
 
 pub(crate) fn cross_entropy<R: Backend>(gpu: &Gpu<R>, logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
-    const OP: &str = "cross_entropy";
+    const OP: &str = "loss.cross_entropy";
     let (b, k) = (logits.rows(), logits.cols());
     let (loss, d_logits) = (gpu.output([1])?, gpu.output([b, k])?);
     let losses = gpu.scratch(b)?;
@@ -122,7 +122,7 @@ pub(crate) fn squared_error<R: Backend>(
     prediction: &Tensor,
     targets: &[f32],
 ) -> Result<(Tensor, Tensor)> {
-    const OP: &str = "squared_error";
+    const OP: &str = "loss.squared_error";
     let (loss, d) = (gpu.output([1])?, gpu.output(prediction.shape())?);
     squared_error_kernel::launch::<R>(
         gpu.client(),

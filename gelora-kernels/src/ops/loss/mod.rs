@@ -34,7 +34,7 @@ use crate::{Result, Tensor, profile};
 /// # Ok::<(), gelora_kernels::Error>(())
 /// ```
 pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tensor)> {
-    const OP: &str = "cross_entropy";
+    const OP: &str = "loss.cross_entropy";
     let (b, k) = check::matrix(OP, "logits", logits)?;
     check::f32(OP, "logits", logits)?;
     check::value(OP, labels.len() == b, || format!("{b} rows of logits need as many labels, got {}", labels.len()))?;
@@ -50,7 +50,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor, Tenso
 /// # Errors
 /// If the number of targets differs from B, a target is not finite, or the prediction is not f32.
 pub fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
-    const OP: &str = "squared_error";
+    const OP: &str = "loss.squared_error";
     check::shape(OP, "prediction", prediction, &[targets.len(), 1])?;
     check::f32(OP, "prediction", prediction)?;
     check::value(OP, targets.iter().all(|t| t.is_finite()), || "targets must be finite".into())?;
