@@ -10,7 +10,7 @@ use gelora_model::measure::{Scale, TargetModules};
 use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint, evaluate};
 use serde_json::{Value, json};
 
-use super::rows::lm_rows;
+use super::rows::{check_answers, encode_all, lm_rows};
 use super::{aim, check_max_length, is_lm, open_device, open_tokenizer, read_options, train};
 use crate::args::{CompareArgs, measure_options};
 use crate::compare::arms::{Arm, RankSettings};
@@ -199,17 +199,12 @@ impl Prepared {
         let Some(labels) = labels else {
             let tokens = lm_rows(tokenizer, data)?;
             Understood::of(data, &Use::Lm(&tokens), tokenizer)?.say(quiet);
-            if tokens.is_empty() {
-                bail!("{}: every answer is cut off at --max-length {}", data.path.display(), tokenizer.max_length());
-            }
+            check_answers(&tokens, tokenizer, data)?;
             return Ok(Examples { tokens, targets: None });
         };
         Understood::of(data, &Use::Labels(labels), tokenizer)?.say(quiet);
         let targets = Some(labels.targets(data)?);
-        let tokens = tokenizer.encode_all(&data.examples).with_context(|| {
-            let row = tokenizer.first_bad(&data.examples);
-            row.map_or_else(|| data.path.display().to_string(), |row| data.place(row))
-        })?;
+        let tokens = encode_all(tokenizer, data)?;
         Ok(Examples { tokens, targets })
     }
 }

@@ -9,13 +9,13 @@ use gelora_model::evaluate::{Evaluation, evaluate, predicted_class};
 use gelora_model::{CausalLm, Classifier, Config, Event, LM_MAX_LENGTH, Rows, Task, TaskModel, TokenRows};
 use serde_json::{Map, Value, json};
 
-use super::rows::{TextRows, lm_rows};
+use super::rows::{TextRows, check_answers, lm_rows};
 use super::screen::Screen;
 use super::{
     CAUSAL_LM, adapter_info, check_base, check_classes, check_max_length, check_not_input, is_lm, load_classifier,
     open_device, open_tokenizer, read_adapter, read_options,
 };
-use crate::args::{EvalArgs, SplitArg, TaskArg};
+use crate::args::{EvalArgs, TaskArg};
 use crate::data::{self, Aim, Dataset, LabelSet, Split};
 use crate::ui::{self, TableStyle};
 use crate::understood::{Understood, Use};
@@ -156,9 +156,7 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, da
     let rows = lm_rows(&tokenizer, dataset)?;
     let understood = Understood::of(dataset, &Use::Lm(&rows), &tokenizer)?;
     understood.say(args.output.quiet);
-    if rows.is_empty() {
-        bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
-    }
+    check_answers(&rows, &tokenizer, dataset)?;
     let rows = TokenRows::new(rows);
     let metrics = evaluate_with_bar(&lm.into(), &rows, args)?.metrics;
     show(args, &metrics, rows.len(), &understood, None)
@@ -230,9 +228,7 @@ fn split_to_evaluate(args: &EvalArgs) -> Result<Option<Split>> {
         return Ok(None);
     }
     Ok(Some(match args.split {
-        Some(SplitArg::Train) => Split::Train,
-        Some(SplitArg::Validation) => Split::Validation,
-        Some(SplitArg::Test) => Split::Test,
+        Some(split) => split.into(),
         None => match splits.iter().map(|part| part.split).find(|s| *s != Split::Train) {
             Some(split) => split,
             None => bail!("{}: only a train split; say so with --split train", args.data.data.display()),

@@ -20,7 +20,7 @@ pub fn run(args: &IdArgs) -> Result<()> {
         ui::note(args.output.quiet, format!("{}: {note}", args.points.display()));
     }
     let several = matrices.len() > 1;
-    let needed = args.estimator.iter().map(Estimator::neighbors).max().unwrap_or(2);
+    let needed = Estimator::most_neighbors(&args.estimator);
     let mut found: Vec<(String, Vec<Estimate>)> = Vec::new();
     for (name, points) in matrices {
         let place = || match name.as_str() {

@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use gelora_lora::{CONFIG_NAME, files};
 use gelora_model::measure::{Ranks, TargetModules, adapter_config, measure_points, pooled_states, sample};
-use gelora_model::{AdapterTask, LM_MAX_LENGTH, MeasureOptions, Tokens, Transformer, is_language_model};
+use gelora_model::{AdapterTask, LM_MAX_LENGTH, MeasureOptions, Transformer, is_language_model};
 
+use super::rows::encode_rows;
 use super::screen::Screen;
 use super::{check_max_length, check_not_input, open_device, open_tokenizer, read_options};
 use crate::args::RankArgs;
@@ -104,11 +105,7 @@ pub fn measure_ranks(
     if rows.len() < 3 {
         bail!("{}: {} rows; two nearest neighbors need at least 3", dataset.path.display(), rows.len());
     }
-    // Tokenize the sample. An error names the row that cannot be encoded.
-    let examples = || rows.iter().map(|&i| &dataset.examples[i]);
-    let tokens: Vec<Tokens> = tokenizer.encode_all(examples()).with_context(|| {
-        tokenizer.first_bad(examples()).map_or_else(|| dataset.path.display().to_string(), |i| dataset.place(rows[i]))
-    })?;
+    let tokens = encode_rows(tokenizer, dataset, &rows)?;
     mark("tokenized");
     let mut screen = Screen::new(quiet);
     let mut progress = |event: gelora_model::Event<'_>| screen.show(event);

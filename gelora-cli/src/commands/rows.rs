@@ -1,6 +1,6 @@
 //! Rows of a dataset in the form that training and evaluation take, tokenized on demand or in advance.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gelora_model::{Labels, Rows, Tokens};
 
 use crate::data::{Dataset, Example, Targets};
@@ -18,12 +18,8 @@ pub struct TextRows<'a> {
 
 impl TextRows<'_> {
     fn encode(&self, rows: &[usize]) -> Result<Vec<Tokens>> {
-        let examples = || rows.iter().map(|&row| &self.dataset.examples[row]);
         if self.parallel {
-            return self
-                .tokenizer
-                .encode_all(examples())
-                .with_context(|| self.dataset.place(rows[self.tokenizer.first_bad(examples()).unwrap_or(0)]));
+            return encode_rows(self.tokenizer, self.dataset, rows);
         }
         let encode =
             |&row: &usize| self.tokenizer.encode(&self.dataset.examples[row]).with_context(|| self.dataset.place(row));
@@ -56,6 +52,37 @@ impl Rows for TextRows<'_> {
     }
 }
 
+/// Tokenizes rows of a dataset on all cores.
+///
+/// # Errors
+/// Returns an error that names the first row that cannot be tokenized.
+pub fn encode_rows(tokenizer: &Tokenizer, dataset: &Dataset, rows: &[usize]) -> Result<Vec<Tokens>> {
+    let examples = || rows.iter().map(|&row| &dataset.examples[row]);
+    tokenizer.encode_all(examples()).with_context(|| {
+        let first = tokenizer.first_bad(examples());
+        first.map_or_else(|| dataset.path.display().to_string(), |index| dataset.place(rows[index]))
+    })
+}
+
+/// Tokenizes every row of a dataset on all cores.
+///
+/// # Errors
+/// As [`encode_rows`].
+pub fn encode_all(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Tokens>> {
+    encode_rows(tokenizer, dataset, &(0..dataset.examples.len()).collect::<Vec<_>>())
+}
+
+/// Checks that a language model has rows to learn or to be evaluated on.
+///
+/// # Errors
+/// Returns an error if `rows` is empty.
+pub fn check_answers(rows: &[Tokens], tokenizer: &Tokenizer, dataset: &Dataset) -> Result<()> {
+    if rows.is_empty() {
+        bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
+    }
+    Ok(())
+}
+
 /// Returns the rows that a language model learns: each row with an answer as it is, other texts in blocks. Rows whose
 /// answer is cut off are left out.
 ///
@@ -68,9 +95,6 @@ pub fn lm_rows(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Tokens>> 
     if dataset.examples.iter().any(|example| !example.chat.is_empty()) {
         tokenizer.template().with_context(|| dataset.path.display().to_string())?;
     }
-    let rows = tokenizer.encode_all(&dataset.examples).with_context(|| {
-        let row = tokenizer.first_bad(&dataset.examples);
-        row.map_or_else(|| dataset.path.display().to_string(), |row| dataset.place(row))
-    })?;
+    let rows = encode_all(tokenizer, dataset)?;
     Ok(rows.into_iter().filter(|row| row.predicted() > 0).collect())
 }

@@ -183,7 +183,9 @@ fn nested(field: Field) -> Option<Value> {
         }
         other => match cell(other)? {
             Cell::Text(text) | Cell::Untyped(text) => Value::String(text),
-            Cell::Integer(n) => i64::try_from(n).map(Value::from).or_else(|_| u64::try_from(n).map(Value::from)).ok()?,
+            Cell::Integer(n) => {
+                i64::try_from(n).map(Value::from).or_else(|_| u64::try_from(n).map(Value::from)).ok()?
+            }
             Cell::Float(x) => Value::from(x),
             Cell::Bool(truth) => Value::Bool(truth),
             Cell::Null | Cell::Nested(_) => Value::Null,

@@ -1,6 +1,6 @@
 //! A CubeCL server without a device. Its memory holds nothing, and a launch compiles the kernel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use cubecl_cpp::{DialectWmmaCompiler, register_supported_types};
 use cubecl_cuda::CudaCompiler;
 use cubecl_runtime::allocator::ContiguousMemoryLayoutPolicy;
 use cubecl_runtime::compiler::CubeTask;
+use cubecl_runtime::id::KernelId;
 use cubecl_runtime::logging::ServerLogger;
 use cubecl_runtime::memory_management::{ManagedMemoryHandle, MemoryAllocationMode, MemoryUsage};
 use cubecl_runtime::storage::{BytesResource, BytesStorage, ManagedResource};
@@ -40,6 +41,8 @@ pub(crate) struct CompileServer {
     architecture: u32,
     options: CompilationOptions,
     utilities: Arc<ServerUtilities<Self>>,
+    /// The kernels that were launched before.
+    launched: HashSet<KernelId>,
 }
 
 impl DeviceService for CompileServer {
@@ -47,7 +50,7 @@ impl DeviceService for CompileServer {
         let architecture = ARCHITECTURES[usize::from(id.index_id).min(ARCHITECTURES.len() - 1)];
         let utilities =
             ServerUtilities::new(properties(architecture), Arc::default(), (), ContiguousMemoryLayoutPolicy::new(512));
-        Self { architecture, options: options(architecture), utilities: Arc::new(utilities) }
+        Self { architecture, options: options(architecture), utilities: Arc::new(utilities), launched: HashSet::new() }
     }
 
     fn utilities(&self) -> ServerUtilitiesHandle {
@@ -162,6 +165,11 @@ impl ComputeServer for CompileServer {
         mode: ExecutionMode,
         _: StreamId,
     ) {
+        let mut id = kernel.id();
+        id.mode(mode);
+        if !self.launched.insert(id) {
+            return;
+        }
         let address = kernel.address_type();
         let name = short_name(kernel.name());
         let (source, shared) = match kernel.compile(&mut Default::default(), &self.options, mode, address) {
