@@ -26,7 +26,7 @@ pub use id::IdArgs;
 pub use merge::{ExportArgs, MergeArgs};
 pub use policy::measure_options;
 pub use rank::{GranularityArg, MeasureArgs, PolicyArg, PoolArg, RankArgs, ScaleArg, TargetArgs};
-pub use train::TrainArgs;
+pub use train::{ResumeArg, TrainArgs};
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
 #[derive(Debug, Parser)]

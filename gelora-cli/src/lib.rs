@@ -18,6 +18,7 @@ mod plot;
 mod points;
 mod profile;
 mod report;
+mod signals;
 mod tokenize;
 mod ui;
 mod understood;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 use args::{Cli, Command};
 use clap::Parser;
 use gelora_kernels::cpu::Level;
+use signals::Interrupted;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -41,10 +43,16 @@ pub fn main() -> ExitCode {
     let done = cli.command.locate().and_then(|()| run(&cli.command));
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            ui::note(false, format!("error: {}{}", in_one_line(&error), hint(&error, &cli.command)));
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast_ref::<Interrupted>() {
+            Some(interrupted) => {
+                ui::note(false, interrupted.to_string());
+                interrupted.exit_code()
+            }
+            None => {
+                ui::note(false, format!("error: {}{}", in_one_line(&error), hint(&error, &cli.command)));
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -1,10 +1,14 @@
 //! Output folders, which only hold the files of their command, and atomic writes of JSON files.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use gelora_lora::files::{is_temporary, write_atomic};
 use serde::Serialize;
+
+/// Name of the lock file in a folder that a command writes to.
+const LOCK: &str = ".gelora.lock";
 
 /// A folder that a command writes its results to.
 #[derive(Clone, Debug)]
@@ -41,7 +45,7 @@ impl OutDir {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort();
-        let is_owned = |name: &str| owned.contains(&name) || is_temporary(name);
+        let is_owned = |name: &str| owned.contains(&name) || is_temporary(name) || name == LOCK;
         if let Some(other) = names.iter().find(|name| !is_owned(name)) {
             bail!(
                 "{display}: holds {other}, which this command does not write; choose an empty or new folder \
@@ -57,6 +61,24 @@ impl OutDir {
     /// Returns an error if the folder cannot be created.
     pub fn create(&self) -> Result<()> {
         std::fs::create_dir_all(&self.path).with_context(|| format!("{}: cannot be made", self.path.display()))
+    }
+
+    /// Creates the folder, and locks it until the lock is dropped. The lock of a process that died does not hold.
+    ///
+    /// # Errors
+    /// Returns an error if another process has the lock, or the folder cannot be written to.
+    pub fn lock(&self) -> Result<Lock> {
+        let is_new = !self.path.exists();
+        self.create()?;
+        let path = self.file(LOCK);
+        let file = File::create(&path).with_context(|| format!("{}: cannot be made", path.display()))?;
+        match file.try_lock() {
+            // A file system without locks has no way to refuse the second process.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { _file: file, path, is_new }),
+            Err(TryLockError::WouldBlock) => {
+                bail!("{}: another gelora is writing to this folder; choose another with --out", self.path.display())
+            }
+        }
     }
 
     /// Returns the folder.
@@ -89,6 +111,28 @@ impl OutDir {
         let path = self.file(name);
         write_json(&path, value)?;
         Ok(path)
+    }
+}
+
+/// Lock on an output folder.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+    path: PathBuf,
+    /// Whether the folder was made for the lock.
+    is_new: bool,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A lock file that stays does no harm: nobody holds its lock.
+        let _ = std::fs::remove_file(&self.path);
+        if self.is_new
+            && let Some(folder) = self.path.parent()
+        {
+            // Fails where a result was written, as it should.
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 }
 
@@ -145,6 +189,25 @@ mod tests {
         assert!(fails(&file).ends_with("thesis.tex: is a file; --out names a folder"));
         assert!(fails(&file.join("below")).contains("(--out)"));
         assert_eq!(names(root.path()), ["ranks.json", "thesis.tex"]);
+    }
+
+    #[test]
+    fn a_folder_has_one_lock_and_a_failed_run_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("new");
+        let out = OutDir::prepare(&path, &OWNED, "--out").unwrap();
+        let lock = out.lock().unwrap();
+        let second = OutDir::prepare(&path, &OWNED, "--out").unwrap();
+        assert!(second.lock().unwrap_err().to_string().contains("another gelora is writing"));
+        drop(lock);
+        assert!(!path.exists());
+        let lock = second.lock().unwrap();
+        second.write("ranks.json", b"{}").unwrap();
+        drop(lock);
+        assert_eq!(names(&path), ["ranks.json"]);
+        // A file that a killed process left is no lock.
+        std::fs::write(path.join(LOCK), "").unwrap();
+        OutDir::prepare(&path, &OWNED, "--out").unwrap().lock().unwrap();
     }
 
     #[test]

@@ -55,6 +55,14 @@ pub enum Error {
     /// The progress callback ended the run.
     #[error(transparent)]
     Stopped(Box<dyn std::error::Error + Send + Sync>),
+    /// The flag of [`Trainer::with_stop`](crate::Trainer::with_stop) ended the training.
+    #[error("stopped after step {step} of {steps}")]
+    Interrupted {
+        /// Number of finished steps.
+        step: usize,
+        /// Number of steps of the whole training.
+        steps: usize,
+    },
     /// An operator failed.
     #[error(transparent)]
     Kernel(#[from] gelora_kernels::Error),

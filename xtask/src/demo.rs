@@ -25,7 +25,8 @@ pub fn run() -> Result<()> {
     say("\n1. Measure the intrinsic dimension of every hidden state on the reviews, and set the ranks from it.");
     shell(&gelora, &["rank", &model, "--data", &reviews, "--samples", "4000", "--out", &ranks])?;
     say("\n2. Train an adapter with these ranks, for one pass over the reviews.");
-    let train = ["train", &model, "--data", &reviews, "--ranks", &ranks_file, "--epochs", "1", "--lr", "2e-3"];
+    let train =
+        ["train", &model, "--data", &reviews, "--ranks", &ranks_file, "--epochs", "1", "--lr", "2e-3", "--overwrite"];
     shell(&gelora, &[&train[..], &["--out", &adapter]].concat())?;
     say("\n3. Evaluate it on reviews of films that it has not seen.");
     shell(&gelora, &["eval", &model, "--data", &reviews, "--adapter", &adapter])?;

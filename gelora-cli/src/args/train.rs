@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::parse::{at_least_one, not_negative, positive, share};
 use super::{ComputeArgs, DataArgs, MeasureArgs, ModelArgs, OutputArgs, ProfileArgs, TargetArgs, TaskArg};
@@ -20,6 +20,14 @@ const MEASURING: [&str; 10] = [
     "max_rank",
     "rank_multiple",
 ];
+
+/// When to resume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResumeArg {
+    #[value(hide = true)]
+    Always,
+    Auto,
+}
 
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
@@ -84,9 +92,12 @@ pub struct TrainArgs {
     /// Number of steps between checkpoints [default: an epoch]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub checkpoint_every: Option<usize>,
-    /// Resume from the checkpoint in --out
+    /// Resume from the checkpoint in --out; with auto, start anew if there is none
+    #[arg(long, value_enum, value_name = "auto", num_args = 0..=1, default_missing_value = "always")]
+    pub resume: Option<ResumeArg>,
+    /// Replace a finished adapter in --out
     #[arg(long)]
-    pub resume: bool,
+    pub overwrite: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
     /// Seed of all random choices

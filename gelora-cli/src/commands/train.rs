@@ -10,8 +10,8 @@ use gelora_model::evaluate::Metrics;
 use gelora_model::measure::{ModuleRank, TargetModules};
 use gelora_model::train::{Checkpoints, Length};
 use gelora_model::{
-    CausalLm, Classifier, Config, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel, TokenRows, Tokens,
-    TrainOptions, Trainer, Transformer,
+    CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel,
+    TokenRows, Tokens, TrainOptions, Trainer, Transformer,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -23,11 +23,12 @@ use super::{
     AdapterInfo, INFO_NAME, aim, check_max_length, eval, is_lm, open_device, open_tokenizer, rank, read_json,
     read_options,
 };
-use crate::args::{TaskArg, TrainArgs, measure_options};
+use crate::args::{ResumeArg, TaskArg, TrainArgs, measure_options};
 use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
 use crate::report::{RANKS_NAME, RanksFile, text};
+use crate::signals::Signals;
 use crate::tokenize::Tokenizer;
 use crate::understood::{Understood, Use};
 use crate::{distinct, fingerprint, ui};
@@ -59,6 +60,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
     }
+    let resume = resume(args, &out)?;
+    let _lock = out.lock()?;
     // Tokenize, and print the account of the data.
     let label_set = if is_lm { None } else { Some(label_set(args.task, &dataset)?) };
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
@@ -83,19 +86,20 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     model.compute_in(args.compute.dtype.into())?;
     model.move_to(&device)?;
     mark("model loaded");
-    let ranks = module_ranks(args, model.transformer(), &dataset, &tokenizer, &out)?;
+    let ranks = module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out)?;
     let modules = ranks.len();
     // Train, with checkpoints in the output folder.
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),
         every: args.checkpoint_every,
-        resume: args.resume,
+        resume,
         settings: settings(&dataset, &tokenizer, &*data.rows),
     };
     let options = TrainOptions { ranks, checkpoints: Some(checkpoints), ..train_options(args) };
     let mut trainer = Trainer::new(&mut model, &*data.rows, options)?;
     let held_out_rows = held_out.as_ref().map(|data| &*data.rows).filter(|rows| !rows.is_empty());
-    trainer = trainer.with_held_out(held_out_rows);
+    let signals = Signals::handle()?;
+    trainer = trainer.with_held_out(held_out_rows).with_stop(signals.stop());
     mark("adapters added");
     let (steps, parameters) = (trainer.steps(), trainer.parameters());
     ui::note(
@@ -109,8 +113,18 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             modules
         ),
     );
-    out.create()?;
-    let scores = train(args, &mut trainer, &out)?;
+    let scores = match train(args, &mut trainer, &out) {
+        Err(Failure::Interrupted { step, steps }) => {
+            let kept = format!(
+                "stopped after step {step} of {steps}; the checkpoint is in {}, and the same command with --resume \
+                 continues",
+                out.file(CHECKPOINT).display()
+            );
+            return Err(signals.interrupted(kept).into());
+        }
+        Err(failure) if resume => return Err(failure).context("--resume"),
+        other => other?,
+    };
 
     // Write the adapter with its head, and gelora.json.
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
@@ -199,7 +213,7 @@ fn settings(dataset: &Dataset, tokenizer: &Tokenizer, rows: &dyn Rows) -> BTreeM
 }
 
 /// Trains to the end with a progress bar, the log and checkpoints. Returns the metrics of the held-out rows.
-fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Option<Metrics>> {
+fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Option<Metrics>, Failure> {
     let (mut screen, mut log) = (Screen::new(args.output.quiet), Log::new(out.file(LOG)));
     let total = trainer.steps();
     let trained = trainer.run(&mut |event: Event<'_>| {
@@ -211,12 +225,25 @@ fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Op
         screen.show(event);
         log.write(event)
     });
-    let trained = match trained {
-        Err(error) if args.resume => Err(error).context("--resume"),
-        other => Ok(other?),
-    };
-    log.flush()?;
+    log.flush().map_err(|error| Failure::Stopped(error.into()))?;
     trained
+}
+
+/// Returns whether the training resumes. A finished adapter is kept unless it may be overwritten.
+fn resume(args: &TrainArgs, out: &OutDir) -> Result<bool> {
+    let has_checkpoint = out.file(CHECKPOINT).join("state.json").is_file();
+    let resume = match args.resume {
+        None => false,
+        Some(ResumeArg::Always) => true,
+        Some(ResumeArg::Auto) => has_checkpoint,
+    };
+    if out.file(INFO_NAME).is_file() && !args.overwrite && !resume {
+        bail!(
+            "{}: holds a finished adapter; --overwrite replaces it, or choose another folder with --out",
+            out.path().display()
+        );
+    }
+    Ok(resume)
 }
 
 /// The classes that the rows have, or that they have scores.
@@ -258,6 +285,7 @@ struct RanksOfModules {
 /// Returns rank and alpha of every module: the same for all, from a file, or measured now.
 fn module_ranks(
     args: &TrainArgs,
+    resume: bool,
     model: &Transformer,
     dataset: &Dataset,
     tokenizer: &Tokenizer,
@@ -280,7 +308,7 @@ fn module_ranks(
     }
     let Some(path) = &args.ranks else {
         let measured = out.file(RANKS_NAME);
-        if args.resume && measured.is_file() {
+        if resume && measured.is_file() {
             return Ok(read_json::<RanksOfModules>(&measured)?.modules);
         }
         let options = measure_options(&args.measure, &args.targets, args.batch_size, args.seed);

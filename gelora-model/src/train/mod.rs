@@ -15,6 +15,7 @@ mod sampler;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Instant;
@@ -40,6 +41,7 @@ pub struct Trainer<'a> {
     model: &'a mut TaskModel,
     rows: &'a dyn Rows,
     held_out: Option<&'a dyn Rows>,
+    stop: Option<&'a AtomicBool>,
     options: TrainOptions,
     config: AdapterConfig,
     sampler: Sampler,
@@ -95,13 +97,20 @@ impl<'a> Trainer<'a> {
             true => Sampler::grouped(rows.lengths(), options.batch_size, options.seed),
             false => Sampler::shuffled(rows.len(), options.batch_size, options.seed),
         };
-        Ok(Self { model, rows, held_out: None, options, config, sampler, parameters, finished: None })
+        Ok(Self { model, rows, held_out: None, stop: None, options, config, sampler, parameters, finished: None })
     }
 
     /// Sets rows that are evaluated after each epoch and at the end.
     #[must_use]
     pub fn with_held_out(self, rows: Option<&'a dyn Rows>) -> Self {
         Self { held_out: rows, ..self }
+    }
+
+    /// Sets a flag that ends the training. After the step during which it becomes true, a checkpoint is written, and
+    /// [`run`](Self::run) returns [`Error::Interrupted`].
+    #[must_use]
+    pub fn with_stop(self, stop: &'a AtomicBool) -> Self {
+        Self { stop: Some(stop), ..self }
     }
 
     /// Number of steps of the whole training run.
@@ -128,7 +137,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Returns an error if a row cannot be tokenized, a gradient is not finite, a checkpoint cannot be written or does
-    /// not fit, the device fails, or `progress` returns an error.
+    /// not fit, the device fails, the flag of [`with_stop`](Self::with_stop) is set, or `progress` returns an error.
     pub fn run<R: Reply>(&mut self, progress: &mut impl FnMut(Event<'_>) -> R) -> Result<Option<Metrics>> {
         let report: &mut Report<'_> = &mut report(progress);
         let settings = AdamW { weight_decay: self.options.weight_decay as f32, ..AdamW::default() };
@@ -136,12 +145,8 @@ impl<'a> Trainer<'a> {
         let mut optimizer = Optimizer::new(settings, (clip > 0.0).then_some(clip));
         let first = match self.options.checkpoints.clone() {
             Some(checkpoints) if checkpoints.resume => self.restore(&checkpoints, &mut optimizer)?,
-            Some(checkpoints) => {
-                // Remove the checkpoint of an earlier training, so that nobody resumes from it.
-                let _ = std::fs::remove_dir_all(&checkpoints.folder);
-                0
-            }
-            None => 0,
+            // The first checkpoint of this training replaces that of an earlier one.
+            _ => 0,
         };
         let (total, rows, sampler) = (self.steps(), self.rows, self.sampler.clone());
         thread::scope(|scope| {
@@ -170,10 +175,11 @@ impl<'a> Trainer<'a> {
                 .map_err(|_| Error::Value("the loader ended before the rows of the next step".into()))??;
             let previous = running.replace(self.launch(&rows, step, optimizer)?);
             let (is_last, ends_epoch) = (step + 1 == total, (step + 1) % epoch == 0);
-            let checkpoint =
-                checkpoints.as_ref().filter(|c| !is_last && (step + 1).is_multiple_of(c.every.unwrap_or(epoch)));
+            let is_stopped = !is_last && self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+            let is_due = |c: &&Checkpoints| is_stopped || (step + 1).is_multiple_of(c.every.unwrap_or(epoch));
+            let checkpoint = checkpoints.as_ref().filter(|_| !is_last).filter(is_due);
             // A GPU computes this step while the host reads the loss of the previous step and prepares the next one.
-            let waits_for_step = on_cpu || is_last || ends_epoch || checkpoint.is_some();
+            let waits_for_step = on_cpu || is_last || ends_epoch || is_stopped || checkpoint.is_some();
             let now = if waits_for_step { running.take() } else { None };
             for launched in previous.into_iter().chain(now) {
                 let record = self.finish(launched)?;
@@ -190,6 +196,10 @@ impl<'a> Trainer<'a> {
                 self.write_checkpoint(checkpoint, step + 1, optimizer)?;
             }
             report(Event::StepEnded)?;
+            if is_stopped {
+                report(Event::Finished { work: Work::Training })?;
+                return Err(Error::Interrupted { step: step + 1, steps: total });
+            }
         }
         report(Event::Finished { work: Work::Training })?;
         Ok(metrics)
