@@ -1,9 +1,10 @@
 //! AdamW over named parameters, the learning-rate schedule, and gradient clipping.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use gelora_kernels::ops::adamw::{AdamW, Group, Member, Moments};
+use gelora_kernels::ops::adamw::{AdamW, Factors, Group, Member, Moments};
 use gelora_kernels::{Device, Tensor};
 use gelora_lora::files;
 
@@ -43,6 +44,11 @@ pub struct Optimizer {
     pub settings: AdamW,
     /// Gradients with a larger global norm are scaled down to this norm. None disables clipping.
     pub clip: Option<f64>,
+    /// LoRA+: how many times as high the learning rate of B is as that of A. Each B and each vector (a bias of a head)
+    /// then has this multiple of the rate, and biases have no weight decay. None is plain AdamW.
+    ///
+    /// Source: Hayou, Ghosh and Yu, arXiv 2402.12354; PEFT 0.21.2, `create_loraplus_optimizer`.
+    pub lora_plus: Option<f64>,
     t: u64,
     moments: BTreeMap<String, Moments>,
     group: Group,
@@ -51,7 +57,7 @@ pub struct Optimizer {
 impl Optimizer {
     /// Makes an optimizer that has taken no step.
     pub fn new(settings: AdamW, clip: Option<f64>) -> Self {
-        Self { settings, clip, t: 0, moments: BTreeMap::new(), group: Group::default() }
+        Self { settings, clip, lora_plus: None, t: 0, moments: BTreeMap::new(), group: Group::default() }
     }
 
     /// Number of steps taken.
@@ -83,8 +89,13 @@ impl Optimizer {
         let mut members: Vec<Member<'_>> = stepping
             .into_iter()
             .zip(moments)
-            .map(|((parameter, gradient), (_, moments))| Member { parameter, gradient, moments })
+            .map(|((parameter, gradient), (name, moments))| {
+                let factors = self.lora_plus.map_or_else(Factors::default, |ratio| loraplus(name, parameter, ratio));
+                Member { parameter, gradient, moments, factors }
+            })
             .collect();
+        // Members with the same factors stand side by side; without LoRA+ the order stays.
+        members.sort_by(|a, b| a.factors.lr.total_cmp(&b.factors.lr).then(by_decay(a, b)));
         let max_norm = self.clip.map_or(f32::INFINITY, |max| max as f32);
         self.t += 1;
         Ok(self.group.step(&AdamW { lr, ..self.settings }, self.t, max_norm, &mut members)?)
@@ -119,9 +130,36 @@ impl Optimizer {
     }
 }
 
+/// The factors of LoRA+ on the settings of a parameter.
+fn loraplus(name: &str, parameter: &Tensor, ratio: f64) -> Factors {
+    let is_vector = parameter.shape().len() == 1;
+    let is_fast = is_vector || name.ends_with(".lora_B.weight");
+    Factors {
+        lr: if is_fast { ratio as f32 } else { 1.0 },
+        weight_decay: if is_vector && name.contains("bias") { 0.0 } else { 1.0 },
+    }
+}
+
+fn by_decay(a: &Member<'_>, b: &Member<'_>) -> Ordering {
+    a.factors.weight_decay.total_cmp(&b.factors.weight_decay)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lora_plus_has_three_groups_of_parameters() -> Result<()> {
+        let of = |name: &str, shape: &[usize]| {
+            let factors = loraplus(name, &Tensor::zeros(shape, &Device::Cpu)?, 16.0);
+            Ok::<_, Error>((factors.lr, factors.weight_decay))
+        };
+        assert_eq!(of("l.0.query.lora_A.weight", &[2, 8])?, (1.0, 1.0));
+        assert_eq!(of("l.0.query.lora_B.weight", &[8, 2])?, (16.0, 1.0));
+        assert_eq!(of("classifier.weight", &[3, 8])?, (1.0, 1.0));
+        assert_eq!(of("classifier.bias", &[3])?, (16.0, 0.0));
+        Ok(())
+    }
 
     /// Parameters without a gradient stay unchanged. An error names a gradient without a parameter.
     #[test]

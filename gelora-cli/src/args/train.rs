@@ -55,6 +55,10 @@ pub struct TrainArgs {
     /// Scale by alpha / sqrt(rank) instead of alpha / rank
     #[arg(long)]
     pub rslora: bool,
+    /// LoRA+: learning rate of matrix B as a multiple of that of A (16 is common); 1 turns it off. Biases of the head
+    /// have B's rate and no weight decay
+    #[arg(long, default_value_t = 1.0, value_name = "RATIO", value_parser = positive)]
+    pub lora_plus: f64,
     /// Dropout probability on the input of matrix A
     #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
     pub lora_dropout: f64,

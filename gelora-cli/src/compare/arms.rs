@@ -13,6 +13,7 @@ pub enum Arm {
     UniformOne,
     Uniform,
     RsLora,
+    LoraPlus,
     Gelora,
     GeloraUpper,
     Plateau,
@@ -45,11 +46,12 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
         Self::RsLora,
+        Self::LoraPlus,
         Self::Gelora,
         Self::GeloraUpper,
         Self::Plateau,
@@ -68,6 +70,7 @@ impl Arm {
             Self::UniformOne => "uniform-1",
             Self::Uniform => "uniform",
             Self::RsLora => "rslora",
+            Self::LoraPlus => "lora-plus",
             Self::Gelora => "gelora",
             Self::GeloraUpper => "gelora-upper",
             Self::Plateau => "plateau",
@@ -87,6 +90,7 @@ impl Arm {
             Self::UniformOne => "Rank 1 everywhere.",
             Self::Uniform => "The budget rank everywhere.",
             Self::RsLora => "The budget rank everywhere, scaled by alpha / sqrt(r).",
+            Self::LoraPlus => "The budget rank everywhere, with LoRA+: B learns 16 times as fast as A.",
             Self::Gelora => "The published rule: the growth of the dimension, rounded up, and one more.",
             Self::GeloraUpper => "The rule on the upper confidence bound of the growth.",
             Self::Plateau => {
@@ -141,6 +145,11 @@ impl Arm {
         self == Self::RsLora
     }
 
+    /// Learning rate of B as a multiple of that of A. The paper on LoRA+ recommends 16.
+    pub fn lora_plus(self) -> f64 {
+        if self == Self::LoraPlus { 16.0 } else { 1.0 }
+    }
+
     /// The seed of adapters, head and batches in a run of `seed`.
     pub fn training_seed(self, seed: u64) -> u64 {
         // Far from the seeds of other runs.
@@ -157,7 +166,9 @@ impl Arm {
         let policy = match self {
             Self::Head => return Ok(None),
             Self::UniformOne => Policy::Uniform { rank: 1 },
-            Self::Uniform | Self::RsLora | Self::Repeat | Self::Leaked => Policy::Uniform { rank: budget_rank },
+            Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Repeat | Self::Leaked => {
+                Policy::Uniform { rank: budget_rank }
+            }
             Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
             Self::GeloraUpper => Policy::GeloraUpper { rounding },
             Self::Budget | Self::ShuffledBudget | Self::AscendingBudget => Policy::Budget { parameters, rounding },
@@ -225,7 +236,7 @@ mod tests {
         let steps = steps(&[1.5, -2.0, 0.0, 0.0]);
         assert!(ranks(Arm::Head, &steps, 3, 0).is_empty());
         assert_eq!(ranks(Arm::UniformOne, &steps, 3, 0), [1; 4]);
-        for arm in [Arm::Uniform, Arm::RsLora, Arm::Repeat, Arm::Leaked] {
+        for arm in [Arm::Uniform, Arm::RsLora, Arm::LoraPlus, Arm::Repeat, Arm::Leaked] {
             assert_eq!(ranks(arm, &steps, 3, 0), [3; 4]);
         }
         assert_eq!(ranks(Arm::Gelora, &steps, 3, 0), [3, 1, 1, 1]);

@@ -66,6 +66,7 @@ impl Trainer<'_> {
             ("batch-size", json!(options.batch_size)),
             ("accumulate", json!(options.accumulate)),
             ("lr", json!(options.lr)),
+            ("lora-plus", json!(options.lora_plus)),
             ("warmup", json!(options.warmup)),
             ("weight-decay", json!(options.weight_decay)),
             ("clip", json!(options.clip)),

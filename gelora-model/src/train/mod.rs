@@ -7,6 +7,8 @@
 //! g       = g min(1, clip / |g|)
 //! theta   = AdamW(theta, g, lr_t)
 //! ```
+//!
+//! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t.
 
 mod checkpoint;
 mod loader;
@@ -143,6 +145,7 @@ impl<'a> Trainer<'a> {
         let settings = AdamW { weight_decay: self.options.weight_decay as f32, ..AdamW::default() };
         let clip = self.options.clip;
         let mut optimizer = Optimizer::new(settings, (clip > 0.0).then_some(clip));
+        optimizer.lora_plus = Some(self.options.lora_plus).filter(|ratio| *ratio != 1.0);
         let first = match self.options.checkpoints.clone() {
             Some(checkpoints) if checkpoints.resume => self.restore(&checkpoints, &mut optimizer)?,
             // The first checkpoint of this training replaces that of an earlier one.

@@ -1,4 +1,4 @@
-use super::{AdamW, Clip, Group, Member, Moments, global_norm, reference, step};
+use super::{AdamW, Clip, Factors, Group, Member, Moments, global_norm, reference, step};
 use crate::Tensor;
 use crate::verify::{Case, random};
 
@@ -42,6 +42,11 @@ pub(crate) fn cases() -> Vec<Case> {
     all
 }
 
+/// The factors of a group's members: the first half steps as the settings say, the other half otherwise.
+fn factors(member: usize, count: usize) -> Factors {
+    if member < count.div_ceil(2) { Factors::default() } else { Factors { lr: 16.0, weight_decay: 0.5 } }
+}
+
 /// Two steps of many parameters, the second with clipping.
 fn groups() -> impl Iterator<Item = Case> {
     let settings = AdamW { lr: 0.05, weight_decay: 0.1, ..AdamW::default() };
@@ -65,7 +70,10 @@ fn groups() -> impl Iterator<Item = Case> {
                             .iter_mut()
                             .zip(gradients)
                             .zip(&mut moments)
-                            .map(|((parameter, gradient), moments)| Member { parameter, gradient, moments })
+                            .enumerate()
+                            .map(|(at, ((parameter, gradient), moments))| {
+                                Member { parameter, gradient, moments, factors: factors(at, count) }
+                            })
                             .collect();
                         norms.push(group.step(&settings, t, max_norm, &mut members)?);
                     }
@@ -77,7 +85,8 @@ fn groups() -> impl Iterator<Item = Case> {
                     let norm = gradients.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
                     let scale = (f64::from(max_norm) / (norm + 1e-6)).min(1.0);
                     let (mut stepped, mut stepped_moments) = (Vec::new(), Vec::new());
-                    for (p, g) in parameters.iter().zip(gradients) {
+                    for (at, (p, g)) in parameters.iter().zip(gradients).enumerate() {
+                        let settings = settings.scaled(factors(at, count));
                         let zeros = vec![0.0; p.len()];
                         let (p, m, v) = reference::step(&settings, 1, p, g, &zeros, &zeros);
                         let clipped: Vec<f64> = g.iter().map(|g| scale * g).collect();

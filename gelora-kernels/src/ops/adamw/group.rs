@@ -12,11 +12,11 @@ use crate::{Result, Tensor, profile};
 ///
 /// ```
 /// use gelora_kernels::Tensor;
-/// use gelora_kernels::ops::adamw::{AdamW, Group, Member, Moments};
+/// use gelora_kernels::ops::adamw::{AdamW, Factors, Group, Member, Moments};
 ///
 /// let (mut p, g) = (Tensor::from_vec(vec![1.0], [1])?, Tensor::from_vec(vec![3.0], [1])?);
 /// let mut moments = Moments::zeros(&p)?;
-/// let member = Member { parameter: &mut p, gradient: &g, moments: &mut moments };
+/// let member = Member { parameter: &mut p, gradient: &g, moments: &mut moments, factors: Factors::default() };
 /// let settings = AdamW { lr: 0.1, weight_decay: 0.0, ..AdamW::default() };
 /// let norm = Group::default().step(&settings, 1, f32::INFINITY, &mut [member])?;
 /// assert_eq!(norm.item()?, 3.0);
@@ -43,7 +43,8 @@ impl Group {
         };
         let device = first.gradient.device().clone();
         for member in &*members {
-            check_step(OP, t, max_norm, member)?;
+            let Member { parameter, gradient, moments, factors: _ } = member;
+            check_step(OP, t, max_norm, [parameter, gradient, &moments.m, &moments.v])?;
             check::same_device(OP, &[members[0].gradient, member.gradient])?;
         }
         on_device!(&device, step_on_cpu(settings, t, max_norm, members), gpu => {
@@ -56,10 +57,10 @@ impl Group {
 
 fn step_on_cpu(settings: &AdamW, t: u64, max_norm: f32, members: &mut [Member<'_>]) -> Result<Tensor> {
     let norm = global_norm(members.iter().map(|member| member.gradient))?;
-    for Member { parameter, gradient, moments } in members {
+    for Member { parameter, gradient, moments, factors } in members {
         let len = gradient.len() as f64;
         let _span = profile::span("adamw", 14.0 * len, 28.0 * len);
-        cpu::step(settings, t, parameter, gradient, Clip { norm: &norm, max_norm }, moments)?;
+        cpu::step(&settings.scaled(*factors), t, parameter, gradient, Clip { norm: &norm, max_norm }, moments)?;
     }
     Ok(norm)
 }

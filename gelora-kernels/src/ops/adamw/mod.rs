@@ -66,6 +66,29 @@ impl Moments {
     }
 }
 
+/// Factors on the settings of a step, for parameters that step together with other rates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factors {
+    /// Factor on the learning rate.
+    pub lr: f32,
+    /// Factor on the weight decay, beside that on the learning rate, which scales the decay too.
+    pub weight_decay: f32,
+}
+
+impl Default for Factors {
+    fn default() -> Self {
+        Self { lr: 1.0, weight_decay: 1.0 }
+    }
+}
+
+impl AdamW {
+    /// These settings times the factors.
+    #[must_use]
+    pub fn scaled(&self, by: Factors) -> Self {
+        Self { lr: self.lr * by.lr, weight_decay: self.weight_decay * by.weight_decay, ..*self }
+    }
+}
+
 /// A parameter, its gradient and its moments; all of one shape, f32.
 #[derive(Debug)]
 pub struct Member<'a> {
@@ -75,6 +98,9 @@ pub struct Member<'a> {
     pub gradient: &'a Tensor,
     /// The running moments.
     pub moments: &'a mut Moments,
+    /// Factors on the settings of the step. Members with the same factors should stand side by side: on a GPU, each
+    /// run of them is a launch.
+    pub factors: Factors,
 }
 
 /// Gradient clipping: gradients are multiplied by min(1, max_norm / (norm + 1e-6)), as in PyTorch's clip_grad_norm_.
@@ -100,7 +126,7 @@ pub fn step(
     moments: &mut Moments,
 ) -> Result<()> {
     const OP: &str = "adamw";
-    check_step(OP, t, clip.max_norm, &Member { parameter, gradient, moments })?;
+    check_step(OP, t, clip.max_norm, [parameter, gradient, &moments.m, &moments.v])?;
     check::shape(OP, "norm", clip.norm, &[1])?;
     check::f32(OP, "norm", clip.norm)?;
     check::same_device(OP, &[gradient, clip.norm])?;
@@ -113,12 +139,11 @@ pub fn step(
     )
 }
 
-/// Checks the arguments of a step of one member.
-fn check_step(op: &'static str, t: u64, max_norm: f32, member: &Member<'_>) -> Result<()> {
-    let Member { parameter, gradient, moments } = member;
+/// Checks the arguments of a step of one parameter.
+fn check_step(op: &'static str, t: u64, max_norm: f32, [parameter, gradient, m, v]: [&Tensor; 4]) -> Result<()> {
     check::value(op, t > 0, || "t counts from 1, got 0".into())?;
     check::value(op, max_norm > 0.0, || format!("max_norm must be above 0, got {max_norm}"))?;
-    for (name, other) in [("gradient", *gradient), ("m", &moments.m), ("v", &moments.v)] {
+    for (name, other) in [("gradient", gradient), ("m", m), ("v", v)] {
         check::shape(op, name, other, parameter.shape())?;
         check::f32(op, name, other)?;
         check::same_device(op, &[parameter, other])?;
@@ -151,10 +176,18 @@ mod tests {
     use super::*;
     use crate::{Device, verify::random};
 
+    /// Factors of each member: the first two share theirs.
+    const FACTORS: [Factors; 3] = [
+        Factors { lr: 1.0, weight_decay: 1.0 },
+        Factors { lr: 1.0, weight_decay: 1.0 },
+        Factors { lr: 16.0, weight_decay: 0.0 },
+    ];
+
     fn group_step(group: &mut Group, t: u64, p: &mut [Tensor], g: &[Tensor], moments: &mut [Moments]) -> Result<f32> {
-        let parts = p.iter_mut().zip(g).zip(moments);
-        let mut members: Vec<_> =
-            parts.map(|((parameter, gradient), moments)| Member { parameter, gradient, moments }).collect();
+        let parts = p.iter_mut().zip(g).zip(moments).zip(FACTORS);
+        let mut members: Vec<_> = parts
+            .map(|(((parameter, gradient), moments), factors)| Member { parameter, gradient, moments, factors })
+            .collect();
         group.step(&AdamW::default(), t, 1.0, &mut members)?.item()
     }
 
@@ -171,8 +204,9 @@ mod tests {
             let mut kept = Vec::new();
             for t in 1..=4 {
                 let norm = global_norm(&g)?;
-                for ((p, g), moments) in alone.iter_mut().zip(&g).zip(&mut alone_moments) {
-                    step(&AdamW::default(), t, p, g, Clip { norm: &norm, max_norm: 1.0 }, moments)?;
+                for (((p, g), moments), factors) in alone.iter_mut().zip(&g).zip(&mut alone_moments).zip(FACTORS) {
+                    let settings = AdamW::default().scaled(factors);
+                    step(&settings, t, p, g, Clip { norm: &norm, max_norm: 1.0 }, moments)?;
                 }
                 let group_norm = group_step(&mut group, t, &mut p, &g, &mut moments)?;
                 assert!((group_norm - norm.item()?).abs() < 1e-5 * group_norm, "{group_norm}");

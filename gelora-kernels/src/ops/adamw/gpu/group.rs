@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::{root, squares, step_all};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, elementwise};
-use crate::ops::adamw::{AdamW, Member};
+use crate::ops::adamw::{AdamW, Factors, Member};
 use crate::{Error, Result, Tensor};
 
 const OP: &str = "adamw";
@@ -22,6 +22,8 @@ const CUBES: usize = 64;
 struct Flat {
     /// The members, as a range of the group's members.
     members: Range<usize>,
+    /// Their factors.
+    factors: Factors,
     parameters: GpuBuffer,
     first: GpuBuffer,
     second: GpuBuffer,
@@ -96,7 +98,7 @@ impl FlatGroup {
         let norm = root(gpu, &squares(gpu, &all)?)?;
         for flat in &self.flats {
             let buffers = [&flat.parameters, &flat.first, &flat.second, &flat.gradients, norm.gpu(OP)?];
-            step_all(gpu, settings, t, max_norm, buffers);
+            step_all(gpu, &settings.scaled(flat.factors), t, max_norm, buffers);
         }
         Ok(norm)
     }
@@ -108,13 +110,14 @@ fn aligned<R: Backend>(gpu: &Gpu<R>, len: usize) -> usize {
     len.next_multiple_of((gpu.client().properties().memory.alignment as usize).div_ceil(4).max(64))
 }
 
-/// Ranges of members, as few as the largest buffer of the device allows.
+/// Ranges of members with the same factors, as few as the largest buffer of the device allows.
 fn layout<R: Backend>(gpu: &Gpu<R>, members: &[Member<'_>]) -> Vec<Range<usize>> {
     let (mut ranges, mut len) = (Vec::new(), 0);
     ranges.push(0..0);
     for (index, member) in members.iter().enumerate() {
         let more = aligned(gpu, member.gradient.len());
-        if len > 0 && len + more > gpu.max_scratch() {
+        let other = index > 0 && members[index - 1].factors != member.factors;
+        if len > 0 && (other || len + more > gpu.max_scratch()) {
             ranges.push(index..index);
             len = 0;
         }
@@ -142,6 +145,7 @@ impl Flat {
         };
         let mut flat = Self {
             members: range,
+            factors: members.first().map_or_else(Factors::default, |member| member.factors),
             parameters: zeros()?,
             first: zeros()?,
             second: zeros()?,
@@ -172,6 +176,9 @@ impl Flat {
     fn holds(&self, members: &[Member<'_>]) -> bool {
         members.len() == self.parts.len()
             && members.iter().zip(&self.parts).all(|(member, parts)| {
+                if member.factors != self.factors {
+                    return false;
+                }
                 tensors(member).into_iter().zip(parts).all(|(tensor, part)| {
                     tensor.gpu(OP).is_ok_and(|buffer| buffer.len() == part.len() && buffer.is_only_other(part))
                 })
