@@ -78,7 +78,7 @@ impl Adapter {
         for (module, a) in a {
             let b =
                 b.remove(&module).ok_or_else(|| Error::module(&module, format!("{} has no lora_B", path.display())))?;
-            let layer = LoraLayer { a, b, scaling: 0.0, dropout: 0.0 };
+            let layer = LoraLayer { a, b, scaling: 0.0, dropout: 0.0, initial: None };
             let layer = configured(&matcher, &module, layer)?;
             layers.insert(module, layer);
         }
@@ -90,11 +90,16 @@ impl Adapter {
 
     /// Writes the folder so that `PeftModel.from_pretrained` loads it, and creates it if it does not exist. Each file
     /// is replaced atomically, the tensors first. The config is written with `inference_mode` true, as PEFT writes it.
+    /// An adapter that began as singular triplets (PiSSA) is written as a plain one of twice the ranks, for the
+    /// unmodified base model.
     ///
     /// # Errors
     /// If the config is not supported; if a layer has another rank or scaling than the config gives it; if a name in
     /// `saved` is in no module of `modules_to_save`; or if a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
+        if self.config.is_pissa() {
+            return self.on_the_base()?.write(folder);
+        }
         self.config.validate()?;
         let matcher = self.config.matcher()?;
         for (module, layer) in &self.layers {
@@ -119,6 +124,28 @@ impl Adapter {
         files::write_tensors(&folder.join(WEIGHTS_NAME), layers.chain(saved))?;
         let config = AdapterConfig { inference_mode: true, ..self.config.clone() };
         config.write(&folder.join(CONFIG_NAME))
+    }
+
+    /// The plain adapter of twice the ranks that computes on the base weights what this one computes on those without
+    /// the triplets that it began as.
+    fn on_the_base(&self) -> Result<Self> {
+        let layer = |(name, layer): (&String, &LoraLayer)| Ok((name.clone(), layer.on_the_base()?));
+        let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
+        Ok(Self { config: self.config.on_the_base(), layers, saved: self.saved.clone() })
+    }
+
+    /// The adapter of a PiSSA training with this config, from the plain one that [`Adapter::write`] wrote.
+    ///
+    /// # Errors
+    /// If the ranks are not twice those of the config.
+    pub fn on_the_residual(self, config: &AdapterConfig) -> Result<Self> {
+        let matcher = config.matcher()?;
+        let layer = |(name, layer): (String, LoraLayer)| {
+            let layer = configured(&matcher, &name, layer.on_the_residual()?)?;
+            Ok((name, layer))
+        };
+        let layers = self.layers.into_iter().map(layer).collect::<Result<_>>()?;
+        Ok(Self { config: config.clone(), layers, saved: self.saved })
     }
 
     /// Number of trained values: A and B of every module, and the parameters in `saved`.
@@ -208,7 +235,7 @@ mod tests {
     #[test]
     fn what_peft_would_read_differently_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
-        let layer = LoraLayer { a: zeros(&[2, 8]), b: zeros(&[8, 2]), scaling: 2.0, dropout: 0.0 };
+        let layer = LoraLayer { a: zeros(&[2, 8]), b: zeros(&[8, 2]), scaling: 2.0, dropout: 0.0, initial: None };
         let mut adapter = Adapter {
             config: config(r#"{"r": 2, "lora_alpha": 4, "target_modules": ["q"], "modules_to_save": ["score"]}"#),
             layers: [("l.q".to_owned(), layer)].into(),

@@ -10,7 +10,7 @@ use gelora_kernels::ops::lora_linear::LoraLinear;
 use gelora_kernels::random::Stream;
 use gelora_kernels::{Device, Tensor};
 
-use crate::{ModuleConfig, Result, ranks};
+use crate::{Initial, ModuleConfig, Result, ranks};
 
 /// A and B of one module, with the scaling and the dropout of its config.
 #[derive(Clone, Debug)]
@@ -23,6 +23,9 @@ pub struct LoraLayer {
     pub scaling: f32,
     /// The probability of dropping an input of A while training.
     pub dropout: f32,
+    /// A0 and B0, if A and B began as singular triplets of the weight: the layer then belongs on
+    /// [`LoraLayer::residual`] of the weight.
+    pub initial: Option<Initial>,
 }
 
 impl LoraLayer {
@@ -44,6 +47,7 @@ impl LoraLayer {
             b: Tensor::from_vec(vec![0.0; c_out * config.rank], [c_out, config.rank])?,
             scaling: config.scaling,
             dropout: config.dropout,
+            initial: None,
         })
     }
 

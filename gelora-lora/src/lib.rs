@@ -52,11 +52,14 @@ mod layer;
 mod matcher;
 pub mod merge;
 mod patterns;
+mod pissa;
 pub mod ranks;
+mod svd;
 
 pub use adapter::{Adapter, WEIGHTS_NAME};
 pub use config::{AdapterConfig, CONFIG_NAME, Init, Layers, ModuleConfig, Names};
 pub use error::{Error, Result};
 pub use layer::LoraLayer;
+pub use pissa::Initial;
 pub use matcher::Matcher;
 pub use patterns::Patterns;

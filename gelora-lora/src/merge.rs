@@ -22,7 +22,7 @@ use crate::{LoraLayer, Result};
 ///
 /// let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2])?;
 /// let (a, b) = (Tensor::from_vec(vec![1.0, 2.0], [1, 2])?, Tensor::from_vec(vec![1.0, -1.0], [2, 1])?);
-/// let layer = LoraLayer { a, b, scaling: 0.5, dropout: 0.0 };
+/// let layer = LoraLayer { a, b, scaling: 0.5, dropout: 0.0, initial: None };
 /// assert_eq!(merge::merge(&w, &layer)?.to_vec()?, [1.5, 1.0, -0.5, 0.0]);
 /// # Ok::<(), gelora_lora::Error>(())
 /// ```
@@ -86,7 +86,7 @@ mod tests {
             // alpha differs from r: a forgotten or squared scaling shows.
             let mut stream = Stream::new(seed);
             let (a, b) = (random(&mut stream, [rank, c_in]), random(&mut stream, [c_out, rank]));
-            let layer = LoraLayer { a, b, scaling: alpha / rank as f32, dropout: 0.0 };
+            let layer = LoraLayer { a, b, scaling: alpha / rank as f32, dropout: 0.0, initial: None };
             let (weight, x) = (random(&mut stream, [c_out, c_in]), random(&mut stream, [5, c_in]));
 
             let merged = merge(&weight, &layer).unwrap();
@@ -105,7 +105,7 @@ mod tests {
     fn the_element_type_stays() -> Result<()> {
         let mut stream = Stream::new(1);
         let (a, b) = (random(&mut stream, [2, 7]), random(&mut stream, [5, 2]));
-        let layer = LoraLayer { a, b, scaling: 1.5, dropout: 0.0 };
+        let layer = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, initial: None };
         let weight = random(&mut stream, [5, 7]);
         for dtype in [DType::Bf16, DType::F16, DType::F64, DType::F32] {
             let stored = weight.to_dtype(dtype)?;
@@ -121,7 +121,7 @@ mod tests {
     fn sums_that_f16_cannot_hold_are_f32_and_infinite_ones_are_an_error() -> Result<()> {
         let one = |value: f32| Tensor::from_vec(vec![value, 1.0], [1, 2]);
         let layer = |factor: f32| -> Result<LoraLayer> {
-            Ok(LoraLayer { a: one(1.0)?, b: Tensor::from_vec(vec![factor], [1, 1])?, scaling: 1.0, dropout: 0.0 })
+            Ok(LoraLayer { a: one(1.0)?, b: Tensor::from_vec(vec![factor], [1, 1])?, scaling: 1.0, dropout: 0.0, initial: None })
         };
         let weight = one(65000.0)?.to_dtype(DType::F16)?;
         assert_eq!(merge(&weight, &layer(10.0)?)?.dtype(), DType::F16);
@@ -136,7 +136,7 @@ mod tests {
     fn shapes_that_do_not_fit() -> Result<()> {
         let mut stream = Stream::new(1);
         let mut layer =
-            LoraLayer { a: random(&mut stream, [2, 7]), b: random(&mut stream, [5, 2]), scaling: 1.0, dropout: 0.0 };
+            LoraLayer { a: random(&mut stream, [2, 7]), b: random(&mut stream, [5, 2]), scaling: 1.0, dropout: 0.0, initial: None };
         let error = merge(&random(&mut stream, [7, 5]), &layer).unwrap_err().to_string();
         assert_eq!(error, "merge: W must be (5, 7), as the adapter, got [7, 5]");
         layer.b = random(&mut stream, [5, 3]);

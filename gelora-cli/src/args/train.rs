@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use gelora_model::train::Init;
 
 use super::parse::{at_least_one, not_negative, positive, share};
 use super::{ComputeArgs, DataArgs, MeasureArgs, ModelArgs, OutputArgs, ProfileArgs, TargetArgs, TaskArg};
@@ -27,6 +28,24 @@ pub enum ResumeArg {
     #[value(hide = true)]
     Always,
     Auto,
+}
+
+/// Values of the adapters before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InitArg {
+    /// A is random and B is 0
+    Lora,
+    /// A and B are singular triplets of the weight
+    Pissa,
+}
+
+impl From<InitArg> for Init {
+    fn from(init: InitArg) -> Self {
+        match init {
+            InitArg::Lora => Self::Lora,
+            InitArg::Pissa => Self::Pissa,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -59,6 +78,10 @@ pub struct TrainArgs {
     /// have B's rate and no weight decay
     #[arg(long, default_value_t = 1.0, value_name = "RATIO", value_parser = positive)]
     pub lora_plus: f64,
+    /// Values of the adapters before the first step. pissa: the leading singular triplets of each weight, which the
+    /// frozen weight then lacks; the folder holds a plain LoRA of twice the rank, for the unmodified base model
+    #[arg(long, value_enum, default_value_t = InitArg::Lora)]
+    pub init: InitArg,
     /// Dropout probability on the input of matrix A
     #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
     pub lora_dropout: f64,

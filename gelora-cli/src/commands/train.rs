@@ -183,6 +183,7 @@ fn train_options(args: &TrainArgs) -> TrainOptions {
         lora_dropout: args.lora_dropout,
         rslora: args.rslora,
         lora_plus: args.lora_plus,
+        init: args.init.into(),
         lr: args.lr,
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
         batch_size: args.batch_size,

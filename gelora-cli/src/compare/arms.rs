@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::random::Stream;
+use gelora_model::train::Init;
 use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step, StepRank, uniform_parameters};
 
 /// A way to train.
@@ -14,6 +15,7 @@ pub enum Arm {
     Uniform,
     RsLora,
     LoraPlus,
+    Pissa,
     Gelora,
     GeloraUpper,
     Plateau,
@@ -46,12 +48,13 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
         Self::RsLora,
         Self::LoraPlus,
+        Self::Pissa,
         Self::Gelora,
         Self::GeloraUpper,
         Self::Plateau,
@@ -71,6 +74,7 @@ impl Arm {
             Self::Uniform => "uniform",
             Self::RsLora => "rslora",
             Self::LoraPlus => "lora-plus",
+            Self::Pissa => "pissa",
             Self::Gelora => "gelora",
             Self::GeloraUpper => "gelora-upper",
             Self::Plateau => "plateau",
@@ -90,6 +94,7 @@ impl Arm {
             Self::UniformOne => "Rank 1 everywhere.",
             Self::Uniform => "The budget rank everywhere.",
             Self::RsLora => "The budget rank everywhere, scaled by alpha / sqrt(r).",
+            Self::Pissa => "The budget rank everywhere, begun as the leading singular triplets of each weight (PiSSA).",
             Self::LoraPlus => "The budget rank everywhere, with LoRA+: B learns 16 times as fast as A.",
             Self::Gelora => "The published rule: the growth of the dimension, rounded up, and one more.",
             Self::GeloraUpper => "The rule on the upper confidence bound of the growth.",
@@ -150,6 +155,11 @@ impl Arm {
         if self == Self::LoraPlus { 16.0 } else { 1.0 }
     }
 
+    /// Values of the adapters before the first step.
+    pub fn init(self) -> Init {
+        if self == Self::Pissa { Init::Pissa } else { Init::Lora }
+    }
+
     /// The seed of adapters, head and batches in a run of `seed`.
     pub fn training_seed(self, seed: u64) -> u64 {
         // Far from the seeds of other runs.
@@ -166,7 +176,7 @@ impl Arm {
         let policy = match self {
             Self::Head => return Ok(None),
             Self::UniformOne => Policy::Uniform { rank: 1 },
-            Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Repeat | Self::Leaked => {
+            Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Pissa | Self::Repeat | Self::Leaked => {
                 Policy::Uniform { rank: budget_rank }
             }
             Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
@@ -236,7 +246,7 @@ mod tests {
         let steps = steps(&[1.5, -2.0, 0.0, 0.0]);
         assert!(ranks(Arm::Head, &steps, 3, 0).is_empty());
         assert_eq!(ranks(Arm::UniformOne, &steps, 3, 0), [1; 4]);
-        for arm in [Arm::Uniform, Arm::RsLora, Arm::LoraPlus, Arm::Repeat, Arm::Leaked] {
+        for arm in [Arm::Uniform, Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Repeat, Arm::Leaked] {
             assert_eq!(ranks(arm, &steps, 3, 0), [3; 4]);
         }
         assert_eq!(ranks(Arm::Gelora, &steps, 3, 0), [3, 1, 1, 1]);

@@ -157,6 +157,7 @@ impl Bench<'_> {
             ranks: modules,
             rslora: run.arm.is_rslora(),
             lora_plus: run.arm.lora_plus(),
+            init: run.arm.init(),
             lr: run.lr,
             // The same number of steps for every arm, also for one that has more rows.
             length: Length::Steps(self.steps_on(rows.len())),

@@ -151,7 +151,7 @@ pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
         }
         let alpha = if alpha == 0.0 { rank as f64 } else { alpha };
         ranks.push((linear.name.clone(), rank, alpha));
-        layers.insert(linear.name.clone(), LoraLayer { a, b, scaling: (alpha / rank as f64) as f32, dropout: 0.0 });
+        layers.insert(linear.name.clone(), LoraLayer { a, b, scaling: (alpha / rank as f64) as f32, dropout: 0.0, initial: None });
     }
     let all: Vec<&str> = linears.iter().map(|linear| linear.name.as_str()).collect();
     let config =

@@ -90,7 +90,11 @@ impl Trainer<'_> {
             return Err(Error::file(&path, problem));
         }
         let files = checkpoints.folder.join(&state.files);
-        self.model.reload(Adapter::read(&files)?)?;
+        let adapter = Adapter::read(&files)?;
+        self.model.reload(match self.config.is_pissa() {
+            true => adapter.on_the_residual(&self.config)?,
+            false => adapter,
+        })?;
         let device = self.model.transformer().device().clone();
         optimizer.restore(&files.join(OPTIMIZER), state.step as u64, &device)?;
         Ok(state.step)

@@ -36,7 +36,7 @@ use crate::record::Metrics;
 use crate::{AdapterTask, Error, Event, Grads, Mode, Result, Rows, TaskModel, Work};
 
 pub use crate::record::StepRecord;
-pub use options::{Checkpoints, Length, TrainOptions};
+pub use options::{Checkpoints, Init, Length, TrainOptions};
 
 /// Trains the adapters of a model, and its head if it has one.
 pub struct Trainer<'a> {
@@ -75,8 +75,8 @@ impl<'a> Trainer<'a> {
     /// Adds fresh adapters of the given ranks to the model. Without ranks a classifier's head is trained alone.
     ///
     /// # Errors
-    /// Returns an error if an option is out of range, there are no rows, the labels do not fit the model's task, or the
-    /// ranks name a module that the model lacks.
+    /// Returns an error if an option is out of range, there are no rows, the labels do not fit the model's task, the
+    /// ranks name a module that the model lacks, or PiSSA is asked for and a weight is quantized.
     pub fn new(model: &'a mut TaskModel, rows: &'a dyn Rows, options: TrainOptions) -> Result<Self> {
         options.check()?;
         if rows.is_empty() {
@@ -92,6 +92,10 @@ impl<'a> Trainer<'a> {
             lora_dropout: options.lora_dropout as f32,
             use_rslora: options.rslora,
             inference_mode: true,
+            init_lora_weights: match options.init {
+                Init::Lora => gelora_lora::Init::default(),
+                Init::Pissa => gelora_lora::Init::Named(Init::Pissa.name().into()),
+            },
             ..adapters
         };
         let parameters = if head_alone { 0 } else { model.add_adapters(&config, options.seed)? };

@@ -35,6 +35,8 @@ pub struct TrainOptions {
     pub group_by_length: bool,
     /// Share of the steps during which the learning rate rises, at least 0 and below 1.
     pub warmup: f64,
+    /// Values of the adapters before the first step.
+    pub init: Init,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest global norm of the gradient. 0 disables clipping.
@@ -43,6 +45,28 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Where and when checkpoints are written. If None, there are no checkpoints.
     pub checkpoints: Option<Checkpoints>,
+}
+
+/// Values of the adapters before the first step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Init {
+    /// A is random and B is 0.
+    #[default]
+    Lora,
+    /// PiSSA: A and B are the leading singular triplets of the weight, which the frozen weight then lacks. See
+    /// [`gelora_lora::LoraLayer::pissa`].
+    Pissa,
+}
+
+impl Init {
+    /// The name on the command line and in checkpoints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Pissa => "pissa",
+        }
+    }
 }
 
 /// Length of a training.
@@ -83,6 +107,7 @@ impl Default for TrainOptions {
             checkpoint_activations: false,
             group_by_length: false,
             warmup: 0.06,
+            init: Init::Lora,
             weight_decay: 0.01,
             clip: 1.0,
             seed: 0,

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use gelora_kernels::Tensor;
-use gelora_lora::{AdapterConfig, LoraLayer};
+use gelora_kernels::ops::linear::Weight;
+use gelora_lora::{AdapterConfig, LoraLayer, ModuleConfig};
+use rayon::prelude::*;
 
 use super::Transformer;
+use crate::linear::{Linear, weight_on};
 use crate::{Error, Result};
 
 impl Transformer {
@@ -13,18 +16,28 @@ impl Transformer {
         self.blocks.iter().position(|b| b.linears().any(|linear| linear.lora.is_some()))
     }
 
-    /// Adds new adapters to every module that the config targets. Returns the number of their parameters.
+    /// Adds new adapters to every module that the config targets. Returns the number of their parameters. If the
+    /// config's `init_lora_weights` is "pissa", the adapters are the leading singular triplets of the weights, which
+    /// the weights then lack.
     ///
     /// # Errors
-    /// Returns an error if no module is targeted or a rank is above min(C_in, C_out).
+    /// Returns an error if no module is targeted, a rank is above min(C_in, C_out), or PiSSA finds a quantized weight.
     pub fn add_adapters(&mut self, config: &AdapterConfig, seed: u64) -> Result<usize> {
-        let mut layers = BTreeMap::new();
         let matcher = config.matcher()?;
-        for info in self.linear_infos() {
-            if let Some(module) = matcher.module(&info.name)? {
-                layers.insert(info.name.clone(), LoraLayer::new(&info.name, info.c_in, info.c_out, &module, seed)?);
-            }
-        }
+        let targets: Vec<(&Linear, ModuleConfig)> = self
+            .linears()
+            .filter_map(|linear| Some(matcher.module(&linear.name).transpose()?.map(|module| (linear, module))))
+            .collect::<gelora_lora::Result<_>>()?;
+        let new = |&(linear, module): &(&Linear, ModuleConfig)| {
+            let (name, weight) = (&linear.name, &linear.weight);
+            let layer = match config.is_pissa() {
+                true => LoraLayer::pissa(name, weight.tensor(), &module)?,
+                false => LoraLayer::new(name, weight.c_in(), weight.c_out(), &module, seed)?,
+            };
+            Ok((name.clone(), layer))
+        };
+        // In parallel, for singular triplets take a while.
+        let layers: BTreeMap<String, LoraLayer> = targets.par_iter().map(new).collect::<Result<_>>()?;
         if layers.is_empty() {
             return Err(Error::Value("the adapter config targets no linear module of this model".into()));
         }
@@ -33,7 +46,8 @@ impl Transformer {
         Ok(parameters)
     }
 
-    /// Attaches each adapter to the module with its name.
+    /// Attaches each adapter to the module with its name. Takes singular triplets from the weight if an adapter began
+    /// as such.
     ///
     /// # Errors
     /// Returns an error if the model has no module of that name or the sizes differ.
@@ -47,6 +61,10 @@ impl Transformer {
             if layer.a.cols() != c_in || layer.b.rows() != c_out {
                 let (a, b, name) = (layer.a.shape(), layer.b.shape(), &linear.name);
                 return Err(Error::Value(format!("{name} is {c_in} -> {c_out}; the adapter has A {a:?} and B {b:?}")));
+            }
+            if let Some(residual) = layer.residual(linear.weight.tensor())? {
+                linear.weight = Weight::new(residual, linear.weight.compute())?;
+                linear.weight = Weight::new(weight_on(&linear.weight, &device)?, linear.weight.compute())?;
             }
             layer.move_to(&device)?;
             linear.lora = Some(layer);
