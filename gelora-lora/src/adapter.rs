@@ -4,6 +4,7 @@
 //! adapter_config.json          see `config`
 //! adapter_model.safetensors    base_model.model.<module>.lora_A.weight     A (R, C_in)
 //!                              base_model.model.<module>.lora_B.weight     B (C_out, R)
+//!                              base_model.model.<module>.lora_magnitude_vector     DoRA: m (C_out)
 //!                              base_model.model.<module>.<parameter>       the modules_to_save: the head
 //! ```
 //!
@@ -24,6 +25,7 @@ pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const LORA_A: &str = ".lora_A.weight";
 const LORA_B: &str = ".lora_B.weight";
+const MAGNITUDE: &str = ".lora_magnitude_vector";
 
 /// A trained adapter: the content of one PEFT folder.
 #[derive(Clone, Debug)]
@@ -58,7 +60,8 @@ impl Adapter {
     /// As [`Adapter::read`], but for missing and damaged files.
     pub fn from_tensors(config: AdapterConfig, tensors: BTreeMap<String, Tensor>, path: &Path) -> Result<Self> {
         let matcher = config.matcher()?;
-        let (mut a, mut b, mut saved) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut a, mut b, mut magnitudes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut saved = BTreeMap::new();
         for (key, tensor) in tensors {
             let Some(name) = key.strip_prefix(PREFIX) else {
                 return Err(Error::tensor(path, &key, format!("expected a name that begins with {PREFIX}")));
@@ -67,6 +70,8 @@ impl Adapter {
                 a.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
             } else if let Some(module) = name.strip_suffix(LORA_B) {
                 b.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
+            } else if let Some(module) = name.strip_suffix(MAGNITUDE).filter(|_| config.use_dora) {
+                magnitudes.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
             } else if is_saved(&config, &matcher, name) {
                 saved.insert(name.to_owned(), tensor);
             } else {
@@ -78,11 +83,12 @@ impl Adapter {
         for (module, a) in a {
             let b =
                 b.remove(&module).ok_or_else(|| Error::module(&module, format!("{} has no lora_B", path.display())))?;
-            let layer = LoraLayer { a, b, scaling: 0.0, dropout: 0.0, initial: None };
-            let layer = configured(&matcher, &module, layer)?;
+            let magnitude = magnitudes.remove(&module);
+            let layer = LoraLayer { a, b, scaling: 0.0, dropout: 0.0, magnitude, initial: None };
+            let layer = configured(&config, &matcher, &module, layer)?;
             layers.insert(module, layer);
         }
-        if let Some((module, _)) = b.pop_first() {
+        if let Some((module, _)) = b.pop_first().or(magnitudes.pop_first()) {
             return Err(Error::module(&module, format!("{} has no lora_A", path.display())));
         }
         Ok(Self { config, layers, saved })
@@ -103,7 +109,7 @@ impl Adapter {
         self.config.validate()?;
         let matcher = self.config.matcher()?;
         for (module, layer) in &self.layers {
-            let scaling = configured(&matcher, module, layer.clone())?.scaling;
+            let scaling = configured(&self.config, &matcher, module, layer.clone())?.scaling;
             if (scaling - layer.scaling).abs() > 1e-6 * scaling.abs() {
                 return Err(Error::module(
                     module,
@@ -120,8 +126,11 @@ impl Adapter {
         let layers = self.layers.iter().flat_map(|(module, layer)| {
             [(format!("{PREFIX}{module}{LORA_A}"), &layer.a), (format!("{PREFIX}{module}{LORA_B}"), &layer.b)]
         });
+        let magnitudes = self.layers.iter().filter_map(|(module, layer)| {
+            layer.magnitude.as_ref().map(|magnitude| (format!("{PREFIX}{module}{MAGNITUDE}"), magnitude))
+        });
         let saved = self.saved.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor));
-        files::write_tensors(&folder.join(WEIGHTS_NAME), layers.chain(saved))?;
+        files::write_tensors(&folder.join(WEIGHTS_NAME), layers.chain(magnitudes).chain(saved))?;
         let config = AdapterConfig { inference_mode: true, ..self.config.clone() };
         config.write(&folder.join(CONFIG_NAME))
     }
@@ -141,14 +150,14 @@ impl Adapter {
     pub fn on_the_residual(self, config: &AdapterConfig) -> Result<Self> {
         let matcher = config.matcher()?;
         let layer = |(name, layer): (String, LoraLayer)| {
-            let layer = configured(&matcher, &name, layer.on_the_residual()?)?;
+            let layer = configured(config, &matcher, &name, layer.on_the_residual()?)?;
             Ok((name, layer))
         };
         let layers = self.layers.into_iter().map(layer).collect::<Result<_>>()?;
         Ok(Self { config: config.clone(), layers, saved: self.saved })
     }
 
-    /// Number of trained values: A and B of every module, and the parameters in `saved`.
+    /// Number of trained values: A, B and magnitudes of every module, and the parameters in `saved`.
     #[must_use]
     pub fn parameters(&self) -> usize {
         self.layers.values().map(LoraLayer::parameters).sum::<usize>()
@@ -164,8 +173,15 @@ fn is_saved(config: &AdapterConfig, matcher: &Matcher, name: &str) -> bool {
 }
 
 /// The layer with the scaling and dropout of the config. An error if its shapes do not fit the config.
-fn configured(matcher: &Matcher, module: &str, layer: LoraLayer) -> Result<LoraLayer> {
+fn configured(config: &AdapterConfig, matcher: &Matcher, module: &str, layer: LoraLayer) -> Result<LoraLayer> {
     let (rank, ..) = layer.sizes().map_err(|problem| Error::module(module, problem))?;
+    if config.use_dora != layer.magnitude.is_some() {
+        let problem = match config.use_dora {
+            true => "the config has use_dora, but there is no lora_magnitude_vector",
+            false => "has a lora_magnitude_vector, but the config does not have use_dora",
+        };
+        return Err(Error::module(module, problem));
+    }
     match matcher.module(module)? {
         None => Err(Error::module(module, "has an adapter, but the config does not target it")),
         Some(config) if config.rank != rank => {
@@ -235,7 +251,14 @@ mod tests {
     #[test]
     fn what_peft_would_read_differently_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
-        let layer = LoraLayer { a: zeros(&[2, 8]), b: zeros(&[8, 2]), scaling: 2.0, dropout: 0.0, initial: None };
+        let layer = LoraLayer {
+            a: zeros(&[2, 8]),
+            b: zeros(&[8, 2]),
+            scaling: 2.0,
+            dropout: 0.0,
+            magnitude: None,
+            initial: None,
+        };
         let mut adapter = Adapter {
             config: config(r#"{"r": 2, "lora_alpha": 4, "target_modules": ["q"], "modules_to_save": ["score"]}"#),
             layers: [("l.q".to_owned(), layer)].into(),
@@ -250,8 +273,9 @@ mod tests {
         assert!(fails(&adapter).contains("rank 3"));
         adapter.config = AdapterConfig { r: 2, lora_alpha: 4.0, modules_to_save: None, ..adapter.config };
         assert!(fails(&adapter).contains("score.weight"));
-        adapter.config.use_dora = true;
-        assert!(fails(&adapter).contains("use_dora"));
+        adapter.config =
+            AdapterConfig { use_dora: true, modules_to_save: Some(vec!["score".into()]), ..adapter.config };
+        assert!(fails(&adapter).contains("module l.q: the config has use_dora, but there is no lora_magnitude"));
     }
 
     proptest! {

@@ -50,7 +50,7 @@ pub struct AdapterConfig {
     /// s = alpha / sqrt(r) if true, else alpha / r.
     #[serde(deserialize_with = "null_is_off")]
     pub use_rslora: bool,
-    /// Weight-decomposed LoRA; only false is supported.
+    /// Weight-decomposed LoRA (DoRA): every module has a magnitude for each output.
     #[serde(deserialize_with = "null_is_off")]
     pub use_dora: bool,
     /// How A and B are initialized. Methods that also change the base weights are not supported.
@@ -217,7 +217,6 @@ impl AdapterConfig {
             false => Err(Error::option(option, expected, got.to_string())),
         };
         require("bias", "\"none\"", self.bias == "none", &format!("{:?}", self.bias))?;
-        require("use_dora", "false", !self.use_dora, &self.use_dora)?;
         if let Init::Named(name) = &self.init_lora_weights
             && !INITS.contains(&name.as_str())
         {
@@ -319,7 +318,6 @@ mod tests {
     #[test]
     fn unsupported_options_are_named() {
         let cases = [
-            (r#""use_dora": true"#, "use_dora is true; expected false"),
             (r#""bias": "lora_only""#, "bias is \"lora_only\"; expected \"none\""),
             (r#""lora_bias": true"#, "lora_bias is true"),
             (r#""use_qalora": true"#, "use_qalora is true"),
@@ -381,6 +379,6 @@ mod tests {
         check(r#"{"peft_type": "LORA", "r": -1}"#, "invalid value: integer `-1`");
         check(r#"{"peft_type": "LORA", "target_modules": 3}"#, "modules must be a string");
         check(r#"{"peft_type": "LORA", "rank_pattern": [1]}"#, "expected a map");
-        check(r#"{"peft_type": "LORA", "target_modules": ["q"], "use_dora": true}"#, "use_dora");
+        check(r#"{"peft_type": "LORA", "target_modules": ["q"], "use_qalora": true}"#, "use_qalora");
     }
 }

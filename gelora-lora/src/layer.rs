@@ -6,11 +6,11 @@
 
 use gelora_kernels::ops::dropout::Dropout;
 use gelora_kernels::ops::linear::Weight;
-use gelora_kernels::ops::lora_linear::LoraLinear;
+use gelora_kernels::ops::lora_linear::{self, LoraLinear};
 use gelora_kernels::random::Stream;
 use gelora_kernels::{Device, Tensor};
 
-use crate::{Initial, ModuleConfig, Result, ranks};
+use crate::{Initial, ModuleConfig, Result, merge, ranks};
 
 /// A and B of one module, with the scaling and the dropout of its config.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct LoraLayer {
     pub scaling: f32,
     /// The probability of dropping an input of A while training.
     pub dropout: f32,
+    /// m (C_out), f32, if this is DoRA: y = m / n (x W^T + s x A^T B^T) + b, with n the norms of the rows of W + s B A.
+    pub magnitude: Option<Tensor>,
     /// A0 and B0, if A and B began as singular triplets of the weight: the layer then belongs on
     /// [`LoraLayer::residual`] of the weight.
     pub initial: Option<Initial>,
@@ -47,6 +49,7 @@ impl LoraLayer {
             b: Tensor::from_vec(vec![0.0; c_out * config.rank], [c_out, config.rank])?,
             scaling: config.scaling,
             dropout: config.dropout,
+            magnitude: None,
             initial: None,
         })
     }
@@ -57,24 +60,35 @@ impl LoraLayer {
         self.a.rows()
     }
 
-    /// Number of trained values, R (C_in + C_out).
-    #[must_use]
-    pub fn parameters(&self) -> usize {
-        self.a.len() + self.b.len()
+    /// The layer with a magnitude for every output (DoRA): the norms of the rows of W + s B A, so that the result does
+    /// not change. W (C_out, C_in) of any type on any device.
+    ///
+    /// # Errors
+    /// If A and B do not fit W, or a device fails.
+    pub fn with_magnitude(self, weight: &Tensor) -> Result<Self> {
+        let sum = lora_linear::merge(weight, &self.a, &self.b, self.scaling)?;
+        Ok(Self { magnitude: Some(merge::row_norms(&sum)?), ..self })
     }
 
-    /// Moves A and B to a device.
+    /// Number of trained values, R (C_in + C_out), and C_out more with magnitudes.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Tensor::len)
+    }
+
+    /// Moves A, B and the magnitudes to a device.
     ///
     /// # Errors
     /// If the device fails.
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
         self.a = self.a.to_device(device)?;
         self.b = self.b.to_device(device)?;
+        self.magnitude = self.magnitude.as_ref().map(|m| m.to_device(device)).transpose()?;
         Ok(())
     }
 
-    /// The layer with its frozen weight W (C_out, C_in) and bias b (C_out), for forward and backward. Dropout is on
-    /// only with a key; a training step makes one with [`gelora_kernels::random::key`].
+    /// A and B with the frozen weight W (C_out, C_in) and bias b (C_out), for forward and backward. Magnitudes apply to
+    /// the result without a bias: [`gelora_kernels::ops::dora`]. Dropout is on only with a key; a training step makes one with [`gelora_kernels::random::key`].
     #[must_use]
     pub fn bind<'a>(
         &'a self,
@@ -89,7 +103,11 @@ impl LoraLayer {
     /// (R, C_in, C_out), or a message that says what is wrong with the shapes of A and B.
     pub(crate) fn sizes(&self) -> Result<(usize, usize, usize), String> {
         match (self.a.shape(), self.b.shape()) {
-            (&[rank, c_in], &[c_out, r]) if r == rank => Ok((rank, c_in, c_out)),
+            (&[rank, c_in], &[c_out, r]) if r == rank => match self.magnitude.as_ref().map(Tensor::shape) {
+                None => Ok((rank, c_in, c_out)),
+                Some(&[n]) if n == c_out => Ok((rank, c_in, c_out)),
+                Some(m) => Err(format!("expected a magnitude for each of {c_out} outputs, got {m:?}")),
+            },
             (a, b) => Err(format!("expected A (R, C_in) and B (C_out, R), got A {a:?} and B {b:?}")),
         }
     }

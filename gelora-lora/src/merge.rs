@@ -1,14 +1,15 @@
-//! Merging an adapter into the weight, and unmerging it: W' = W + s B A.
+//! Merging an adapter into the weight, and unmerging it: W' = W + s B A, with DoRA W' = m / n (W + s B A), where n has the
+//! norms of the rows of W + s B A.
 //!
 //! W (C_out, C_in), A (R, C_in), B (C_out, R). The matrix product accumulates B A onto W, so the dense update needs no
 //! memory of its own. Sums are in f32 and are rounded once to the element type of W.
 
-use gelora_kernels::ops::lora_linear;
+use gelora_kernels::ops::{dora, lora_linear};
 use gelora_kernels::{DType, Tensor};
 
 use crate::{LoraLayer, Result};
 
-/// W + s B A, on the device of W. A linear layer with the result computes what W and the adapter computed.
+/// W + s B A, with magnitudes m / n (W + s B A), on the device of W. A linear layer with the result computes what W and the adapter computed.
 ///
 /// The result has the element type of W; if W is quantized, the type that holds its values ([`DType::unquantized`]). It
 /// is f32 if that type is f16 and a sum is above 65504, or if the device does not store the type.
@@ -22,7 +23,7 @@ use crate::{LoraLayer, Result};
 ///
 /// let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2])?;
 /// let (a, b) = (Tensor::from_vec(vec![1.0, 2.0], [1, 2])?, Tensor::from_vec(vec![1.0, -1.0], [2, 1])?);
-/// let layer = LoraLayer { a, b, scaling: 0.5, dropout: 0.0, initial: None };
+/// let layer = LoraLayer { a, b, scaling: 0.5, dropout: 0.0, magnitude: None, initial: None };
 /// assert_eq!(merge::merge(&w, &layer)?.to_vec()?, [1.5, 1.0, -0.5, 0.0]);
 /// # Ok::<(), gelora_lora::Error>(())
 /// ```
@@ -33,8 +34,12 @@ pub fn merge(weight: &Tensor, layer: &LoraLayer) -> Result<Tensor> {
 /// W' - s B A: the weight that [`merge`] was given, up to rounding to the element type of W.
 ///
 /// # Errors
-/// As [`merge`].
+/// As [`merge`], and if the layer has magnitudes: the norms that they replaced are lost.
 pub fn unmerge(weight: &Tensor, layer: &LoraLayer) -> Result<Tensor> {
+    if layer.magnitude.is_some() {
+        let message = "the layer has magnitudes (DoRA), and the norms of the rows of W + s B A are not kept".into();
+        return Err(gelora_kernels::Error::Value { op: "unmerge", message }.into());
+    }
     add_product(weight, layer, -layer.scaling)
 }
 
@@ -44,7 +49,15 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
         let (expected, got) = (format!("({c_out}, {c_in}), as the adapter"), weight.shape().to_vec());
         return Err(gelora_kernels::Error::Shape { op: "merge", name: "W", expected, got }.into());
     }
-    let merged = lora_linear::merge(weight, &layer.a, &layer.b, scaling)?;
+    let mut merged = lora_linear::merge(weight, &layer.a, &layer.b, scaling)?;
+    if let Some(magnitude) = &layer.magnitude {
+        let (magnitude, norms) = (magnitude.to_vec()?, row_norms(&merged)?.to_vec()?);
+        for ((row, m), n) in merged.as_mut_slice()?.chunks_mut(c_in.max(1)).zip(magnitude).zip(norms) {
+            // A row of zeros has no direction.
+            let factor = if n > 0.0 { m / n } else { 0.0 };
+            row.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
     if let Some(sum) = merged.as_slice()?.iter().find(|sum| !sum.is_finite()) {
         let message = format!("W {scaling:+} B A has the value {sum}; W, A or B is damaged or far too large");
         return Err(gelora_kernels::Error::Value { op: "merge", message }.into());
@@ -56,6 +69,12 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
         Err(gelora_kernels::Error::Unsupported { .. }) => Ok(merged.to_device(device)?),
         moved => Ok(moved?),
     }
+}
+
+/// The norms of the rows of a matrix (C_out, C_in), as (C_out) on the CPU.
+pub(crate) fn row_norms(matrix: &Tensor) -> Result<Tensor> {
+    let squares = dora::row_squares(matrix)?.to_vec()?;
+    Ok(Tensor::from_vec(squares.into_iter().map(f32::sqrt).collect(), [matrix.rows()])?)
 }
 
 #[cfg(test)]
@@ -86,7 +105,7 @@ mod tests {
             // alpha differs from r: a forgotten or squared scaling shows.
             let mut stream = Stream::new(seed);
             let (a, b) = (random(&mut stream, [rank, c_in]), random(&mut stream, [c_out, rank]));
-            let layer = LoraLayer { a, b, scaling: alpha / rank as f32, dropout: 0.0, initial: None };
+            let layer = LoraLayer { a, b, scaling: alpha / rank as f32, dropout: 0.0, magnitude: None, initial: None };
             let (weight, x) = (random(&mut stream, [c_out, c_in]), random(&mut stream, [5, c_in]));
 
             let merged = merge(&weight, &layer).unwrap();
@@ -105,7 +124,7 @@ mod tests {
     fn the_element_type_stays() -> Result<()> {
         let mut stream = Stream::new(1);
         let (a, b) = (random(&mut stream, [2, 7]), random(&mut stream, [5, 2]));
-        let layer = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, initial: None };
+        let layer = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, magnitude: None, initial: None };
         let weight = random(&mut stream, [5, 7]);
         for dtype in [DType::Bf16, DType::F16, DType::F64, DType::F32] {
             let stored = weight.to_dtype(dtype)?;
@@ -121,7 +140,14 @@ mod tests {
     fn sums_that_f16_cannot_hold_are_f32_and_infinite_ones_are_an_error() -> Result<()> {
         let one = |value: f32| Tensor::from_vec(vec![value, 1.0], [1, 2]);
         let layer = |factor: f32| -> Result<LoraLayer> {
-            Ok(LoraLayer { a: one(1.0)?, b: Tensor::from_vec(vec![factor], [1, 1])?, scaling: 1.0, dropout: 0.0, initial: None })
+            Ok(LoraLayer {
+                a: one(1.0)?,
+                b: Tensor::from_vec(vec![factor], [1, 1])?,
+                scaling: 1.0,
+                dropout: 0.0,
+                magnitude: None,
+                initial: None,
+            })
         };
         let weight = one(65000.0)?.to_dtype(DType::F16)?;
         assert_eq!(merge(&weight, &layer(10.0)?)?.dtype(), DType::F16);
@@ -133,10 +159,36 @@ mod tests {
     }
 
     #[test]
+    fn magnitudes_are_the_norms_of_the_merged_rows() -> Result<()> {
+        let mut stream = Stream::new(3);
+        let w = random(&mut stream, [5, 7]);
+        let (a, b) = (random(&mut stream, [2, 7]), random(&mut stream, [5, 2]));
+        let plain = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, magnitude: None, initial: None };
+        let merged = merge(&w, &plain)?;
+        // New magnitudes change nothing.
+        let mut layer = plain.with_magnitude(&w)?;
+        let close = |got: &Tensor, want: &[f32]| {
+            let got = got.to_vec().unwrap();
+            assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-5), "{got:?} {want:?}");
+        };
+        close(&merge(&w, &layer)?, &merged.to_vec()?);
+        layer.magnitude = Some(Tensor::from_vec(vec![1.0, 2.0, 3.0, 4.0, 0.0], [5])?);
+        close(&row_norms(&merge(&w, &layer)?)?, &[1.0, 2.0, 3.0, 4.0, 0.0]);
+        assert!(unmerge(&w, &layer).unwrap_err().to_string().contains("magnitudes"));
+        Ok(())
+    }
+
+    #[test]
     fn shapes_that_do_not_fit() -> Result<()> {
         let mut stream = Stream::new(1);
-        let mut layer =
-            LoraLayer { a: random(&mut stream, [2, 7]), b: random(&mut stream, [5, 2]), scaling: 1.0, dropout: 0.0, initial: None };
+        let mut layer = LoraLayer {
+            a: random(&mut stream, [2, 7]),
+            b: random(&mut stream, [5, 2]),
+            scaling: 1.0,
+            dropout: 0.0,
+            magnitude: None,
+            initial: None,
+        };
         let error = merge(&random(&mut stream, [7, 5]), &layer).unwrap_err().to_string();
         assert_eq!(error, "merge: W must be (5, 7), as the adapter, got [7, 5]");
         layer.b = random(&mut stream, [5, 3]);

@@ -14,8 +14,8 @@
 //! Source: Meng, Wang and Zhang, "PiSSA" (arXiv 2404.02948), section 3; PEFT 0.21.2, `LoraLayer.pissa_init` and
 //! `LoraModel.subtract_mutated_init`.
 
-use gelora_kernels::ops::lora_linear;
 use gelora_kernels::Tensor;
+use gelora_kernels::ops::lora_linear;
 
 use crate::config::{AdapterConfig, Init};
 use crate::{Error, LoraLayer, ModuleConfig, Result, ranks, svd};
@@ -76,6 +76,7 @@ impl LoraLayer {
             b: initial.b.clone(),
             scaling: config.scaling,
             dropout: config.dropout,
+            magnitude: None,
             initial: Some(initial),
         })
     }
@@ -239,9 +240,8 @@ mod tests {
 
     #[test]
     fn weights_that_cannot_lose_their_triplets() {
-        let fails = |weight: &Tensor, config: &ModuleConfig| {
-            LoraLayer::pissa("l.q", weight, config).unwrap_err().to_string()
-        };
+        let fails =
+            |weight: &Tensor, config: &ModuleConfig| LoraLayer::pissa("l.q", weight, config).unwrap_err().to_string();
         let quantized = Tensor::from_bytes(Arc::new(vec![0u8; 9 * 34]), 0..9 * 34, DType::Q8_0, [9, 32]).unwrap();
         let error = fails(&quantized, &CONFIG);
         assert!(error.contains("module l.q: PiSSA subtracts from the base weights, and q8_0"), "{error}");

@@ -207,6 +207,10 @@ mod tests {
         // All singular values are equal: every vector is singular.
         let identity: Vec<f32> = (0..36).map(|i| if i % 7 == 0 { 2.0 } else { 0.0 }).collect();
         let got = leading(&identity, 6, 6, 3);
-        assert!(got.values.len() == 3 && got.values.iter().all(|value| (value - 2.0).abs() < 1e-12), "{:?}", got.values);
+        assert!(
+            got.values.len() == 3 && got.values.iter().all(|value| (value - 2.0).abs() < 1e-12),
+            "{:?}",
+            got.values
+        );
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use gelora_kernels::ops::linear::{self, Weight};
-use gelora_kernels::ops::{add, lora_linear};
+use gelora_kernels::ops::{add, dora, lora_linear};
 use gelora_kernels::{DType, Device, DeviceKind, Tensor};
 use gelora_lora::LoraLayer;
 
@@ -61,6 +61,8 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// The adapter.
     pub lora: Option<LoraLayer>,
+    /// Squared norms of the rows of W (C_out), if the adapter has magnitudes.
+    pub(crate) squares: Option<Tensor>,
     /// Whether the checkpoint stores W as (C_in, C_out).
     pub(crate) transposed: bool,
 }
@@ -69,6 +71,8 @@ pub struct Linear {
 #[derive(Debug)]
 pub(crate) struct Saved {
     lora: Option<(Tensor, Option<[u32; 2]>, lora_linear::Saved)>,
+    /// With magnitudes: z = x W^T + s x A^T B^T, and the norms of the rows of W + s B A.
+    directed: Option<(Tensor, Tensor)>,
 }
 
 impl Linear {
@@ -87,20 +91,29 @@ impl Linear {
         if let Some(layer) = &mut self.lora {
             layer.move_to(device)?;
         }
+        self.squares = self.squares.as_ref().map(|squares| squares.to_device(device)).transpose()?;
         Ok(())
     }
 
     pub(crate) fn forward(&self, x: &Tensor, mode: &Mode) -> Result<(Tensor, Saved)> {
         let Some(layer) = &self.lora else {
-            return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None }));
+            return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None, directed: None }));
         };
         let key = mode.key(DropoutSite::Lora, self.index);
-        let (y, saved) = layer.bind(&self.weight, self.bias.as_ref(), key).forward(x)?;
-        Ok((y, Saved { lora: Some((x.clone(), key, saved)) }))
+        let (Some(magnitude), Some(squares)) = (&layer.magnitude, &self.squares) else {
+            let (y, saved) = layer.bind(&self.weight, self.bias.as_ref(), key).forward(x)?;
+            return Ok((y, Saved { lora: Some((x.clone(), key, saved)), directed: None }));
+        };
+        let (z, saved) = layer.bind(&self.weight, None, key).forward(x)?;
+        let norms = dora::norms(&self.weight, squares, &layer.a, &layer.b, layer.scaling)?;
+        let y = dora::forward(&z, magnitude, &norms, self.bias.as_ref())?;
+        Ok((y, Saved { lora: Some((x.clone(), key, saved)), directed: Some((z, norms)) }))
     }
 
     /// Returns dx and adds the adapter's gradients to `grads`.
     pub(crate) fn backward(&self, dy: &Tensor, saved: Saved, grads: &mut Grads) -> Result<Tensor> {
+        let dz = self.backward_magnitude(dy, saved.directed, grads)?;
+        let dy = dz.as_ref().unwrap_or(dy);
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(linear::backward_input(dy, &self.weight)?);
         };
@@ -111,11 +124,27 @@ impl Linear {
 
     /// Adds the adapter's gradients to `grads` without computing dx.
     pub(crate) fn backward_parameters(&self, dy: &Tensor, saved: Saved, grads: &mut Grads) -> Result<()> {
+        let dz = self.backward_magnitude(dy, saved.directed, grads)?;
+        let dy = dz.as_ref().unwrap_or(dy);
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(());
         };
         let (da, db) = layer.bind(&self.weight, self.bias.as_ref(), key).backward_parameters(&x, dy, saved)?;
         self.keep(grads, da, db)
+    }
+
+    /// With magnitudes, returns dz and adds their gradient to `grads`.
+    fn backward_magnitude(
+        &self,
+        dy: &Tensor,
+        directed: Option<(Tensor, Tensor)>,
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
+        let magnitude = self.lora.as_ref().and_then(|layer| layer.magnitude.as_ref());
+        let (Some(magnitude), Some((z, norms))) = (magnitude, directed) else { return Ok(None) };
+        let (dz, dm) = dora::backward(dy, &z, magnitude, &norms)?;
+        accumulate(grads, format!("{}.lora_magnitude_vector", self.name), dm)?;
+        Ok(Some(dz))
     }
 
     fn keep(&self, grads: &mut Grads, da: Tensor, db: Tensor) -> Result<()> {

@@ -150,7 +150,15 @@ impl Weights {
         };
         let index = self.linears;
         self.linears += 1;
-        Ok(Linear { name: format!("{}{name}", self.prefix), index, weight, bias, lora: None, transposed })
+        Ok(Linear {
+            name: format!("{}{name}", self.prefix),
+            index,
+            weight,
+            bias,
+            lora: None,
+            squares: None,
+            transposed,
+        })
     }
 
     /// Takes a layer norm. Old checkpoints name its parameters gamma and beta.

@@ -74,6 +74,10 @@ pub struct TrainArgs {
     /// Scale by alpha / sqrt(rank) instead of alpha / rank
     #[arg(long)]
     pub rslora: bool,
+    /// DoRA: train a magnitude for every output of an adapted module too. The folder needs PEFT or `gelora merge`;
+    /// GGUF adapters cannot hold it
+    #[arg(long, conflicts_with = "init")]
+    pub dora: bool,
     /// LoRA+: learning rate of matrix B as a multiple of that of A (16 is common); 1 turns it off. Biases of the head
     /// have B's rate and no weight decay
     #[arg(long, default_value_t = 1.0, value_name = "RATIO", value_parser = positive)]

@@ -184,6 +184,7 @@ fn train_options(args: &TrainArgs) -> TrainOptions {
         rslora: args.rslora,
         lora_plus: args.lora_plus,
         init: args.init.into(),
+        dora: args.dora,
         lr: args.lr,
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
         batch_size: args.batch_size,

@@ -4,8 +4,8 @@
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::random::Stream;
-use gelora_model::train::Init;
 use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step, StepRank, uniform_parameters};
+use gelora_model::train::Init;
 
 /// A way to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,7 @@ pub enum Arm {
     RsLora,
     LoraPlus,
     Pissa,
+    Dora,
     Gelora,
     GeloraUpper,
     Plateau,
@@ -48,13 +49,14 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
         Self::RsLora,
         Self::LoraPlus,
         Self::Pissa,
+        Self::Dora,
         Self::Gelora,
         Self::GeloraUpper,
         Self::Plateau,
@@ -75,6 +77,7 @@ impl Arm {
             Self::RsLora => "rslora",
             Self::LoraPlus => "lora-plus",
             Self::Pissa => "pissa",
+            Self::Dora => "dora",
             Self::Gelora => "gelora",
             Self::GeloraUpper => "gelora-upper",
             Self::Plateau => "plateau",
@@ -95,6 +98,7 @@ impl Arm {
             Self::Uniform => "The budget rank everywhere.",
             Self::RsLora => "The budget rank everywhere, scaled by alpha / sqrt(r).",
             Self::Pissa => "The budget rank everywhere, begun as the leading singular triplets of each weight (PiSSA).",
+            Self::Dora => "The budget rank everywhere, and a trained magnitude for every output (DoRA).",
             Self::LoraPlus => "The budget rank everywhere, with LoRA+: B learns 16 times as fast as A.",
             Self::Gelora => "The published rule: the growth of the dimension, rounded up, and one more.",
             Self::GeloraUpper => "The rule on the upper confidence bound of the growth.",
@@ -176,7 +180,7 @@ impl Arm {
         let policy = match self {
             Self::Head => return Ok(None),
             Self::UniformOne => Policy::Uniform { rank: 1 },
-            Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Pissa | Self::Repeat | Self::Leaked => {
+            Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Pissa | Self::Dora | Self::Repeat | Self::Leaked => {
                 Policy::Uniform { rank: budget_rank }
             }
             Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
@@ -246,7 +250,7 @@ mod tests {
         let steps = steps(&[1.5, -2.0, 0.0, 0.0]);
         assert!(ranks(Arm::Head, &steps, 3, 0).is_empty());
         assert_eq!(ranks(Arm::UniformOne, &steps, 3, 0), [1; 4]);
-        for arm in [Arm::Uniform, Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Repeat, Arm::Leaked] {
+        for arm in [Arm::Uniform, Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Dora, Arm::Repeat, Arm::Leaked] {
             assert_eq!(ranks(arm, &steps, 3, 0), [3; 4]);
         }
         assert_eq!(ranks(Arm::Gelora, &steps, 3, 0), [3, 1, 1, 1]);
@@ -296,7 +300,7 @@ mod tests {
             let error = parse(names).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         };
-        fails(&["uniform", "dora"], "\"dora\" is not an arm; expected some of head, uniform-1");
+        fails(&["uniform", "lora"], "\"lora\" is not an arm; expected some of head, uniform-1");
         fails(&["uniform", "uniform"], "twice");
         fails(&["uniform"], "at least two arms");
     }

@@ -158,6 +158,7 @@ impl Bench<'_> {
             rslora: run.arm.is_rslora(),
             lora_plus: run.arm.lora_plus(),
             init: run.arm.init(),
+            dora: run.arm == Arm::Dora,
             lr: run.lr,
             // The same number of steps for every arm, also for one that has more rows.
             length: Length::Steps(self.steps_on(rows.len())),

@@ -10,6 +10,7 @@ pub mod add;
 pub mod attention;
 pub(crate) mod check;
 pub mod concat;
+pub mod dora;
 pub mod dropout;
 pub mod embedding;
 pub mod head_product;
@@ -35,6 +36,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(add::cases::cases());
     all.extend(attention::cases::cases());
     all.extend(concat::cases::cases());
+    all.extend(dora::cases::cases());
     all.extend(dropout::cases::cases());
     all.extend(embedding::cases::cases());
     all.extend(head_product::cases::cases());

@@ -45,6 +45,10 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<
         let problem = "which is trained whole; a GGUF adapter has only A and B. `gelora merge` keeps it";
         return Err(Error::file(path, format!("the adapter has {name}, {problem}")));
     }
+    if adapter.layers.values().any(|layer| layer.magnitude.is_some()) {
+        let problem = "the adapter has magnitudes (DoRA); a GGUF adapter has only A and B. `gelora merge` keeps them";
+        return Err(Error::file(path, problem));
+    }
     if adapter.layers.is_empty() {
         return Err(Error::file(path, "the adapter has no modules; expected at least one"));
     }
@@ -151,7 +155,10 @@ pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
         }
         let alpha = if alpha == 0.0 { rank as f64 } else { alpha };
         ranks.push((linear.name.clone(), rank, alpha));
-        layers.insert(linear.name.clone(), LoraLayer { a, b, scaling: (alpha / rank as f64) as f32, dropout: 0.0, initial: None });
+        layers.insert(
+            linear.name.clone(),
+            LoraLayer { a, b, scaling: (alpha / rank as f64) as f32, dropout: 0.0, magnitude: None, initial: None },
+        );
     }
     let all: Vec<&str> = linears.iter().map(|linear| linear.name.as_str()).collect();
     let config =

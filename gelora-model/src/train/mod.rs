@@ -91,6 +91,7 @@ impl<'a> Trainer<'a> {
         let config = AdapterConfig {
             lora_dropout: options.lora_dropout as f32,
             use_rslora: options.rslora,
+            use_dora: options.dora,
             inference_mode: true,
             init_lora_weights: match options.init {
                 Init::Lora => gelora_lora::Init::default(),

@@ -18,6 +18,9 @@ pub struct TrainOptions {
     pub lora_dropout: f64,
     /// Whether B A is scaled by alpha / sqrt(r) instead of alpha / r.
     pub rslora: bool,
+    /// Whether every output of an adapted module has a trained magnitude (DoRA). Dropout is on the input of A alone; PEFT
+    /// drops the input of (m / n - 1) W too.
+    pub dora: bool,
     /// LoRA+: how many times as high the learning rate of B is as that of A, as
     /// [`Optimizer::lora_plus`](crate::optim::Optimizer::lora_plus) says. 1 is plain AdamW.
     pub lora_plus: f64,
@@ -99,6 +102,7 @@ impl Default for TrainOptions {
             ranks: BTreeMap::new(),
             lora_dropout: 0.0,
             rslora: false,
+            dora: false,
             lora_plus: 1.0,
             lr: 1e-3,
             length: Length::Epochs(3.0),
@@ -135,6 +139,7 @@ impl TrainOptions {
             ("lora_dropout is not from 0 to below 1", !is_share(self.lora_dropout)),
             ("lr is not above 0", !(self.lr.is_finite() && self.lr > 0.0)),
             ("lora_plus is not above 0", !(self.lora_plus.is_finite() && self.lora_plus > 0.0)),
+            ("PiSSA and DoRA exclude each other: their result is no plain LoRA", self.dora && self.init == Init::Pissa),
             ("length is not above 0", !is_length),
             ("batch_size is 0", self.batch_size == 0),
             ("accumulate is 0", self.accumulate == 0),

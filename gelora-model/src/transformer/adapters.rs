@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use gelora_kernels::Tensor;
+use gelora_kernels::ops::dora;
 use gelora_kernels::ops::linear::Weight;
 use gelora_lora::{AdapterConfig, LoraLayer, ModuleConfig};
 use rayon::prelude::*;
@@ -34,6 +35,7 @@ impl Transformer {
                 true => LoraLayer::pissa(name, weight.tensor(), &module)?,
                 false => LoraLayer::new(name, weight.c_in(), weight.c_out(), &module, seed)?,
             };
+            let layer = if config.use_dora { layer.with_magnitude(weight.tensor())? } else { layer };
             Ok((name.clone(), layer))
         };
         // In parallel, for singular triplets take a while.
@@ -66,6 +68,10 @@ impl Transformer {
                 linear.weight = Weight::new(residual, linear.weight.compute())?;
                 linear.weight = Weight::new(weight_on(&linear.weight, &device)?, linear.weight.compute())?;
             }
+            linear.squares = match layer.magnitude {
+                Some(_) => Some(dora::row_squares(linear.weight.tensor())?),
+                None => None,
+            };
             layer.move_to(&device)?;
             linear.lora = Some(layer);
         }
@@ -105,13 +111,16 @@ impl Transformer {
         self.linears().filter_map(|linear| Some((linear.name.clone(), linear.lora.clone()?))).collect()
     }
 
-    /// A and B of every adapter with their names, in a fixed order.
+    /// A, B and magnitudes of every adapter with their names, in a fixed order.
     pub(crate) fn adapter_parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let mut all = Vec::new();
         for linear in self.linears_mut() {
             if let Some(layer) = &mut linear.lora {
                 all.push((format!("{}.lora_A.weight", linear.name), &mut layer.a));
                 all.push((format!("{}.lora_B.weight", linear.name), &mut layer.b));
+                if let Some(magnitude) = &mut layer.magnitude {
+                    all.push((format!("{}.lora_magnitude_vector", linear.name), magnitude));
+                }
             }
         }
         all

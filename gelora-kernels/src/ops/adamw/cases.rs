@@ -71,8 +71,11 @@ fn groups() -> impl Iterator<Item = Case> {
                             .zip(gradients)
                             .zip(&mut moments)
                             .enumerate()
-                            .map(|(at, ((parameter, gradient), moments))| {
-                                Member { parameter, gradient, moments, factors: factors(at, count) }
+                            .map(|(at, ((parameter, gradient), moments))| Member {
+                                parameter,
+                                gradient,
+                                moments,
+                                factors: factors(at, count),
                             })
                             .collect();
                         norms.push(group.step(&settings, t, max_norm, &mut members)?);

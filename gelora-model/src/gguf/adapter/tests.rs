@@ -53,7 +53,10 @@ fn mixed(model: &CausalLm, rslora: bool) -> Adapter {
     for info in &infos {
         let module = config.module(&info.name).expect("patterns").expect("it is targeted");
         let (a, b) = (random([module.rank, info.c_in], &mut stream), random([info.c_out, module.rank], &mut stream));
-        layers.insert(info.name.clone(), LoraLayer { a, b, scaling: module.scaling, dropout: 0.0, initial: None });
+        layers.insert(
+            info.name.clone(),
+            LoraLayer { a, b, scaling: module.scaling, dropout: 0.0, magnitude: None, initial: None },
+        );
     }
     Adapter { config, layers, saved: BTreeMap::new() }
 }
