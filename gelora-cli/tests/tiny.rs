@@ -100,6 +100,40 @@ fn a_resumed_training_equals_an_uninterrupted_one() {
     finished.fails_with(&["--resume", "state.json"]);
 }
 
+/// Methods beside LoRA, with their options.
+const METHODS: [(&str, &str); 3] = [("lora-plus", "--lora-plus 4"), ("pissa", "--init pissa"), ("dora", "--dora")];
+
+/// Every method: a resumed training equals an uninterrupted one, and the folder computes what the trained model did.
+#[test]
+fn methods_resume_and_are_read_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let (model, data) = (fixture("tiny-bert"), data(dir.path()));
+    for (method, options) in METHODS {
+        let line = format!(
+            "train {{}} --data {{}} --rank 2 --steps 8 --batch-size 16 --checkpoint-every 3 --lr 1e-2 {options} \
+             --json --quiet --out {{}}"
+        );
+        let whole = at(&format!("{method}-whole"));
+        let trained = gelora(words(&line, &[&model, &data, &whole])).json();
+        let out = at(&format!("{method}-stopped"));
+        fs::create_dir_all(out.join("adapter_model.safetensors")).expect("a folder in the way");
+        assert_eq!(gelora(words(&line, &[&model, &data, &out])).code, Some(1));
+        fs::remove_dir(out.join("adapter_model.safetensors")).expect("it is empty");
+        let plain = line.replace(options, "");
+        gelora(words(&format!("{plain} --resume"), &[&model, &data, &out])).fails_with(&["--resume", "another "]);
+        gelora(words(&format!("{line} --resume"), &[&model, &data, &out])).ok();
+        let files = |folder: &Path| floats(&folder.join("adapter_model.safetensors"));
+        assert_eq!(files(&whole), files(&out), "{method}");
+
+        let evaluate = "eval {} --data {} --adapter {} --json --quiet";
+        let read = gelora(words(evaluate, &[&model, &data, &whole])).json();
+        for metric in ["accuracy", "matthews"] {
+            assert_eq!(trained["eval"][metric], read[metric], "{method}: {metric}");
+        }
+    }
+}
+
 #[test]
 fn batches_of_similar_length_train_as_well() {
     let dir = tempfile::tempdir().expect("a folder");
