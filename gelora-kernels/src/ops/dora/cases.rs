@@ -31,7 +31,7 @@ fn of_norms(c_out: usize, c_in: usize, r: usize, dtype: DType) -> Case {
             Ok(vec![norms(&Weight::new(t[0].clone(), DType::F32)?, &squares, &t[1], &t[2], s)?])
         })
         .reference(move |v| vec![reference::norms(&v[0], &v[1], &v[2], s.into(), c_in)])
-        .bound(4e-6)
+        .bound(1e-6)
         .work((2 * c_out * r * (c_in + r)) as f64, (dtype.bytes(c_out * c_in) + 4 * r * (c_in + c_out)) as f64)
 }
 
@@ -49,7 +49,7 @@ fn of_rows(n: usize, c_out: usize, has_bias: bool) -> [Case; 2] {
             .inputs(inputs.clone())
             .run(move |t| Ok(vec![forward(&t[0], &t[1], &t[2], has_bias.then_some(&t[3]))?]))
             .reference(move |v| vec![reference::forward(&v[0], &v[1], &v[2], has_bias.then_some(&v[3][..]))])
-            .bound(1e-6)
+            .bound(2e-7)
             .work(2.0 * values, 8.0 * values),
         Case::new("dora.backward", &shape)
             .inputs(inputs)
@@ -61,7 +61,7 @@ fn of_rows(n: usize, c_out: usize, has_bias: bool) -> [Case; 2] {
                 let (dz, dm) = reference::backward(&v[4], &v[0], &v[1], &v[2]);
                 vec![dz, dm]
             })
-            .bound(2e-6)
+            .bound(1e-6)
             .work(3.0 * values, 12.0 * values),
     ]
 }
