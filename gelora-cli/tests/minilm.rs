@@ -2,9 +2,12 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use common::{assert_close, fixture, floats, gelora, logits, words};
+use serde_json::{Value, json};
 
 fn testbed(name: &str) -> PathBuf {
     let folder = std::env::var_os("GELORA_TESTBED").map(PathBuf::from);
@@ -52,4 +55,54 @@ fn training_on_reviews_beats_the_majority_class() {
     let result = gelora(words(line, &[&testbed("minilm"), &testbed("reviews"), &dir.path().join("a")])).json();
     let accuracy = result["eval"]["accuracy"].as_f64().expect("an accuracy");
     assert!(accuracy > 0.68, "held-out accuracy {accuracy}");
+}
+
+/// Writes `n` pairs of a distinct review of at least 15 words and a short one of at most 6, and `repeats` more pairs of
+/// a repeated first text with another second text.
+fn pairs(path: &Path, n: usize, repeats: usize) {
+    let text = fs::read_to_string(testbed("reviews/train.jsonl")).expect("reviews");
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a JSON object a line"));
+    let mut seen = HashSet::new();
+    let reviews: Vec<String> = rows.map(|row| row["text"].as_str().expect("a text").to_owned()).collect();
+    let distinct: Vec<&String> = reviews.iter().filter(|text| seen.insert(*text)).collect();
+    let of_length = |words: std::ops::RangeInclusive<usize>| -> Vec<&&String> {
+        distinct.iter().filter(|text| words.contains(&text.split_whitespace().count())).collect()
+    };
+    let (first, second) = (of_length(15..=usize::MAX), of_length(1..=6));
+    assert!(first.len() >= n && second.len() >= n + repeats, "{} and {}", first.len(), second.len());
+    let repeated = (0..repeats).map(|i| i * (n / repeats));
+    let pair = |(row, second): (usize, &&&String)| json!({"sentence1": first[row], "sentence2": second}).to_string();
+    let lines: Vec<String> = (0..n).chain(repeated).zip(&second).map(pair).collect();
+    fs::write(path, lines.join("\n")).expect("a file");
+}
+
+/// Repeated first texts leave every dimension within the interval that it has without the repeats. With the repeats
+/// kept, every dimension is below its interval.
+#[test]
+fn repeated_first_texts_do_not_change_dimensions() {
+    const N: usize = 700;
+    let dir = tempfile::tempdir().expect("a folder");
+    let states = |repeats: usize| -> Vec<Value> {
+        let data = dir.path().join(format!("{repeats}.jsonl"));
+        pairs(&data, N, repeats);
+        let line = format!("rank {{}} --data {{}} --out {{}} --samples {} --json --quiet --no-cache", N + repeats);
+        let result = gelora(words(&line, &[&testbed("minilm"), &data, &dir.path().join("out")])).json();
+        result["states"].as_array().expect("states").clone()
+    };
+    let number = |state: &Value, name: &str| state[name].as_f64().unwrap_or_else(|| panic!("{name}: {state}"));
+    let without = states(0);
+    assert_eq!(without.len(), 7);
+    for repeats in [N / 10, N / 5] {
+        for (without, with) in without.iter().zip(states(repeats)) {
+            let [low, high] = [0, 1].map(|end| without["interval"][end].as_f64().expect("a number"));
+            let (id, copies, kept) =
+                (number(&with, "id"), number(&with, "near_copies"), number(&with, "id_with_near_copies"));
+            let name = &with["name"];
+            println!(
+                "{name}, {repeats} repeats: {id:.1} in {low:.1} to {high:.1}; {copies} left out; {kept:.1} with them"
+            );
+            assert!(low < id && id < high, "{name}: {id} with {repeats} repeats, {low} to {high} without");
+            assert!(copies > 0.9 * repeats as f64 && kept < low, "{name}: {copies} of {repeats}, {kept}");
+        }
+    }
 }

@@ -10,22 +10,42 @@ use gelora_id::manifolds;
 use gelora_kernels::random::Stream;
 use serde_json::{Value, json};
 
-/// Returns a .csv file of 300 points with 4 columns. The last 30 points are near copies.
-fn points(dir: &Path) -> std::path::PathBuf {
-    let cube = manifolds::cube(300, 4, 1).expect("a cloud");
+/// Returns a .csv file of 300 points with `dim` columns. The last 30 points are near copies.
+fn points(dir: &Path, dim: usize) -> std::path::PathBuf {
+    let cube = manifolds::cube(300, dim, 1).expect("a cloud");
     let (points, copies) = manifolds::with_near_copies(&cube, 0.1, 2, 1e-5, 2).expect("copies");
     assert_eq!(copies, 30);
     let values = points.to_vec_f64().expect("values");
     let row = |row: &[f64]| row.iter().map(f64::to_string).collect::<Vec<_>>().join(",") + "\n";
     let path = dir.join("points.csv");
-    fs::write(&path, "a,b,c,d\n".to_owned() + &values.chunks_exact(4).map(row).collect::<String>()).expect("a file");
+    let header = ["a", "b", "c", "d"][..dim].join(",") + "\n";
+    fs::write(&path, header + &values.chunks_exact(dim).map(row).collect::<String>()).expect("a file");
     path
+}
+
+#[test]
+fn copies_left_out_of_a_plane_are_uncertain() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run =
+        |dim: usize, options: &str| gelora(words(&format!("id {{}} {options}"), &[&points(dir.path(), dim)])).ok();
+    let said = "near copies were left out at a dimension below 3";
+    let plane = run(2, "--json --estimator two-nn-fit,mle");
+    assert!(plane.stderr.matches(said).count() == 1 && plane.stderr.contains("--near-copies keep"), "{}", plane.stderr);
+    for estimate in plane.json().as_array().expect("a list") {
+        let warning = estimate["warnings"][0].as_str().expect("a warning");
+        assert!(warning.contains(said) && warning.contains("--near-copies keep"), "{warning}");
+    }
+    for (dim, options) in [(2, "--json --near-copies keep"), (4, "--json")] {
+        let other = run(dim, options);
+        assert!(!other.stderr.contains("near copies"), "{}", other.stderr);
+        assert_eq!(other.json().get("warnings"), None, "{dim} {options}");
+    }
 }
 
 #[test]
 fn points_are_counted_once_unless_kept() {
     let dir = tempfile::tempdir().expect("a folder");
-    let path = points(dir.path());
+    let path = points(dir.path(), 4);
     let run = |options: &str| gelora(words(&format!("id {{}} --estimator two-nn-fit,mle {options}"), &[&path]));
     let dropped = run("--json").json();
     let kept = run("--json --near-copies keep").json();

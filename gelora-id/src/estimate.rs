@@ -61,6 +61,15 @@ pub struct Estimate {
     pub id_with_near_copies: Option<f64>,
 }
 
+impl Estimate {
+    /// Whether near copies were left out at a dimension below [`crate::near_copies::RELIABLE_FROM`], where chance makes
+    /// pairs that are as near: some of the rows left out may be no copies, and some copies may have stayed.
+    #[must_use]
+    pub fn near_copies_are_uncertain(&self) -> bool {
+        self.near_copies > 0 && self.id < crate::near_copies::RELIABLE_FROM
+    }
+}
+
 /// The intrinsic dimension of the rows of a matrix (n, D), on any device.
 ///
 /// Identical rows count once, and so do near copies ([`crate::near_copies`]). [`Neighborhood::keeping`] can keep

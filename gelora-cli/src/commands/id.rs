@@ -1,11 +1,11 @@
 //! `gelora id`: estimates the intrinsic dimension of any points.
 
 use anyhow::{Context, Result};
-use gelora_id::{Estimate, Estimator, Neighborhood, Options};
+use gelora_id::{Estimate, Estimator, Neighborhood, Options, near_copies};
 use gelora_kernels::DeviceKind;
 use gelora_kernels::ops::pairwise;
 use gelora_model::measure::constant_estimate;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::open_device;
 use crate::args::IdArgs;
@@ -44,19 +44,42 @@ pub fn run(args: &IdArgs) -> Result<()> {
         let mut estimates = Vec::new();
         for &estimator in &args.estimator {
             let options = Options { estimator, confidence: args.confidence };
-            estimates.push(neighborhood.estimate(&options).with_context(place)?);
+            let estimate = neighborhood.estimate(&options).with_context(place)?;
+            if let Some(warning) = uncertain_near_copies(&estimate) {
+                ui::warn(format!("{}: {warning}", place()));
+            }
+            estimates.push(estimate);
         }
         found.push((name, estimates));
     }
     if args.output.json { print_json(found) } else { print_table(&found) }
 }
 
+/// A warning for an estimate of so low a dimension that near copies are not told from chance pairs.
+fn uncertain_near_copies(estimate: &Estimate) -> Option<String> {
+    estimate.near_copies_are_uncertain().then(|| {
+        format!(
+            "{} near copies were left out at a dimension below {}, where chance makes pairs that are as near; the \
+             dimension may be off by more than 5 %. --near-copies keep measures all rows",
+            estimate.near_copies,
+            near_copies::RELIABLE_FROM
+        )
+    })
+}
+
 /// Prints one estimate as an object and several as a list. Several matrices become an object from name to that value.
 fn print_json(mut found: Vec<(String, Vec<Estimate>)>) -> Result<()> {
-    fn value(mut estimates: Vec<Estimate>) -> Result<Value> {
-        Ok(match estimates.len() {
-            1 => serde_json::to_value(estimates.remove(0))?,
-            _ => serde_json::to_value(estimates)?,
+    fn one(estimate: &Estimate) -> Result<Value> {
+        let mut value = serde_json::to_value(estimate)?;
+        if let Some(warning) = uncertain_near_copies(estimate) {
+            value["warnings"] = json!([warning]);
+        }
+        Ok(value)
+    }
+    fn value(estimates: Vec<Estimate>) -> Result<Value> {
+        Ok(match &estimates[..] {
+            [estimate] => one(estimate)?,
+            _ => Value::Array(estimates.iter().map(one).collect::<Result<_>>()?),
         })
     }
     let json = match found.len() {

@@ -15,6 +15,7 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
         let advice = match kind {
             WarningKind::NearCopiesKept => "--near-copies drop leaves them out.",
             WarningKind::NearCopiesDropped => "If they are meant to count, --near-copies keep measures them too.",
+            WarningKind::NearCopiesUncertain => "--near-copies keep measures all rows there.",
             WarningKind::NoGrowth => {
                 "To spend more there, --budget-rank R spreads the parameters of a uniform rank R, and --min-rank R \
                  sets a floor; the table of policies shows what each would do."
@@ -213,6 +214,7 @@ mod tests {
         assert!(advised(WarningKind::Noise, 100).contains("All 100 examples were measured"));
         assert!(advised(WarningKind::NoGrowth, 100).starts_with("A fact. To spend more there, --budget-rank R"));
         assert!(advised(WarningKind::NearCopiesDropped, 100).contains("--near-copies keep"));
+        assert!(advised(WarningKind::NearCopiesUncertain, 100).contains("--near-copies keep"));
         assert_eq!(advised(WarningKind::Unknown, 100), "A fact.");
     }
 }

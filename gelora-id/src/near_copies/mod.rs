@@ -69,6 +69,11 @@ use crate::Error;
 use excess::{Finding, Scan};
 use score::{Lists, Prior};
 
+/// The dimension below which near copies and chance pairs cannot be told apart well.
+///
+/// Where near copies were left out of a cloud of lower dimension, its estimate may be off by more than 5 %.
+pub const RELIABLE_FROM: f64 = 3.0;
+
 /// Neighbors that a point is judged by.
 const REACH: usize = 16;
 /// Neighbors to search for, so that [`REACH`] are left when copies go.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use gelora_id::scale;
+use gelora_id::{near_copies, scale};
 use gelora_lora::ranks::Policy;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,8 @@ pub enum WarningKind {
     NearCopiesKept,
     /// Near copies were left out.
     NearCopiesDropped,
+    /// Near copies were left out of states of so low a dimension that chance makes pairs as near.
+    NearCopiesUncertain,
     /// The dimension grows in few steps, or in none.
     NoGrowth,
     /// The interval of a growth contains 0.
@@ -80,7 +82,8 @@ pub(super) struct Facts<'a> {
 pub(super) fn warnings(facts: &Facts<'_>) -> Vec<Warning> {
     let not_enough = facts.stability.filter(|s| !s.enough);
     let found = [
-        near_copies(facts),
+        dropped_near_copies(facts),
+        uncertain_near_copies(facts),
         no_growth(facts).filter(|_| facts.policy.follows_growth()),
         noise(facts),
         no_plateau(facts),
@@ -89,7 +92,7 @@ pub(super) fn warnings(facts: &Facts<'_>) -> Vec<Warning> {
     found.into_iter().flatten().map(|(kind, text)| Warning { kind, text }).collect()
 }
 
-fn near_copies(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+fn dropped_near_copies(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
     if facts.keeps_near_copies {
         let text = "Near copies were not looked for: a few per cent of them change a dimension by half.";
         return Some((WarningKind::NearCopiesKept, text.into()));
@@ -111,6 +114,21 @@ fn near_copies(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
         estimate.n + estimate.near_copies,
     );
     Some((WarningKind::NearCopiesDropped, text))
+}
+
+fn uncertain_near_copies(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    let uncertain = facts.states.iter().filter(|s| s.estimate.near_copies_are_uncertain());
+    let names: Vec<&str> = uncertain.map(|s| s.name.as_str()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "Near copies were left out at a dimension below {}, where chance makes pairs that are as near: {}. The \
+         dimension there may be off by more than 5 %.",
+        near_copies::RELIABLE_FROM,
+        names.join(", ")
+    );
+    Some((WarningKind::NearCopiesUncertain, text))
 }
 
 fn no_growth(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
@@ -219,6 +237,11 @@ mod tests {
         assert!(text.contains("17.8 without them and 12.0 with them") && text.contains("In 1 of 2 steps"), "{text}");
         assert!(!text.contains("--"), "a library knows no options of a program: {text}");
         assert!(!texts(&states[..1], &layers, 3000, false).contains("Near copies"));
+        assert!(!text.contains("chance makes pairs"), "{text}");
+        let [mut low, mut without] = [state("after layer 1", 9), state("after layer 2", 0)];
+        (low.estimate.id, without.estimate.id) = (2.9, 2.9);
+        let text = texts(&[states[1].clone(), low, without], &layers, 2127, false);
+        assert!(text.contains("below 3, where chance makes pairs that are as near: after layer 1. The"), "{text}");
         assert!(texts(&states, &layers, 3000, true).contains("Near copies were not looked for"));
     }
 }
