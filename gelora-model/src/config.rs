@@ -64,8 +64,24 @@ pub struct Config {
     pub(crate) layer_kinds: Vec<LayerKind>,
     /// Whether the language-model head shares the weight of the word embedding.
     pub(crate) tied: bool,
+    /// Number of rows of the position table before the first position.
+    pub(crate) first_position: usize,
+    /// What distinguishes the families of Llama's block.
+    pub(crate) llama: LlamaOptions,
     /// Options of DeBERTa's disentangled attention.
     pub(crate) deberta: Option<DebertaOptions>,
+}
+
+/// What distinguishes the families of Llama's block from Llama.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct LlamaOptions {
+    /// Whether the projections of queries, keys and values have biases.
+    pub biased: bool,
+    /// Whether each head of queries and keys is normalized.
+    pub normed_heads: bool,
+    /// Whether there are norms after attention and MLP too, norms scale by 1 + weight, and embeddings are scaled by
+    /// sqrt(C).
+    pub gemma: bool,
 }
 
 /// Inverse frequencies of a rotary embedding, with the model's scaling applied, and the factor of its cosines and
@@ -119,6 +135,8 @@ impl Config {
             ropes: Vec::new(),
             layer_kinds: vec![LayerKind::default(); l],
             tied: true,
+            first_position: 0,
+            llama: LlamaOptions::default(),
             deberta: None,
         })
     }

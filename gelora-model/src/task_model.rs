@@ -106,12 +106,16 @@ impl TaskModel {
     pub(crate) fn check_labels(&self, labels: Labels<'_>, rows: usize) -> Result<()> {
         let number = match (self, labels) {
             (Self::CausalLm(_), Labels::None) => return Ok(()),
-            (Self::Classifier(model), Labels::Classes(classes)) if *model.task() != Task::Regression => classes.len(),
-            (Self::Classifier(model), Labels::Scores(scores)) if *model.task() == Task::Regression => scores.len(),
-            (Self::Classifier(model), _) => {
-                let expected = if *model.task() == Task::Regression { "a score" } else { "a class" };
-                return Err(Error::Value(format!("the model's head needs {expected} for each row")));
-            }
+            (Self::Classifier(model), labels) => match (model.task(), labels) {
+                (Task::Classification { .. }, Labels::Classes(classes)) => classes.len(),
+                (Task::Regression, Labels::Scores(scores)) => scores.len(),
+                (Task::Classification { .. }, _) => {
+                    return Err(Error::Value("the model's head needs a class for each row".into()));
+                }
+                (Task::Regression, _) => {
+                    return Err(Error::Value("the model's head needs a score for each row".into()));
+                }
+            },
             (Self::CausalLm(_), _) => {
                 return Err(Error::Value("a language model predicts tokens; expected rows without labels".into()));
             }

@@ -45,22 +45,17 @@ const PADDING: u32 = 1;
 pub fn roberta(json: &Json) -> Result<Config> {
     let pad = json.pad(Some(PADDING))?;
     let pad = pad.ok_or_else(|| json.error("pad_token_id must be a token's id: positions are counted from it"))?;
-    let config = Config { pad: Some(pad), ..bert(json)? };
-    let (rows, before) = (config.max_positions, rows_before(&config));
+    // The rows up to that of the padding token come before the first position.
+    let (config, before) = (bert(json)?, pad as usize + 1);
+    let rows = config.max_positions;
     let max_positions = rows.checked_sub(before).filter(|n| *n > 0).ok_or_else(|| {
         json.error(format!("max_position_embeddings = {rows} must be above pad_token_id + 1 = {before}"))
     })?;
-    Ok(Config { max_positions, ..config })
-}
-
-/// Number of rows of the position table before the first position. In RoBERTa these are the rows up to that of the
-/// padding token.
-fn rows_before(config: &Config) -> usize {
-    if config.family == "bert" { 0 } else { config.pad.map_or(0, |pad| pad as usize + 1) }
+    Ok(Config { max_positions, first_position: before, pad: Some(pad), ..config })
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    let first = rows_before(c);
+    let first = c.first_position;
     let positions = w.tensor("embeddings.position_embeddings.weight", &[c.max_positions + first, c.hidden])?;
     let tables = Tables {
         words: w.tensor("embeddings.word_embeddings.weight", &[c.vocabulary, c.hidden])?,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Parts, Tables, rope};
 use crate::attention::Attention;
 use crate::block::{Block, Residual};
-use crate::config::{Json, LayerKind};
+use crate::config::{Json, LayerKind, LlamaOptions};
 use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::weights::Weights;
@@ -81,12 +81,12 @@ fn qwen(json: &Json) -> Result<Config> {
 }
 
 pub fn qwen2(json: &Json) -> Result<Config> {
-    qwen(json)
+    Ok(Config { llama: LlamaOptions { biased: true, ..LlamaOptions::default() }, ..qwen(json)? })
 }
 
 pub fn qwen3(json: &Json) -> Result<Config> {
     json.only("attention_bias", &json!(false))?;
-    qwen(json)
+    Ok(Config { llama: LlamaOptions { normed_heads: true, ..LlamaOptions::default() }, ..qwen(json)? })
 }
 
 /// Reads from `layer_types` which layers have a sliding window.
@@ -117,7 +117,8 @@ pub fn gemma3(json: &Json) -> Result<Config> {
     json.only("final_logit_softcapping", &Value::Null)?;
     json.only("use_bidirectional_attention", &json!(false))?;
     let (tied, pad) = (json.flag("tie_word_embeddings", true)?, json.pad(Some(0))?);
-    let mut config = Config { tied, pad, ..common(json)? };
+    let llama = LlamaOptions { normed_heads: true, gemma: true, ..LlamaOptions::default() };
+    let mut config = Config { tied, pad, llama, ..common(json)? };
     config.activation =
         json.activation(if json.text("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" })?;
     json.get("hidden_act");
@@ -157,18 +158,16 @@ pub fn gemma3(json: &Json) -> Result<Config> {
 }
 
 pub fn load(c: &Config, w: &mut Weights) -> Result<Parts> {
-    let gemma = c.family == "gemma3_text";
+    let LlamaOptions { biased, normed_heads, gemma } = c.llama;
     let offset = if gemma { 1.0 } else { 0.0 };
     let scale = if gemma { (c.hidden as f32).sqrt() } else { 1.0 };
     let words = w.tensor("embed_tokens.weight", &[c.vocabulary, c.hidden])?;
     let tables = Tables { words, positions: None, types: None, scale };
     let (wide, narrow) = (c.heads * c.head_size, c.kv_heads * c.head_size);
-    let biased = c.family == "qwen2";
     let mut blocks = Vec::with_capacity(c.layers);
     for (l, kind) in c.layer_kinds.iter().enumerate() {
         let name = |module: &str| format!("layers.{l}.{module}");
         let head_norm = |w: &mut Weights, module: &str| w.rms_norm(&name(module), c.head_size, c.norm_eps, offset);
-        let normed_heads = gemma || c.family == "qwen3";
         let norms = match normed_heads {
             true => Some([head_norm(w, "self_attn.q_norm")?, head_norm(w, "self_attn.k_norm")?]),
             false => None,

@@ -12,7 +12,7 @@ use crate::data::FORMATS;
 /// Name of the config of a dataset without configs.
 pub const DEFAULT: &str = "default";
 /// Formats in order of preference, for a split that exists in several formats.
-const PREFERRED: [&str; 6] = ["parquet", "jsonl", "json", "csv", "tsv", "txt"];
+const PREFERRED: [&str; FORMATS.len()] = ["parquet", "jsonl", "json", "csv", "tsv", "txt"];
 /// JSON files that describe data but hold none.
 const DESCRIPTIONS: [&str; 6] =
     ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json", "package.json"];
