@@ -14,7 +14,7 @@
 //! Source: Golub and Van Loan, "Matrix computations", 4th edition, section 10.4.
 
 use gelora_kernels::random::Stream;
-use nalgebra::{DMatrix, DVector, SVD};
+use nalgebra::{DMatrix, DVector, SymmetricEigen};
 
 /// Largest residual of a triplet, relative to the largest singular value.
 const TOLERANCE: f64 = 1e-10;
@@ -49,16 +49,26 @@ struct Lanczos<'a> {
 /// The `rank` leading singular triplets of W (C_out, C_in), row-major.
 pub(crate) fn leading(w: &[f32], c_out: usize, c_in: usize, rank: usize) -> Triplets {
     let w = DMatrix::from_row_iterator(c_out, c_in, w.iter().map(|value| f64::from(*value)));
-    let most = c_out.min(c_in);
+    // Right vectors drift out of a row space that is smaller than the space around it. In a tall matrix they fill it.
+    if c_out < c_in {
+        let Triplets { left, values, right } = leading_of_tall(&w.transpose(), rank);
+        return Triplets { left: right, values, right: left };
+    }
+    leading_of_tall(&w, rank)
+}
+
+/// The leading triplets of a matrix with at least as many rows as columns.
+fn leading_of_tall(w: &DMatrix<f64>, rank: usize) -> Triplets {
+    let (rows, most) = w.shape();
     let mut lanczos = Lanczos {
         scale: w.norm(),
-        u: DMatrix::zeros(c_out, most),
-        v: DMatrix::zeros(c_in, most + 1),
+        u: DMatrix::zeros(rows, most),
+        v: DMatrix::zeros(most, most + 1),
         alpha: Vec::new(),
         beta: Vec::new(),
         stream: Stream::new(0),
         complete: false,
-        w: &w,
+        w,
     };
     lanczos.start();
     let mut steps = (2 * rank + 20).min(most);
@@ -145,19 +155,27 @@ impl Lanczos<'_> {
                 b[(j, j + 1)] = self.beta[j];
             }
         }
-        let svd = SVD::new(b, true, true);
-        let (x, y_t) = (svd.u?, svd.v_t?);
-        let found = rank.min(k);
-        let residual = |i: usize| self.beta[k - 1] * x[(k - 1, i)].abs();
-        let accurate = (0..found).all(|i| residual(i) <= TOLERANCE * svd.singular_values[0]);
-        if !finished && !(accurate && found == rank) {
+        // B = X S Y^T by the eigenvectors Y of B^T B, and x_i = B y_i / s_i. Leading triplets lose nothing by squaring.
+        let eigen = SymmetricEigen::new(b.tr_mul(&b));
+        let mut order: Vec<usize> = (0..k).collect();
+        order.sort_by(|i, j| eigen.eigenvalues[*j].total_cmp(&eigen.eigenvalues[*i]));
+        let value = |i: usize| eigen.eigenvalues[i].max(0.0).sqrt();
+        let largest = value(order[0]);
+        order.truncate(rank);
+        order.retain(|i| value(*i) > 1e-12 * largest);
+        let y = DMatrix::from_columns(&order.iter().map(|i| eigen.eigenvectors.column(*i)).collect::<Vec<_>>());
+        let mut x = b * &y;
+        for (column, i) in order.iter().enumerate() {
+            x.column_mut(column).unscale_mut(value(*i));
+        }
+        let residual = |column: usize| self.beta[k - 1] * x[(k - 1, column)].abs();
+        let accurate = (0..order.len()).all(|column| residual(column) <= TOLERANCE * largest);
+        if !finished && !(accurate && order.len() == rank) {
             return None;
         }
-        let left = self.u.columns(0, k) * x.columns(0, found);
-        let right = self.v.columns(0, k) * y_t.rows(0, found).transpose();
+        let (left, right) = (self.u.columns(0, k) * x, self.v.columns(0, k) * y);
         let columns = |m: &DMatrix<f64>| m.column_iter().map(|c| c.iter().copied().collect()).collect();
-        let values = svd.singular_values.iter().take(found).copied().collect();
-        Some(Triplets { left: columns(&left), values, right: columns(&right) })
+        Some(Triplets { left: columns(&left), values: order.into_iter().map(value).collect(), right: columns(&right) })
     }
 }
 
@@ -170,21 +188,25 @@ mod tests {
         (0..c_out * c_in).map(|_| stream.normal() as f32).collect()
     }
 
-    /// Compares with nalgebra's decomposition of the whole matrix.
+    /// Compares the values with nalgebra's decomposition of the whole matrix, and the vectors with their definition.
     fn check(w: &[f32], c_out: usize, c_in: usize, rank: usize) {
         let got = leading(w, c_out, c_in, rank);
-        let whole = SVD::new(DMatrix::from_row_iterator(c_out, c_in, w.iter().map(|v| f64::from(*v))), true, true);
-        let (u, v_t) = (whole.u.unwrap(), whole.v_t.unwrap());
-        for i in 0..got.values.len() {
-            assert!((got.values[i] - whole.singular_values[i]).abs() < 1e-10 * whole.singular_values[0], "value {i}");
-            let along: f64 = got.left[i].iter().zip(u.column(i).iter()).map(|(a, b)| a * b).sum();
-            let sign = along.signum();
-            for (a, b) in got.left[i].iter().zip(u.column(i).iter()) {
-                assert!((a - sign * b).abs() < 1e-7, "left {i}: {a} {b}");
-            }
-            for (a, b) in got.right[i].iter().zip(v_t.row(i).iter()) {
-                assert!((a - sign * b).abs() < 1e-7, "right {i}: {a} {b}");
-            }
+        let w = DMatrix::from_row_iterator(c_out, c_in, w.iter().map(|v| f64::from(*v)));
+        let whole = w.clone().svd(false, false).singular_values;
+        assert_eq!(got.values.len(), rank);
+        let matrix = |columns: &[Vec<f64>]| {
+            DMatrix::from_columns(&columns.iter().cloned().map(DVector::from_vec).collect::<Vec<_>>())
+        };
+        let (left, right) = (matrix(&got.left), matrix(&got.right));
+        let s = DMatrix::from_diagonal(&DVector::from_vec(got.values.clone()));
+        let limit = 2e-10 * whole[0];
+        assert!((&w * &right - &left * &s).amax() < limit, "W V = U S: {:e}", (&w * &right - &left * &s).amax());
+        assert!((w.tr_mul(&left) - &right * &s).amax() < limit, "W^T U = V S");
+        for basis in [left, right] {
+            assert!((basis.tr_mul(&basis) - DMatrix::identity(rank, rank)).amax() < 1e-12, "orthonormal");
+        }
+        for (got, want) in got.values.iter().zip(whole.iter()) {
+            assert!((got - want).abs() < limit, "{got} {want}");
         }
     }
 
