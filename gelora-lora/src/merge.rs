@@ -1,5 +1,5 @@
-//! Merging an adapter into the weight, and unmerging it: W' = W + s B A, with DoRA W' = m / n (W + s B A), where n has the
-//! norms of the rows of W + s B A.
+//! Merging an adapter into the weight, and unmerging it: W' = W + s B A, with DoRA W' = m / n (W + s B A), where n has
+//! the norms of the rows of W + s B A.
 //!
 //! W (C_out, C_in), A (R, C_in), B (C_out, R). The matrix product accumulates B A onto W, so the dense update needs no
 //! memory of its own. Sums are in f32 and are rounded once to the element type of W.
@@ -9,7 +9,8 @@ use gelora_kernels::{DType, Tensor};
 
 use crate::{LoraLayer, Result};
 
-/// W + s B A, with magnitudes m / n (W + s B A), on the device of W. A linear layer with the result computes what W and the adapter computed.
+/// W + s B A, with magnitudes m / n (W + s B A), on the device of W. A linear layer with the
+/// result computes what W and the adapter computed.
 ///
 /// The result has the element type of W; if W is quantized, the type that holds its values ([`DType::unquantized`]). It
 /// is f32 if that type is f16 and a sum is above 65504, or if the device does not store the type.

@@ -37,15 +37,15 @@ impl LoraLayer {
     /// [`LoraLayer::residual`] of W, with which it computes what W computes.
     ///
     /// # Errors
-    /// If the rank is 0 or above min(C_in, C_out), W is quantized or not finite, the scaling is not above 0, or a device
-    /// fails.
+    /// If the rank is 0 or above min(C_in, C_out), W is quantized or not finite, the scaling is not above 0, or a
+    /// device fails.
     pub fn pissa(module: &str, weight: &Tensor, config: &ModuleConfig) -> Result<Self> {
         let (c_out, c_in, rank) = (weight.rows(), weight.cols(), config.rank);
         ranks::check_rank(module, rank, c_in, c_out)?;
         if weight.dtype().is_quantized() {
             let problem = format!(
-                "PiSSA subtracts from the base weights, and {} weights cannot hold the difference; expected f32, f16 or \
-                 bf16 weights",
+                "PiSSA subtracts from the base weights, and {} weights cannot hold the difference; expected f32, f16 \
+                 or bf16 weights",
                 weight.dtype()
             );
             return Err(Error::module(module, problem));

@@ -7,8 +7,8 @@
 //! beta_j  v_{j+1} = W^T u_j - alpha_j v_j
 //! ```
 //!
-//! so that W V = U B with B upper bidiagonal (alpha on the diagonal, beta above it). With B = X S Y^T, the triplets of W
-//! are (U x_i, s_i, V y_i), and |W^T U x_i - s_i V y_i| = beta_k |X_ki|. Steps are added until this is below
+//! so that W V = U B with B upper bidiagonal (alpha on the diagonal, beta above it). With B = X S Y^T, the triplets of
+//! W are (U x_i, s_i, V y_i), and |W^T U x_i - s_i V y_i| = beta_k |X_ki|. Steps are added until this is below
 //! 1e-10 s_1 for every wanted triplet, or the vectors span the row space of W. A run is deterministic.
 //!
 //! Source: Golub and Van Loan, "Matrix computations", 4th edition, section 10.4.

@@ -18,8 +18,8 @@ pub struct TrainOptions {
     pub lora_dropout: f64,
     /// Whether B A is scaled by alpha / sqrt(r) instead of alpha / r.
     pub rslora: bool,
-    /// Whether every output of an adapted module has a trained magnitude (DoRA). Dropout is on the input of A alone; PEFT
-    /// drops the input of (m / n - 1) W too.
+    /// Whether every output of an adapted module has a trained magnitude (DoRA). Dropout is on the input of A alone;
+    /// PEFT drops the input of (m / n - 1) W too.
     pub dora: bool,
     /// LoRA+: how many times as high the learning rate of B is as that of A, as
     /// [`Optimizer::lora_plus`](crate::optim::Optimizer::lora_plus) says. 1 is plain AdamW.

@@ -1,7 +1,7 @@
 //! DoRA: the magnitude of every output beside its direction, y = m / n (x W^T + s x A^T B^T) + b.
 //!
-//! W (C_out, C_in) frozen, b (C_out) frozen, A (R, C_in), B (C_out, R), m (C_out), z = x W^T + s x A^T B^T (N, C_out) of
-//! [`lora_linear`](super::lora_linear) without its bias, n (C_out) the norms of the rows of W + s B A:
+//! W (C_out, C_in) frozen, b (C_out) frozen, A (R, C_in), B (C_out, R), m (C_out), z = x W^T + s x A^T B^T (N, C_out)
+//! of [`lora_linear`](super::lora_linear) without its bias, n (C_out) the norms of the rows of W + s B A:
 //!
 //! ```text
 //! n_i^2 = |W_i|^2 + sum over k of B_ik (2 s P_ki + s^2 sum over l of G_kl B_il)    P = A W^T, G = A A^T
@@ -18,11 +18,11 @@
 //! A row of norm 0 counts as one of norm 1e-30.
 //!
 //! Accumulation: P and G as in [`linear`](super::linear), in f32 or, where the weight computes in bf16, of factors
-//! rounded to bf16. The squares of the rows of W in f64. The sum over k and l: f64 on the CPU, f32 on a GPU, in ascending
-//! order. dm: f64 in ascending order on the CPU; on a GPU f32, in parts of 256 rows, added in order.
+//! rounded to bf16. The squares of the rows of W in f64. The sum over k and l: f64 on the CPU, f32 on a GPU, in
+//! ascending order. dm: f64 in ascending order on the CPU; on a GPU f32, in parts of 256 rows, added in order.
 //!
-//! Source: Liu et al., "DoRA: weight-decomposed low-rank adaptation" (arXiv 2402.09353), equations 5 and 11, and section
-//! 4.3; PEFT 0.21.2, `DoraLinearLayer`.
+//! Source: Liu et al., "DoRA: weight-decomposed low-rank adaptation" (arXiv 2402.09353), equations 5 and 11, and
+//! section 4.3; PEFT 0.21.2, `DoraLinearLayer`.
 
 #[cfg(any(test, feature = "verify"))]
 pub(crate) mod cases;
