@@ -6,11 +6,11 @@
 
 use gelora_kernels::ops::dropout::Dropout;
 use gelora_kernels::ops::linear::Weight;
-use gelora_kernels::ops::lora_linear::{self, LoraLinear};
+use gelora_kernels::ops::lora_linear::LoraLinear;
 use gelora_kernels::random::Stream;
 use gelora_kernels::{Device, Tensor};
 
-use crate::{Initial, ModuleConfig, Result, merge, ranks};
+use crate::{ModuleConfig, Result, ranks};
 
 /// A and B of one module, with the scaling and the dropout of its config.
 #[derive(Clone, Debug)]
@@ -28,6 +28,15 @@ pub struct LoraLayer {
     /// A0 and B0, if A and B began as singular triplets of the weight: the layer then belongs on
     /// [`LoraLayer::residual`] of the weight.
     pub initial: Option<Initial>,
+}
+
+/// A0 (R, C_in) and B0 (C_out, R) of an adapter that began as singular triplets of its weight.
+#[derive(Clone, Debug)]
+pub struct Initial {
+    /// A0 (R, C_in), f32, on the CPU.
+    pub a: Tensor,
+    /// B0 (C_out, R), f32, on the CPU.
+    pub b: Tensor,
 }
 
 impl LoraLayer {
@@ -58,16 +67,6 @@ impl LoraLayer {
     #[must_use]
     pub fn rank(&self) -> usize {
         self.a.rows()
-    }
-
-    /// The layer with a magnitude for every output (DoRA): the norms of the rows of W + s B A, so that the result does
-    /// not change. W (C_out, C_in) of any type on any device.
-    ///
-    /// # Errors
-    /// If A and B do not fit W, or a device fails.
-    pub fn with_magnitude(self, weight: &Tensor) -> Result<Self> {
-        let sum = lora_linear::merge(weight, &self.a, &self.b, self.scaling)?;
-        Ok(Self { magnitude: Some(merge::row_norms(&sum)?), ..self })
     }
 
     /// Number of trained values, R (C_in + C_out), and C_out more with magnitudes.

@@ -59,7 +59,6 @@ mod svd;
 pub use adapter::{Adapter, WEIGHTS_NAME};
 pub use config::{AdapterConfig, CONFIG_NAME, Init, Layers, ModuleConfig, Names};
 pub use error::{Error, Result};
-pub use layer::LoraLayer;
+pub use layer::{Initial, LoraLayer};
 pub use matcher::Matcher;
 pub use patterns::Patterns;
-pub use pissa::Initial;

@@ -72,6 +72,18 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
     }
 }
 
+impl LoraLayer {
+    /// The layer with a magnitude for every output (DoRA): the norms of the rows of W + s B A, so that the result does
+    /// not change. W (C_out, C_in) of any type on any device.
+    ///
+    /// # Errors
+    /// If A and B do not fit W, or a device fails.
+    pub fn with_magnitude(self, weight: &Tensor) -> Result<Self> {
+        let sum = lora_linear::merge(weight, &self.a, &self.b, self.scaling)?;
+        Ok(Self { magnitude: Some(row_norms(&sum)?), ..self })
+    }
+}
+
 /// The norms of the rows of a matrix (C_out, C_in), as (C_out) on the CPU.
 pub(crate) fn row_norms(matrix: &Tensor) -> Result<Tensor> {
     let squares = dora::row_squares(matrix)?.to_vec()?;

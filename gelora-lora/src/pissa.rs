@@ -18,19 +18,10 @@ use gelora_kernels::Tensor;
 use gelora_kernels::ops::lora_linear;
 
 use crate::config::{AdapterConfig, Init};
-use crate::{Error, LoraLayer, ModuleConfig, Result, ranks, svd};
+use crate::{Error, Initial, LoraLayer, ModuleConfig, Result, ranks, svd};
 
 /// The name of the initialization in `init_lora_weights`.
 pub(crate) const NAME: &str = "pissa";
-
-/// A0 (R, C_in) and B0 (C_out, R) of an adapter that began as singular triplets of its weight.
-#[derive(Clone, Debug)]
-pub struct Initial {
-    /// A0 (R, C_in), f32, on the CPU.
-    pub a: Tensor,
-    /// B0 (C_out, R), f32, on the CPU.
-    pub b: Tensor,
-}
 
 impl LoraLayer {
     /// An adapter on the CPU that begins as the leading singular triplets of W (C_out, C_in). It belongs on
