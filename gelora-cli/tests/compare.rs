@@ -173,7 +173,7 @@ fn bad_input_is_one_clear_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let (data, out) = (data(dir.path()), dir.path().join("out"));
     let fails = |options: &str, words: &[&str]| compare(&data, &out, options).fails_with(words);
-    fails("--arms uniform,dora", &["--arms", "\"dora\" is not an arm", "shuffled-budget"]);
+    fails("--arms uniform,lora", &["--arms", "\"lora\" is not an arm", "shuffled-budget"]);
     fails("--arms uniform", &["--arms", "at least two arms"]);
     fails("--arms uniform,uniform", &["--arms", "twice"]);
     fails("--arms head,gelora", &["--reference uniform", "head, gelora"]);

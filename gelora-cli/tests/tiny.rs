@@ -198,7 +198,7 @@ fn a_profile_has_phases_steps_and_operators() {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let mut train = words(
-        "train {} --data {} --out {} --rank 2 --steps 5 --batch-size 16 --quiet",
+        "train {} --data {} --out {} --rank 2 --steps 5 --batch-size 16 --overwrite --quiet",
         &[&fixture("tiny-bert"), &data(dir.path()), &at("adapter")],
     );
     let stderr = gelora([&train[..], &["--profile".into()]].concat()).ok().stderr;

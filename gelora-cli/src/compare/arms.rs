@@ -284,7 +284,7 @@ mod tests {
     fn ascending_ranks_are_sorted_among_steps_of_one_cost() {
         let mut steps = steps(&[4.0, -2.0, 1.5, 0.0, 6.0]);
         steps[4].cost = 300;
-        let (budget, ascending) = (ranks(Arm::Budget, &steps, 3, 0), ranks(Arm::AscendingBudget, &steps, 3, 0));
+        let (budget, ascending) = (ranks(Arm::Budget, &steps, 6, 0), ranks(Arm::AscendingBudget, &steps, 6, 0));
         let mut sorted = budget[..4].to_vec();
         sorted.sort_unstable();
         assert_ne!(sorted, budget[..4]);

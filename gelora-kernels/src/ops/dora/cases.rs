@@ -23,6 +23,10 @@ fn of_norms(c_out: usize, c_in: usize, r: usize, dtype: DType) -> Case {
         false => random([c_out, c_in], 1).to_dtype(dtype).expect("a CPU tensor converts"),
     };
     let s = 2.0 / r as f32;
+    // The products A W^T and A A^T, then the sum over k and l.
+    let flops = 2 * r * c_in * c_out + 2 * r * c_in * r + 2 * c_out * r * (r + 2);
+    let products = 4 * r * c_in + dtype.bytes(c_out * c_in) + 4 * r * c_out + 4 * (2 * r * c_in + r * r);
+    let bytes = products + 4 * (c_out * (2 * r + 2) + r * r);
     Case::new("dora.norms", format!("{c_out}x{c_in} r{r} {dtype}"))
         .dtype(dtype)
         .inputs([weight, random([r, c_in], 2), random([c_out, r], 3)])
@@ -32,7 +36,7 @@ fn of_norms(c_out: usize, c_in: usize, r: usize, dtype: DType) -> Case {
         })
         .reference(move |v| vec![reference::norms(&v[0], &v[1], &v[2], s.into(), c_in)])
         .bound(1e-6)
-        .work((2 * c_out * r * (c_in + r)) as f64, (dtype.bytes(c_out * c_in) + 4 * r * (c_in + c_out)) as f64)
+        .work(flops as f64, bytes as f64)
 }
 
 fn of_rows(n: usize, c_out: usize, has_bias: bool) -> [Case; 2] {
