@@ -98,9 +98,6 @@ fn repeated_first_texts_do_not_change_dimensions() {
             let (id, copies, kept) =
                 (number(&with, "id"), number(&with, "near_copies"), number(&with, "id_with_near_copies"));
             let name = &with["name"];
-            println!(
-                "{name}, {repeats} repeats: {id:.1} in {low:.1} to {high:.1}; {copies} left out; {kept:.1} with them"
-            );
             assert!(low < id && id < high, "{name}: {id} with {repeats} repeats, {low} to {high} without");
             assert!(copies > 0.9 * repeats as f64 && kept < low, "{name}: {copies} of {repeats}, {kept}");
         }

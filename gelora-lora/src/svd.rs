@@ -170,7 +170,8 @@ impl Lanczos<'_> {
         }
         let residual = |column: usize| self.beta[k - 1] * x[(k - 1, column)].abs();
         let accurate = (0..order.len()).all(|column| residual(column) <= TOLERANCE * largest);
-        if !finished && !(accurate && order.len() == rank) {
+        let is_done = finished || (accurate && order.len() == rank);
+        if !is_done {
             return None;
         }
         let (left, right) = (self.u.columns(0, k) * x, self.v.columns(0, k) * y);

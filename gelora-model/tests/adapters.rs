@@ -134,7 +134,7 @@ fn parts_of_a_head_that_an_adapter_lacks_come_from_the_base_model() {
     classifier.write_merged(&family("roberta"), base.path()).expect("it merges");
     check_classifier("roberta-part.logits", base.path(), adapter("roberta-part"));
     // On a model without a head, the other half of the head is missing.
-    let error = Classifier::with_adapter(&family("roberta"), adapter("roberta-part"), None).err().expect("no head");
+    let error = Classifier::with_adapter(&family("roberta"), adapter("roberta-part"), None).expect_err("no head");
     let problem = error.to_string();
     assert!(
         problem

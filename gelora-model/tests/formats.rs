@@ -137,7 +137,7 @@ fn torch_files_are_merged_like_others() {
 #[test]
 fn torch_indexes_are_checked() {
     let refused = |folder: &Path, words: &[&str]| {
-        let problem = Transformer::load(folder).err().expect("an error").to_string();
+        let problem = Transformer::load(folder).expect_err("an error").to_string();
         assert!(words.iter().all(|word| problem.contains(word)), "{words:?} {problem}");
     };
     let folder = torch_folder(&TORCH_SHARDS[..2]);

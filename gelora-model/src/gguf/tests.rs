@@ -57,7 +57,7 @@ fn errors_name_unsupported_types() {
     let gguf = parse(file(16, &[1, 256], &[0; 66])).unwrap();
     let message = gguf.tensor(&gguf.tensors[0]).unwrap_err().to_string();
     assert!(message.contains("tensor blk.0.attn_q.weight is of the type IQ2_XXS, which is not supported"), "{message}");
-    assert!(parse(b"PK\x03\x04 a zip".to_vec()).err().unwrap().to_string().contains("not a GGUF file"));
+    assert!(parse(b"PK\x03\x04 a zip".to_vec()).unwrap_err().to_string().contains("not a GGUF file"));
 }
 
 #[test]

@@ -82,7 +82,7 @@ mod tests {
                 let rows = receiver.recv().unwrap().unwrap();
                 assert_eq!((rows.indices, rows.tokens), (vec![*row], vec![Tokens::of_ids(vec![*row as u32])]));
             }
-            let error = receiver.recv().unwrap().err().unwrap().to_string();
+            let error = receiver.recv().unwrap().unwrap_err().to_string();
             assert!(error.contains("row 3: no tokens"), "{error}");
             assert!(receiver.recv().is_err(), "nothing comes after an error");
         });
