@@ -17,7 +17,7 @@
 //!
 //! A row of norm 0 counts as one of norm 1e-30.
 //!
-//! Accumulation: P and G as in [`linear`](super::linear), in f32 or, where the weight computes in bf16, of factors
+//! Accumulation: P and G as in [`linear`], in f32 or, where the weight computes in bf16, of factors
 //! rounded to bf16. The squares of the rows of W in f64. The sum over k and l: f64 on the CPU, f32 on a GPU, in
 //! ascending order. dm: f64 in ascending order on the CPU; on a GPU f32, in parts of 256 rows, added in order.
 //!
