@@ -2,8 +2,8 @@
 //!
 //! A cloud with a smooth density has few points whose nearest neighbor is much nearer than the others. Two texts that
 //! share all but a word make such a pair, and no estimator of a dimension survives many of them: 8 % near-identical
-//! pairs turn the dimension of a 20-dimensional cube from 15 into 0.3. This module finds near copies; of each group one
-//! row stays.
+//! rows lower the estimate for 2,000 points of a 20-dimensional cube by 98 %. This module finds near copies; of each
+//! group one row stays.
 //!
 //! # The score of a group
 //!
