@@ -85,7 +85,7 @@ fn cubecl_outside_kernels() -> Result<Vec<String>> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     for name in ["gelora-id", "gelora-lora", "gelora-model"] {
         let tree = Command::new(&cargo)
-            .args(["tree", "--offline", "-p", name, "--no-default-features", "--prefix", "none"])
+            .args(["tree", "--locked", "-p", name, "--no-default-features", "--prefix", "none"])
             .current_dir(root())
             .output()
             .context("cargo tree")?;
