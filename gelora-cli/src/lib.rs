@@ -72,7 +72,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),
         Command::Compare(args) => commands::compare::run(args),
         Command::Eval(args) => commands::eval::run(args),
-        Command::Generate(args) => commands::generate::run(args),
+        Command::Generate(args) => profile::run(&args.profile, || commands::generate::run(args)),
         Command::Merge(args) => commands::merge::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Id(args) => commands::id::run(args),

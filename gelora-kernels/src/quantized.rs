@@ -17,6 +17,7 @@
 //!
 //! Source: the blocks of ggml's `ggml-common.h`, in the order in which `ggml-quants.c` decodes them.
 
+pub(crate) mod dot;
 #[cfg(any(feature = "wgpu", feature = "cuda", test))]
 pub(crate) mod planes;
 
@@ -25,7 +26,7 @@ use crate::{DType, four_bit};
 /// The f16 at byte `offset`, as f32. The crate `half` asks the CPU for its features on every call, which is too slow
 /// for one scale every few values.
 #[inline(always)]
-fn f16_at(bytes: &[u8], offset: usize) -> f32 {
+pub(crate) fn f16_at(bytes: &[u8], offset: usize) -> f32 {
     /// 2^112: the bias of exponents is 127 in f32 and 15 in f16.
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
     let bits = u32::from(u16::from_le_bytes([bytes[offset], bytes[offset + 1]]));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::parse::{at_least_one, not_negative, positive_share};
-use super::{ComputeArgs, ModelArgs, OutputArgs};
+use super::{ComputeArgs, ModelArgs, OutputArgs, ProfileArgs};
 
 #[derive(Clone, Debug, Args)]
 pub struct GenerateArgs {
@@ -43,6 +43,8 @@ pub struct GenerateArgs {
     pub seed: u64,
     #[command(flatten)]
     pub compute: ComputeArgs,
+    #[command(flatten)]
+    pub profile: ProfileArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }

@@ -10,6 +10,7 @@ use super::{CAUSAL_LM, check_base, open_device, read_adapter};
 use crate::args::GenerateArgs;
 use crate::chat::{Message, SYSTEM, USER};
 use crate::data;
+use crate::profile::mark;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
@@ -40,6 +41,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     lm.remarks().iter().for_each(ui::warn);
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(&device)?;
+    mark("model loaded");
     // Choose the sampling, the length limit and the stop tokens.
     let sampling = match args.temperature > 0.0 {
         true => Sampling::Nucleus { temperature: args.temperature as f32, top_p: args.top_p as f32, seed: args.seed },
@@ -81,6 +83,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         tokens
     };
     let seconds = began.elapsed().as_secs_f64();
+    mark("tokens generated");
     let text = tokenizer.decode(&tokens)?; // a token that the stream could not decode is an error here
     if args.output.json {
         let line = json!({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds});

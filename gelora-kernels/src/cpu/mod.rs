@@ -1,6 +1,7 @@
 //! The CPU: its level of vector instructions and its peak rates. Inside the crate: matrix products, and tasks of rows
 //! for threads.
 
+mod codes;
 mod gemm;
 mod level;
 mod macro_kernel;
@@ -10,8 +11,10 @@ mod packed;
 pub mod peak;
 mod scratch;
 mod simd;
+pub(crate) mod team;
 mod view;
 
+pub(crate) use codes::Codes;
 pub(crate) use gemm::{LowRank, Mask, Rows, block, gemm, gemm_packed, gemm_serial, panel_width, product};
 pub(crate) use level::vectorized;
 pub use level::{Level, VARIABLE, level};
@@ -26,6 +29,13 @@ use rayon::prelude::*;
 /// The fewest values of a task: with fewer, starting the task would cost more than its work.
 const GRAIN: usize = 16 * 1024;
 
+/// As [`for_row_blocks`], for rows that cost as much as `work` values each, on the [`team`]: for regions that follow
+/// each other within microseconds.
+pub(crate) fn for_rows_of_token(out: &mut [f32], cols: usize, work: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = rows_per_task(out.len() / cols, work);
+    team::for_chunks(out, rows * cols, |i, block| f(i * rows, block));
+}
+
 /// Calls `f(first_row, rows)` on blocks of whole rows of `out`, in parallel.
 pub(crate) fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows_per_task(out.len() / cols, cols);
@@ -35,10 +45,10 @@ pub(crate) fn for_row_blocks(out: &mut [f32], cols: usize, f: impl Fn(usize, &mu
     out.par_chunks_mut(rows * cols).enumerate().for_each(|(i, block)| f(i * rows, block));
 }
 
-/// Number of rows of `cols` values in one task.
-pub(crate) fn rows_per_task(rows: usize, cols: usize) -> usize {
+/// Number of rows that cost `work` values each in one task.
+pub(crate) fn rows_per_task(rows: usize, work: usize) -> usize {
     let even = rows.div_ceil(rayon::current_num_threads() * 4);
-    even.max(GRAIN.div_ceil(cols.max(1))).clamp(1, rows.max(1))
+    even.max(GRAIN.div_ceil(work.max(1))).clamp(1, rows.max(1))
 }
 
 /// A description of the CPU: number of threads, and the level of vector instructions in use.

@@ -36,12 +36,12 @@ macro_rules! by_vector {
         $vis fn $name($($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
                 fn avx512($($arg: $type),*) {
                     // SAFETY: this function is compiled with the vector's instructions.
                     unsafe { $generic::<std::arch::x86_64::__m512>($($arg),*) }
                 }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $type),*) {
                     // SAFETY: as above.
                     unsafe { $generic::<std::arch::x86_64::__m256>($($arg),*) }
@@ -63,7 +63,7 @@ pub(crate) use by_vector;
 
 /// Four lanes, which the compiler maps to the instructions of the target.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; 4]);
+pub(crate) struct Portable(pub(super) [f32; 4]);
 
 // SAFETY: no instructions beyond the target's.
 unsafe impl Vector for Portable {

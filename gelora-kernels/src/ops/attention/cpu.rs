@@ -6,15 +6,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::rows::{drop_slice, probabilities_from_lse, products_of_rows, scores_gradient, softmax};
+use self::rows::{drop_slice, probabilities_from_lse, products_of_rows, scores_gradient, softmax, weighted_sums};
 use super::{Attention, Gradients, Saved};
-use crate::cpu::{Init, Packed, Scratch, View, ViewMut, gemm_packed, gemm_serial, panel_width};
+use crate::cpu::{Init, Packed, Scratch, View, ViewMut, gemm_packed, gemm_serial, panel_width, team};
 use crate::{Result, Tensor};
 
 /// Query rows of a block. The scores of a block, BLOCK x T values, are in memory at once.
 const BLOCK: usize = 64;
 
-/// The most query rows for which keys are read in place, without packing. During generation there is one row.
+/// The most query rows for which keys and values are read in place, without packing. During generation there is one row.
 const FEW: usize = 4;
 
 /// Rows of scores are padded to a multiple of LANES, so that loops over them are whole vectors.
@@ -143,7 +143,7 @@ impl<'a> Head<'a> {
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32], o: &mut ViewMut<'_>, lse: &mut ViewMut<'_>) {
         let mut s = Scratch::new(BLOCK.min(self.rows.len()) * self.keys.len().next_multiple_of(LANES));
         let keys = (self.rows.len() > FEW).then(|| Packed::f32(self.kv_view(k, self.all()).t()));
-        let values = self.factor(v);
+        let values = (self.rows.len() > FEW).then(|| self.factor(v));
         for rows in self.blocks() {
             let seen = self.seen(&rows);
             let (n, t, stride) = (rows.len(), seen.len(), seen.len().next_multiple_of(LANES));
@@ -160,7 +160,11 @@ impl<'a> Head<'a> {
                 self.drop_row(i, &seen, s);
             }
             // O = P V.
-            values.product(o.rows_mut(rows), View::strided(&s, n, t, stride), seen);
+            let probabilities = View::strided(&s, n, t, stride);
+            match &values {
+                Some(values) => values.product(o.rows_mut(rows), probabilities, seen),
+                None => weighted_sums(&mut o.rows_mut(rows), probabilities, self.kv_view(v, seen)),
+            }
         }
     }
 
@@ -285,7 +289,16 @@ pub(crate) fn forward(call: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) 
     let (mut o, mut lse) = (Tensor::output([n, c])?, Tensor::output([n, call.heads])?);
     let (q, k, v) = (q.as_slice()?, k.as_slice()?, v.as_slice()?);
     let heads = by_head(call, o.as_mut_slice()?, c, call.heads);
-    let parts = heads.into_par_iter().zip(by_head(call, lse.as_mut_slice()?, call.heads, call.heads));
+    let all_lse = by_head(call, lse.as_mut_slice()?, call.heads, call.heads);
+    if n <= FEW && call.sequences.sequences() == 1 {
+        // The products of a token take microseconds.
+        let parts = heads.into_iter().zip(all_lse).enumerate();
+        let parts = parts.map(|(i, views)| Ok((head_of_part(call, c, i)?, views))).collect::<Result<Vec<_>>>()?;
+        let work = n * k.len() / call.kv_heads;
+        team::for_each(parts, work, |(head, (mut o, mut lse))| head.forward(q, k, v, &mut o, &mut lse));
+        return Ok((o, lse));
+    }
+    let parts = heads.into_par_iter().zip(all_lse);
     parts.enumerate().try_for_each(|(i, (mut o, mut lse))| {
         head_of_part(call, c, i)?.forward(q, k, v, &mut o, &mut lse);
         Ok::<_, crate::Error>(())

@@ -1,7 +1,8 @@
 //! Products with packed weights, or, for few rows, with weights as they are stored.
 
 use super::Weight;
-use crate::cpu::{Init, Scratch, View, ViewMut, for_row_blocks, gemm, math, product, vectorized};
+use crate::cpu::{Init, Scratch, View, ViewMut, for_rows_of_token, gemm, math, product, vectorized};
+use crate::quantized::dot;
 use crate::{Result, Tensor};
 
 pub(crate) fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
@@ -15,12 +16,15 @@ pub(crate) fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> R
     Ok(y)
 }
 
-/// y for few rows of x. Each row of W is widened to f32 once and multiplied with all rows of x.
+/// y for few rows of x. Rows of W are read as they are stored, once for all rows of x.
 fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
-    let (c_in, c_out) = (w.c_in(), w.c_out());
     let (x, b) = (x.as_slice()?, b.map(Tensor::as_slice).transpose()?);
+    if n == 1 && dot::has_rows(w.tensor().dtype()) {
+        return one_row(x, w, b);
+    }
+    let (c_in, c_out) = (w.c_in(), w.c_out());
     let mut transposed = Scratch::new(c_out * n);
-    for_row_blocks(&mut transposed, n, |first, y| {
+    for_rows_of_token(&mut transposed, n, (n + 1) * c_in, |first, y| {
         let mut row = Scratch::new(c_in);
         for (o, y) in y.chunks_exact_mut(n).enumerate() {
             w.tensor().widen((first + o) * c_in, &mut row).expect("a weight of fewer bits than f32");
@@ -31,6 +35,21 @@ fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tens
     for (i, y) in y.as_mut_slice()?.chunks_exact_mut(c_out).enumerate() {
         y.iter_mut().zip(transposed.iter().skip(i).step_by(n)).for_each(|(y, v)| *y = *v);
     }
+    Ok(y)
+}
+
+/// y for one row of x and a quantized W.
+fn one_row(x: &[f32], w: &Weight, b: Option<&[f32]>) -> Result<Tensor> {
+    let (bytes, dtype) = (w.tensor().bytes()?, w.tensor().dtype());
+    let row = dtype.bytes(w.c_in());
+    let sums = dot::Sums::of(x);
+    let mut y = Tensor::output([1, w.c_out()])?;
+    for_rows_of_token(y.as_mut_slice()?, 1, w.c_in(), |first, y| {
+        dot::rows(dtype, &bytes[first * row..][..y.len() * row], x, &sums, y);
+        if let Some(b) = b {
+            y.iter_mut().zip(&b[first..]).for_each(|(y, b)| *y += b);
+        }
+    });
     Ok(y)
 }
 
