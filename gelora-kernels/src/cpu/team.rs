@@ -209,7 +209,7 @@ mod tests {
             chunk[0] = inner.iter().sum();
         });
         assert_eq!(out, [6.0, 10.0, 14.0, 18.0, 22.0, 26.0, 30.0, 34.0]);
-        let panicked = std::panic::catch_unwind(|| {
+        let panicked = catch_unwind(|| {
             for_chunks(&mut [0.0; 64], 1, |index, _| assert!(index != 17, "on purpose"));
         });
         assert!(panicked.is_err());
