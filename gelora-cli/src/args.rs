@@ -16,16 +16,16 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gelora_kernels::{DType, DeviceKind};
 
-use parse::delimiter;
+use parse::{at_least_one, delimiter};
 
 pub use compare::CompareArgs;
 pub use eval::{EvalArgs, SplitArg};
 pub use generate::GenerateArgs;
 pub use hub::DataHubArgs;
 pub use id::IdArgs;
-pub use merge::{ExportArgs, MergeArgs};
+pub use merge::{ExportArgs, MergeArgs, MergedTypeArg};
 pub use policy::measure_options;
-pub use rank::{GranularityArg, MeasureArgs, PolicyArg, PoolArg, RankArgs, ScaleArg, TargetArgs};
+pub use rank::{GranularityArg, MeasureArgs, PolicyArg, PolicyArgs, PoolArg, RankArgs, ScaleArg, TargetArgs};
 pub use train::{ResumeArg, TrainArgs};
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
@@ -34,6 +34,13 @@ pub use train::{ResumeArg, TrainArgs};
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// File with options of the command, by their long names (lr = 0.001), and the MODEL as model. An option of the
+    /// command line wins over the file
+    #[arg(long, global = true, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Number of CPU threads [default: the number of CPUs]
+    #[arg(long, global = true, value_name = "N", value_parser = at_least_one)]
+    pub threads: Option<usize>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -127,7 +134,7 @@ pub struct DataArgs {
     pub dedup: bool,
     /// Maximum number of tokens of one example or block, special tokens included [default: 128, for a language model
     /// 512, or the length that the adapter was trained with]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", visible_alias = "max-seq-length")]
     pub max_length: Option<usize>,
 }
 

@@ -13,12 +13,14 @@ mod data;
 mod distinct;
 mod fingerprint;
 mod hub;
+mod options_file;
 mod output;
 mod plot;
 mod points;
 mod profile;
 mod report;
 mod signals;
+mod stop_texts;
 mod tokenize;
 mod ui;
 mod understood;
@@ -28,17 +30,27 @@ pub mod untrusted;
 use std::process::ExitCode;
 
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use gelora_kernels::cpu::Level;
 use signals::Interrupted;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     silence_mesa();
-    let mut cli = Cli::parse(); // wrong usage ends here, with exit code 2
+    let mut cli = match command_line() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     if let Err(problem) = Level::asked_for() {
         ui::note(false, format!("error: {problem}"));
         return ExitCode::from(2);
+    }
+    if let Some(threads) = cli.threads {
+        // The pool of threads is made once, and nothing has asked for it before.
+        if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+            ui::note(false, format!("error: --threads {threads}: {error}"));
+            return ExitCode::FAILURE;
+        }
     }
     let done = cli.command.locate().and_then(|()| run(&cli.command));
     match done {
@@ -54,6 +66,34 @@ pub fn main() -> ExitCode {
             }
         },
     }
+}
+
+/// Returns the options of the command line and of its configuration file, or the exit code of wrong usage, which is
+/// printed.
+fn command_line() -> Result<Cli, ExitCode> {
+    let mut command = Cli::command();
+    command.build();
+    let expanded = options_file::expand(&command, std::env::args_os().collect()).map_err(|error| {
+        ui::note(false, format!("error: {}", in_one_line(&error)));
+        ExitCode::from(2)
+    })?;
+    let parsed = command.try_get_matches_from_mut(expanded.arguments).and_then(|matches| {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        if let (Command::Train(train), Some((name, matches))) = (&mut cli.command, matches.subcommand())
+            && let Some(command) = command.find_subcommand(name)
+        {
+            train.repeating = options_file::repeating(command, matches);
+        }
+        Ok(cli)
+    });
+    parsed.map_err(|error| {
+        // Help and the version are errors as well, and go to standard output.
+        let _ = error.print();
+        if let Some(file) = expanded.file.filter(|_| error.use_stderr()) {
+            ui::note(false, options_file::note(&file));
+        }
+        u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+    })
 }
 
 /// Tells Mesa's device-selection layer not to run. Without a display that layer asks Wayland for one and prints an

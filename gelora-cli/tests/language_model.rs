@@ -69,13 +69,38 @@ fn instructions_are_trained_generated_and_merged() {
     gelora(words("merge {} --adapter {} --out {}", &[&model(), &adapter, &merged])).ok();
     assert!(merged.join("model.safetensors").is_file() && merged.join("config.json").is_file());
 
-    // Options of generation_config.json that are not applied are reported.
-    let stderr = || gelora(words("generate {} --max-tokens 2 --prompt lane", &[&merged])).ok().stderr;
+    // Options of generation_config.json are applied, or reported.
+    let run = |options: &str| {
+        gelora(words(&format!("generate {{}} --max-tokens 40 --prompt lane {options}"), &[&merged])).ok()
+    };
     let write = |text: &str| fs::write(merged.join("generation_config.json"), text).expect("a config");
-    write(r#"{"repetition_penalty": 1.0, "temperature": 0.6}"#);
-    assert!(!stderr().contains("not applied"));
-    write(r#"{"repetition_penalty": 1.1}"#);
-    assert!(stderr().contains("generation_config.json: repetition_penalty = 1.1 is not applied"));
+    write(r#"{"repetition_penalty": 1.0, "temperature": 0.6, "max_new_tokens": 3}"#);
+    let plain = run("");
+    assert!(!plain.stderr.contains("not applied") && !plain.stderr.contains("sampling as"), "{}", plain.stderr);
+    write(r#"{"repetition_penalty": 5.0}"#);
+    assert_ne!(run("").stdout, plain.stdout);
+    assert_eq!(run("--repetition-penalty 1").stdout, plain.stdout);
+    write(r#"{"do_sample": true, "temperature": 9.0, "top_k": 50, "no_repeat_ngram_size": 3}"#);
+    let sampled = run("");
+    for words in ["temperature 9, top k 50, top p 1", "generation_config.json: no_repeat_ngram_size = 3 is not applied"]
+    {
+        assert!(sampled.stderr.contains(words), "{words} in {}", sampled.stderr);
+    }
+    assert_ne!(sampled.stdout, plain.stdout);
+    assert_eq!((run("--temperature 0").stdout, run("--top-k 1").stdout), (plain.stdout.clone(), plain.stdout.clone()));
+    write(r#"{"max_new_tokens": 3}"#);
+    let tokens = |options: &str| {
+        gelora(words(&format!("generate {{}} --json -q --prompt lane {options}"), &[&merged])).json()["tokens"].clone()
+    };
+    assert_eq!(tokens("").as_array().map(Vec::len), Some(3));
+
+    // A stop text ends the text before it.
+    let whole = plain.stdout.trim_end().to_owned();
+    let letters = |c: &char| c.is_ascii_alphabetic();
+    let stop: String = whole.chars().skip(1).skip_while(|c| !letters(c)).take_while(letters).take(2).collect();
+    assert!(!stop.is_empty(), "{whole:?} has letters");
+    let before = &whole[..whole.find(&stop).expect("it is there")];
+    assert_eq!(run(&format!("--stop {stop}")).stdout.trim_end(), before.trim_end());
 }
 
 /// The rows differ only after their first 128 tokens, so they are the same points unless the model is a language model.

@@ -223,8 +223,8 @@ impl CausalLm {
     }
 
     /// Returns the language model with its adapters merged into the weights.
-    pub(crate) fn merged(&self, model: &Path) -> Result<Merged> {
-        let mut merged = Merged::of(&self.model, model)?;
+    pub(crate) fn merged(&self, model: &Path, dtype: Option<DType>) -> Result<Merged> {
+        let mut merged = Merged::of(&self.model, model, dtype)?;
         if !self.tied {
             merged.insert(HEAD.into(), self.head.tensor().clone());
             merged.config.insert("tie_word_embeddings".into(), false.into());
@@ -234,7 +234,7 @@ impl CausalLm {
 
     /// Returns every tensor of the language model by its name in a checkpoint, with adapters merged.
     pub(crate) fn merged_tensors(&self, model: &Path) -> Result<BTreeMap<String, Tensor>> {
-        Ok(self.merged(model)?.into_tensors())
+        Ok(self.merged(model, None)?.into_tensors())
     }
 
     /// Merges the adapters into the weights and writes the result as a language model that transformers loads. `model`
@@ -243,9 +243,18 @@ impl CausalLm {
     /// # Errors
     /// Returns an error if the base files cannot be read again or the new files cannot be written.
     pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
-        let mut merged = self.merged(model)?;
+        self.write_merged_as(model, out, None)
+    }
+
+    /// [`write_merged`](Self::write_merged) with all tensors in `dtype`: f32, f16 or bf16; None keeps the types of the
+    /// base model.
+    ///
+    /// # Errors
+    /// Returns the errors of [`write_merged`](Self::write_merged), and an error if a value is too large for `dtype`.
+    pub fn write_merged_as(&self, model: &Path, out: &Path, dtype: Option<DType>) -> Result<Vec<String>> {
+        let mut merged = self.merged(model, dtype)?;
         merged.config.insert("architectures".into(), serde_json::json!([self.model.family().classes[1]]));
-        merged.write(out)
+        merged.write(out, dtype)
     }
 }
 

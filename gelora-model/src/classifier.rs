@@ -265,12 +265,21 @@ impl Classifier {
     /// # Errors
     /// Returns an error if the base files cannot be read again or the new files cannot be written.
     pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
-        let mut merged = Merged::of(&self.model, model)?;
+        self.write_merged_as(model, out, None)
+    }
+
+    /// [`write_merged`](Self::write_merged) with all tensors in `dtype`: f32, f16 or bf16; None keeps the types of the
+    /// base model.
+    ///
+    /// # Errors
+    /// Returns the errors of [`write_merged`](Self::write_merged), and an error if a value is too large for `dtype`.
+    pub fn write_merged_as(&self, model: &Path, out: &Path, dtype: Option<DType>) -> Result<Vec<String>> {
+        let mut merged = Merged::of(&self.model, model, dtype)?;
         for (name, tensor) in self.head.parameters() {
             merged.insert(name, tensor.clone());
         }
         self.configure(&mut merged.config);
-        merged.write(out)
+        merged.write(out, dtype)
     }
 
     /// Writes the task into a config.json. If the caller gave no task, the entries of the base model stay: an adapter

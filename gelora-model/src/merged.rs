@@ -22,11 +22,11 @@ pub(crate) struct Merged {
 impl Merged {
     /// Takes the base model's tensors under their names inside a task model, merges the adapters, and replaces the
     /// tensors that the adapter saves whole. Drops the base model's heads. `model` is the path that the transformer was
-    /// loaded from.
+    /// loaded from, and `dtype` the type that [`write`](Self::write) will be asked for.
     ///
     /// # Errors
     /// Returns an error if the base files cannot be read again, or a merged weight is infinite or NaN.
-    pub fn of(transformer: &Transformer, model: &Path) -> Result<Self> {
+    pub fn of(transformer: &Transformer, model: &Path, dtype: Option<DType>) -> Result<Self> {
         // Read the base tensors under their full names, without those of a head.
         let (_, base) = checkpoint::read(model)?;
         let prefix = transformer.prefix();
@@ -46,9 +46,14 @@ impl Merged {
         for linear in transformer.linears() {
             let Some(layer) = &linear.lora else { continue };
             let name = format!("{}.weight", linear.name);
-            let sum = merge(linear.weight.tensor(), layer).map_err(|e| Error::Value(format!("tensor {name}: {e}")))?;
+            // For another type than the base model's, the sum is rounded once, when it is written.
+            let weight = match dtype {
+                Some(_) => &linear.weight.tensor().to_dtype(DType::F32)?,
+                None => linear.weight.tensor(),
+            };
+            let sum = merge(weight, layer).map_err(|e| Error::Value(format!("tensor {name}: {e}")))?;
             let sum = if linear.transposed { linear::transpose(&sum)? } else { sum };
-            if sum.dtype() != linear.weight.tensor().dtype().unquantized() {
+            if dtype.is_none() && sum.dtype() != linear.weight.tensor().dtype().unquantized() {
                 merged.too_large.push(name.clone());
             }
             merged.tensors.insert(name, sum);
@@ -90,13 +95,24 @@ impl Merged {
         self.tensors
     }
 
-    /// Writes model.safetensors and config.json. Returns remarks for the user.
+    /// Writes model.safetensors and config.json, with all tensors in `dtype`, or in the types of the base model. Returns
+    /// remarks for the user.
     ///
     /// # Errors
-    /// Returns an error if the files cannot be written.
-    pub fn write(mut self, out: &Path) -> Result<Vec<String>> {
+    /// Returns an error if a value is too large for `dtype`, or the files cannot be written.
+    pub fn write(mut self, out: &Path, dtype: Option<DType>) -> Result<Vec<String>> {
         let mut remarks = Vec::new();
-        if let Some(first) = self.too_large.first() {
+        if let Some(dtype) = dtype {
+            for (name, tensor) in &mut self.tensors {
+                let stored = tensor.to_dtype(dtype)?;
+                if dtype == DType::F16 && is_beyond(tensor, &stored)? {
+                    let problem = format!("has values beyond {}, which f16 cannot hold; bf16 and f32 can", half_max());
+                    return Err(Error::Value(format!("tensor {name}: {problem}")));
+                }
+                *tensor = stored;
+            }
+            self.name_dtype(dtype);
+        } else if let Some(first) = self.too_large.first() {
             // Convert all tensors: transformers loads the whole model in the one type that config.json names.
             for tensor in self.tensors.values_mut().filter(|tensor| tensor.dtype().unquantized() == DType::F16) {
                 *tensor = tensor.to_dtype(DType::F32)?;
@@ -123,6 +139,23 @@ impl Merged {
         files::write_atomic(&path, &config)?;
         Ok(remarks)
     }
+
+    /// Names the type of all tensors in config.json, under the key that it has, or the older one that all versions of
+    /// transformers read.
+    fn name_dtype(&mut self, dtype: DType) {
+        let name = match dtype {
+            DType::F16 => "float16",
+            DType::Bf16 => "bfloat16",
+            _ => "float32",
+        };
+        let key = if self.config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        self.config.insert(key.into(), json!(name));
+    }
+}
+
+/// Whether rounding made a finite value infinite.
+fn is_beyond(exact: &Tensor, rounded: &Tensor) -> Result<bool> {
+    Ok(exact.to_f32()?.iter().zip(rounded.to_f32()?.iter()).any(|(x, y)| x.is_finite() && y.is_infinite()))
 }
 
 /// Largest value of f16.
@@ -138,9 +171,18 @@ impl Transformer {
     /// # Errors
     /// Returns an error if the base files cannot be read again or the new files cannot be written.
     pub fn write_merged(&self, model: &Path, out: &Path) -> Result<Vec<String>> {
-        let mut merged = Merged::of(self, model)?;
+        self.write_merged_as(model, out, None)
+    }
+
+    /// [`write_merged`](Self::write_merged) with all tensors in `dtype`: f32, f16 or bf16; None keeps the types of the
+    /// base model.
+    ///
+    /// # Errors
+    /// Returns the errors of [`write_merged`](Self::write_merged), and an error if a value is too large for `dtype`.
+    pub fn write_merged_as(&self, model: &Path, out: &Path, dtype: Option<DType>) -> Result<Vec<String>> {
+        let mut merged = Merged::of(self, model, dtype)?;
         merged.without_prefix(self.prefix());
         merged.config.insert("architectures".into(), serde_json::json!([self.family().classes[2]]));
-        merged.write(out)
+        merged.write(out, dtype)
     }
 }

@@ -157,10 +157,10 @@ impl Family {
         assert!((sum / n as f64 - f64::from(loss)).abs() < 1e-5, "{sum} / {n}, {loss}");
 
         let base = CausalLm::load(&self.folder()).expect("it loads");
-        let generated = base.generate(&self.rows[1], 40, Sampling::Greedy, &[], |_| true).expect("it generates");
+        let generated = base.generate(&self.rows[1], 40, Sampling::default(), &[], |_| true).expect("it generates");
         assert_eq!(generated, self.golden.integers("lm.greedy"), "{}", self.name);
         let stopped =
-            base.generate(&self.rows[1], 40, Sampling::Greedy, &generated[3..4], |_| true).expect("it generates");
+            base.generate(&self.rows[1], 40, Sampling::default(), &generated[3..4], |_| true).expect("it generates");
         let first = generated.iter().position(|token| *token == generated[3]).expect("it is there");
         assert_eq!(stopped, generated[..first]);
     }

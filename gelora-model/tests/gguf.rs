@@ -54,6 +54,6 @@ fn a_gguf_model_computes_the_same_as_its_dequantized_weights() {
     let rows: Vec<usize> = (0..ids.len()).collect();
     let logits = lm.logits(&batch, &rows).and_then(|t| Ok(t.to_vec()?)).expect("logits");
     assert_close("logits", &logits, &golden.floats("logits"), 1e-4);
-    let generated = lm.generate(&ids, 30, Sampling::Greedy, &[], |_| true).expect("it generates");
+    let generated = lm.generate(&ids, 30, Sampling::default(), &[], |_| true).expect("it generates");
     assert_eq!(generated, golden.integers("greedy"));
 }

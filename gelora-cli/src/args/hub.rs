@@ -13,7 +13,7 @@ use crate::ui;
 pub struct DataHubArgs {
     /// Config of a dataset on the hub, if it has several
     #[arg(long, value_name = "NAME")]
-    pub config: Option<String>,
+    pub data_config: Option<String>,
     /// Branch, tag or commit of a dataset on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
     pub data_revision: Option<String>,
@@ -44,7 +44,7 @@ impl Command {
                 return Ok(());
             }
         };
-        let (config, revision) = (data.hub.config.as_deref(), data.hub.data_revision.as_deref());
+        let (config, revision) = (data.hub.data_config.as_deref(), data.hub.data_revision.as_deref());
         data.data = hub::locate_data(&data.data, config, revision, wanted, output.quiet)?;
         Ok(())
     }

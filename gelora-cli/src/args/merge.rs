@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use gelora_kernels::DType;
 use gelora_model::gguf::StoredType;
 
 use super::{ModelArgs, OutputArgs};
@@ -20,10 +21,34 @@ pub struct MergeArgs {
     /// File for the merged model, with its tokenizer
     #[arg(long, value_name = "FILE.gguf")]
     pub gguf: Option<PathBuf>,
+    /// Type of all tensors in --out: f32, f16 or bf16; as-is keeps the base model's [default: as-is]
+    #[arg(long, value_enum, value_name = "TYPE", requires = "out")]
+    pub dtype: Option<MergedTypeArg>,
     #[command(flatten)]
     pub stored: GgufArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Type of the tensors of a merged model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MergedTypeArg {
+    F32,
+    F16,
+    Bf16,
+    AsIs,
+}
+
+impl MergedTypeArg {
+    /// Returns the type, or none to keep the base model's.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Self::F32 => Some(DType::F32),
+            Self::F16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::Bf16),
+            Self::AsIs => None,
+        }
+    }
 }
 
 /// Option for the storage of a model in a .gguf file.

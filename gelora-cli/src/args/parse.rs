@@ -16,6 +16,10 @@ pub(super) fn delimiter(text: &str) -> Result<u8, String> {
     }
 }
 
+pub(super) fn not_empty(text: &str) -> Result<String, String> {
+    Some(text.to_owned()).filter(|text| !text.is_empty()).ok_or("expected a text that is not empty".into())
+}
+
 fn number(text: &str, is_valid: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
     text.parse().ok().filter(|v: &f64| v.is_finite() && is_valid(*v)).ok_or(format!("expected a number {expected}"))
 }

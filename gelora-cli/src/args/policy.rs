@@ -5,7 +5,7 @@ use gelora_lora::ranks::Limits;
 use gelora_model::measure::{Budget, Cache, PolicyChoice, Pool, Scale};
 use gelora_model::{Granularity, MeasureOptions};
 
-use super::{GranularityArg, MeasureArgs, PolicyArg, PoolArg, RankArgs, ScaleArg, TargetArgs};
+use super::{GranularityArg, MeasureArgs, PolicyArg, PolicyArgs, PoolArg, RankArgs, ScaleArg, TargetArgs};
 use crate::cache;
 
 impl From<PoolArg> for Pool {
@@ -49,7 +49,7 @@ pub fn measure_options(measure: &MeasureArgs, targets: &TargetArgs, batch_size: 
         target_modules: targets.target_modules.clone(),
         rounding: measure.rounding.into(),
         limits: Limits { min: measure.min_rank, max, multiple: measure.rank_multiple },
-        alpha_ratio: targets.alpha_ratio,
+        alpha: targets.alpha(),
         batch_size,
         seed,
         cache: cache::folder().map(Cache::new),
@@ -65,25 +65,31 @@ impl RankArgs {
     pub fn options(&self) -> Result<MeasureOptions> {
         let options = measure_options(&self.measure, &self.targets, self.batch_size, self.seed);
         Ok(MeasureOptions {
-            scale: self.scale.into(),
-            policy: self.policy()?,
+            scale: self.policy.scale.into(),
+            policy: self.policy.choice(self.rank)?,
             resamples: self.stability,
             cache: options.cache.clone().filter(|_| !self.no_cache),
             ..options
         })
     }
+}
 
-    fn policy(&self) -> Result<PolicyChoice> {
+impl PolicyArgs {
+    /// Returns the policy; `rank` is that of the policy uniform.
+    ///
+    /// # Errors
+    /// Returns an error if flags contradict each other.
+    pub fn choice(&self, rank: Option<usize>) -> Result<PolicyChoice> {
         let budget = match (self.budget, self.budget_rank) {
             (Some(parameters), _) => Some(Budget::Parameters(parameters)),
             (None, rank) => rank.map(Budget::UniformRank),
         };
-        let policy = self.policy.unwrap_or(match (self.rank, budget) {
+        let policy = self.policy.unwrap_or(match (rank, budget) {
             (Some(_), None) => PolicyArg::Uniform,
             (None, Some(_)) => PolicyArg::Budget,
             _ => PolicyArg::Gelora,
         });
-        if self.rank.is_some() && policy != PolicyArg::Uniform {
+        if rank.is_some() && policy != PolicyArg::Uniform {
             bail!("--rank is the rank of --policy uniform; expected only one of the two");
         }
         if budget.is_some() && !matches!(policy, PolicyArg::Budget | PolicyArg::Random) {
@@ -94,7 +100,7 @@ impl RankArgs {
             (PolicyArg::GeloraUpper, _) => PolicyChoice::GeloraUpper,
             (PolicyArg::Budget, Some(budget)) => PolicyChoice::Budget(budget),
             (PolicyArg::Budget, None) => bail!("--policy budget needs --budget PARAMETERS or --budget-rank R"),
-            (PolicyArg::Uniform, _) => match self.rank {
+            (PolicyArg::Uniform, _) => match rank {
                 Some(rank) => PolicyChoice::Uniform(rank),
                 None => bail!("--policy uniform needs --rank R"),
             },

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use gelora_id::{Estimator, NearCopies};
-use gelora_lora::ranks::{Rounding, Server};
+use gelora_lora::ranks::{Alpha, Rounding, Server};
 
 use super::parse::{at_least_one, at_least_three, inside_unit, positive};
 use super::{ComputeArgs, DataArgs, ModelArgs, OutputArgs, ProfileArgs};
@@ -119,6 +119,34 @@ pub struct TargetArgs {
     /// Ratio alpha / rank, the same in every layer
     #[arg(long, default_value_t = 2.0, value_name = "C", value_parser = positive)]
     pub alpha_ratio: f64,
+    /// The same alpha for every module, instead of the same ratio
+    #[arg(long, value_name = "ALPHA", value_parser = positive, conflicts_with = "alpha_ratio")]
+    pub lora_alpha: Option<f64>,
+}
+
+impl TargetArgs {
+    /// Returns how alpha follows from the rank of a module.
+    pub fn alpha(&self) -> Alpha {
+        self.lora_alpha.map_or(Alpha::Ratio(self.alpha_ratio), Alpha::Fixed)
+    }
+}
+
+/// Options of the policy that turns dimensions into ranks.
+#[derive(Clone, Debug, Args)]
+pub struct PolicyArgs {
+    /// Policy that turns dimensions into ranks [default: gelora; uniform if --rank is given; budget if a budget is
+    /// given]
+    #[arg(long, value_enum)]
+    pub policy: Option<PolicyArg>,
+    /// Number of parameters of all adapters together, for the policies budget and random
+    #[arg(long, value_name = "PARAMETERS", value_parser = at_least_one)]
+    pub budget: Option<usize>,
+    /// Budget as a rank: the parameters that this rank would take in every module
+    #[arg(long, value_name = "R", conflicts_with = "budget", value_parser = at_least_one)]
+    pub budget_rank: Option<usize>,
+    /// Number of points that growths are measured at
+    #[arg(long, value_enum, default_value_t = ScaleArg::All)]
+    pub scale: ScaleArg,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -131,22 +159,11 @@ pub struct RankArgs {
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub targets: TargetArgs,
-    /// Policy that turns dimensions into ranks [default: gelora; uniform if --rank is given; budget if a budget is
-    /// given]
-    #[arg(long, value_enum)]
-    pub policy: Option<PolicyArg>,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
     /// Rank of the policy uniform
     #[arg(long, value_name = "R", value_parser = at_least_one)]
     pub rank: Option<usize>,
-    /// Number of parameters of all adapters together, for the policies budget and random
-    #[arg(long, value_name = "PARAMETERS", value_parser = at_least_one)]
-    pub budget: Option<usize>,
-    /// Budget as a rank: the parameters that this rank would take in every module
-    #[arg(long, value_name = "R", conflicts_with = "budget", value_parser = at_least_one)]
-    pub budget_rank: Option<usize>,
-    /// Number of points that growths are measured at
-    #[arg(long, value_enum, default_value_t = ScaleArg::All)]
-    pub scale: ScaleArg,
     /// Repeat the measurement on S random halves and S quarters of the examples, and show how the ranks vary
     #[arg(long, default_value_t = 0, value_name = "S")]
     pub stability: usize,

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use gelora_model::train::Init;
 
 use super::parse::{at_least_one, not_negative, positive, share};
-use super::{ComputeArgs, DataArgs, MeasureArgs, ModelArgs, OutputArgs, ProfileArgs, TargetArgs, TaskArg};
+use super::{ComputeArgs, DataArgs, MeasureArgs, ModelArgs, OutputArgs, PolicyArgs, ProfileArgs, TargetArgs, TaskArg};
 
 /// Options of the measurement, which conflict with given ranks.
 const MEASURING: [&str; 10] = [
@@ -21,6 +21,9 @@ const MEASURING: [&str; 10] = [
     "max_rank",
     "rank_multiple",
 ];
+
+/// Options of the policy. With given ranks there is none but uniform.
+const POLICY: [&str; 4] = ["policy", "budget", "budget_rank", "scale"];
 
 /// When to resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -61,12 +64,16 @@ pub struct TrainArgs {
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
     /// Ranks from `gelora rank` [default without --rank: measure the ranks first, on the training data]
-    #[arg(long, value_name = "ranks.json", conflicts_with_all = ["rank", "target_modules", "alpha_ratio"])]
-    #[arg(conflicts_with_all = MEASURING)]
+    #[arg(long, value_name = "ranks.json")]
+    #[arg(conflicts_with_all = ["rank", "target_modules", "alpha_ratio", "lora_alpha"])]
+    #[arg(conflicts_with_all = MEASURING, conflicts_with_all = POLICY)]
     pub ranks: Option<PathBuf>,
     /// The same rank for every module
-    #[arg(long, value_name = "R", value_parser = at_least_one, conflicts_with_all = MEASURING)]
+    #[arg(long, value_name = "R", value_parser = at_least_one)]
+    #[arg(conflicts_with_all = MEASURING, conflicts_with_all = &POLICY[1..])]
     pub rank: Option<usize>,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
     #[command(flatten)]
     pub measure: MeasureArgs,
     #[command(flatten)]
@@ -90,19 +97,23 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
     pub lora_dropout: f64,
     /// Peak learning rate
-    #[arg(long, default_value_t = 1e-3, value_parser = positive)]
+    #[arg(long, default_value_t = 1e-3, value_parser = positive, visible_alias = "learning-rate")]
     pub lr: f64,
     /// Number of passes over the training data. It sets the number of steps: rows / batch size x epochs, rounded up
-    #[arg(long, default_value_t = 3.0, value_parser = positive)]
+    #[arg(long, default_value_t = 3.0, value_parser = positive, visible_alias = "num-train-epochs")]
     pub epochs: f64,
     /// Number of optimizer steps, instead of --epochs
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, visible_alias = "max-steps")]
     pub steps: Option<usize>,
     /// Number of examples in one optimizer step
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch_size: usize,
+    /// Number of examples in one part of a step, as transformers counts them: a step has this number times --accumulate
+    #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "batch_size")]
+    pub per_device_train_batch_size: Option<usize>,
     /// Number of parts that the examples of a step are run in, to save memory
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
+    #[arg(visible_alias = "gradient-accumulation-steps")]
     pub accumulate: usize,
     /// Keep only the input of each block for the backward pass and recompute the rest: less memory, a third more time
     #[arg(long)]
@@ -126,6 +137,9 @@ pub struct TrainArgs {
     /// Resume from the checkpoint in --out; with auto, start anew if there is none
     #[arg(long, value_enum, value_name = "auto", num_args = 0..=1, default_missing_value = "always")]
     pub resume: Option<ResumeArg>,
+    /// Run a few steps, print what the training would take, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Replace a finished adapter in --out
     #[arg(long)]
     pub overwrite: bool,
@@ -141,6 +155,16 @@ pub struct TrainArgs {
     pub profile: ProfileArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+    /// File for --config that repeats the run, made from the command line.
+    #[arg(skip)]
+    pub repeating: String,
+}
+
+impl TrainArgs {
+    /// Returns the number of examples in one optimizer step.
+    pub fn batch_size(&self) -> usize {
+        self.per_device_train_batch_size.map_or(self.batch_size, |part| part.saturating_mul(self.accumulate))
+    }
 }
 
 #[cfg(test)]
@@ -152,5 +176,8 @@ mod tests {
         let command = MeasureArgs::augment_args(clap::Command::new("test"));
         let options: Vec<&str> = command.get_arguments().map(|option| option.get_id().as_str()).collect();
         assert_eq!(options, MEASURING);
+        let command = PolicyArgs::augment_args(clap::Command::new("test"));
+        let options: Vec<&str> = command.get_arguments().map(|option| option.get_id().as_str()).collect();
+        assert_eq!(options, POLICY);
     }
 }

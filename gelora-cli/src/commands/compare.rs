@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::{Device, DeviceKind};
-use gelora_lora::ranks::Step;
+use gelora_lora::ranks::{Alpha, Step};
 use gelora_model::measure::{Scale, TargetModules};
 use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint, evaluate};
 use serde_json::{Value, json};
@@ -69,7 +69,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
             budget_rank: args.budget_rank,
             rounding: measuring.rounding,
             limits: measuring.limits,
-            alpha_ratio: measuring.alpha_ratio,
+            alpha: measuring.alpha,
         };
         let bench = Bench {
             study: study.id(),
@@ -229,7 +229,10 @@ fn settings(args: &CompareArgs, data: &Prepared, measuring: &MeasureOptions) -> 
         ("budget-rank", json!(args.budget_rank)),
         ("train-rows", json!(args.train_rows)),
         ("target-modules", json!(args.targets.target_modules)),
-        ("alpha-ratio", json!(measuring.alpha_ratio)),
+        match measuring.alpha {
+            Alpha::Ratio(ratio) => ("alpha-ratio", json!(ratio)),
+            Alpha::Fixed(alpha) => ("alpha", json!(alpha)),
+        },
         ("samples", json!(args.measure.samples)),
         ("pool", json!(measuring.pool.name())),
         ("estimator", json!(measuring.estimator.to_string())),

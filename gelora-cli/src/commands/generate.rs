@@ -1,16 +1,19 @@
 //! `gelora generate`: continues a prompt.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use gelora_model::{CausalLm, Config, Sampling};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{CAUSAL_LM, check_base, open_device, read_adapter};
 use crate::args::GenerateArgs;
 use crate::chat::{Message, SYSTEM, USER};
 use crate::data;
 use crate::profile::mark;
+use crate::stop_texts::StopTexts;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
@@ -43,12 +46,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     lm.move_to(&device)?;
     mark("model loaded");
     // Choose the sampling, the length limit and the stop tokens.
-    let sampling = match args.temperature > 0.0 {
-        true => Sampling::Nucleus { temperature: args.temperature as f32, top_p: args.top_p as f32, seed: args.seed },
-        false => Sampling::Greedy,
-    };
+    let wishes = Wishes::of(&args.model.path);
+    let sampling = wishes.sampling(args);
+    wishes.say(args, sampling);
     let positions_left = lm.transformer().config().max_positions.saturating_sub(ids.len());
-    let max_tokens = args.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(positions_left).max(1));
+    let default_max_tokens = wishes.number("max_new_tokens").map_or(DEFAULT_MAX_TOKENS, |n| n as usize);
+    let max_tokens = args.max_tokens.unwrap_or(default_max_tokens.min(positions_left).max(1));
     let mut stop = lm.transformer().config().stop.clone();
     if args.message.is_some() {
         match tokenizer.end_of_turn() {
@@ -58,33 +61,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             }
         }
     }
-    for option in not_applied(args) {
-        ui::warn(format!("{option} is not applied; transformers would apply it"));
-    }
     // Generate: silently for JSON, else piece by piece to standard output.
     let began = std::time::Instant::now();
-    let tokens = if args.output.json {
-        lm.generate(&ids, max_tokens, sampling, &stop, |_| true)?
-    } else {
-        let mut out = std::io::stdout();
-        let mut failed = Ok(());
-        let tokens = {
-            let mut on_token = tokenizer.stream(|piece| {
-                if failed.is_ok() {
-                    failed = write!(out, "{piece}").and_then(|()| out.flush());
-                }
-            });
-            lm.generate(&ids, max_tokens, sampling, &stop, |token| {
-                on_token(token);
-                true
-            })?
-        };
-        failed?;
-        tokens
-    };
+    let (tokens, text) = generate(args, &lm, &tokenizer, &ids, max_tokens, sampling, &stop)?;
     let seconds = began.elapsed().as_secs_f64();
     mark("tokens generated");
-    let text = tokenizer.decode(&tokens)?; // a token that the stream could not decode is an error here
     if args.output.json {
         let line = json!({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds});
         return Ok(ui::result(ui::with_warnings(line).to_string())?);
@@ -95,24 +76,110 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// Returns the options of generation_config.json that change which token is the most probable.
-fn not_applied(args: &GenerateArgs) -> Vec<String> {
-    const OPTIONS: [(&str, f64); 8] = [
-        ("repetition_penalty", 1.0),
-        ("no_repeat_ngram_size", 0.0),
-        ("min_length", 0.0),
-        ("min_new_tokens", 0.0),
-        ("bad_words_ids", 0.0),
-        ("suppress_tokens", 0.0),
-        ("begin_suppress_tokens", 0.0),
-        ("forced_eos_token_id", 0.0),
-    ];
-    let path = args.model.path.join("generation_config.json");
-    let Ok(bytes) = std::fs::read(&path) else { return Vec::new() };
-    let config: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let changes = |key: &str, neutral: f64| !config[key].is_null() && config[key].as_f64() != Some(neutral);
-    let display = |key: &str| format!("{}: {key} = {}", path.display(), config[key]);
-    OPTIONS.into_iter().filter(|(key, neutral)| changes(key, *neutral)).map(|(key, _)| display(key)).collect()
+/// Generates tokens and their text up to a stop text. Prints the text as it comes, unless the output is JSON.
+fn generate(
+    args: &GenerateArgs,
+    lm: &CausalLm,
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    max_tokens: usize,
+    sampling: Sampling,
+    stop: &[u32],
+) -> Result<(Vec<u32>, String)> {
+    let (mut out, mut text) = (std::io::stdout(), String::new());
+    let (texts, failed) = (RefCell::new(StopTexts::new(&args.stop)), RefCell::new(Ok(())));
+    let mut pass = |piece: String| {
+        text.push_str(&piece);
+        let mut failed = failed.borrow_mut();
+        if !args.output.json && failed.is_ok() {
+            *failed = write!(out, "{piece}").and_then(|()| out.flush());
+        }
+    };
+    let tokens = {
+        let mut on_token = tokenizer.stream(|piece| pass(texts.borrow_mut().push(piece)));
+        lm.generate(ids, max_tokens, sampling, stop, |token| {
+            on_token(token);
+            !texts.borrow().is_done() && failed.borrow().is_ok()
+        })?
+    };
+    pass(texts.borrow_mut().finish());
+    failed.into_inner()?;
+    let decoded = tokenizer.decode(&tokens)?; // a token that the stream could not decode is an error here
+    // Without a stop text, JSON has the text of all tokens, as a tokenizer decodes them together.
+    Ok((tokens, if texts.into_inner().is_done() { text } else { decoded }))
+}
+
+/// What generation_config.json asks for.
+struct Wishes {
+    path: PathBuf,
+    config: Value,
+}
+
+impl Wishes {
+    fn of(model: &Path) -> Self {
+        let path = model.join("generation_config.json");
+        let config = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self { path, config: config.unwrap_or_default() }
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        self.config[key].as_f64().filter(|number| *number > 0.0)
+    }
+
+    /// Whether transformers would draw tokens at random.
+    fn samples(&self) -> bool {
+        self.config["do_sample"].as_bool() == Some(true)
+    }
+
+    /// Returns the options of the command line, and for those that are not given what the file says. As in transformers,
+    /// its temperature, top_k and top_p count only beside do_sample.
+    fn sampling(&self, args: &GenerateArgs) -> Sampling {
+        let wish = |key: &str| self.number(key).filter(|_| self.samples());
+        // Whoever asks for top-k or top-p asks for sampling.
+        let asked = args.top_k.is_some() || args.top_p.is_some();
+        let unset = if self.samples() || asked { 1.0 } else { 0.0 };
+        Sampling {
+            temperature: args.temperature.or(wish("temperature")).unwrap_or(unset) as f32,
+            top_k: args.top_k.or(wish("top_k").map(|k| k as usize)).unwrap_or(0),
+            top_p: args.top_p.or(wish("top_p")).unwrap_or(1.0) as f32,
+            repetition_penalty: args.repetition_penalty.or(self.number("repetition_penalty")).unwrap_or(1.0) as f32,
+            seed: args.seed,
+        }
+    }
+
+    /// Says what of the file is applied, and warns of what is not.
+    fn say(&self, args: &GenerateArgs, sampling: Sampling) {
+        if self.samples() && args.temperature.is_none() {
+            let Sampling { temperature, top_k, top_p, .. } = sampling;
+            ui::note(
+                args.output.quiet,
+                format!(
+                    "sampling as {} asks: temperature {temperature}, top k {top_k}, top p {top_p}; --temperature 0 \
+                     takes the most probable token",
+                    self.path.display()
+                ),
+            );
+        }
+        const NOT_APPLIED: [(&str, f64); 10] = [
+            ("no_repeat_ngram_size", 0.0),
+            ("min_length", 0.0),
+            ("min_new_tokens", 0.0),
+            ("bad_words_ids", 0.0),
+            ("suppress_tokens", 0.0),
+            ("begin_suppress_tokens", 0.0),
+            ("forced_eos_token_id", 0.0),
+            ("num_beams", 1.0),
+            ("typical_p", 1.0),
+            ("min_p", 0.0),
+        ];
+        for (key, neutral) in NOT_APPLIED {
+            let value = &self.config[key];
+            if !value.is_null() && value.as_f64() != Some(neutral) {
+                let path = self.path.display();
+                ui::warn(format!("{path}: {key} = {value} is not applied; transformers would apply it"));
+            }
+        }
+    }
 }
 
 /// Returns the text to continue: --message in the model's chat template, --instruction in the form of instruction rows,

@@ -9,7 +9,7 @@ use gelora_model::{CausalLm, Classifier, Transformer};
 use super::{
     CAUSAL_LM, FEATURES, INFO_NAME, adapter_info, check_base, check_not_input, export, load_classifier, read_adapter,
 };
-use crate::args::MergeArgs;
+use crate::args::{MergeArgs, MergedTypeArg};
 use crate::output::OutDir;
 use crate::tokenize::gguf::as_files;
 use crate::{tokenize, ui};
@@ -74,10 +74,11 @@ fn write_folder(args: &MergeArgs, model: &MergedModel, out: &Path) -> Result<()>
     check_not_input(out, "--out", &[&args.model.path, &args.adapter])?;
     let out = OutDir::prepare(out, &owned, "--out")?;
     out.create()?;
+    let (base, dtype) = (&args.model.path, args.dtype.and_then(MergedTypeArg::dtype));
     let remarks = match model {
-        MergedModel::Lm(lm) => [lm.remarks(), &lm.write_merged(&args.model.path, out.path())?].concat(),
-        MergedModel::Classifier(classifier) => classifier.write_merged(&args.model.path, out.path())?,
-        MergedModel::Features(model) => model.write_merged(&args.model.path, out.path())?,
+        MergedModel::Lm(lm) => [lm.remarks(), &lm.write_merged_as(base, out.path(), dtype)?].concat(),
+        MergedModel::Classifier(classifier) => classifier.write_merged_as(base, out.path(), dtype)?,
+        MergedModel::Features(model) => model.write_merged_as(base, out.path(), dtype)?,
     };
     remarks.into_iter().for_each(ui::warn);
     if is_gguf(&args.model.path) {

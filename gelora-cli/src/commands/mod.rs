@@ -3,6 +3,7 @@
 mod adapters;
 pub mod compare;
 pub mod devices;
+mod dry_run;
 pub mod eval;
 pub mod export;
 pub mod generate;

@@ -10,8 +10,8 @@ use gelora_model::evaluate::Metrics;
 use gelora_model::measure::{ModuleRank, TargetModules};
 use gelora_model::train::{Checkpoints, Length};
 use gelora_model::{
-    CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel,
-    TokenRows, Tokens, TrainOptions, Trainer, Transformer,
+    CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, MeasureOptions, Rows,
+    Task as ModelTask, TaskModel, TokenRows, Tokens, TrainOptions, Trainer, Transformer,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use super::log::{LOG, Log};
 use super::rows::{TextRows, lm_rows};
 use super::screen::Screen;
 use super::{
-    AdapterInfo, INFO_NAME, aim, check_max_length, eval, is_lm, open_device, open_tokenizer, rank, read_json,
+    AdapterInfo, INFO_NAME, aim, check_max_length, dry_run, eval, is_lm, open_device, open_tokenizer, rank, read_json,
     read_options,
 };
 use crate::args::{ResumeArg, TaskArg, TrainArgs, measure_options};
@@ -33,10 +33,12 @@ use crate::tokenize::Tokenizer;
 use crate::understood::{Understood, Use};
 use crate::{distinct, fingerprint, ui};
 
+/// File of options that repeats the run, for `--config`.
+const REPEATING: &str = "run.toml";
 /// Folder of the latest checkpoint inside OUT.
 const CHECKPOINT: &str = "checkpoint";
 /// Names of the files and folders that the command writes to OUT.
-const FILES: [&str; 6] = [CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, RANKS_NAME, CHECKPOINT];
+const FILES: [&str; 7] = [REPEATING, CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, RANKS_NAME, CHECKPOINT];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
@@ -61,7 +63,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
     }
     let resume = resume(args, &out)?;
-    let _lock = out.lock()?;
+    let _lock = if args.dry_run { None } else { Some(out.lock()?) };
     // Tokenize, and print the account of the data.
     let label_set = if is_lm { None } else { Some(label_set(args.task, &dataset)?) };
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
@@ -95,12 +97,18 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         resume,
         settings: settings(&dataset, &tokenizer, &*data.rows),
     };
-    let options = TrainOptions { ranks, checkpoints: Some(checkpoints), ..train_options(args) };
+    let checkpoints = Some(checkpoints).filter(|_| !args.dry_run);
+    let options = TrainOptions { ranks, checkpoints, ..train_options(args) };
     let mut trainer = Trainer::new(&mut model, &*data.rows, options)?;
+    if args.dry_run {
+        let account = json!({"dry_run": true, "dataset": data.understood});
+        return dry_run::run(trainer, modules, args.output.json, account);
+    }
     let held_out_rows = held_out.as_ref().map(|data| &*data.rows).filter(|rows| !rows.is_empty());
     let signals = Signals::handle()?;
     trainer = trainer.with_held_out(held_out_rows).with_stop(signals.stop());
     mark("adapters added");
+    out.write(REPEATING, args.repeating.as_bytes())?;
     let (steps, parameters) = (trainer.steps(), trainer.parameters());
     ui::note(
         args.output.quiet,
@@ -187,7 +195,7 @@ fn train_options(args: &TrainArgs) -> TrainOptions {
         dora: args.dora,
         lr: args.lr,
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
-        batch_size: args.batch_size,
+        batch_size: args.batch_size(),
         accumulate: args.accumulate,
         checkpoint_activations: args.checkpoint_activations,
         group_by_length: args.group_by_length,
@@ -295,8 +303,9 @@ fn module_ranks(
     out: &OutDir,
 ) -> Result<BTreeMap<String, ModuleRank>> {
     let infos = model.linear_infos();
+    let policy = args.policy.choice(args.rank)?;
     if let Some(rank) = args.rank {
-        let alpha = args.targets.alpha_ratio * rank as f64;
+        let alpha = args.targets.alpha().of(rank);
         let (layers, granularity) = (model.config().layers, args.measure.granularity.into());
         let targets = TargetModules::new(&infos, layers, granularity, &args.targets.target_modules)
             .context("--target-modules")?;
@@ -314,11 +323,17 @@ fn module_ranks(
         if resume && measured.is_file() {
             return Ok(read_json::<RanksOfModules>(&measured)?.modules);
         }
-        let options = measure_options(&args.measure, &args.targets, args.batch_size, args.seed);
+        let options = MeasureOptions {
+            policy,
+            scale: args.policy.scale.into(),
+            ..measure_options(&args.measure, &args.targets, args.batch_size(), args.seed)
+        };
         let ranks =
             rank::measure_ranks(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
         let ranks = RanksFile { data: dataset.path.display().to_string(), dataset: None, ranks, serve: None };
-        out.write_json(RANKS_NAME, &ranks)?;
+        if !args.dry_run {
+            out.write_json(RANKS_NAME, &ranks)?;
+        }
         ui::note(args.output.quiet, text::table(&ranks));
         ui::note(args.output.quiet, text::summary(&ranks));
         return Ok(ranks.ranks.modules);

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::random::Stream;
-use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step, StepRank, uniform_parameters};
+use gelora_lora::ranks::{self, Alpha, Limits, Policy, Rounding, Step, StepRank, uniform_parameters};
 use gelora_model::train::Init;
 
 /// A way to train.
@@ -45,7 +45,7 @@ pub struct RankSettings {
     pub budget_rank: usize,
     pub rounding: Rounding,
     pub limits: Limits,
-    pub alpha_ratio: f64,
+    pub alpha: Alpha,
 }
 
 impl Arm {
@@ -175,7 +175,7 @@ impl Arm {
     /// # Errors
     /// If the budget does not hold the arm's least ranks, or the budget rank is too high for the model.
     pub fn ranks(self, steps: &[Step], settings: &RankSettings, seed: u64) -> Result<Option<Vec<StepRank>>> {
-        let &RankSettings { budget_rank, rounding, ref limits, alpha_ratio } = settings;
+        let &RankSettings { budget_rank, rounding, ref limits, alpha } = settings;
         let parameters = uniform_parameters(steps, budget_rank);
         let policy = match self {
             Self::Head => return Ok(None),
@@ -188,7 +188,7 @@ impl Arm {
             Self::Budget | Self::ShuffledBudget | Self::AscendingBudget => Policy::Budget { parameters, rounding },
             Self::Random => Policy::Random { parameters, seed },
         };
-        let mut ranks = ranks::assign(steps, &policy, alpha_ratio, limits)
+        let mut ranks = ranks::assign(steps, &policy, alpha, limits)
             .with_context(|| format!("--budget-rank {budget_rank}: arm {}, seed {seed}", self.name()))?;
         match self {
             Self::ShuffledBudget => shuffle(&mut ranks, steps, seed),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn settings(budget_rank: usize) -> RankSettings {
-        RankSettings { budget_rank, rounding: Rounding::Ceil, limits: Limits::default(), alpha_ratio: 2.0 }
+        RankSettings { budget_rank, rounding: Rounding::Ceil, limits: Limits::default(), alpha: Alpha::default() }
     }
 
     fn ranks(arm: Arm, steps: &[Step], budget_rank: usize, seed: u64) -> Vec<usize> {

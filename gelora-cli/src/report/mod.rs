@@ -216,7 +216,10 @@ fn facts(ranks: &RanksFile) -> String {
         ("confidence", format!("{} %", 100.0 * ranks.policy.confidence)),
         ("type", ranks.dtype.clone()),
         ("seed", ranks.seed.to_string()),
-        ("alpha / rank", ranks.policy.alpha_ratio.to_string()),
+        match (ranks.policy.alpha_ratio, ranks.policy.alpha) {
+            (Some(ratio), _) => ("alpha / rank", ratio.to_string()),
+            (None, alpha) => ("alpha", alpha.map_or(String::new(), |alpha| alpha.to_string())),
+        },
         ("gelora", env!("CARGO_PKG_VERSION").into()),
     ];
     let facts: String =

@@ -110,10 +110,10 @@ fn shards_of_a_split_are_read_together() {
 fn configs_are_selected() {
     let hub = Server::start();
     set_files(&hub, &[("cola/train.jsonl", "train.jsonl"), ("sst2/train.jsonl", "validation.jsonl")]);
-    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["tiny/reviews", "2 configs", "--config: cola, sst2"]);
-    hub.rank_on("tiny/reviews", &["--config", "wnli"], &[]).fails_with(&["no config wnli; it has cola, sst2"]);
+    hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["tiny/reviews", "2 configs", "--data-config: cola, sst2"]);
+    hub.rank_on("tiny/reviews", &["--data-config", "wnli"], &[]).fails_with(&["no config wnli; it has cola, sst2"]);
     assert_eq!(downloaded(&hub), [""; 0]);
-    let run = hub.rank_on("tiny/reviews", &["--config", "sst2"], &[]).ok();
+    let run = hub.rank_on("tiny/reviews", &["--data-config", "sst2"], &[]).ok();
     assert!(run.stdout.contains("measured on 32 examples"), "{}", run.stdout);
     assert_eq!(downloaded(&hub), ["sst2/train.jsonl"]);
 
@@ -128,7 +128,7 @@ fn configs_are_selected() {
     assert!(run.stderr.contains("its default config, large, of small, large"), "{}", run.stderr);
     assert!(run.stdout.contains("measured on 96 examples"), "{}", run.stdout);
     assert_eq!(downloaded(&hub), ["cola/train.jsonl"]);
-    let small = hub.rank_on("tiny/reviews", &["--config", "small"], &[("HF_HUB_OFFLINE", "1")]).ok();
+    let small = hub.rank_on("tiny/reviews", &["--data-config", "small"], &[("HF_HUB_OFFLINE", "1")]).ok();
     assert!(small.stdout.contains("measured on 32 examples"), "{}", small.stdout);
     hub.set(|state| state.card = json!({"configs": [{"config_name": "a", "data_files": {"train": "a.csv"}}]}));
     hub.rank_on("tiny/reviews", &[], &[]).fails_with(&["the config a", "no form that is known"]);
@@ -140,9 +140,9 @@ fn unreadable_datasets_are_errors() {
     hub.rank_on("tiny/other", &[], &[]).fails_with(&["tiny/other", "no such dataset", "without a token"]);
     hub.rank_on("tiny/reviews", &["--data-revision", "v9"], &[]).fails_with(&["the dataset has no revision v9"]);
     hub.rank_on("tiny/reviews", &["--data-revision", "refs/pr/1"], &[]).ok();
-    hub.rank_on("tiny/reviews", &["--config", "x"], &[]).fails_with(&["the dataset has no configs", "x"]);
+    hub.rank_on("tiny/reviews", &["--data-config", "x"], &[]).fails_with(&["the dataset has no configs", "x"]);
     let here = hub.data().display().to_string();
-    hub.rank_on(&here, &["--config", "x"], &[]).fails_with(&["--config x is for datasets on the hub", &here]);
+    hub.rank_on(&here, &["--data-config", "x"], &[]).fails_with(&["--data-config x is for datasets on the hub", &here]);
     hub.rank_on(&here, &["--data-revision", "x"], &[]).fails_with(&["--data-revision x is for datasets on the hub"]);
     // Paths that are no ids are not requested from the hub.
     hub.requests();
@@ -156,8 +156,8 @@ fn unreadable_datasets_are_errors() {
     assert_eq!(downloaded(&hub), ["validation.jsonl"]);
     hub.rank_on("tiny/reviews/dev.jsonl", &[], &[])
         .fails_with(&["has no dev.jsonl; it has train.jsonl, validation.jsonl"]);
-    let config = ["--config", "x"];
-    hub.rank_on("tiny/reviews/train.jsonl", &config, &[]).fails_with(&["--config x", "train.jsonl is one file"]);
+    let config = ["--data-config", "x"];
+    hub.rank_on("tiny/reviews/train.jsonl", &config, &[]).fails_with(&["--data-config x", "train.jsonl is one file"]);
 
     fs::remove_dir_all(hub.home()).expect("a cache");
     hub.set(|state| state.gated = true);

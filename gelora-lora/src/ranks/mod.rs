@@ -25,6 +25,39 @@ use crate::{Error, Result};
 pub use policy::{Policy, Rounding};
 pub use serve::{Server, max_lora_rank};
 
+/// How alpha follows from the rank of a module. LoRA scales a module by alpha / rank.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Alpha {
+    /// alpha = ratio * rank: the same scale everywhere.
+    Ratio(f64),
+    /// The same alpha everywhere, as PEFT's `lora_alpha` is: a module of a lower rank has a larger scale.
+    Fixed(f64),
+}
+
+impl Alpha {
+    /// Returns the alpha of a module with this rank.
+    #[must_use]
+    pub fn of(self, rank: usize) -> f64 {
+        match self {
+            Self::Ratio(ratio) => ratio * rank as f64,
+            Self::Fixed(alpha) => alpha,
+        }
+    }
+}
+
+impl Default for Alpha {
+    fn default() -> Self {
+        Self::Ratio(ALPHA_RATIO)
+    }
+}
+
+/// A number is a ratio.
+impl From<f64> for Alpha {
+    fn from(ratio: f64) -> Self {
+        Self::Ratio(ratio)
+    }
+}
+
 /// The default c of alpha = c r.
 pub const ALPHA_RATIO: f64 = 2.0;
 
@@ -121,7 +154,7 @@ pub fn differences(ids: &[f64]) -> Result<Vec<f64>> {
 ///
 /// # Errors
 /// If there are no steps; if a growth is not finite; if an option of the policy or the limits is out of range; if the
-/// budget is below the parameters of the lower bound; or if the alpha ratio is not positive and finite.
+/// budget is below the parameters of the lower bound; or if alpha is not positive and finite.
 ///
 /// ```
 /// use gelora_lora::ranks::{self, Limits, Policy, Step};
@@ -137,19 +170,22 @@ pub fn differences(ids: &[f64]) -> Result<Vec<f64>> {
 /// assert_eq!(of(&Policy::Budget { parameters, rounding: Default::default() })?, [8, 2, 2]);
 /// # Ok::<(), gelora_lora::Error>(())
 /// ```
-pub fn assign(steps: &[Step], policy: &Policy, alpha_ratio: f64, limits: &Limits) -> Result<Vec<StepRank>> {
+pub fn assign(steps: &[Step], policy: &Policy, alpha: impl Into<Alpha>, limits: &Limits) -> Result<Vec<StepRank>> {
+    let alpha = alpha.into();
     require(!steps.is_empty(), || "expected at least one step, got none".into())?;
     for (s, step) in steps.iter().enumerate() {
         require(step.delta.is_finite() && !step.upper.is_nan(), || {
             format!("the growth of step {s} is {} with the upper bound {}", step.delta, step.upper)
         })?;
     }
-    require(alpha_ratio.is_finite() && alpha_ratio > 0.0, || {
-        format!("the alpha ratio must be positive and finite, got {alpha_ratio}")
+    let (Alpha::Ratio(value) | Alpha::Fixed(value)) = alpha;
+    require(value.is_finite() && value > 0.0, || {
+        let name = if matches!(alpha, Alpha::Ratio(_)) { "the alpha ratio" } else { "alpha" };
+        format!("{name} must be positive and finite, got {value}")
     })?;
     limits.check()?;
     let ranks = policy.ranks(steps, limits)?;
-    Ok(ranks.into_iter().map(|rank| StepRank { rank, alpha: alpha_ratio * rank as f64 }).collect())
+    Ok(ranks.into_iter().map(|rank| StepRank { rank, alpha: alpha.of(rank) }).collect())
 }
 
 /// Number of parameters of all adapters with these ranks.

@@ -25,7 +25,7 @@ mod warnings;
 
 use gelora_id::{Jackknife, NearCopies};
 use gelora_kernels::Tensor;
-use gelora_lora::ranks as rule;
+use gelora_lora::ranks::{self as rule, Alpha};
 
 use crate::event::{Reply, Report, report};
 use crate::{Error, Event, Result, Tokens, Transformer, Work};
@@ -122,7 +122,7 @@ fn ranks_from_points(
     let growths = states::growths(&replicates, confidence);
     let steps = targets.steps(&growths);
     let policy = options.policy.resolve(&steps, &options.assignment())?;
-    let step_ranks = rule::assign(&steps, &policy, options.alpha_ratio, &options.limits)?;
+    let step_ranks = rule::assign(&steps, &policy, options.alpha, &options.limits)?;
     let layers: Vec<Layer> = step_ranks
         .iter()
         .zip(&growths)
@@ -177,7 +177,8 @@ fn ranks_from_points(
             min_rank: options.limits.min,
             max_rank: Some(options.limits.max).filter(|max| *max < usize::MAX),
             rank_multiple: options.limits.multiple,
-            alpha_ratio: options.alpha_ratio,
+            alpha_ratio: if let Alpha::Ratio(ratio) = options.alpha { Some(ratio) } else { None },
+            alpha: if let Alpha::Fixed(alpha) = options.alpha { Some(alpha) } else { None },
             confidence,
         },
         states: measured.states,

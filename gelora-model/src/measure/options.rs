@@ -3,7 +3,7 @@
 use std::fmt;
 
 use gelora_id::{Estimator, NearCopies};
-use gelora_lora::ranks::{self, ALPHA_RATIO, Limits, Rounding};
+use gelora_lora::ranks::{self, Alpha, Limits, Rounding};
 use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
@@ -81,8 +81,8 @@ pub struct MeasureOptions {
     pub rounding: Rounding,
     /// Smallest and largest rank.
     pub limits: Limits,
-    /// Ratio of alpha to rank, the same in every layer.
-    pub alpha_ratio: f64,
+    /// How alpha follows from the rank of a module.
+    pub alpha: Alpha,
     /// Number of random halves, and of random quarters, of the examples on which ranks are measured again. 0 for none.
     pub resamples: usize,
     /// Number of examples in one forward pass.
@@ -106,7 +106,7 @@ impl Default for MeasureOptions {
             policy: PolicyChoice::default(),
             rounding: Rounding::Ceil,
             limits: Limits::default(),
-            alpha_ratio: ALPHA_RATIO,
+            alpha: Alpha::default(),
             resamples: 0,
             batch_size: 32,
             seed: 0,
@@ -126,7 +126,7 @@ impl MeasureOptions {
         // Every policy needs the fewest parameters if no dimension grows. If the budget is too small then, it always
         // is.
         let steps = targets.steps_without_growth();
-        ranks::assign(&steps, &self.policy.resolve(&steps, &self.assignment())?, self.alpha_ratio, &self.limits)?;
+        ranks::assign(&steps, &self.policy.resolve(&steps, &self.assignment())?, self.alpha, &self.limits)?;
         Ok(())
     }
 

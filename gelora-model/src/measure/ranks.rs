@@ -68,8 +68,12 @@ pub struct PolicyUsed {
     pub max_rank: Option<usize>,
     /// All ranks are multiples of this number.
     pub rank_multiple: usize,
-    /// Ratio of alpha to rank.
-    pub alpha_ratio: f64,
+    /// Ratio of alpha to rank, if it is the same everywhere.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub alpha_ratio: Option<f64>,
+    /// Alpha, if it is the same everywhere.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub alpha: Option<f64>,
     /// Confidence level of all intervals and of the upper bound.
     pub confidence: f64,
 }

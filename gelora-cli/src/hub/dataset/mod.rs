@@ -36,7 +36,7 @@ pub fn locate(
 ) -> Result<PathBuf> {
     let id = data.to_str().filter(|_| !data.exists()).and_then(parsed);
     let Some(id) = id else {
-        for (option, value) in [("--config", config), ("--data-revision", revision)] {
+        for (option, value) in [("--data-config", config), ("--data-revision", revision)] {
             if let Some(value) = value {
                 let place = if data.exists() { "is on this machine" } else { "is no such id as org/name" };
                 bail!("{option} {value} is for datasets on the hub; {} {place}", data.display());
@@ -46,7 +46,10 @@ pub fn locate(
         return Ok(data.to_owned());
     };
     if let (Some(file), Some(config)) = (&id.file, config) {
-        bail!("{}: --config {config} chooses among the files of a dataset, but {file} is one file", data.display());
+        bail!(
+            "{}: --data-config {config} chooses among the files of a dataset, but {file} is one file",
+            data.display()
+        );
     }
     let repo = Repo { kind: Kind::Dataset, id, revision: revision.unwrap_or(MAIN).to_owned() };
     let hub = Hub::open(repo, quiet)?;
@@ -180,7 +183,7 @@ fn chosen(hub: &Hub, mut configs: Vec<Config>, requested: Option<&str>) -> Resul
     let index = match requested {
         Some(requested) => names.iter().position(|name| name == requested).ok_or_else(|| match names.as_slice() {
             [only] if only == layout::DEFAULT => {
-                anyhow!("{data}: the dataset has no configs, so no {requested}; leave --config out")
+                anyhow!("{data}: the dataset has no configs, so no {requested}; leave --data-config out")
             }
             _ => anyhow!("{data}: the dataset has no config {requested}; it has {}", all()),
         })?,
@@ -190,7 +193,7 @@ fn chosen(hub: &Hub, mut configs: Vec<Config>, requested: Option<&str>) -> Resul
                 ui::note(hub.quiet, format!("{data}: its default config, {}, of {}", names[index], all()));
                 index
             }
-            None => bail!("{data}: the dataset has {} configs; choose one with --config: {}", names.len(), all()),
+            None => bail!("{data}: the dataset has {} configs; choose one with --data-config: {}", names.len(), all()),
         },
     };
     Ok(configs.swap_remove(index))
