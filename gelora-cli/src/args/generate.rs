@@ -51,6 +51,9 @@ pub struct GenerateArgs {
     /// Text that ends the generation, and is not printed. May be given several times
     #[arg(long, value_name = "TEXT", value_parser = not_empty)]
     pub stop: Vec<String>,
+    /// Go on after tokens that end a text
+    #[arg(long)]
+    pub ignore_eos: bool,
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

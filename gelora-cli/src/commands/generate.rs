@@ -53,7 +53,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let default_max_tokens = wishes.number("max_new_tokens").map_or(DEFAULT_MAX_TOKENS, |n| n as usize);
     let max_tokens = args.max_tokens.unwrap_or(default_max_tokens.min(positions_left).max(1));
     let mut stop = lm.transformer().config().stop.clone();
-    if args.message.is_some() {
+    if args.ignore_eos {
+        stop.clear();
+    } else if args.message.is_some() {
         match tokenizer.end_of_turn() {
             Ok(end) => stop.extend(end),
             Err(problem) => {
@@ -63,11 +65,19 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     // Generate: silently for JSON, else piece by piece to standard output.
     let began = std::time::Instant::now();
-    let (tokens, text) = generate(args, &lm, &tokenizer, &ids, max_tokens, sampling, &stop)?;
+    let mut to_first = None;
+    let (tokens, text) = generate(args, &tokenizer, |on_token| {
+        lm.generate(&ids, max_tokens, sampling, &stop, |token| {
+            to_first.get_or_insert_with(|| began.elapsed());
+            on_token(token)
+        })
+    })?;
     let seconds = began.elapsed().as_secs_f64();
     mark("tokens generated");
     if args.output.json {
-        let line = json!({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds});
+        let prompt_seconds = to_first.map_or(seconds, |time| time.as_secs_f64());
+        let line = json!({"prompt": prompt, "text": text, "tokens": tokens, "seconds": seconds,
+            "prompt_tokens": ids.len(), "prompt_seconds": prompt_seconds});
         return Ok(ui::result(ui::with_warnings(line).to_string())?);
     }
     ui::result("")?;
@@ -76,15 +86,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// Generates tokens and their text up to a stop text. Prints the text as it comes, unless the output is JSON.
+/// Generates tokens and their text up to a stop text. Prints the text as it comes, unless the output is JSON. `run`
+/// generates tokens as long as the function that it is given returns true.
 fn generate(
     args: &GenerateArgs,
-    lm: &CausalLm,
     tokenizer: &Tokenizer,
-    ids: &[u32],
-    max_tokens: usize,
-    sampling: Sampling,
-    stop: &[u32],
+    run: impl FnOnce(&mut dyn FnMut(u32) -> bool) -> gelora_model::Result<Vec<u32>>,
 ) -> Result<(Vec<u32>, String)> {
     let (mut out, mut text) = (std::io::stdout(), String::new());
     let (texts, failed) = (RefCell::new(StopTexts::new(&args.stop)), RefCell::new(Ok(())));
@@ -97,7 +104,7 @@ fn generate(
     };
     let tokens = {
         let mut on_token = tokenizer.stream(|piece| pass(texts.borrow_mut().push(piece)));
-        lm.generate(ids, max_tokens, sampling, stop, |token| {
+        run(&mut |token| {
             on_token(token);
             !texts.borrow().is_done() && failed.borrow().is_ok()
         })?

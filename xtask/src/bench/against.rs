@@ -112,10 +112,14 @@ fn lines(who: &str, command: &mut Command) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// `kind/variant` is compared with the same variant if both sides have it, else with all of the kind.
+/// Kinds of benches whose peers have names: `kind/peer`.
+const NAMED_PEERS: [&str; 4] = ["two-nn", "hidden", "generate", "prompt"];
+
+/// `kind/variant` is compared with the same variant if both sides have it, else with all peers of the kind.
 fn of_one_kind(ours: &Line, peer: &Line) -> bool {
     let kind = |line: &Line| line.bench.split('/').next().map(str::to_owned);
-    ours.bench == peer.bench || (kind(ours) == kind(peer) && kind(ours).as_deref() == Some("two-nn"))
+    let is_named = kind(ours).is_some_and(|kind| NAMED_PEERS.contains(&kind.as_str()));
+    ours.bench == peer.bench || (kind(ours) == kind(peer) && is_named)
 }
 
 fn same_dtype(ours: &Line, peer: &Line) -> bool {
@@ -253,6 +257,17 @@ mod tests {
         assert!(error.contains("n is 11 here and 10 there"), "{error}");
         let error = pair(&[at("two-nn/gelora", 10)], &[at("hidden", 10)]).unwrap_err().to_string();
         assert!(error.starts_with("nothing to compare"), "{error}");
+    }
+
+    #[test]
+    fn several_peers_of_one_kind_are_measured_in_one_run() {
+        let hidden = |bench: &str, dtype: Option<&str>| {
+            let params = dtype.map_or(json!({"samples": 9}), |dtype| json!({"samples": 9, "dtype": dtype}));
+            line(bench, params, 1.0)
+        };
+        let peers = [hidden("hidden/openvino bf16", None), hidden("hidden/onnxruntime f32", None)];
+        let pairs = pair(&[hidden("hidden", Some("bf16"))], &peers).unwrap();
+        assert_eq!(whats(&pairs), ["hidden bf16 vs hidden/openvino bf16", "hidden bf16 vs hidden/onnxruntime f32"]);
     }
 
     #[test]

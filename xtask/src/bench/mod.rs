@@ -4,6 +4,7 @@
 //! and whatever else that bench knows.
 
 mod against;
+mod generate;
 mod kernels;
 mod line;
 mod memory;
@@ -35,6 +36,10 @@ enum Bench {
     Hidden(Compared<program::HiddenArgs>),
     /// `gelora train`, step by step
     Train(Compared<program::TrainArgs>),
+    /// `gelora generate`: reading a prompt, and the tokens after it
+    Generate(Compared<generate::GenerateArgs>),
+    /// `gelora generate`: reading a prompt
+    Prompt(Compared<generate::GenerateArgs>),
     /// Time and memory as sequences, batches and sets of points grow
     Scaling(scaling::Args),
 }
@@ -63,6 +68,8 @@ pub fn run(args: &Args) -> Result<()> {
         Bench::Lora(compared) => compared.run(kernels::lora),
         Bench::Hidden(compared) => compared.run(program::hidden),
         Bench::Train(compared) => compared.run(program::train),
+        Bench::Generate(compared) => compared.run(generate::generate),
+        Bench::Prompt(compared) => compared.run(generate::prompt),
         Bench::Scaling(args) => scaling::run(args),
     }
 }
