@@ -83,7 +83,8 @@ pub(crate) fn cases() -> Vec<Case> {
         }
     }
     // Few rows read the weight as it is stored; more rows read a packed layout.
-    for shape in [(1, 256, 7), (1, 1536, 203), (8, 512, 33), (9, 256, 40), (130, 768, 65)] {
+    for shape in [(1, 256, 7), (1, 1536, 203), (3, 256, 20), (5, 1536, 70), (8, 512, 33), (9, 256, 40), (130, 768, 65)]
+    {
         all.extend(QUANTIZED.into_iter().flat_map(|dtype| quantized_cases(shape, dtype, DType::F32)));
     }
     // Large enough for the largest blocks of a GPU, forward and backward.

@@ -18,39 +18,44 @@ pub(crate) fn forward(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> R
 
 /// y for few rows of x. Rows of W are read as they are stored, once for all rows of x.
 fn few_rows(x: &Tensor, w: &Weight, b: Option<&Tensor>, n: usize) -> Result<Tensor> {
+    let c_out = w.c_out();
     let (x, b) = (x.as_slice()?, b.map(Tensor::as_slice).transpose()?);
-    if n == 1 && dot::has_rows(w.tensor().dtype()) {
-        return one_row(x, w, b);
-    }
-    let (c_in, c_out) = (w.c_in(), w.c_out());
-    let mut transposed = Scratch::new(c_out * n);
-    for_rows_of_token(&mut transposed, n, (n + 1) * c_in, |first, y| {
-        let mut row = Scratch::new(c_in);
-        for (o, y) in y.chunks_exact_mut(n).enumerate() {
-            w.tensor().widen((first + o) * c_in, &mut row).expect("a weight of fewer bits than f32");
-            products(&row, x, b.map_or(0.0, |b| b[first + o]), y);
-        }
-    });
     let mut y = Tensor::output([n, c_out])?;
+    if n == 1 {
+        transposed(x, w, b, n, y.as_mut_slice()?)?;
+        return Ok(y);
+    }
+    let mut columns = Scratch::new(c_out * n);
+    transposed(x, w, b, n, &mut columns)?;
     for (i, y) in y.as_mut_slice()?.chunks_exact_mut(c_out).enumerate() {
-        y.iter_mut().zip(transposed.iter().skip(i).step_by(n)).for_each(|(y, v)| *y = *v);
+        y.iter_mut().zip(columns.iter().skip(i).step_by(n)).for_each(|(y, v)| *y = *v);
     }
     Ok(y)
 }
 
-/// y for one row of x and a quantized W.
-fn one_row(x: &[f32], w: &Weight, b: Option<&[f32]>) -> Result<Tensor> {
-    let (bytes, dtype) = (w.tensor().bytes()?, w.tensor().dtype());
-    let row = dtype.bytes(w.c_in());
-    let sums = dot::Sums::of(x);
-    let mut y = Tensor::output([1, w.c_out()])?;
-    for_rows_of_token(y.as_mut_slice()?, 1, w.c_in(), |first, y| {
-        dot::rows(dtype, &bytes[first * row..][..y.len() * row], x, &sums, y);
-        if let Some(b) = b {
-            y.iter_mut().zip(&b[first..]).for_each(|(y, b)| *y += b);
+/// Writes y^T (C_out, N) for few rows of x.
+fn transposed(x: &[f32], w: &Weight, b: Option<&[f32]>, n: usize, y: &mut [f32]) -> Result<()> {
+    let (c_in, dtype) = (w.c_in(), w.tensor().dtype());
+    let bias = |o: usize| b.map_or(0.0, |b| b[o]);
+    if !dot::has_rows(dtype) {
+        for_rows_of_token(y, n, (n + 1) * c_in, |first, y| {
+            let mut row = Scratch::new(c_in);
+            for (o, y) in y.chunks_exact_mut(n).enumerate() {
+                w.tensor().widen((first + o) * c_in, &mut row).expect("a weight of fewer bits than f32");
+                products(&row, x, bias(first + o), y);
+            }
+        });
+        return Ok(());
+    }
+    // Quantized types with products of their own.
+    let (bytes, row, sums) = (w.tensor().bytes()?, dtype.bytes(c_in), dot::Sums::of(x));
+    for_rows_of_token(y, n, n * c_in, |first, y| {
+        dot::rows(dtype, &bytes[first * row..][..y.len() / n * row], x, n, &sums, y);
+        for (o, y) in y.chunks_exact_mut(n).enumerate() {
+            y.iter_mut().for_each(|y| *y += bias(first + o));
         }
     });
-    Ok(y)
+    Ok(())
 }
 
 vectorized! {

@@ -4,9 +4,9 @@
 //! Backward: dx = dy W; dW = dy^T x; db = sum over rows of dy.
 //!
 //! Accumulation: f32. CPU: in ascending order of the inner dimension, in blocks of at most 512 steps, for any number of
-//! threads. For up to 8 rows and a W of fewer bits than f32: in 64 interleaved partial sums; for one row and a quantized
-//! W, in the lanes of a vector, with the scale of a block applied to its sum. GPU: in ascending order; dW and db over
-//! rows in parts whose sums are added in order.
+//! threads. For up to 8 rows and a W of fewer bits than f32: in 64 interleaved partial sums, or, if W is quantized in
+//! blocks of integers, in the lanes of a vector, with the scale of a block applied to its sum. GPU: in ascending order;
+//! dW and db over rows in parts whose sums are added in order.
 //!
 //! A [`Weight`] may ask for products in bf16. Then x, dy and W are rounded to bf16 (2^-9 relative) and summed in f32:
 //! in pairs on the CPU, in the order of the matrix units on a GPU.
