@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::Spread;
 use crate::cpu::{math, rows_per_task, vectorized};
 use crate::{Result, Tensor};
 
@@ -26,6 +27,34 @@ pub(crate) fn cross_entropy(logits: &Tensor, labels: &[usize]) -> Result<(Tensor
     Ok((scalar(losses.iter().sum::<f64>() / b as f64)?, d_logits))
 }
 
+pub(crate) fn weighted(logits: &Tensor, labels: &[usize], spread: &Spread) -> Result<(Tensor, Tensor)> {
+    let (b, k) = (logits.rows(), logits.cols());
+    let &Spread { ref weights, keep, off, all, total } = spread;
+    let mut d_logits = Tensor::output([b, k])?;
+    let (logits, d) = (logits.as_slice()?, d_logits.as_mut_slice()?);
+    let mut losses = vec![0.0_f64; b];
+    let rows = rows_per_task(b, k);
+    let tasks = logits.par_chunks(rows * k).zip(d.par_chunks_mut(rows * k)).zip(labels.par_chunks(rows));
+    tasks.zip(losses.par_chunks_mut(rows)).for_each(|(((x, d), labels), losses)| {
+        let rows = x.chunks_exact(k).zip(d.chunks_exact_mut(k)).zip(labels).zip(losses);
+        for (((x, d), &label), loss) in rows {
+            let (peak, sum) = exponentials(x, d);
+            let (on, log_sum) = (keep * f64::from(weights[label]), sum.ln());
+            // loss = on (log_sum - (x_label - peak)) + sum_j off w_j (log_sum - (x_j - peak)).
+            *loss = on * (log_sum - f64::from(x[label] - peak));
+            // d_logits = ((on + all) softmax - t) / W.
+            scale(d, ((on + all) / (sum * total)) as f32);
+            d[label] -= (on / total) as f32;
+            if off > 0.0 {
+                let weighted = x.iter().zip(weights).map(|(x, w)| f64::from(*w) * f64::from(x - peak));
+                *loss += all * log_sum - off * weighted.sum::<f64>();
+                subtract(d, weights, (off / total) as f32);
+            }
+        }
+    });
+    Ok((scalar(losses.iter().sum::<f64>() / total)?, d_logits))
+}
+
 /// Number of values that are summed in f32.
 const BLOCK: usize = 1024;
 
@@ -48,6 +77,15 @@ vectorized! {
     fn scale(d: &mut [f32], factor: f32) {
         for d in d {
             *d *= factor;
+        }
+    }
+}
+
+vectorized! {
+    /// d -= factor w.
+    fn subtract(d: &mut [f32], w: &[f32], factor: f32) {
+        for (d, w) in d.iter_mut().zip(w) {
+            *d -= factor * w;
         }
     }
 }

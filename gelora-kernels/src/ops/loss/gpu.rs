@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::Spread;
 use crate::gpu::rows::{self, Rows};
 use crate::gpu::{Backend, Gpu, math};
 use crate::{Result, Tensor};
@@ -47,6 +48,65 @@ fn cross_entropy_kernel(
         }
         if place == 0 {
             losses[row] = sum.ln() - (logits[from + label] - peak);
+        }
+    }
+}
+
+/// The settings of [`Spread`] beside the weights; `scale` is 1 / W.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Shares {
+    keep: f32,
+    off: f32,
+    all: f32,
+    scale: f32,
+}
+
+#[cube(launch)]
+fn weighted_kernel(
+    logits: &Array<f32>,
+    labels: &Array<u32>,
+    weights: &Array<f32>,
+    d_logits: &mut Array<f32>,
+    losses: &mut Array<f32>,
+    b: usize,
+    k: usize,
+    s: &Shares,
+    #[comptime] rows: Rows,
+) {
+    let (row, place) = rows::place(rows);
+    let mut shared = rows::shared();
+    // As in `cross_entropy_kernel`, units beyond the last row repeat it and write nothing.
+    let from = row.min(b - 1) * k;
+    let mut peak = logits[from + place.min(k - 1)];
+    for col in range_stepped(place, k, comptime!(rows.units)) {
+        peak = peak.max(logits[from + col]);
+    }
+    peak = rows::max(peak, &mut shared, rows);
+    // The softmax denominator, and sum_j w_j (x_j - peak) for the part that is spread over all classes.
+    let mut sum = 0.0f32;
+    let mut weighted = 0.0f32;
+    for col in range_stepped(place, k, comptime!(rows.units)) {
+        let x = logits[from + col] - peak;
+        sum += math::exp(x);
+        weighted += weights[col] * x;
+    }
+    sum = rows::sum(sum, &mut shared, rows);
+    weighted = rows::sum(weighted, &mut shared, rows);
+    if row < b {
+        let label = labels[row] as usize;
+        let on = s.keep * weights[label];
+        // d_logits = ((on + all) softmax - t) / W.
+        let share = (on + s.all) * s.scale / sum;
+        for col in range_stepped(place, k, comptime!(rows.units)) {
+            let mut d = math::exp(logits[from + col] - peak) * share - s.off * s.scale * weights[col];
+            if col == label {
+                d -= on * s.scale;
+            }
+            d_logits[from + col] = d;
+        }
+        if place == 0 {
+            let log_sum = sum.ln();
+            losses[row] = on * (log_sum - (logits[from + label] - peak)) + (s.all * log_sum - s.off * weighted);
         }
     }
 }
@@ -104,6 +164,42 @@ pub(crate) fn cross_entropy<R: Backend>(gpu: &Gpu<R>, logits: &Tensor, labels: &
         b,
         k,
         scale,
+        rows,
+    );
+    sum_kernel::launch::<R>(
+        gpu.client(),
+        WHOLE_CUBE.cube_count(1),
+        WHOLE_CUBE.cube_dim(),
+        losses.arg(),
+        loss.gpu(OP)?.arg(),
+        scale,
+    );
+    Ok((loss, d_logits))
+}
+
+pub(crate) fn weighted<R: Backend>(
+    gpu: &Gpu<R>,
+    logits: &Tensor,
+    labels: &[usize],
+    spread: &Spread,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "loss.weighted_cross_entropy";
+    let (b, k) = (logits.rows(), logits.cols());
+    let (loss, d_logits) = (gpu.output([1])?, gpu.output([b, k])?);
+    let losses = gpu.scratch(b)?;
+    let (rows, scale) = (Rows::of(k), (1.0 / spread.total) as f32);
+    weighted_kernel::launch::<R>(
+        gpu.client(),
+        rows.cube_count(b),
+        rows.cube_dim(),
+        logits.gpu(OP)?.arg(),
+        gpu.upload_indices(labels).arg(),
+        gpu.upload_f32(&spread.weights).arg(),
+        d_logits.gpu(OP)?.arg(),
+        losses.arg(),
+        b,
+        k,
+        SharesLaunch::new(spread.keep as f32, spread.off as f32, spread.all as f32, scale),
         rows,
     );
     sum_kernel::launch::<R>(
