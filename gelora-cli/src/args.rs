@@ -2,6 +2,7 @@
 
 mod compare;
 mod eval;
+mod evaluation;
 mod generate;
 mod hub;
 mod id;
@@ -20,6 +21,7 @@ use parse::{at_least_one, delimiter};
 
 pub use compare::CompareArgs;
 pub use eval::{EvalArgs, SplitArg};
+pub use evaluation::{ClassWeights, EvaluationArgs, LossArgs};
 pub use generate::GenerateArgs;
 pub use hub::DataHubArgs;
 pub use id::IdArgs;

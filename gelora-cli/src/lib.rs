@@ -37,6 +37,7 @@ use signals::Interrupted;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     silence_mesa();
+    signals::let_writes_fail();
     let mut cli = match command_line() {
         Ok(cli) => cli,
         Err(code) => return code,

@@ -113,7 +113,8 @@ fn scalar(key: &str, value: &Value) -> Result<String> {
     Ok(match value {
         Value::String(text) => text.clone(),
         Value::Integer(number) => number.to_string(),
-        Value::Float(number) => number.to_string(),
+        // With its decimal point, which makes the value of --eval-every a share.
+        Value::Float(number) => format!("{number:?}"),
         Value::Boolean(on) => on.to_string(),
         Value::Table(_) => bail!("{key} is a table; expected options without a table"),
         Value::Array(_) | Value::Datetime(_) => bail!("{key} = {value}: expected text or a number"),

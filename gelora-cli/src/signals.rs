@@ -16,6 +16,16 @@ const SIGNALS: [(i32, &str); 3] =
 #[cfg(not(unix))]
 const SIGNALS: [(i32, &str); 2] = [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM")];
 
+/// Lets writes beyond the system's limit on the size of a file (`ulimit -f`) fail, as writes to a full disk do. Without
+/// this, the signal of the limit would end the process without a message.
+pub fn let_writes_fail() {
+    #[cfg(unix)]
+    {
+        // A handler that does nothing: the write then returns an error. If the system refuses, nothing is lost.
+        let _ = flag::register(signal_hook::consts::signal::SIGXFSZ, Arc::default());
+    }
+}
+
 /// A handler of [`SIGNALS`]. The first signal is recorded; a second one ends the process at once.
 #[derive(Debug)]
 pub struct Signals {

@@ -151,7 +151,7 @@ fn options_and_output_folders() {
     assert_eq!(run("rank {} --data {} --samples many --out {}", &out).code, Some(2));
     assert_eq!(run("rank {} --data {} --no-such-option --out {}", &out).code, Some(2));
     assert_eq!(gelora(["train"]).code, Some(2));
-    for option in ["--lr 0", "--warmup 1", "--rank 0", "--epochs nan", "--samples 9", "--ranks r.json"] {
+    for option in ["--lr 0", "--warmup 1.5", "--rank 0", "--epochs nan", "--samples 9", "--ranks r.json"] {
         let line = format!("train {{}} --data {{}} --rank 2 --steps 1 --out {{}} {option}");
         assert_eq!(run(&line, &out).code, Some(2), "{option}");
     }

@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 
-use common::{data, fixture, floats, gelora, gelora_with, words};
+use common::{checkpoints, data, fixture, floats, gelora, gelora_with, words};
 use serde_json::Value;
 
 fn there_is_an_adapter() -> bool {
@@ -54,8 +54,9 @@ fn a_failing_device_ends_the_run_and_keeps_the_checkpoint() {
         }
         assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
         assert!(!out.join("adapter_model.safetensors").exists(), "an adapter of a run that failed");
-        let state: Value = serde_json::from_slice(&fs::read(out.join("checkpoint/state.json")).expect("a checkpoint"))
-            .expect("its state");
+        let state: Value =
+            serde_json::from_slice(&fs::read(checkpoints(&out)[0].join("state.json")).expect("a checkpoint"))
+                .expect("its state");
         assert!((1..12).contains(&state["step"].as_u64().expect("a step")), "{state}");
         train(name, &[], " --resume").ok();
         assert_eq!(floats(&out.join("adapter_model.safetensors")), whole, "after {name}");

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{assert_close, data, fixture, floats, gelora, logits, words};
+use common::{assert_close, checkpoints, data, fixture, floats, gelora, logits, words};
 use serde_json::{Value, json};
 
 #[test]
@@ -65,7 +65,7 @@ fn a_resumed_training_equals_an_uninterrupted_one() {
     fs::create_dir_all(out.join("adapter_model.safetensors")).expect("a folder in the way");
     let stopped = gelora(words(line, &[&model, &data, &out]));
     assert_eq!(stopped.code, Some(1), "{}", stopped.stderr);
-    assert!(out.join("checkpoint/state.json").is_file());
+    assert_eq!(checkpoints(&out), [out.join("checkpoint/step-10")]);
     fs::remove_dir(out.join("adapter_model.safetensors")).expect("it is empty");
     for (option, value) in [("seed", "1"), ("lr", "0.5"), ("clip", "0")] {
         let other = format!("{line} --resume --{option} {value}");

@@ -100,12 +100,31 @@ impl Adapter {
     /// unmodified base model.
     ///
     /// # Errors
-    /// If the config is not supported; if a layer has another rank or scaling than the config gives it; if a name in
-    /// `saved` is in no module of `modules_to_save`; or if a file cannot be written.
+    /// As [`Adapter::check`], and if a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         if self.config.is_pissa() {
             return self.on_the_base()?.write(folder);
         }
+        self.check()?;
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let layers = self.layers.iter().flat_map(|(module, layer)| {
+            [(format!("{PREFIX}{module}{LORA_A}"), &layer.a), (format!("{PREFIX}{module}{LORA_B}"), &layer.b)]
+        });
+        let magnitudes = self.layers.iter().filter_map(|(module, layer)| {
+            layer.magnitude.as_ref().map(|magnitude| (format!("{PREFIX}{module}{MAGNITUDE}"), magnitude))
+        });
+        let saved = self.saved.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor));
+        files::write_tensors(&folder.join(WEIGHTS_NAME), layers.chain(magnitudes).chain(saved))?;
+        let config = AdapterConfig { inference_mode: true, ..self.config.clone() };
+        config.write(&folder.join(CONFIG_NAME))
+    }
+
+    /// Checks that PEFT would read the adapter as it is.
+    ///
+    /// # Errors
+    /// If the config is not supported; if a layer has another rank or scaling than the config gives it; or if a name in
+    /// `saved` is in no module of `modules_to_save`.
+    pub fn check(&self) -> Result<()> {
         self.config.validate()?;
         let matcher = self.config.matcher()?;
         for (module, layer) in &self.layers {
@@ -122,17 +141,7 @@ impl Adapter {
                 return Err(Error::module(name, "is to be saved, but is in no module of modules_to_save"));
             }
         }
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let layers = self.layers.iter().flat_map(|(module, layer)| {
-            [(format!("{PREFIX}{module}{LORA_A}"), &layer.a), (format!("{PREFIX}{module}{LORA_B}"), &layer.b)]
-        });
-        let magnitudes = self.layers.iter().filter_map(|(module, layer)| {
-            layer.magnitude.as_ref().map(|magnitude| (format!("{PREFIX}{module}{MAGNITUDE}"), magnitude))
-        });
-        let saved = self.saved.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor));
-        files::write_tensors(&folder.join(WEIGHTS_NAME), layers.chain(magnitudes).chain(saved))?;
-        let config = AdapterConfig { inference_mode: true, ..self.config.clone() };
-        config.write(&folder.join(CONFIG_NAME))
+        Ok(())
     }
 
     /// The plain adapter of twice the ranks that computes on the base weights what this one computes on those without

@@ -125,6 +125,10 @@ impl CausalLm {
         self.model.set_name(name);
     }
 
+    pub(crate) fn set_dropout(&mut self, dropout: f32) {
+        self.model.set_dropout(dropout);
+    }
+
     /// All trained parameters with their names, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         self.model.adapter_parameters_mut()

@@ -2,7 +2,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use gelora_kernels::ops::{loss, pool, scale};
+use gelora_kernels::ops::loss::{self, CrossEntropy};
+use gelora_kernels::ops::{pool, scale};
 use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::{Adapter, AdapterConfig};
 use serde_json::{Map, Value, json};
@@ -53,6 +54,8 @@ pub struct Classifier {
     task: Task,
     /// Whether the caller gave the task; false if it was derived from the shape of the head.
     is_known: bool,
+    /// Weights of the classes and label smoothing.
+    loss: CrossEntropy,
     head: Head,
 }
 
@@ -133,7 +136,7 @@ impl Classifier {
             let problem = "tensor pooler.dense.weight is missing; a classification head needs a pooler";
             return Err(Error::file(model, problem));
         }
-        Ok(Self { model: transformer, task, is_known: false, head })
+        Ok(Self { model: transformer, task, is_known: false, loss: CrossEntropy::default(), head })
     }
 
     /// Adds new adapters, as [`Transformer::add_adapters`] does.
@@ -165,6 +168,32 @@ impl Classifier {
     /// What the head predicts.
     pub fn task(&self) -> &Task {
         &self.task
+    }
+
+    /// Weights of the classes and label smoothing of the loss.
+    pub fn loss(&self) -> &CrossEntropy {
+        &self.loss
+    }
+
+    /// Sets weights of the classes and label smoothing of the loss of [`Classifier::backward`].
+    ///
+    /// # Errors
+    /// Returns an error if they do not fit the classes, or the task is regression.
+    pub fn set_loss(&mut self, loss: CrossEntropy) -> Result<()> {
+        match &self.task {
+            Task::Classification { labels } => loss.check(labels.len())?,
+            Task::Regression if loss.is_plain() => {}
+            Task::Regression => {
+                let problem = "class weights and label smoothing are for classification; this is regression";
+                return Err(Error::Value(problem.into()));
+            }
+        }
+        self.loss = loss;
+        Ok(())
+    }
+
+    pub(crate) fn set_dropout(&mut self, dropout: f32) {
+        self.model.set_dropout(dropout);
     }
 
     /// Whether config.json declares that a text may belong to several classes at once and the caller gave no other
@@ -223,7 +252,7 @@ impl Classifier {
 
     /// Computes the mean loss of a batch and adds its gradients, multiplied by `weight`, to `grads`. The loss is one
     /// value on the model's device. With gradient accumulation, `weight` is the share of the batch in the rows of the
-    /// step.
+    /// step, or in the weights of their classes ([`CrossEntropy::total`]).
     ///
     /// # Errors
     /// Returns an error if the targets do not fit the task or the batch, or a token is outside the model's tables.
@@ -240,7 +269,9 @@ impl Classifier {
         let (logits, head) = self.head.forward(pool::rows(&last, &chosen)?, pooler, mode)?;
         drop(last);
         let (loss, mut d_logits) = match (&self.task, targets) {
-            (Task::Classification { .. }, Targets::Classes(labels)) => loss::cross_entropy(&logits, labels)?,
+            (Task::Classification { .. }, Targets::Classes(labels)) => {
+                loss::weighted_cross_entropy(&logits, labels, &self.loss)?
+            }
             (Task::Regression, Targets::Scores(scores)) => loss::squared_error(&logits, scores)?,
             _ => {
                 return Err(Error::Value(format!("targets do not fit the task {:?}", self.task)));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::record::{Metrics, StepRecord};
+use crate::record::{Best, Metrics, StepRecord};
 use crate::{Error, Result};
 
 /// A part of a run whose progress is counted in units.
@@ -60,6 +60,8 @@ pub enum Event<'a> {
     CacheHit,
     /// A problem that does not affect the result.
     Remark(&'a str),
+    /// A problem that the user should know of, which the run survives.
+    Warning(&'a str),
     /// Training begins at step `first`, counted from 0. Earlier steps were restored from a checkpoint.
     Training {
         /// The first step that runs.
@@ -76,6 +78,8 @@ pub enum Event<'a> {
         /// The metrics.
         metrics: &'a Metrics,
     },
+    /// The training is over, and its evaluations were compared.
+    Best(&'a Best),
     /// A checkpoint is about to be written. Records of all earlier steps should be on disk first.
     Checkpoint {
         /// Number of finished steps.
@@ -94,13 +98,14 @@ impl fmt::Display for Event<'_> {
             Self::Advanced { units } => write!(f, "{units} more"),
             Self::Finished { work } => write!(f, "{}: done", work.name()),
             Self::CacheHit => f.write_str("hidden states: from the cache"),
-            Self::Remark(text) => f.write_str(text),
+            Self::Remark(text) | Self::Warning(text) => f.write_str(text),
             Self::Training { first, total } => write!(f, "training: steps {} to {total}", first + 1),
             Self::Step(record) => write!(f, "step {}: loss {:.4}", record.step, record.loss),
             Self::Evaluated { step, metrics } => {
                 write!(f, "step {step}:")?;
                 metrics.iter().try_for_each(|(name, value)| write!(f, " {name} {value:.4}"))
             }
+            Self::Best(best) => best.fmt(f),
             Self::Checkpoint { step, folder } => write!(f, "step {step}: checkpoint in {}", folder.display()),
             Self::StepEnded => Ok(()),
         }

@@ -1,5 +1,7 @@
 //! Records of a run: one for each step, and metrics.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// Metrics with their names, in display order.
@@ -26,4 +28,33 @@ pub struct StepRecord {
     /// Number of tokens in the step.
     #[serde(skip)]
     pub tokens: usize,
+}
+
+/// The best evaluation of a finished training. Serialized, it stands in metrics.jsonl and in the JSON of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Best {
+    /// Name of the metric by which evaluations were compared.
+    pub metric: &'static str,
+    /// Its best value.
+    pub value: f64,
+    /// Number of steps before the best evaluation. Of equal ones it is the first.
+    pub step: usize,
+    /// Whether the adapter of this step is kept; otherwise that of the last step.
+    pub kept: bool,
+    /// Number of steps that the training took.
+    pub last_step: usize,
+    /// Whether the training ended early, after this many evaluations that were not better.
+    pub stopped_early: Option<usize>,
+}
+
+impl fmt::Display for Best {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { metric, value, step, last_step, .. } = self;
+        if let Some(evaluations) = self.stopped_early {
+            write!(f, "stopped early after step {last_step}: {evaluations} evaluations without a better {metric}; ")?;
+        }
+        let kept = if self.kept { *step } else { *last_step };
+        write!(f, "the best {metric} was {value:.4} at step {step}; the adapter is that of step {kept}")
+    }
 }

@@ -1,5 +1,6 @@
 //! A model together with its task, for training and evaluation.
 
+use gelora_kernels::ops::loss::CrossEntropy;
 use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::{Adapter, AdapterConfig};
 
@@ -89,11 +90,13 @@ impl TaskModel {
         let (dtype, device) = (transformer.dtype(), transformer.device().clone());
         match self {
             Self::Classifier(classifier) => {
+                let loss = classifier.loss().clone();
                 let labels = match classifier.task() {
                     Task::Classification { labels } => Some(labels.clone()),
                     Task::Regression => None,
                 };
                 **classifier = Classifier::with_adapter(&source, adapter, labels)?;
+                classifier.set_loss(loss)?;
             }
             Self::CausalLm(lm) => **lm = CausalLm::with_adapter(&source, adapter)?,
         }
@@ -126,11 +129,39 @@ impl TaskModel {
         }
     }
 
-    /// Number of units over which the loss is averaged: rows, or tokens to predict.
-    pub(crate) fn weight(&self, rows: &[Tokens]) -> usize {
+    /// What the loss of these rows is divided by: the weights of their classes, the number of rows, or the number of
+    /// tokens to predict.
+    pub(crate) fn weight(&self, (indices, rows): (&[usize], &[Tokens]), labels: Labels<'_>) -> f64 {
+        match (self, labels) {
+            (Self::Classifier(classifier), Labels::Classes(all)) => {
+                classifier.loss().total(indices.iter().map(|&i| all[i]))
+            }
+            (Self::Classifier(_), _) => rows.len() as f64,
+            (Self::CausalLm(_), _) => rows.iter().map(Tokens::predicted).sum::<usize>() as f64,
+        }
+    }
+
+    /// Sets weights of the classes and label smoothing of the loss.
+    pub(crate) fn set_loss(&mut self, loss: CrossEntropy) -> Result<()> {
         match self {
-            Self::Classifier(_) => rows.len(),
-            Self::CausalLm(_) => rows.iter().map(Tokens::predicted).sum(),
+            Self::Classifier(classifier) => classifier.set_loss(loss),
+            Self::CausalLm(_) if loss.is_plain() => Ok(()),
+            Self::CausalLm(_) => Err(Error::Value(
+                "class weights and label smoothing are for classification; this is a language model".into(),
+            )),
+        }
+    }
+
+    /// Sets the dropout probability of every adapter.
+    pub(crate) fn set_dropout(&mut self, dropout: f32) {
+        either!(self, model => model.set_dropout(dropout));
+    }
+
+    /// The task of a classifier; None for a language model.
+    pub(crate) fn head_task(&self) -> Option<&Task> {
+        match self {
+            Self::Classifier(classifier) => Some(classifier.task()),
+            Self::CausalLm(_) => None,
         }
     }
 

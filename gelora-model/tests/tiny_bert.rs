@@ -2,7 +2,9 @@
 
 mod golden;
 
-use gelora_kernels::{Tensor, ops::pool};
+use gelora_kernels::Tensor;
+use gelora_kernels::ops::loss::CrossEntropy;
+use gelora_kernels::ops::pool;
 use gelora_lora::Adapter;
 use gelora_model::{Classifier, Grads, Granularity, Mode, Targets, Task, Transformer};
 use golden::{Golden, assert_close, assert_trains_like_peft, batch, fixture};
@@ -131,26 +133,59 @@ fn all_linears_with_rank_stabilized_scaling() {
 fn accumulated_gradients_match_those_of_the_whole_batch() {
     let golden = Golden::open("tiny-bert.golden.safetensors");
     let rows = rows(&golden);
-    let (_, classifier) = with_adapter("tiny-bert-peft");
+    let (_, mut classifier) = with_adapter("tiny-bert-peft");
     let labels = [0, 2, 1, 1, 0];
-    let run = |parts: &[&[usize]]| {
-        let mut grads = Grads::new();
-        for part in parts {
-            let labels: Vec<usize> = part.iter().map(|&i| labels[i]).collect();
-            let weight = part.len() as f32 / 5.0;
-            classifier
-                .backward(&batch(&rows, part), Targets::Classes(&labels), &Mode::inference(), weight, &mut grads)
-                .expect("backward");
+    let weighted = CrossEntropy { weights: vec![0.25, 3.0, 1.5], smoothing: 0.1 };
+    for loss in [CrossEntropy::default(), weighted] {
+        classifier.set_loss(loss.clone()).expect("three classes");
+        let all = loss.total(labels);
+        let run = |parts: &[&[usize]]| {
+            let (mut grads, mut mean) = (Grads::new(), 0.0);
+            for part in parts {
+                let labels: Vec<usize> = part.iter().map(|&i| labels[i]).collect();
+                let share = loss.total(labels.iter().copied()) / all;
+                let (batch, targets) = (batch(&rows, part), Targets::Classes(&labels));
+                let of_part = classifier.backward(&batch, targets, &Mode::inference(), share as f32, &mut grads);
+                mean += share * f64::from(of_part.and_then(|loss| Ok(loss.item()?)).expect("backward"));
+            }
+            (grads, mean)
+        };
+        let ((whole, mean), (parts, mean_of_parts)) = (run(&[&ALL]), run(&[&[0, 1], &[2], &[3, 4]]));
+        assert!((mean - mean_of_parts).abs() < 1e-6 * mean, "{loss:?}: {mean} {mean_of_parts}");
+        assert_eq!(whole.keys().collect::<Vec<_>>(), parts.keys().collect::<Vec<_>>());
+        for (name, gradient) in &whole {
+            let (a, b) = (gradient.to_vec().expect("on the CPU"), parts[name].to_vec().expect("on the CPU"));
+            let scale = a.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            assert_close(name, &b, &a, 1e-5 * scale);
         }
-        grads
-    };
-    let (whole, parts) = (run(&[&ALL]), run(&[&[0, 1], &[2], &[3, 4]]));
-    assert_eq!(whole.keys().collect::<Vec<_>>(), parts.keys().collect::<Vec<_>>());
-    for (name, gradient) in &whole {
-        let (a, b) = (gradient.to_vec().expect("on the CPU"), parts[name].to_vec().expect("on the CPU"));
-        let scale = a.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        assert_close(name, &b, &a, 1e-5 * scale);
     }
+}
+
+/// torch's CrossEntropyLoss(weight, label_smoothing), worked out in f64 from the logits.
+#[test]
+fn a_weighted_and_smoothed_loss_by_its_formula() {
+    let golden = Golden::open("tiny-bert.golden.safetensors");
+    let batch = batch(&rows(&golden), &ALL);
+    let (_, mut classifier) = with_adapter("tiny-bert-peft");
+    let logits = classifier.logits(&batch).and_then(|t| Ok(t.to_vec()?)).expect("logits");
+    let (labels, weights, smoothing) = ([0, 2, 1, 1, 0], [0.25f32, 3.0, 1.5], 0.1f32);
+    let w = weights.map(f64::from);
+    let (mut of_labels, mut of_all, mut total) = (0.0, 0.0, 0.0);
+    for (row, label) in logits.chunks(3).zip(labels) {
+        let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+        let loss = |class: usize| w[class] * (sum.ln() - f64::from(row[class]));
+        of_labels += loss(label);
+        of_all += (0..3).map(loss).sum::<f64>();
+        total += w[label];
+    }
+    let e = f64::from(smoothing);
+    let expected = (1.0 - e) * of_labels / total + e / 3.0 * of_all / total;
+    classifier.set_loss(CrossEntropy { weights: weights.to_vec(), smoothing }).expect("three classes");
+    let loss = classifier.backward(&batch, Targets::Classes(&labels), &Mode::inference(), 1.0, &mut Grads::new());
+    let loss = f64::from(loss.and_then(|loss| Ok(loss.item()?)).expect("backward"));
+    assert!((loss - expected).abs() < 1e-6 * expected, "{loss}, expected {expected}");
+    let wrong = classifier.set_loss(CrossEntropy { weights: vec![1.0], smoothing: 0.0 }).expect_err("one weight");
+    assert!(wrong.to_string().contains("3 classes need as many weights, got 1"), "{wrong}");
 }
 
 #[test]

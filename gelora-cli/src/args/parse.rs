@@ -1,4 +1,6 @@
-//! Parsers of option values: numbers within limits, and a delimiter.
+//! Parsers of option values: numbers within limits, and short notations.
+
+use gelora_model::train::Interval;
 
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n >= 1).ok_or("expected an integer of at least 1".into())
@@ -42,4 +44,20 @@ pub(super) fn positive_share(text: &str) -> Result<f64, String> {
 
 pub(super) fn inside_unit(text: &str) -> Result<f64, String> {
     number(text, |v| v > 0.0 && v < 1.0, "above 0 and below 1")
+}
+
+/// A share below 1, or a whole number of steps.
+pub(super) fn warmup(text: &str) -> Result<f64, String> {
+    let is_valid = |v: f64| (0.0..1.0).contains(&v) || (v >= 1.0 && v.fract() == 0.0);
+    number(text, is_valid, "of at least 0 and below 1 (a share of the steps), or an integer (steps)")
+}
+
+/// Steps, or with a decimal point a share of an epoch.
+pub(super) fn interval(text: &str) -> Result<Interval, String> {
+    let interval = match text.contains('.') {
+        true => positive(text).ok().map(Interval::Epochs),
+        false => at_least_one(text).ok().map(Interval::Steps),
+    };
+    interval
+        .ok_or("expected an integer of at least 1 (steps), or a number above 0 with a decimal point (epochs)".into())
 }

@@ -3,10 +3,17 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use gelora_model::train::Init;
+use gelora_model::train::{Init, Schedule};
 
-use super::parse::{at_least_one, not_negative, positive, share};
-use super::{ComputeArgs, DataArgs, MeasureArgs, ModelArgs, OutputArgs, PolicyArgs, ProfileArgs, TargetArgs, TaskArg};
+use super::parse::{at_least_one, not_negative, positive, share, warmup};
+use super::{
+    ComputeArgs, DataArgs, EvaluationArgs, LossArgs, MeasureArgs, ModelArgs, OutputArgs, PolicyArgs, ProfileArgs,
+    TargetArgs, TaskArg,
+};
+
+/// Options of new adapters, which conflict with an adapter that is trained on.
+const NEW_ADAPTERS: [&str; 8] =
+    ["ranks", "rank", "target_modules", "alpha_ratio", "lora_alpha", "rslora", "dora", "init"];
 
 /// Options of the measurement, which conflict with given ranks.
 const MEASURING: [&str; 10] = [
@@ -51,15 +58,38 @@ impl From<InitArg> for Init {
     }
 }
 
+/// How the learning rate goes on after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleArg {
+    /// It falls linearly to 0
+    Linear,
+    /// It falls to 0 as half a cosine
+    Cosine,
+    /// It stays
+    Constant,
+}
+
+impl From<ScheduleArg> for Schedule {
+    fn from(schedule: ScheduleArg) -> Self {
+        match schedule {
+            ScheduleArg::Linear => Self::Linear,
+            ScheduleArg::Cosine => Self::Cosine,
+            ScheduleArg::Constant => Self::Constant,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
-    /// Data to evaluate on after each epoch [default: the validation split, if --data is a folder that has one]
+    /// Data to evaluate on [default: the validation split, if --data is a folder that has one]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
+    #[command(flatten)]
+    pub evaluation: EvaluationArgs,
     /// Task to train
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
@@ -78,6 +108,11 @@ pub struct TrainArgs {
     pub measure: MeasureArgs,
     #[command(flatten)]
     pub targets: TargetArgs,
+    /// Adapter folder (of gelora or PEFT) to train on from. Ranks, alphas, modules and the head are its own; a head
+    /// must be of the same classes
+    #[arg(long, value_name = "DIR", conflicts_with_all = NEW_ADAPTERS, conflicts_with_all = MEASURING)]
+    #[arg(conflicts_with_all = POLICY)]
+    pub init_adapter: Option<PathBuf>,
     /// Scale by alpha / sqrt(rank) instead of alpha / rank
     #[arg(long)]
     pub rslora: bool,
@@ -93,9 +128,9 @@ pub struct TrainArgs {
     /// frozen weight then lacks; the folder holds a plain LoRA of twice the rank, for the unmodified base model
     #[arg(long, value_enum, default_value_t = InitArg::Lora)]
     pub init: InitArg,
-    /// Dropout probability on the input of matrix A
-    #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
-    pub lora_dropout: f64,
+    /// Dropout probability on the input of matrix A [default: 0, or that of --init-adapter]
+    #[arg(long, value_name = "P", value_parser = share)]
+    pub lora_dropout: Option<f64>,
     /// Peak learning rate
     #[arg(long, default_value_t = 1e-3, value_parser = positive, visible_alias = "learning-rate")]
     pub lr: f64,
@@ -122,9 +157,14 @@ pub struct TrainArgs {
     /// never padded here, so this saves no time, and steps differ more in time and memory
     #[arg(long)]
     pub group_by_length: bool,
-    /// Share of the steps over which the learning rate rises
-    #[arg(long, default_value_t = 0.06, value_name = "SHARE", value_parser = share)]
+    /// How the learning rate goes on after the warm-up
+    #[arg(long, value_enum, default_value_t = ScheduleArg::Linear)]
+    pub schedule: ScheduleArg,
+    /// Steps over which the learning rate rises: below 1 a share of all steps, from 1 on a whole number of steps
+    #[arg(long, default_value_t = 0.06, value_name = "SHARE|N", value_parser = warmup)]
     pub warmup: f64,
+    #[command(flatten)]
+    pub loss: LossArgs,
     /// Decoupled weight decay
     #[arg(long, default_value_t = 0.01, value_parser = not_negative)]
     pub weight_decay: f64,
@@ -134,7 +174,10 @@ pub struct TrainArgs {
     /// Number of steps between checkpoints [default: an epoch]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub checkpoint_every: Option<usize>,
-    /// Resume from the checkpoint in --out; with auto, start anew if there is none
+    /// Number of checkpoints to keep, the last ones; with more than 1 they also stay after the training
+    #[arg(long, default_value_t = 1, value_name = "K", value_parser = at_least_one)]
+    pub keep_checkpoints: usize,
+    /// Resume from the newest checkpoint in --out that is whole; with auto, start anew if there is none
     #[arg(long, value_enum, value_name = "auto", num_args = 0..=1, default_missing_value = "always")]
     pub resume: Option<ResumeArg>,
     /// Run a few steps, print what the training would take, and write nothing

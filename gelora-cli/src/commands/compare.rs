@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use gelora_kernels::{Device, DeviceKind};
 use gelora_lora::ranks::{Alpha, Step};
 use gelora_model::measure::{Scale, TargetModules};
-use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint, evaluate};
+use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint};
 use serde_json::{Value, json};
 
 use super::rows::{check_answers, encode_all, lm_rows};
@@ -40,7 +40,8 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         bail!("{}: holds no finished run, so there is nothing to go on with (--resume)", results_file.display());
     }
     let data = Prepared::read(args)?;
-    let metric = metric(args, data.labels.as_ref())?;
+    let metric = train::metric(args.metric.as_deref(), data.labels.as_ref())?;
+    let metric = Metric { name: metric.name.to_owned(), lower_is_better: metric.lower_is_better };
     if data.labels.is_none() && plan.arms.contains(&Arm::Head) {
         bail!("--arms: the arm head trains a task head alone, and a language model has none");
     }
@@ -112,20 +113,6 @@ fn reference(args: &CompareArgs) -> Result<Arm> {
     found.with_context(|| {
         format!("--reference {}: is not among the arms {}; expected one of them", args.reference, args.arms.join(", "))
     })
-}
-
-/// Returns the metric that runs are scored by.
-fn metric(args: &CompareArgs, labels: Option<&LabelSet>) -> Result<Metric> {
-    let known = evaluate::metrics(labels.map(train::model_task).as_ref());
-    let found = match &args.metric {
-        None => known.first(),
-        Some(name) => known.iter().find(|metric| metric.name == name),
-    };
-    let Some(metric) = found else {
-        let (wanted, names) = (args.metric.as_deref().unwrap_or_default(), known.iter().map(|metric| metric.name));
-        bail!("--metric {wanted}: expected one of {} for this task", names.collect::<Vec<_>>().join(", "));
-    };
-    Ok(Metric { name: metric.name.to_owned(), lower_is_better: metric.lower_is_better })
 }
 
 /// The steps through the model as they would be if no dimension grew.

@@ -45,6 +45,7 @@ impl Screen {
                 ui::note(self.quiet, "hidden states: as measured before (--no-cache runs the model again)");
                 mark("hidden states");
             }
+            Event::Warning(text) => ui::warn(text),
             Event::Remark(text) => ui::note(self.quiet, text),
             Event::Step(record) => {
                 if let Some((_, bar)) = &self.bar {
@@ -52,7 +53,7 @@ impl Screen {
                     bar.inc(1);
                 }
             }
-            Event::Evaluated { .. } => ui::note(self.quiet, event.to_string()),
+            Event::Evaluated { .. } | Event::Best(_) => ui::note(self.quiet, event.to_string()),
             _ => {}
         }
     }

@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::check_rank;
-use gelora_model::evaluate::Metrics;
+use gelora_model::evaluate::{self, Metric, Metrics};
 use gelora_model::measure::{ModuleRank, TargetModules};
-use gelora_model::train::{Checkpoints, Length};
+use gelora_model::train::{Best, Checkpoints, Keep, Length};
 use gelora_model::{
     CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, MeasureOptions, Rows,
     Task as ModelTask, TaskModel, TokenRows, Tokens, TrainOptions, Trainer, Transformer,
@@ -16,12 +16,14 @@ use gelora_model::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::init_adapter::InitAdapter;
 use super::log::{LOG, Log};
+use super::loss::loss_weights;
 use super::rows::{TextRows, lm_rows};
 use super::screen::Screen;
 use super::{
-    AdapterInfo, INFO_NAME, aim, check_max_length, dry_run, eval, is_lm, open_device, open_tokenizer, rank, read_json,
-    read_options,
+    AdapterInfo, INFO_NAME, aim, check_max_length, check_not_input, dry_run, eval, is_lm, open_device, open_tokenizer,
+    rank, read_json, read_options,
 };
 use crate::args::{ResumeArg, TaskArg, TrainArgs, measure_options};
 use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
@@ -46,6 +48,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let options = read_options(&args.data, aim(args.task), &args.output);
     let mut dataset = data::read(&args.data.data, Some(Split::Train), &options)?;
     let mut held_out = held_out(args.eval_data.as_deref(), &args.data.data, &options)?;
+    check_evaluation_data(args, held_out.is_some())?;
     mark("data read");
     let config = Config::load(&args.model.path)?;
     check_max_length(args.data.max_length, &config)?;
@@ -62,10 +65,18 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
     }
+    if let Some(folder) = &args.init_adapter {
+        check_not_input(out.path(), "--out", &[folder])?;
+    }
     let resume = resume(args, &out)?;
     let _lock = if args.dry_run { None } else { Some(out.lock()?) };
     // Tokenize, and print the account of the data.
+    let init = args.init_adapter.as_deref().map(|folder| InitAdapter::load(folder, &args.model, is_lm)).transpose()?;
     let label_set = if is_lm { None } else { Some(label_set(args.task, &dataset)?) };
+    let label_set = match (label_set, &init, &args.init_adapter) {
+        (Some(labels), Some(init), Some(folder)) => Some(init.labels(folder, labels)?),
+        (labels, ..) => labels,
+    };
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, &config)?;
     mark("tokenizer loaded");
@@ -79,32 +90,52 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if data.rows.is_empty() {
         bail!("{}: every answer is cut off at --max-length {}", dataset.path.display(), tokenizer.max_length());
     }
-    if args.rank.is_none() && args.ranks.is_none() {
+    if args.rank.is_none() && args.ranks.is_none() && init.is_none() {
         distinct::check(&dataset, data.understood.distinct)?;
     }
+    metric(args.evaluation.metric.as_deref(), label_set.as_ref())?;
+    let class_weights = loss_weights(&args.loss, label_set.as_ref(), data.rows.labels(), args.output.quiet)?;
     mark("data tokenized");
     // Load the model, and choose the ranks of its adapters.
-    let mut model = load(args, label_set.as_ref())?;
+    let settings = settings(args, &dataset, held_out.as_ref(), &tokenizer, &*data.rows, init.as_ref());
+    let (mut model, config) = match init {
+        Some(init) => (init.model, Some(init.config)),
+        None => (load(args, label_set.as_ref())?, None),
+    };
     model.compute_in(args.compute.dtype.into())?;
     model.move_to(&device)?;
     mark("model loaded");
-    let ranks = module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out)?;
-    let modules = ranks.len();
+    let ranks = match config {
+        Some(_) => BTreeMap::new(),
+        None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out)?,
+    };
     // Train, with checkpoints in the output folder.
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),
         every: args.checkpoint_every,
+        keep: args.keep_checkpoints,
         resume,
-        settings: settings(&dataset, &tokenizer, &*data.rows),
+        settings,
     };
-    let checkpoints = Some(checkpoints).filter(|_| !args.dry_run);
-    let options = TrainOptions { ranks, checkpoints, ..train_options(args) };
-    let mut trainer = Trainer::new(&mut model, &*data.rows, options)?;
+    let mut options = TrainOptions { ranks, class_weights, ..train_options(args) };
+    options = match args.dry_run {
+        true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
+        false => TrainOptions { checkpoints: Some(checkpoints.clone()), ..options },
+    };
+    let mut trainer = match config {
+        Some(config) => {
+            options.lora_dropout = args.lora_dropout.unwrap_or(f64::from(config.lora_dropout));
+            Trainer::on_adapter(&mut model, config, &*data.rows, options)?
+        }
+        None => Trainer::new(&mut model, &*data.rows, options)?,
+    };
+    let modules = trainer.adapter().layers.len();
     if args.dry_run {
         let account = json!({"dry_run": true, "dataset": data.understood});
         return dry_run::run(trainer, modules, args.output.json, account);
     }
     let held_out_rows = held_out.as_ref().map(|data| &*data.rows).filter(|rows| !rows.is_empty());
+    check_evaluation_data(args, held_out_rows.is_some())?;
     let signals = Signals::handle()?;
     trainer = trainer.with_held_out(held_out_rows).with_stop(signals.stop());
     mark("adapters added");
@@ -121,7 +152,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             modules
         ),
     );
-    let scores = match train(args, &mut trainer, &out) {
+    let (scores, best) = match train(args, &mut trainer, &out) {
         Err(Failure::Interrupted { step, steps }) => {
             let kept = format!(
                 "stopped after step {step} of {steps}; the checkpoint is in {}, and the same command with --resume \
@@ -140,35 +171,50 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         Some(LabelSet::Classes(labels)) => Some(labels.clone()),
         Some(LabelSet::Scores) | None => None,
     };
+    let has_vanished = !out.file(LOG).is_file();
     trainer.adapter().write(out.path())?;
     let info = AdapterInfo { labels, max_length: tokenizer.max_length(), version: env!("CARGO_PKG_VERSION").into() };
     out.write_json(INFO_NAME, &info)?;
-    // The adapter is complete now, so the checkpoint is no longer needed.
-    let _ = std::fs::remove_dir_all(out.file(CHECKPOINT));
+    if has_vanished {
+        bail!(
+            "{}: vanished during the training; the adapter is written there again, but {LOG} and what else was in the \
+             folder is lost",
+            args.out.display()
+        );
+    }
+    // The adapter is complete now, so the training needs no checkpoint any more.
+    checkpoints.finish()?;
     let mut result = json!({"out": args.out, "parameters": parameters, "dataset": data.understood});
+    if let Some(best) = &best {
+        result["best"] = json!(best);
+    }
     if let Some(held_out) = &held_out {
         result["eval_dataset"] = json!(held_out.understood);
     }
-    report(args, scores, positive.as_deref(), result)
+    report(args, scores, best.as_ref(), positive.as_deref(), result)
 }
 
 /// Rows, and the account of their data.
 struct Prepared<'a> {
     rows: Box<dyn Rows + 'a>,
+    /// Hash of the dataset.
+    fingerprint: [u32; 2],
     understood: Understood,
 }
 
 impl<'a> Prepared<'a> {
     /// Prepares the rows of a dataset. Without labels they are the rows of a language model.
     fn new(dataset: &'a Dataset, labels: Option<&LabelSet>, tokenizer: &'a Tokenizer, parallel: bool) -> Result<Self> {
+        let fingerprint = dataset.fingerprint();
         let Some(labels) = labels else {
             let tokens: Vec<Tokens> = lm_rows(tokenizer, dataset)?;
             let understood = Understood::of(dataset, &Use::Lm(&tokens), tokenizer)?;
-            return Ok(Self { rows: Box::new(TokenRows::new(tokens)), understood });
+            return Ok(Self { rows: Box::new(TokenRows::new(tokens)), fingerprint, understood });
         };
         let targets = Some(labels.targets(dataset)?);
         let understood = Understood::of(dataset, &Use::Labels(labels), tokenizer)?;
-        Ok(Self { rows: Box::new(TextRows { dataset, tokenizer, targets, parallel }), understood })
+        let rows = Box::new(TextRows { dataset, tokenizer, targets, parallel });
+        Ok(Self { rows, fingerprint, understood })
     }
 }
 
@@ -188,7 +234,7 @@ fn load(args: &TrainArgs, labels: Option<&LabelSet>) -> Result<TaskModel> {
 
 fn train_options(args: &TrainArgs) -> TrainOptions {
     TrainOptions {
-        lora_dropout: args.lora_dropout,
+        lora_dropout: args.lora_dropout.unwrap_or(0.0),
         rslora: args.rslora,
         lora_plus: args.lora_plus,
         init: args.init.into(),
@@ -199,33 +245,61 @@ fn train_options(args: &TrainArgs) -> TrainOptions {
         accumulate: args.accumulate,
         checkpoint_activations: args.checkpoint_activations,
         group_by_length: args.group_by_length,
+        schedule: args.schedule.into(),
         warmup: args.warmup,
         weight_decay: args.weight_decay,
         clip: args.clip,
+        label_smoothing: args.loss.label_smoothing,
+        eval_every: args.evaluation.eval_every,
+        metric: args.evaluation.metric.clone(),
+        keep: args.evaluation.keep(),
+        patience: args.evaluation.patience,
         seed: args.seed,
         ..TrainOptions::default()
     }
 }
 
+/// Returns an error if an option asks for evaluations and there are no rows to evaluate on.
+fn check_evaluation_data(args: &TrainArgs, has_rows: bool) -> Result<()> {
+    match args.evaluation.first_given() {
+        Some(option) if !has_rows => bail!("{option}: there are no rows to evaluate on; name a file with --eval-data"),
+        _ => Ok(()),
+    }
+}
+
 /// Returns the settings that the result depends on besides the options of the training.
-fn settings(dataset: &Dataset, tokenizer: &Tokenizer, rows: &dyn Rows) -> BTreeMap<String, Value> {
-    let labels = match rows.labels() {
+fn settings(
+    args: &TrainArgs,
+    dataset: &Dataset,
+    held_out: Option<&Prepared<'_>>,
+    tokenizer: &Tokenizer,
+    rows: &dyn Rows,
+    init: Option<&InitAdapter>,
+) -> BTreeMap<String, Value> {
+    let of_labels = |rows: &dyn Rows| match rows.labels() {
         Labels::Classes(all) => fingerprint::of_numbers(all.iter().map(|class| *class as u64)),
         Labels::Scores(all) => fingerprint::of_numbers(all.iter().map(|score| score.to_bits())),
         _ => [0, 0],
     };
+    // The result depends on evaluations only if they are compared.
+    let held_out = held_out.filter(|_| args.evaluation.are_compared());
     let settings = [
         ("data", json!(dataset.fingerprint())),
-        ("labels", json!(labels)),
+        ("labels", json!(of_labels(rows))),
+        ("eval-data", json!(held_out.map(|data| (data.fingerprint, of_labels(&*data.rows))))),
         ("tokenizer", json!(tokenizer.fingerprint())),
         ("max-length", json!(tokenizer.max_length())),
+        ("init-adapter", json!(init.map(|init| &init.fingerprint))),
     ];
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Trains to the end with a progress bar, the log and checkpoints. Returns the metrics of the held-out rows.
-fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Option<Metrics>, Failure> {
-    let (mut screen, mut log) = (Screen::new(args.output.quiet), Log::new(out.file(LOG)));
+/// Metrics of the held-out rows, and the best evaluation if evaluations are compared.
+type Scores = (Option<Metrics>, Option<Best>);
+
+/// Trains to the end with a progress bar, the log and checkpoints.
+fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Scores, Failure> {
+    let (mut screen, mut log, mut best) = (Screen::new(args.output.quiet), Log::new(out, CHECKPOINT), None);
     let total = trainer.steps();
     let trained = trainer.run(&mut |event: Event<'_>| {
         if let Event::Training { first, .. } = event
@@ -233,16 +307,19 @@ fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Op
         {
             ui::note(args.output.quiet, format!("resuming at step {first} of {total}"));
         }
+        if let Event::Best(found) = event {
+            best = Some(found.clone());
+        }
         screen.show(event);
         log.write(event)
-    });
+    })?;
     log.flush().map_err(|error| Failure::Stopped(error.into()))?;
-    trained
+    Ok((trained, best))
 }
 
 /// Returns whether the training resumes. A finished adapter is kept unless it may be overwritten.
 fn resume(args: &TrainArgs, out: &OutDir) -> Result<bool> {
-    let has_checkpoint = out.file(CHECKPOINT).join("state.json").is_file();
+    let has_checkpoint = Checkpoints::can_resume(&out.file(CHECKPOINT));
     let resume = match args.resume {
         None => false,
         Some(ResumeArg::Always) => true,
@@ -265,6 +342,19 @@ pub(super) fn label_set(task: TaskArg, dataset: &Dataset) -> Result<LabelSet> {
         TaskArg::Regression => Some(Task::Regression),
     };
     data::labels(&[dataset], task)
+}
+
+/// Returns the metric that the option names, or the usual one of the task. Without labels this is a language model.
+///
+/// # Errors
+/// Returns an error that lists the metrics of the task if the name is not among them.
+pub(super) fn metric(name: Option<&str>, labels: Option<&LabelSet>) -> Result<Metric> {
+    let known = evaluate::metrics(labels.map(model_task).as_ref());
+    let found = known.iter().find(|metric| name.is_none_or(|name| name == metric.name));
+    found.copied().with_context(|| {
+        let names = known.iter().map(|metric| metric.name).collect::<Vec<_>>().join(", ");
+        format!("--metric {}: expected one of {names} for this task", name.unwrap_or_default())
+    })
 }
 
 /// Reads the evaluation data: --eval-data, or the validation split of the folder `data`.
@@ -354,7 +444,13 @@ fn module_ranks(
     Ok(ranks.modules)
 }
 
-fn report(args: &TrainArgs, scores: Option<Metrics>, positive: Option<&str>, mut result: Value) -> Result<()> {
+fn report(
+    args: &TrainArgs,
+    scores: Option<Metrics>,
+    best: Option<&Best>,
+    positive: Option<&str>,
+    mut result: Value,
+) -> Result<()> {
     if args.output.json {
         let eval: serde_json::Map<_, _> =
             scores.iter().flatten().map(|(name, v)| (name.to_string(), json!(v))).collect();
@@ -368,7 +464,9 @@ fn report(args: &TrainArgs, scores: Option<Metrics>, positive: Option<&str>, mut
             |(name, value): &(&'static str, f64)| format!("{} {value:.4}", eval::metric_name(name, positive));
         let text: Vec<String> = scores.iter().flatten().map(format_metric).collect();
         let held_out = if text.is_empty() { String::new() } else { format!("; held-out {}", text.join(", ")) };
-        ui::result(format!("the adapter is in {}{held_out}", args.out.display()))?;
+        let of_best = best.filter(|best| best.kept);
+        let of_step = of_best.map_or(String::new(), |best| format!(" of step {}", best.step));
+        ui::result(format!("the adapter{of_step} is in {}{held_out}", args.out.display()))?;
     }
     Ok(())
 }

@@ -99,6 +99,28 @@ pub fn words(line: &str, paths: &[&Path]) -> Vec<String> {
     line.split_whitespace().map(|word| path(word, &mut paths)).collect()
 }
 
+/// Returns the checkpoints in the output folder of a training, the one with the fewest steps first.
+pub fn checkpoints(out: &Path) -> Vec<PathBuf> {
+    let steps = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<usize>().ok();
+    let entries = std::fs::read_dir(out.join("checkpoint")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<(usize, PathBuf)> = entries.filter_map(|path| Some((steps(&path)?, path))).collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Returns the lines of a training's log, without times.
+pub fn log_of(out: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).expect("the log");
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        for time in ["ms", "tokens_per_s"] {
+            line.as_object_mut().expect("an object").remove(time);
+        }
+        line
+    };
+    text.lines().map(line).collect()
+}
+
 /// Returns the floats of every tensor of a file.
 pub fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -4,10 +4,13 @@ mod metrics;
 
 use crate::event::{Reply, Report, report};
 use crate::task_model::targets;
-use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, TaskModel, Tokens, Work};
+use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, Task, TaskModel, Tokens, Work};
 
 pub use crate::record::Metrics;
 pub use metrics::{Metric, metrics};
+
+/// Name of the number of tokens that a language model was evaluated on.
+const TOKENS: &str = "tokens";
 
 /// Result of [`evaluate`].
 #[derive(Clone, Debug)]
@@ -32,6 +35,11 @@ pub fn evaluate<R: Reply>(
     progress: &mut impl FnMut(Event<'_>) -> R,
 ) -> Result<Evaluation> {
     evaluated(model, rows, batch_size, &mut report(progress))
+}
+
+/// Names of everything that an evaluation of a task reports. The task of a language model is None.
+pub(crate) fn reported(task: Option<&Task>) -> Vec<&'static str> {
+    metrics(task).into_iter().map(|metric| metric.name).chain([TOKENS]).collect()
 }
 
 pub(crate) fn evaluated(
@@ -120,5 +128,5 @@ fn perplexity(lm: &CausalLm, rows: &dyn Rows, batch_size: usize, report: &mut Re
         Ok(())
     })?;
     let loss = sum / count as f64;
-    Ok(vec![("loss", loss), ("perplexity", loss.exp()), ("tokens", count as f64)])
+    Ok(vec![("loss", loss), ("perplexity", loss.exp()), (TOKENS, count as f64)])
 }

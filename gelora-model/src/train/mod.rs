@@ -1,41 +1,46 @@
 //! Training: optimizer steps over rows, evaluation, checkpoints.
 //!
-//! One step on a batch, with lr_t the learning rate of [`linear_schedule`]:
+//! One step on a batch, with lr_t the learning rate of the [`Schedule`]:
 //!
 //! ```text
-//! loss, g = mean over the rows of the batch, backward through every adapter and the head
+//! loss, g = (weighted) mean over the rows of the batch, backward through every adapter and the head
 //! g       = g min(1, clip / |g|)
 //! theta   = AdamW(theta, g, lr_t)
 //! ```
 //!
 //! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t.
 
+mod best;
 mod checkpoint;
 mod loader;
 mod options;
 mod sampler;
+mod schedule;
+mod state;
+mod steps;
 
 use std::fmt;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
 use gelora_kernels::ops::adamw::AdamW;
-use gelora_kernels::{DeviceKind, Pending, Tensor};
-use gelora_lora::{Adapter, AdapterConfig};
+use gelora_kernels::ops::loss::CrossEntropy;
+use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
 
-use self::loader::StepRows;
+use self::best::Watch;
 use self::sampler::Sampler;
-use crate::evaluate::evaluated;
+use self::schedule::warmup_steps;
 use crate::event::{Reply, Report, report};
 use crate::measure::adapter_config;
-use crate::optim::{Optimizer, finite_norm, linear_schedule};
+use crate::optim::Optimizer;
 use crate::record::Metrics;
-use crate::{AdapterTask, Error, Event, Grads, Mode, Result, Rows, TaskModel, Work};
+use crate::{AdapterTask, Error, Event, Result, Rows, TaskModel};
 
-pub use crate::record::StepRecord;
+pub use self::best::Keep;
+pub use self::schedule::{Interval, Schedule};
+pub use crate::record::{Best, StepRecord};
 pub use options::{Checkpoints, Init, Length, TrainOptions};
 
 /// Trains the adapters of a model, and its head if it has one.
@@ -49,20 +54,12 @@ pub struct Trainer<'a> {
     sampler: Sampler,
     /// Number of parameters of the adapters.
     parameters: usize,
+    /// Compares evaluations, if something depends on that.
+    watch: Option<Watch>,
+    /// The complete checkpoints of this training, the oldest first.
+    written: Vec<PathBuf>,
     /// Time at which the last step finished.
     finished: Option<Instant>,
-}
-
-/// A step that was launched. On a GPU it may still be running.
-struct Running {
-    step: usize,
-    lr: f64,
-    /// Share of each micro-batch in the step's rows.
-    shares: Vec<f64>,
-    /// The gradient norm, and the loss of each micro-batch.
-    values: Pending,
-    tokens: usize,
-    began: Instant,
 }
 
 impl fmt::Debug for Trainer<'_> {
@@ -75,14 +72,10 @@ impl<'a> Trainer<'a> {
     /// Adds fresh adapters of the given ranks to the model. Without ranks a classifier's head is trained alone.
     ///
     /// # Errors
-    /// Returns an error if an option is out of range, there are no rows, the labels do not fit the model's task, the
-    /// ranks name a module that the model lacks, or PiSSA is asked for and a weight is quantized.
+    /// Returns an error if an option is out of range or does not fit the task, there are no rows, the labels do not fit
+    /// the model's task, the ranks name a module that the model lacks, or PiSSA is asked for and a weight is quantized.
     pub fn new(model: &'a mut TaskModel, rows: &'a dyn Rows, options: TrainOptions) -> Result<Self> {
-        options.check()?;
-        if rows.is_empty() {
-            return Err(Error::Value("there are no rows to train on".into()));
-        }
-        model.check_labels(rows.labels(), rows.len())?;
+        check(model, rows, &options)?;
         let head_alone = options.ranks.is_empty() && model.adapter_task() == AdapterTask::SequenceClassification;
         let adapters = match head_alone {
             true => AdapterConfig::default(),
@@ -100,14 +93,76 @@ impl<'a> Trainer<'a> {
             ..adapters
         };
         let parameters = if head_alone { 0 } else { model.add_adapters(&config, options.seed)? };
+        Self::assemble(model, rows, options, config, parameters)
+    }
+
+    /// Trains on the adapters and the head that the model was loaded with. `config` is that of the adapters; ranks,
+    /// scaling and method are its own, and the dropout is that of the options.
+    ///
+    /// # Errors
+    /// Returns an error if the options ask for ranks or a method, are out of range or do not fit the task, there are no
+    /// rows, the labels do not fit the model's task, or the config is not that of the model's adapters.
+    pub fn on_adapter(
+        model: &'a mut TaskModel,
+        config: AdapterConfig,
+        rows: &'a dyn Rows,
+        options: TrainOptions,
+    ) -> Result<Self> {
+        check(model, rows, &options)?;
+        if !options.ranks.is_empty() || options.rslora || options.dora || options.init != Init::Lora {
+            let problem = "ranks, rslora, dora and init are those of the adapter that the training begins with";
+            return Err(Error::Value(problem.into()));
+        }
+        let mut saved = config.modules_to_save.clone().unwrap_or_default();
+        if model.adapter_task() == AdapterTask::SequenceClassification {
+            let head = model.transformer().head_modules();
+            saved.extend(head.into_iter().filter(|module| !saved.contains(module)).collect::<Vec<_>>());
+        }
+        let config = AdapterConfig {
+            task_type: Some(model.adapter_task().name().into()),
+            base_model_name_or_path: Some(model.transformer().name().to_owned()),
+            modules_to_save: Some(saved).filter(|saved| !saved.is_empty()),
+            lora_dropout: options.lora_dropout as f32,
+            inference_mode: true,
+            ..config
+        };
+        model.set_dropout(config.lora_dropout);
+        let adapter = model.adapter(config.clone());
+        adapter.check()?;
+        let parameters = adapter.layers.values().map(LoraLayer::parameters).sum();
+        Self::assemble(model, rows, options, config, parameters)
+    }
+
+    fn assemble(
+        model: &'a mut TaskModel,
+        rows: &'a dyn Rows,
+        options: TrainOptions,
+        config: AdapterConfig,
+        parameters: usize,
+    ) -> Result<Self> {
+        let weights = options.class_weights.iter().map(|weight| *weight as f32).collect();
+        model.set_loss(CrossEntropy { weights, smoothing: options.label_smoothing as f32 })?;
+        let watch = Watch::new(options.metric.as_deref(), options.keep, options.patience, model.head_task())?;
         let sampler = match options.group_by_length {
             true => Sampler::grouped(rows.lengths(), options.batch_size, options.seed),
             false => Sampler::shuffled(rows.len(), options.batch_size, options.seed),
         };
-        Ok(Self { model, rows, held_out: None, stop: None, options, config, sampler, parameters, finished: None })
+        Ok(Self {
+            model,
+            rows,
+            held_out: None,
+            stop: None,
+            options,
+            config,
+            sampler,
+            parameters,
+            watch,
+            written: Vec::new(),
+            finished: None,
+        })
     }
 
-    /// Sets rows that are evaluated after each epoch and at the end.
+    /// Sets rows that are evaluated as often as [`TrainOptions::eval_every`] says, and at the end.
     #[must_use]
     pub fn with_held_out(self, rows: Option<&'a dyn Rows>) -> Self {
         Self { held_out: rows, ..self }
@@ -130,29 +185,40 @@ impl<'a> Trainer<'a> {
         self.parameters
     }
 
-    /// The current adapters and head.
+    /// The adapters and the head that are kept: those of the best evaluation so far with [`Keep::Best`], else the
+    /// current ones.
     pub fn adapter(&self) -> Adapter {
+        let best = self.watch.as_ref().and_then(Watch::kept);
+        best.map_or_else(|| self.current(), |(adapter, _)| adapter.clone())
+    }
+
+    fn current(&self) -> Adapter {
         self.model.adapter(self.config.clone())
     }
 
-    /// The model in its current state.
+    /// The model after the last step.
     pub fn model(&self) -> &TaskModel {
         self.model
     }
 
-    /// Trains to the end. Returns the metrics of the last evaluation, if there are held-out rows.
+    /// Trains to the end. Returns the metrics of the adapter that is kept, if there are held-out rows.
     ///
     /// # Errors
-    /// Returns an error if a row cannot be tokenized, a gradient is not finite, a checkpoint cannot be written or does
-    /// not fit, the device fails, the flag of [`with_stop`](Self::with_stop) is set, or `progress` returns an error.
+    /// Returns an error if evaluations are to be compared and there are no held-out rows, a row cannot be tokenized, a
+    /// gradient is not finite, a checkpoint cannot be written, is damaged or does not fit, the device fails, the flag
+    /// of [`with_stop`](Self::with_stop) is set, or `progress` returns an error.
     pub fn run<R: Reply>(&mut self, progress: &mut impl FnMut(Event<'_>) -> R) -> Result<Option<Metrics>> {
         let report: &mut Report<'_> = &mut report(progress);
+        if self.held_out.is_none() && (self.watch.is_some() || self.options.eval_every.is_some()) {
+            let problem = "eval_every, metric, keep and patience need rows to evaluate on (with_held_out)";
+            return Err(Error::Value(problem.into()));
+        }
         let settings = AdamW { weight_decay: self.options.weight_decay as f32, ..AdamW::default() };
         let clip = self.options.clip;
         let mut optimizer = Optimizer::new(settings, (clip > 0.0).then_some(clip));
         optimizer.lora_plus = Some(self.options.lora_plus).filter(|ratio| *ratio != 1.0);
         let first = match self.options.checkpoints.clone() {
-            Some(checkpoints) if checkpoints.resume => self.restore(&checkpoints, &mut optimizer)?,
+            Some(checkpoints) if checkpoints.resume => self.restore(&checkpoints, &mut optimizer, report)?,
             // The first checkpoint of this training replaces that of an earlier one.
             _ => 0,
         };
@@ -162,98 +228,17 @@ impl<'a> Trainer<'a> {
             self.run_steps(first..total, &batches, &mut optimizer, report)
         })
     }
+}
 
-    /// Runs these steps on the rows that the loader sends.
-    fn run_steps(
-        &mut self,
-        steps: Range<usize>,
-        batches: &Receiver<Result<StepRows>>,
-        optimizer: &mut Optimizer,
-        report: &mut Report<'_>,
-    ) -> Result<Option<Metrics>> {
-        let (total, epoch) = (steps.end, self.sampler.steps());
-        let checkpoints = self.options.checkpoints.clone();
-        report(Event::Training { first: steps.start, total })?;
-        report(Event::Began { work: Work::Training, units: steps.len() })?;
-        let (mut metrics, mut running) = (None, None);
-        let on_cpu = self.model.transformer().device().kind() == DeviceKind::Cpu;
-        for step in steps {
-            let rows = batches
-                .recv()
-                .map_err(|_| Error::Value("the loader ended before the rows of the next step".into()))??;
-            let previous = running.replace(self.launch(&rows, step, optimizer)?);
-            let (is_last, ends_epoch) = (step + 1 == total, (step + 1) % epoch == 0);
-            let is_stopped = !is_last && self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
-            let is_due = |c: &&Checkpoints| is_stopped || (step + 1).is_multiple_of(c.every.unwrap_or(epoch));
-            let checkpoint = checkpoints.as_ref().filter(|_| !is_last).filter(is_due);
-            // A GPU computes this step while the host reads the loss of the previous step and prepares the next one.
-            let waits_for_step = on_cpu || is_last || ends_epoch || is_stopped || checkpoint.is_some();
-            let now = if waits_for_step { running.take() } else { None };
-            for launched in previous.into_iter().chain(now) {
-                let record = self.finish(launched)?;
-                report(Event::Step(&record))?;
-                report(Event::Advanced { units: 1 })?;
-            }
-            if let Some(rows) = self.held_out.filter(|_| is_last || ends_epoch) {
-                let found = evaluated(self.model, rows, self.options.batch_size, report)?.metrics;
-                report(Event::Evaluated { step: step + 1, metrics: &found })?;
-                metrics = Some(found);
-            }
-            if let Some(checkpoint) = checkpoint {
-                report(Event::Checkpoint { step: step + 1, folder: &checkpoint.folder })?;
-                self.write_checkpoint(checkpoint, step + 1, optimizer)?;
-            }
-            report(Event::StepEnded)?;
-            if is_stopped {
-                report(Event::Finished { work: Work::Training })?;
-                return Err(Error::Interrupted { step: step + 1, steps: total });
-            }
-        }
-        report(Event::Finished { work: Work::Training })?;
-        Ok(metrics)
+/// Checks the options, and that the rows fit the model.
+fn check(model: &TaskModel, rows: &dyn Rows, options: &TrainOptions) -> Result<()> {
+    options.check()?;
+    if rows.is_empty() {
+        return Err(Error::Value("there are no rows to train on".into()));
     }
-
-    /// Launches one optimizer step on these rows.
-    fn launch(&mut self, rows: &StepRows, step: usize, optimizer: &mut Optimizer) -> Result<Running> {
-        let (total, began) = (self.steps(), Instant::now());
-        let &TrainOptions { lr, warmup, accumulate, seed, checkpoint_activations, .. } = &self.options;
-        let lr = lr * linear_schedule(step, total, warmup * total as f64);
-        let (mut grads, mut shares, mut losses) = (Grads::new(), Vec::new(), Vec::new());
-        let tokens = rows.tokens.iter().map(|row| row.ids.len()).sum();
-        let size = rows.indices.len().div_ceil(accumulate);
-        // Sum the gradients of all micro-batches, each weighted by its share of the step.
-        for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
-            let share = self.model.weight(encoded) as f64 / self.model.weight(&rows.tokens) as f64;
-            let mode = Mode::training(seed, (step * accumulate + part) as u64);
-            let mode = if checkpoint_activations { mode.recomputing() } else { mode };
-            shares.push(share);
-            let labels = self.rows.labels();
-            losses.push(self.model.backward((indices, encoded), labels, &mode, share as f32, &mut grads)?);
-        }
-        // Clip and update. The norm and the losses stay on the device until `finish`.
-        let norm = optimizer.step(self.model.parameters_mut(), &grads, lr as f32)?;
-        let outputs: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
-        Ok(Running { step, lr, shares, values: Pending::read(&outputs)?, tokens, began })
+    let (warmup, steps) = (options.warmup, options.steps(rows.len()));
+    if warmup_steps(warmup, steps) > steps as f64 {
+        return Err(Error::Value(format!("warmup of {warmup} steps: the training has {steps}; expected no more")));
     }
-
-    /// Waits for a step to finish. Returns its record.
-    fn finish(&mut self, launched: Running) -> Result<StepRecord> {
-        let Running { step, lr, shares, values, tokens, began } = launched;
-        let mut values = values.wait()?.into_iter().flatten();
-        let grad_norm = finite_norm(values.next().unwrap_or(f32::NAN), step as u64 + 1)?;
-        let loss: f64 = shares.iter().zip(values).map(|(share, part)| share * f64::from(part)).sum();
-        let now = Instant::now();
-        let seconds = now.duration_since(self.finished.map_or(began, |before| before.max(began))).as_secs_f64();
-        self.finished = Some(now);
-        Ok(StepRecord {
-            step: step + 1,
-            epoch: (step + 1) as f64 / self.sampler.steps() as f64,
-            loss,
-            lr,
-            grad_norm,
-            ms: seconds * 1e3,
-            tokens_per_s: (tokens as f64 / seconds).round(),
-            tokens,
-        })
-    }
+    model.check_labels(rows.labels(), rows.len())
 }

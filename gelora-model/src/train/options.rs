@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::best::Keep;
+use super::schedule::{Interval, Schedule};
 use crate::measure::ModuleRank;
 use crate::{Error, Result};
 
@@ -36,7 +38,9 @@ pub struct TrainOptions {
     pub checkpoint_activations: bool,
     /// Whether batches contain rows of similar length.
     pub group_by_length: bool,
-    /// Share of the steps during which the learning rate rises, at least 0 and below 1.
+    /// How the learning rate goes on after the warm-up.
+    pub schedule: Schedule,
+    /// Steps during which the learning rate rises: below 1 a share of all steps, else a whole number of steps.
     pub warmup: f64,
     /// Values of the adapters before the first step.
     pub init: Init,
@@ -44,6 +48,21 @@ pub struct TrainOptions {
     pub weight_decay: f64,
     /// Largest global norm of the gradient. 0 disables clipping.
     pub clip: f64,
+    /// Weight of each class in the loss, above 0; if empty, all weights are 1. The loss of a step is the weighted mean
+    /// over its rows: see [`gelora_kernels::ops::loss`].
+    pub class_weights: Vec<f64>,
+    /// Share of every target that is spread evenly over all classes, at least 0 and below 1.
+    pub label_smoothing: f64,
+    /// Distance between evaluations of held-out rows. If None, they are evaluated after each epoch. They are evaluated
+    /// at the end in any case.
+    pub eval_every: Option<Interval>,
+    /// Name of the metric by which evaluations are compared. If None, it is the first of
+    /// [`metrics`](crate::evaluate::metrics()).
+    pub metric: Option<String>,
+    /// The adapter that the training ends with.
+    pub keep: Keep,
+    /// Ends the training after this many evaluations in a row that are not better than the best one.
+    pub patience: Option<usize>,
     /// Seed of all random choices.
     pub seed: u64,
     /// Where and when checkpoints are written. If None, there are no checkpoints.
@@ -83,17 +102,25 @@ pub enum Length {
 }
 
 /// Where and when checkpoints are written.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Checkpoints {
     /// The folder.
     pub folder: PathBuf,
     /// Number of steps between checkpoints. If None, a checkpoint is written after each epoch.
     pub every: Option<usize>,
-    /// Whether training resumes from the checkpoint in the folder.
+    /// Number of checkpoints that stay: the last ones. At least 1.
+    pub keep: usize,
+    /// Whether training resumes from the newest checkpoint in the folder that is whole.
     pub resume: bool,
     /// Other inputs of the result beside these options and the model, such as a hash of the dataset. Training does not
     /// resume from a checkpoint whose settings differ.
     pub settings: BTreeMap<String, Value>,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { folder: PathBuf::new(), every: None, keep: 1, resume: false, settings: BTreeMap::new() }
+    }
 }
 
 impl Default for TrainOptions {
@@ -110,10 +137,17 @@ impl Default for TrainOptions {
             accumulate: 1,
             checkpoint_activations: false,
             group_by_length: false,
+            schedule: Schedule::Linear,
             warmup: 0.06,
             init: Init::Lora,
             weight_decay: 0.01,
             clip: 1.0,
+            class_weights: Vec::new(),
+            label_smoothing: 0.0,
+            eval_every: None,
+            metric: None,
+            keep: Keep::Last,
+            patience: None,
             seed: 0,
             checkpoints: None,
         }
@@ -135,6 +169,12 @@ impl TrainOptions {
             Length::Epochs(epochs) => epochs.is_finite() && epochs > 0.0,
             Length::Steps(steps) => steps > 0,
         };
+        let is_warmup = is_share(self.warmup) || (self.warmup >= 1.0 && self.warmup.fract() == 0.0);
+        let is_interval = self.eval_every.is_none_or(|every| match every {
+            Interval::Steps(steps) => steps > 0,
+            Interval::Epochs(epochs) => epochs.is_finite() && epochs > 0.0,
+        });
+        let is_weight = |weight: &f64| weight.is_finite() && *weight > 0.0;
         let wrong = [
             ("lora_dropout is not from 0 to below 1", !is_share(self.lora_dropout)),
             ("lr is not above 0", !(self.lr.is_finite() && self.lr > 0.0)),
@@ -143,8 +183,12 @@ impl TrainOptions {
             ("length is not above 0", !is_length),
             ("batch_size is 0", self.batch_size == 0),
             ("accumulate is 0", self.accumulate == 0),
-            ("warmup is not from 0 to below 1", !is_share(self.warmup)),
+            ("warmup is neither from 0 to below 1 nor a whole number of steps", !is_warmup),
             ("weight_decay is below 0", !(self.weight_decay.is_finite() && self.weight_decay >= 0.0)),
+            ("a class weight is not above 0", !self.class_weights.iter().all(is_weight)),
+            ("label_smoothing is not from 0 to below 1", !is_share(self.label_smoothing)),
+            ("eval_every is not above 0", !is_interval),
+            ("patience is 0", self.patience == Some(0)),
             ("clip is below 0", !(self.clip.is_finite() && self.clip >= 0.0)),
         ];
         match wrong.into_iter().find(|(_, is_wrong)| *is_wrong) {

@@ -106,6 +106,11 @@ impl Transformer {
         self.attach(layers)
     }
 
+    /// Sets the dropout probability of every adapter.
+    pub(crate) fn set_dropout(&mut self, dropout: f32) {
+        self.linears_mut().filter_map(|linear| linear.lora.as_mut()).for_each(|layer| layer.dropout = dropout);
+    }
+
     /// All adapters, by the names of their modules.
     pub(crate) fn adapters(&self) -> BTreeMap<String, LoraLayer> {
         self.linears().filter_map(|linear| Some((linear.name.clone(), linear.lora.clone()?))).collect()

@@ -1,0 +1,99 @@
+//! The adapter that a training begins with (`--init-adapter`).
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use gelora_lora::{Adapter, AdapterConfig, CONFIG_NAME, WEIGHTS_NAME};
+use gelora_model::{CausalLm, Task, TaskModel};
+
+use super::{CAUSAL_LM, check_base, check_classes, load_classifier, read_adapter};
+use crate::args::ModelArgs;
+use crate::data::LabelSet;
+use crate::ui;
+
+/// A model with an adapter that is trained on.
+pub struct InitAdapter {
+    /// The model, on the CPU and in f32.
+    pub model: TaskModel,
+    /// Config of the adapter.
+    pub config: AdapterConfig,
+    /// Hash of the adapter's files.
+    pub fingerprint: String,
+}
+
+impl InitAdapter {
+    /// Loads the model with the adapter of a folder.
+    ///
+    /// # Errors
+    /// Returns an error if the folder or the model cannot be read, they do not fit each other, or the adapter's task is
+    /// not that of the data.
+    pub fn load(folder: &Path, model: &ModelArgs, is_lm: bool) -> Result<Self> {
+        if !folder.is_dir() {
+            bail!("{}: is no folder; --init-adapter expects one from `gelora train` or PEFT", folder.display());
+        }
+        let adapter = read_adapter(folder, &model.path)?;
+        let task = adapter.config.task_type.as_deref().unwrap_or_default();
+        let expected = if is_lm { CAUSAL_LM } else { "SEQ_CLS" };
+        if task != expected {
+            bail!("{}: the adapter's task is {task}, but that of the data is {expected}", folder.display());
+        }
+        check_base(&adapter, folder, model);
+        let (config, fingerprint) = (adapter.config.clone(), fingerprint(folder)?);
+        let name = model.name.display().to_string();
+        let model =
+            if is_lm { language_model(&model.path, adapter, name) } else { classifier(&model.path, folder, name) };
+        Ok(Self { model: model.with_context(|| folder.display().to_string())?, config, fingerprint })
+    }
+
+    /// Returns the labels of the data in the order of the head.
+    ///
+    /// # Errors
+    /// Returns an error if the classes of the data are not those of the head.
+    pub fn labels(&self, folder: &Path, data: LabelSet) -> Result<LabelSet> {
+        let TaskModel::Classifier(classifier) = &self.model else { return Ok(data) };
+        let of_head = match classifier.task() {
+            Task::Classification { labels } => LabelSet::Classes(labels.clone()),
+            _ => LabelSet::Scores,
+        };
+        let (head, rows) = (names(&of_head), names(&data));
+        match (&of_head, &data) {
+            (LabelSet::Scores, LabelSet::Scores) => Ok(of_head),
+            (LabelSet::Classes(a), LabelSet::Classes(b)) if a.len() == b.len() && b.iter().all(|c| a.contains(c)) => {
+                Ok(of_head)
+            }
+            _ => bail!("{}: the adapter's head predicts {head}, but the data has {rows}", folder.display()),
+        }
+    }
+}
+
+fn names(labels: &LabelSet) -> String {
+    match labels {
+        LabelSet::Classes(names) => format!("the classes {}", names.join(", ")),
+        LabelSet::Scores => "scores".to_owned(),
+    }
+}
+
+fn language_model(model: &Path, adapter: Adapter, name: String) -> Result<TaskModel> {
+    let mut lm = CausalLm::with_adapter(model, adapter)?;
+    lm.remarks().iter().for_each(ui::warn);
+    lm.set_name(name);
+    Ok(lm.into())
+}
+
+fn classifier(model: &Path, folder: &Path, name: String) -> Result<TaskModel> {
+    let mut classifier = load_classifier(model, Some(folder))?;
+    check_classes(&classifier);
+    classifier.set_name(name);
+    Ok(classifier.into())
+}
+
+/// A hash of the files that an adapter folder may have.
+fn fingerprint(folder: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for path in [CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"].map(|name| folder.join(name)) {
+        if path.is_file() {
+            hasher.update_mmap_rayon(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
+}

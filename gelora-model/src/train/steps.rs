@@ -1,0 +1,162 @@
+//! The steps of a training, with what comes after each: records, evaluations, checkpoints.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use gelora_kernels::{DeviceKind, Pending, Tensor};
+
+use super::loader::StepRows;
+use super::options::Checkpoints;
+use super::schedule::{Interval, warmup_steps};
+use super::{StepRecord, TrainOptions, Trainer};
+use crate::evaluate::evaluated;
+use crate::event::Report;
+use crate::optim::{Optimizer, finite_norm};
+use crate::record::Metrics;
+use crate::{Error, Event, Grads, Mode, Result, Work};
+
+/// A step that was launched. On a GPU it may still be running.
+struct Running {
+    step: usize,
+    lr: f64,
+    /// Share of each micro-batch in the step's rows.
+    shares: Vec<f64>,
+    /// The gradient norm, and the loss of each micro-batch.
+    values: Pending,
+    tokens: usize,
+    began: Instant,
+}
+
+impl Trainer<'_> {
+    /// Runs these steps on the rows that the loader sends.
+    pub(super) fn run_steps(
+        &mut self,
+        steps: Range<usize>,
+        batches: &Receiver<Result<StepRows>>,
+        optimizer: &mut Optimizer,
+        report: &mut Report<'_>,
+    ) -> Result<Option<Metrics>> {
+        let (total, epoch) = (steps.end, self.sampler.steps());
+        let checkpoints = self.options.checkpoints.clone();
+        report(Event::Training { first: steps.start, total })?;
+        report(Event::Began { work: Work::Training, units: steps.len() })?;
+        let (mut metrics, mut running) = (None, None);
+        let on_cpu = self.model.transformer().device().kind() == DeviceKind::Cpu;
+        for step in steps {
+            let rows = batches
+                .recv()
+                .map_err(|_| Error::Value("the loader ended before the rows of the next step".into()))??;
+            let previous = running.replace(self.launch(&rows, step, optimizer)?);
+            let mut is_last = step + 1 == total;
+            let held_out = self.held_out.filter(|_| is_last || self.evaluates_after(step + 1, epoch));
+            let mut is_stopped = self.is_asked_to_stop();
+            let is_due = |c: &&Checkpoints| (step + 1).is_multiple_of(c.every.unwrap_or(epoch));
+            let is_checkpoint = checkpoints.as_ref().is_some_and(|c| is_due(&c));
+            // A GPU computes this step while the host reads the loss of the previous step and prepares the next one.
+            let waits_for_step = on_cpu || is_last || held_out.is_some() || is_stopped || is_checkpoint;
+            let now = if waits_for_step { running.take() } else { None };
+            for launched in previous.into_iter().chain(now) {
+                let record = self.finish(launched)?;
+                report(Event::Step(&record))?;
+                report(Event::Advanced { units: 1 })?;
+            }
+            if let Some(rows) = held_out {
+                let found = evaluated(self.model, rows, self.options.batch_size, report)?.metrics;
+                report(Event::Evaluated { step: step + 1, metrics: &found })?;
+                is_last |= self.compare(step + 1, &found)?;
+                is_stopped = self.is_asked_to_stop();
+                metrics = Some(found);
+            }
+            let checkpoint = checkpoints.as_ref().filter(|c| !is_last && (is_stopped || is_due(c)));
+            if let Some(checkpoint) = checkpoint {
+                report(Event::Checkpoint { step: step + 1, folder: &checkpoint.folder })?;
+                self.write_checkpoint(checkpoint, step + 1, optimizer)?;
+            }
+            report(Event::StepEnded)?;
+            if is_last {
+                report(Event::Finished { work: Work::Training })?;
+                return self.end(step + 1, metrics, report);
+            }
+            if is_stopped {
+                report(Event::Finished { work: Work::Training })?;
+                return Err(Error::Interrupted { step: step + 1, steps: total });
+            }
+        }
+        Err(Error::Value("a training needs at least one step".into()))
+    }
+
+    fn is_asked_to_stop(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
+    fn evaluates_after(&self, step: usize, epoch: usize) -> bool {
+        self.options.eval_every.unwrap_or(Interval::Epochs(1.0)).is_due(step, epoch)
+    }
+
+    /// Compares an evaluation with the best one. Returns whether the training should end.
+    fn compare(&mut self, step: usize, metrics: &Metrics) -> Result<bool> {
+        let Some(mut watch) = self.watch.take() else { return Ok(false) };
+        let ends = watch.compare(step, metrics, || self.current());
+        self.watch = Some(watch);
+        ends
+    }
+
+    /// Reports which evaluation was the best. Returns the metrics of the adapter that is kept.
+    fn end(&self, last: usize, metrics: Option<Metrics>, report: &mut Report<'_>) -> Result<Option<Metrics>> {
+        let Some(watch) = &self.watch else { return Ok(metrics) };
+        match watch.best(last) {
+            Some(best) => report(Event::Best(&best))?,
+            None => report(Event::Warning(&format!(
+                "no evaluation has a number as {}; the adapter is that of the last step",
+                watch.metric()
+            )))?,
+        }
+        Ok(watch.kept().map(|(_, metrics)| metrics.clone()).or(metrics))
+    }
+
+    /// Launches one optimizer step on these rows.
+    fn launch(&mut self, rows: &StepRows, step: usize, optimizer: &mut Optimizer) -> Result<Running> {
+        let (total, began) = (self.steps(), Instant::now());
+        let &TrainOptions { lr, schedule, warmup, accumulate, seed, checkpoint_activations, .. } = &self.options;
+        let lr = lr * schedule.factor(step, total, warmup_steps(warmup, total));
+        let (labels, all) = (self.rows.labels(), (&rows.indices[..], &rows.tokens[..]));
+        let (mut grads, mut shares, mut losses) = (Grads::new(), Vec::new(), Vec::new());
+        let tokens = rows.tokens.iter().map(|row| row.ids.len()).sum();
+        let size = rows.indices.len().div_ceil(accumulate);
+        // Sum the gradients of all micro-batches, each weighted by its share of the step.
+        for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
+            let share = self.model.weight((indices, encoded), labels) / self.model.weight(all, labels);
+            let mode = Mode::training(seed, (step * accumulate + part) as u64);
+            let mode = if checkpoint_activations { mode.recomputing() } else { mode };
+            shares.push(share);
+            losses.push(self.model.backward((indices, encoded), labels, &mode, share as f32, &mut grads)?);
+        }
+        // Clip and update. The norm and the losses stay on the device until `finish`.
+        let norm = optimizer.step(self.model.parameters_mut(), &grads, lr as f32)?;
+        let outputs: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
+        Ok(Running { step, lr, shares, values: Pending::read(&outputs)?, tokens, began })
+    }
+
+    /// Waits for a step to finish. Returns its record.
+    fn finish(&mut self, launched: Running) -> Result<StepRecord> {
+        let Running { step, lr, shares, values, tokens, began } = launched;
+        let mut values = values.wait()?.into_iter().flatten();
+        let grad_norm = finite_norm(values.next().unwrap_or(f32::NAN), step as u64 + 1)?;
+        let loss: f64 = shares.iter().zip(values).map(|(share, part)| share * f64::from(part)).sum();
+        let now = Instant::now();
+        let seconds = now.duration_since(self.finished.map_or(began, |before| before.max(began))).as_secs_f64();
+        self.finished = Some(now);
+        Ok(StepRecord {
+            step: step + 1,
+            epoch: (step + 1) as f64 / self.sampler.steps() as f64,
+            loss,
+            lr,
+            grad_norm,
+            ms: seconds * 1e3,
+            tokens_per_s: (tokens as f64 / seconds).round(),
+            tokens,
+        })
+    }
+}
