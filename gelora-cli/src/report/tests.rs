@@ -16,8 +16,9 @@ pub fn sample(id: f64, n: usize) -> RanksFile {
         json!({"layer": layer, "delta": 1.5, "error": 0.5, "interval": [-0.5, 3.0], "upper": 2.5, "rank": rank,
             "alpha": 2.0})
     };
-    let policies = json!([{"name": "gelora", "rounding": "ceil", "ranks": [3, 1], "parameters": 400},
-        {"name": "uniform", "rank": 8, "ranks": [8, 8], "parameters": 1600}]);
+    let policies = json!([{"name": "gelora", "rounding": "ceil", "ranks": [3, 1], "adapter_parameters": 400},
+        {"name": "budget", "parameters": 900, "rounding": "ceil", "ranks": [4, 3], "adapter_parameters": 890},
+        {"name": "uniform", "rank": 8, "ranks": [8, 8], "adapter_parameters": 1600}]);
     serde_json::from_value(json!({
         "model": "a <b> & \"c\"", "data": "d", "pool": "mean", "samples": 100, "dtype": "f32", "seed": 0,
         "granularity": "block", "scale": 100,
@@ -33,7 +34,7 @@ pub fn sample(id: f64, n: usize) -> RanksFile {
 }
 
 /// Returns the names of the tags left open at the end, after checking that every tag closes the one opened last.
-fn unclosed_tags(page: &str) -> Vec<String> {
+pub fn unclosed_tags(page: &str) -> Vec<String> {
     let mut open: Vec<String> = Vec::new();
     let body = &page[page.find("<body").unwrap()..];
     for tag in body.split('<').skip(1) {
@@ -47,6 +48,13 @@ fn unclosed_tags(page: &str) -> Vec<String> {
     }
     open.retain(|name| name != "html");
     open
+}
+
+#[test]
+fn ranks_json_is_read_as_it_was_written() {
+    let written = serde_json::to_string(&sample(4.0, 100)).unwrap();
+    let read: RanksFile = serde_json::from_str(&written).unwrap();
+    assert_eq!(serde_json::to_string(&read).unwrap(), written);
 }
 
 #[test]

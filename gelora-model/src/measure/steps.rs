@@ -26,7 +26,8 @@ pub struct PolicyOutcome {
     pub policy: Policy,
     /// The rank of every step.
     pub ranks: Vec<usize>,
-    /// Number of parameters of all adapters together.
+    /// Number of parameters of all adapters together. Some policies have a field `parameters` too, their budget.
+    #[serde(rename = "adapter_parameters")]
     pub parameters: usize,
 }
 
