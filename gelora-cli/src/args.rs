@@ -9,6 +9,7 @@ mod id;
 mod merge;
 mod parse;
 mod policy;
+mod predict;
 mod rank;
 mod train;
 
@@ -27,6 +28,7 @@ pub use hub::DataHubArgs;
 pub use id::IdArgs;
 pub use merge::{ExportArgs, MergeArgs, MergedTypeArg};
 pub use policy::measure_options;
+pub use predict::{FormatArg, InputArg, PredictArgs};
 pub use rank::{GranularityArg, MeasureArgs, PolicyArg, PolicyArgs, PoolArg, RankArgs, ScaleArg, TargetArgs};
 pub use train::{ResumeArg, TrainArgs};
 
@@ -55,6 +57,8 @@ pub enum Command {
     Compare(Box<CompareArgs>),
     /// Evaluate a model, with or without an adapter, on labeled data
     Eval(EvalArgs),
+    /// Predict the class or the score of rows without labels, from a file or from standard input
+    Predict(PredictArgs),
     /// Continue a prompt with a language model
     Generate(GenerateArgs),
     /// Merge an adapter into its base model; writes a folder that transformers loads, or a .gguf file

@@ -113,6 +113,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),
         Command::Compare(args) => commands::compare::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Predict(args) => commands::predict::run(args),
         Command::Generate(args) => profile::run(&args.profile, || commands::generate::run(args)),
         Command::Merge(args) => commands::merge::run(args),
         Command::Export(args) => commands::export::run(args),
@@ -136,7 +137,7 @@ fn hint(error: &anyhow::Error, command: &Command) -> &'static str {
                 "; a smaller --batch-size or --max-length, --accumulate, --checkpoint-activations or --dtype bf16 \
                  needs less"
             }
-            Command::Rank(_) | Command::Compare(_) | Command::Eval(_) => {
+            Command::Rank(_) | Command::Compare(_) | Command::Eval(_) | Command::Predict(_) => {
                 "; a smaller --batch-size or --max-length, or --dtype bf16, needs less"
             }
             _ => "",

@@ -40,6 +40,14 @@ impl Command {
                 (&mut args.data, Wanted::Trained { validates: args.eval_data.is_none() }, &args.output)
             }
             Command::Eval(args) => (&mut args.data, Wanted::Evaluated(args.split.map(Split::from)), &args.output),
+            Command::Predict(args) => {
+                if !args.reads_stdin() {
+                    let (config, revision) = (args.hub.data_config.as_deref(), args.hub.data_revision.as_deref());
+                    let wanted = Wanted::Evaluated(args.split.map(Split::from));
+                    args.data = hub::locate_data(&args.data, config, revision, wanted, args.output.quiet)?;
+                }
+                return Ok(());
+            }
             Command::Generate(_) | Command::Merge(_) | Command::Export(_) | Command::Id(_) | Command::Devices(_) => {
                 return Ok(());
             }
@@ -55,6 +63,7 @@ impl Command {
             Command::Train(args) => (&mut args.model, &args.output),
             Command::Compare(args) => (&mut args.model, &args.output),
             Command::Eval(args) => (&mut args.model, &args.output),
+            Command::Predict(args) => (&mut args.model, &args.output),
             Command::Generate(args) => (&mut args.model, &args.output),
             Command::Merge(args) => (&mut args.model, &args.output),
             Command::Export(args) => (&mut args.model, &args.output),

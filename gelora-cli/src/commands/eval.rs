@@ -15,7 +15,7 @@ use super::{
     CAUSAL_LM, adapter_info, check_base, check_classes, check_max_length, check_not_input, is_lm, load_classifier,
     open_device, open_tokenizer, read_adapter, read_options,
 };
-use crate::args::{EvalArgs, TaskArg};
+use crate::args::{EvalArgs, ModelArgs, SplitArg, TaskArg};
 use crate::data::{self, Aim, Dataset, LabelSet, Split};
 use crate::ui::{self, TableStyle};
 use crate::understood::{Understood, Use};
@@ -30,13 +30,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let task_type = adapter.as_ref().map(|adapter| adapter.config.task_type.as_deref());
     let aim = aim_of(args, task_type)?;
     let options = read_options(&args.data, aim, &args.output);
-    let mut dataset = data::read(&args.data.data, split_to_evaluate(args)?, &options)?;
+    let mut dataset = data::read(&args.data.data, split_to_evaluate(&args.data.data, args.split)?, &options)?;
     let is_lm = args.task == TaskArg::CausalLm
         || match task_type {
             Some(task_type) => task_type == Some(CAUSAL_LM),
             None => {
                 let config = Config::load(&args.model.path)?;
-                args.predictions.is_none() && has_no_head(args, &config)? && is_lm(args.task, &config, &dataset)
+                args.predictions.is_none() && has_no_head(&args.model, &config)? && is_lm(args.task, &config, &dataset)
             }
         };
     if is_lm {
@@ -69,7 +69,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     // Tokenize, and print the account of the data.
     let config = classifier.transformer().config();
     check_max_length(args.data.max_length, config)?;
-    let tokenizer = open_tokenizer(&args.model.path, max_length(args)?, config)?;
+    let max_length = trained_length(args.data.max_length, args.adapter.as_deref(), &args.model)?;
+    let tokenizer = open_tokenizer(&args.model.path, max_length, config)?;
     let used = if unlabeled { Use::Texts } else { Use::Labels(&labels) };
     let understood = Understood::of(&dataset, &used, &tokenizer)?;
     understood.say(args.output.quiet);
@@ -133,8 +134,8 @@ fn task_name(task: TaskArg) -> &'static str {
 }
 
 /// Returns true if the model has no classification head: neither its config nor gelora.json names classes.
-fn has_no_head(args: &EvalArgs, config: &Config) -> Result<bool> {
-    let labels = adapter_info(&args.model.path)?.and_then(|info| info.labels);
+pub fn has_no_head(model: &ModelArgs, config: &Config) -> Result<bool> {
+    let labels = adapter_info(&model.path)?.and_then(|info| info.labels);
     Ok(config.causal && labels.is_none() && (config.labels.is_empty() || config.is_language_model))
 }
 
@@ -151,7 +152,8 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, da
     lm.compute_in(args.compute.dtype.into())?;
     lm.move_to(device)?;
     check_max_length(args.data.max_length, lm.transformer().config())?;
-    let max_length = max_length(args)?.or(Some(LM_MAX_LENGTH));
+    let max_length = trained_length(args.data.max_length, args.adapter.as_deref(), &args.model)?;
+    let max_length = max_length.or(Some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, lm.transformer().config())?;
     let rows = lm_rows(&tokenizer, dataset)?;
     let understood = Understood::of(dataset, &Use::Lm(&rows), &tokenizer)?;
@@ -168,12 +170,12 @@ fn evaluate_with_bar(model: &TaskModel, rows: &dyn Rows, args: &EvalArgs) -> Res
     Ok(evaluate(model, rows, args.batch_size, &mut |event: Event<'_>| screen.show(event))?)
 }
 
-/// Returns --max-length, or else the length that the adapter or merged model was trained with.
-fn max_length(args: &EvalArgs) -> Result<Option<usize>> {
-    if args.data.max_length.is_some() {
-        return Ok(args.data.max_length);
+/// Returns `max_length`, or else the length that the adapter or merged model was trained with.
+pub fn trained_length(max_length: Option<usize>, adapter: Option<&Path>, model: &ModelArgs) -> Result<Option<usize>> {
+    if max_length.is_some() {
+        return Ok(max_length);
     }
-    Ok(adapter_info(args.adapter.as_ref().unwrap_or(&args.model.path))?.map(|info| info.max_length))
+    Ok(adapter_info(adapter.unwrap_or(&model.path))?.map(|info| info.max_length))
 }
 
 /// Prints the metrics to standard output.
@@ -218,20 +220,23 @@ pub fn metric_name(name: &str, positive: Option<&str>) -> String {
     }
 }
 
-/// Returns the split of a folder to evaluate.
-fn split_to_evaluate(args: &EvalArgs) -> Result<Option<Split>> {
-    let splits = data::splits(&args.data.data)?;
+/// Returns the split of a folder to evaluate: `split`, or else the one for validation or testing.
+///
+/// # Errors
+/// Returns an error if there is only a train split, or `split` is given for a file.
+pub fn split_to_evaluate(data: &Path, split: Option<SplitArg>) -> Result<Option<Split>> {
+    let splits = data::splits(data)?;
     if splits.is_empty() {
-        if args.split.is_some() {
-            bail!("--split: {} is a file; a split is one of a folder", args.data.data.display());
+        if split.is_some() {
+            bail!("--split: {} is a file; a split is one of a folder", data.display());
         }
         return Ok(None);
     }
-    Ok(Some(match args.split {
+    Ok(Some(match split {
         Some(split) => split.into(),
         None => match splits.iter().map(|part| part.split).find(|s| *s != Split::Train) {
             Some(split) => split,
-            None => bail!("{}: only a train split; say so with --split train", args.data.data.display()),
+            None => bail!("{}: only a train split; say so with --split train", data.display()),
         },
     }))
 }
@@ -272,7 +277,7 @@ fn label_json(label: &data::Label) -> Value {
 }
 
 /// Returns a class name as JSON: an integer if the name is one, as in data files, else a string.
-fn class_json(name: &str) -> Value {
+pub fn class_json(name: &str) -> Value {
     match name.parse::<i64>() {
         Ok(n) if n.to_string() == name => json!(n),
         _ => json!(name),

@@ -12,6 +12,7 @@ mod init_adapter;
 mod log;
 mod loss;
 pub mod merge;
+pub mod predict;
 pub mod rank;
 mod rows;
 mod screen;

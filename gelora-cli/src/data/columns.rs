@@ -46,6 +46,8 @@ pub enum Aim {
     Any,
     /// Classification or regression.
     Labels,
+    /// Prediction: as for labels, but the labels are not read.
+    Texts,
     /// A language model.
     Answers,
 }
@@ -63,6 +65,13 @@ pub struct ColumnFlags {
     pub label: Option<String>,
     /// Use of the rows.
     pub aim: Aim,
+}
+
+impl Aim {
+    /// Returns whether the rows are of a classifier.
+    fn is_classifier(self) -> bool {
+        matches!(self, Aim::Labels | Aim::Texts)
+    }
 }
 
 /// The columns of a file, by role.
@@ -92,6 +101,8 @@ pub struct Columns {
     pub all: Vec<String>,
     /// Unused columns that hold texts or lists.
     pub unused_texts: Vec<String>,
+    /// Column of labels that are not read ([`Aim::Texts`]).
+    pub unused_label: Option<String>,
 }
 
 impl Columns {
@@ -123,6 +134,12 @@ impl Columns {
     /// Returns the names of the used columns.
     pub fn wanted(&self) -> Vec<String> {
         self.used().into_iter().map(|(_, name)| name.to_owned()).collect()
+    }
+
+    /// Returns the remark on labels that are not read, if there are any.
+    pub fn remark(&self) -> Option<String> {
+        let label = self.unused_label.as_ref()?;
+        Some(format!("the labels in \"{label}\" are not used; `gelora eval` compares predictions with them"))
     }
 
     /// Returns true if both files use the same columns for the same roles.
@@ -219,7 +236,7 @@ impl Finder<'_> {
         }
         let text = self.flagged(text, "--text-column")?;
         if let Some(answer) = self.flagged(answer, "--answer-column")? {
-            if pair.is_some() || label.is_some() || *aim == Aim::Labels {
+            if pair.is_some() || label.is_some() || aim.is_classifier() {
                 bail!("--answer-column: is of a language model, which has no --pair-column, --label-column or classes");
             }
             let prompt = || self.first(&[INSTRUCTION, PROMPT]).or_else(|| self.first(&QUESTIONS));
@@ -227,7 +244,7 @@ impl Finder<'_> {
             let Some(text) = text.or_else(usual) else { return Err(self.no_text()) };
             return Ok(Some(Columns { text, answer: Some(answer), ..Columns::default() }));
         }
-        if text.is_some() || pair.is_some() || label.is_some() || *aim == Aim::Labels {
+        if text.is_some() || pair.is_some() || label.is_some() || aim.is_classifier() {
             return Ok(None);
         }
         let Some(answer) = self.first(&ANSWERS) else { return Ok(None) };
@@ -262,7 +279,7 @@ impl Finder<'_> {
         };
         let text = self.flagged(&self.flags.text, "--text-column")?;
         let pair = self.flagged(&self.flags.pair, "--pair-column")?;
-        let needs_labels = self.flags.aim == Aim::Labels || self.flags.label.is_some();
+        let needs_labels = self.flags.aim.is_classifier() || self.flags.label.is_some();
         // If labels are requested explicitly, the instruction or prompt is the text.
         let prompt = || self.first(&[INSTRUCTION, PROMPT]).filter(|_| needs_labels);
         let (text, pair) = match (text, pair) {
@@ -277,7 +294,10 @@ impl Finder<'_> {
             },
         };
         let Some(text) = text else { return Err(self.no_text()) };
-        let label = self.label()?;
+        let (label, unused_label) = match self.flags.aim {
+            Aim::Texts => (None, self.label()?.filter(|label| *label != text && Some(label) != pair.as_ref())),
+            _ => (self.label()?, None),
+        };
         let label_is_score = label.as_ref().is_some_and(|name| SCORES.iter().any(|s| s.eq_ignore_ascii_case(name)));
         let is_chat = is_chat(&text);
         let system = if is_chat { self.first(&SYSTEMS) } else { None };
@@ -286,9 +306,17 @@ impl Finder<'_> {
             is(&text, a) && pair.as_ref().is_some_and(|pair| is(pair, b))
         };
         let pair_is_answer = [("question", "answer"), ("query", "answer")].into_iter().any(is_pair_of);
-        let columns =
-            Columns { text, pair, system, label, label_is_score, is_chat, pair_is_answer, ..Columns::default() };
-        Ok(columns)
+        Ok(Columns {
+            text,
+            pair,
+            system,
+            label,
+            label_is_score,
+            is_chat,
+            pair_is_answer,
+            unused_label,
+            ..Columns::default()
+        })
     }
 
     fn no_text(&self) -> anyhow::Error {

@@ -1,5 +1,6 @@
 //! Rows of a file, or of the files of one split.
 
+use std::mem::take;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -71,6 +72,12 @@ impl Dataset {
         self.examples.push(example);
         self.rows.push(self.read.try_into().unwrap_or(u32::MAX));
         self.lines.push(line.try_into().unwrap_or(u32::MAX));
+    }
+
+    /// Moves the examples out, with their places. Later rows are counted on.
+    pub fn take_examples(&mut self) -> Self {
+        let (examples, rows, lines) = (take(&mut self.examples), take(&mut self.rows), take(&mut self.lines));
+        Self { examples, rows, lines, ..self.clone() }
     }
 
     /// Records rows that were left out, if there are any.

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use super::columns::Columns;
 use super::table::{Row, place};
-use super::{Dataset, Example, Label, ReadOptions, conversation, instruction};
+use super::{Dataset, Example, Label, LeftOut, ReadOptions, conversation, instruction};
 use crate::fingerprint;
 
 /// Outcome of a row.
@@ -138,25 +138,32 @@ impl<'o> Builder<'o> {
         Ok(Outcome::Example(Box::new(Example { text, pair, label, answer, chat })))
     }
 
+    /// Returns the rows that were left out so far, and the remark on keys that are not used.
+    pub fn remarks(&self) -> (Option<LeftOut>, Option<String>) {
+        let first = self.first_skipped.as_ref().map(|first| format!(", the first: {first}")).unwrap_or_default();
+        let why = format!("bad (--skip-bad-rows{first})");
+        let left_out = (self.skipped > 0).then_some(LeftOut { rows: self.skipped, why });
+        let keys: Vec<&str> = self.ignored_keys.iter().map(String::as_str).collect();
+        let unused = || format!("not used in the messages of \"{}\": {}", self.data.columns.text, keys.join(", "));
+        (left_out, (!keys.is_empty()).then(unused))
+    }
+
     /// Returns the dataset with the counts of the rows that were left out.
     ///
     /// # Errors
     /// Returns an error if no row is left.
     pub fn finish(self) -> Result<Dataset> {
+        let (left_out, unused_keys) = self.remarks();
         let mut data = self.data;
         let answer = data.columns.answer.as_deref().unwrap_or_default();
         data.leave_out(self.empty_answers, format!("the answer in \"{answer}\" is empty"));
-        let first = self.first_skipped.map(|first| format!(", the first: {first}")).unwrap_or_default();
-        data.leave_out(self.skipped, format!("bad (--skip-bad-rows{first})"));
+        data.left_out.extend(left_out);
         data.leave_out(self.duplicates, "the same as an earlier row (--dedup)".into());
         if data.examples.is_empty() {
             let why = data.left_out.first().map_or(String::new(), |left_out| format!(" is left: {}", left_out.why));
             bail!("{}: no row{why}", data.path.display());
         }
-        if !self.ignored_keys.is_empty() {
-            let keys: Vec<&str> = self.ignored_keys.iter().map(String::as_str).collect();
-            data.notes.push(format!("not used in the messages of \"{}\": {}", data.columns.text, keys.join(", ")));
-        }
+        data.notes.extend(unused_keys);
         data.without_placeholders();
         data.examples.shrink_to_fit();
         Ok(data)

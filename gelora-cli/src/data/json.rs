@@ -13,7 +13,8 @@ use serde_json::{Deserializer, Value};
 
 use super::source::{Source, utf8};
 use super::table::{Cell, Column, Row, Schema, Sink};
-use values::Values;
+
+pub use values::Values;
 
 /// Finds the names and kinds of all columns. Broken rows are skipped unless no row is valid.
 ///
@@ -28,7 +29,7 @@ pub fn schema(path: &Path, label: Option<&str>) -> Result<Schema> {
             Ok(None) => break,
             Ok(Some(line)) => {
                 number += 1;
-                if let Err(error) = object(path, &text, line, number, SchemaVisitor(&mut seen)) {
+                if let Err(error) = look_at(path, &text, line, number, &mut seen) {
                     wrong.get_or_insert(error);
                 }
             }
@@ -51,9 +52,25 @@ pub fn rows(path: &Path, columns: &[String], label: Option<&str>, sink: &mut Sin
     let (mut text, mut number) = (Vec::new(), 0);
     while let Some(line) = values.next(&mut text)? {
         number += 1;
-        sink(line, object(path, &text, line, number, RowVisitor(columns)))?;
+        sink(line, cells(path, &text, line, number, columns))?;
     }
     Ok(())
+}
+
+/// Records the keys of a row, and examines values of columns whose kind is not yet clear.
+///
+/// # Errors
+/// Returns an error if the row is not an object.
+pub fn look_at(path: &Path, bytes: &[u8], line: usize, row: usize, seen: &mut Seen) -> Result<()> {
+    object(path, bytes, line, row, SchemaVisitor(seen))
+}
+
+/// Reads the cells of the wanted columns of a row.
+///
+/// # Errors
+/// Returns an error if the row is not an object.
+pub fn cells(path: &Path, bytes: &[u8], line: usize, row: usize, columns: &[String]) -> Result<Row> {
+    object(path, bytes, line, row, RowVisitor(columns))
 }
 
 /// Reads one object.
@@ -85,8 +102,8 @@ fn cause(error: &serde_json::Error) -> String {
 
 /// Columns of the rows so far. Keys may differ between rows.
 #[derive(Default)]
-struct Seen {
-    columns: Vec<Column>,
+pub struct Seen {
+    pub columns: Vec<Column>,
     indices: HashMap<String, usize>,
 }
 

@@ -19,6 +19,7 @@ mod labels;
 mod paragraphs;
 mod parquet;
 mod source;
+mod stream;
 mod table;
 
 use std::path::Path;
@@ -30,6 +31,7 @@ pub use dataset::{Dataset, LeftOut};
 pub use folder::{Split, splits};
 pub use label::Label;
 pub use labels::{LabelSet, Targets, Task, counts, labels};
+pub use stream::{RowStream, StreamFormat};
 
 use crate::chat::Message;
 use examples::Builder;
@@ -115,6 +117,7 @@ pub fn read(path: &Path, wanted: Option<Split>, options: &ReadOptions) -> Result
             bail!("{path}: its columns are {here}, but those of {other} are {others}");
         }
         builder.data.notes.extend(schema.notes);
+        builder.data.notes.extend(columns.remark().map(|remark| format!("{}: {remark}", file.display())));
         builder.begin(file);
         let wanted = columns.wanted();
         let sink = &mut |line, row| builder.push(file, &columns, line, row);

@@ -38,12 +38,25 @@ impl Source {
             Progress::of_bytes(false, format!("{label} {name}"), size)
         });
         let counted: Box<dyn Read> = Box::new(Counted { file, progress });
-        let (start, input) = peeked(counted, 2).with_context(unreadable)?;
+        Self::of_input(path, counted).with_context(unreadable)
+    }
+
+    /// Returns a source of decompressed UTF-8.
+    fn of_input(path: &Path, input: Box<dyn Read>) -> io::Result<Self> {
+        let (start, input) = peeked(input, 2)?;
         let input: Box<dyn Read> = match start.as_slice() {
             [0x1f, 0x8b] => Box::new(MultiGzDecoder::new(BufReader::with_capacity(PIECE, input))),
             _ => input,
         };
-        Ok(Self::new(path, decoded(input).with_context(unreadable)?))
+        Ok(Self::new(path, decoded(input)?))
+    }
+
+    /// Opens a stream, such as standard input. `name` stands for its path in messages.
+    ///
+    /// # Errors
+    /// Returns an error if the stream cannot be read.
+    pub fn of_stream(name: &Path, input: impl Read + 'static) -> Result<Self> {
+        Self::of_input(name, Box::new(input)).with_context(|| format!("{}: cannot be read", name.display()))
     }
 
     /// Returns a source over bytes in memory.

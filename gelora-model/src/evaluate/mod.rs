@@ -65,6 +65,15 @@ pub fn predicted_class(logits: &[f32]) -> usize {
     (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 
+/// The probability of every class: softmax(logits), p_k = e^(logits_k - peak) / sum_j e^(logits_j - peak), with peak the
+/// largest logit. Computed in f64.
+pub fn probabilities(logits: &[f32]) -> Vec<f32> {
+    let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let shares: Vec<f64> = logits.iter().map(|logit| (f64::from(*logit) - f64::from(peak)).exp()).collect();
+    let sum: f64 = shares.iter().sum();
+    shares.into_iter().map(|share| (share / sum) as f32).collect()
+}
+
 /// Calls `visit` with the tokens of every batch, in order.
 fn for_batches(
     rows: &dyn Rows,
@@ -129,4 +138,20 @@ fn perplexity(lm: &CausalLm, rows: &dyn Rows, batch_size: usize, report: &mut Re
     })?;
     let loss = sum / count as f64;
     Ok(vec![("loss", loss), ("perplexity", loss.exp()), (TOKENS, count as f64)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probabilities_are_a_softmax_at_any_size_of_the_logits() {
+        // e^0 : e^ln 3 = 1 : 3, wherever the logits lie.
+        for shift in [0.0, 80.0, -1000.0] {
+            let found = probabilities(&[shift, shift + 3f32.ln()]);
+            assert!((found[0] - 0.25).abs() < 1e-4 && (found[1] - 0.75).abs() < 1e-4, "{found:?} at {shift}");
+        }
+        assert_eq!(probabilities(&[f32::MAX, 0.0]), [1.0, 0.0]);
+        assert!(probabilities(&[]).is_empty());
+    }
 }
