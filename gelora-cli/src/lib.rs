@@ -5,6 +5,7 @@
 
 mod args;
 mod cache;
+mod card;
 mod chat;
 mod commands;
 mod compare;
@@ -12,7 +13,9 @@ mod contained;
 mod data;
 mod distinct;
 mod fingerprint;
+mod history;
 mod hub;
+mod memory;
 mod options_file;
 mod output;
 mod plot;
@@ -21,6 +24,7 @@ mod profile;
 mod report;
 mod signals;
 mod stop_texts;
+mod tensorboard;
 mod tokenize;
 mod ui;
 mod understood;

@@ -20,8 +20,8 @@ impl OutDir {
     /// Returns a folder that does not exist yet, or holds only files that the command itself writes. The folder is
     /// created when the first file is written, so that a command that fails early leaves nothing.
     ///
-    /// `owned` are the names of the files and folders that the command writes; a run may replace those of an earlier
-    /// run. `option` is the command-line option to name in a message, `--out`.
+    /// `owned` are the names of the files and folders that the command writes, as patterns of [`matches`]; a run may
+    /// replace those of an earlier run. `option` is the command-line option to name in a message, `--out`.
     ///
     /// # Errors
     /// Returns an error if the path is a file, holds any other file, or cannot be created.
@@ -45,7 +45,7 @@ impl OutDir {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort();
-        let is_owned = |name: &str| owned.contains(&name) || is_temporary(name) || name == LOCK;
+        let is_owned = |name: &str| owned.iter().any(|own| matches(own, name)) || is_temporary(name) || name == LOCK;
         if let Some(other) = names.iter().find(|name| !is_owned(name)) {
             bail!(
                 "{display}: holds {other}, which this command does not write; choose an empty or new folder \
@@ -112,6 +112,24 @@ impl OutDir {
         write_json(&path, value)?;
         Ok(path)
     }
+}
+
+/// Returns whether a name fits a pattern, in which `*` stands for any text.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let (mut rest, mut parts) = (name, pattern.split('*').peekable());
+    let Some(start) = parts.next().and_then(|start| rest.strip_prefix(start)) else { return false };
+    rest = start;
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        let Some(found) = rest.find(part) else { return false };
+        rest = &rest[found + part.len()..];
+    }
+    true
 }
 
 /// Lock on an output folder.
@@ -208,6 +226,15 @@ mod tests {
         // A file that a killed process left is no lock.
         std::fs::write(path.join(LOCK), "").unwrap();
         OutDir::prepare(&path, &OWNED, "--out").unwrap().lock().unwrap();
+    }
+
+    #[test]
+    fn stars_stand_for_any_text() {
+        let fits = |name: &str| matches("events.*.gelora.*", name);
+        assert!(fits("events.1700000000.gelora.0") && fits("events.a.b.gelora."));
+        assert!(!fits("events.1700000000.host.0") && !fits("other.events.1.gelora.0") && !fits("events.gelora"));
+        assert!(matches("a.json", "a.json") && !matches("a.json", "a.json2") && !matches("a.json", "ba.json"));
+        assert!(matches("a*c", "abc") && !matches("a*c", "abcd"));
     }
 
     #[test]

@@ -180,7 +180,15 @@ impl Understood {
 
     /// Returns the lines of the account: task, columns and rows.
     fn block(&self) -> String {
-        let mut lines = vec![format!("data: {}", self.data), format!("  task: {}", self.task())];
+        let mut lines = vec![format!("data: {}", self.data)];
+        lines.extend(self.facts().into_iter().map(|(name, value)| format!("  {name}: {value}")));
+        lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
+        lines.extend(self.warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines.join("\n")
+    }
+
+    /// Returns task, columns and rows in words, each with its name.
+    pub fn facts(&self) -> [(&'static str, String); 3] {
         let mut columns: Vec<(&String, &String)> = self.columns.iter().collect();
         columns.sort_by_key(|(role, _)| ROLES.iter().position(|known| known == role));
         let columns: Vec<String> = columns.into_iter().map(|(role, name)| format!("{role} \"{name}\"")).collect();
@@ -188,11 +196,7 @@ impl Understood {
             true => String::new(),
             false => format!("; ignored: {}", data::list(&self.ignored_columns)),
         };
-        lines.push(format!("  columns: {}{ignored}", columns.join(", ")));
-        lines.push(format!("  rows: {}", self.rows()));
-        lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
-        lines.extend(self.warnings.iter().map(|warning| format!("warning: {warning}")));
-        lines.join("\n")
+        [("task", self.task()), ("columns", format!("{}{ignored}", columns.join(", "))), ("rows", self.rows())]
     }
 
     fn task(&self) -> String {

@@ -33,7 +33,7 @@ fn rank_train_eval_merge() {
     let accuracy = trained["eval"]["accuracy"].as_f64().expect("an accuracy");
     assert!(accuracy > 0.9, "held-out accuracy {accuracy}");
     let log = fs::read_to_string(at("adapter/metrics.jsonl")).expect("the log");
-    assert_eq!(log.lines().count(), 12 * 6 + 12, "a line a step and one an epoch");
+    assert_eq!(log.lines().count(), 12 * 6 + 12 + 1, "a line a step, one an epoch, and one at the end");
     assert!(!at("adapter/checkpoint").exists());
 
     let line = "eval {} --data {} --adapter {} --predictions {} --json --quiet";

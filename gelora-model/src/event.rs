@@ -77,6 +77,8 @@ pub enum Event<'a> {
         step: usize,
         /// The metrics.
         metrics: &'a Metrics,
+        /// Logits of every row, in order, if the model is a classifier.
+        logits: &'a [Vec<f32>],
     },
     /// The training is over, and its evaluations were compared.
     Best(&'a Best),
@@ -101,7 +103,7 @@ impl fmt::Display for Event<'_> {
             Self::Remark(text) | Self::Warning(text) => f.write_str(text),
             Self::Training { first, total } => write!(f, "training: steps {} to {total}", first + 1),
             Self::Step(record) => write!(f, "step {}: loss {:.4}", record.step, record.loss),
-            Self::Evaluated { step, metrics } => {
+            Self::Evaluated { step, metrics, .. } => {
                 write!(f, "step {step}:")?;
                 metrics.iter().try_for_each(|(name, value)| write!(f, " {name} {value:.4}"))
             }

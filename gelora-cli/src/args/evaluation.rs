@@ -1,5 +1,6 @@
 //! Options of the evaluations during a training, and of the loss.
 
+use std::fmt;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -101,6 +102,18 @@ impl FromStr for ClassWeights {
     }
 }
 
+impl fmt::Display for ClassWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Balanced => f.write_str("balanced"),
+            Self::Given(given) => {
+                let all: Vec<String> = given.iter().map(|(label, weight)| format!("{label}={weight}")).collect();
+                f.write_str(&all.join(","))
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 pub struct LossArgs {
     /// Weight of each class in the loss: balanced (rows / (number of classes x rows of the class)), or a list; classes
@@ -131,7 +144,8 @@ mod tests {
     fn weights_of_classes() {
         assert_eq!("balanced".parse(), Ok(ClassWeights::Balanced));
         let given = ClassWeights::Given(vec![("yes".into(), 2.0), ("a=b".into(), 0.5)]);
-        assert_eq!("yes=2,a=b=0.5".parse(), Ok(given));
+        assert_eq!("yes=2,a=b=0.5".parse(), Ok(given.clone()));
+        assert_eq!(given.to_string(), "yes=2,a=b=0.5");
         for text in ["", "yes", "yes=", "yes=0", "yes=-1", "yes=inf", "yes=2,", "yes=2,yes=3"] {
             assert!(text.parse::<ClassWeights>().is_err(), "{text}");
         }

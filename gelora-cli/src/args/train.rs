@@ -171,6 +171,9 @@ pub struct TrainArgs {
     /// Largest global norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = not_negative)]
     pub clip: f64,
+    /// Also write the curves of metrics.jsonl as event files for TensorBoard
+    #[arg(long)]
+    pub tensorboard: bool,
     /// Number of steps between checkpoints [default: an epoch]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub checkpoint_every: Option<usize>,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use gelora_model::{Error as Failure, Event, Trainer};
 use serde_json::{Value, json};
 
-use crate::ui;
+use crate::{memory, ui};
 
 /// Steps that are run. The first one packs weights and is left out of the estimate.
 const STEPS: usize = 4;
@@ -28,7 +28,7 @@ pub fn run(trainer: Trainer<'_>, modules: usize, json: bool, mut result: Value) 
     }
     let per_step = median(&seconds[usize::from(seconds.len() > 1)..]);
     let total = per_step * steps as f64;
-    let memory = peak_memory();
+    let memory = memory::peak_resident_bytes();
     if json {
         result["steps"] = json!(steps);
         result["parameters"] = json!(parameters);
@@ -66,13 +66,6 @@ fn duration(seconds: f64) -> String {
         (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
         (hours, minutes, _) => format!("{hours} h {minutes} min"),
     }
-}
-
-/// The most memory that the process held so far in bytes, if the system tells (Linux).
-fn peak_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim();
-    Some(kib.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]

@@ -1,18 +1,19 @@
-//! Writes metrics.jsonl: one line for each optimizer step, one for each evaluation, and a last one if evaluations are
-//! compared.
+//! Writes metrics.jsonl: one line for each optimizer step, one for each evaluation, one for the best of them if they are
+//! compared, and one at the end of a run.
 
 use std::fs::{self, File};
 use std::io::{LineWriter, Write};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use gelora_lora::files::write_atomic;
-use gelora_model::Event;
 use gelora_model::train::Checkpoints;
+use gelora_model::{Event, Work};
 use serde_json::{Map, Value, json};
 
 use crate::output::OutDir;
-use crate::{profile, ui};
+use crate::{memory, profile, ui};
 
 /// File name of the log.
 pub const LOG: &str = "metrics.jsonl";
@@ -24,13 +25,24 @@ pub struct Log {
     /// log's name before it has a checkpoint of its own.
     of_checkpoint: PathBuf,
     file: Option<LineWriter<File>>,
+    /// Number of steps before this run, and of finished steps.
+    first: usize,
+    step: usize,
+    began: Instant,
 }
 
 impl Log {
     /// Returns a log in the folder of a training, whose file is opened when the training begins. `checkpoint` is the
     /// folder of its checkpoints.
     pub fn new(out: &OutDir, checkpoint: &str) -> Self {
-        Self { path: out.file(LOG), of_checkpoint: out.file(checkpoint).join(LOG), file: None }
+        Self {
+            path: out.file(LOG),
+            of_checkpoint: out.file(checkpoint).join(LOG),
+            file: None,
+            first: 0,
+            step: 0,
+            began: Instant::now(),
+        }
     }
 
     /// Writes the line of an event, if it has one.
@@ -39,15 +51,23 @@ impl Log {
     /// Returns an error if the file cannot be read or written.
     pub fn write(&mut self, event: Event<'_>) -> Result<()> {
         match event {
-            Event::Training { first, .. } => self.open(first)?,
+            Event::Training { first, .. } => {
+                self.open(first)?;
+                (self.first, self.step, self.began) = (first, first, Instant::now());
+            }
             Event::Step(record) => {
+                self.step = record.step;
                 let line = serde_json::to_string(record)?;
                 self.line(&line)?;
                 profile::step(record.tokens);
             }
-            Event::Evaluated { step, metrics } => {
+            Event::Evaluated { step, metrics, .. } => {
                 let named: Map<String, Value> = metrics.iter().map(|(n, v)| ((*n).to_owned(), json!(v))).collect();
-                self.line(&json!({"step": step, "eval": named}).to_string())?;
+                self.line(&with_memory(json!({"step": step, "eval": named})).to_string())?;
+            }
+            Event::Finished { work: Work::Training } => {
+                let run = json!({"first_step": self.first + 1, "seconds": self.began.elapsed().as_secs_f64()});
+                self.line(&json!({"step": self.step, "run": with_memory(run)}).to_string())?;
             }
             Event::Best(best) => self.line(&json!({"step": best.last_step, "best": best}).to_string())?,
             Event::Checkpoint { .. } => {
@@ -73,6 +93,7 @@ impl Log {
         }
     }
 
+    /// Appends a line.
     fn line(&mut self, line: &str) -> Result<()> {
         match &mut self.file {
             Some(file) => writeln!(file, "{line}").with_context(|| self.path.display().to_string()),
@@ -111,4 +132,12 @@ impl Log {
         self.file = Some(LineWriter::new(file));
         Ok(())
     }
+}
+
+/// Adds the peak memory so far, where the system tells it.
+fn with_memory(mut object: Value) -> Value {
+    if let Some(bytes) = memory::peak_resident_bytes() {
+        object["peak_memory_bytes"] = json!(bytes);
+    }
+    object
 }

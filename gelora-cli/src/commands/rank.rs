@@ -14,13 +14,12 @@ use crate::args::RankArgs;
 use crate::data::{self, Aim, Dataset, ReadOptions};
 use crate::output::OutDir;
 use crate::profile::mark;
-use crate::report::{self, RANKS_NAME, RanksFile, Serve, text};
+use crate::report::{self, RANKS_NAME, REPORT_NAME, RanksFile, Serve, text};
 use crate::tokenize::Tokenizer;
 use crate::understood::{Understood, Use};
 use crate::{distinct, ui};
 
 const PROFILE_NAME: &str = "id_profile.svg";
-const REPORT_NAME: &str = "report.html";
 
 pub fn run(args: &RankArgs) -> Result<()> {
     let options = args.options()?;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
-use gelora_lora::CONFIG_NAME;
 use gelora_lora::ranks::check_rank;
-use gelora_model::evaluate::{self, Metric, Metrics};
+use gelora_lora::{Adapter, CONFIG_NAME, LoraLayer};
+use gelora_model::evaluate::{Metric, Metrics, metrics};
 use gelora_model::measure::{ModuleRank, TargetModules};
 use gelora_model::train::{Best, Checkpoints, Keep, Length};
 use gelora_model::{
@@ -17,8 +18,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::init_adapter::InitAdapter;
-use super::log::{LOG, Log};
+use super::log::LOG;
 use super::loss::loss_weights;
+use super::pages::Finished;
+use super::records::{Predictions, Records};
 use super::rows::{TextRows, lm_rows};
 use super::screen::Screen;
 use super::{
@@ -26,11 +29,13 @@ use super::{
     rank, read_json, read_options,
 };
 use crate::args::{ResumeArg, TaskArg, TrainArgs, measure_options};
+use crate::card::CARD_NAME;
 use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
 use crate::output::OutDir;
 use crate::profile::mark;
-use crate::report::{RANKS_NAME, RanksFile, text};
+use crate::report::{RANKS_NAME, REPORT_NAME, RanksFile, text};
 use crate::signals::Signals;
+use crate::tensorboard::EVENT_FILES;
 use crate::tokenize::Tokenizer;
 use crate::understood::{Understood, Use};
 use crate::{distinct, fingerprint, ui};
@@ -40,20 +45,31 @@ const REPEATING: &str = "run.toml";
 /// Folder of the latest checkpoint inside OUT.
 const CHECKPOINT: &str = "checkpoint";
 /// Names of the files and folders that the command writes to OUT.
-const FILES: [&str; 7] = [REPEATING, CONFIG_NAME, "adapter_model.safetensors", INFO_NAME, LOG, RANKS_NAME, CHECKPOINT];
+const FILES: [&str; 10] = [
+    REPEATING,
+    CONFIG_NAME,
+    "adapter_model.safetensors",
+    INFO_NAME,
+    LOG,
+    RANKS_NAME,
+    CHECKPOINT,
+    REPORT_NAME,
+    CARD_NAME,
+    EVENT_FILES,
+];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
     // Read the data, and choose between a classifier and a language model.
     let options = read_options(&args.data, aim(args.task), &args.output);
     let mut dataset = data::read(&args.data.data, Some(Split::Train), &options)?;
-    let mut held_out = held_out(args.eval_data.as_deref(), &args.data.data, &options)?;
-    check_evaluation_data(args, held_out.is_some())?;
+    let mut held_out_data = held_out(args.eval_data.as_deref(), &args.data.data, &options)?;
+    check_evaluation_data(args, held_out_data.is_some())?;
     mark("data read");
     let config = Config::load(&args.model.path)?;
     check_max_length(args.data.max_length, &config)?;
     let is_lm = is_lm(args.task, &config, &dataset);
-    for data in [Some(&mut dataset), held_out.as_mut()].into_iter().flatten() {
+    for data in [Some(&mut dataset), held_out_data.as_mut()].into_iter().flatten() {
         if is_lm {
             data.take_answers()?;
         } else {
@@ -64,6 +80,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
     if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
         bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
+    }
+    if out.file(CARD_NAME).is_file() && !out.file(LOG).is_file() {
+        bail!(
+            "{}: holds a {CARD_NAME} that gelora did not write; choose another folder with --out",
+            args.out.display()
+        );
     }
     if let Some(folder) = &args.init_adapter {
         check_not_input(out.path(), "--out", &[folder])?;
@@ -82,7 +104,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     mark("tokenizer loaded");
     let data = Prepared::new(&dataset, label_set.as_ref(), &tokenizer, false)?;
     let held_out =
-        held_out.as_ref().map(|data| Prepared::new(data, label_set.as_ref(), &tokenizer, true)).transpose()?;
+        held_out_data.as_ref().map(|data| Prepared::new(data, label_set.as_ref(), &tokenizer, true)).transpose()?;
     data.understood.say(args.output.quiet);
     if let Some(held_out) = &held_out {
         held_out.understood.say(args.output.quiet);
@@ -117,6 +139,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         resume,
         settings,
     };
+    let given_ranks = ranks.clone();
     let mut options = TrainOptions { ranks, class_weights, ..train_options(args) };
     options = match args.dry_run {
         true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
@@ -129,10 +152,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
         None => Trainer::new(&mut model, &*data.rows, options)?,
     };
-    let modules = trainer.adapter().layers.len();
+    let modules = if given_ranks.is_empty() { ranks_of(&trainer.adapter()) } else { given_ranks };
     if args.dry_run {
         let account = json!({"dry_run": true, "dataset": data.understood});
-        return dry_run::run(trainer, modules, args.output.json, account);
+        return dry_run::run(trainer, modules.len(), args.output.json, account);
     }
     let held_out_rows = held_out.as_ref().map(|data| &*data.rows).filter(|rows| !rows.is_empty());
     check_evaluation_data(args, held_out_rows.is_some())?;
@@ -149,10 +172,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             if is_lm && !dataset.has_answers() { "blocks" } else { "rows" },
             ui::count(steps as u64),
             ui::count(parameters as u64),
-            modules
+            modules.len()
         ),
     );
-    let (scores, best) = match train(args, &mut trainer, &out) {
+    let metrics = metrics(label_set.as_ref().map(model_task).as_ref());
+    let records = Records::new(&out, CHECKPOINT, args.tensorboard, metrics);
+    let Trained { scores, best, predictions } = match train(args, &mut trainer, records) {
         Err(Failure::Interrupted { step, steps }) => {
             let kept = format!(
                 "stopped after step {step} of {steps}; the checkpoint is in {}, and the same command with --resume \
@@ -182,6 +207,24 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             args.out.display()
         );
     }
+    let finished = Finished {
+        args,
+        out: &out,
+        labels: label_set.as_ref(),
+        tokenizer: &tokenizer,
+        data: (&dataset, &data.understood),
+        held_out: held_out_data
+            .as_ref()
+            .zip(held_out.as_ref())
+            .map(|(data, rows)| (data, &rows.understood, &*rows.rows)),
+        model: trainer.model(),
+        modules: &modules,
+        parameters,
+        metrics: scores.as_ref(),
+        best: best.as_ref(),
+        predictions: &predictions,
+    };
+    finished.write()?;
     // The adapter is complete now, so the training needs no checkpoint any more.
     checkpoints.finish()?;
     let mut result = json!({"out": args.out, "parameters": parameters, "dataset": data.understood});
@@ -294,12 +337,18 @@ fn settings(
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Metrics of the held-out rows, and the best evaluation if evaluations are compared.
-type Scores = (Option<Metrics>, Option<Best>);
+/// What a training leaves beside the adapter.
+struct Trained {
+    /// Metrics of the held-out rows, of the adapter that is kept.
+    scores: Option<Metrics>,
+    /// The best evaluation, if evaluations are compared.
+    best: Option<Best>,
+    predictions: Vec<Rc<Predictions>>,
+}
 
-/// Trains to the end with a progress bar, the log and checkpoints.
-fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Scores, Failure> {
-    let (mut screen, mut log, mut best) = (Screen::new(args.output.quiet), Log::new(out, CHECKPOINT), None);
+/// Trains to the end with a progress bar, records and checkpoints.
+fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, mut records: Records) -> Result<Trained, Failure> {
+    let (mut screen, mut best) = (Screen::new(args.output.quiet), None);
     let total = trainer.steps();
     let trained = trainer.run(&mut |event: Event<'_>| {
         if let Event::Training { first, .. } = event
@@ -311,10 +360,10 @@ fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir) -> Result<Sc
             best = Some(found.clone());
         }
         screen.show(event);
-        log.write(event)
-    })?;
-    log.flush().map_err(|error| Failure::Stopped(error.into()))?;
-    Ok((trained, best))
+        records.write(event)
+    });
+    records.flush().map_err(|error| Failure::Stopped(error.into()))?;
+    Ok(Trained { scores: trained?, best, predictions: records.into_predictions() })
 }
 
 /// Returns whether the training resumes. A finished adapter is kept unless it may be overwritten.
@@ -349,7 +398,7 @@ pub(super) fn label_set(task: TaskArg, dataset: &Dataset) -> Result<LabelSet> {
 /// # Errors
 /// Returns an error that lists the metrics of the task if the name is not among them.
 pub(super) fn metric(name: Option<&str>, labels: Option<&LabelSet>) -> Result<Metric> {
-    let known = evaluate::metrics(labels.map(model_task).as_ref());
+    let known = metrics(labels.map(model_task).as_ref());
     let found = known.iter().find(|metric| name.is_none_or(|name| name == metric.name));
     found.copied().with_context(|| {
         let names = known.iter().map(|metric| metric.name).collect::<Vec<_>>().join(", ");
@@ -375,6 +424,16 @@ pub(super) fn model_task(labels: &LabelSet) -> ModelTask {
         LabelSet::Classes(labels) => ModelTask::Classification { labels: labels.clone() },
         LabelSet::Scores => ModelTask::Regression,
     }
+}
+
+/// Returns rank and alpha of every module of an adapter.
+fn ranks_of(adapter: &Adapter) -> BTreeMap<String, ModuleRank> {
+    let rank_of = |layer: &LoraLayer| {
+        let (rank, scaling) = (layer.rank(), f64::from(layer.scaling));
+        let divisor = if adapter.config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        ModuleRank { rank, alpha: scaling * divisor }
+    };
+    adapter.layers.iter().map(|(name, layer)| (name.clone(), rank_of(layer))).collect()
 }
 
 /// The part of ranks.json that training reads.

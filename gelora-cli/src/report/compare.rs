@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::svg::{Scale, Svg, escaped, label};
-use super::{STYLE, figure, section, table};
+use super::{facts_list, figure, head, section, table};
 use crate::compare::table::{ArmRow, Comparison, Verdict};
 use crate::ui::count;
 
@@ -11,15 +11,10 @@ const WIDTH: f64 = 880.0;
 
 /// The page.
 pub fn html(comparison: &Comparison, model: &Path, data: &Path) -> String {
-    let title = format!("Arms compared on {}", escaped(&data.display().to_string()));
     let reference = &comparison.reference;
     let parts = [
-        format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-             <meta name=\"color-scheme\" content=\"light dark\"><title>{title}</title><style>{STYLE}</style></head>\
-             <body><main>"
-        ),
+        head(&format!("Arms compared on {}", data.display())),
+        "<body><main>".into(),
         headline(comparison),
         remarks(&comparison.remarks),
         section("Table", "Means over the seeds. Differences are paired by seed.", &rows(comparison)),
@@ -236,8 +231,7 @@ fn facts(comparison: &Comparison, model: &Path, data: &Path) -> String {
         ("runs", format!("{} of {}", count(comparison.runs_finished as u64), count(comparison.runs_planned as u64))),
         ("gelora", env!("CARGO_PKG_VERSION").into()),
     ];
-    let facts: String =
-        facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value))).collect();
+    let facts = facts_list(&facts);
     format!(
         "<section><h2>How to read it</h2>\
          <p>The rate of every arm was chosen by its mean score on parts cut from the training rows; the held-out \
@@ -245,7 +239,7 @@ fn facts(comparison: &Comparison, model: &Path, data: &Path) -> String {
          head, the same for every arm.</p>\
          <p>A difference is called one if the Wilcoxon signed-rank test, adjusted by Holm for the number of arms, is \
          below 5 % and the interval (BCa bootstrap over seeds) does not hold 0. The seeds share the held-out rows, so \
-         that intervals say how seeds scatter, and not how other held-out rows would.</p><dl>{facts}</dl></section>\n"
+         that intervals say how seeds scatter, and not how other held-out rows would.</p>{facts}</section>\n"
     )
 }
 

@@ -1,5 +1,5 @@
-//! Writes report.html: the measurement on one self-contained page. The page fetches nothing from the network, has no
-//! script, and follows light and dark mode.
+//! Writes report.html: a measurement, a comparison or a training on one self-contained page. The page fetches nothing
+//! from the network, has no script, and follows light and dark mode.
 
 mod charts;
 pub mod compare;
@@ -8,11 +8,13 @@ mod svg;
 #[cfg(test)]
 pub mod tests;
 pub mod text;
+pub mod training;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use gelora_lora::ranks::Policy;
-use gelora_model::measure::{Layer, ModuleRank, PolicyOutcome, Stability, State, Warning};
+use gelora_model::measure::{Layer, ModuleRank, PolicyOutcome, Stability, State};
 
 use crate::ui::count;
 use svg::escaped;
@@ -22,20 +24,17 @@ pub use ranks_file::{RANKS_NAME, RanksFile, Serve};
 
 const STYLE: &str = include_str!("style.css");
 
-/// Returns the page.
+/// File name of a page.
+pub const REPORT_NAME: &str = "report.html";
+
+/// Returns the page of a measurement.
 pub fn html(ranks: &RanksFile) -> String {
     let mut page = String::new();
-    let head = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" content=\"light \
-         dark\"><title>LoRA ranks of {}</title><style>{STYLE}</style></head>",
-        escaped(&ranks.model)
-    );
     let parts = [
-        head,
+        head(&format!("LoRA ranks of {}", ranks.model)),
         "<body><main>".into(),
         headline(ranks),
-        warnings(&ranks.warnings),
+        warnings(ranks.warnings.iter().map(|warning| &*warning.text)),
         section(
             "Profile",
             "The dimension that the states of your data need, from the embeddings up. The growth across a layer is a \
@@ -51,7 +50,7 @@ pub fn html(ranks: &RanksFile) -> String {
         policies(ranks),
         ranks.stability.as_ref().map_or(String::new(), |s| stability(s, &ranks.layers)),
         scales(ranks),
-        modules(ranks),
+        modules(&ranks.modules),
         facts(ranks),
         "</main></body></html>\n".into(),
     ];
@@ -59,8 +58,26 @@ pub fn html(ranks: &RanksFile) -> String {
     page
 }
 
+/// Returns the head of a page.
+fn head(title: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>{}</title><style>{STYLE}</style></head>",
+        escaped(title)
+    )
+}
+
 fn section(title: &str, lead: &str, body: &str) -> String {
-    format!("<section><h2>{}</h2><p class=\"soft\">{}</p>{body}</section>\n", escaped(title), escaped(lead))
+    let lead = if lead.is_empty() { String::new() } else { format!("<p class=\"soft\">{}</p>", escaped(lead)) };
+    format!("<section><h2>{}</h2>{lead}{body}</section>\n", escaped(title))
+}
+
+/// Returns a list of names and values.
+fn facts_list(facts: &[(&str, String)]) -> String {
+    let facts: String =
+        facts.iter().map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>", escaped(name), escaped(value))).collect();
+    format!("<dl>{facts}</dl>")
 }
 
 fn figure(svg: &str) -> String {
@@ -89,11 +106,11 @@ fn headline(ranks: &RanksFile) -> String {
     )
 }
 
-fn warnings(warnings: &[Warning]) -> String {
-    if warnings.is_empty() {
+fn warnings<'w>(warnings: impl Iterator<Item = &'w str>) -> String {
+    let items: String = warnings.map(|text| format!("<li>{}</li>", escaped(text))).collect();
+    if items.is_empty() {
         return String::new();
     }
-    let items: String = warnings.iter().map(|w| format!("<li>{}</li>", escaped(&w.text))).collect();
     format!("<ul class=\"warnings\" aria-label=\"Warnings\">{items}</ul>\n")
 }
 
@@ -186,8 +203,8 @@ fn scales(ranks: &RanksFile) -> String {
     )
 }
 
-fn modules(ranks: &RanksFile) -> String {
-    let most = ranks.modules.values().map(|m| m.rank).max().unwrap_or(1).max(1) as f64;
+fn modules(modules: &BTreeMap<String, ModuleRank>) -> String {
+    let most = modules.values().map(|m| m.rank).max().unwrap_or(1).max(1) as f64;
     let row = |(name, m): (&String, &ModuleRank)| {
         format!(
             "<tr><td><code>{}</code></td><td class=\"n\">{}</td>\
@@ -198,9 +215,9 @@ fn modules(ranks: &RanksFile) -> String {
             m.alpha
         )
     };
-    let rows: String = ranks.modules.iter().map(row).collect();
+    let rows: String = modules.iter().map(row).collect();
     let table = table(&[("module", false), ("rank", true), ("", false), ("alpha", true)], &rows);
-    format!("<details><summary>All {} modules</summary>{table}</details>\n", ranks.modules.len())
+    format!("<details><summary>All {} modules</summary>{table}</details>\n", modules.len())
 }
 
 fn facts(ranks: &RanksFile) -> String {
@@ -222,8 +239,7 @@ fn facts(ranks: &RanksFile) -> String {
         },
         ("gelora", env!("CARGO_PKG_VERSION").into()),
     ];
-    let facts: String =
-        facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escaped(value))).collect();
+    let facts = facts_list(&facts);
     let duplicates = ranks.states.iter().map(|s| s.estimate.duplicates).max().unwrap_or(0);
     let near = ranks.states.iter().map(|s| s.estimate.near_copies).max().unwrap_or(0);
     format!(
@@ -234,6 +250,6 @@ fn facts(ranks: &RanksFile) -> String {
          more so with fewer points: compare only dimensions of the same n, and read 16 as \"at least \
          16\".</p><p>Identical points count once, and so do near copies, unless they were kept: at most {duplicates} \
          examples of a state were copies of others, and at most {near} more were left out as near copies.</p><h2>How \
-         it was measured</h2><dl>{facts}</dl></section>\n"
+         it was measured</h2>{facts}</section>\n"
     )
 }

@@ -63,11 +63,11 @@ impl Trainer<'_> {
                 report(Event::Advanced { units: 1 })?;
             }
             if let Some(rows) = held_out {
-                let found = evaluated(self.model, rows, self.options.batch_size, report)?.metrics;
-                report(Event::Evaluated { step: step + 1, metrics: &found })?;
-                is_last |= self.compare(step + 1, &found)?;
+                let found = evaluated(self.model, rows, self.options.batch_size, report)?;
+                report(Event::Evaluated { step: step + 1, metrics: &found.metrics, logits: &found.logits })?;
+                is_last |= self.compare(step + 1, &found.metrics)?;
                 is_stopped = self.is_asked_to_stop();
-                metrics = Some(found);
+                metrics = Some(found.metrics);
             }
             let checkpoint = checkpoints.as_ref().filter(|c| !is_last && (is_stopped || is_due(c)));
             if let Some(checkpoint) = checkpoint {
