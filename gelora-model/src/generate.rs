@@ -21,8 +21,8 @@ pub struct Sampling {
     pub top_k: usize,
     /// Draw among the fewest tokens whose probabilities sum to at least this share, above 0 and at most 1.
     pub top_p: f32,
-    /// Divide the logits above 0 of tokens that occurred in the prompt or since by this number, and multiply those below
-    /// 0 by it. Above 0; 1 changes nothing.
+    /// Divide the logits above 0 of tokens that occurred in the prompt or since by this number, and multiply those
+    /// below 0 by it. Above 0; 1 changes nothing.
     ///
     /// Source: Keskar et al., "CTRL", arXiv 1909.05858, section 4.1.
     pub repetition_penalty: f32,

@@ -95,8 +95,8 @@ impl Merged {
         self.tensors
     }
 
-    /// Writes model.safetensors and config.json, with all tensors in `dtype`, or in the types of the base model. Returns
-    /// remarks for the user.
+    /// Writes model.safetensors and config.json, with all tensors in `dtype`, or in the types of the base model.
+    /// Returns remarks for the user.
     ///
     /// # Errors
     /// Returns an error if a value is too large for `dtype`, or the files cannot be written.

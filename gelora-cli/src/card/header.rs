@@ -28,8 +28,8 @@ impl Card<'_> {
             let (name, data) = (quoted(&name), quoted(&data.data));
             let _ = write!(
                 text,
-                "model-index:\n- name: {name}\n  results:\n  - task:\n      type: {pipeline}\n    dataset:\n      name: \
-                 {data}\n      type: {data}\n    metrics:\n"
+                "model-index:\n- name: {name}\n  results:\n  - task:\n      type: {pipeline}\n    dataset:\n\
+                 \x20     name: {data}\n      type: {data}\n    metrics:\n"
             );
             for (hub, name, value) in metrics {
                 let _ = write!(text, "    - type: {hub}\n      name: {}\n      value: {value}\n", quoted(name));

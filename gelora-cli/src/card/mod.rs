@@ -105,7 +105,8 @@ impl Card<'_> {
         let row = |(name, value): &(String, f64)| format!("| {} | {} |\n", markdown(name), decimals(*value));
         let rows: String = metrics.iter().map(row).collect();
         format!(
-            "## Evaluation\n\nOn {} held-out rows of {}, after step {} of {}:\n\n| metric | value |\n|---|---:|\n{rows}\n",
+            "## Evaluation\n\nOn {} held-out rows of {}, after step {} of {}:\n\n| metric | value |\n|---|---:|\n\
+             {rows}\n",
             count(data.kept as u64),
             markdown(&data.data),
             count(*step as u64),

@@ -138,8 +138,8 @@ impl Wishes {
         self.config["do_sample"].as_bool() == Some(true)
     }
 
-    /// Returns the options of the command line, and for those that are not given what the file says. As in transformers,
-    /// its temperature, top_k and top_p count only beside do_sample.
+    /// Returns the options of the command line, and for those that are not given what the file says. As in
+    /// transformers, its temperature, top_k and top_p count only beside do_sample.
     fn sampling(&self, args: &GenerateArgs) -> Sampling {
         let wish = |key: &str| self.number(key).filter(|_| self.samples());
         // Whoever asks for top-k or top-p asks for sampling.

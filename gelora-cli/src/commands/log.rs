@@ -1,5 +1,5 @@
-//! Writes metrics.jsonl: one line for each optimizer step, one for each evaluation, one for the best of them if they are
-//! compared, and one at the end of a run.
+//! Writes metrics.jsonl: one line for each optimizer step, one for each evaluation, one for the best of them if they
+//! are compared, and one at the end of a run.
 
 use std::fs::{self, File};
 use std::io::{LineWriter, Write};

@@ -1,6 +1,7 @@
 //! The commands, one file each, and the functions that they share.
 
 mod adapters;
+mod chosen_ranks;
 pub mod compare;
 pub mod devices;
 mod dry_run;

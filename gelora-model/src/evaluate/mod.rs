@@ -65,8 +65,8 @@ pub fn predicted_class(logits: &[f32]) -> usize {
     (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 
-/// The probability of every class: softmax(logits), p_k = e^(logits_k - peak) / sum_j e^(logits_j - peak), with peak the
-/// largest logit. Computed in f64.
+/// The probability of every class: softmax(logits), p_k = e^(logits_k - peak) / sum_j e^(logits_j - peak), with peak
+/// the largest logit. Computed in f64.
 pub fn probabilities(logits: &[f32]) -> Vec<f32> {
     let peak = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let shares: Vec<f64> = logits.iter().map(|logit| (f64::from(*logit) - f64::from(peak)).exp()).collect();

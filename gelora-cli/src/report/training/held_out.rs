@@ -96,7 +96,8 @@ impl HeldOut {
                     false => pairs(labels, confusion),
                 };
                 let lead = format!(
-                    "{} of {} held-out rows are right after step {step}. A row for each label, a column for each prediction.",
+                    "{} of {} held-out rows are right after step {step}. A row for each label, a column for each \
+                     prediction.",
                     count(right as u64),
                     count(total as u64)
                 );
@@ -196,7 +197,8 @@ fn rows(rows: &[Row], value: &str) -> String {
     let row = |row: &Row| {
         let shown: Vec<String> = row.texts.iter().map(|text| escaped(&shortened(text, MAX_CHARS))).collect();
         format!(
-            "<tr><td class=\"n\">{}</td><td class=\"wrap\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{:.3}</td></tr>",
+            "<tr><td class=\"n\">{}</td><td class=\"wrap\">{}</td><td>{}</td><td>{}</td>\
+             <td class=\"n\">{:.3}</td></tr>",
             row.row,
             shown.join("<hr/>"),
             escaped(&shortened(&row.label, 40)),
@@ -211,7 +213,8 @@ fn rows(rows: &[Row], value: &str) -> String {
 fn texts(rows: &[TextRow]) -> String {
     let row = |row: &TextRow| {
         format!(
-            "<tr><td class=\"n\">{:.3}</td><td class=\"n\">{}</td><td class=\"wrap\">{}</td><td class=\"wrap\">{}</td></tr>",
+            "<tr><td class=\"n\">{:.3}</td><td class=\"n\">{}</td><td class=\"wrap\">{}</td>\
+             <td class=\"wrap\">{}</td></tr>",
             row.loss,
             count(row.tokens as u64),
             escaped(&shortened(&row.prompt, MAX_CHARS)),

@@ -14,7 +14,8 @@ use crate::{Result, Tensor};
 /// Query rows of a block. The scores of a block, BLOCK x T values, are in memory at once.
 const BLOCK: usize = 64;
 
-/// The most query rows for which keys and values are read in place, without packing. During generation there is one row.
+/// The most query rows for which keys and values are read in place, without packing. During generation there is one
+/// row.
 const FEW: usize = 4;
 
 /// Rows of scores are padded to a multiple of LANES, so that loops over them are whole vectors.

@@ -21,9 +21,9 @@
 //! q, o (N, H D), k, v (N, G D), A, B (N, H (2 M - 1)), with heads side by side; lse (N, H). The dropout index of P_ij
 //! in head h is ((row i of the batch) H + h) longest + j, where j counts from the first key of the sequence.
 //!
-//! Accumulation: f32. CPU: products as in [`linear`](super::linear); products of up to 4 queries with keys in the
-//! lanes of a vector; the softmax sum of a row in 16 interleaved partial sums; dK and dV over blocks of query rows in ascending order.
-//! GPU: key by key, or row by row, in ascending order. Query heads of a group are added in order.
+//! Accumulation: f32. CPU: products as in [`linear`](super::linear); products of up to 4 queries with keys in the lanes
+//! of a vector; the softmax sum of a row in 16 interleaved partial sums; dK and dV over blocks of query rows in
+//! ascending order. GPU: key by key, or row by row, in ascending order. Query heads of a group are added in order.
 //!
 //! Sources: Vaswani et al., arXiv 1706.03762; windows: Beltagy et al., arXiv 2004.05150; biases: Raffel et al.,
 //! arXiv 1910.10683; disentangled attention: He et al., arXiv 2006.03654; recomputation from lse: Dao et al.,

@@ -1,0 +1,95 @@
+//! Ranks of the adapters of a training: given, from a file, measured, or those of an adapter.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use gelora_lora::ranks::check_rank;
+use gelora_lora::{Adapter, LoraLayer};
+use gelora_model::measure::{ModuleRank, TargetModules};
+use gelora_model::{MeasureOptions, Transformer};
+use serde::Deserialize;
+
+use super::{rank, read_json};
+use crate::args::{TrainArgs, measure_options};
+use crate::data::Dataset;
+use crate::output::OutDir;
+use crate::report::{RANKS_NAME, RanksFile, text};
+use crate::tokenize::Tokenizer;
+use crate::ui;
+
+/// Returns rank and alpha of every module of an adapter.
+pub fn ranks_of(adapter: &Adapter) -> BTreeMap<String, ModuleRank> {
+    let rank_of = |layer: &LoraLayer| {
+        let (rank, scaling) = (layer.rank(), f64::from(layer.scaling));
+        let divisor = if adapter.config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        ModuleRank { rank, alpha: scaling * divisor }
+    };
+    adapter.layers.iter().map(|(name, layer)| (name.clone(), rank_of(layer))).collect()
+}
+
+/// The part of ranks.json that training reads.
+#[derive(Deserialize)]
+struct RanksOfModules {
+    modules: BTreeMap<String, ModuleRank>,
+}
+
+/// Returns rank and alpha of every module: the same for all, from a file, or measured now.
+pub fn module_ranks(
+    args: &TrainArgs,
+    resume: bool,
+    model: &Transformer,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    out: &OutDir,
+) -> Result<BTreeMap<String, ModuleRank>> {
+    let infos = model.linear_infos();
+    let policy = args.policy.choice(args.rank)?;
+    if let Some(rank) = args.rank {
+        let alpha = args.targets.alpha().of(rank);
+        let (layers, granularity) = (model.config().layers, args.measure.granularity.into());
+        let targets = TargetModules::new(&infos, layers, granularity, &args.targets.target_modules)
+            .context("--target-modules")?;
+        return targets
+            .modules
+            .into_iter()
+            .map(|(info, _)| {
+                check_rank(&info.name, rank, info.c_in, info.c_out)?;
+                Ok((info.name.clone(), ModuleRank { rank, alpha }))
+            })
+            .collect();
+    }
+    let Some(path) = &args.ranks else {
+        let measured = out.file(RANKS_NAME);
+        if resume && measured.is_file() {
+            return Ok(read_json::<RanksOfModules>(&measured)?.modules);
+        }
+        let options = MeasureOptions {
+            policy,
+            scale: args.policy.scale.into(),
+            ..measure_options(&args.measure, &args.targets, args.batch_size(), args.seed)
+        };
+        let ranks =
+            rank::measure_ranks(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
+        let ranks = RanksFile { data: dataset.path.display().to_string(), dataset: None, ranks, serve: None };
+        if !args.dry_run {
+            out.write_json(RANKS_NAME, &ranks)?;
+        }
+        ui::note(args.output.quiet, text::table(&ranks));
+        ui::note(args.output.quiet, text::summary(&ranks));
+        return Ok(ranks.ranks.modules);
+    };
+    // A folder from `gelora rank` means the ranks.json in it.
+    let path = &if path.is_dir() { path.join(RANKS_NAME) } else { path.clone() };
+    let ranks: RanksOfModules = read_json(path).context("--ranks expects a ranks.json from `gelora rank`")?;
+    for (name, module) in &ranks.modules {
+        let Some(info) = infos.iter().find(|i| i.name == *name) else {
+            bail!(
+                "{}: module {name} is not in {}; the ranks are of another model",
+                path.display(),
+                args.model.name.display()
+            );
+        };
+        check_rank(name, module.rank, info.c_in, info.c_out)?;
+    }
+    Ok(ranks.modules)
+}
