@@ -12,6 +12,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 
+use crate::ui;
+
 /// Id of the option that names the file.
 const CONFIG: &str = "config";
 /// Key of the positional argument MODEL.
@@ -51,17 +53,28 @@ pub fn expand(command: &Command, arguments: Vec<OsString>) -> Result<Expanded> {
     }
     let text = std::fs::read_to_string(&file).with_context(place)?;
     let table: Table = text.parse().with_context(place)?;
-    let mut added = Vec::new();
+    let is_given = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let (mut added, mut left_out) = (Added::default(), Vec::new());
     for (key, value) in &table {
         let arg = find(command, key).with_context(place)?;
-        if given.value_source(arg.get_id().as_str()) != Some(ValueSource::CommandLine) {
-            added.extend(to_arguments(arg, key, value).with_context(place)?);
+        let arguments = to_arguments(arg, key, value).with_context(place)?;
+        if is_given(arg) {
+            continue;
+        }
+        match command.get_arguments().find(|other| is_given(other) && conflict(command, arg, other)) {
+            Some(other) => left_out.push(format!("{key} (beside --{})", other.get_long().unwrap_or_default())),
+            None => added.extend(arguments),
         }
     }
-    // They stand between the name of the command and what follows it.
+    if !left_out.is_empty() {
+        ui::note(false, format!("note: {}: left out: {}", place(), left_out.join(", ")));
+    }
+    // They stand between the name of the command and what follows it. Options whose value may be missing come last, so
+    // that what follows is not taken for their value.
     let at = arguments.iter().position(|argument| argument == command.get_name()).map_or(1, |at| at + 1);
     let mut all = arguments;
-    all.splice(at..at, added);
+    all.splice(at..at, added.first);
+    all.extend(added.last);
     Ok(Expanded { arguments: all, file: Some(file) })
 }
 
@@ -88,15 +101,51 @@ fn find<'a>(command: &'a Command, key: &str) -> Result<&'a Arg> {
     bail!("{key} is not an option of gelora {}{hint}", command.get_name())
 }
 
+/// Whether two options exclude each other.
+fn conflict(command: &Command, one: &Arg, other: &Arg) -> bool {
+    let excludes =
+        |a: &Arg, b: &Arg| command.get_arg_conflicts_with(a).iter().any(|excluded| excluded.get_id() == b.get_id());
+    excludes(one, other) || excludes(other, one)
+}
+
+/// Arguments that come before and after those of the command line.
+#[derive(Debug, Default)]
+struct Added {
+    first: Vec<OsString>,
+    last: Vec<OsString>,
+}
+
+impl Added {
+    fn extend(&mut self, other: Added) {
+        self.first.extend(other.first);
+        self.last.extend(other.last);
+    }
+}
+
 /// Returns the command-line arguments for a key and its value.
-fn to_arguments(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>> {
+fn to_arguments(arg: &Arg, key: &str, value: &Value) -> Result<Added> {
+    let (mut first, mut last) = (Vec::new(), Vec::new());
     let takes_nothing = matches!(arg.get_action(), ArgAction::SetTrue);
     let may_take_nothing = arg.get_num_args().is_some_and(|n| n.min_values() == 0);
     let text = match value {
         Value::Boolean(on) if takes_nothing || may_take_nothing => {
-            return Ok(if *on { vec![format!("--{key}").into()] } else { Vec::new() });
+            let flag = on.then(|| OsString::from(format!("--{key}")));
+            if takes_nothing {
+                first.extend(flag)
+            } else {
+                last.extend(flag)
+            }
+            return Ok(Added { first, last });
         }
         _ if takes_nothing => bail!("{key} = {value}: expected true or false"),
+        Value::Array(values)
+            if matches!(arg.get_action(), ArgAction::Append) && arg.get_value_delimiter().is_none() =>
+        {
+            for value in values {
+                first.push(format!("--{key}={}", scalar(key, value)?).into());
+            }
+            return Ok(Added { first, last });
+        }
         Value::Array(values) => {
             if arg.get_value_delimiter() != Some(',') {
                 bail!("{key} = {value}: expected one value, not a list");
@@ -106,7 +155,8 @@ fn to_arguments(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>> {
         }
         value => scalar(key, value)?,
     };
-    Ok(vec![if arg.is_positional() { text.into() } else { format!("--{key}={text}").into() }])
+    first.push(if arg.is_positional() { text.into() } else { format!("--{key}={text}").into() });
+    Ok(Added { first, last })
 }
 
 fn scalar(key: &str, value: &Value) -> Result<String> {
@@ -127,7 +177,7 @@ pub fn repeating(command: &Command, matches: &ArgMatches) -> String {
     let name = command.get_name();
     let mut text = format!(
         "# What this run of gelora {} was told, and the defaults of everything else.\n\
-         # gelora {name} --config THIS_FILE --out ANOTHER_FOLDER repeats it.\n",
+         # gelora {name} --config THIS_FILE --out ANOTHER_FOLDER repeats it, in the folder in which it was started.\n",
         env!("CARGO_PKG_VERSION")
     );
     let source = |arg: &Arg| matches.value_source(arg.get_id().as_str());
@@ -136,12 +186,7 @@ pub fn repeating(command: &Command, matches: &ArgMatches) -> String {
     for arg in command.get_arguments() {
         let id = arg.get_id().as_str();
         let Some(key) = arg.get_long().or_else(|| (id == "name").then_some(MODEL)) else { continue };
-        let conflicts = || {
-            given.iter().any(|other| {
-                command.get_arg_conflicts_with(other).iter().any(|arg| arg.get_id() == id)
-                    || command.get_arg_conflicts_with(arg).iter().any(|arg| arg.get_id() == other.get_id())
-            })
-        };
+        let conflicts = || given.iter().any(|other| conflict(command, arg, other));
         let is_default = source(arg) == Some(ValueSource::DefaultValue);
         if NOT_REPEATED.contains(&id) || is_default && conflicts() {
             continue;
@@ -201,7 +246,9 @@ mod tests {
         let file = dir.path().join("run.toml");
         std::fs::write(&file, text)?;
         let line = line.replace("FILE", &file.display().to_string());
-        let all = expand(&Cli::command(), words(&line))?;
+        let mut command = Cli::command();
+        command.build();
+        let all = expand(&command, words(&line))?;
         assert_eq!(all.file, Some(file));
         all.arguments.into_iter().map(|word| word.into_string().map_err(|_| anyhow::anyhow!("Unicode"))).collect()
     }
@@ -221,6 +268,16 @@ mod tests {
             !all.contains(&"m".to_owned()) && !all.iter().any(|word| word.starts_with("--learning-rate")),
             "{all:?}"
         );
+    }
+
+    #[test]
+    fn options_that_exclude_a_given_one_are_left_out_and_lists_are_repeated() {
+        let all = expanded("samples = 5\ndora = true\nmodel = \"m\"", "gelora train --config FILE --rank 3").unwrap();
+        assert!(!all.iter().any(|word| word.starts_with("--samples")) && all.contains(&"--dora".to_owned()), "{all:?}");
+        let all = expanded("resume = true", "gelora train m --config FILE").unwrap();
+        assert_eq!(all.last().map(String::as_str), Some("--resume"));
+        let all = expanded("stop = [\"a,b\", \"END\"]", "gelora generate m --config FILE").unwrap();
+        assert_eq!(all[2..4], ["--stop=a,b", "--stop=END"]);
     }
 
     #[test]

@@ -72,7 +72,12 @@ impl OutDir {
         self.create()?;
         let path = self.file(LOCK);
         let file = File::create(&path).with_context(|| format!("{}: cannot be made", path.display()))?;
-        match file.try_lock() {
+        let locked = file.try_lock();
+        // A process that ends removes its file, perhaps between the two lines above: then look again.
+        if locked.is_ok() && !is_at(&file, &path) {
+            return self.lock();
+        }
+        match locked {
             // A file system without locks has no way to refuse the second process.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { _file: file, path, is_new }),
             Err(TryLockError::WouldBlock) => {
@@ -130,6 +135,18 @@ pub fn matches(pattern: &str, name: &str) -> bool {
         rest = &rest[found + part.len()..];
     }
     true
+}
+
+/// Whether a path still names an open file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    matches!((file.metadata(), path.metadata()), (Ok(a), Ok(b)) if (a.dev(), a.ino()) == (b.dev(), b.ino()))
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true // an open file is not removed there
 }
 
 /// Lock on an output folder.

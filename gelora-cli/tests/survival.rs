@@ -305,12 +305,15 @@ fn a_rerun_keeps_the_old_checkpoint_until_it_has_its_own() {
     let before = files(&place.at("out/checkpoint"));
     // A run that ends before its first checkpoint.
     let mut child = place.start("out", "--steps 100000 --checkpoint-every 100000 --lr 5e-3");
-    let old_log = place.at("out/checkpoint/metrics.jsonl");
+    let aside = place.at("out/checkpoint/earlier");
+    let old_log = aside.join("metrics.jsonl");
     assert!(wait_for(&mut child, "a step", || old_log.is_file() && lines_in(&place.at("out")) > 2));
     child.kill().expect("it runs");
     child.wait().expect("it ends");
     let mut after = files(&place.at("out/checkpoint"));
-    assert!(after.remove(&old_log).is_some(), "the log of the checkpoint's training");
+    assert!(after.contains_key(&old_log), "the log of the checkpoint's training");
+    assert!(after.contains_key(&aside.join("run.toml")), "the options of the checkpoint's training");
+    after.retain(|path, _| !path.starts_with(&aside));
     assert_eq!(after, before);
     place.run("out", &format!("{first} --resume")).ok();
     assert_eq!(place.result("out"), place.result("first"));
@@ -347,4 +350,36 @@ fn several_checkpoints_stay_after_the_end() {
     // A new one starts anew, and drops them when it has its own.
     place.run("out", "--steps 11 --checkpoint-every 3 --keep-checkpoints 2 --resume auto --overwrite").ok();
     assert_eq!(checkpoints(&place.at("out")), [6, 9].map(|step| place.at(&format!("out/checkpoint/step-{step}"))));
+}
+
+#[test]
+fn a_rerun_keeps_the_measured_ranks_of_the_old_checkpoint() {
+    let place = Place::new();
+    let line = |out: &str, options: &str| {
+        let line =
+            "train {} --data {} --samples 60 --batch-size 16 --device cpu --quiet --checkpoint-every 10 --out {}";
+        words(&format!("{line} {options}"), &[&fixture("tiny-bert"), &place.data, &place.at(out)])
+    };
+    let (first, second) = ("--steps 12 --budget-rank 2", "--steps 12 --budget-rank 4");
+    gelora(line("first", first)).ok();
+    let in_the_way = place.at("out/adapter_model.safetensors");
+    fs::create_dir_all(&in_the_way).expect("a folder");
+    gelora(line("out", first)).fails_with(&["adapter_model.safetensors"]);
+    fs::remove_dir(in_the_way).expect("it is empty");
+    // Another run writes its ranks and fails before its first checkpoint.
+    gelora(line("out", &format!("{second} --lr 1e30"))).fails_with(&["step"]);
+    gelora(line("out", &format!("{second} --resume"))).fails_with(&["--resume", "another measurement of ranks"]);
+    gelora(line("out", &format!("{first} --resume"))).ok();
+    assert_eq!(place.adapter("out"), place.adapter("first"));
+    for name in ["ranks.json", "run.toml"] {
+        let of = |out: &str| fs::read_to_string(place.at(out).join(name)).expect("a file").replace("/first", "/out");
+        assert_eq!(of("out"), of("first"), "{name}");
+    }
+}
+
+#[test]
+fn a_training_that_wrote_no_checkpoint_ends_well() {
+    let place = Place::new();
+    place.run("out", "--steps 3 --keep-checkpoints 3").ok();
+    assert!(!place.at("out/checkpoint").exists());
 }

@@ -34,13 +34,13 @@ pub struct EvaluationArgs {
     pub eval_every: Option<Interval>,
     /// Metric that evaluations are compared by [default: accuracy of classes, pearson of scores, loss of a language
     /// model]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", visible_alias = "metric-for-best-model")]
     pub metric: Option<String>,
     /// Adapter to write at the end [default: last, or best with --patience]
     #[arg(long, value_enum)]
     pub keep: Option<KeepArg>,
     /// Stop after K evaluations in a row without a better value of --metric; an equal value is not better
-    #[arg(long, value_name = "K", value_parser = at_least_one)]
+    #[arg(long, value_name = "K", value_parser = at_least_one, visible_alias = "early-stopping-patience")]
     pub patience: Option<usize>,
 }
 
@@ -89,7 +89,7 @@ impl FromStr for ClassWeights {
         }
         let mut given: Vec<(String, f64)> = Vec::new();
         for part in text.split(',') {
-            let Some((label, weight)) = part.rsplit_once('=') else {
+            let Some((label, weight)) = part.trim().rsplit_once('=') else {
                 return Err(format!("{part:?}: expected balanced, or LABEL=WEIGHT for each of some classes"));
             };
             let weight = positive(weight).map_err(|expected| format!("weight of {label}: {expected}"))?;
@@ -122,6 +122,7 @@ pub struct LossArgs {
     pub class_weights: Option<ClassWeights>,
     /// Label smoothing: share of every target that is spread evenly over all classes
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    #[arg(visible_alias = "label-smoothing-factor")]
     pub label_smoothing: f64,
 }
 

@@ -158,10 +158,11 @@ pub struct TrainArgs {
     #[arg(long)]
     pub group_by_length: bool,
     /// How the learning rate goes on after the warm-up
-    #[arg(long, value_enum, default_value_t = ScheduleArg::Linear)]
+    #[arg(long, value_enum, default_value_t = ScheduleArg::Linear, visible_alias = "lr-scheduler-type")]
     pub schedule: ScheduleArg,
     /// Steps over which the learning rate rises: below 1 a share of all steps, from 1 on a whole number of steps
     #[arg(long, default_value_t = 0.06, value_name = "SHARE|N", value_parser = warmup)]
+    #[arg(visible_aliases = ["warmup-ratio", "warmup-steps"])]
     pub warmup: f64,
     #[command(flatten)]
     pub loss: LossArgs,
@@ -170,15 +171,16 @@ pub struct TrainArgs {
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = not_negative)]
+    #[arg(visible_alias = "max-grad-norm")]
     pub clip: f64,
     /// Also write the curves of metrics.jsonl as event files for TensorBoard
     #[arg(long)]
     pub tensorboard: bool,
     /// Number of steps between checkpoints [default: an epoch]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, visible_alias = "save-steps")]
     pub checkpoint_every: Option<usize>,
     /// Number of checkpoints to keep, the last ones; with more than 1 they also stay after the training
-    #[arg(long, default_value_t = 1, value_name = "K", value_parser = at_least_one)]
+    #[arg(long, default_value_t = 1, value_name = "K", value_parser = at_least_one, visible_alias = "save-total-limit")]
     pub keep_checkpoints: usize,
     /// Resume from the newest checkpoint in --out that is whole; with auto, start anew if there is none
     #[arg(long, value_enum, value_name = "auto", num_args = 0..=1, default_missing_value = "always")]
@@ -195,7 +197,7 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Folder for the adapter
-    #[arg(long, default_value = "gelora-adapter", value_name = "DIR")]
+    #[arg(long, default_value = "gelora-adapter", value_name = "DIR", visible_alias = "output-dir")]
     pub out: PathBuf,
     #[command(flatten)]
     pub profile: ProfileArgs,

@@ -100,7 +100,10 @@ impl Card<'_> {
 
     fn metrics(&self) -> String {
         let (Some((step, metrics)), Some((data, _))) = (&self.training.metrics, &self.training.held_out_data) else {
-            return "## Evaluation\n\nThere were no held-out rows.\n\n".into();
+            return match self.training.held_out_data {
+                None => "## Evaluation\n\nThere were no held-out rows.\n\n".into(),
+                Some(_) => "## Evaluation\n\nThe metrics of this adapter are not known.\n\n".into(),
+            };
         };
         let row = |(name, value): &(String, f64)| format!("| {} | {} |\n", markdown(name), decimals(*value));
         let rows: String = metrics.iter().map(row).collect();

@@ -63,11 +63,14 @@ pub fn module_ranks(
         if resume && measured.is_file() {
             return Ok(read_json::<RanksOfModules>(&measured)?.modules);
         }
-        let options = MeasureOptions {
+        let mut options = MeasureOptions {
             policy,
             scale: args.policy.scale.into(),
             ..measure_options(&args.measure, &args.targets, args.batch_size(), args.seed)
         };
+        if args.dry_run {
+            options.cache = None;
+        }
         let ranks =
             rank::measure_ranks(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
         let ranks = RanksFile { data: dataset.path.display().to_string(), dataset: None, ranks, serve: None };

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
+use gelora_kernels::DeviceKind;
 use gelora_model::{Error as Failure, Event, Trainer};
 use serde_json::{Value, json};
 
@@ -14,6 +15,7 @@ const STEPS: usize = 4;
 /// Runs a few steps of a training, and prints what the whole would take. `result` is the account of the data.
 pub fn run(trainer: Trainer<'_>, modules: usize, json: bool, mut result: Value) -> Result<()> {
     let (steps, parameters) = (trainer.steps(), trainer.parameters());
+    let is_on_gpu = trainer.model().transformer().device().kind() != DeviceKind::Cpu;
     let (stop, mut seconds) = (AtomicBool::new(false), Vec::new());
     let mut trainer = trainer.with_held_out(None).with_stop(&stop);
     let ran = trainer.run(&mut |event: Event<'_>| {
@@ -38,10 +40,13 @@ pub fn run(trainer: Trainer<'_>, modules: usize, json: bool, mut result: Value) 
         result["peak_memory_bytes"] = json!(memory);
         return Ok(ui::result(ui::with_warnings(result).to_string())?);
     }
-    let memory = memory.map_or("not known on this system".to_owned(), |bytes| format!("{} MB", ui::count(bytes >> 20)));
+    let memory =
+        memory.map_or("not known on this system".to_owned(), |bytes| format!("{} MB", ui::count(bytes / 1_000_000)));
+    let of_gpu = if is_on_gpu { "; the GPU's memory is not measured" } else { "" };
     Ok(ui::result(format!(
         "steps       {}\nparameters  {} in {modules} modules\ntime        about {} ({:.3} s a step, without \
-         evaluations)\nmemory      {memory} of this process, at its peak so far\nnothing was written (--dry-run)",
+         evaluations)\nmemory      {memory} of this process at its peak so far{of_gpu}\nnothing was written \
+         (--dry-run)",
         ui::count(steps as u64),
         ui::count(parameters as u64),
         duration(total),

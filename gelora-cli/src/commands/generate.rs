@@ -17,6 +17,8 @@ use crate::stop_texts::StopTexts;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
+/// The top k of transformers where generation_config.json samples and names none.
+const TOP_K: usize = 50;
 /// Default of `--max-tokens`.
 const DEFAULT_MAX_TOKENS: usize = 128;
 
@@ -147,7 +149,7 @@ impl Wishes {
         let unset = if self.samples() || asked { 1.0 } else { 0.0 };
         Sampling {
             temperature: args.temperature.or(wish("temperature")).unwrap_or(unset) as f32,
-            top_k: args.top_k.or(wish("top_k").map(|k| k as usize)).unwrap_or(0),
+            top_k: args.top_k.or(wish("top_k").map(|k| k as usize)).unwrap_or(if self.samples() { TOP_K } else { 0 }),
             top_p: args.top_p.or(wish("top_p")).unwrap_or(1.0) as f32,
             repetition_penalty: args.repetition_penalty.or(self.number("repetition_penalty")).unwrap_or(1.0) as f32,
             seed: args.seed,
@@ -167,8 +169,9 @@ impl Wishes {
                 ),
             );
         }
-        const NOT_APPLIED: [(&str, f64); 10] = [
+        const NOT_APPLIED: [(&str, f64); 11] = [
             ("no_repeat_ngram_size", 0.0),
+            ("max_length", 20.0),
             ("min_length", 0.0),
             ("min_new_tokens", 0.0),
             ("bad_words_ids", 0.0),

@@ -8,11 +8,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use gelora_lora::files::write_atomic;
-use gelora_model::train::Checkpoints;
 use gelora_model::{Event, Work};
 use serde_json::{Map, Value, json};
 
-use crate::output::OutDir;
 use crate::{memory, profile, ui};
 
 /// File name of the log.
@@ -21,9 +19,6 @@ pub const LOG: &str = "metrics.jsonl";
 /// Log of a training run.
 pub struct Log {
     path: PathBuf,
-    /// Where the log of an earlier training stays as long as its checkpoint does: a training that begins anew needs the
-    /// log's name before it has a checkpoint of its own.
-    of_checkpoint: PathBuf,
     file: Option<LineWriter<File>>,
     /// Number of steps before this run, and of finished steps.
     first: usize,
@@ -32,17 +27,9 @@ pub struct Log {
 }
 
 impl Log {
-    /// Returns a log in the folder of a training, whose file is opened when the training begins. `checkpoint` is the
-    /// folder of its checkpoints.
-    pub fn new(out: &OutDir, checkpoint: &str) -> Self {
-        Self {
-            path: out.file(LOG),
-            of_checkpoint: out.file(checkpoint).join(LOG),
-            file: None,
-            first: 0,
-            step: 0,
-            began: Instant::now(),
-        }
+    /// Returns a log whose file is opened when the training begins.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, file: None, first: 0, step: 0, began: Instant::now() }
     }
 
     /// Writes the line of an event, if it has one.
@@ -70,12 +57,7 @@ impl Log {
                 self.line(&json!({"step": self.step, "run": with_memory(run)}).to_string())?;
             }
             Event::Best(best) => self.line(&json!({"step": best.last_step, "best": best}).to_string())?,
-            Event::Checkpoint { .. } => {
-                self.flush()?;
-                if self.of_checkpoint.is_file() {
-                    fs::remove_file(&self.of_checkpoint).with_context(|| self.of_checkpoint.display().to_string())?;
-                }
-            }
+            Event::Checkpoint { .. } => self.flush()?,
             Event::StepEnded => profile::skip(),
             _ => {}
         }
@@ -103,15 +85,10 @@ impl Log {
 
     /// Opens the file and removes the lines of steps that will run again.
     fn open(&mut self, first: usize) -> Result<()> {
-        let (path, of_checkpoint) = (&self.path, &self.of_checkpoint);
+        let path = &self.path;
         let (mut kept, mut steps) = (String::new(), 0);
-        let has_checkpoint = of_checkpoint.parent().is_some_and(Checkpoints::can_resume);
-        if first == 0 && has_checkpoint && path.is_file() && !of_checkpoint.is_file() {
-            fs::rename(path, of_checkpoint).with_context(|| of_checkpoint.display().to_string())?;
-        }
-        let old = if of_checkpoint.is_file() { of_checkpoint } else { path };
-        if first > 0 && old.is_file() {
-            for line in fs::read_to_string(old).with_context(|| old.display().to_string())?.lines() {
+        if first > 0 && path.is_file() {
+            for line in fs::read_to_string(path).with_context(|| path.display().to_string())?.lines() {
                 let record: Value = serde_json::from_str(line).unwrap_or_default();
                 if record["step"].as_u64().is_some_and(|step| step as usize <= first) {
                     steps += usize::from(record.get("loss").is_some());
@@ -125,9 +102,6 @@ impl Log {
             ui::warn(format!("{path}: lacks {} of the {first} steps before the checkpoint", first - steps));
         }
         write_atomic(path, kept.as_bytes())?;
-        if first > 0 && of_checkpoint.is_file() {
-            fs::remove_file(of_checkpoint).with_context(|| of_checkpoint.display().to_string())?;
-        }
         let file = File::options().append(true).open(path).with_context(|| path.display().to_string())?;
         self.file = Some(LineWriter::new(file));
         Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::Result;
+use gelora_lora::AdapterConfig;
 use gelora_model::evaluate::Metrics;
 use gelora_model::measure::ModuleRank;
 use gelora_model::train::Best;
@@ -43,6 +44,8 @@ pub struct Finished<'a> {
     pub parameters: usize,
     /// Metrics of the written adapter.
     pub metrics: Option<&'a Metrics>,
+    /// The config of the written adapter.
+    pub config: &'a AdapterConfig,
     /// The best evaluation, if evaluations are compared.
     pub best: Option<&'a Best>,
     /// Predictions of some evaluations, among them that of the written adapter unless it was before this run.
@@ -76,7 +79,7 @@ impl Finished<'_> {
             modules: self.modules,
             ranks: ranks.as_ref(),
             parameters: self.parameters,
-            settings: settings(self.args, self.tokenizer),
+            settings: settings(self.args, self.config, self.best, self.tokenizer),
             command: command(),
             history: &history,
             metrics: step.zip(self.metrics).map(|(step, metrics)| (step, named(metrics))),
@@ -208,7 +211,12 @@ fn texts(tokens: &Tokens, tokenizer: &Tokenizer) -> (String, String) {
 }
 
 /// Returns every option of the training that the result depends on.
-fn settings(args: &TrainArgs, tokenizer: &Tokenizer) -> Vec<(&'static str, String)> {
+fn settings(
+    args: &TrainArgs,
+    config: &AdapterConfig,
+    best: Option<&Best>,
+    tokenizer: &Tokenizer,
+) -> Vec<(&'static str, String)> {
     let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
     let length = match args.steps {
         Some(steps) => ("steps", steps.to_string()),
@@ -230,11 +238,10 @@ fn settings(args: &TrainArgs, tokenizer: &Tokenizer) -> Vec<(&'static str, Strin
         ("weight decay", args.weight_decay.to_string()),
         ("largest gradient norm", clip),
         ("label smoothing", args.loss.label_smoothing.to_string()),
-        ("LoRA dropout", args.lora_dropout.map_or_else(|| "default".into(), |share| share.to_string())),
-        ("rsLoRA", yes(args.rslora)),
+        ("LoRA dropout", config.lora_dropout.to_string()),
+        ("rsLoRA", yes(config.use_rslora)),
         ("LoRA+ ratio", lora_plus),
-        ("DoRA", yes(args.dora)),
-        ("init", value_name(clap::ValueEnum::to_possible_value(&args.init))),
+        ("DoRA", yes(config.use_dora)),
         ("adapter kept", args.evaluation.keep().name().into()),
         ("max length", format!("{} tokens", tokenizer.max_length())),
         ("batches of similar length", yes(args.group_by_length)),
@@ -246,6 +253,14 @@ fn settings(args: &TrainArgs, tokenizer: &Tokenizer) -> Vec<(&'static str, Strin
     }
     if let Some(folder) = &args.init_adapter {
         all.push(("trained on from", folder.display().to_string()));
+    } else {
+        all.push(("init", value_name(clap::ValueEnum::to_possible_value(&args.init))));
+    }
+    if let Some(best) = best {
+        all.push(("evaluations compared by", best.metric.into()));
+    }
+    if let Some(every) = args.evaluation.eval_every {
+        all.push(("evaluation every", every.to_string()));
     }
     if let Some(evaluations) = args.evaluation.patience {
         all.push(("patience, in evaluations", evaluations.to_string()));

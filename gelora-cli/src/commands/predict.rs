@@ -75,6 +75,7 @@ impl Predictor<'_> {
     fn of_file(&mut self, dataset: &Dataset) -> Result<()> {
         if let Some(path) = &self.args.out {
             let mut inputs: Vec<&Path> = vec![&self.args.model.path];
+            inputs.extend(self.args.adapter.as_deref());
             inputs.extend(dataset.files());
             check_not_input(path, "--out", &inputs)?;
         }
@@ -95,7 +96,8 @@ impl Predictor<'_> {
     /// Predicts the rows of standard input as they come.
     fn of_stdin(&mut self, options: &ReadOptions) -> Result<()> {
         if let Some(path) = &self.args.out {
-            check_not_input(path, "--out", &[&self.args.model.path])?;
+            let inputs: Vec<&Path> = [&*self.args.model.path].into_iter().chain(self.args.adapter.as_deref()).collect();
+            check_not_input(path, "--out", &inputs)?;
         }
         let quiet = self.args.output.quiet;
         let format = match self.args.input {

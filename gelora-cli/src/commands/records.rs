@@ -7,7 +7,7 @@ use anyhow::Result;
 use gelora_model::Event;
 use gelora_model::evaluate::{Metric, Metrics};
 
-use super::log::Log;
+use super::log::{LOG, Log};
 use crate::output::OutDir;
 use crate::tensorboard::{EventFile, remove_event_files};
 
@@ -34,13 +34,12 @@ pub struct Predictions {
 }
 
 impl Records {
-    /// Returns the records of a training into `out`, whose task has these metrics and whose checkpoints are in the
-    /// folder `checkpoint` inside. Files are opened when the training
+    /// Returns the records of a training into `out`, whose task has these metrics. Files are opened when the training
     /// begins.
-    pub fn new(out: &OutDir, checkpoint: &str, tensorboard: bool, metrics: Vec<Metric>) -> Self {
+    pub fn new(out: &OutDir, tensorboard: bool, metrics: Vec<Metric>) -> Self {
         let folder = out.path().to_owned();
         let best = metrics.into_iter().map(|metric| (metric, None)).collect();
-        Self { log: Log::new(out, checkpoint), folder, tensorboard, events: None, latest: None, best }
+        Self { log: Log::new(out.file(LOG)), folder, tensorboard, events: None, latest: None, best }
     }
 
     /// Records an event.
@@ -124,7 +123,7 @@ mod tests {
     fn predictions_of_the_best_and_of_the_latest_evaluation_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let out = OutDir::prepare(folder.path(), &[], "--out").unwrap();
-        let mut records = Records::new(&out, "checkpoint", false, metrics(None));
+        let mut records = Records::new(&out, false, metrics(None));
         let values = [(1, f64::NAN, 9.0), (2, 0.5, 3.0), (3, 0.5, 2.0), (4, 0.7, 4.0)];
         for (step, loss, perplexity) in values {
             let metrics = vec![("loss", loss), ("perplexity", perplexity), ("tokens", 1.0)];

@@ -14,6 +14,7 @@ use gelora_model::{
 };
 use serde_json::{Value, json};
 
+use super::aside;
 use super::chosen_ranks::{module_ranks, ranks_of};
 use super::init_adapter::InitAdapter;
 use super::log::LOG;
@@ -55,6 +56,9 @@ const FILES: [&str; 10] = [
     CARD_NAME,
     EVENT_FILES,
 ];
+
+/// Those that belong to a checkpoint, as long as it is not that of the training in progress.
+const OF_CHECKPOINT: [&str; 4] = [REPEATING, LOG, RANKS_NAME, EVENT_FILES];
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let device = open_device(args.compute.device)?;
@@ -125,6 +129,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     model.compute_in(args.compute.dtype.into())?;
     model.move_to(&device)?;
     mark("model loaded");
+    if resume {
+        aside::bring_back(&out, &out.file(CHECKPOINT), &OF_CHECKPOINT)?;
+    } else if !args.dry_run {
+        aside::set_aside(&out, &out.file(CHECKPOINT), &OF_CHECKPOINT)?;
+    }
     let ranks = match config {
         Some(_) => BTreeMap::new(),
         None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out)?,
@@ -160,7 +169,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let signals = Signals::handle()?;
     trainer = trainer.with_held_out(held_out_rows).with_stop(signals.stop());
     mark("adapters added");
-    out.write(REPEATING, args.repeating.as_bytes())?;
     let (steps, parameters) = (trainer.steps(), trainer.parameters());
     ui::note(
         args.output.quiet,
@@ -174,8 +182,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         ),
     );
     let metrics = metrics(label_set.as_ref().map(model_task).as_ref());
-    let records = Records::new(&out, CHECKPOINT, args.tensorboard, metrics);
-    let Trained { scores, best, predictions } = match train(args, &mut trainer, records) {
+    let records = Records::new(&out, args.tensorboard, metrics);
+    let Trained { scores, best, predictions } = match train(args, &mut trainer, &out, records) {
         Err(Failure::Interrupted { step, steps }) => {
             let kept = format!(
                 "stopped after step {step} of {steps}; the checkpoint is in {}, and the same command with --resume \
@@ -195,7 +203,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         Some(LabelSet::Scores) | None => None,
     };
     let has_vanished = !out.file(LOG).is_file();
-    trainer.adapter().write(out.path())?;
+    let adapter = trainer.adapter();
+    adapter.write(out.path())?;
     let info = AdapterInfo { labels, max_length: tokenizer.max_length(), version: env!("CARGO_PKG_VERSION").into() };
     out.write_json(INFO_NAME, &info)?;
     if has_vanished {
@@ -219,6 +228,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         modules: &modules,
         parameters,
         metrics: scores.as_ref(),
+        config: &adapter.config,
         best: best.as_ref(),
         predictions: &predictions,
     };
@@ -322,6 +332,7 @@ fn settings(
         Labels::Scores(all) => fingerprint::of_numbers(all.iter().map(|score| score.to_bits())),
         _ => [0, 0],
     };
+    let measures = args.rank.is_none() && args.ranks.is_none() && init.is_none();
     // The result depends on evaluations only if they are compared.
     let held_out = held_out.filter(|_| args.evaluation.are_compared());
     let settings = [
@@ -331,6 +342,10 @@ fn settings(
         ("tokenizer", json!(tokenizer.fingerprint())),
         ("max-length", json!(tokenizer.max_length())),
         ("init-adapter", json!(init.map(|init| &init.fingerprint))),
+        (
+            "measurement of ranks",
+            json!(measures.then(|| format!("{:?} {:?} {:?}", args.policy, args.measure, args.targets))),
+        ),
     ];
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -345,14 +360,15 @@ struct Trained {
 }
 
 /// Trains to the end with a progress bar, records and checkpoints.
-fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, mut records: Records) -> Result<Trained, Failure> {
+fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir, mut records: Records) -> Result<Trained, Failure> {
     let (mut screen, mut best) = (Screen::new(args.output.quiet), None);
     let total = trainer.steps();
     let trained = trainer.run(&mut |event: Event<'_>| {
-        if let Event::Training { first, .. } = event
-            && first > 0
-        {
-            ui::note(args.output.quiet, format!("resuming at step {first} of {total}"));
+        if let Event::Training { first, .. } = event {
+            if first > 0 {
+                ui::note(args.output.quiet, format!("resuming at step {first} of {total}"));
+            }
+            out.write(REPEATING, args.repeating.as_bytes())?;
         }
         if let Event::Best(found) = event {
             best = Some(found.clone());

@@ -108,17 +108,18 @@ pub fn checkpoints(out: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-/// Returns the lines of a training's log, without times.
+/// Returns the lines of a training's log, without times and memory.
 pub fn log_of(out: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).expect("the log");
     let line = |line: &str| {
         let mut line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
-        for time in ["ms", "tokens_per_s"] {
+        for time in ["ms", "tokens_per_s", "peak_memory_bytes"] {
             line.as_object_mut().expect("an object").remove(time);
         }
         line
     };
-    text.lines().map(line).collect()
+    // A run leaves a line with its time.
+    text.lines().map(line).filter(|line| line.get("run").is_none()).collect()
 }
 
 /// Returns the floats of every tensor of a file.

@@ -33,6 +33,8 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const BEST: &str = "best";
 /// Names of checkpoints end with this and the number of steps.
 const STEP: &str = "step-";
+/// Name of the folder of checkpoints while it is removed.
+const GONE: &str = ".gelora-checkpoint.partial";
 /// File beside the checkpoints of a training that is over.
 const FINISHED: &str = "finished";
 
@@ -49,11 +51,17 @@ impl Checkpoints {
     /// # Errors
     /// Returns an error if the mark cannot be written.
     pub fn finish(&self) -> Result<()> {
+        if !self.folder.is_dir() {
+            return Ok(());
+        }
         if self.keep > 1 {
             return Ok(write_atomic(&self.folder.join(FINISHED), b"")?);
         }
-        // A checkpoint that cannot be removed costs disk space only.
-        let _ = fs::remove_dir_all(&self.folder);
+        // Under another name, a folder that is half removed is no checkpoint. One that stays costs disk space only.
+        let gone = self.folder.with_file_name(GONE);
+        let _ = fs::remove_dir_all(&gone);
+        let moved = fs::rename(&self.folder, &gone).is_ok();
+        let _ = fs::remove_dir_all(if moved { &gone } else { &self.folder });
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What happens at which step: the learning rate and the evaluations.
 
 use std::f64::consts::PI;
+use std::fmt;
 
 use crate::optim::linear_schedule;
 
@@ -65,6 +66,15 @@ pub enum Interval {
     /// Number of epochs, usually a share of one. Evaluation k follows the first step at which k such shares are
     /// complete.
     Epochs(f64),
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Steps(steps) => write!(f, "{steps} steps"),
+            Self::Epochs(share) => write!(f, "{share} epochs"),
+        }
+    }
 }
 
 impl Interval {
