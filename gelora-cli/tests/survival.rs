@@ -360,7 +360,7 @@ fn a_rerun_keeps_the_measured_ranks_of_the_old_checkpoint() {
             "train {} --data {} --samples 60 --batch-size 16 --device cpu --quiet --checkpoint-every 10 --out {}";
         words(&format!("{line} {options}"), &[&fixture("tiny-bert"), &place.data, &place.at(out)])
     };
-    let (first, second) = ("--steps 12 --budget-rank 2", "--steps 12 --budget-rank 4");
+    let (first, second) = ("--steps 12 --budget-rank 8", "--steps 12 --budget-rank 12");
     gelora(line("first", first)).ok();
     let in_the_way = place.at("out/adapter_model.safetensors");
     fs::create_dir_all(&in_the_way).expect("a folder");
