@@ -41,7 +41,7 @@ impl Card<'_> {
     }
 
     /// Returns the arguments of `from_pretrained` for the base model.
-    fn from_pretrained(&self) -> String {
+    fn base_arguments(&self) -> String {
         let file = self.base().1.map_or(String::new(), |file| format!(", gguf_file={}", quoted(&file)));
         let revision = self.revision.as_ref().map_or(String::new(), |name| format!(", revision={}", quoted(name)));
         format!("base{file}{revision}")
@@ -49,7 +49,7 @@ impl Card<'_> {
 
     fn classifier_code(&self) -> String {
         let (base, out, arguments) =
-            (quoted(&self.base().0), quoted(&self.out.display().to_string()), self.from_pretrained());
+            (quoted(&self.base().0), quoted(&self.out.display().to_string()), self.base_arguments());
         let texts = if self.has_pairs { "\"The first text.\", \"The second text.\"" } else { "\"A text.\"" };
         let (labels, outputs, last) = match &self.task {
             CardTask::Classification(labels) => {
@@ -74,7 +74,7 @@ impl Card<'_> {
 
     fn lm_code(&self) -> String {
         let (base, out, arguments) =
-            (quoted(&self.base().0), quoted(&self.out.display().to_string()), self.from_pretrained());
+            (quoted(&self.base().0), quoted(&self.out.display().to_string()), self.base_arguments());
         format!(
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
              base = {base}\n\

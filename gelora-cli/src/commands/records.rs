@@ -21,8 +21,11 @@ pub struct Records {
     /// Predictions of the latest evaluation.
     latest: Option<Rc<Predictions>>,
     /// For each metric, the best value so far with its predictions: the adapter of that step may be the one kept.
-    best: Vec<(Metric, Option<(f64, Rc<Predictions>)>)>,
+    best: Vec<(Metric, Option<Best>)>,
 }
+
+/// The best value of a metric so far, and the predictions behind it.
+type Best = (f64, Rc<Predictions>);
 
 /// Predictions of the held-out rows in an evaluation.
 #[derive(Debug)]

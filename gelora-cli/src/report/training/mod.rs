@@ -178,7 +178,7 @@ impl Training<'_> {
             let class = if taken == Some(evaluation.step) { " class=\"chosen\"" } else { "" };
             let value = |name: &&str| {
                 let value = evaluation.metrics.iter().find(|(other, _)| other == name).and_then(|(_, value)| *value);
-                format!("<td class=\"n\">{}</td>", value.map_or("not finite".into(), |value| decimals(value)))
+                format!("<td class=\"n\">{}</td>", value.map_or("not finite".into(), decimals))
             };
             let values: String = names.iter().map(value).collect();
             format!("<tr{class}><td class=\"n\">{}</td>{values}</tr>", count(evaluation.step as u64))
