@@ -6,7 +6,7 @@ use std::io::{LineWriter, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gelora_lora::files::write_atomic;
 use gelora_model::{Event, Work};
 use serde_json::{Map, Value, json};
@@ -57,7 +57,13 @@ impl Log {
                 self.line(&json!({"step": self.step, "run": with_memory(run)}).to_string())?;
             }
             Event::Best(best) => self.line(&json!({"step": best.last_step, "best": best}).to_string())?,
-            Event::Checkpoint { .. } => self.flush()?,
+            Event::Checkpoint { .. } => {
+                self.flush()?;
+                // A checkpoint that is written while the folder is moved away makes the folder anew, without the log.
+                if self.file.is_some() && !self.path.is_file() {
+                    bail!("{}: vanished during the training", self.path.display());
+                }
+            }
             Event::StepEnded => profile::skip(),
             _ => {}
         }
