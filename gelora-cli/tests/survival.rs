@@ -212,7 +212,7 @@ fn a_full_disk_is_one_message_and_the_old_files_stay() {
 #[test]
 fn a_folder_that_vanishes_is_one_message() {
     let place = Place::new();
-    for (every, steps) in [(50, 100_000), (100_000, 300)] {
+    for (every, steps) in [(50, 3000), (100_000, 300)] {
         let (out, gone) = (place.at(&format!("out{every}")), place.at(&format!("gone{every}")));
         let name = format!("out{every}");
         let mut child = place.start(&name, &format!("--steps {steps} --checkpoint-every {every}"));
