@@ -3,6 +3,7 @@
 //! Keys are the long names of options, aliases included, and `model` for the model. A list is an option's values
 //! between commas. An option of the command line wins over the file.
 
+use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -204,7 +205,8 @@ pub fn repeating(command: &Command, matches: &ArgMatches) -> String {
 
 /// `key = value`, or a comment where a value cannot be written.
 fn line(key: &str, values: &[&OsStr], arg: &Arg) -> String {
-    let texts: Option<Vec<Value>> = values.iter().map(|value| value.to_str().map(typed)).collect();
+    let is_float = arg.get_value_parser().type_id() == TypeId::of::<f64>();
+    let texts: Option<Vec<Value>> = values.iter().map(|value| Some(typed(value.to_str()?, is_float))).collect();
     match (texts.as_deref(), arg.get_value_delimiter()) {
         (None, _) => format!("# {key} is not Unicode and cannot be written here"),
         (Some([]), _) => format!("{key} = true"),
@@ -213,8 +215,11 @@ fn line(key: &str, values: &[&OsStr], arg: &Arg) -> String {
     }
 }
 
-/// A value as a number where the number is written in the same way.
-fn typed(text: &str) -> Value {
+/// A value as a number, if the option takes one or the number is written in the same way.
+fn typed(text: &str, is_float: bool) -> Value {
+    if let Some(number) = text.parse::<f64>().ok().filter(|number| is_float && number.is_finite()) {
+        return Value::Float(number);
+    }
     if let Some(number) = text.parse::<i64>().ok().filter(|n| n.to_string() == text) {
         return Value::Integer(number);
     }
@@ -299,7 +304,7 @@ mod tests {
     #[test]
     fn the_written_file_gives_the_same_options() {
         let lines = [
-            "gelora train m --data d.csv --rank 4 --lr 0.002 --target-modules query,value --label-column 007 --json",
+            "gelora train m --data d.csv --rank 4 --lr 2e-3 --target-modules query,value --label-column 007 --json",
             "gelora train m --data d.csv --samples 50 --profile --seed 3",
             "gelora rank m --data d.csv --budget-rank 2 --profile=p.json",
         ];
@@ -318,6 +323,8 @@ mod tests {
             let again: Vec<OsString> = again.into_iter().map(OsString::from).collect();
             assert_eq!(read(&again), text, "{line}");
             assert!(text.contains("model = \"m\"\n") && text.contains("data = \"d.csv\"\n"), "{text}");
+            assert!(!line.contains("2e-3") || text.contains("\nlr = 0.002\n"), "{text}");
+            assert!(!line.contains("007") || text.contains("\nlabel-column = \"007\"\n"), "{text}");
         }
     }
 }
