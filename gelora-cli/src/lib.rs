@@ -23,7 +23,7 @@ mod points;
 mod profile;
 mod report;
 mod signals;
-mod stop_texts;
+mod stop_strings;
 mod tensorboard;
 mod tokenize;
 mod ui;

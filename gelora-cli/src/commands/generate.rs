@@ -13,7 +13,7 @@ use crate::args::GenerateArgs;
 use crate::chat::{Message, SYSTEM, USER};
 use crate::data;
 use crate::profile::mark;
-use crate::stop_texts::StopTexts;
+use crate::stop_strings::StopStrings;
 use crate::tokenize::Tokenizer;
 use crate::ui;
 
@@ -48,11 +48,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     lm.move_to(&device)?;
     mark("model loaded");
     // Choose the sampling, the length limit and the stop tokens.
-    let wishes = Wishes::of(&args.model.path);
-    let sampling = wishes.sampling(args);
-    wishes.say(args, sampling);
+    let generation_config = GenerationConfig::of(&args.model.path);
+    let sampling = generation_config.sampling(args);
+    generation_config.say(args, sampling);
     let positions_left = lm.transformer().config().max_positions.saturating_sub(ids.len());
-    let default_max_tokens = wishes.number("max_new_tokens").map_or(DEFAULT_MAX_TOKENS, |n| n as usize);
+    let default_max_tokens = generation_config.number("max_new_tokens").map_or(DEFAULT_MAX_TOKENS, |n| n as usize);
     let max_tokens = args.max_tokens.unwrap_or(default_max_tokens.min(positions_left).max(1));
     let mut stop = lm.transformer().config().stop.clone();
     if args.ignore_eos {
@@ -88,7 +88,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// Generates tokens and their text up to a stop text. Prints the text as it comes, unless the output is JSON. `run`
+/// Generates tokens and their text up to a stop string. Prints the text as it comes, unless the output is JSON. `run`
 /// generates tokens as long as the function that it is given returns true.
 fn generate(
     args: &GenerateArgs,
@@ -96,7 +96,7 @@ fn generate(
     run: impl FnOnce(&mut dyn FnMut(u32) -> bool) -> gelora_model::Result<Vec<u32>>,
 ) -> Result<(Vec<u32>, String)> {
     let (mut out, mut text) = (std::io::stdout(), String::new());
-    let (texts, failed) = (RefCell::new(StopTexts::new(&args.stop)), RefCell::new(Ok(())));
+    let (stops, failed) = (RefCell::new(StopStrings::new(&args.stop)), RefCell::new(Ok(())));
     let mut pass = |piece: String| {
         text.push_str(&piece);
         let mut failed = failed.borrow_mut();
@@ -105,26 +105,26 @@ fn generate(
         }
     };
     let tokens = {
-        let mut on_token = tokenizer.stream(|piece| pass(texts.borrow_mut().push(piece)));
+        let mut on_token = tokenizer.stream(|piece| pass(stops.borrow_mut().push(piece)));
         run(&mut |token| {
             on_token(token);
-            !texts.borrow().is_done() && failed.borrow().is_ok()
+            !stops.borrow().is_done() && failed.borrow().is_ok()
         })?
     };
-    pass(texts.borrow_mut().finish());
+    pass(stops.borrow_mut().finish());
     failed.into_inner()?;
     let decoded = tokenizer.decode(&tokens)?; // a token that the stream could not decode is an error here
-    // Without a stop text, JSON has the text of all tokens, as a tokenizer decodes them together.
-    Ok((tokens, if texts.into_inner().is_done() { text } else { decoded }))
+    // Without a stop string, JSON has the text of all tokens, as a tokenizer decodes them together.
+    Ok((tokens, if stops.into_inner().is_done() { text } else { decoded }))
 }
 
 /// What generation_config.json asks for.
-struct Wishes {
+struct GenerationConfig {
     path: PathBuf,
     config: Value,
 }
 
-impl Wishes {
+impl GenerationConfig {
     fn of(model: &Path) -> Self {
         let path = model.join("generation_config.json");
         let config = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -143,14 +143,18 @@ impl Wishes {
     /// Returns the options of the command line, and for those that are not given what the file says. As in
     /// transformers, its temperature, top_k and top_p count only beside do_sample.
     fn sampling(&self, args: &GenerateArgs) -> Sampling {
-        let wish = |key: &str| self.number(key).filter(|_| self.samples());
+        let asked_for = |key: &str| self.number(key).filter(|_| self.samples());
         // Whoever asks for top-k or top-p asks for sampling.
         let asked = args.top_k.is_some() || args.top_p.is_some();
         let unset = if self.samples() || asked { 1.0 } else { 0.0 };
         Sampling {
-            temperature: args.temperature.or(wish("temperature")).unwrap_or(unset) as f32,
-            top_k: args.top_k.or(wish("top_k").map(|k| k as usize)).unwrap_or(if self.samples() { TOP_K } else { 0 }),
-            top_p: args.top_p.or(wish("top_p")).unwrap_or(1.0) as f32,
+            temperature: args.temperature.or(asked_for("temperature")).unwrap_or(unset) as f32,
+            top_k: args.top_k.or(asked_for("top_k").map(|k| k as usize)).unwrap_or(if self.samples() {
+                TOP_K
+            } else {
+                0
+            }),
+            top_p: args.top_p.or(asked_for("top_p")).unwrap_or(1.0) as f32,
             repetition_penalty: args.repetition_penalty.or(self.number("repetition_penalty")).unwrap_or(1.0) as f32,
             seed: args.seed,
         }

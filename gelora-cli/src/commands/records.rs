@@ -97,12 +97,7 @@ impl Records {
         let predictions = Rc::new(predictions);
         for (metric, best) in &mut self.best {
             let Some((_, value)) = metrics.iter().find(|(name, _)| *name == metric.name) else { continue };
-            let is_better = match best {
-                None => !value.is_nan(),
-                Some((best, _)) if metric.lower_is_better => value < best,
-                Some((best, _)) => value > best,
-            };
-            if is_better {
+            if metric.is_better(*value, best.as_ref().map(|(value, _)| *value)) {
                 *best = Some((*value, Rc::clone(&predictions)));
             }
         }

@@ -106,18 +106,24 @@ unsafe fn of_row<V: Codes, B: Block, const N: usize>(
 ) -> [f32; N] {
     // SAFETY: by the contract.
     unsafe {
-        let mut of = Products { totals: [V::splat(0.0); N], offsets: [0.0; N] };
-        for block in 0..values / B::VALUES {
-            let x = which.map(|i| x.as_ptr().add(i * values + block * B::VALUES));
-            let sums = which.map(|i| sums.as_ptr().add((i * values + block * B::VALUES) / SHARED));
-            B::add::<V, N>(row.as_ptr().add(block * B::BYTES), x, sums, &mut of);
+        let (x, sums) =
+            (which.map(|i| x.as_ptr().add(i * values)), which.map(|i| sums.as_ptr().add(i * (values / SHARED))));
+        let mut of = Products { x, sums, totals: [V::splat(0.0); N], offsets: [0.0; N] };
+        for block in row.chunks_exact(B::BYTES) {
+            B::add(block.as_ptr(), &mut of);
+            of.x = of.x.map(|x| x.wrapping_add(B::VALUES));
+            of.sums = of.sums.map(|sums| sums.wrapping_add(B::VALUES / SHARED));
         }
         std::array::from_fn(|i| of.totals[i].sum() + of.offsets[i])
     }
 }
 
-/// The products of a row with N vectors so far: in lanes, and what offsets add to them.
+/// The products of a row with N vectors up to a block.
 struct Products<V, const N: usize> {
+    /// The values of the vectors at the block, and the sums of these.
+    x: [*const f32; N],
+    sums: [*const f32; N],
+    /// The products in lanes, and what offsets add to them.
     totals: [V; N],
     offsets: [f32; N],
 }
@@ -132,10 +138,10 @@ impl<V: Codes, const N: usize> Products<V, N> {
         }
     }
 
-    /// Adds offset sum(x), with the sums of x that these pointers and an index name.
+    /// Adds offset sum(x) of the block's `index`-th 32 values.
     #[inline(always)]
-    unsafe fn add_offset(&mut self, sums: [*const f32; N], index: usize, offset: f32) {
-        for (total, sum) in self.offsets.iter_mut().zip(sums) {
+    unsafe fn add_offset(&mut self, index: usize, offset: f32) {
+        for (total, sum) in self.offsets.iter_mut().zip(self.sums) {
             // SAFETY: by the contract of the callers.
             *total += offset * unsafe { *sum.add(index) };
         }
@@ -147,16 +153,11 @@ trait Block {
     const VALUES: usize;
     const BYTES: usize;
 
-    /// Adds the products of a block with VALUES values of N vectors.
+    /// Adds the products of a block with the VALUES values of each vector there.
     ///
     /// # Safety
-    /// As [`Codes`]. Pointers are to BYTES bytes, to VALUES values, and to the sums of these.
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        sums: [*const f32; N],
-        to: &mut Products<V, N>,
-    );
+    /// As [`Codes`]. `block` points to BYTES bytes, and the pointers of `to` to VALUES values and their sums.
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>);
 }
 
 /// sum(q x) of `len` codes with the values of N vectors from `from` on, in lanes. `codes` has the codes of LANES values
@@ -225,18 +226,13 @@ impl Block for Q4_0 {
     const BYTES: usize = 18;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        sums: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract; the codes follow the scale, so four bytes can be read.
         unsafe {
             let [d, _] = V::two_f16(block);
-            let [low, high] = halves::<V, N>(16, block.add(2), x, 0);
+            let [low, high] = halves(16, block.add(2), to.x, 0);
             to.add(both(low, high), d);
-            to.add_offset(sums, 0, -8.0 * d);
+            to.add_offset(0, -8.0 * d);
         }
     }
 }
@@ -246,18 +242,13 @@ impl Block for Q4_1 {
     const BYTES: usize = 20;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        sums: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract.
         unsafe {
             let [d, m] = V::two_f16(block);
-            let [low, high] = halves::<V, N>(16, block.add(4), x, 0);
+            let [low, high] = halves(16, block.add(4), to.x, 0);
             to.add(both(low, high), d);
-            to.add_offset(sums, 0, m);
+            to.add_offset(0, m);
         }
     }
 }
@@ -267,18 +258,13 @@ impl Block for Q5_0 {
     const BYTES: usize = 22;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        sums: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract.
         unsafe {
             let [d, _] = V::two_f16(block);
             let fifth = block.add(2).cast::<u32>().read_unaligned();
-            to.add(fives(block.add(6), u32::from_le(fifth), x), d);
-            to.add_offset(sums, 0, -16.0 * d);
+            to.add(fives(block.add(6), u32::from_le(fifth), to.x), d);
+            to.add_offset(0, -16.0 * d);
         }
     }
 }
@@ -288,18 +274,13 @@ impl Block for Q5_1 {
     const BYTES: usize = 24;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        sums: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract.
         unsafe {
             let [d, m] = V::two_f16(block);
             let fifth = block.add(4).cast::<u32>().read_unaligned();
-            to.add(fives(block.add(8), u32::from_le(fifth), x), d);
-            to.add_offset(sums, 0, m);
+            to.add(fives(block.add(8), u32::from_le(fifth), to.x), d);
+            to.add_offset(0, m);
         }
     }
 }
@@ -309,16 +290,11 @@ impl Block for Q8_0 {
     const BYTES: usize = 34;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        _: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract.
         unsafe {
             let [d, _] = V::two_f16(block);
-            to.add(product(32, x, 0, |j| V::signed_bytes(block.add(2 + j))), d);
+            to.add(product(32, to.x, 0, |j| V::signed_bytes(block.add(2 + j))), d);
         }
     }
 }
@@ -337,22 +313,17 @@ impl Block for Q4K {
     const BYTES: usize = 144;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        sums: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract.
         unsafe {
             let scales = V::two_f16(block);
             for i in 0..4 {
                 let ((d_low, m_low), (d_high, m_high)) = (step(block, scales, 2 * i), step(block, scales, 2 * i + 1));
-                let [low, high] = halves::<V, N>(32, block.add(16 + 32 * i), x, 64 * i);
+                let [low, high] = halves(32, block.add(16 + 32 * i), to.x, 64 * i);
                 to.add(low, d_low);
                 to.add(high, d_high);
-                to.add_offset(sums, 2 * i, -m_low);
-                to.add_offset(sums, 2 * i + 1, -m_high);
+                to.add_offset(2 * i, -m_low);
+                to.add_offset(2 * i + 1, -m_high);
             }
         }
     }
@@ -363,12 +334,7 @@ impl Block for Q5K {
     const BYTES: usize = 176;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        sums: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract.
         unsafe {
             let scales = V::two_f16(block);
@@ -377,11 +343,11 @@ impl Block for Q5K {
                 let q = block.add(48 + 32 * i);
                 // The fifth bits of both halves are bits 2 i and 2 i + 1 of 32 bytes.
                 let fifth = |j, bit| V::left(V::and(V::right(V::bytes(block.add(16 + j)), bit), 1), 4);
-                to.add(product(32, x, 64 * i, |j| V::or(V::and(V::bytes(q.add(j)), 15), fifth(j, 2 * i))), d_low);
+                to.add(product(32, to.x, 64 * i, |j| V::or(V::and(V::bytes(q.add(j)), 15), fifth(j, 2 * i))), d_low);
                 let high = |j| V::or(V::right(V::bytes(q.add(j)), 4), fifth(j, 2 * i + 1));
-                to.add(product(32, x, 64 * i + 32, high), d_high);
-                to.add_offset(sums, 2 * i, -m_low);
-                to.add_offset(sums, 2 * i + 1, -m_high);
+                to.add(product(32, to.x, 64 * i + 32, high), d_high);
+                to.add_offset(2 * i, -m_low);
+                to.add_offset(2 * i + 1, -m_high);
             }
         }
     }
@@ -392,12 +358,7 @@ impl Block for Q6K {
     const BYTES: usize = 210;
 
     #[inline(always)]
-    unsafe fn add<V: Codes, const N: usize>(
-        block: *const u8,
-        x: [*const f32; N],
-        _: [*const f32; N],
-        to: &mut Products<V, N>,
-    ) {
+    unsafe fn add<V: Codes, const N: usize>(block: *const u8, to: &mut Products<V, N>) {
         // SAFETY: by the contract; the scale is the last two bytes.
         unsafe {
             let [_, d] = V::two_f16(block.add(206));
@@ -407,7 +368,7 @@ impl Block for Q6K {
                 let (half, part, group) = (i / 8, i % 8 / 2, i % 2);
                 let low = block.add(64 * half + 32 * (part % 2) + 16 * group);
                 let high = block.add(128 + 32 * half + 16 * group);
-                let sum = product(16, x, 16 * i, |j| {
+                let sum = product(16, to.x, 16 * i, |j| {
                     let lower = V::and(V::right(V::bytes(low.add(j)), part / 2 * 4), 15);
                     let upper = V::and(V::right(V::bytes(high.add(j)), 2 * part), 3);
                     V::plus(V::or(lower, V::left(upper, 4)), -32)

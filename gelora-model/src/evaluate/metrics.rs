@@ -14,6 +14,17 @@ pub struct Metric {
     pub lower_is_better: bool,
 }
 
+impl Metric {
+    /// Whether a value is better than the best one so far, if there is one. An equal value is not, and NaN never is.
+    pub fn is_better(&self, value: f64, best: Option<f64>) -> bool {
+        match best {
+            None => !value.is_nan(),
+            Some(best) if self.lower_is_better => value < best,
+            Some(best) => value > best,
+        }
+    }
+}
+
 /// Returns the metrics by which models of a task are compared, the usual one first. The task of a language model is
 /// None.
 pub fn metrics(task: Option<&Task>) -> Vec<Metric> {

@@ -95,11 +95,7 @@ impl Watch {
     /// adapter may be kept. Returns whether the training should end.
     pub fn compare(&mut self, step: usize, metrics: &Metrics, adapter: impl FnOnce() -> Adapter) -> Result<bool> {
         let value = metrics.iter().find(|(name, _)| *name == self.metric.name).map_or(f64::NAN, |(_, value)| *value);
-        let is_better = match &self.best {
-            None => !value.is_nan(),
-            Some(best) if self.metric.lower_is_better => value < best.value,
-            Some(best) => value > best.value,
-        };
+        let is_better = self.metric.is_better(value, self.best.as_ref().map(|best| best.value));
         self.waited += 1;
         if is_better {
             let adapter = (self.keep == Keep::Best).then(|| on_the_cpu(adapter())).transpose()?;

@@ -34,7 +34,7 @@ const BEST: &str = "best";
 /// Names of checkpoints end with this and the number of steps.
 const STEP: &str = "step-";
 /// Name of the folder of checkpoints while it is removed.
-const GONE: &str = ".gelora-checkpoint.partial";
+const REMOVED: &str = ".gelora-checkpoint.partial";
 /// File beside the checkpoints of a training that is over.
 const FINISHED: &str = "finished";
 
@@ -58,7 +58,7 @@ impl Checkpoints {
             return Ok(write_atomic(&self.folder.join(FINISHED), b"")?);
         }
         // Under another name, a folder that is half removed is no checkpoint. One that stays costs disk space only.
-        let gone = self.folder.with_file_name(GONE);
+        let gone = self.folder.with_file_name(REMOVED);
         let _ = fs::remove_dir_all(&gone);
         let moved = fs::rename(&self.folder, &gone).is_ok();
         let _ = fs::remove_dir_all(if moved { &gone } else { &self.folder });

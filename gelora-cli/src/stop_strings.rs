@@ -1,20 +1,20 @@
-//! Texts that end a generation.
+//! Stop strings: texts that end a generation.
 
-/// Passes text on until a stop text begins. A part that may begin a stop text is kept back until more text decides.
+/// Passes text on until a stop string begins. A part that may begin a stop string is kept back until more text decides.
 #[derive(Debug)]
-pub struct StopTexts<'a> {
+pub struct StopStrings<'a> {
     stops: &'a [String],
     /// Text that is not passed on yet.
     kept: String,
     is_done: bool,
 }
 
-impl<'a> StopTexts<'a> {
+impl<'a> StopStrings<'a> {
     pub fn new(stops: &'a [String]) -> Self {
         Self { stops, kept: String::new(), is_done: false }
     }
 
-    /// Whether a stop text came.
+    /// Whether a stop string came.
     pub fn is_done(&self) -> bool {
         self.is_done
     }
@@ -30,7 +30,7 @@ impl<'a> StopTexts<'a> {
             self.kept.truncate(at);
             return std::mem::take(&mut self.kept);
         }
-        // The first place from which on the text is the beginning of a stop text.
+        // The first place from which on the text is the beginning of a stop string.
         let begins = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.kept[*at..]));
         let at = self.kept.char_indices().map(|(at, _)| at).find(begins).unwrap_or(self.kept.len());
         let rest = self.kept.split_off(at);
@@ -49,10 +49,10 @@ mod tests {
 
     fn passed(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
         let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
-        let mut texts = StopTexts::new(&stops);
-        let passed = pieces.iter().map(|piece| texts.push(piece)).collect();
-        let done = texts.is_done();
-        (passed, texts.finish(), done)
+        let mut strings = StopStrings::new(&stops);
+        let passed = pieces.iter().map(|piece| strings.push(piece)).collect();
+        let done = strings.is_done();
+        (passed, strings.finish(), done)
     }
 
     #[test]
@@ -60,7 +60,7 @@ mod tests {
         let all = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         assert_eq!(passed(&[], &["a", "b"]), (all(&["a", "b"]), String::new(), false));
         assert_eq!(passed(&["END"], &["one E", "N", "Dx", "y"]), (all(&["one ", "", "", ""]), String::new(), true));
-        // What looked like a stop text is not lost.
+        // What looked like a stop string is not lost.
         assert_eq!(passed(&["END"], &["aEN", "ough"]), (all(&["a", "ENough"]), String::new(), false));
         assert_eq!(passed(&["END"], &["aEEN"]), (all(&["aE"]), "EN".to_owned(), false));
         // The earliest of several ends the text; characters stay whole.
