@@ -15,6 +15,7 @@ mod train;
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gelora_kernels::{DType, DeviceKind};
 
@@ -50,7 +51,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measure the intrinsic dimension of every hidden state and set the ranks from it
-    Rank(RankArgs),
+    Rank(Box<RankArgs>),
     /// Train a LoRA adapter and a task head; writes a folder that PEFT loads
     Train(Box<TrainArgs>),
     /// Compare several ways to train, at several learning rates, on several seeds
@@ -113,6 +114,9 @@ pub struct DataArgs {
     /// dataset on the hub: org/name, org/name/FILE
     #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
+    /// The data as typed, set when `data` becomes the local path of a dataset on the hub.
+    #[arg(skip)]
+    pub id: Option<PathBuf>,
     #[command(flatten)]
     pub hub: DataHubArgs,
     /// Column with the text [default: recognized by usual names: text, sentence, sentence1, ...]
@@ -128,6 +132,12 @@ pub struct DataArgs {
     /// Column with the label or score [default: recognized by usual names]
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
+    /// Columns of 0 and 1 (or false and true), one for each class, if a row may be of several classes
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "label_column")]
+    pub label_columns: Vec<String>,
+    /// Separator between the labels of a row that may be of several classes, in a cell of text: "a|b" with |
+    #[arg(long, value_name = "TEXT", conflicts_with = "label_columns", value_parser = NonEmptyStringValueParser::new())]
+    pub label_separator: Option<String>,
     /// Separator between the cells of a .csv or .tsv file: one character, or tab [default: recognized from the header]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
     pub delimiter: Option<u8>,
@@ -195,10 +205,12 @@ pub struct ComputeArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TaskArg {
-    /// Language model if the data has answers, or has no labels and the model is a decoder; regression if the labels
-    /// have a decimal point; else classification
+    /// Language model if the data has answers, or has no labels and the model is a decoder; multi-label if a row has a
+    /// list of labels; regression if the labels have a decimal point; else classification
     Auto,
     Classification,
+    /// Classes that do not exclude each other: a row may be of none, one or several
+    MultiLabel,
     Regression,
     /// Language model, trained on answers (prompt and completion; instruction, input and output) or on blocks of text
     CausalLm,

@@ -18,6 +18,11 @@ pub fn of_numbers(numbers: impl IntoIterator<Item = u64>) -> [u32; 2] {
     random::key_of(SEED, numbers)
 }
 
+/// Returns a hash of sets of numbers in their order. Boundaries between sets count.
+pub fn of_sets(sets: &[Vec<usize>]) -> [u32; 2] {
+    of_numbers(sets.iter().flat_map(|set| iter::once(set.len()).chain(set.iter().copied())).map(|number| number as u64))
+}
+
 /// Returns the words of a byte string: its length plus one (0 if absent), then its bytes eight at a time.
 fn words(part: Option<&[u8]>) -> impl Iterator<Item = u64> {
     let length = part.map_or(0, |bytes| bytes.len() as u64 + 1);

@@ -20,6 +20,10 @@ const MAX_DISPLAYED: usize = 8;
 /// Order in which columns are displayed: the order of reading, from the question to the answer.
 const ROLES: [&str; 9] =
     ["text", "conversation", "instruction", "pair", "input", "context", "system", "answer", "label"];
+/// Role of the columns of labels.
+const LABEL: &str = "label";
+/// Task of rows with any number of classes.
+const MULTI_LABEL: &str = "multi-label classification";
 /// Scores with at most this many different values may be classes.
 const MAX_CLASS_VALUES: usize = 10;
 
@@ -28,7 +32,8 @@ const MAX_CLASS_VALUES: usize = 10;
 pub struct Understood {
     /// The file or folder.
     pub data: String,
-    /// Task: "classification", "regression", "language model", or "texts" if the labels are not used.
+    /// Task: "classification", "multi-label classification", "regression", "language model", or "texts" if the labels
+    /// are not used.
     pub task: String,
     /// Column of each role.
     pub columns: BTreeMap<String, String>,
@@ -114,6 +119,10 @@ impl Understood {
                 classes = data::counts(dataset, set).map(|counts| counts.into_iter().collect());
                 "classification"
             }
+            Use::Labels(set @ LabelSet::Sets(_)) => {
+                classes = data::counts(dataset, set).map(|counts| counts.into_iter().collect());
+                MULTI_LABEL
+            }
             Use::Labels(LabelSet::Scores) => {
                 scores = range(dataset);
                 "regression"
@@ -122,15 +131,22 @@ impl Understood {
             Use::Texts => "texts",
         };
         let ignored = columns.ignored().into_iter().map(str::to_owned);
-        let is_label = |name: &str| columns.label.as_deref() == Some(name);
-        let used_columns =
-            columns.used().into_iter().filter(|(_, name)| !is_label(name) || matches!(used, Use::Labels(_)));
-        let ignored = ignored.chain(columns.label.clone().filter(|_| !matches!(used, Use::Labels(_))));
+        let (of_labels, others): (Vec<_>, Vec<_>) = columns.used().into_iter().partition(|(role, _)| *role == LABEL);
+        let of_labels: Vec<&str> = of_labels.into_iter().map(|(_, name)| name).collect();
+        let mut used_columns: BTreeMap<String, String> =
+            others.into_iter().map(|(role, name)| (role.to_owned(), name.to_owned())).collect();
+        let mut unused_labels = Vec::new();
+        match used {
+            Use::Labels(_) if !of_labels.is_empty() => {
+                used_columns.insert(LABEL.to_owned(), of_labels.join(", "));
+            }
+            _ => unused_labels.extend(of_labels.into_iter().map(str::to_owned)),
+        }
         let mut understood = Self {
             data: dataset.path.display().to_string(),
             task: task.to_owned(),
-            columns: used_columns.map(|(role, name)| (role.to_owned(), name.to_owned())).collect(),
-            ignored_columns: ignored.collect(),
+            columns: used_columns,
+            ignored_columns: ignored.chain(unused_labels).collect(),
             classes,
             scores,
             rows: dataset.read,
@@ -209,7 +225,7 @@ impl Understood {
             if classes.len() > MAX_DISPLAYED {
                 names.push(format!("{} more", classes.len() - MAX_DISPLAYED));
             }
-            return format!("classification, {} classes: {}", classes.len(), names.join(", "));
+            return format!("{}, {} classes: {}", self.task, classes.len(), names.join(", "));
         }
         match (self.scores, self.blocks) {
             (Some([low, high]), _) => format!("regression, scores from {low} to {high}"),

@@ -240,8 +240,9 @@ fn options_that_contradict_model_adapter_or_file_are_errors() {
     with("--task regression").fails_with(&["--task regression", "adapter", "classification"]);
     with("--task classification").ok();
     let list = write(dir, "list.jsonl", lines(&[json!({"text": "the film", "label": ["yes", "no"]})]));
-    let run = gelora(words("train {} --data {} --rank 1 --steps 1 --out {}", &[&model, &list, &dir.join("o")]));
-    run.fails_with(&["list.jsonl: row 1", "2 labels", "multi-label"]);
+    let train = "train {} --data {} --rank 1 --steps 1 --task classification --out {}";
+    let run = gelora(words(train, &[&model, &list, &dir.join("o")]));
+    run.fails_with(&["list.jsonl: row 1", "2 labels", "--task multi-label"]);
     let chat = write(dir, "chat.jsonl", lines(&[json!({"prompt": "the lane", "completion": " there"})]));
     let of_lm = dir.join("lm");
     gelora(words("train {} --data {} --rank 1 --steps 1 --out {} -q", &[&lm(), &chat, &of_lm])).ok();

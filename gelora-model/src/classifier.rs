@@ -22,6 +22,12 @@ pub enum Task {
         /// Names of the classes; logit i belongs to class i.
         labels: Vec<String>,
     },
+    /// Predicts which of the named classes a text is of, in any number. Every class is a decision of its own, trained
+    /// with binary cross entropy; this is `multi_label_classification` in transformers.
+    MultiLabel {
+        /// Names of the classes; logit i belongs to class i.
+        labels: Vec<String>,
+    },
     /// Predicts one number, trained with squared error.
     Regression,
 }
@@ -30,17 +36,47 @@ impl Task {
     /// Number of outputs of the head.
     pub fn outputs(&self) -> usize {
         match self {
-            Task::Classification { labels } => labels.len(),
+            Task::Classification { labels } | Task::MultiLabel { labels } => labels.len(),
             Task::Regression => 1,
         }
     }
+
+    /// Names of the classes; None in regression.
+    pub fn labels(&self) -> Option<&[String]> {
+        match self {
+            Task::Classification { labels } | Task::MultiLabel { labels } => Some(labels),
+            Task::Regression => None,
+        }
+    }
+
+    /// Name of the task in config.json of transformers (`problem_type`).
+    pub fn problem_type(&self) -> &'static str {
+        match self {
+            Task::Classification { .. } => "single_label_classification",
+            Task::MultiLabel { .. } => MULTI_LABEL,
+            Task::Regression => "regression",
+        }
+    }
+
+    /// The task of these classes. Without a problem type, they exclude each other.
+    pub fn of_classes(labels: Vec<String>, problem_type: Option<&str>) -> Self {
+        match problem_type {
+            Some(MULTI_LABEL) => Task::MultiLabel { labels },
+            _ => Task::Classification { labels },
+        }
+    }
 }
+
+/// The problem type of [`Task::MultiLabel`].
+const MULTI_LABEL: &str = "multi_label_classification";
 
 /// The expected outputs of a batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Targets<'a> {
     /// A class for each sequence.
     Classes(&'a [usize]),
+    /// The classes of each sequence.
+    Sets(&'a [&'a [usize]]),
     /// A number for each sequence.
     Scores(&'a [f32]),
 }
@@ -73,7 +109,7 @@ impl Classifier {
     /// Returns an error if the model cannot be loaded, it lacks the pooler that its head needs, or there are fewer than
     /// two classes.
     pub fn new(model: &Path, task: Task, seed: u64) -> Result<Self> {
-        if let Task::Classification { labels } = &task
+        if let Some(labels) = task.labels()
             && labels.len() < 2
         {
             return Err(Error::Value(format!("classification needs at least two classes, got {labels:?}")));
@@ -85,16 +121,14 @@ impl Classifier {
         Ok(Self { is_known: true, ..Self::assemble(model, transformer, task, head)? })
     }
 
-    /// Loads a checkpoint that contains a head (a merged model, or any sequence classifier). Without `labels`, the
-    /// class names come from its config.json.
+    /// Loads a checkpoint that contains a head (a merged model, or any sequence classifier). Without a `task`, or if it
+    /// does not fit the head, the task comes from config.json.
     ///
     /// # Errors
     /// Returns an error if the model cannot be loaded or has no pooler or head.
-    pub fn load(model: &Path, labels: Option<Vec<String>>) -> Result<Self> {
+    pub fn load(model: &Path, task: Option<Task>) -> Result<Self> {
         let config = Config::load(model)?;
         let mut weights = Weights::open(model)?;
-        let is_known = labels.is_some();
-        let labels = labels.unwrap_or_else(|| config.labels.clone());
         let (hidden, dropout) = (config.hidden, config.head_dropout);
         let transformer = Transformer::from_weights(config, &mut weights)?;
         let kind = transformer.family().head;
@@ -103,18 +137,20 @@ impl Classifier {
             let problem = format!("no task head ({names}); give an adapter that has one, or a merged model");
             return Err(Error::file(model, problem));
         };
-        let task = task_of(head.outputs(), labels);
+        let is_known = task.is_some();
+        let task = task_of(head.outputs(), task, transformer.config());
         Ok(Self { is_known, ..Self::assemble(model, transformer, task, head)? })
     }
 
     /// Loads the base model with an adapter folder: its LoRA layers, the tensors that it saves whole, and its head.
-    /// Tensors of the head that the adapter lacks come from the base model. PEFT's files do not contain class names:
-    /// without `labels`, the classes are named as in the base model if their number fits, else 0, 1, ...
+    /// Tensors of the head that the adapter lacks come from the base model. PEFT's files contain neither class names
+    /// nor the problem type: without a `task`, or if it does not fit the head, the classes are named as in the base
+    /// model if their number fits, else 0, 1, ...
     ///
     /// # Errors
     /// Returns an error if the base model cannot be loaded, the adapter names modules that the model lacks, or sizes
     /// differ.
-    pub fn with_adapter(model: &Path, adapter: Adapter, labels: Option<Vec<String>>) -> Result<Self> {
+    pub fn with_adapter(model: &Path, adapter: Adapter, task: Option<Task>) -> Result<Self> {
         let (transformer, mut weights) = Transformer::adapted(model, adapter)?;
         let (kind, config) = (transformer.family().head, transformer.config());
         let missing = Head::missing(kind, |name| weights.awaits(name) || weights.stores(name)).join(", ");
@@ -126,8 +162,8 @@ impl Classifier {
             ))
         })?;
         weights.all_saved_taken("a sequence classifier")?;
-        let is_known = labels.is_some();
-        let task = task_of(head.outputs(), labels.unwrap_or_else(|| config.labels.clone()));
+        let is_known = task.is_some();
+        let task = task_of(head.outputs(), task, config);
         Ok(Self { is_known, ..Self::assemble(model, transformer, task, head)? })
     }
 
@@ -170,6 +206,24 @@ impl Classifier {
         &self.task
     }
 
+    /// Whether the caller gave the task. Otherwise it was derived from the number of outputs and config.json.
+    pub fn is_task_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Sets what the head predicts, where its files do not say it.
+    ///
+    /// # Errors
+    /// Returns an error if the head has another number of outputs.
+    pub fn set_task(&mut self, task: Task) -> Result<()> {
+        let (has, needs) = (self.head.outputs(), task.outputs());
+        if has != needs {
+            return Err(Error::Value(format!("the head has {has} outputs, but the task needs {needs}")));
+        }
+        (self.task, self.is_known) = (task, true);
+        Ok(())
+    }
+
     /// Weights of the classes and label smoothing of the loss.
     pub fn loss(&self) -> &CrossEntropy {
         &self.loss
@@ -178,14 +232,16 @@ impl Classifier {
     /// Sets weights of the classes and label smoothing of the loss of [`Classifier::backward`].
     ///
     /// # Errors
-    /// Returns an error if they do not fit the classes, or the task is regression.
+    /// Returns an error if they do not fit the classes, or classes do not exclude each other.
     pub fn set_loss(&mut self, loss: CrossEntropy) -> Result<()> {
         match &self.task {
             Task::Classification { labels } => loss.check(labels.len())?,
-            Task::Regression if loss.is_plain() => {}
-            Task::Regression => {
-                let problem = "class weights and label smoothing are for classification; this is regression";
-                return Err(Error::Value(problem.into()));
+            Task::MultiLabel { .. } | Task::Regression if loss.is_plain() => {}
+            other => {
+                let is = if *other == Task::Regression { "regression" } else { "multi-label classification" };
+                return Err(Error::Value(format!(
+                    "class weights and label smoothing are for classes that exclude each other; this is {is}"
+                )));
             }
         }
         self.loss = loss;
@@ -194,12 +250,6 @@ impl Classifier {
 
     pub(crate) fn set_dropout(&mut self, dropout: f32) {
         self.model.set_dropout(dropout);
-    }
-
-    /// Whether config.json declares that a text may belong to several classes at once and the caller gave no other
-    /// task.
-    pub fn is_multi_label(&self) -> bool {
-        self.model.config().multi_label && !self.is_known
     }
 
     /// All trained parameters with their names, in a fixed order.
@@ -272,6 +322,9 @@ impl Classifier {
             (Task::Classification { .. }, Targets::Classes(labels)) => {
                 loss::weighted_cross_entropy(&logits, labels, &self.loss)?
             }
+            (Task::MultiLabel { .. }, Targets::Sets(sets)) => {
+                loss::binary_cross_entropy(&logits, &indicators(sets, logits.cols())?)?
+            }
             (Task::Regression, Targets::Scores(scores)) => loss::squared_error(&logits, scores)?,
             _ => {
                 return Err(Error::Value(format!("targets do not fit the task {:?}", self.task)));
@@ -317,14 +370,11 @@ impl Classifier {
     /// does not tell whether classes exclude each other (`problem_type`).
     fn configure(&self, config: &mut Map<String, Value>) {
         config.insert("architectures".into(), json!([self.model.family().classes[0]]));
-        let (labels, problem) = match &self.task {
-            Task::Classification { labels } => (labels.clone(), "single_label_classification"),
-            Task::Regression => (vec!["LABEL_0".to_string()], "regression"),
-        };
+        let labels = self.task.labels().map_or_else(|| vec!["LABEL_0".to_owned()], <[String]>::to_vec);
         let base_problem = config.get("problem_type").and_then(Value::as_str);
-        let one_score = self.task == Task::Regression && base_problem != Some("multi_label_classification");
+        let one_score = self.task == Task::Regression && base_problem != Some(MULTI_LABEL);
         if self.is_known || one_score {
-            config.insert("problem_type".into(), json!(problem));
+            config.insert("problem_type".into(), json!(self.task.problem_type()));
         }
         let named = config.get("id2label").and_then(Value::as_object).map_or(0, Map::len);
         if self.is_known || named != labels.len() {
@@ -335,10 +385,30 @@ impl Classifier {
     }
 }
 
-fn task_of(outputs: usize, labels: Vec<String>) -> Task {
-    match outputs {
-        1 => Task::Regression,
-        k if labels.len() == k => Task::Classification { labels },
-        k => Task::Classification { labels: (0..k).map(|i| i.to_string()).collect() },
+/// The task of a head with this number of outputs: the given one if it fits, else the one that config.json describes.
+fn task_of(outputs: usize, given: Option<Task>, config: &Config) -> Task {
+    let names = |labels: &[String]| match labels.len() == outputs {
+        true => labels.to_vec(),
+        false => (0..outputs).map(|i| i.to_string()).collect(),
+    };
+    match given {
+        Some(task) if task.outputs() == outputs => task,
+        _ if outputs == 1 => Task::Regression,
+        Some(Task::MultiLabel { labels }) => Task::MultiLabel { labels: names(&labels) },
+        Some(task) => Task::Classification { labels: names(task.labels().unwrap_or_default()) },
+        None if config.multi_label => Task::MultiLabel { labels: names(&config.labels) },
+        None => Task::Classification { labels: names(&config.labels) },
     }
+}
+
+/// 1 for every class of a row and 0 for the others, row by row.
+fn indicators(sets: &[&[usize]], classes: usize) -> Result<Vec<f32>> {
+    let mut all = vec![0.0; sets.len() * classes];
+    for (row, set) in all.chunks_mut(classes.max(1)).zip(sets) {
+        for class in *set {
+            let target = row.get_mut(*class);
+            *target.ok_or_else(|| Error::Value(format!("classes must be below {classes}, got {class}")))? = 1.0;
+        }
+    }
+    Ok(all)
 }

@@ -10,6 +10,8 @@ pub enum Labels<'a> {
     None,
     /// A class for each row.
     Classes(&'a [usize]),
+    /// The classes of each row, in any number.
+    Sets(&'a [Vec<usize>]),
     /// A number for each row.
     Scores(&'a [f64]),
 }
@@ -49,6 +51,7 @@ pub struct TokenRows {
 enum Targets {
     None,
     Classes(Vec<usize>),
+    Sets(Vec<Vec<usize>>),
     Scores(Vec<f64>),
 }
 
@@ -61,6 +64,11 @@ impl TokenRows {
     /// Makes rows with one class each.
     pub fn with_classes(tokens: Vec<Tokens>, classes: Vec<usize>) -> Self {
         Self { tokens, targets: Targets::Classes(classes) }
+    }
+
+    /// Makes rows with any number of classes each.
+    pub fn with_sets(tokens: Vec<Tokens>, sets: Vec<Vec<usize>>) -> Self {
+        Self { tokens, targets: Targets::Sets(sets) }
     }
 
     /// Makes rows with one score each.
@@ -82,6 +90,7 @@ impl Rows for TokenRows {
         match &self.targets {
             Targets::None => Labels::None,
             Targets::Classes(classes) => Labels::Classes(classes),
+            Targets::Sets(sets) => Labels::Sets(sets),
             Targets::Scores(scores) => Labels::Scores(scores),
         }
     }

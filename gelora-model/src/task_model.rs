@@ -91,11 +91,8 @@ impl TaskModel {
         match self {
             Self::Classifier(classifier) => {
                 let loss = classifier.loss().clone();
-                let labels = match classifier.task() {
-                    Task::Classification { labels } => Some(labels.clone()),
-                    Task::Regression => None,
-                };
-                **classifier = Classifier::with_adapter(&source, adapter, labels)?;
+                let task = classifier.task().clone();
+                **classifier = Classifier::with_adapter(&source, adapter, Some(task))?;
                 classifier.set_loss(loss)?;
             }
             Self::CausalLm(lm) => **lm = CausalLm::with_adapter(&source, adapter)?,
@@ -111,9 +108,13 @@ impl TaskModel {
             (Self::CausalLm(_), Labels::None) => return Ok(()),
             (Self::Classifier(model), labels) => match (model.task(), labels) {
                 (Task::Classification { .. }, Labels::Classes(classes)) => classes.len(),
+                (Task::MultiLabel { .. }, Labels::Sets(sets)) => sets.len(),
                 (Task::Regression, Labels::Scores(scores)) => scores.len(),
                 (Task::Classification { .. }, _) => {
                     return Err(Error::Value("the model's head needs a class for each row".into()));
+                }
+                (Task::MultiLabel { .. }, _) => {
+                    return Err(Error::Value("the model's head needs a set of classes for each row".into()));
                 }
                 (Task::Regression, _) => {
                     return Err(Error::Value("the model's head needs a score for each row".into()));
@@ -180,6 +181,10 @@ impl TaskModel {
             (Self::Classifier(classifier), Labels::Classes(all)) => {
                 let classes: Vec<usize> = indices.iter().map(|&i| all[i]).collect();
                 classifier.backward(batch, crate::Targets::Classes(&classes), mode, share, grads)
+            }
+            (Self::Classifier(classifier), Labels::Sets(all)) => {
+                let sets: Vec<&[usize]> = indices.iter().map(|&i| &all[i][..]).collect();
+                classifier.backward(batch, crate::Targets::Sets(&sets), mode, share, grads)
             }
             (Self::Classifier(classifier), Labels::Scores(all)) => {
                 let scores: Vec<f32> = indices.iter().map(|&i| all[i] as f32).collect();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use gelora_kernels::{DType, Tensor};
 use gelora_lora::files::{read_tensors, write_tensors};
 use gelora_lora::{Adapter, LoraLayer};
-use gelora_model::{AdapterTask, Batch, CausalLm, Classifier, Error, Granularity, Transformer, read_adapter};
+use gelora_model::{AdapterTask, Batch, CausalLm, Classifier, Error, Granularity, Task, Transformer, read_adapter};
 use golden::{Golden, assert_close, fixture};
 use serde_json::{Value, json};
 
@@ -271,14 +271,14 @@ fn a_merged_classifier_keeps_the_task_of_the_base_model_unless_another_was_train
         &[("problem_type", json!("multi_label_classification")), ("id2label", json!({"0": "a", "1": "b", "2": "c"}))],
     );
     let adapter = || Adapter::read(&family("bert").join("adapter")).expect("a PEFT folder");
-    let merged = |labels: Option<Vec<String>>| {
+    let merged = |task: Option<Task>| {
         let folder = tempfile::tempdir().expect("a folder");
-        let classifier = Classifier::with_adapter(base.path(), adapter(), labels).expect("it fits");
+        let classifier = Classifier::with_adapter(base.path(), adapter(), task).expect("it fits");
         classifier.write_merged(base.path(), folder.path()).expect("it merges");
         let config = config_of(folder.path());
         (config["problem_type"].clone(), config["id2label"]["2"].clone())
     };
     assert_eq!(merged(None), (json!("multi_label_classification"), json!("c")));
     let labels = ["x", "y", "z"].map(String::from).to_vec();
-    assert_eq!(merged(Some(labels)), (json!("single_label_classification"), json!("z")));
+    assert_eq!(merged(Some(Task::Classification { labels })), (json!("single_label_classification"), json!("z")));
 }

@@ -53,7 +53,10 @@ impl Command {
             }
         };
         let (config, revision) = (data.hub.data_config.as_deref(), data.hub.data_revision.as_deref());
-        data.data = hub::locate_data(&data.data, config, revision, wanted, output.quiet)?;
+        let located = hub::locate_data(&data.data, config, revision, wanted, output.quiet)?;
+        if located != data.data {
+            data.id = Some(std::mem::replace(&mut data.data, located));
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::parse::{at_least_one, delimiter};
-use super::{ComputeArgs, DataHubArgs, ModelArgs, OutputArgs, SplitArg};
+use super::{ComputeArgs, DataHubArgs, ModelArgs, OutputArgs, SplitArg, TaskArg};
 
 /// Value of `--data` that stands for standard input.
 pub const STDIN: &str = "-";
@@ -23,6 +23,9 @@ pub struct PredictArgs {
     /// Adapter folder, from `gelora train` or PEFT, or a .gguf file with an adapter
     #[arg(long, value_name = "DIR_OR_GGUF")]
     pub adapter: Option<PathBuf>,
+    /// Task of the head, where its files do not say whether classes exclude each other
+    #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
+    pub task: TaskArg,
     /// Split to predict if --data is a folder [default: validation, else test]
     #[arg(long, value_enum)]
     pub split: Option<SplitArg>,

@@ -14,7 +14,7 @@ impl Card<'_> {
         }
         let pipeline = match self.task {
             CardTask::LanguageModel { .. } => "text-generation",
-            CardTask::Classification(_) | CardTask::Regression => "text-classification",
+            CardTask::Classification(_) | CardTask::MultiLabel(_) | CardTask::Regression => "text-classification",
         };
         let base = quoted(&self.base().0);
         let _ = write!(text, "base_model: {base}\npipeline_tag: {pipeline}\ntags:\n- lora\n- gelora\n");
@@ -44,7 +44,8 @@ impl Card<'_> {
 fn hub_metric(name: &str) -> Option<&'static str> {
     Some(match name {
         "accuracy" => "accuracy",
-        "macro_f1" => "f1",
+        "macro_f1" | "micro_f1" => "f1",
+        "subset_accuracy" => "accuracy",
         "matthews" => "matthews_correlation",
         "pearson" => "pearsonr",
         "spearman" => "spearmanr",

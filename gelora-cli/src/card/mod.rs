@@ -29,6 +29,8 @@ pub const CARD_NAME: &str = "README.md";
 pub enum CardTask {
     /// One of these classes.
     Classification(Vec<String>),
+    /// Any number of these classes.
+    MultiLabel(Vec<String>),
     /// A number.
     Regression,
     /// The next token. `prompt` is the option of `gelora generate` that writes a prompt as in the training data.
@@ -75,10 +77,14 @@ impl Card<'_> {
     }
 
     fn about(&self) -> String {
+        let classes = |labels: &[String]| {
+            let names: Vec<String> = labels.iter().map(|label| markdown(label)).collect();
+            format!("{} classes: {}", labels.len(), names.join(", "))
+        };
         let task = match &self.task {
-            CardTask::Classification(labels) => {
-                let names: Vec<String> = labels.iter().map(|label| markdown(label)).collect();
-                format!("classification, {} classes: {}", labels.len(), names.join(", "))
+            CardTask::Classification(labels) => format!("classification, {}", classes(labels)),
+            CardTask::MultiLabel(labels) => {
+                format!("multi-label classification (a text may be of several classes), {}", classes(labels))
             }
             CardTask::Regression => "regression: one score".into(),
             CardTask::LanguageModel { .. } => "language model".into(),

@@ -9,7 +9,7 @@ impl Card<'_> {
     pub(super) fn usage(&self) -> String {
         let language = match self.task {
             CardTask::LanguageModel { .. } => self.lm_code(),
-            CardTask::Classification(_) | CardTask::Regression => self.classifier_code(),
+            CardTask::Classification(_) | CardTask::MultiLabel(_) | CardTask::Regression => self.classifier_code(),
         };
         format!(
             "## How to use it\n\nIn Python, with transformers and PEFT:\n\n{}\nWith gelora:\n\n{}\n",
@@ -51,11 +51,19 @@ impl Card<'_> {
         let (base, out, arguments) =
             (quoted(&self.base().0), quoted(&self.out.display().to_string()), self.base_arguments());
         let texts = if self.has_pairs { "\"The first text.\", \"The second text.\"" } else { "\"A text.\"" };
+        let list = |labels: &[String]| {
+            let names: Vec<String> = labels.iter().map(|label| quoted(label)).collect();
+            format!("labels = [{}]\n", names.join(", "))
+        };
         let (labels, outputs, last) = match &self.task {
             CardTask::Classification(labels) => {
-                let names: Vec<String> = labels.iter().map(|label| quoted(label)).collect();
                 let last = "print(labels[logits.argmax().item()], logits.softmax(-1).tolist())";
-                (format!("labels = [{}]\n", names.join(", ")), labels.len(), last)
+                (list(labels), labels.len(), last)
+            }
+            CardTask::MultiLabel(labels) => {
+                let last =
+                    "print([name for name, logit in zip(labels, logits) if logit > 0], logits.sigmoid().tolist())";
+                (list(labels), labels.len(), last)
             }
             _ => (String::new(), 1, "print(logits.item())"),
         };
@@ -104,7 +112,7 @@ impl Card<'_> {
             CardTask::LanguageModel { prompt } => {
                 lines.push(format!("gelora generate {model} --adapter {out} {prompt} 'The beginning of a text'"));
             }
-            CardTask::Classification(_) | CardTask::Regression => {
+            CardTask::Classification(_) | CardTask::MultiLabel(_) | CardTask::Regression => {
                 let rows = self.held_out.as_ref().unwrap_or(&self.train);
                 lines.push(format!("gelora predict {model} --adapter {out} {}", data(rows, &rows.predict_options)));
             }

@@ -7,7 +7,7 @@ use gelora_lora::{Adapter, CONFIG_NAME};
 use gelora_model::gguf::{is_gguf, read_adapter as read_gguf_adapter};
 use gelora_model::{AdapterTask, Classifier, Config};
 
-use super::adapter_info;
+use super::{AdapterInfo, adapter_info};
 use crate::args::ModelArgs;
 use crate::ui;
 
@@ -38,8 +38,8 @@ pub fn read_adapter(folder: &Path, model: &Path) -> Result<Adapter> {
 /// Returns an error if a folder cannot be read, or there is no head.
 pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifier> {
     let Some(folder) = adapter else {
-        let labels = adapter_info(model)?.and_then(|info| info.labels);
-        return Ok(Classifier::load(model, labels)?);
+        let task = adapter_info(model)?.and_then(AdapterInfo::task);
+        return Ok(Classifier::load(model, task)?);
     };
     let adapter = read_adapter(folder, model)?;
     if adapter.config.task_type.as_deref() == Some(FEATURES) {
@@ -49,18 +49,8 @@ pub fn load_classifier(model: &Path, adapter: Option<&Path>) -> Result<Classifie
             folder.display()
         );
     }
-    let labels = adapter_info(folder)?.and_then(|info| info.labels);
-    Classifier::with_adapter(model, adapter, labels).with_context(|| folder.display().to_string())
-}
-
-/// Warns of classes that do not exclude each other.
-pub fn check_classes(classifier: &Classifier) {
-    if classifier.is_multi_label() {
-        ui::warn(
-            "config.json says problem_type = multi_label_classification: a text may be of several classes, but gelora \
-             uses only the class with the largest logit",
-        );
-    }
+    let task = adapter_info(folder)?.and_then(AdapterInfo::task);
+    Classifier::with_adapter(model, adapter, task).with_context(|| folder.display().to_string())
 }
 
 /// Warns if the adapter names another base model than the one that it is used with.

@@ -200,6 +200,7 @@ fn of_targets(targets: Option<&Targets>) -> [u32; 2] {
     match targets {
         None => [0, 0],
         Some(Targets::Classes(classes)) => fingerprint::of_numbers(classes.iter().map(|class| *class as u64)),
+        Some(Targets::Sets(sets)) => fingerprint::of_sets(sets),
         Some(Targets::Scores(scores)) => fingerprint::of_numbers(scores.iter().map(|score| score.to_bits())),
     }
 }

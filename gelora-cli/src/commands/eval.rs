@@ -5,15 +5,15 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use gelora_kernels::Device;
 use gelora_lora::{Adapter, files};
-use gelora_model::evaluate::{Evaluation, evaluate, predicted_class};
+use gelora_model::evaluate::{Evaluation, evaluate, predicted_class, predicted_set};
 use gelora_model::{CausalLm, Classifier, Config, Event, LM_MAX_LENGTH, Rows, Task, TaskModel, TokenRows};
 use serde_json::{Map, Value, json};
 
 use super::rows::{TextRows, check_answers, lm_rows};
 use super::screen::Screen;
 use super::{
-    CAUSAL_LM, adapter_info, check_base, check_classes, check_max_length, check_not_input, is_lm, load_classifier,
-    open_device, open_tokenizer, read_adapter, read_options,
+    CAUSAL_LM, adapter_info, check_base, check_max_length, check_not_input, is_lm, load_classifier, open_device,
+    open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, ModelArgs, SplitArg, TaskArg};
 use crate::data::{self, Aim, Dataset, LabelSet, Split};
@@ -46,8 +46,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     dataset.take_texts();
     // Load the classifier, and check that options and head agree.
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
-    check_classes(&classifier);
-    check_task(args, classifier.task())?;
+    decide_task(args.task, &mut classifier, args.adapter.as_ref().unwrap_or(&args.model.name))?;
     classifier.compute_in(args.compute.dtype.into())?;
     classifier.move_to(&device)?;
     if let Some(path) = &args.predictions {
@@ -58,12 +57,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     // Data without any label gives predictions but no metrics. One missing label among others is an error.
     let unlabeled = dataset.labeled() == 0 && args.predictions.is_some();
     let labels = label_set(&classifier);
-    if dataset.labeled() == 0 && args.predictions.is_none() && dataset.columns.label.is_some() {
-        let column = dataset.columns.label.as_deref().unwrap_or_default();
+    if dataset.labeled() == 0 && args.predictions.is_none() && dataset.columns.has_labels() {
+        let column = dataset.columns.labels();
         let path = dataset.path.display();
-        bail!(
-            "{path}: no row has a label in \"{column}\"; --predictions FILE.jsonl writes predictions without a score"
-        );
+        bail!("{path}: no row has a label in {column}; --predictions FILE.jsonl writes predictions without a score");
     }
     let targets = if unlabeled { None } else { Some(labels.targets(&dataset)?) };
     // Tokenize, and print the account of the data.
@@ -109,17 +106,26 @@ fn aim_of(args: &EvalArgs, task_type: Option<Option<&str>>) -> Result<Aim> {
     Ok(if requested == Aim::Any { adapter_aim.unwrap_or(Aim::Any) } else { requested })
 }
 
+/// Decides whether classes exclude each other, if the files of the model do not say so.
+///
+/// # Errors
 /// Returns an error if the model's head does not perform the requested task.
-fn check_task(args: &EvalArgs, task: &Task) -> Result<()> {
-    let (is_regression, head_task) = match task {
-        Task::Regression => (true, "regression"),
-        Task::Classification { .. } => (false, "classification"),
+pub fn decide_task(requested: TaskArg, classifier: &mut Classifier, from: &Path) -> Result<()> {
+    if let (false, Some(labels)) = (classifier.is_task_known(), classifier.task().labels()) {
+        let labels = labels.to_vec();
+        match requested {
+            TaskArg::Classification => classifier.set_task(Task::Classification { labels })?,
+            TaskArg::MultiLabel => classifier.set_task(Task::MultiLabel { labels })?,
+            _ => {}
+        }
+    }
+    let (of_head, name) = match classifier.task() {
+        Task::Classification { .. } => (TaskArg::Classification, "classification"),
+        Task::MultiLabel { .. } => (TaskArg::MultiLabel, "multi-label classification"),
+        Task::Regression => (TaskArg::Regression, "regression"),
     };
-    if matches!(args.task, TaskArg::Classification if is_regression)
-        || matches!(args.task, TaskArg::Regression if !is_regression)
-    {
-        let from = args.adapter.as_ref().unwrap_or(&args.model.name);
-        bail!("--task {}: the head of {} is one of {head_task}", task_name(args.task), from.display());
+    if requested != TaskArg::Auto && requested != of_head {
+        bail!("--task {}: the head of {} is one of {name}", task_name(requested), from.display());
     }
     Ok(())
 }
@@ -128,6 +134,7 @@ fn task_name(task: TaskArg) -> &'static str {
     match task {
         TaskArg::Auto => "auto",
         TaskArg::Classification => "classification",
+        TaskArg::MultiLabel => "multi-label",
         TaskArg::Regression => "regression",
         TaskArg::CausalLm => "causal-lm",
     }
@@ -245,6 +252,7 @@ pub fn split_to_evaluate(data: &Path, split: Option<SplitArg>) -> Result<Option<
 pub fn label_set(classifier: &Classifier) -> LabelSet {
     match classifier.task() {
         Task::Classification { labels } => LabelSet::Classes(labels.clone()),
+        Task::MultiLabel { labels } => LabelSet::Sets(labels.clone()),
         Task::Regression => LabelSet::Scores,
     }
 }
@@ -257,6 +265,11 @@ fn write_predictions(path: &Path, task: &Task, dataset: &Dataset, logits: &[Vec<
             let line = match task {
                 Task::Classification { labels } => {
                     let predicted = class_json(&labels[predicted_class(logits)]);
+                    json!({"row": row, "logits": logits, "label": label, "predicted": predicted})
+                }
+                Task::MultiLabel { labels } => {
+                    let predicted: Vec<Value> =
+                        predicted_set(logits).into_iter().map(|class| class_json(&labels[class])).collect();
                     json!({"row": row, "logits": logits, "label": label, "predicted": predicted})
                 }
                 Task::Regression => json!({"row": row, "score": logits[0], "label": label}),

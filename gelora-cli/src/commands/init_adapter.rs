@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_lora::{Adapter, AdapterConfig, CONFIG_NAME, WEIGHTS_NAME};
-use gelora_model::{CausalLm, Task, TaskModel};
+use gelora_model::{CausalLm, TaskModel};
 
-use super::{CAUSAL_LM, check_base, check_classes, load_classifier, read_adapter};
-use crate::args::ModelArgs;
+use super::eval::{decide_task, label_set};
+use super::{CAUSAL_LM, check_base, load_classifier, read_adapter};
+use crate::args::{ModelArgs, TaskArg};
 use crate::data::LabelSet;
 use crate::ui;
 
@@ -45,22 +46,27 @@ impl InitAdapter {
         Ok(Self { model: model.with_context(|| folder.display().to_string())?, config, fingerprint })
     }
 
-    /// Returns the labels of the data in the order of the head.
+    /// Returns the labels of the data in the order of the head. The data decides whether classes exclude each other, if
+    /// the adapter's files do not say so.
     ///
     /// # Errors
     /// Returns an error if the classes of the data are not those of the head.
-    pub fn labels(&self, folder: &Path, data: LabelSet) -> Result<LabelSet> {
-        let TaskModel::Classifier(classifier) = &self.model else { return Ok(data) };
-        let of_head = match classifier.task() {
-            Task::Classification { labels } => LabelSet::Classes(labels.clone()),
-            _ => LabelSet::Scores,
+    pub fn labels(&mut self, folder: &Path, data: LabelSet) -> Result<LabelSet> {
+        let TaskModel::Classifier(classifier) = &mut self.model else { return Ok(data) };
+        let requested = match &data {
+            LabelSet::Sets(_) if !classifier.is_task_known() => TaskArg::MultiLabel,
+            LabelSet::Classes(_) if !classifier.is_task_known() => TaskArg::Classification,
+            _ => TaskArg::Auto,
         };
+        decide_task(requested, classifier, folder)?;
+        let of_head = label_set(classifier);
         let (head, rows) = (names(&of_head), names(&data));
+        let is_same = |a: &[String], b: &[String]| a.len() == b.len() && b.iter().all(|class| a.contains(class));
         match (&of_head, &data) {
             (LabelSet::Scores, LabelSet::Scores) => Ok(of_head),
-            (LabelSet::Classes(a), LabelSet::Classes(b)) if a.len() == b.len() && b.iter().all(|c| a.contains(c)) => {
-                Ok(of_head)
-            }
+            (LabelSet::Classes(a), LabelSet::Classes(b)) if is_same(a, b) => Ok(of_head),
+            // Some classes may be of no row.
+            (LabelSet::Sets(a), LabelSet::Sets(b)) if b.iter().all(|class| a.contains(class)) => Ok(of_head),
             _ => bail!("{}: the adapter's head predicts {head}, but the data has {rows}", folder.display()),
         }
     }
@@ -69,6 +75,7 @@ impl InitAdapter {
 fn names(labels: &LabelSet) -> String {
     match labels {
         LabelSet::Classes(names) => format!("the classes {}", names.join(", ")),
+        LabelSet::Sets(names) => format!("any of the classes {}", names.join(", ")),
         LabelSet::Scores => "scores".to_owned(),
     }
 }
@@ -82,7 +89,6 @@ fn language_model(model: &Path, adapter: Adapter, name: String) -> Result<TaskMo
 
 fn classifier(model: &Path, folder: &Path, name: String) -> Result<TaskModel> {
     let mut classifier = load_classifier(model, Some(folder))?;
-    check_classes(&classifier);
     classifier.set_name(name);
     Ok(classifier.into())
 }

@@ -14,12 +14,16 @@ use crate::ui;
 /// classes, or no row has a class that is to be balanced.
 pub fn loss_weights(args: &LossArgs, labels: Option<&LabelSet>, rows: Labels<'_>, quiet: bool) -> Result<Vec<f64>> {
     let (Some(LabelSet::Classes(names)), Labels::Classes(rows)) = (labels, rows) else {
-        let task = if labels.is_some() { "regression" } else { "a language model" };
+        let task = match labels {
+            Some(LabelSet::Sets(_)) => "multi-label classification",
+            Some(_) => "regression",
+            None => "a language model",
+        };
         if args.class_weights.is_some() {
-            bail!("--class-weights: the task is {task}; expected classification");
+            bail!("--class-weights: the task is {task}; expected classes that exclude each other");
         }
         if args.label_smoothing > 0.0 {
-            bail!("--label-smoothing: the task is {task}; expected classification");
+            bail!("--label-smoothing: the task is {task}; expected classes that exclude each other");
         }
         return Ok(Vec::new());
     };

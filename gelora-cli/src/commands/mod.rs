@@ -26,10 +26,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::Device;
-use gelora_model::{Config, is_language_model};
+use gelora_model::{Config, Task, is_language_model};
 use serde::{Deserialize, Serialize};
 
-pub use adapters::{FEATURES, check_base, check_classes, load_classifier, read_adapter};
+pub use adapters::{FEATURES, check_base, load_classifier, read_adapter};
 
 /// PEFT's task type of causal language models.
 pub const CAUSAL_LM: &str = "CAUSAL_LM";
@@ -83,9 +83,17 @@ pub fn open_tokenizer(model: &Path, max_length: Option<usize>, config: &Config) 
 
 /// Returns the options for reading data, from the flags and the `aim` of the rows.
 pub fn read_options(args: &DataArgs, aim: Aim, output: &OutputArgs) -> ReadOptions {
-    let DataArgs { text_column, pair_column, answer_column, label_column, .. } = args.clone();
+    let args = args.clone();
     ReadOptions {
-        columns: ColumnFlags { text: text_column, pair: pair_column, answer: answer_column, label: label_column, aim },
+        columns: ColumnFlags {
+            text: args.text_column,
+            pair: args.pair_column,
+            answer: args.answer_column,
+            label: args.label_column,
+            classes: args.label_columns,
+            separator: args.label_separator,
+            aim,
+        },
         delimiter: args.delimiter,
         skip_bad_rows: args.skip_bad_rows,
         dedup: args.dedup,
@@ -98,7 +106,7 @@ pub fn read_options(args: &DataArgs, aim: Aim, output: &OutputArgs) -> ReadOptio
 pub fn aim(task: TaskArg) -> Aim {
     match task {
         TaskArg::Auto => Aim::Any,
-        TaskArg::Classification | TaskArg::Regression => Aim::Labels,
+        TaskArg::Classification | TaskArg::MultiLabel | TaskArg::Regression => Aim::Labels,
         TaskArg::CausalLm => Aim::Answers,
     }
 }
@@ -108,7 +116,7 @@ pub fn is_lm(task: TaskArg, config: &Config, dataset: &Dataset) -> bool {
     match task {
         TaskArg::CausalLm => true,
         TaskArg::Auto => is_language_model(config, dataset.labeled() > 0, dataset.has_answers()),
-        TaskArg::Classification | TaskArg::Regression => false,
+        TaskArg::Classification | TaskArg::MultiLabel | TaskArg::Regression => false,
     }
 }
 
@@ -128,10 +136,20 @@ pub fn check_not_input(output: &Path, option: &str, inputs: &[&Path]) -> Result<
 pub struct AdapterInfo {
     /// Names of the classes in the order of the logits; none for regression.
     pub labels: Option<Vec<String>>,
+    /// What the head predicts, as in config.json of transformers; files of older versions lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem_type: Option<String>,
     /// Maximum number of tokens of one example in training.
     pub max_length: usize,
     /// Version of gelora that wrote the file.
     pub version: String,
+}
+
+impl AdapterInfo {
+    /// The task of the classes; None for regression.
+    pub fn task(self) -> Option<Task> {
+        Some(Task::of_classes(self.labels?, self.problem_type.as_deref()))
+    }
 }
 
 /// File name of [`AdapterInfo`].

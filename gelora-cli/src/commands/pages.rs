@@ -1,6 +1,7 @@
 //! Writes report.html and README.md of a finished training.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::Result;
@@ -71,11 +72,13 @@ impl Finished<'_> {
         };
         let kept = self.best.filter(|best| best.kept).map(|best| best.step);
         let step = self.metrics.and_then(|metrics| kept.or_else(|| evaluated_step(&history, metrics)));
+        let (data, held_out_data) =
+            (self.named(self.data.1), self.held_out.map(|(dataset, data, _)| (self.named(data), fingerprint(dataset))));
         let training = Training {
             model: self.args.model.name.display().to_string(),
-            data: self.data.1,
+            data: &data,
             fingerprint: fingerprint(self.data.0),
-            held_out_data: self.held_out.map(|(dataset, understood, _)| (understood, fingerprint(dataset))),
+            held_out_data: held_out_data.as_ref().map(|(data, fingerprint)| (data, fingerprint.clone())),
             modules: self.modules,
             ranks: ranks.as_ref(),
             parameters: self.parameters,
@@ -88,6 +91,14 @@ impl Finished<'_> {
         self.out.write(REPORT_NAME, training.html().as_bytes())?;
         self.out.write(CARD_NAME, self.card(&training).markdown().as_bytes())?;
         Ok(())
+    }
+
+    /// Returns the account of data with the path that was typed: an id on the hub instead of its place in the cache.
+    fn named(&self, data: &Understood) -> Understood {
+        let args = &self.args.data;
+        let below = args.id.as_ref().and_then(|id| Some((id, Path::new(&data.data).strip_prefix(&args.data).ok()?)));
+        let named = below.map(|(id, rest)| if rest == Path::new("") { id.clone() } else { id.join(rest) });
+        Understood { data: named.map_or_else(|| data.data.clone(), |path| path.display().to_string()), ..data.clone() }
     }
 
     /// Returns the measurement behind the ranks, if there is one: of this training, or in the file of --ranks.
@@ -115,10 +126,7 @@ impl Finished<'_> {
         let is_model_of_step = history.steps.last().is_none_or(|last| last.step == step);
         match (self.labels, self.model) {
             (Some(labels), _) => {
-                let names = match labels {
-                    LabelSet::Classes(names) => &names[..],
-                    LabelSet::Scores => &[],
-                };
+                let names = labels.names();
                 let targets = labels.targets(dataset)?;
                 if let Some(predictions) = self.predictions.iter().find(|predictions| predictions.step == step) {
                     return Ok(Some(HeldOut::of(dataset, names, &targets, &predictions.logits)));
@@ -143,18 +151,20 @@ impl Finished<'_> {
         let (dataset, _) = self.data;
         let task = match self.labels {
             Some(LabelSet::Classes(labels)) => CardTask::Classification(labels.clone()),
+            Some(LabelSet::Sets(labels)) => CardTask::MultiLabel(labels.clone()),
             Some(LabelSet::Scores) => CardTask::Regression,
             None if dataset.columns.is_chat => CardTask::LanguageModel { prompt: "--message" },
             None if dataset.columns.is_instruction => CardTask::LanguageModel { prompt: "--instruction" },
             None => CardTask::LanguageModel { prompt: "--prompt" },
         };
-        let of_path = |path: &std::path::Path| CardData {
+        let of_path = |path: &Path| CardData {
             path: path.to_owned(),
             eval_options: eval_options(&args.data),
             predict_options: predict_options(&args.data),
         };
-        let held_out = self.held_out.map(|_| of_path(args.eval_data.as_deref().unwrap_or(&args.data.data)));
-        let mut train = of_path(&args.data.data);
+        let typed = args.data.id.as_deref().unwrap_or(&args.data.data);
+        let held_out = self.held_out.map(|_| of_path(args.eval_data.as_deref().unwrap_or(typed)));
+        let mut train = of_path(typed);
         if args.data.data.is_dir() {
             train.predict_options.extend(["--split".to_owned(), "train".to_owned()]);
         }
@@ -280,6 +290,12 @@ fn eval_options(data: &DataArgs) -> Vec<String> {
     for (name, value) in [("--answer-column", &data.answer_column), ("--label-column", &data.label_column)] {
         options.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
     }
+    if !data.label_columns.is_empty() {
+        options.extend(["--label-columns".to_owned(), data.label_columns.join(",")]);
+    }
+    if let Some(separator) = &data.label_separator {
+        options.extend(["--label-separator".to_owned(), separator.clone()]);
+    }
     if data.dedup {
         options.push("--dedup".into());
     }
@@ -290,9 +306,14 @@ fn eval_options(data: &DataArgs) -> Vec<String> {
 fn predict_options(data: &DataArgs) -> Vec<String> {
     let delimiter = data.delimiter.map(|byte| if byte == b'\t' { "tab".into() } else { char::from(byte).to_string() });
     let mut options = Vec::new();
-    for (name, value) in
-        [("--text-column", &data.text_column), ("--pair-column", &data.pair_column), ("--delimiter", &delimiter)]
-    {
+    let hub = &data.hub;
+    for (name, value) in [
+        ("--data-config", &hub.data_config),
+        ("--data-revision", &hub.data_revision),
+        ("--text-column", &data.text_column),
+        ("--pair-column", &data.pair_column),
+        ("--delimiter", &delimiter),
+    ] {
         options.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
     }
     if data.skip_bad_rows {

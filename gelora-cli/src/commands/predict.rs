@@ -12,8 +12,8 @@ use serde_json::json;
 use self::writer::Writer;
 use super::rows::encode_rows;
 use super::{
-    CAUSAL_LM, check_base, check_classes, check_max_length, check_not_input, eval, load_classifier, open_device,
-    open_tokenizer, read_adapter,
+    CAUSAL_LM, check_base, check_max_length, check_not_input, eval, load_classifier, open_device, open_tokenizer,
+    read_adapter,
 };
 use crate::args::{InputArg, PredictArgs};
 use crate::data::{self, Aim, ColumnFlags, Dataset, ReadOptions, RowStream, StreamFormat};
@@ -40,7 +40,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         }
     };
     let mut classifier = load_classifier(&args.model.path, args.adapter.as_deref())?;
-    check_classes(&classifier);
+    eval::decide_task(args.task, &mut classifier, args.adapter.as_ref().unwrap_or(&args.model.name))?;
     classifier.compute_in(args.compute.dtype.into())?;
     classifier.move_to(&device)?;
     let config = classifier.transformer().config();

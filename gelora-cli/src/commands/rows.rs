@@ -40,6 +40,7 @@ impl Rows for TextRows<'_> {
         match &self.targets {
             None => Labels::None,
             Some(Targets::Classes(classes)) => Labels::Classes(classes),
+            Some(Targets::Sets(sets)) => Labels::Sets(sets),
             Some(Targets::Scores(scores)) => Labels::Scores(scores),
         }
     }

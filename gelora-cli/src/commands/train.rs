@@ -95,9 +95,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let resume = resume(args, &out)?;
     let _lock = if args.dry_run { None } else { Some(out.lock()?) };
     // Tokenize, and print the account of the data.
-    let init = args.init_adapter.as_deref().map(|folder| InitAdapter::load(folder, &args.model, is_lm)).transpose()?;
+    let mut init =
+        args.init_adapter.as_deref().map(|folder| InitAdapter::load(folder, &args.model, is_lm)).transpose()?;
     let label_set = if is_lm { None } else { Some(label_set(args.task, &dataset)?) };
-    let label_set = match (label_set, &init, &args.init_adapter) {
+    let label_set = match (label_set, &mut init, &args.init_adapter) {
         (Some(labels), Some(init), Some(folder)) => Some(init.labels(folder, labels)?),
         (labels, ..) => labels,
     };
@@ -198,14 +199,16 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 
     // Write the adapter with its head, and gelora.json.
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
-    let labels = match &label_set {
-        Some(LabelSet::Classes(labels)) => Some(labels.clone()),
-        Some(LabelSet::Scores) | None => None,
-    };
+    let task = label_set.as_ref().map(model_task);
     let has_vanished = !out.file(LOG).is_file();
     let adapter = trainer.adapter();
     adapter.write(out.path())?;
-    let info = AdapterInfo { labels, max_length: tokenizer.max_length(), version: env!("CARGO_PKG_VERSION").into() };
+    let info = AdapterInfo {
+        labels: task.as_ref().and_then(|task| task.labels()).map(<[String]>::to_vec),
+        problem_type: task.as_ref().map(|task| task.problem_type().to_owned()),
+        max_length: tokenizer.max_length(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
     out.write_json(INFO_NAME, &info)?;
     if has_vanished {
         bail!(
@@ -329,6 +332,7 @@ fn settings(
 ) -> BTreeMap<String, Value> {
     let of_labels = |rows: &dyn Rows| match rows.labels() {
         Labels::Classes(all) => fingerprint::of_numbers(all.iter().map(|class| *class as u64)),
+        Labels::Sets(all) => fingerprint::of_sets(all),
         Labels::Scores(all) => fingerprint::of_numbers(all.iter().map(|score| score.to_bits())),
         _ => [0, 0],
     };
@@ -402,6 +406,7 @@ pub(super) fn label_set(task: TaskArg, dataset: &Dataset) -> Result<LabelSet> {
     let task = match task {
         TaskArg::Auto | TaskArg::CausalLm => None,
         TaskArg::Classification => Some(Task::Classification),
+        TaskArg::MultiLabel => Some(Task::MultiLabel),
         TaskArg::Regression => Some(Task::Regression),
     };
     data::labels(&[dataset], task)
@@ -436,6 +441,7 @@ pub(super) fn held_out(eval_data: Option<&Path>, data: &Path, options: &ReadOpti
 pub(super) fn model_task(labels: &LabelSet) -> ModelTask {
     match labels {
         LabelSet::Classes(labels) => ModelTask::Classification { labels: labels.clone() },
+        LabelSet::Sets(labels) => ModelTask::MultiLabel { labels: labels.clone() },
         LabelSet::Scores => ModelTask::Regression,
     }
 }

@@ -233,6 +233,13 @@ fn token_rows(parts: &[(&Examples, &[usize])]) -> TokenRows {
             });
             TokenRows::with_classes(tokens, classes)
         }
+        Some(Targets::Sets(_)) => {
+            let sets = gather(parts, |examples| match &examples.targets {
+                Some(Targets::Sets(sets)) => sets,
+                _ => &[],
+            });
+            TokenRows::with_sets(tokens, sets)
+        }
         Some(Targets::Scores(_)) => {
             let scores = gather(parts, |examples| match &examples.targets {
                 Some(Targets::Scores(scores)) => scores,

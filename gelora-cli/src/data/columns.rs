@@ -63,8 +63,24 @@ pub struct ColumnFlags {
     pub answer: Option<String>,
     /// `--label-column`
     pub label: Option<String>,
+    /// `--label-columns`
+    pub classes: Vec<String>,
+    /// `--label-separator`
+    pub separator: Option<String>,
     /// Use of the rows.
     pub aim: Aim,
+}
+
+impl ColumnFlags {
+    /// Returns the option that says where labels are, if one does.
+    pub fn names_labels(&self) -> Option<&'static str> {
+        let given = [
+            ("--label-column", self.label.is_some()),
+            ("--label-columns", !self.classes.is_empty()),
+            ("--label-separator", self.separator.is_some()),
+        ];
+        given.into_iter().find_map(|(option, given)| given.then_some(option))
+    }
 }
 
 impl Aim {
@@ -89,6 +105,10 @@ pub struct Columns {
     pub system: Option<String>,
     /// The label.
     pub label: Option<String>,
+    /// Columns of 0 and 1, each of one class.
+    pub classes: Vec<String>,
+    /// Separator of the labels in a cell of text.
+    pub separator: Option<String>,
     /// True for a column named score or similarity: its integers are scores too.
     pub label_is_score: bool,
     /// True if the text is a list of messages.
@@ -122,7 +142,8 @@ impl Columns {
             (_, true) => "instruction",
             _ => "text",
         };
-        std::iter::once((text, self.text.as_str())).chain(optional).collect()
+        let classes = self.classes.iter().map(|name| ("label", name.as_str()));
+        std::iter::once((text, self.text.as_str())).chain(optional).chain(classes).collect()
     }
 
     /// Returns the columns that are not used.
@@ -134,6 +155,19 @@ impl Columns {
     /// Returns the names of the used columns.
     pub fn wanted(&self) -> Vec<String> {
         self.used().into_iter().map(|(_, name)| name.to_owned()).collect()
+    }
+
+    /// Returns the columns that hold labels, for messages.
+    pub fn labels(&self) -> String {
+        match &self.label {
+            Some(label) => format!("\"{label}\""),
+            None => self.classes.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", "),
+        }
+    }
+
+    /// Returns whether there is a column of labels.
+    pub fn has_labels(&self) -> bool {
+        self.label.is_some() || !self.classes.is_empty()
     }
 
     /// Returns the remark on labels that are not read, if there are any.
@@ -153,6 +187,7 @@ pub fn is_known(name: &str, flags: &ColumnFlags) -> bool {
     let named = |flag: &Option<String>| flag.as_deref() == Some(name);
     let usual = |list: &[&str]| list.iter().any(|known| known.eq_ignore_ascii_case(name));
     [&flags.text, &flags.pair, &flags.answer, &flags.label].into_iter().any(named)
+        || flags.classes.iter().any(|class| class == name)
         || [&TEXTS[..], &[INSTRUCTION, PROMPT], &CONTEXTS, &ANSWERS, &QUESTIONS, &CHATS, &SYSTEMS, &LABELS, &SCORES]
             .into_iter()
             .any(usual)
@@ -224,19 +259,23 @@ impl Finder<'_> {
     }
 
     fn label(&self) -> Result<Option<String>> {
+        if !self.flags.classes.is_empty() {
+            return Ok(None);
+        }
         let label = self.flagged(&self.flags.label, "--label-column")?;
         Ok(label.or_else(|| self.first(&LABELS)).or_else(|| self.first(&SCORES)))
     }
 
     /// Returns the columns of questions with answers, or None if the rows hold or need something else.
     fn with_answers(&self) -> Result<Option<Columns>> {
-        let ColumnFlags { text, pair, answer, label, aim } = self.flags;
-        if *aim == Aim::Answers && label.is_some() {
-            bail!("--label-column: a language model learns no labels");
+        let ColumnFlags { text, pair, answer, aim, .. } = self.flags;
+        let names_labels = self.flags.names_labels();
+        if let (Aim::Answers, Some(option)) = (aim, names_labels) {
+            bail!("{option}: a language model learns no labels");
         }
         let text = self.flagged(text, "--text-column")?;
         if let Some(answer) = self.flagged(answer, "--answer-column")? {
-            if pair.is_some() || label.is_some() || aim.is_classifier() {
+            if pair.is_some() || names_labels.is_some() || aim.is_classifier() {
                 bail!("--answer-column: is of a language model, which has no --pair-column, --label-column or classes");
             }
             let prompt = || self.first(&[INSTRUCTION, PROMPT]).or_else(|| self.first(&QUESTIONS));
@@ -244,7 +283,7 @@ impl Finder<'_> {
             let Some(text) = text.or_else(usual) else { return Err(self.no_text()) };
             return Ok(Some(Columns { text, answer: Some(answer), ..Columns::default() }));
         }
-        if text.is_some() || pair.is_some() || label.is_some() || aim.is_classifier() {
+        if text.is_some() || pair.is_some() || names_labels.is_some() || aim.is_classifier() {
             return Ok(None);
         }
         let Some(answer) = self.first(&ANSWERS) else { return Ok(None) };
@@ -279,7 +318,7 @@ impl Finder<'_> {
         };
         let text = self.flagged(&self.flags.text, "--text-column")?;
         let pair = self.flagged(&self.flags.pair, "--pair-column")?;
-        let needs_labels = self.flags.aim.is_classifier() || self.flags.label.is_some();
+        let needs_labels = self.flags.aim.is_classifier() || self.flags.names_labels().is_some();
         // If labels are requested explicitly, the instruction or prompt is the text.
         let prompt = || self.first(&[INSTRUCTION, PROMPT]).filter(|_| needs_labels);
         let (text, pair) = match (text, pair) {
@@ -298,6 +337,14 @@ impl Finder<'_> {
             Aim::Texts => (None, self.label()?.filter(|label| *label != text && Some(label) != pair.as_ref())),
             _ => (self.label()?, None),
         };
+        let classes: Vec<String> = match self.flags.aim {
+            Aim::Texts => Vec::new(),
+            _ => {
+                let named = |name: &String| self.flagged(&Some(name.clone()), "--label-columns");
+                self.flags.classes.iter().filter_map(|name| named(name).transpose()).collect::<Result<_>>()?
+            }
+        };
+        let separator = self.flags.separator.clone();
         let label_is_score = label.as_ref().is_some_and(|name| SCORES.iter().any(|s| s.eq_ignore_ascii_case(name)));
         let is_chat = is_chat(&text);
         let system = if is_chat { self.first(&SYSTEMS) } else { None };
@@ -311,6 +358,8 @@ impl Finder<'_> {
             pair,
             system,
             label,
+            classes,
+            separator,
             label_is_score,
             is_chat,
             pair_is_answer,

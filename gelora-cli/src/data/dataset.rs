@@ -183,8 +183,8 @@ impl Dataset {
         };
         if self.labeled() > 0 && self.examples.iter().all(|e| e.label.as_ref().is_some_and(is_placeholder)) {
             self.examples.iter_mut().for_each(|example| example.label = None);
-            let column = self.columns.label.as_deref().unwrap_or_default();
-            self.notes.push(format!("{}: every \"{column}\" is -1, which stands for no label", self.path.display()));
+            let column = self.columns.labels();
+            self.notes.push(format!("{}: every {column} is -1, which stands for no label", self.path.display()));
         }
     }
 

@@ -118,10 +118,16 @@ impl<'o> Builder<'o> {
             Some(name) => Some(cell().into_text(name, &place)?),
             None => None,
         };
-        let mut label = match &columns.label {
-            Some(name) => cell().into_label(name, columns.label_is_score, &place)?,
-            None => None,
+        let mut label = match (&columns.label, &columns.separator) {
+            (Some(name), Some(separator)) => cell().into_labels(name, separator, &place)?,
+            (Some(name), None) => cell().into_label(name, columns.label_is_score, &place)?,
+            (None, _) => None,
         };
+        if !columns.classes.is_empty() {
+            let flags = columns.classes.iter().map(|name| cell().into_flag(name, &place));
+            let flags: Vec<Option<bool>> = flags.collect::<Result<_>>()?;
+            label = classes_of(&columns.classes, &flags, &place)?;
+        }
         if let Some(Label::Class(name)) = &mut label {
             match self.classes.get(&*name) {
                 Some(known) => *name = known.clone(),
@@ -168,6 +174,20 @@ impl<'o> Builder<'o> {
         data.examples.shrink_to_fit();
         Ok(data)
     }
+}
+
+/// Returns the classes whose columns are true. A row whose cells are all empty has no label.
+fn classes_of(names: &[String], flags: &[Option<bool>], place: &dyn Fn() -> String) -> Result<Option<Label>> {
+    let mut set = Vec::new();
+    for (name, flag) in names.iter().zip(flags) {
+        match flag {
+            Some(true) => set.push(name.as_str().into()),
+            Some(false) => {}
+            None if flags.iter().all(Option::is_none) => return Ok(None),
+            None => bail!("{}: no \"{name}\", expected 0 or 1", place()),
+        }
+    }
+    Ok(Some(Label::Several(set)))
 }
 
 /// Returns a hash of the texts and the label of an example, or of its texts only.

@@ -12,7 +12,8 @@ pub enum Label {
     Class(Arc<str>),
     /// A number with a decimal point, or any number of a score column. It is finite.
     Score(f64),
-    /// A list of zero or several labels for one row. Such rows can be neither trained nor evaluated.
+    /// A list of labels for one row, of any number but one: a list of one is its only value, unless labels are known to
+    /// be lists (`--label-columns`, `--label-separator`).
     Several(Vec<Value>),
 }
 

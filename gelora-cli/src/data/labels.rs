@@ -1,16 +1,19 @@
-//! Turns labels as written into targets: class indices or scores.
+//! Turns labels as written into targets: class indices, sets of class indices, or scores.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow, bail};
 
-use super::{Dataset, Label, columns};
+use super::classes::{Index, any, in_order};
+use super::{Dataset, Label, sets};
 
 /// Task that the labels define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Prediction of one class.
     Classification,
+    /// Prediction of any number of classes.
+    MultiLabel,
     /// Prediction of one number.
     Regression,
 }
@@ -21,6 +24,9 @@ pub enum LabelSet {
     /// The classes, at least two, in the order of their indices: numeric order if all are integers, else order of
     /// names.
     Classes(Vec<String>),
+    /// The classes, at least two, of which a row has any number. Order as above, or that of the columns that stand for
+    /// classes.
+    Sets(Vec<String>),
     /// All finite numbers.
     Scores,
 }
@@ -30,18 +36,25 @@ pub enum LabelSet {
 pub enum Targets {
     /// Indices into [`LabelSet::Classes`].
     Classes(Vec<usize>),
+    /// For each row, the indices of its classes in [`LabelSet::Sets`], in rising order.
+    Sets(Vec<Vec<usize>>),
     /// Scores.
     Scores(Vec<f64>),
 }
 
 /// Returns the label set of the datasets together (usually of the training split only).
 ///
-/// Without a `task`, labels are scores if any of them is a [`Label::Score`], else classes.
+/// Without a `task`, a row has any number of classes if any label is a [`Label::Several`]; else labels are scores if
+/// any of them is a [`Label::Score`], else classes.
 ///
 /// # Errors
-/// Returns an error if a row has no label, if there is only one class, or if a label is no number where scores are
-/// needed.
+/// Returns an error if a row has no label, if there is only one class, if a row has several labels where one is needed,
+/// or if a label is no number where scores are needed.
 pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
+    let has_several = || datasets.iter().any(|data| sets::has_several(data));
+    if task == Some(Task::MultiLabel) || (task.is_none() && has_several()) {
+        return sets::names(datasets).map(LabelSet::Sets);
+    }
     let mut names: BTreeSet<String> = BTreeSet::new();
     let mut first_score: Option<(&Dataset, usize, f64)> = None;
     let mut first_other: Option<(&Dataset, usize, &str)> = None;
@@ -67,7 +80,7 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
     }
     let task = task.unwrap_or(if first_score.is_some() { Task::Regression } else { Task::Classification });
     match (task, first_other) {
-        (Task::Classification, _) => classes(datasets, names),
+        (Task::Classification | Task::MultiLabel, _) => classes(datasets, names),
         (Task::Regression, None) => Ok(LabelSet::Scores),
         (Task::Regression, Some((data, row, name))) => match first_score {
             Some((scored, score_row, score)) => bail!(
@@ -84,11 +97,7 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
 
 /// Returns the classes in their order.
 fn classes(datasets: &[&Dataset], names: BTreeSet<String>) -> Result<LabelSet> {
-    let mut names: Vec<String> = names.into_iter().collect();
-    let numbers: Option<Vec<i128>> = names.iter().map(|name| name.parse().ok()).collect();
-    if numbers.is_some() {
-        names.sort_by_key(|name| name.parse::<i128>().unwrap_or_default());
-    }
+    let names = in_order(names);
     match names.as_slice() {
         [] => bail!("no rows, so no labels"),
         [only] => {
@@ -99,37 +108,43 @@ fn classes(datasets: &[&Dataset], names: BTreeSet<String>) -> Result<LabelSet> {
     }
 }
 
-/// Returns the label of a row, or an error if it has none.
+/// Returns the one label of a row, or an error if it has none or a list.
 fn required(data: &Dataset, row: usize) -> Result<&Label> {
-    let label = data.examples[row].label.as_ref();
-    if let Some(Label::Several(list)) = label {
+    let label = any(data, row)?;
+    if let Label::Several(list) = label {
         bail!(
-            "{}: \"{}\" holds a list of {} labels; several labels a row (multi-label) are not supported, expected one",
+            "{}: {} holds a list of {} labels, expected one label; --task multi-label trains a model for rows of \
+             several classes",
             data.place(row),
-            data.columns.label.as_deref().unwrap_or_default(),
+            data.columns.labels(),
             list.len()
         );
     }
-    label.ok_or_else(|| match &data.columns.label {
-        Some(column) => anyhow!("{}: no label in \"{column}\"", data.place(row)),
-        None => anyhow!(
-            "{}: no label column recognized; the columns are {}: name one with --label-column",
-            data.path.display(),
-            columns::list(&data.columns.all)
-        ),
-    })
+    Ok(label)
 }
 
 /// Returns the number of rows of each class, in the order of the set. Returns None if labels are scores, missing or not
 /// in the set.
 pub fn counts(data: &Dataset, set: &LabelSet) -> Option<Vec<(String, usize)>> {
-    let (LabelSet::Classes(names), Ok(Targets::Classes(targets))) = (set, set.targets(data)) else { return None };
-    let mut counts: Vec<(String, usize)> = names.iter().map(|name| (name.clone(), 0)).collect();
+    let targets = match set.targets(data).ok()? {
+        Targets::Classes(classes) => classes,
+        Targets::Sets(sets) => sets.concat(),
+        Targets::Scores(_) => return None,
+    };
+    let mut counts: Vec<(String, usize)> = set.names().iter().map(|name| (name.clone(), 0)).collect();
     targets.into_iter().for_each(|class| counts[class].1 += 1);
     Some(counts)
 }
 
 impl LabelSet {
+    /// Returns the names of the classes; none for scores.
+    pub fn names(&self) -> &[String] {
+        match self {
+            LabelSet::Classes(names) | LabelSet::Sets(names) => names,
+            LabelSet::Scores => &[],
+        }
+    }
+
     /// Returns the targets of a dataset.
     ///
     /// # Errors
@@ -139,24 +154,11 @@ impl LabelSet {
         let rows = 0..data.examples.len();
         match self {
             LabelSet::Classes(names) => {
-                let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
-                // A model from another program may spell its truth values differently.
-                let truth = |name: &str| {
-                    let is_truth = ["true", "false"].contains(&name);
-                    names.iter().position(|other| is_truth && other.eq_ignore_ascii_case(name))
-                };
-                let class = |row| {
-                    let name = required(data, row)?.class_name();
-                    index.get(&*name).copied().or_else(|| truth(&name)).ok_or_else(|| {
-                        anyhow!(
-                            "{}: the label \"{name}\" is not among those trained on: {}",
-                            data.place(row),
-                            columns::list(names)
-                        )
-                    })
-                };
+                let index = Index::new(names);
+                let class = |row| index.class(&required(data, row)?.class_name(), data, row);
                 rows.map(class).collect::<Result<_>>().map(Targets::Classes)
             }
+            LabelSet::Sets(names) => sets::targets(data, names).map(Targets::Sets),
             LabelSet::Scores => {
                 let score = |row| {
                     let label = required(data, row)?;

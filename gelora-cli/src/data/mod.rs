@@ -7,6 +7,7 @@
 //! cells of the columns that `columns` chose, row by row, so that nothing else is kept in memory. `examples` turns
 //! cells into examples. Formats do not depend on labels, and labels do not depend on formats.
 
+mod classes;
 mod columns;
 mod conversation;
 mod dataset;
@@ -18,6 +19,7 @@ mod label;
 mod labels;
 mod paragraphs;
 mod parquet;
+mod sets;
 mod source;
 mod stream;
 mod table;
@@ -133,7 +135,7 @@ pub fn read(path: &Path, wanted: Option<Split>, options: &ReadOptions) -> Result
 
 /// Returns an error if an option does not apply to this kind of file.
 fn check_options(file: &Path, options: &ReadOptions) -> Result<()> {
-    let ColumnFlags { text, pair, answer, label, .. } = &options.columns;
+    let ColumnFlags { text, pair, answer, .. } = &options.columns;
     let (ending, path) = (table::extension(file), file.display());
     if options.delimiter.is_some() && !["csv", "tsv"].contains(&ending.as_str()) {
         bail!("--delimiter: {path} has no separated cells; expected a .csv or .tsv file");
@@ -143,10 +145,10 @@ fn check_options(file: &Path, options: &ReadOptions) -> Result<()> {
             ("--text-column", text.is_some()),
             ("--pair-column", pair.is_some()),
             ("--answer-column", answer.is_some()),
-            ("--label-column", label.is_some()),
             ("--dedup", options.dedup),
         ];
-        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+        let given = given.into_iter().find_map(|(option, given)| given.then_some(option));
+        if let Some(option) = given.or(options.columns.names_labels()) {
             bail!("{option}: {path} is one running text, without columns or rows");
         }
     }

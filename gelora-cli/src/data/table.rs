@@ -88,6 +88,39 @@ impl Cell {
     }
 }
 
+impl Cell {
+    /// Returns the labels of a cell of text, or of a list. An empty text is a row without any class.
+    pub fn into_labels(self, column: &str, separator: &str, place: &dyn Fn() -> String) -> Result<Option<Label>> {
+        Ok(match self {
+            Cell::Null => None,
+            Cell::Text(text) | Cell::Untyped(text) => {
+                let names = text.split(separator).map(str::trim).filter(|name| !name.is_empty());
+                Some(Label::Several(names.map(Value::from).collect()))
+            }
+            Cell::Nested(Value::Array(list)) => Some(Label::Several(list)),
+            cell => cell.into_label(column, false, place)?,
+        })
+    }
+
+    /// Returns whether a row is of the class that the column stands for, or None if the cell is empty.
+    pub fn into_flag(self, column: &str, place: &dyn Fn() -> String) -> Result<Option<bool>> {
+        let shown = match &self {
+            Cell::Null => return Ok(None),
+            Cell::Bool(truth) => return Ok(Some(*truth)),
+            Cell::Text(text) | Cell::Untyped(text) => text.trim().to_owned(),
+            Cell::Integer(number) => number.to_string(),
+            Cell::Float(number) => number.to_string(),
+            Cell::Nested(_) => self.kind().to_owned(),
+        };
+        match shown.to_ascii_lowercase().as_str() {
+            "" => Ok(None),
+            "0" | "0.0" | "false" => Ok(Some(false)),
+            "1" | "1.0" | "true" => Ok(Some(true)),
+            _ => bail!("{}: \"{column}\" holds {shown}, expected 0 or 1", place()),
+        }
+    }
+}
+
 fn class(name: &str) -> Label {
     let truth = ["true", "false"].into_iter().find(|truth| name.trim().eq_ignore_ascii_case(truth));
     Label::Class(Arc::from(truth.unwrap_or(name)))

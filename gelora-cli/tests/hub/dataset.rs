@@ -77,6 +77,11 @@ fn each_command_downloads_the_splits_it_needs() {
         names.map(|name| name["data/".len()..].split("-0").next().unwrap_or_default().to_owned()).collect()
     };
     assert_eq!(of_data(&hub), ["train", "validation"]);
+    // The pages name the dataset as it was typed, so that their commands run elsewhere.
+    for page in ["README.md", "report.html"] {
+        let text = fs::read_to_string(hub.out().join(page)).expect("a page");
+        assert!(text.contains("tiny/reviews") && !text.contains("tiny--reviews"), "{page}: {text}");
+    }
     let eval = ["eval", "tiny/bert", "--adapter", &out, "--data", "tiny/reviews", "--json"];
     let json = hub.run(&eval, &[]).json();
     assert_eq!((json["rows"].as_i64(), of_data(&hub).len()), (Some(32), 0));

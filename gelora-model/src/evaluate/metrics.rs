@@ -31,6 +31,7 @@ pub fn metrics(task: Option<&Task>) -> Vec<Metric> {
     let (names, lower_is_better): (&[&str], bool) = match task {
         Some(Task::Classification { labels }) if labels.len() == 2 => (&["accuracy", "f1", "matthews"], false),
         Some(Task::Classification { .. }) => (&["accuracy", "macro_f1", "matthews"], false),
+        Some(Task::MultiLabel { .. }) => (&["micro_f1", "macro_f1", "subset_accuracy"], false),
         Some(Task::Regression) => (&["pearson", "spearman"], false),
         None => (&["loss", "perplexity"], true),
     };
@@ -122,6 +123,35 @@ pub(super) fn classification(predicted: &[usize], gold: &[usize], classes: usize
     ]
 }
 
+/// Metrics of classes that do not exclude each other. A row has a set of predicted and a set of true classes; TP, FP
+/// and FN of a class count rows.
+///
+/// - micro F1 = 2 TP / (2 TP + FP + FN) over all classes together;
+/// - macro F1: the mean of the F1 of all classes; that of a class that is neither predicted nor true is 0, as in
+///   scikit-learn;
+/// - subset accuracy: share of rows whose predicted set is the true one.
+///
+/// # Panics
+/// Panics if the slices differ in length, or a class is not below `classes`.
+pub fn multi_label(predicted: &[Vec<usize>], gold: &[Vec<usize>], classes: usize) -> Vec<(&'static str, f64)> {
+    assert_eq!(predicted.len(), gold.len(), "multi_label: as many predictions as sets");
+    // For each class, 2 TP and 2 TP + FP + FN.
+    let (mut right, mut all) = (vec![0.0; classes], vec![0.0; classes]);
+    let mut equal = 0;
+    for (predicted, gold) in predicted.iter().zip(gold) {
+        let shared = predicted.iter().filter(|class| gold.contains(class));
+        shared.clone().for_each(|class| right[*class] += 2.0);
+        predicted.iter().chain(gold).for_each(|class| all[*class] += 1.0);
+        equal += usize::from(shared.count() == predicted.len() && predicted.len() == gold.len());
+    }
+    let of_classes: f64 = right.iter().zip(&all).map(|(right, all)| ratio(*right, *all)).sum();
+    vec![
+        ("micro_f1", ratio(right.iter().sum(), all.iter().sum())),
+        ("macro_f1", ratio(of_classes, classes as f64)),
+        ("subset_accuracy", ratio(equal as f64, gold.len() as f64)),
+    ]
+}
+
 /// Metrics of a regression: Pearson and Spearman correlation.
 pub(super) fn regression(predicted: &[f64], gold: &[f64]) -> Vec<(&'static str, f64)> {
     vec![("pearson", pearson(predicted, gold)), ("spearman", spearman(predicted, gold))]
@@ -184,6 +214,9 @@ mod tests {
             assert_eq!(reported(classification(&[0, 1], &[0, 1], classes)), named(Some(&task)));
         }
         assert_eq!(reported(regression(&[0.0, 1.0], &[0.0, 1.0])), named(Some(&Task::Regression)));
+        let sets = [vec![0], vec![1]];
+        let task = Task::MultiLabel { labels: vec!["a".to_owned(); 2] };
+        assert_eq!(reported(multi_label(&sets, &sets, 2)), named(Some(&task)));
         assert_eq!(named(None), ["loss", "perplexity"]);
     }
 
@@ -213,6 +246,21 @@ mod tests {
         // A class that never occurs does not count.
         assert_relative_eq!(f1(&predicted, &gold, 9), f1(&predicted, &gold, 3));
         assert_eq!(classification(&predicted, &gold, 3)[1].0, "macro_f1");
+    }
+
+    #[test]
+    fn sets_of_classes_by_hand() {
+        let values = |predicted: &[Vec<usize>], gold: &[Vec<usize>], classes: usize| {
+            multi_label(predicted, gold, classes).into_iter().map(|(_, value)| value).collect::<Vec<_>>()
+        };
+        let gold = [vec![0, 1], vec![], vec![2], vec![0]];
+        let predicted = [vec![0], vec![], vec![2, 1], vec![0]];
+        // Class 0: TP 2; class 1: FP 1, FN 1; class 2: TP 1; class 3 is not there. Rows 2 and 4 are right.
+        assert_eq!(values(&predicted, &gold, 4), [6.0 / 8.0, (1.0 + 0.0 + 1.0 + 0.0) / 4.0, 0.5]);
+        // The order of classes within a set does not matter.
+        assert_eq!(values(&[vec![1, 0]], &[vec![0, 1]], 2), [1.0, 1.0, 1.0]);
+        assert_eq!(values(&[vec![], vec![]], &[vec![], vec![]], 2), [0.0, 0.0, 1.0]);
+        assert_eq!(values(&[], &[], 2), [0.0, 0.0, 0.0]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::task_model::targets;
 use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, Task, TaskModel, Tokens, Work};
 
 pub use crate::record::Metrics;
-pub use metrics::{Metric, metrics};
+pub use metrics::{Metric, metrics, multi_label};
 
 /// Name of the number of tokens that a language model was evaluated on.
 const TOKENS: &str = "tokens";
@@ -65,6 +65,17 @@ pub fn predicted_class(logits: &[f32]) -> usize {
     (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 
+/// The classes of a model whose classes do not exclude each other ([`Task::MultiLabel`]): those with a logit above 0,
+/// which is a probability above 1/2.
+pub fn predicted_set(logits: &[f32]) -> Vec<usize> {
+    (0..logits.len()).filter(|class| logits[*class] > 0.0).collect()
+}
+
+/// The probability of every class if classes do not exclude each other: p_k = 1 / (1 + e^(-logits_k)). Computed in f64.
+pub fn independent_probabilities(logits: &[f32]) -> Vec<f32> {
+    logits.iter().map(|logit| (1.0 / (1.0 + (-f64::from(*logit)).exp())) as f32).collect()
+}
+
 /// The probability of every class: softmax(logits), p_k = e^(logits_k - peak) / sum_j e^(logits_j - peak), with peak
 /// the largest logit. Computed in f64.
 pub fn probabilities(logits: &[f32]) -> Vec<f32> {
@@ -119,6 +130,14 @@ fn score(logits: &[Vec<f32>], labels: Labels<'_>, classes: usize) -> Result<Metr
             let predicted: Vec<usize> = logits.iter().map(|row| predicted_class(row)).collect();
             metrics::classification(&predicted, gold, classes)
         }
+        Labels::Sets(gold) => {
+            check(gold.len())?;
+            if let Some(class) = gold.iter().flatten().find(|class| **class >= classes) {
+                return Err(Error::Value(format!("classes must be below {classes}, got {class}")));
+            }
+            let predicted: Vec<Vec<usize>> = logits.iter().map(|row| predicted_set(row)).collect();
+            multi_label(&predicted, gold, classes)
+        }
         Labels::Scores(gold) => {
             check(gold.len())?;
             let predicted: Vec<f64> = logits.iter().map(|row| f64::from(row[0])).collect();
@@ -143,6 +162,15 @@ fn perplexity(lm: &CausalLm, rows: &dyn Rows, batch_size: usize, report: &mut Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_class_is_predicted_above_one_half() {
+        let logits = [0.0, 1e-3, -1e-3, 3f32.ln(), f32::MAX, f32::MIN];
+        assert_eq!(predicted_set(&logits), [1, 3, 4]);
+        let found = independent_probabilities(&logits);
+        assert!((found[3] - 0.75).abs() < 1e-6, "{found:?}");
+        assert_eq!((found[0], found[4], found[5]), (0.5, 1.0, 0.0));
+    }
 
     #[test]
     fn probabilities_are_a_softmax_at_any_size_of_the_logits() {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use gelora_model::Task;
-use gelora_model::evaluate::{predicted_class, probabilities};
+use gelora_model::evaluate::{independent_probabilities, predicted_class, predicted_set, probabilities};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -43,8 +43,12 @@ struct Line<'a> {
 #[serde(untagged)]
 enum Prediction<'a> {
     Class { predicted: Value, probability: f32, probabilities: Pairs<'a, f32> },
+    Classes { predicted: Vec<Value>, probabilities: Pairs<'a, f32> },
     Score { score: f32 },
 }
+
+/// Separator of the predicted classes in a cell of CSV, if there may be several.
+const SEPARATOR: &str = "|";
 
 /// An object with its keys in the order given.
 struct Pairs<'a, V>(Vec<(&'a str, V)>);
@@ -94,6 +98,10 @@ impl Writer {
                 header.extend(["predicted".to_owned(), "probability".to_owned()]);
                 header.extend(labels.iter().map(|label| format!("probability_{label}")));
             }
+            Task::MultiLabel { labels } => {
+                header.push("predicted".to_owned());
+                header.extend(labels.iter().map(|label| format!("probability_{label}")));
+            }
             Task::Regression => header.push("score".to_owned()),
         }
         header
@@ -119,6 +127,12 @@ impl Writer {
                             probabilities: Pairs(labels.iter().map(String::as_str).zip(shares).collect()),
                         }
                     }
+                    Task::MultiLabel { labels } => Prediction::Classes {
+                        predicted: predicted_set(logits).into_iter().map(|class| class_json(&labels[class])).collect(),
+                        probabilities: Pairs(
+                            labels.iter().map(String::as_str).zip(independent_probabilities(logits)).collect(),
+                        ),
+                    },
                     Task::Regression => Prediction::Score { score: logits[0] },
                 };
                 serde_json::to_writer(&mut *out, &Line { row, input, prediction })
@@ -136,6 +150,11 @@ impl Writer {
                         let (class, shares) = (predicted_class(logits), probabilities(logits));
                         cells.extend([labels[class].clone(), shares[class].to_string()]);
                         cells.extend(shares.iter().map(f32::to_string));
+                    }
+                    Task::MultiLabel { labels } => {
+                        let names = predicted_set(logits).into_iter().map(|class| labels[class].as_str());
+                        cells.push(names.collect::<Vec<_>>().join(SEPARATOR));
+                        cells.extend(independent_probabilities(logits).iter().map(f32::to_string));
                     }
                     Task::Regression => cells.push(logits[0].to_string()),
                 }

@@ -161,11 +161,89 @@ fn truth_values_of_any_spelling_are_two_classes() {
 fn several_labels_in_a_row_are_an_error_where_labels_are_needed() {
     let data = good("a.jsonl", "{\"text\": \"a\", \"label\": [1, 0, 1]}\n{\"text\": \"b\", \"label\": []}");
     assert_eq!(data.labeled(), 2);
-    let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels; several labels a row (multi-label) are \
-                not supported, expected one";
-    assert_eq!(short(&labels(&[&data], None).unwrap_err()), want);
+    let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels, expected one label; --task multi-label \
+                trains a model for rows of several classes";
+    assert_eq!(short(&labels(&[&data], Some(Task::Classification)).unwrap_err()), want);
     let set = LabelSet::Classes(vec!["0".into(), "1".into()]);
     assert_eq!(short(&set.targets(&data).unwrap_err()), want);
+}
+
+#[test]
+fn lists_of_labels_are_sets_of_classes() {
+    let sets = |data: &Dataset| {
+        let set = labels(&[data], None).unwrap();
+        let Targets::Sets(sets) = set.targets(data).unwrap() else { panic!("{set:?}") };
+        (set.names().join(" "), sets)
+    };
+    let row = |label: &str| format!("{{\"text\": \"a\", \"label\": {label}}}\n");
+    let lists = |labels: &[&str]| good("a.jsonl", labels.iter().map(|label| row(label)).collect::<String>());
+    // Names and numbers; a name twice is one; a list of one is a class too.
+    let found = sets(&lists(&["[\"b\", \"a\", \"b\"]", "[]", "[\"c\"]"]));
+    assert_eq!(found, ("a b c".into(), vec![vec![0, 1], vec![], vec![2]]));
+    let found = sets(&lists(&["[10, 2]", "[2, 10, 3]", "2"]));
+    assert_eq!(found, ("2 3 10".into(), vec![vec![0, 2], vec![0, 1, 2], vec![0]]));
+    // One value for each class, in the forms that transformers and others take.
+    for flags in
+        [["[0, 1, 1]", "[0, 0, 0]"], ["[0.0, 1.0, 1.0]", "[0.0, 0.0, 0.0]"], ["[false, true, true]", "[0, 0, 0]"]]
+    {
+        assert_eq!(sets(&lists(&flags)), ("0 1 2".into(), vec![vec![1, 2], vec![]]), "{flags:?}");
+    }
+    // Lists of different lengths are of numbers.
+    assert_eq!(sets(&lists(&["[0, 1]", "[1]"])), ("0 1".into(), vec![vec![0, 1], vec![1]]));
+
+    let fails = |labels: &[&str], task: Option<Task>| short(&super::labels(&[&lists(labels)], task).unwrap_err());
+    let message = fails(&["[\"a\", null]"], None);
+    assert_eq!(
+        message,
+        "a.jsonl: row 1 (line 1): the list in \"label\" holds null, expected names or numbers of classes"
+    );
+    assert!(fails(&["[\"a\", \"a\"]", "[]"], None).contains("one class, \"a\", but multi-label"));
+    assert!(fails(&["[]", "[]"], None).contains("no class, but multi-label"));
+    assert_eq!(fails(&["[1, 2]", "null"], None), "a.jsonl: row 2 (line 2): no label in \"label\"");
+    let known = LabelSet::Sets(vec!["a".into(), "b".into()]);
+    let message = short(&known.targets(&lists(&["[\"a\", \"z\"]"])).unwrap_err());
+    assert!(message.ends_with("the label \"z\" is not among those trained on: a, b"), "{message}");
+    // Asked for, one label a row is a set of one.
+    let single = lists(&["\"x\"", "\"y\""]);
+    assert_eq!(labels(&[&single], Some(Task::MultiLabel)).unwrap(), LabelSet::Sets(vec!["x".into(), "y".into()]));
+}
+
+#[test]
+fn cells_and_columns_can_hold_several_labels() {
+    let separated = |separator: &str| ReadOptions {
+        columns: ColumnFlags { separator: Some(separator.into()), ..ColumnFlags::default() },
+        ..ReadOptions::default()
+    };
+    let data = with("a.csv", "text,label\na,x | y\nb,\nc,y\n", &separated("|")).unwrap();
+    let set = labels(&[&data], None).unwrap();
+    assert_eq!(set, LabelSet::Sets(vec!["x".into(), "y".into()]));
+    assert_eq!(set.targets(&data).unwrap(), Targets::Sets(vec![vec![0, 1], vec![], vec![1]]));
+
+    let columns = |names: &[&str]| ReadOptions {
+        columns: ColumnFlags {
+            classes: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..ColumnFlags::default()
+        },
+        ..ReadOptions::default()
+    };
+    let csv = "text,label,toxic,rude,never\na,7,0,1,0\nb,7,1,1,0\nc,7,0.0,false,0\n";
+    let data = with("a.csv", csv, &columns(&["toxic", "rude", "never"])).unwrap();
+    let set = labels(&[&data], None).unwrap();
+    // The order is that of the option, and a class may be of no row.
+    assert_eq!(set, LabelSet::Sets(vec!["toxic".into(), "rude".into(), "never".into()]));
+    assert_eq!(set.targets(&data).unwrap(), Targets::Sets(vec![vec![1], vec![0, 1], vec![]]));
+    assert_eq!(counts(&data, &set).unwrap()[1], ("rude".to_owned(), 2));
+    assert_eq!(data.columns.ignored(), ["label"]);
+
+    let fails = |csv: &str, names: &[&str]| short(&with("a.csv", csv, &columns(names)).unwrap_err());
+    let message = fails("text,toxic,rude\na,0,1\nb,-1,-1\n", &["toxic", "rude"]);
+    assert_eq!(message, "a.csv: row 2 (line 3): \"toxic\" holds -1, expected 0 or 1");
+    let message = fails("text,toxic,rude\na,0,\n", &["toxic", "rude"]);
+    assert_eq!(message, "a.csv: row 1 (line 2): no \"rude\", expected 0 or 1");
+    let message = fails("text,toxic\na,0\n", &["toxic", "rude"]);
+    assert_eq!(message, "a.csv: no column \"rude\" (--label-columns); the columns are text, toxic");
+    let unlabeled = with("a.csv", "text,toxic,rude\na,,\n", &columns(&["toxic", "rude"])).unwrap();
+    assert_eq!(unlabeled.labeled(), 0);
 }
 
 #[test]

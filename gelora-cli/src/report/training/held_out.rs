@@ -4,38 +4,24 @@ use gelora_model::evaluate::{predicted_class, probabilities};
 
 use super::super::svg::escaped;
 use super::super::{section, table};
+use super::rows::{MAX_CHARS, MAX_ROWS, Row, SHORTENED, rows, shortened};
+use super::sets::Sets;
 use crate::data::{Dataset, Targets};
 use crate::ui::count;
 
-/// Number of rows that are shown.
-const MAX_ROWS: usize = 20;
 /// Number of classes up to which the whole matrix is shown.
 const MAX_CLASSES: usize = 20;
-/// Number of characters of a text that are shown.
-const MAX_CHARS: usize = 300;
-
 /// Predictions of the held-out rows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeldOut {
     /// Classes: how many rows of each class (first index) are predicted to be of each class.
     Classes { labels: Vec<String>, confusion: Vec<Vec<usize>>, worst: Vec<Row> },
+    /// Rows of any number of classes.
+    Sets(Sets),
     /// Scores.
     Scores { worst: Vec<Row> },
     /// Rows of a language model. `scored` rows were scored one by one.
     Texts { scored: usize, of: usize, worst: Vec<TextRow> },
-}
-
-/// A row of a classifier.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// Number of the row in the data, from 1.
-    pub row: usize,
-    /// The text, or both texts of a pair.
-    pub texts: Vec<String>,
-    pub label: String,
-    pub predicted: String,
-    /// Probability of the predicted class, or prediction minus score.
-    pub value: f64,
 }
 
 /// A row of a language model.
@@ -73,6 +59,7 @@ impl HeldOut {
                 let worst = rows.map(|(i, target, p, value)| row(i, labels[target].clone(), labels[p].clone(), value));
                 Self::Classes { labels: labels.to_vec(), confusion, worst: worst.collect() }
             }
+            Targets::Sets(sets) => Self::Sets(Sets::of(labels, sets, logits, row)),
             Targets::Scores(scores) => {
                 let predicted = |index: usize| f64::from(logits[index][0]);
                 let mut order: Vec<(usize, f64)> =
@@ -115,6 +102,7 @@ impl HeldOut {
                 };
                 section("Confusion matrix", &lead, &matrix) + &errors
             }
+            Self::Sets(sets) => sets.html(step),
             Self::Scores { worst } => {
                 let lead = format!(
                     "The {} held-out rows whose prediction differs most from their score, after step {step}. \
@@ -136,8 +124,6 @@ impl HeldOut {
         }
     }
 }
-
-const SHORTENED: &str = "Long texts are shortened.";
 
 /// The matrix: a row for each class, with the share of its rows that are right.
 fn matrix(labels: &[String], confusion: &[Vec<usize>]) -> String {
@@ -193,23 +179,6 @@ fn pairs(labels: &[String], confusion: &[Vec<usize>]) -> String {
     )
 }
 
-fn rows(rows: &[Row], value: &str) -> String {
-    let row = |row: &Row| {
-        let shown: Vec<String> = row.texts.iter().map(|text| escaped(&shortened(text, MAX_CHARS))).collect();
-        format!(
-            "<tr><td class=\"n\">{}</td><td class=\"wrap\">{}</td><td>{}</td><td>{}</td>\
-             <td class=\"n\">{:.3}</td></tr>",
-            row.row,
-            shown.join("<hr/>"),
-            escaped(&shortened(&row.label, 40)),
-            escaped(&shortened(&row.predicted, 40)),
-            row.value
-        )
-    };
-    let body: String = rows.iter().map(row).collect();
-    table(&[("row", true), ("text", false), ("label", false), ("predicted", false), (value, true)], &body)
-}
-
 fn texts(rows: &[TextRow]) -> String {
     let row = |row: &TextRow| {
         format!(
@@ -223,16 +192,6 @@ fn texts(rows: &[TextRow]) -> String {
     };
     let body: String = rows.iter().map(row).collect();
     table(&[("loss", true), ("tokens", true), ("prompt", false), ("predicted text", false)], &body)
-}
-
-/// Returns the beginning of a text in one line, with `...` if more follows.
-pub fn shortened(text: &str, longest: usize) -> String {
-    let spaced: Vec<&str> = text.split_whitespace().collect();
-    let text = spaced.join(" ");
-    match text.char_indices().nth(longest) {
-        Some((end, _)) => format!("{} ...", &text[..end]),
-        None => text,
-    }
 }
 
 #[cfg(test)]
@@ -282,11 +241,5 @@ mod tests {
         let found = HeldOut::of(&data, &[], &Targets::Scores(vec![1.0, 0.0, 2.0]), &logits);
         let HeldOut::Scores { worst } = &found else { panic!("{found:?}") };
         assert_eq!(worst.iter().map(|row| (row.row, row.value)).collect::<Vec<_>>(), [(2, -3.0), (1, 0.5), (3, 0.0)]);
-    }
-
-    #[test]
-    fn texts_are_shortened_at_characters() {
-        assert_eq!(shortened("a\n b  ä", 9), "a b ä");
-        assert_eq!(shortened("äöü", 2), "äö ...");
     }
 }

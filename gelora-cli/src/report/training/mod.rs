@@ -2,6 +2,8 @@
 
 mod curves;
 mod held_out;
+mod rows;
+mod sets;
 #[cfg(test)]
 pub mod tests;
 

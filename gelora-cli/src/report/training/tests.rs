@@ -36,7 +36,7 @@ pub fn history() -> History {
 }
 
 fn held_out() -> HeldOut {
-    let row = |row: usize| held_out::Row {
+    let row = |row: usize| rows::Row {
         row,
         texts: vec![HOSTILE.into(), "second".into()],
         label: "no".into(),

@@ -1,4 +1,4 @@
-use super::{CrossEntropy, cross_entropy, reference, squared_error, weighted_cross_entropy};
+use super::{CrossEntropy, binary_cross_entropy, cross_entropy, reference, squared_error, weighted_cross_entropy};
 use crate::random::Stream;
 use crate::verify::{Case, random};
 
@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
             // With one class the loss and its gradient are 0: what is left is rounding.
             all.extend((k > 1).then(|| weighted_case(b, k, weighted, smoothing)));
         }
+        all.push(binary_case(b, k));
         let targets: Vec<f32> = (0..b).map(|_| stream.normal() as f32).collect();
         let want: Vec<f64> = targets.iter().map(|t| f64::from(*t)).collect();
         all.push(
@@ -38,6 +39,22 @@ pub(crate) fn cases() -> Vec<Case> {
         );
     }
     all
+}
+
+fn binary_case(b: usize, k: usize) -> Case {
+    let mut stream = Stream::new(8);
+    // Most targets are 0 or 1; some lie between.
+    let targets: Vec<f32> = (0..b * k).map(|_| [0.0, 0.0, 1.0, stream.uniform() as f32][stream.below(4)]).collect();
+    let want: Vec<f64> = targets.iter().map(|t| f64::from(*t)).collect();
+    Case::new("loss.binary_cross_entropy", format!("{b}x{k}"))
+        .inputs([random([b, k], 1)])
+        .run(move |t| binary_cross_entropy(&t[0], &targets).map(|(loss, d)| vec![loss, d]))
+        .reference(move |v| {
+            let (loss, d) = reference::binary_cross_entropy(&v[0], &want);
+            vec![vec![loss], d]
+        })
+        .bound(1e-6)
+        .work(0.0, 12.0 * (b * k) as f64)
 }
 
 fn weighted_case(b: usize, k: usize, weighted: bool, smoothing: f32) -> Case {
@@ -72,6 +89,8 @@ mod tests {
         let weights = [0.5, 2.0, 1.25];
         let weighted = |x: &[f64]| reference::weighted_cross_entropy(x, &labels, &weights, 0.2);
         let (_, w) = weighted(&logits);
+        let binary = |x: &[f64]| reference::binary_cross_entropy(x, &[1.0, 0.0, 0.25].repeat(5));
+        let (_, s) = binary(&logits);
         for i in 0..logits.len() {
             let (mut up, mut down) = (logits.clone(), logits.clone());
             up[i] += 1e-6;
@@ -79,6 +98,7 @@ mod tests {
             let slope = |f: &dyn Fn(&[f64]) -> f64| (f(&up) - f(&down)) / 2e-6;
             approx::assert_abs_diff_eq!(slope(&|x| reference::cross_entropy(x, &labels).0), d[i], epsilon = 1e-8);
             approx::assert_abs_diff_eq!(slope(&|x| weighted(x).0), w[i], epsilon = 1e-8);
+            approx::assert_abs_diff_eq!(slope(&|x| binary(x).0), s[i], epsilon = 1e-8);
             approx::assert_abs_diff_eq!(slope(&|x| reference::squared_error(x, &targets).0), e[i], epsilon = 1e-8);
         }
     }
@@ -125,6 +145,13 @@ mod tests {
             let settings = CrossEntropy { weights: vec![1.0, 2.0, 3.0], smoothing: 0.1 };
             let (loss, d) = weighted_cross_entropy(&logits, &[0, 0], &settings)?;
             assert!(loss.item()?.is_finite() && d.to_vec()?.iter().all(|d| d.is_finite()));
+            // Six decisions: the losses are 1e4 for each of the two that are wrong, and ln 2 for each logit of 0.
+            let (loss, d) = binary_cross_entropy(&logits, &[0.0, 0.0, 1.0, 1.0, 1.0, 0.0])?;
+            approx::assert_relative_eq!(loss.item()?, (2e4 + 2.0 * 2f32.ln()) / 6.0, max_relative = 1e-6);
+            let sixths = [1.0, 0.0, -0.5, -1.0, 0.0, 0.5].map(|d: f32| d / 6.0);
+            d.to_vec()?.iter().zip(sixths).for_each(|(d, want)| approx::assert_abs_diff_eq!(*d, want, epsilon = 1e-7));
+            assert!(binary_cross_entropy(&logits, &[0.5; 5]).is_err());
+            assert!(binary_cross_entropy(&logits, &[0.5, 0.5, 0.5, 0.5, 0.5, 1.5]).is_err());
         }
         Ok(())
     }

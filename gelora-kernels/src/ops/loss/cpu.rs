@@ -90,6 +90,28 @@ vectorized! {
     }
 }
 
+pub(crate) fn binary_cross_entropy(logits: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
+    let n = targets.len() as f64;
+    let mut d_logits = Tensor::output(logits.shape())?;
+    let (logits, d) = (logits.as_slice()?, d_logits.as_mut_slice()?);
+    let tasks = logits.par_chunks(BLOCK).zip(d.par_chunks_mut(BLOCK)).zip(targets.par_chunks(BLOCK));
+    let of_block = |((x, d), targets): ((&[f32], &mut [f32]), &[f32])| {
+        let mut sum = 0.0;
+        for ((x, d), t) in x.iter().zip(d).zip(targets) {
+            let (x, t) = (f64::from(*x), f64::from(*t));
+            // 1 + e^-|x| cannot overflow: ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|).
+            let e = (-x.abs()).exp();
+            sum += x.max(0.0) + e.ln_1p() - t * x;
+            let sigmoid = if x < 0.0 { e } else { 1.0 } / (1.0 + e);
+            *d = ((sigmoid - t) / n) as f32;
+        }
+        sum
+    };
+    // Blocks are added in order, so that the sum does not depend on the threads.
+    let losses: Vec<f64> = tasks.map(of_block).collect();
+    Ok((scalar(losses.iter().sum::<f64>() / n)?, d_logits))
+}
+
 pub(crate) fn squared_error(prediction: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
     let b = targets.len();
     let mut d = Tensor::output([b, 1])?;

@@ -125,6 +125,33 @@ fn sum_kernel(values: &Array<f32>, out: &mut Array<f32>, scale: f32) {
     }
 }
 
+/// Binary cross entropies and their gradients; `scale` is 1 / (B K). One cube goes through all logits.
+#[cube(launch)]
+fn binary_cross_entropy_kernel(
+    logits: &Array<f32>,
+    targets: &Array<f32>,
+    d: &mut Array<f32>,
+    loss: &mut Array<f32>,
+    scale: f32,
+) {
+    let mut shared = rows::shared();
+    let mut sum = 0.0f32;
+    for i in range_stepped(UNIT_POS as usize, d.len(), comptime!(WHOLE_CUBE.units)) {
+        let x = logits[i];
+        let t = targets[i];
+        // 1 + e^-|x| cannot overflow: ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|).
+        let e = math::exp(-x.abs());
+        let whole = 1.0f32 + e;
+        sum += x.max(0.0f32) + whole.ln() - t * x;
+        let sigmoid = select(x < 0.0f32, e, 1.0f32) / whole;
+        d[i] = (sigmoid - t) * scale;
+    }
+    sum = rows::sum(sum, &mut shared, WHOLE_CUBE);
+    if UNIT_POS == 0 {
+        loss[0] = scale * sum;
+    }
+}
+
 /// Squared errors and their gradients. One cube goes through all rows.
 #[cube(launch)]
 fn squared_error_kernel(
@@ -211,6 +238,26 @@ pub(crate) fn weighted<R: Backend>(
         scale,
     );
     Ok((loss, d_logits))
+}
+
+pub(crate) fn binary_cross_entropy<R: Backend>(
+    gpu: &Gpu<R>,
+    logits: &Tensor,
+    targets: &[f32],
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "loss.binary_cross_entropy";
+    let (loss, d) = (gpu.output([1])?, gpu.output(logits.shape())?);
+    binary_cross_entropy_kernel::launch::<R>(
+        gpu.client(),
+        WHOLE_CUBE.cube_count(1),
+        WHOLE_CUBE.cube_dim(),
+        logits.gpu(OP)?.arg(),
+        gpu.upload_f32(targets).arg(),
+        d.gpu(OP)?.arg(),
+        loss.gpu(OP)?.arg(),
+        1.0 / targets.len() as f32,
+    );
+    Ok((loss, d))
 }
 
 pub(crate) fn squared_error<R: Backend>(

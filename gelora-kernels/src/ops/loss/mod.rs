@@ -4,6 +4,8 @@
 //! - cross entropy with weights w of the classes and label smoothing e, as torch's `CrossEntropyLoss`: row b has the
 //!   targets `t_bj = w_j ((1 - e) [j = label_b] + e / K)`; loss = -1/W sum_b sum_j t_bj ln softmax(logits_b)_j with
 //!   W = sum_b w_label_b; d_logits_bj = (softmax_bj sum_i t_bi - t_bj) / W.
+//! - binary cross entropy, as torch's `BCEWithLogitsLoss`: every logit is a decision of its own, with a target t from 0
+//!   to 1; loss = 1/(B K) sum_bk (ln(1 + e^x_bk) - t_bk x_bk); d_logits = (1 / (1 + e^-x) - t) / (B K).
 //! - squared error: 1/B sum_b (prediction_b - target_b)^2; d_prediction = 2 (prediction - target) / B.
 //!
 //! logits (B, K), prediction (B, 1). The loss is in nats, or in squared units of the target. Accumulation: on the CPU
@@ -152,6 +154,37 @@ fn check_classes(op: &'static str, logits: &Tensor, labels: &[usize]) -> Result<
         format!("labels must be below {k}, got {:?}", labels.iter().max())
     })?;
     Ok((b, k))
+}
+
+/// (loss, d_logits): logits (B, K), a target from 0 to 1 for each logit, row by row; loss (1), d_logits (B, K).
+///
+/// # Errors
+/// If the number of targets differs from B K, a target is below 0 or above 1, or logits are not f32.
+///
+/// ```
+/// use gelora_kernels::{Tensor, ops::loss};
+///
+/// let logits = Tensor::from_vec(vec![0.0, 0.0], [1, 2])?;
+/// let (loss, d_logits) = loss::binary_cross_entropy(&logits, &[1.0, 0.0])?;
+/// assert!((loss.item()? - 2f32.ln()).abs() < 1e-6);
+/// assert_eq!(d_logits.to_vec()?, [-0.25, 0.25]);
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+pub fn binary_cross_entropy(logits: &Tensor, targets: &[f32]) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "loss.binary_cross_entropy";
+    let (b, k) = check::matrix(OP, "logits", logits)?;
+    check::f32(OP, "logits", logits)?;
+    check::value(OP, targets.len() == b * k, || {
+        format!("{b} x {k} logits need as many targets, got {}", targets.len())
+    })?;
+    let bad = targets.iter().find(|target| !(0.0..=1.0).contains(*target));
+    check::value(OP, bad.is_none(), || format!("targets must be from 0 to 1, got {bad:?}"))?;
+    let _span = profile::span(OP, 0.0, 12.0 * (b * k) as f64);
+    on_device!(
+        logits.device(),
+        cpu::binary_cross_entropy(logits, targets),
+        gpu => gpu::binary_cross_entropy(gpu, logits, targets)
+    )
 }
 
 /// (loss, d_prediction): prediction (B, 1), a finite target for each row; loss (1), d_prediction (B, 1).

@@ -35,6 +35,14 @@ pub fn weighted_cross_entropy(logits: &[f64], labels: &[usize], weights: &[f64],
     ((1.0 - smoothing) * of_labels + smoothing / k as f64 * of_all, d)
 }
 
+/// (loss, d_logits).
+pub fn binary_cross_entropy(logits: &[f64], targets: &[f64]) -> (f64, Vec<f64>) {
+    let n = targets.len() as f64;
+    let pairs = || logits.iter().zip(targets);
+    let loss = pairs().map(|(x, t)| x.max(0.0) + (-x.abs()).exp().ln_1p() - t * x).sum::<f64>() / n;
+    (loss, pairs().map(|(x, t)| (1.0 / (1.0 + (-x).exp()) - t) / n).collect())
+}
+
 /// (loss, d_prediction).
 pub fn squared_error(prediction: &[f64], targets: &[f64]) -> (f64, Vec<f64>) {
     let b = targets.len() as f64;
