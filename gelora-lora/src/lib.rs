@@ -4,6 +4,8 @@
 //! - [`AdapterConfig`]: adapter_config.json, and PEFT's rules for which module has which rank.
 //! - [`LoraLayer`]: A and B of one module.
 //! - [`Adapter`]: a folder that PEFT reads and writes.
+//! - [`directions`]: how many directions of a gradient replicate, and [`ranks::spectra`] the ranks that follow.
+//! - [`cut`]: the singular values of a trained adapter, and the adapter cut to a budget.
 //! - [`merge`]: merges an adapter into the weight, and unmerges it.
 //! - [`files`]: safetensors files, and atomic writes.
 //!
@@ -45,6 +47,8 @@
 
 mod adapter;
 mod config;
+pub mod cut;
+pub mod directions;
 mod error;
 pub mod files;
 mod for_modules;

@@ -17,6 +17,7 @@
 
 mod policy;
 mod serve;
+pub mod spectra;
 
 use serde::{Deserialize, Serialize};
 
