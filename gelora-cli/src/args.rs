@@ -15,11 +15,10 @@ mod train;
 
 use std::path::PathBuf;
 
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gelora_kernels::{DType, DeviceKind};
 
-use parse::{at_least_one, delimiter};
+use parse::{at_least_one, delimiter, not_empty, trimmed};
 
 pub use compare::CompareArgs;
 pub use eval::{EvalArgs, SplitArg};
@@ -133,10 +132,10 @@ pub struct DataArgs {
     #[arg(long, value_name = "NAME")]
     pub label_column: Option<String>,
     /// Columns of 0 and 1 (or false and true), one for each class, if a row may be of several classes
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "label_column")]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "label_column", value_parser = trimmed)]
     pub label_columns: Vec<String>,
     /// Separator between the labels of a row that may be of several classes, in a cell of text: "a|b" with |
-    #[arg(long, value_name = "TEXT", conflicts_with = "label_columns", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", conflicts_with = "label_columns", value_parser = not_empty)]
     pub label_separator: Option<String>,
     /// Separator between the cells of a .csv or .tsv file: one character, or tab [default: recognized from the header]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]

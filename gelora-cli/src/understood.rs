@@ -6,7 +6,7 @@ use anyhow::Result;
 use gelora_model::Tokens;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{self, Dataset, Example, Label, LabelSet, LeftOut};
+use crate::data::{self, Dataset, Example, Label, LabelSet, LeftOut, Targets};
 use crate::distinct;
 use crate::tokenize::Tokenizer;
 use crate::ui;
@@ -42,6 +42,9 @@ pub struct Understood {
     /// Number of rows of each class.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub classes: Option<BTreeMap<String, usize>>,
+    /// Number of rows of no class, if a row may be of any number of classes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rows_of_no_class: Option<usize>,
     /// Smallest and largest score.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scores: Option<[f64; 2]>,
@@ -113,7 +116,7 @@ impl Understood {
                 cut.rows = cut.rows.saturating_sub(unanswered);
             }
         }
-        let (mut classes, mut scores) = (None, None);
+        let (mut classes, mut rows_of_no_class, mut scores) = (None, None, None);
         let task = match used {
             Use::Labels(set @ LabelSet::Classes(_)) => {
                 classes = data::counts(dataset, set).map(|counts| counts.into_iter().collect());
@@ -121,6 +124,9 @@ impl Understood {
             }
             Use::Labels(set @ LabelSet::Sets(_)) => {
                 classes = data::counts(dataset, set).map(|counts| counts.into_iter().collect());
+                if let Ok(Targets::Sets(sets)) = set.targets(dataset) {
+                    rows_of_no_class = Some(sets.iter().filter(|set| set.is_empty()).count());
+                }
                 MULTI_LABEL
             }
             Use::Labels(LabelSet::Scores) => {
@@ -148,6 +154,7 @@ impl Understood {
             columns: used_columns,
             ignored_columns: ignored.chain(unused_labels).collect(),
             classes,
+            rows_of_no_class,
             scores,
             rows: dataset.read,
             kept,
@@ -179,6 +186,21 @@ impl Understood {
                  classes",
                 self.data
             ));
+        }
+        let empty = self.classes.iter().flatten().filter(|(_, rows)| **rows == 0).map(|(name, _)| name.clone());
+        let empty: Vec<String> = empty.collect();
+        if self.task == MULTI_LABEL && !empty.is_empty() {
+            self.warnings.push(format!("{}: no row is of these classes: {}", self.data, data::list(&empty)));
+        }
+        if let Some(separator) = dataset.columns.separator.as_deref() {
+            let has_several = |e: &Example| matches!(&e.label, Some(Label::Several(list)) if list.len() > 1);
+            if self.task == MULTI_LABEL && !dataset.examples.iter().any(has_several) {
+                self.warnings.push(format!(
+                    "{}: no label has the separator {separator:?} (--label-separator), so every row has at most one \
+                     class",
+                    self.data
+                ));
+            }
         }
         if let Some(cut) = self.cut.as_ref().filter(|cut| cut.holds_99_percent > self.max_length) {
             let share = 100.0 * cut.longer as f64 / cut.of.max(1) as f64;
@@ -225,7 +247,10 @@ impl Understood {
             if classes.len() > MAX_DISPLAYED {
                 names.push(format!("{} more", classes.len() - MAX_DISPLAYED));
             }
-            return format!("{}, {} classes: {}", self.task, classes.len(), names.join(", "));
+            let none = self
+                .rows_of_no_class
+                .map_or(String::new(), |rows| format!("; {} rows of none", ui::count(rows as u64)));
+            return format!("{}, {} classes: {}{none}", self.task, classes.len(), names.join(", "));
         }
         match (self.scores, self.blocks) {
             (Some([low, high]), _) => format!("regression, scores from {low} to {high}"),

@@ -62,6 +62,8 @@ fn a_model_learns_any_number_of_classes() {
     assert_eq!(found.len(), 48);
     for (found, eval) in found.iter().zip(lines(&predictions)) {
         assert_eq!(found["predicted"], eval["predicted"]);
+        // Labels and predictions are comparable: names in the order of the classes.
+        assert_eq!(eval["label"], eval["predicted"], "every row is right");
         for (class, name) in ["fun", "slow"].iter().enumerate() {
             let logit = eval["logits"][class].as_f64().expect("a logit");
             let probability = found["probabilities"][name].as_f64().expect("a probability");
@@ -93,7 +95,7 @@ fn a_model_learns_any_number_of_classes() {
     );
     assert!(card.contains("if logit > 0]") && card.contains("f1"), "{card}");
 
-    // A training goes on from the adapter, and from its own checkpoint to the same bits.
+    // A training goes on from the adapter.
     let on = dir.join("on");
     let line = "train {} --data {} --init-adapter {} --steps 2 --out {} --quiet --json";
     let run = gelora(words(line, &[&model, &rows, &adapter, &on])).json();
@@ -117,6 +119,10 @@ fn an_adapter_of_peft_is_read_as_the_task_says() {
     assert!(lines(&out).iter().any(|row| row["predicted"].as_array().is_some_and(Vec::is_empty)));
     predict("auto").ok();
     assert!(lines(&out).iter().all(|row| !row["predicted"].is_array()));
+    let merged = dir.join("merged");
+    gelora(words("merge {} --adapter {} --out {} --task multi-label --quiet", &[&model, &adapter, &merged])).ok();
+    let config: Value = serde_json::from_slice(&fs::read(merged.join("config.json")).expect("a file")).expect("JSON");
+    assert_eq!(config["problem_type"], "multi_label_classification");
     predict("regression").fails_with(&["--task regression: the head of", "adapter is one of classification"]);
 }
 
@@ -141,6 +147,9 @@ fn a_column_for_each_class_and_a_separator_train_alike() {
             "--label-separator /",
         ),
     ];
+    let fits_nowhere = "train {} --data {} --rank 1 --steps 1 --out {} --label-separator ;";
+    let run = gelora(words(fits_nowhere, &[&fixture("tiny-bert"), &rows[2].0, &dir.path().join("out")])).ok();
+    assert!(run.stderr.contains("no label has the separator \";\" (--label-separator)"), "{}", run.stderr);
     let adapters: Vec<Vec<u8>> = rows
         .iter()
         .map(|(rows, options)| {
@@ -177,5 +186,5 @@ fn compare_takes_rows_of_several_classes() {
     let line = "compare {} --data {} --arms head,uniform --reference uniform --lrs 1e-2 --seeds 2 --budget-rank 1 \
                 --steps 3 --out {} --json --quiet --metric macro_f1";
     let run = gelora(words(line, &[&fixture("tiny-bert"), &rows, &dir.path().join("study")])).json();
-    assert!(run.to_string().contains("macro_f1"), "{run}");
+    assert_eq!(run["metric"], "macro_f1", "{run}");
 }

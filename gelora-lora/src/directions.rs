@@ -1,19 +1,20 @@
 //! Directions of a mean that replicate: how many singular directions of a gradient are there in all of the data.
 //!
 //! G_1 .. G_M (K, C) are the mean gradients of M disjoint parts of the rows, of which G is the mean. Fold c has the
-//! singular directions u_i, v_i of the mean of the other parts, and in its own part the value u_i^T G_c v_i. A direction
-//! that is noise in the other parts has the mean 0 in part c. With x_ci these values, c_i their mean over the folds, and
-//! sigma the root mean square of c_i over the second half of all i, the directions that replicate are those with
+//! singular directions u_i, v_i of the mean of the other parts, and in its own part the value u_i^T G_c v_i. A
+//! direction that is noise in the other parts has the mean 0 in part c. With x_ci these values, c_i their mean over the
+//! folds, and sigma the root mean square of c_i over the second half of all i, the directions that replicate are those
+//! with
 //!
 //! ```text
 //! c_i > 4 sigma                                                    signal
 //! n = (sum_i c_i)^2 / sum_i c_i^2                                  their effective number
 //! ```
 //!
-//! where both squares are estimated without the noise of the folds, by products of different folds: (s^2 - sum_c s_c^2)
-//! / (M (M - 1)) with s_c = sum_i x_ci and s their sum, and the same for each i. The interval is n +- t se with the
-//! jackknife's standard error over folds and the quantile of Student's t with M - 1 degrees of freedom. It is one of the
-//! directions that were found: weaker ones may be there, so n is a lower bound.
+//! where both squares are estimated without the noise of the folds, by products of different folds: (s^2 - sum_c
+//! s_c^2) / (M (M - 1)) with s_c = sum_i x_ci and s their sum, and the same for each i. The interval is n +- t se with
+//! the jackknife's standard error over folds and the quantile of Student's t with M - 1 degrees of freedom. It is one
+//! of the directions that were found: weaker ones may be there, so n is a lower bound.
 
 use nalgebra::{DMatrix, DMatrixView, SymmetricEigen};
 

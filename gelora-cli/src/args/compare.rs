@@ -43,7 +43,8 @@ pub struct CompareArgs {
     /// Training rows, drawn by each seed [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub train_rows: Option<usize>,
-    /// What runs are scored by [default: accuracy of classes, pearson of scores, loss of a language model]
+    /// What runs are scored by [default: accuracy of classes, micro_f1 of rows with several, pearson of
+    /// scores, loss of a language model]
     #[arg(long, value_name = "NAME")]
     pub metric: Option<String>,
     /// Passes over the training rows

@@ -32,8 +32,8 @@ pub struct EvaluationArgs {
     /// four times an epoch, 2.0 every second epoch), one without is steps [default: 1.0]. The end is always evaluated
     #[arg(long, value_name = "N|SHARE", value_parser = interval)]
     pub eval_every: Option<Interval>,
-    /// Metric that evaluations are compared by [default: accuracy of classes, pearson of scores, loss of a language
-    /// model]
+    /// Metric that evaluations are compared by [default: accuracy of classes, micro_f1 of rows with
+    /// several, pearson of scores, loss of a language model]
     #[arg(long, value_name = "NAME", visible_alias = "metric-for-best-model")]
     pub metric: Option<String>,
     /// Adapter to write at the end [default: last, or best with --patience]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use gelora_kernels::DType;
 use gelora_model::gguf::StoredType;
 
-use super::{ModelArgs, OutputArgs};
+use super::{ModelArgs, OutputArgs, TaskArg};
 
 #[derive(Clone, Debug, Args)]
 pub struct MergeArgs {
@@ -21,6 +21,9 @@ pub struct MergeArgs {
     /// File for the merged model, with its tokenizer
     #[arg(long, value_name = "FILE.gguf")]
     pub gguf: Option<PathBuf>,
+    /// Task of a classifier's head, where its files do not say whether classes exclude each other
+    #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
+    pub task: TaskArg,
     /// Type of all tensors in --out: f32, f16 or bf16; as-is keeps the base model's [default: as-is]
     #[arg(long, value_enum, value_name = "TYPE", requires = "out")]
     pub dtype: Option<MergedTypeArg>,

@@ -18,6 +18,10 @@ pub(super) fn delimiter(text: &str) -> Result<u8, String> {
     }
 }
 
+pub(super) fn trimmed(text: &str) -> Result<String, String> {
+    not_empty(text.trim())
+}
+
 pub(super) fn not_empty(text: &str) -> Result<String, String> {
     Some(text.to_owned()).filter(|text| !text.is_empty()).ok_or("expected a text that is not empty".into())
 }

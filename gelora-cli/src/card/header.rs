@@ -1,5 +1,6 @@
 //! The header of a card, in YAML.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::escape::quoted;
@@ -23,7 +24,8 @@ impl Card<'_> {
         let metrics: Vec<_> = metrics.filter_map(|(name, value)| Some((hub_metric(name)?, name, value))).collect();
         if let (false, Some((data, _))) = (metrics.is_empty(), &self.training.held_out_data) {
             text.push_str("metrics:\n");
-            metrics.iter().for_each(|(hub, ..)| text.push_str(&format!("- {hub}\n")));
+            let names: BTreeSet<&str> = metrics.iter().map(|(hub, ..)| *hub).collect();
+            names.into_iter().for_each(|hub| text.push_str(&format!("- {hub}\n")));
             let name = self.out.file_name().map_or("adapter".into(), |name| name.to_string_lossy());
             let (name, data) = (quoted(&name), quoted(&data.data));
             let _ = write!(

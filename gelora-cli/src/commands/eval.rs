@@ -16,7 +16,7 @@ use super::{
     open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, ModelArgs, SplitArg, TaskArg};
-use crate::data::{self, Aim, Dataset, LabelSet, Split};
+use crate::data::{self, Aim, Dataset, Form, LabelSet, Sets, Split, Targets};
 use crate::ui::{self, TableStyle};
 use crate::understood::{Understood, Use};
 
@@ -56,7 +56,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     // Data without any label gives predictions but no metrics. One missing label among others is an error.
     let unlabeled = dataset.labeled() == 0 && args.predictions.is_some();
-    let labels = label_set(&classifier);
+    let info = adapter_info(args.adapter.as_deref().unwrap_or(&args.model.path))?;
+    let labels = label_set(&classifier, info.and_then(|info| info.label_form));
     if dataset.labeled() == 0 && args.predictions.is_none() && dataset.columns.has_labels() {
         let column = dataset.columns.labels();
         let path = dataset.path.display();
@@ -76,7 +77,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let rows = TextRows { dataset: &dataset, tokenizer: &tokenizer, targets, parallel: true };
     let Evaluation { metrics, logits, .. } = evaluate_with_bar(&classifier.into(), &rows, args)?;
     if let Some(path) = &args.predictions {
-        write_predictions(path, &task, &dataset, &logits)?;
+        write_predictions(path, &task, &dataset, rows.targets.as_ref(), &logits)?;
     }
     if unlabeled && !args.output.json {
         ui::note(args.output.quiet, format!("{}: no labels, so no metrics", dataset.path.display()));
@@ -248,29 +249,39 @@ pub fn split_to_evaluate(data: &Path, split: Option<SplitArg>) -> Result<Option<
     }))
 }
 
-/// Returns the classifier's labels, which turn a dataset's labels into targets.
-pub fn label_set(classifier: &Classifier) -> LabelSet {
+/// Returns the classifier's labels, which turn a dataset's labels into targets. `form` is that of the labels of its
+/// training, if a row may be of several classes.
+pub fn label_set(classifier: &Classifier, form: Option<Form>) -> LabelSet {
     match classifier.task() {
         Task::Classification { labels } => LabelSet::Classes(labels.clone()),
-        Task::MultiLabel { labels } => LabelSet::Sets(labels.clone()),
+        Task::MultiLabel { labels } => LabelSet::Sets(Sets { names: labels.clone(), form }),
         Task::Regression => LabelSet::Scores,
     }
 }
 
-fn write_predictions(path: &Path, task: &Task, dataset: &Dataset, logits: &[Vec<f32>]) -> Result<()> {
+fn write_predictions(
+    path: &Path,
+    task: &Task,
+    dataset: &Dataset,
+    targets: Option<&Targets>,
+    logits: &[Vec<f32>],
+) -> Result<()> {
     let written = files::write_with(path, |file| {
         for (row, (logits, example)) in logits.iter().zip(&dataset.examples).enumerate() {
             let label = example.label.as_ref().map_or(Value::Null, label_json);
-            let row = dataset.row(row);
+            let (index, row) = (row, dataset.row(row));
             let line = match task {
                 Task::Classification { labels } => {
                     let predicted = class_json(&labels[predicted_class(logits)]);
                     json!({"row": row, "logits": logits, "label": label, "predicted": predicted})
                 }
                 Task::MultiLabel { labels } => {
-                    let predicted: Vec<Value> =
-                        predicted_set(logits).into_iter().map(|class| class_json(&labels[class])).collect();
-                    json!({"row": row, "logits": logits, "label": label, "predicted": predicted})
+                    let named = |set: &[usize]| set.iter().map(|class| class_json(&labels[*class])).collect::<Value>();
+                    let label = match targets {
+                        Some(Targets::Sets(sets)) => named(&sets[index]),
+                        _ => Value::Null,
+                    };
+                    json!({"row": row, "logits": logits, "label": label, "predicted": named(&predicted_set(logits))})
                 }
                 Task::Regression => json!({"row": row, "score": logits[0], "label": label}),
             };

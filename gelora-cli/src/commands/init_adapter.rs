@@ -7,9 +7,9 @@ use gelora_lora::{Adapter, AdapterConfig, CONFIG_NAME, WEIGHTS_NAME};
 use gelora_model::{CausalLm, TaskModel};
 
 use super::eval::{decide_task, label_set};
-use super::{CAUSAL_LM, check_base, load_classifier, read_adapter};
+use super::{CAUSAL_LM, adapter_info, check_base, load_classifier, read_adapter};
 use crate::args::{ModelArgs, TaskArg};
-use crate::data::LabelSet;
+use crate::data::{Form, LabelSet, Sets};
 use crate::ui;
 
 /// A model with an adapter that is trained on.
@@ -20,6 +20,8 @@ pub struct InitAdapter {
     pub config: AdapterConfig,
     /// Hash of the adapter's files.
     pub fingerprint: String,
+    /// Form of the labels that it was trained on, if a row may be of several classes and it is known.
+    label_form: Option<Form>,
 }
 
 impl InitAdapter {
@@ -43,7 +45,8 @@ impl InitAdapter {
         let name = model.name.display().to_string();
         let model =
             if is_lm { language_model(&model.path, adapter, name) } else { classifier(&model.path, folder, name) };
-        Ok(Self { model: model.with_context(|| folder.display().to_string())?, config, fingerprint })
+        let label_form = adapter_info(folder)?.and_then(|info| info.label_form);
+        Ok(Self { model: model.with_context(|| folder.display().to_string())?, config, fingerprint, label_form })
     }
 
     /// Returns the labels of the data in the order of the head. The data decides whether classes exclude each other, if
@@ -59,14 +62,23 @@ impl InitAdapter {
             _ => TaskArg::Auto,
         };
         decide_task(requested, classifier, folder)?;
-        let of_head = label_set(classifier);
+        let of_head = label_set(classifier, self.label_form.or(data.form()));
         let (head, rows) = (names(&of_head), names(&data));
         let is_same = |a: &[String], b: &[String]| a.len() == b.len() && b.iter().all(|class| a.contains(class));
         match (&of_head, &data) {
             (LabelSet::Scores, LabelSet::Scores) => Ok(of_head),
             (LabelSet::Classes(a), LabelSet::Classes(b)) if is_same(a, b) => Ok(of_head),
-            // Some classes may be of no row.
-            (LabelSet::Sets(a), LabelSet::Sets(b)) if b.iter().all(|class| a.contains(class)) => Ok(of_head),
+            // Some classes may be of no row, and every row of one class. Vectors have no names, but a length.
+            (LabelSet::Sets(a), LabelSet::Sets(b))
+                if b.form == Some(Form::Vectors) && a.names.len() == b.names.len() =>
+            {
+                Ok(of_head)
+            }
+            (LabelSet::Sets(Sets { names: a, .. }), LabelSet::Sets(Sets { names: b, .. }) | LabelSet::Classes(b))
+                if b.iter().all(|class| a.contains(class)) =>
+            {
+                Ok(of_head)
+            }
             _ => bail!("{}: the adapter's head predicts {head}, but the data has {rows}", folder.display()),
         }
     }
@@ -75,7 +87,7 @@ impl InitAdapter {
 fn names(labels: &LabelSet) -> String {
     match labels {
         LabelSet::Classes(names) => format!("the classes {}", names.join(", ")),
-        LabelSet::Sets(names) => format!("any of the classes {}", names.join(", ")),
+        LabelSet::Sets(sets) => format!("any of the classes {}", sets.names.join(", ")),
         LabelSet::Scores => "scores".to_owned(),
     }
 }

@@ -7,7 +7,8 @@ use gelora_model::gguf::is_gguf;
 use gelora_model::{CausalLm, Classifier, Transformer};
 
 use super::{
-    CAUSAL_LM, FEATURES, INFO_NAME, adapter_info, check_base, check_not_input, export, load_classifier, read_adapter,
+    CAUSAL_LM, FEATURES, INFO_NAME, adapter_info, check_base, check_not_input, eval, export, load_classifier,
+    read_adapter,
 };
 use crate::args::{MergeArgs, MergedTypeArg};
 use crate::output::OutDir;
@@ -37,7 +38,11 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         Some(FEATURES) => {
             MergedModel::Features(Box::new(Transformer::with_adapter(&args.model.path, adapter).with_context(place)?))
         }
-        _ => MergedModel::Classifier(Box::new(load_classifier(&args.model.path, Some(&args.adapter))?)),
+        _ => {
+            let mut classifier = load_classifier(&args.model.path, Some(&args.adapter))?;
+            eval::decide_task(args.task, &mut classifier, &args.adapter)?;
+            MergedModel::Classifier(Box::new(classifier))
+        }
     };
     if let Some(path) = &args.gguf {
         let MergedModel::Lm(lm) = &model else {

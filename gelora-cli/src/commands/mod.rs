@@ -36,7 +36,7 @@ pub const CAUSAL_LM: &str = "CAUSAL_LM";
 
 use crate::args::{DataArgs, DeviceArg, OutputArgs, TaskArg};
 use crate::cache;
-use crate::data::{Aim, ColumnFlags, Dataset, ReadOptions};
+use crate::data::{Aim, ColumnFlags, Dataset, Form, ReadOptions};
 use crate::tokenize::{DEFAULT_MAX_LENGTH, Tokenizer};
 use crate::ui;
 
@@ -139,6 +139,9 @@ pub struct AdapterInfo {
     /// What the head predicts, as in config.json of transformers; files of older versions lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem_type: Option<String>,
+    /// Form of the labels that the training had, if a row may be of several classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_form: Option<Form>,
     /// Maximum number of tokens of one example in training.
     pub max_length: usize,
     /// Version of gelora that wrote the file.

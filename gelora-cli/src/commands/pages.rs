@@ -151,7 +151,7 @@ impl Finished<'_> {
         let (dataset, _) = self.data;
         let task = match self.labels {
             Some(LabelSet::Classes(labels)) => CardTask::Classification(labels.clone()),
-            Some(LabelSet::Sets(labels)) => CardTask::MultiLabel(labels.clone()),
+            Some(LabelSet::Sets(sets)) => CardTask::MultiLabel(sets.names.clone()),
             Some(LabelSet::Scores) => CardTask::Regression,
             None if dataset.columns.is_chat => CardTask::LanguageModel { prompt: "--message" },
             None if dataset.columns.is_instruction => CardTask::LanguageModel { prompt: "--instruction" },

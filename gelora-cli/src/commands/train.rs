@@ -205,6 +205,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     adapter.write(out.path())?;
     let info = AdapterInfo {
         labels: task.as_ref().and_then(|task| task.labels()).map(<[String]>::to_vec),
+        label_form: label_set.as_ref().and_then(LabelSet::form),
         problem_type: task.as_ref().map(|task| task.problem_type().to_owned()),
         max_length: tokenizer.max_length(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -441,7 +442,7 @@ pub(super) fn held_out(eval_data: Option<&Path>, data: &Path, options: &ReadOpti
 pub(super) fn model_task(labels: &LabelSet) -> ModelTask {
     match labels {
         LabelSet::Classes(labels) => ModelTask::Classification { labels: labels.clone() },
-        LabelSet::Sets(labels) => ModelTask::MultiLabel { labels: labels.clone() },
+        LabelSet::Sets(sets) => ModelTask::MultiLabel { labels: sets.names.clone() },
         LabelSet::Scores => ModelTask::Regression,
     }
 }

@@ -40,7 +40,8 @@ pub fn any(data: &Dataset, row: usize) -> Result<&Label> {
     label.ok_or_else(|| match data.columns.has_labels() {
         true => anyhow!("{}: no label in {}", data.place(row), data.columns.labels()),
         false => anyhow!(
-            "{}: no label column recognized; the columns are {}: name one with --label-column",
+            "{}: no label column recognized; the columns are {}: name one with --label-column, or one \
+             for each class with --label-columns",
             data.path.display(),
             columns::list(&data.columns.all)
         ),

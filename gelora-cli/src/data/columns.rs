@@ -207,7 +207,11 @@ pub fn resolve(path: &Path, schema: &Schema, flags: &ColumnFlags) -> Result<Colu
     };
     found.all = schema.names();
     let used = found.used();
-    for (i, (_, name)) in used.iter().enumerate() {
+    for (i, (role, name)) in used.iter().enumerate() {
+        let is_again = |(other_role, other): &&(&str, &str)| other == name && other_role == role;
+        if used[..i].iter().any(|other| is_again(&other)) {
+            bail!("--label-columns: \"{name}\" is given twice");
+        }
         if used[..i].iter().any(|(_, other)| other == name) {
             bail!("{}: one column (\"{name}\") cannot be two of text, pair, answer and label", path.display());
         }
@@ -216,7 +220,8 @@ pub fn resolve(path: &Path, schema: &Schema, flags: &ColumnFlags) -> Result<Colu
         let column = schema.columns.iter().find(|column| column.name == **name);
         column.is_some_and(|c| c.has_words || matches!(c.kind, Some(Kind::List | Kind::Object)))
     };
-    found.unused_texts = found.ignored().into_iter().filter(holds_text).map(str::to_owned).collect();
+    let unused = found.ignored().into_iter().filter(|name| found.unused_label.as_deref() != Some(name));
+    found.unused_texts = unused.filter(holds_text).map(str::to_owned).collect();
     Ok(found)
 }
 

@@ -179,12 +179,16 @@ impl Dataset {
         let is_placeholder = |label: &Label| match label {
             Label::Class(name) => &**name == "-1",
             Label::Score(score) => *score == -1.0,
-            Label::Several(_) => false,
+            // With a separator, a row without labels cannot be told from a row of no class; if all are empty, they are
+            // rows without labels.
+            Label::Several(list) => list.is_empty() && self.columns.separator.is_some(),
         };
+        let is_empty = self.columns.separator.is_some();
         if self.labeled() > 0 && self.examples.iter().all(|e| e.label.as_ref().is_some_and(is_placeholder)) {
             self.examples.iter_mut().for_each(|example| example.label = None);
             let column = self.columns.labels();
-            self.notes.push(format!("{}: every {column} is -1, which stands for no label", self.path.display()));
+            let value = if is_empty { "empty" } else { "-1" };
+            self.notes.push(format!("{}: every {column} is {value}, which stands for no label", self.path.display()));
         }
     }
 

@@ -196,7 +196,14 @@ fn hash(example: &Example, options: &ReadOptions) -> [u32; 4] {
     let label = example.label.as_ref().filter(|_| !options.labels_do_not_matter).map(|label| match label {
         Label::Class(name) => name.to_string(),
         Label::Score(score) => score.to_string(),
-        Label::Several(list) => serde_json::Value::from(list.clone()).to_string(),
+        Label::Several(list) => {
+            let mut values: Vec<String> = list.iter().map(ToString::to_string).collect();
+            // The order of names does not matter, but that of a vector does.
+            if list.iter().all(serde_json::Value::is_string) {
+                values.sort_unstable();
+            }
+            values.join(",")
+        }
     });
     let parts = |salt: &'static [u8]| {
         let label = label.as_deref().map(str::as_bytes);

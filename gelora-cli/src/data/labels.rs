@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Result, anyhow, bail};
 
 use super::classes::{Index, any, in_order};
-use super::{Dataset, Label, sets};
+use super::sets::{self, Form, Sets};
+use super::{Dataset, Label};
 
 /// Task that the labels define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,9 +25,8 @@ pub enum LabelSet {
     /// The classes, at least two, in the order of their indices: numeric order if all are integers, else order of
     /// names.
     Classes(Vec<String>),
-    /// The classes, at least two, of which a row has any number. Order as above, or that of the columns that stand for
-    /// classes.
-    Sets(Vec<String>),
+    /// Classes of which a row has any number.
+    Sets(Sets),
     /// All finite numbers.
     Scores,
 }
@@ -53,7 +53,7 @@ pub enum Targets {
 pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
     let has_several = || datasets.iter().any(|data| sets::has_several(data));
     if task == Some(Task::MultiLabel) || (task.is_none() && has_several()) {
-        return sets::names(datasets).map(LabelSet::Sets);
+        return Sets::of(datasets).map(LabelSet::Sets);
     }
     let mut names: BTreeSet<String> = BTreeSet::new();
     let mut first_score: Option<(&Dataset, usize, f64)> = None;
@@ -78,11 +78,14 @@ pub fn labels(datasets: &[&Dataset], task: Option<Task>) -> Result<LabelSet> {
             }
         }
     }
-    let task = task.unwrap_or(if first_score.is_some() { Task::Regression } else { Task::Classification });
-    match (task, first_other) {
-        (Task::Classification | Task::MultiLabel, _) => classes(datasets, names),
-        (Task::Regression, None) => Ok(LabelSet::Scores),
-        (Task::Regression, Some((data, row, name))) => match first_score {
+    let is_regression = match task {
+        Some(task) => task == Task::Regression,
+        None => first_score.is_some(),
+    };
+    match (is_regression, first_other) {
+        (false, _) => classes(datasets, names),
+        (true, None) => Ok(LabelSet::Scores),
+        (true, Some((data, row, name))) => match first_score {
             Some((scored, score_row, score)) => bail!(
                 "{}: the label \"{name}\" is not a number, but {score} is (row {} of {}); say what they are with \
                  --task",
@@ -113,8 +116,8 @@ fn required(data: &Dataset, row: usize) -> Result<&Label> {
     let label = any(data, row)?;
     if let Label::Several(list) = label {
         bail!(
-            "{}: {} holds a list of {} labels, expected one label; --task multi-label trains a model for rows of \
-             several classes",
+            "{}: {} holds a list of {} labels, expected one label; a model for rows of several classes is trained with \
+             --task multi-label",
             data.place(row),
             data.columns.labels(),
             list.len()
@@ -140,8 +143,16 @@ impl LabelSet {
     /// Returns the names of the classes; none for scores.
     pub fn names(&self) -> &[String] {
         match self {
-            LabelSet::Classes(names) | LabelSet::Sets(names) => names,
+            LabelSet::Classes(names) | LabelSet::Sets(Sets { names, .. }) => names,
             LabelSet::Scores => &[],
+        }
+    }
+
+    /// Returns the form of the labels, if a row may be of several classes and it is known.
+    pub fn form(&self) -> Option<Form> {
+        match self {
+            LabelSet::Sets(sets) => sets.form,
+            LabelSet::Classes(_) | LabelSet::Scores => None,
         }
     }
 
@@ -158,7 +169,7 @@ impl LabelSet {
                 let class = |row| index.class(&required(data, row)?.class_name(), data, row);
                 rows.map(class).collect::<Result<_>>().map(Targets::Classes)
             }
-            LabelSet::Sets(names) => sets::targets(data, names).map(Targets::Sets),
+            LabelSet::Sets(sets) => sets.targets(data).map(Targets::Sets),
             LabelSet::Scores => {
                 let score = |row| {
                     let label = required(data, row)?;

@@ -33,6 +33,7 @@ pub use dataset::{Dataset, LeftOut};
 pub use folder::{Split, splits};
 pub use label::Label;
 pub use labels::{LabelSet, Targets, Task, counts, labels};
+pub use sets::{Form, Sets};
 pub use stream::{RowStream, StreamFormat};
 
 use crate::chat::Message;

@@ -1,46 +1,94 @@
 //! Rows of any number of classes.
 //!
-//! The label of a row is a list of names or numbers of classes, or of one value for each class: 0 and 1, or false and
-//! true. It is the second if all lists have one length, which is at least two, and hold nothing else.
+//! The label of a row is a list of names or numbers of classes, or a vector with one value for each class: 0 and 1, or
+//! false and true. Labels are vectors if a list repeats 0 or 1, or if all lists have one length, of two or more, and
+//! hold nothing else. Then every row must be one.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::classes::{Index, any, in_order};
 use super::{Dataset, Label};
+
+/// What the list of a row holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Names or numbers of classes.
+    Names,
+    /// 0 or 1 for each class.
+    Vectors,
+}
+
+/// The classes of rows of any number of classes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sets {
+    /// At least two, in numeric order if all are integers, else in the order of their names, or in that of the columns
+    /// that stand for classes.
+    pub names: Vec<String>,
+    /// Form of the labels that the classes were found in, if it is known.
+    pub form: Option<Form>,
+}
 
 /// Returns whether a row has a list of labels.
 pub fn has_several(data: &Dataset) -> bool {
     data.examples.iter().any(|example| matches!(example.label, Some(Label::Several(_))))
 }
 
-/// Returns the names of the classes of the datasets together.
-///
-/// # Errors
-/// Returns an error if a row has no label or a list of something else, or if there are fewer than two classes.
-pub fn names(datasets: &[&Dataset]) -> Result<Vec<String>> {
-    let names = match datasets.iter().find(|data| !data.columns.classes.is_empty()) {
-        Some(data) => data.columns.classes.clone(),
-        None => written(datasets)?,
-    };
-    if names.len() < 2 {
-        let files: Vec<String> = datasets.iter().map(|data| data.path.display().to_string()).collect();
-        let only = names.first().map_or(String::new(), |name| format!(", \"{name}\""));
-        let classes = if names.is_empty() { "no class" } else { "one class" };
-        bail!("{}: the rows have {classes}{only}, but multi-label classification needs two", files.join(", "));
+impl Sets {
+    /// Returns the classes of the datasets together.
+    ///
+    /// # Errors
+    /// Returns an error if a row has no label or a list of something else, or if there are fewer than two classes.
+    pub fn of(datasets: &[&Dataset]) -> Result<Self> {
+        let columns = datasets.iter().find(|data| !data.columns.classes.is_empty());
+        let vectors = datasets.iter().find_map(|data| vector_length(data, None));
+        let (names, form) = match (columns, vectors) {
+            (Some(data), _) => (data.columns.classes.clone(), Form::Names),
+            (None, Some(length)) => ((0..length).map(|class| class.to_string()).collect(), Form::Vectors),
+            (None, None) => (written(datasets)?, Form::Names),
+        };
+        if names.len() < 2 {
+            let files: Vec<String> = datasets.iter().map(|data| data.path.display().to_string()).collect();
+            let only = names.first().map_or(String::new(), |name| format!(", \"{name}\""));
+            let classes = if names.is_empty() { "no class" } else { "one class" };
+            bail!("{}: the rows have {classes}{only}, but multi-label classification needs two", files.join(", "));
+        }
+        Ok(Self { names, form: Some(form) })
     }
-    Ok(names)
+
+    /// Returns the indices of the classes of every row, in rising order.
+    ///
+    /// # Errors
+    /// Returns an error if a row has no label or a list of something else, if a class is not among the names, or if the
+    /// columns that stand for classes lack one.
+    pub fn targets(&self, data: &Dataset) -> Result<Vec<Vec<usize>>> {
+        let names = &self.names;
+        let columns = &data.columns.classes;
+        if let Some(missing) = names.iter().find(|name| !columns.is_empty() && !columns.contains(name)) {
+            let path = data.path.display();
+            bail!("{path}: the class \"{missing}\" has no column; expected --label-columns {}", names.join(","));
+        }
+        let rows = 0..data.examples.len();
+        if vector_length(data, self.form).is_some() {
+            return rows.map(|row| vector(data, row, names.len())).collect();
+        }
+        let index = Index::new(names);
+        let set = |row| {
+            let classes = of_row(data, row)?.into_iter().map(|name| index.class(&name, data, row));
+            let set: BTreeSet<usize> = classes.collect::<Result<_>>()?;
+            Ok(set.into_iter().collect())
+        };
+        rows.map(set).collect()
+    }
 }
 
 /// Returns the names of the classes that the rows have.
 fn written(datasets: &[&Dataset]) -> Result<Vec<String>> {
-    let lengths: BTreeSet<Option<usize>> = datasets.iter().map(|data| flags(data)).collect();
-    if let (1, Some(Some(length))) = (lengths.len(), lengths.first()) {
-        return Ok((0..*length).map(|class| class.to_string()).collect());
-    }
     let mut names = BTreeSet::new();
     for data in datasets {
         for row in 0..data.examples.len() {
@@ -54,47 +102,25 @@ fn written(datasets: &[&Dataset]) -> Result<Vec<String>> {
     Ok(in_order(names))
 }
 
-/// Returns the indices of the classes of every row, in rising order.
-///
-/// # Errors
-/// Returns an error if a row has no label or a list of something else, or if a class is not among `names`.
-pub fn targets(data: &Dataset, names: &[String]) -> Result<Vec<Vec<usize>>> {
-    let are_numbers = || names.iter().enumerate().all(|(class, name)| *name == class.to_string());
-    if flags(data) == Some(names.len()) && are_numbers() {
-        let set = |label: &Label| match label {
-            Label::Several(list) => (0..list.len()).filter(|class| flag(&list[*class]) == Some(true)).collect(),
-            _ => Vec::new(),
-        };
-        return (0..data.examples.len()).map(|row| any(data, row).map(set)).collect();
-    }
-    let index = Index::new(names);
-    let set = |row| {
-        let classes = of_row(data, row)?.into_iter().map(|name| index.class(&name, data, row));
-        let set: BTreeSet<usize> = classes.collect::<Result<_>>()?;
-        Ok(set.into_iter().collect())
-    };
-    (0..data.examples.len()).map(set).collect()
-}
-
 /// Returns the names of the classes of a row.
 fn of_row(data: &Dataset, row: usize) -> Result<Vec<Cow<'_, str>>> {
     let list = match any(data, row)? {
         Label::Several(list) => list,
         one => return Ok(vec![one.class_name()]),
     };
-    let name = |value: &'_ Value| match value {
+    let name = |value: &Value| match value {
         Value::String(name) => Some(name.trim().to_owned()),
-        Value::Number(number) => Some(match number.as_f64() {
-            Some(number) if number.fract() == 0.0 && number.abs() < 1e15 => format!("{number:.0}"),
-            _ => number.to_string(),
-        }),
+        Value::Number(number) => {
+            let whole = number.as_f64().filter(|number| number.fract() == 0.0 && (0.0..1e15).contains(number));
+            whole.map(|number| format!("{number:.0}"))
+        }
         Value::Bool(truth) => Some(truth.to_string()),
         _ => None,
     };
     let names = list.iter().map(|value| match name(value) {
         Some(name) if !name.is_empty() => Ok(Cow::Owned(name)),
         _ => bail!(
-            "{}: the list in {} holds {value}, expected names or numbers of classes",
+            "{}: the list in {} holds {value}, expected names or numbers of classes, or 0 and 1 for each class",
             data.place(row),
             data.columns.labels()
         ),
@@ -102,15 +128,59 @@ fn of_row(data: &Dataset, row: usize) -> Result<Vec<Cow<'_, str>>> {
     names.collect()
 }
 
-/// Returns the number of classes if every row has one value for each class.
-fn flags(data: &Dataset) -> Option<usize> {
-    let length = |label: &Option<Label>| match label {
-        Some(Label::Several(list)) if list.iter().all(|value| flag(value).is_some()) => Some(list.len()),
-        _ => None,
+/// Returns the length of the first vector if labels are vectors. Where `form` says that they are names, only a list
+/// that repeats 0 or 1 shows that they are not.
+fn vector_length(data: &Dataset, form: Option<Form>) -> Option<usize> {
+    if !data.columns.classes.is_empty() {
+        return None;
+    }
+    let lists = || {
+        data.examples.iter().filter_map(|example| match &example.label {
+            Some(Label::Several(list)) => Some(list),
+            _ => None,
+        })
     };
-    let first = length(&data.examples.first()?.label)?;
-    let is_same = data.examples.iter().all(|example| length(&example.label) == Some(first));
-    (is_same && first >= 2 && data.columns.separator.is_none() && data.columns.classes.is_empty()).then_some(first)
+    let repeats = |list: &&Vec<Value>| {
+        let flags = || list.iter().filter_map(flag);
+        flags().filter(|flag| *flag).count() > 1 || flags().filter(|flag| !flag).count() > 1
+    };
+    if let Some(list) = lists().find(repeats) {
+        return Some(list.len());
+    }
+    let length = lists().next()?.len();
+    let is_vector = |list: &Vec<Value>| list.len() == length && list.iter().all(|value| flag(value).is_some());
+    let are_vectors = form != Some(Form::Names)
+        && length >= 2
+        && lists().all(is_vector)
+        && data.examples.iter().all(|example| !matches!(example.label, Some(Label::Class(_) | Label::Score(_))));
+    are_vectors.then_some(length)
+}
+
+/// Returns the classes of a row whose label is a vector of this length.
+fn vector(data: &Dataset, row: usize, length: usize) -> Result<Vec<usize>> {
+    let wrong = |found: String| {
+        anyhow!(
+            "{}: {} holds {found}, but other rows have vectors; expected {length} values, 0 or 1 for each class",
+            data.place(row),
+            data.columns.labels()
+        )
+    };
+    let list = match any(data, row)? {
+        Label::Several(list) => list,
+        one => return Err(wrong(one.class_name().into_owned())),
+    };
+    if list.len() != length {
+        return Err(wrong(format!("a list of {}", list.len())));
+    }
+    let mut set = Vec::new();
+    for (class, value) in list.iter().enumerate() {
+        match flag(value) {
+            Some(true) => set.push(class),
+            Some(false) => {}
+            None => return Err(wrong(value.to_string())),
+        }
+    }
+    Ok(set)
 }
 
 /// Returns the truth that a value stands for.

@@ -65,6 +65,11 @@ impl Cell {
         Ok(Some(match self {
             Cell::Null => return Ok(None),
             Cell::Text(text) | Cell::Untyped(text) if text.trim().is_empty() => return Ok(None),
+            // A list that a table holds as text.
+            Cell::Text(text) | Cell::Untyped(text) if list(&text).is_some() => {
+                let list = Cell::Nested(Value::from(list(&text).unwrap_or_default()));
+                return list.into_label(column, scores, place);
+            }
             Cell::Text(text) => class(&text),
             Cell::Untyped(text) => {
                 let text = text.trim();
@@ -95,7 +100,9 @@ impl Cell {
             Cell::Null => None,
             Cell::Text(text) | Cell::Untyped(text) => {
                 let names = text.split(separator).map(str::trim).filter(|name| !name.is_empty());
-                Some(Label::Several(names.map(Value::from).collect()))
+                // A number stays one: vectors of 0 and 1 are recognized by their numbers.
+                let value = |name: &str| name.parse::<u64>().map_or_else(|_| Value::from(name), Value::from);
+                Some(Label::Several(names.map(value).collect()))
             }
             Cell::Nested(Value::Array(list)) => Some(Label::Several(list)),
             cell => cell.into_label(column, false, place)?,
@@ -116,9 +123,20 @@ impl Cell {
             "" => Ok(None),
             "0" | "0.0" | "false" => Ok(Some(false)),
             "1" | "1.0" | "true" => Ok(Some(true)),
+            "-1" | "-1.0" => bail!(
+                "{}: \"{column}\" holds {shown}, which is no answer; expected 0 or 1 (--skip-bad-rows leaves such rows \
+                 out)",
+                place()
+            ),
             _ => bail!("{}: \"{column}\" holds {shown}, expected 0 or 1", place()),
         }
     }
+}
+
+/// Returns the values of a text that is a list in JSON.
+fn list(text: &str) -> Option<Vec<Value>> {
+    let text = text.trim();
+    if text.starts_with('[') && text.ends_with(']') { serde_json::from_str(text).ok() } else { None }
 }
 
 fn class(name: &str) -> Label {

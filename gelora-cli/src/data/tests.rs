@@ -359,7 +359,8 @@ fn errors_of_labels_name_the_row() {
     assert_eq!(fail("text,label\na,1\nb,\n", None), "a.csv: row 2 (line 3): no label in \"label\"");
     assert_eq!(
         fail("text,gold\na,1\n", None),
-        "a.csv: no label column recognized; the columns are text, gold: name one with --label-column"
+        "a.csv: no label column recognized; the columns are text, gold: name one with --label-column, or one for each \
+         class with --label-columns"
     );
     assert!(
         fail("text,label\na,1.5\nb,good\n", None)

@@ -161,11 +161,15 @@ fn truth_values_of_any_spelling_are_two_classes() {
 fn several_labels_in_a_row_are_an_error_where_labels_are_needed() {
     let data = good("a.jsonl", "{\"text\": \"a\", \"label\": [1, 0, 1]}\n{\"text\": \"b\", \"label\": []}");
     assert_eq!(data.labeled(), 2);
-    let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels, expected one label; --task multi-label \
-                trains a model for rows of several classes";
+    let want = "a.jsonl: row 1 (line 1): \"label\" holds a list of 3 labels, expected one label; a model for rows of \
+                several classes is trained with --task multi-label";
     assert_eq!(short(&labels(&[&data], Some(Task::Classification)).unwrap_err()), want);
     let set = LabelSet::Classes(vec!["0".into(), "1".into()]);
     assert_eq!(short(&set.targets(&data).unwrap_err()), want);
+}
+
+fn named(names: &[&str]) -> LabelSet {
+    LabelSet::Sets(Sets { names: names.iter().map(|name| (*name).to_owned()).collect(), form: Some(Form::Names) })
 }
 
 #[test]
@@ -191,21 +195,71 @@ fn lists_of_labels_are_sets_of_classes() {
     // Lists of different lengths are of numbers.
     assert_eq!(sets(&lists(&["[0, 1]", "[1]"])), ("0 1".into(), vec![vec![0, 1], vec![1]]));
 
+    // A list in a table of texts.
+    let csv = "text,label\na,\"[3, 17]\"\nb,[]\nc,[3]\n";
+    assert_eq!(sets(&good("a.csv", csv)), ("3 17".into(), vec![vec![0, 1], vec![], vec![0]]));
+
     let fails = |labels: &[&str], task: Option<Task>| short(&super::labels(&[&lists(labels)], task).unwrap_err());
     let message = fails(&["[\"a\", null]"], None);
     assert_eq!(
         message,
-        "a.jsonl: row 1 (line 1): the list in \"label\" holds null, expected names or numbers of classes"
+        "a.jsonl: row 1 (line 1): the list in \"label\" holds null, expected names or numbers of \
+         classes, or 0 and 1 for each class"
     );
     assert!(fails(&["[\"a\", \"a\"]", "[]"], None).contains("one class, \"a\", but multi-label"));
     assert!(fails(&["[]", "[]"], None).contains("no class, but multi-label"));
     assert_eq!(fails(&["[1, 2]", "null"], None), "a.jsonl: row 2 (line 2): no label in \"label\"");
-    let known = LabelSet::Sets(vec!["a".into(), "b".into()]);
+    let known = named(&["a", "b"]);
     let message = short(&known.targets(&lists(&["[\"a\", \"z\"]"])).unwrap_err());
     assert!(message.ends_with("the label \"z\" is not among those trained on: a, b"), "{message}");
     // Asked for, one label a row is a set of one.
     let single = lists(&["\"x\"", "\"y\""]);
-    assert_eq!(labels(&[&single], Some(Task::MultiLabel)).unwrap(), LabelSet::Sets(vec!["x".into(), "y".into()]));
+    assert_eq!(labels(&[&single], Some(Task::MultiLabel)).unwrap(), named(&["x", "y"]));
+}
+
+#[test]
+fn vectors_have_a_value_for_each_class() {
+    let lists = |labels: &[&str]| {
+        let row = |label: &&str| format!("{{\"text\": \"a\", \"label\": {label}}}\n");
+        good("a.jsonl", labels.iter().map(row).collect::<String>())
+    };
+    let targets = |labels: &[&str], set: &LabelSet| set.targets(&lists(labels)).map_err(|error| short(&error));
+    let vectors = ["[0, 1, 1]", "[1, 0, 0]"];
+    let set = labels(&[&lists(&vectors)], None).unwrap();
+    assert_eq!((set.names(), set.form()), (&["0", "1", "2"].map(str::to_owned)[..], Some(Form::Vectors)));
+    // They serve classes of any names, by their order.
+    assert_eq!(targets(&vectors, &named(&["a", "b", "c"])), Ok(Targets::Sets(vec![vec![1, 2], vec![0]])));
+    // A vector of another length, and another value, are no numbers of classes.
+    let wrong = |row: usize, found: &str| {
+        format!(
+            "a.jsonl: row {row} (line {row}): \"label\" holds {found}, but other rows have vectors; expected 3 \
+             values, 0 or 1 for each class"
+        )
+    };
+    assert_eq!(targets(&["[0, 1, 1, 0]", "[1, 0, 0, 1]"], &set), Err(wrong(1, "a list of 4")));
+    assert_eq!(targets(&["[0, 1]", "[1, 1]"], &set), Err(wrong(1, "a list of 2")));
+    for (labels, message) in [
+        (["[0, 1, 1]", "[0, 1]"], wrong(2, "a list of 2")),
+        (["[0, 1, 1]", "[2, 0, 1]"], wrong(2, "2")),
+        (["[0, 1, 1]", "1"], wrong(2, "1")),
+        (["[0, 1, 1]", "[-1, -1, -1]"], wrong(2, "-1")),
+    ] {
+        let data = lists(&labels);
+        let found = super::labels(&[&data], None).and_then(|set| set.targets(&data));
+        assert_eq!(found.map_err(|error| short(&error)), Err(message), "{labels:?}");
+    }
+    // Soft targets are no names.
+    let message = short(&labels(&[&lists(&["[0.5, 1.0]", "[]"])], None).unwrap_err());
+    assert!(
+        message.starts_with("a.jsonl: row 1 (line 1): the list in \"label\" holds 0.5, expected names"),
+        "{message}"
+    );
+    // Two values a row may be a vector or two numbers: the training decides.
+    let two = ["[0, 1]", "[1, 0]"];
+    let numbers = labels(&[&lists(&["[0, 1]", "[0]", "[]"])], None).unwrap();
+    assert_eq!(targets(&two, &numbers), Ok(Targets::Sets(vec![vec![0, 1], vec![0, 1]])));
+    let flags = labels(&[&lists(&["[1, 1]", "[0, 1]"])], None).unwrap();
+    assert_eq!(targets(&two, &flags), Ok(Targets::Sets(vec![vec![1], vec![0]])));
 }
 
 #[test]
@@ -216,8 +270,16 @@ fn cells_and_columns_can_hold_several_labels() {
     };
     let data = with("a.csv", "text,label\na,x | y\nb,\nc,y\n", &separated("|")).unwrap();
     let set = labels(&[&data], None).unwrap();
-    assert_eq!(set, LabelSet::Sets(vec!["x".into(), "y".into()]));
+    assert_eq!(set, named(&["x", "y"]));
     assert_eq!(set.targets(&data).unwrap(), Targets::Sets(vec![vec![0, 1], vec![], vec![1]]));
+
+    // Cells of 0 and 1 are vectors, and a file of empty cells has no labels.
+    let flags = with("a.csv", "text,label\na,1|0|1\nb,0|0|0\n", &separated("|")).unwrap();
+    let set = labels(&[&flags], None).unwrap();
+    assert_eq!((set.names().len(), set.targets(&flags).unwrap()), (3, Targets::Sets(vec![vec![0, 2], vec![]])));
+    let empty = with("a.csv", "text,label\na,\nb,\n", &separated("|")).unwrap();
+    assert_eq!(empty.labeled(), 0);
+    assert!(empty.notes[0].ends_with("every \"label\" is empty, which stands for no label"), "{:?}", empty.notes);
 
     let columns = |names: &[&str]| ReadOptions {
         columns: ColumnFlags {
@@ -230,14 +292,22 @@ fn cells_and_columns_can_hold_several_labels() {
     let data = with("a.csv", csv, &columns(&["toxic", "rude", "never"])).unwrap();
     let set = labels(&[&data], None).unwrap();
     // The order is that of the option, and a class may be of no row.
-    assert_eq!(set, LabelSet::Sets(vec!["toxic".into(), "rude".into(), "never".into()]));
+    assert_eq!(set, named(&["toxic", "rude", "never"]));
     assert_eq!(set.targets(&data).unwrap(), Targets::Sets(vec![vec![1], vec![0, 1], vec![]]));
     assert_eq!(counts(&data, &set).unwrap()[1], ("rude".to_owned(), 2));
     assert_eq!(data.columns.ignored(), ["label"]);
 
     let fails = |csv: &str, names: &[&str]| short(&with("a.csv", csv, &columns(names)).unwrap_err());
     let message = fails("text,toxic,rude\na,0,1\nb,-1,-1\n", &["toxic", "rude"]);
-    assert_eq!(message, "a.csv: row 2 (line 3): \"toxic\" holds -1, expected 0 or 1");
+    assert!(
+        message.starts_with("a.csv: row 2 (line 3): \"toxic\" holds -1, which is no answer; expected 0 or 1"),
+        "{message}"
+    );
+    let twice = fails("text,toxic\na,0\n", &["toxic", "toxic"]);
+    assert_eq!(twice, "--label-columns: \"toxic\" is given twice");
+    let two = with("a.csv", "text,toxic,rude\na,0,1\n", &columns(&["toxic", "rude"])).unwrap();
+    let message = short(&named(&["toxic", "rude", "never"]).targets(&two).unwrap_err());
+    assert_eq!(message, "a.csv: the class \"never\" has no column; expected --label-columns toxic,rude,never");
     let message = fails("text,toxic,rude\na,0,\n", &["toxic", "rude"]);
     assert_eq!(message, "a.csv: row 1 (line 2): no \"rude\", expected 0 or 1");
     let message = fails("text,toxic\na,0\n", &["toxic", "rude"]);

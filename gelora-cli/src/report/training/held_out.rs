@@ -11,6 +11,7 @@ use crate::ui::count;
 
 /// Number of classes up to which the whole matrix is shown.
 const MAX_CLASSES: usize = 20;
+
 /// Predictions of the held-out rows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeldOut {
