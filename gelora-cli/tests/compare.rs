@@ -92,7 +92,7 @@ fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
     let ranks = |arm: &str| row(&table, arm)["ranks"]["0"].clone();
     assert_eq!(
         (ranks("head"), ranks("uniform-1"), ranks("uniform")),
-        (json!([0, 0, 0]), json!([1, 1, 1]), json!([4, 4, 4]))
+        (json!([0.0, 0.0, 0.0]), json!([1.0, 1.0, 1.0]), json!([4.0, 4.0, 4.0]))
     );
     let parameters = |arm: &str| row(&table, arm)["parameters"].as_f64().expect("parameters");
     assert_eq!((parameters("head"), parameters("uniform")), (0.0, 4.0 * 12.0 * 64.0));
@@ -106,6 +106,61 @@ fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
     for words in ["Score over learning rate", "shuffled-budget", "cannot be seen", "</html>"] {
         assert!(page.contains(words), "{words}");
     }
+}
+
+#[test]
+fn gradients_and_cut_updates_give_ranks_to_single_modules() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, out) = (data(dir.path()), dir.path().join("study"));
+    let options = "--epochs 1 --batch-size 16 --budget-rank 3 --seeds 2 --lrs 1e-2 --json --quiet";
+    let table = compare(&data, &out, &format!("{options} --arms uniform,gradient,signal,prune")).json();
+    let parameters = |arm: &str| row(&table, arm)["parameters"].as_f64().expect("parameters");
+    for arm in ["gradient", "signal", "prune"] {
+        // All modules have one size, so the budget is spent to the last rank.
+        assert_eq!(parameters(arm), parameters("uniform"), "{arm}");
+        let ranks = row(&table, arm)["ranks"]["0"].as_array().expect("ranks");
+        let sum: f64 = ranks.iter().filter_map(Value::as_f64).sum();
+        assert!((sum - 9.0).abs() < 1e-9 && ranks.len() == 3, "{arm}: {ranks:?}");
+    }
+    assert!(row(&table, "gradient")["measure_seconds"].as_f64() > Some(0.0));
+    assert_eq!(row(&table, "prune")["measure_seconds"], 0.0);
+    assert_ne!(row(&table, "signal")["ranks"], row(&table, "uniform")["ranks"]);
+    // A rerun gives the same bits.
+    let again = dir.path().join("again");
+    let repeated = compare(&data, &again, &format!("{options} --arms uniform,gradient,signal,prune")).json();
+    assert_eq!(without_times(repeated), without_times(table));
+}
+
+#[test]
+fn trained_updates_are_related_to_what_was_known_before() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, out) = (data(dir.path()), dir.path().join("study"));
+    let options = "--epochs 1 --batch-size 16 --budget-rank 2 --seeds 2 --choose-seeds 2 --lrs 1e-2 --json --quiet \
+                   --arms head,uniform --mechanism 8";
+    let table = compare(&data, &out, options).json();
+    let correlations = table["correlations"].as_array().expect("correlations");
+    assert_eq!(correlations.len(), 6, "12 modules of four kinds, none of which has four: {correlations:?}");
+    for correlation in correlations {
+        assert_eq!(correlation["modules"], 12);
+        let value = correlation["spearman"].as_f64().expect("a number");
+        assert!((-1.0..=1.0).contains(&value) && correlation["interval"].is_array(), "{correlation}");
+    }
+    let path = out.join("mechanism.jsonl");
+    let text = fs::read_to_string(&path).expect("the updates");
+    assert_eq!(text.lines().count(), 2);
+    let first: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    for module in first["modules"].as_array().expect("modules") {
+        let effective = module["effective"].as_f64().expect("a number");
+        assert!((1.0 - 1e-9..=8.0 + 1e-9).contains(&effective), "{module}");
+    }
+    // Nothing is trained twice, and the report shows it.
+    let again = compare(&data, &out, options).json();
+    assert_eq!(
+        (&again["correlations"], fs::read_to_string(&path).expect("the updates")),
+        (&table["correlations"], text)
+    );
+    let page = fs::read_to_string(out.join("report.html")).expect("the report");
+    assert!(page.contains("What trained updates need") && page.contains("directions of the gradient"));
 }
 
 /// Random sentences whose labels have nothing to do with them, so that only who has seen a label knows it.

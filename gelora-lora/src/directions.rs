@@ -14,9 +14,12 @@
 //! where both squares are estimated without the noise of the folds, by products of different folds: (s^2 - sum_c
 //! s_c^2) / (M (M - 1)) with s_c = sum_i x_ci and s their sum, and the same for each i. The interval is n +- t se with
 //! the jackknife's standard error over folds and the quantile of Student's t with M - 1 degrees of freedom. It is one
-//! of the directions that were found: weaker ones may be there, so n is a lower bound.
+//! of the directions that were found: weaker ones may be there, so n is a lower bound. The noise is that of the second
+//! half of all directions, so no more than min(K, C) / 2 can be found.
 
+use gelora_kernels::Tensor;
 use nalgebra::{DMatrix, DMatrixView, SymmetricEigen};
+use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::{Error, Result};
 
@@ -37,13 +40,16 @@ pub struct Directions {
     pub share: f64,
 }
 
-/// Finds the directions that replicate. Each part holds G_c (K, C) row-major; `quantile` is that of Student's t with
-/// M - 1 degrees of freedom.
+/// Finds the directions that replicate. Each part holds G_c (K, C) row-major; `confidence` is that of the interval.
 ///
 /// # Errors
-/// If there are fewer than three parts, their lengths are not K C, or a value is not finite.
-pub fn replicated(parts: &[Vec<f32>], k: usize, c: usize, quantile: f64) -> Result<Directions> {
+/// If there are fewer than three parts, their lengths are not K C, a value is not finite, or the confidence is not
+/// between 0 and 1.
+pub fn replicated(parts: &[Vec<f32>], k: usize, c: usize, confidence: f64) -> Result<Directions> {
     let problem = |problem: String| Err(Error::Ranks { problem });
+    if !(confidence > 0.0 && confidence < 1.0) {
+        return problem(format!("the confidence must be between 0 and 1, got {confidence}"));
+    }
     if parts.len() < 3 {
         return problem(format!("directions replicate over at least 3 parts, got {}", parts.len()));
     }
@@ -80,8 +86,22 @@ pub fn replicated(parts: &[Vec<f32>], k: usize, c: usize, quantile: f64) -> Resu
     let jackknife: Vec<f64> = (0..m).map(without).collect();
     let center = jackknife.iter().sum::<f64>() / m as f64;
     let spread: f64 = jackknife.iter().map(|value| (value - center) * (value - center)).sum();
+    let quantile =
+        StudentsT::new(0.0, 1.0, (m - 1) as f64).map_or(f64::NAN, |t| t.inverse_cdf((1.0 + confidence) / 2.0));
     let error = quantile * (spread * (m - 1) as f64 / m as f64).sqrt();
     Ok(Directions { values, number, interval: [(number - error).max(0.0), number + error], share })
+}
+
+/// An orthonormal basis Q (C_out, k) of the columns of a sketch (C_out, k) with C_out >= k.
+///
+/// # Errors
+/// If a device fails.
+pub fn basis(sketch: &Tensor) -> Result<Tensor> {
+    let (rows, cols) = (sketch.rows(), sketch.cols());
+    let values = sketch.to_vec()?.into_iter().map(f64::from);
+    let q = DMatrix::from_row_iterator(rows, cols, values).qr().q();
+    let values = (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col))).map(|at| q[at] as f32).collect();
+    Ok(Tensor::from_vec(values, [rows, cols])?)
 }
 
 /// u_i^T G_c v_i for all i, with the singular directions of the other parts. Both matrices are transposed (C, K).
@@ -150,14 +170,11 @@ mod tests {
         (0..parts).map(part).collect()
     }
 
-    /// Quantile 0.95 of Student's t with 7 degrees of freedom.
-    const T7: f64 = 1.894_578_6;
-
     #[test]
     fn the_number_of_a_planted_update_is_found() {
         for (rank, noise) in [(1, 0.3), (2, 0.3), (2, 1.0), (4, 1.0), (8, 0.3), (8, 1.0)] {
             let found: Vec<Directions> =
-                (0..6).map(|seed| replicated(&planted(rank, 64, 1000, noise, seed), 64, 64, T7).unwrap()).collect();
+                (0..6).map(|seed| replicated(&planted(rank, 64, 1000, noise, seed), 64, 64, 0.9).unwrap()).collect();
             for found in &found {
                 assert!((found.number / rank as f64 - 1.0).abs() < 0.1, "rank {rank}, noise {noise}: {found:?}");
                 assert!(found.interval[0] <= found.number && found.number <= found.interval[1], "{found:?}");
@@ -170,7 +187,7 @@ mod tests {
     #[test]
     fn the_interval_covers_as_it_says() {
         let covers = |seed| {
-            let found = replicated(&planted(2, 48, 1000, 0.5, 100 + seed), 48, 48, T7).unwrap();
+            let found = replicated(&planted(2, 48, 1000, 0.5, 100 + seed), 48, 48, 0.9).unwrap();
             // n of the expectation over rows, for equal singular values.
             found.interval[0] - 1e-3 <= 2.0 && 2.0 <= found.interval[1] + 1e-3
         };
@@ -184,13 +201,13 @@ mod tests {
         let mut found = 0;
         for _ in 0..10 {
             let parts: Vec<Vec<f32>> = (0..8).map(|_| (0..32 * 48).map(|_| stream.normal() as f32).collect()).collect();
-            let directions = replicated(&parts, 32, 48, T7).unwrap();
+            let directions = replicated(&parts, 32, 48, 0.9).unwrap();
             found += directions.values.len();
             assert!(directions.share < 0.2, "{directions:?}");
         }
         assert!(found <= 3, "{found} directions in ten samples of noise");
         let zeros = vec![vec![0.0; 6]; 4];
-        let directions = replicated(&zeros, 2, 3, T7).unwrap();
+        let directions = replicated(&zeros, 2, 3, 0.9).unwrap();
         assert_eq!((directions.values.len(), directions.number, directions.share), (0, 0.0, 0.0));
     }
 
@@ -202,7 +219,7 @@ mod tests {
         };
         let cut: Vec<Vec<f32>> = parts.iter().map(|part| part[..20 * 40].to_vec()).collect();
         let tall: Vec<Vec<f32>> = cut.iter().map(transpose).collect();
-        let (wide, tall) = (replicated(&cut, 20, 40, T7).unwrap(), replicated(&tall, 40, 20, T7).unwrap());
+        let (wide, tall) = (replicated(&cut, 20, 40, 0.9).unwrap(), replicated(&tall, 40, 20, 0.9).unwrap());
         assert_eq!(wide.values.len(), tall.values.len());
         approx::assert_relative_eq!(wide.number, tall.number, max_relative = 1e-8);
         approx::assert_relative_eq!(wide.share, tall.share, max_relative = 1e-10);
@@ -210,7 +227,7 @@ mod tests {
 
     #[test]
     fn bad_parts_are_named() {
-        let fails = |parts: &[Vec<f32>]| replicated(parts, 2, 2, T7).unwrap_err().to_string();
+        let fails = |parts: &[Vec<f32>]| replicated(parts, 2, 2, 0.9).unwrap_err().to_string();
         assert!(fails(&[vec![0.0; 4], vec![0.0; 4]]).contains("at least 3 parts, got 2"));
         assert!(fails(&[vec![0.0; 4], vec![0.0; 4], vec![0.0; 3]]).contains("2 x 2 values is needed, got 3"));
         assert!(fails(&[vec![0.0; 4], vec![0.0; 4], vec![f32::NAN; 4]]).contains("not finite"));

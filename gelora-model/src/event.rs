@@ -16,6 +16,8 @@ pub enum Work {
     Dimensions,
     /// The ranks of resamples; a unit is a resample.
     Stability,
+    /// The gradients of the frozen model; a unit is an example.
+    Gradients,
     /// Training; a unit is an optimizer step.
     Training,
     /// The forward pass over evaluation data; a unit is an example.
@@ -29,6 +31,7 @@ impl Work {
             Self::HiddenStates => "hidden states",
             Self::Dimensions => "intrinsic dimension",
             Self::Stability => "stability",
+            Self::Gradients => "gradients",
             Self::Training => "train",
             Self::Evaluation => "eval",
         }

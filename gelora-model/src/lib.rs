@@ -73,6 +73,7 @@ pub mod measure;
 mod merged;
 mod mlp;
 mod mode;
+pub mod needs;
 mod norm;
 pub mod optim;
 mod position;

@@ -5,9 +5,14 @@ mod golden;
 use std::path::{Path, PathBuf};
 
 use gelora_kernels::{DType, Tensor};
+use gelora_lora::cut::Update;
 use gelora_lora::files::{read_tensors, write_tensors};
-use gelora_lora::{Adapter, LoraLayer};
-use gelora_model::{AdapterTask, Batch, CausalLm, Classifier, Error, Granularity, Task, Transformer, read_adapter};
+use gelora_lora::{Adapter, AdapterConfig, LoraLayer, Names};
+use gelora_model::needs::{GradientOptions, gradient_needs};
+use gelora_model::{
+    AdapterTask, Batch, CausalLm, Classifier, Error, Event, Grads, Granularity, Mode, Targets, Task, TokenRows, Tokens,
+    Transformer, read_adapter,
+};
 use golden::{Golden, assert_close, fixture};
 use serde_json::{Value, json};
 
@@ -281,4 +286,67 @@ fn a_merged_classifier_keeps_the_task_of_the_base_model_unless_another_was_train
     assert_eq!(merged(None), (json!("multi_label_classification"), json!("c")));
     let labels = ["x", "y", "z"].map(String::from).to_vec();
     assert_eq!(merged(Some(Task::Classification { labels })), (json!("single_label_classification"), json!("z")));
+}
+
+/// Rows that are all the same have one gradient, whose directions replicate whole: they are its singular values.
+#[test]
+fn directions_of_equal_rows_are_the_singular_values_of_their_gradient() {
+    let plain = || Classifier::load(&fixture("tiny-bert"), None).expect("a model with a head");
+    let row: Vec<u32> = (6..14).collect();
+    let (copies, label) = (12, 1);
+    let same = TokenRows::with_classes(vec![Tokens::of_ids(row.clone()); copies], vec![label; copies]);
+
+    // The whole gradient: with A = 1 and B = 0, that of B is G.
+    let mut dense = plain();
+    let (size, name) = (dense.transformer().config().hidden, "query");
+    let config = AdapterConfig {
+        r: size,
+        lora_alpha: size as f64,
+        task_type: Some("SEQ_CLS".into()),
+        target_modules: Some(Names::List(vec![name.into()])),
+        ..AdapterConfig::default()
+    };
+    dense.add_adapters(&config, 1).expect("they fit");
+    let one: Vec<f32> = (0..size * size).map(|i| f32::from(u8::from(i % (size + 1) == 0))).collect();
+    for (parameter, tensor) in dense.parameters_mut() {
+        if parameter.ends_with("lora_A.weight") {
+            *tensor = Tensor::from_vec(one.clone(), [size, size]).expect("a matrix");
+        }
+    }
+    let mut grads = Grads::new();
+    let batch = Batch::of_ids(&[row]).expect("a row");
+    dense.backward(&batch, Targets::Classes(&[label]), &Mode::inference(), 1.0, &mut grads).expect("backward");
+    let values = |module: &str| {
+        let a = Tensor::from_vec(one.clone(), [size, size]).expect("a matrix");
+        let b = grads[&format!("{module}.lora_B.weight")].clone();
+        let layer = LoraLayer { a, b, scaling: 1.0, dropout: 0.0, magnitude: None, initial: None };
+        Update::of(&layer).expect("a decomposition").values
+    };
+
+    for width in [size, 20] {
+        let options = GradientOptions {
+            target_modules: vec![name.into()],
+            width,
+            parts: 4,
+            head_epochs: 0.0,
+            batch_size: 2,
+            ..GradientOptions::default()
+        };
+        let found = gradient_needs(plain().into(), &same, &options, &mut |_: Event<'_>| ()).expect("it runs");
+        assert!(!found.is_empty());
+        for need in found {
+            let want = values(&need.module);
+            assert!(need.directions.share > 0.999, "{need:?}");
+            let (largest, got) = (want[0], &need.directions.values);
+            assert!(!got.is_empty(), "{need:?}");
+            for (got, want) in got.iter().zip(&want) {
+                assert!((got - want).abs() < 1e-3 * largest, "{}: {got} beside {want}, width {width}", need.module);
+            }
+            let squares = |all: &[f64]| all.iter().map(|value| value * value).sum::<f64>();
+            assert!(squares(got) > 0.999 * squares(&want), "{}: {got:?} beside {want:?}", need.module);
+        }
+    }
+    let few = GradientOptions { parts: 13, head_epochs: 0.0, ..GradientOptions::default() };
+    let error = gradient_needs(plain().into(), &same, &few, &mut |_: Event<'_>| ()).expect_err("too few rows");
+    assert!(error.to_string().contains("12 rows in 13 parts"), "{error}");
 }

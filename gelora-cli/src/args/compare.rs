@@ -19,9 +19,10 @@ pub struct CompareArgs {
     /// Task to train
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
-    /// Arms to train: head (no adapters), uniform-1, uniform (at --budget-rank), rslora, gelora, gelora-upper,
-    /// plateau (gelora at the plateau scale), budget; controls: shuffled-budget, ascending-budget, random, repeat
-    /// (uniform with another seed), leaked (uniform, trained on the scored rows too)
+    /// Arms to train: head (no adapters), uniform-1, uniform (at --budget-rank), rslora, lora-plus, pissa, dora,
+    /// gelora, gelora-upper, plateau (gelora at the plateau scale), budget, gradient and signal (the budget by the
+    /// directions of gradients), prune (four times the budget, cut); controls: shuffled-budget, ascending-budget,
+    /// random, repeat (uniform with another seed), leaked (uniform, trained on the scored rows too)
     #[arg(long, value_name = "ARM,...", value_delimiter = ',')]
     #[arg(default_value = "head,uniform-1,uniform,gelora,budget,shuffled-budget")]
     pub arms: Vec<String>,
@@ -63,6 +64,10 @@ pub struct CompareArgs {
     /// Runs at a time, each with cores / N threads [default: one for each core, at most 8; on a GPU 1]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub jobs: Option<usize>,
+    /// Also train this uniform rank on --choose-seeds seeds, at the rate of the reference, and relate the updates to
+    /// what was measured before: mechanism.jsonl
+    #[arg(long, value_name = "R", value_parser = at_least_one)]
+    pub mechanism: Option<usize>,
     /// Resume from results.jsonl in --out; an error if there is none [default: resume if there is one]
     #[arg(long)]
     pub resume: bool,

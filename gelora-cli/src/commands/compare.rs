@@ -17,8 +17,8 @@ use crate::compare::arms::{Arm, RankSettings};
 use crate::compare::plan::{self, Plan};
 use crate::compare::results::{RESULTS_NAME, Results, STUDY_NAME, Study};
 use crate::compare::run::{Bench, Examples};
-use crate::compare::table::{Comparison, Metric};
-use crate::compare::{Execution, run_all};
+use crate::compare::table::{Comparison, Metric, chosen_rate};
+use crate::compare::{Execution, mechanism, run_all, run_mechanism};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
 use crate::output::OutDir;
 use crate::report;
@@ -28,13 +28,15 @@ use crate::understood::{Understood, Use};
 use crate::{distinct, fingerprint};
 
 const REPORT_NAME: &str = "report.html";
+const MECHANISM_NAME: &str = "mechanism.jsonl";
 const TABLE_NAME: &str = "compare.json";
 /// Training rows of a seed at least.
 const FEWEST_ROWS: usize = 10;
 
 pub fn run(args: &CompareArgs) -> Result<()> {
     let (plan, reference) = (plan(args)?, reference(args)?);
-    let out = OutDir::prepare(&args.out, &[RESULTS_NAME, STUDY_NAME, TABLE_NAME, REPORT_NAME], "--out")?;
+    let out =
+        OutDir::prepare(&args.out, &[RESULTS_NAME, STUDY_NAME, TABLE_NAME, MECHANISM_NAME, REPORT_NAME], "--out")?;
     let results_file = out.file(RESULTS_NAME);
     if args.resume && results_file.metadata().map_or(0, |file| file.len()) == 0 {
         bail!("{}: holds no finished run, so there is nothing to go on with (--resume)", results_file.display());
@@ -90,10 +92,21 @@ pub fn run(args: &CompareArgs) -> Result<()> {
             batch_size: args.batch_size,
         };
         ui::note(args.output.quiet, format!("{} runs, {} of them finished", plan.len(), results.len()));
-        run_all(&bench, &plan, &metric, &mut results, &Execution { jobs, quiet: args.output.quiet })?;
+        let execution = Execution { jobs, quiet: args.output.quiet };
+        run_all(&bench, &plan, &metric, &mut results, &execution)?;
+        if let Some(rank) = args.mechanism {
+            let lr = chosen_rate(&results, &plan, reference, &metric).or(plan.rates.first().copied());
+            let lr = lr.context("--mechanism: there is no rate to train at")?;
+            run_mechanism(&bench, &out.file(MECHANISM_NAME), args.choose_seeds.max(1), lr, rank, &execution)?;
+        }
         results
     };
-    show(args, &out, &Comparison::new(study.id(), &results, &plan, &metric, reference))
+    let mut comparison = Comparison::new(study.id(), &results, &plan, &metric, reference);
+    if args.mechanism.is_some() || args.table {
+        comparison.updates = mechanism::read(&out.file(MECHANISM_NAME), study.id())?;
+        comparison.correlations = mechanism::correlations(&comparison.updates);
+    }
+    show(args, &out, &comparison)
 }
 
 fn plan(args: &CompareArgs) -> Result<Plan> {
@@ -254,6 +267,10 @@ fn show(args: &CompareArgs, out: &OutDir, comparison: &Comparison) -> Result<()>
         return Ok(ui::result(ui::with_warnings(json).to_string())?);
     }
     ui::result(comparison.text(TableStyle::of_stdout()))?;
+    if !comparison.updates.is_empty() {
+        let text = mechanism::text(&comparison.correlations, &comparison.updates, TableStyle::of_stdout());
+        ui::result(format!("\n{text}"))?;
+    }
     ui::note(
         args.output.quiet,
         format!("written: {}/{{{RESULTS_NAME}, {STUDY_NAME}, {TABLE_NAME}, {REPORT_NAME}}}", args.out.display()),

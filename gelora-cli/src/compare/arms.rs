@@ -2,9 +2,14 @@
 //!
 //! A new arm is a variant here with its name, a sentence, and its ranks.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 use gelora_kernels::random::Stream;
+use gelora_lora::ranks::spectra::{self, Spectrum};
 use gelora_lora::ranks::{self, Alpha, Limits, Policy, Rounding, Step, StepRank, uniform_parameters};
+use gelora_model::measure::ModuleRank;
+use gelora_model::needs::Need;
 use gelora_model::train::Init;
 
 /// A way to train.
@@ -23,6 +28,9 @@ pub enum Arm {
     Budget,
     ShuffledBudget,
     AscendingBudget,
+    Gradient,
+    Signal,
+    Prune,
     Random,
     Repeat,
     Leaked,
@@ -36,6 +44,22 @@ pub enum Needs {
     Growths,
     /// Growths at the scale of the common plateau.
     PlateauGrowths,
+    /// Directions of the gradient of every module.
+    Gradient,
+}
+
+/// How many times the budget rank the arm `prune` trains with.
+const PRUNED_FROM: usize = 4;
+
+/// The ranks of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ranks {
+    /// No adapters.
+    None,
+    /// One for each step through the model.
+    Steps(Vec<StepRank>),
+    /// One for each module.
+    Modules(BTreeMap<String, ModuleRank>),
 }
 
 /// What all arms share.
@@ -49,7 +73,7 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
@@ -63,6 +87,9 @@ impl Arm {
         Self::Budget,
         Self::ShuffledBudget,
         Self::AscendingBudget,
+        Self::Gradient,
+        Self::Signal,
+        Self::Prune,
         Self::Random,
         Self::Repeat,
         Self::Leaked,
@@ -84,6 +111,9 @@ impl Arm {
             Self::Budget => "budget",
             Self::ShuffledBudget => "shuffled-budget",
             Self::AscendingBudget => "ascending-budget",
+            Self::Gradient => "gradient",
+            Self::Signal => "signal",
+            Self::Prune => "prune",
             Self::Random => "random",
             Self::Repeat => "repeat",
             Self::Leaked => "leaked",
@@ -109,6 +139,13 @@ impl Arm {
             Self::ShuffledBudget => "A control: the ranks of budget, assigned to the wrong layers.",
             Self::AscendingBudget => {
                 "A control: the ranks of budget in ascending order, the greatest in the last layers."
+            }
+            Self::Gradient => {
+                "The budget, spent in proportion to the number of gradient directions of each module that replicate."
+            }
+            Self::Signal => "The budget, spent on the gradient directions with the most replicated energy a parameter.",
+            Self::Prune => {
+                "Trained at four times the budget rank, then cut to the budget by the singular values of the updates."
             }
             Self::Random => "A control: the budget, assigned at random.",
             Self::Repeat => {
@@ -145,6 +182,7 @@ impl Arm {
                 Needs::Growths
             }
             Self::Plateau => Needs::PlateauGrowths,
+            Self::Gradient | Self::Signal => Needs::Gradient,
             _ => Needs::Nothing,
         }
     }
@@ -170,15 +208,29 @@ impl Arm {
         if self == Self::Repeat { seed + (1 << 32) } else { seed }
     }
 
-    /// Rank and alpha of every step; None where the arm has no adapters.
+    /// Whether the trained adapters are cut to the budget.
+    pub fn is_cut(self) -> bool {
+        self == Self::Prune
+    }
+
+    /// Rank and alpha of every step, or of every module if they were measured one by one. The ranks of an arm that
+    /// needs gradients are uniform as long as there are none.
     ///
     /// # Errors
     /// If the budget does not hold the arm's least ranks, or the budget rank is too high for the model.
-    pub fn ranks(self, steps: &[Step], settings: &RankSettings, seed: u64) -> Result<Option<Vec<StepRank>>> {
+    pub fn ranks(self, steps: &[Step], needs: Option<&[Need]>, settings: &RankSettings, seed: u64) -> Result<Ranks> {
         let &RankSettings { budget_rank, rounding, ref limits, alpha } = settings;
         let parameters = uniform_parameters(steps, budget_rank);
         let policy = match self {
-            Self::Head => return Ok(None),
+            Self::Head => return Ok(Ranks::None),
+            Self::Gradient | Self::Signal if needs.is_some() => {
+                return self.of_modules(needs.unwrap_or_default(), parameters, settings);
+            }
+            Self::Gradient | Self::Signal => Policy::Uniform { rank: budget_rank },
+            Self::Prune => {
+                let most = steps.iter().filter(|step| step.cost > 0).map(|step| step.most).min();
+                Policy::Uniform { rank: (PRUNED_FROM * budget_rank).min(most.unwrap_or(budget_rank)).max(budget_rank) }
+            }
             Self::UniformOne => Policy::Uniform { rank: 1 },
             Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Pissa | Self::Dora | Self::Repeat | Self::Leaked => {
                 Policy::Uniform { rank: budget_rank }
@@ -197,7 +249,21 @@ impl Arm {
             }
             _ => {}
         }
-        Ok(Some(ranks))
+        Ok(Ranks::Steps(ranks))
+    }
+
+    /// Ranks of single modules from the directions of their gradients.
+    fn of_modules(self, needs: &[Need], parameters: usize, settings: &RankSettings) -> Result<Ranks> {
+        let spectra: Vec<Spectrum> = needs.iter().map(Need::spectrum).collect();
+        let ranks = if self == Self::Gradient {
+            let numbers: Vec<f64> = needs.iter().map(|need| need.directions.number).collect();
+            spectra::proportional(&spectra, &numbers, parameters, &settings.limits)?
+        } else {
+            spectra::greedy(&spectra, parameters, &settings.limits)?
+        };
+        let rank =
+            |(need, rank): (&Need, usize)| (need.module.clone(), ModuleRank { rank, alpha: settings.alpha.of(rank) });
+        Ok(Ranks::Modules(needs.iter().zip(ranks).map(rank).collect()))
     }
 }
 
@@ -230,6 +296,8 @@ fn among_equals(ranks: &mut [StepRank], steps: &[Step], mut reorder: impl FnMut(
 
 #[cfg(test)]
 mod tests {
+    use gelora_lora::directions::Directions;
+
     use super::*;
 
     fn steps(deltas: &[f64]) -> Vec<Step> {
@@ -241,8 +309,10 @@ mod tests {
     }
 
     fn ranks(arm: Arm, steps: &[Step], budget_rank: usize, seed: u64) -> Vec<usize> {
-        let ranks = arm.ranks(steps, &settings(budget_rank), seed).unwrap().unwrap_or_default();
-        ranks.iter().map(|step| step.rank).collect()
+        match arm.ranks(steps, None, &settings(budget_rank), seed).unwrap() {
+            Ranks::Steps(ranks) => ranks.iter().map(|step| step.rank).collect(),
+            _ => Vec::new(),
+        }
     }
 
     #[test]
@@ -257,9 +327,27 @@ mod tests {
         assert_eq!(ranks(Arm::GeloraUpper, &steps, 3, 0), [4, 1, 2, 2]);
         assert_eq!(ranks(Arm::Budget, &steps, 3, 0), [6, 2, 2, 2]);
         assert_eq!(ranks(Arm::Random, &steps, 3, 0).iter().sum::<usize>(), 12);
-        let error = Arm::Budget.ranks(&steps, &settings(1), 5).unwrap_err();
+        assert_eq!(ranks(Arm::Prune, &steps, 3, 0), [12; 4]);
+        assert_eq!(ranks(Arm::Prune, &steps, 30, 0), [64; 4], "no module has more");
+        let error = Arm::Budget.ranks(&steps, None, &settings(1), 5).unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains("--budget-rank 1: arm budget, seed 5: ") && error.contains("budget is 400"), "{error}");
+    }
+
+    #[test]
+    fn gradients_give_ranks_to_single_modules() {
+        let need = |module: &str, values: &[f64], number: f64| {
+            let directions = Directions { values: values.to_vec(), number, interval: [number; 2], share: 0.5 };
+            Need::new(module.to_owned(), directions, 50, 50)
+        };
+        let needs = [need("a", &[3.0, 2.9], 2.0), need("b", &[1.0], 1.0), need("c", &[], 0.0)];
+        let of = |arm: Arm| match arm.ranks(&steps(&[0.0; 3]), Some(&needs), &settings(2), 0).unwrap() {
+            Ranks::Modules(ranks) => ranks.values().map(|module| (module.rank, module.alpha)).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        // 3 steps of rank 2 at 100 parameters, for modules of 100 a rank: 6 ranks.
+        assert_eq!(of(Arm::Gradient), [(3, 6.0), (2, 4.0), (1, 2.0)]);
+        assert_eq!(of(Arm::Signal), [(2, 4.0), (2, 4.0), (2, 4.0)]);
     }
 
     #[test]

@@ -6,12 +6,14 @@
 //! | `plan` | which runs there are, and the rows of each |
 //! | `run` | one run: measurement, training, score |
 //! | `jobs` | several runs at a time |
+//! | `mechanism` | what trained updates need, beside what was known before |
 //! | `results` | results.jsonl, so that a killed compare goes on |
 //! | `table` | what the finished runs show |
 //! | `stats` | intervals and tests of paired differences |
 
 pub mod arms;
 mod jobs;
+pub mod mechanism;
 pub mod plan;
 pub mod results;
 pub mod run;
@@ -19,12 +21,16 @@ mod stats;
 pub mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::ui::{self, Progress};
 use arms::{Arm, Needs};
 use jobs::in_jobs;
+use mechanism::Updates;
 use plan::{Plan, Run};
 use results::{Part, Results};
 use run::{Bench, Measured};
@@ -73,7 +79,7 @@ pub fn run_all(
 
 /// Measures what the arms of these runs need and is not there.
 fn measure(bench: &Bench<'_>, runs: &[Run], measured: &mut Measurements, execution: &Execution) -> Result<()> {
-    let with_plateau = runs.iter().any(|run| run.arm.needs() == Needs::PlateauGrowths);
+    let needs: Vec<Needs> = runs.iter().map(|run| run.arm.needs()).collect();
     let needing = runs.iter().filter(|run| run.arm.needs() != Needs::Nothing).map(|run| (run.part, run.seed));
     let missing: BTreeSet<(Part, u64)> = needing.filter(|key| !measured.contains_key(key)).collect();
     let missing: Vec<(Part, u64)> = missing.into_iter().collect();
@@ -81,7 +87,7 @@ fn measure(bench: &Bench<'_>, runs: &[Run], measured: &mut Measurements, executi
         return Ok(());
     }
     let bar = Progress::new(execution.quiet, "measuring", missing.len() as u64);
-    let work = |&(part, seed): &(Part, u64)| Ok(((part, seed), bench.measure(part, seed, with_plateau)?));
+    let work = |&(part, seed): &(Part, u64)| Ok(((part, seed), bench.measure(part, seed, &needs)?));
     in_jobs(&missing, execution.jobs, work, |(key, found)| {
         if found.lacks_plateau {
             let (arm, seed) = (Arm::Plateau.name(), key.1);
@@ -93,6 +99,41 @@ fn measure(bench: &Bench<'_>, runs: &[Run], measured: &mut Measurements, executi
     })?;
     bar.finish();
     Ok(())
+}
+
+/// Trains a uniform rank on every seed that `path` has no line of, and adds its updates.
+///
+/// # Errors
+/// As [`Bench::measure`] and [`Bench::updates`]; if a line cannot be written.
+pub fn run_mechanism(
+    bench: &Bench<'_>,
+    path: &Path,
+    seeds: u64,
+    lr: f64,
+    rank: usize,
+    execution: &Execution,
+) -> Result<Vec<Updates>> {
+    let mut all = mechanism::read(path, bench.study)?;
+    all.retain(|updates| updates.rank == rank && updates.lr == lr && updates.seed < seeds);
+    let missing: Vec<u64> = (0..seeds).filter(|seed| all.iter().all(|updates| updates.seed != *seed)).collect();
+    let bar = Progress::new(execution.quiet, "updates", missing.len() as u64);
+    let work = |&seed: &u64| {
+        let measured = bench.measure(Part::Final, seed, &[Needs::Growths, Needs::Gradient])?;
+        bench.updates(seed, lr, rank, &measured)
+    };
+    let mut file =
+        OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
+    in_jobs(&missing, execution.jobs, work, |updates| {
+        // One call writes the whole line.
+        let line = format!("{}\n", serde_json::to_string(&updates)?);
+        file.write_all(line.as_bytes()).with_context(|| path.display().to_string())?;
+        all.push(updates);
+        bar.inc(1);
+        Ok(())
+    })?;
+    bar.finish();
+    all.sort_by_key(|updates| updates.seed);
+    Ok(all)
 }
 
 /// Checks that every run can have its ranks, before any is made.

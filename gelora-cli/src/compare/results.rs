@@ -56,8 +56,8 @@ pub struct RunResult {
     /// Peak learning rate.
     pub lr: f64,
     pub seed: u64,
-    /// The rank of every step through the model, from the input up; 0 where there is no adapter.
-    pub ranks: Vec<usize>,
+    /// The mean rank of the modules of every step through the model, from the input up; 0 where there is no adapter.
+    pub ranks: Vec<f64>,
     /// Parameters of the adapters.
     pub parameters: usize,
     /// Metrics by name; none if the training diverged.
@@ -245,7 +245,7 @@ mod tests {
             arm: "uniform".into(),
             lr,
             seed,
-            ranks: vec![4, 4],
+            ranks: vec![4.0, 4.0],
             parameters: 1024,
             metrics: [("accuracy".into(), 2.0 / 3.0)].into(),
             train_loss: Some(0.5),

@@ -6,15 +6,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use gelora_kernels::{DType, Device};
-use gelora_lora::ranks::{Step, StepRank};
-use gelora_model::measure::{Scale, TargetModules, measure_points, pooled_states, sample};
+use gelora_lora::cut::Update;
+use gelora_lora::ranks::{Step, uniform_parameters};
+use gelora_lora::{Adapter, LoraLayer, cut};
+use gelora_model::measure::{ModuleRank, Scale, TargetModules, adapter_config, measure_points, pooled_states, sample};
+use gelora_model::needs::{GradientOptions, Need, gradient_needs};
 use gelora_model::train::Length;
 use gelora_model::{
-    CausalLm, Classifier, Error, Event, MeasureOptions, Rows, Task, TaskModel, TokenRows, Tokens, TrainOptions,
-    Trainer, Transformer, evaluate,
+    AdapterTask, CausalLm, Classifier, Error, Event, LinearInfo, MeasureOptions, Rows, Task, TaskModel, TokenRows,
+    Tokens, TrainOptions, Trainer, Transformer, evaluate,
 };
 
-use super::arms::{Arm, Needs, RankSettings};
+use super::arms::{Arm, Needs, RankSettings, Ranks};
+use super::mechanism::{ModuleUpdate, Updates};
 use super::plan::{Run, cut, rows_of_seed};
 use super::results::{Part, RunResult};
 use crate::data::Targets;
@@ -56,13 +60,14 @@ pub struct Growths {
     seconds: f64,
 }
 
-/// What was measured on the training rows of a seed.
-#[derive(Clone)]
+/// What was measured on the training rows of a seed. What was not asked for is None.
+#[derive(Clone, Default)]
 pub struct Measured {
-    all: Growths,
-    /// None if it was not asked for.
+    all: Option<Growths>,
     plateau: Option<Growths>,
-    /// Whether it was asked for and there is no plateau; its growths are those of all rows then.
+    /// Directions of the gradients, and the seconds that they took.
+    gradient: Option<(Vec<Need>, f64)>,
+    /// Whether the plateau was asked for and there is none; its growths are those of all rows then.
     pub lacks_plateau: bool,
 }
 
@@ -76,14 +81,35 @@ impl Bench<'_> {
         }
     }
 
-    /// Measures the growths of the dimension on a sample of the training rows of a seed.
+    /// Measures on a sample of the training rows of a seed.
     ///
     /// # Errors
     /// If there are too few distinct rows, or the device fails.
-    pub fn measure(&self, part: Part, seed: u64, with_plateau: bool) -> Result<Measured> {
+    pub fn measure(&self, part: Part, seed: u64, needs: &[Needs]) -> Result<Measured> {
         let (rows, _) = self.rows(part, seed);
-        let drawn = sample(rows.len(), self.samples, seed);
-        let tokens: Vec<Tokens> = drawn.into_iter().map(|row| self.train.tokens[rows[row]].clone()).collect();
+        let drawn: Vec<usize> = sample(rows.len(), self.samples, seed).into_iter().map(|row| rows[row]).collect();
+        let mut measured = match needs.iter().any(|need| matches!(need, Needs::Growths | Needs::PlateauGrowths)) {
+            true => self.measure_growths(&drawn, seed, needs.contains(&Needs::PlateauGrowths))?,
+            false => Measured::default(),
+        };
+        if needs.contains(&Needs::Gradient) {
+            let options = GradientOptions {
+                target_modules: self.measuring.target_modules.clone(),
+                batch_size: self.batch_size,
+                seed,
+                ..GradientOptions::default()
+            };
+            let (model, rows, started) = (self.load(seed)?, token_rows(&[(&self.train, &drawn)]), Instant::now());
+            let needs = gradient_needs(model, &rows, &options, &mut |_: Event<'_>| ());
+            let needs = needs.map_err(anyhow::Error::from).with_context(|| format!("seed {seed}"))?;
+            measured.gradient = Some((needs, started.elapsed().as_secs_f64()));
+        }
+        Ok(measured)
+    }
+
+    /// Measures the growths of the dimension on these training rows.
+    fn measure_growths(&self, rows: &[usize], seed: u64, with_plateau: bool) -> Result<Measured> {
+        let tokens: Vec<Tokens> = rows.iter().map(|&row| self.train.tokens[row].clone()).collect();
         let mut model = Transformer::load(self.model)?;
         model.compute_in(self.dtype)?;
         model.move_to(&self.device)?;
@@ -110,21 +136,26 @@ impl Bench<'_> {
             Some(Err(Error::NoPlateau)) => Some(all.clone()),
             other => other.transpose()?,
         };
-        Ok(Measured { all, plateau, lacks_plateau })
+        Ok(Measured { all: Some(all), plateau, gradient: None, lacks_plateau })
     }
 
-    /// Rank and alpha of every step in a run, and the seconds of the measurement behind them.
+    /// The ranks of a run, and the seconds of the measurement behind them.
     ///
     /// # Errors
     /// As [`Arm::ranks`].
-    pub fn ranks(&self, arm: Arm, seed: u64, measured: Option<&Measured>) -> Result<(Option<Vec<StepRank>>, f64)> {
-        let growths = match arm.needs() {
-            Needs::Nothing => None,
-            Needs::Growths => measured.map(|measured| &measured.all),
-            Needs::PlateauGrowths => measured.and_then(|measured| measured.plateau.as_ref()),
+    pub fn ranks(&self, arm: Arm, seed: u64, measured: Option<&Measured>) -> Result<(Ranks, f64)> {
+        let of = |growths: Option<&Growths>, needs: Option<&(Vec<Need>, f64)>| {
+            let steps = growths.map_or(&self.flat, |growths| &growths.steps);
+            let seconds = growths.map(|growths| growths.seconds).or(needs.map(|(_, seconds)| *seconds));
+            let ranks = arm.ranks(steps, needs.map(|(needs, _)| &needs[..]), &self.ranks, seed)?;
+            Ok((ranks, seconds.unwrap_or(0.0)))
         };
-        let steps = growths.map_or(&self.flat, |growths| &growths.steps);
-        Ok((arm.ranks(steps, &self.ranks, seed)?, growths.map_or(0.0, |growths| growths.seconds)))
+        match arm.needs() {
+            Needs::Nothing => of(None, None),
+            Needs::Growths => of(measured.and_then(|measured| measured.all.as_ref()), None),
+            Needs::PlateauGrowths => of(measured.and_then(|measured| measured.plateau.as_ref()), None),
+            Needs::Gradient => of(None, measured.and_then(|measured| measured.gradient.as_ref())),
+        }
     }
 
     /// Trains and scores. A training that diverges is a result without metrics.
@@ -143,16 +174,16 @@ impl Bench<'_> {
 
         let seed = run.arm.training_seed(run.seed);
         let mut model = self.load(seed)?;
-        let (step_ranks, measure_seconds) = self.ranks(run.arm, run.seed, measured)?;
-        let modules = match &step_ranks {
-            None => BTreeMap::new(),
-            Some(ranks) => {
-                let (infos, layers) = (model.transformer().linear_infos(), model.transformer().config().layers);
-                let &MeasureOptions { granularity, ref target_modules, .. } = &self.measuring;
-                TargetModules::new(&infos, layers, granularity, target_modules)?.ranks_of_modules(ranks)
-            }
+        let (ranks, measure_seconds) = self.ranks(run.arm, run.seed, measured)?;
+        let (infos, layers) = (model.transformer().linear_infos(), model.transformer().config().layers);
+        let &MeasureOptions { granularity, ref target_modules, .. } = &self.measuring;
+        let targets = TargetModules::new(&infos, layers, granularity, target_modules)?;
+        let modules = match ranks {
+            Ranks::None => BTreeMap::new(),
+            Ranks::Steps(ranks) => targets.ranks_of_modules(&ranks),
+            Ranks::Modules(ranks) => ranks,
         };
-        let ranks = step_ranks.map_or(vec![0; self.flat.len()], |ranks| ranks.iter().map(|step| step.rank).collect());
+        let mut ranks = self.mean_ranks(&targets, |name| modules.get(name).map_or(0, |module| module.rank));
         let options = TrainOptions {
             ranks: modules,
             rslora: run.arm.is_rslora(),
@@ -167,18 +198,26 @@ impl Bench<'_> {
             ..TrainOptions::default()
         };
         let mut trainer = Trainer::new(&mut model, &train_rows, options)?;
-        let (parameters, mut losses, started) = (trainer.parameters(), Vec::new(), Instant::now());
+        let (mut parameters, mut losses, started) = (trainer.parameters(), Vec::new(), Instant::now());
         let trained = trainer.run(&mut |event: Event<'_>| {
             if let Event::Step(record) = event {
                 losses.push(record.loss);
             }
         });
+        let mut cut = None;
+        if run.arm.is_cut() && trained.is_ok() {
+            let (adapter, model) = self.cut(&trainer.adapter())?;
+            ranks = self.mean_ranks(&targets, |name| adapter.layers.get(name).map_or(0, LoraLayer::rank));
+            parameters = adapter.layers.values().map(LoraLayer::parameters).sum();
+            cut = Some(model);
+        }
         let train_seconds = started.elapsed().as_secs_f64();
         let metrics = match trained {
             Err(Error::Diverged { .. }) => BTreeMap::new(),
             Err(error) => return Err(error.into()),
             Ok(_) => {
-                let evaluation = evaluate(trainer.model(), &scored_rows, self.batch_size, &mut |_: Event<'_>| ())?;
+                let model = cut.as_ref().unwrap_or(trainer.model());
+                let evaluation = evaluate(model, &scored_rows, self.batch_size, &mut |_: Event<'_>| ())?;
                 let finite = evaluation.metrics.into_iter().filter(|(_, value)| value.is_finite());
                 finite.map(|(name, value)| (name.to_owned(), value)).collect()
             }
@@ -198,6 +237,86 @@ impl Bench<'_> {
             train_seconds,
             measure_seconds,
         })
+    }
+
+    /// Trains a uniform rank, or the largest that a module allows, and decomposes its updates.
+    ///
+    /// # Errors
+    /// If the model cannot be loaded, the training diverges, or the device fails.
+    pub fn updates(&self, seed: u64, lr: f64, rank: usize, measured: &Measured) -> Result<Updates> {
+        let (rows, _) = self.rows(Part::Final, seed);
+        let train_rows = token_rows(&[(&self.train, &rows)]);
+        let mut model = self.load(seed)?;
+        let (infos, layers) = (model.transformer().linear_infos(), model.transformer().config().layers);
+        let &MeasureOptions { granularity, ref target_modules, .. } = &self.measuring;
+        let targets = TargetModules::new(&infos, layers, granularity, target_modules)?;
+        let module = |(info, _): &(&LinearInfo, usize)| {
+            let rank = rank.min(info.c_in).min(info.c_out);
+            (info.name.clone(), ModuleRank { rank, alpha: self.ranks.alpha.of(rank) })
+        };
+        let options = TrainOptions {
+            ranks: targets.modules.iter().map(module).collect(),
+            lr,
+            length: Length::Steps(self.steps_on(rows.len())),
+            batch_size: self.batch_size,
+            seed,
+            ..TrainOptions::default()
+        };
+        let mut trainer = Trainer::new(&mut model, &train_rows, options)?;
+        trainer.run(&mut |_: Event<'_>| ()).map_err(anyhow::Error::from).with_context(|| format!("seed {seed}"))?;
+        let adapter = trainer.adapter();
+        let growths = measured.all.as_ref().map(|growths| &growths.steps[..]).unwrap_or_default();
+        let needs = measured.gradient.as_ref().map(|(needs, _)| &needs[..]).unwrap_or_default();
+        let mut modules = Vec::new();
+        for (info, step) in &targets.modules {
+            let Some(need) = needs.iter().find(|need| need.module == info.name) else { continue };
+            let update = Update::of(&adapter.layers[&info.name])?;
+            modules.push(ModuleUpdate {
+                module: info.name.clone(),
+                growth: growths.get(*step).map_or(0.0, |step| step.delta),
+                directions: need.directions.number,
+                interval: need.directions.interval,
+                effective: update.effective_rank(),
+                stable: update.stable_rank(),
+                energy: update.energy_rank(0.9),
+            });
+        }
+        Ok(Updates { study: self.study.to_owned(), seed, lr, rank, modules })
+    }
+
+    /// The mean rank of the modules of every step.
+    fn mean_ranks(&self, targets: &TargetModules<'_>, rank: impl Fn(&str) -> usize) -> Vec<f64> {
+        let mean = |step: usize| {
+            let of_step = targets.modules.iter().filter(|(_, of)| *of == step).map(|(info, _)| rank(&info.name));
+            let (sum, count) = of_step.fold((0, 0_usize), |(sum, count), rank| (sum + rank, count + 1));
+            sum as f64 / count.max(1) as f64
+        };
+        (0..self.flat.len()).map(mean).collect()
+    }
+
+    /// An adapter that is cut to the budget, and the model with it.
+    fn cut(&self, adapter: &Adapter) -> Result<(Adapter, TaskModel)> {
+        let budget = uniform_parameters(&self.flat, self.ranks.budget_rank);
+        let layers = cut::to_budget(adapter.layers.values(), budget, &self.ranks.limits)?;
+        let layers: BTreeMap<String, LoraLayer> = adapter.layers.keys().cloned().zip(layers).collect();
+        let rank = |(name, layer): (&String, &LoraLayer)| {
+            let rank = layer.rank();
+            (name.clone(), ModuleRank { rank, alpha: f64::from(layer.scaling) * rank as f64 })
+        };
+        let transformer = Transformer::load(self.model)?;
+        let task = match &self.task {
+            Some(_) => AdapterTask::SequenceClassification,
+            None => AdapterTask::CausalLm,
+        };
+        let config = adapter_config(&transformer, &layers.iter().map(rank).collect(), task)?;
+        let cut = Adapter { config, layers, saved: adapter.saved.clone() };
+        let mut model: TaskModel = match &self.task {
+            Some(task) => Classifier::with_adapter(self.model, cut.clone(), Some(task.clone()))?.into(),
+            None => CausalLm::with_adapter(self.model, cut.clone())?.into(),
+        };
+        model.compute_in(self.dtype)?;
+        model.move_to(&self.device)?;
+        Ok((cut, model))
     }
 
     /// Optimizer steps of a training on so many rows.

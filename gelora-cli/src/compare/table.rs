@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::arms::Arm;
+use super::mechanism::{Correlation, Updates};
 use super::plan::Plan;
 use super::results::{Key, Part, Results, RunResult};
 use super::stats;
@@ -35,6 +36,12 @@ pub struct Comparison {
     pub arms: Vec<ArmRow>,
     /// What speaks against the numbers.
     pub remarks: Vec<String>,
+    /// What trained updates need (`--mechanism`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub correlations: Vec<Correlation>,
+    /// The updates behind it.
+    #[serde(skip)]
+    pub updates: Vec<Updates>,
 }
 
 /// What is known of an arm.
@@ -58,7 +65,7 @@ pub struct ArmRow {
     pub train_seconds: Option<f64>,
     pub measure_seconds: Option<f64>,
     /// Ranks by step, of every seed.
-    pub ranks: BTreeMap<u64, Vec<usize>>,
+    pub ranks: BTreeMap<u64, Vec<f64>>,
     /// None for the reference, and below two seeds.
     pub difference: Option<Difference>,
 }
@@ -173,6 +180,8 @@ impl Comparison {
             runs_planned: plan.len(),
             arms,
             remarks: Vec::new(),
+            correlations: Vec::new(),
+            updates: Vec::new(),
         };
         comparison.remarks = comparison.remarks(plan);
         comparison

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::svg::{Scale, Svg, escaped, label};
 use super::{facts_list, figure, head, section, table};
+use crate::compare::mechanism::{Correlation, NEEDS};
 use crate::compare::table::{ArmRow, Comparison, Verdict};
 use crate::ui::count;
 
@@ -29,6 +30,7 @@ pub fn html(comparison: &Comparison, model: &Path, data: &Path) -> String {
         ),
         curves(comparison),
         section("Ranks", "Mean rank of each step through the model, from the input up.", &ranks(comparison)),
+        mechanism(comparison),
         facts(comparison, model, data),
         "</main></body></html>\n".into(),
     ];
@@ -189,7 +191,7 @@ fn ranks(comparison: &Comparison) -> String {
         let steps = row.ranks.values().map(Vec::len).max().unwrap_or(0);
         let mean = |step: usize| {
             let ranks = || row.ranks.values().filter_map(|ranks| ranks.get(step));
-            ranks().sum::<usize>() as f64 / ranks().count().max(1) as f64
+            ranks().sum::<f64>() / ranks().count().max(1) as f64
         };
         (0..steps).map(mean).collect()
     };
@@ -216,6 +218,62 @@ fn ranks(comparison: &Comparison) -> String {
         small(&row.arm, &svg.finish(), if differ { "they differ from seed to seed" } else { "the same for every seed" })
     };
     format!("<div class=\"small\">{}</div>", comparison.arms.iter().map(one).collect::<String>())
+}
+
+/// The effective rank of every trained update over the needs that were known before, and their correlations.
+fn mechanism(comparison: &Comparison) -> String {
+    let updates = &comparison.updates;
+    let Some(first) = updates.first() else { return String::new() };
+    let modules = || updates.iter().flat_map(|updates| &updates.modules);
+    let picture = |need: usize| {
+        let points: Vec<(f64, f64, &str)> =
+            modules().map(|module| (module.need(need), module.effective, module.module.as_str())).collect();
+        let most = |of: fn(&(f64, f64, &str)) -> f64| points.iter().map(of).fold(1e-9, f64::max);
+        let left = points.iter().map(|point| point.0).fold(0.0, f64::min);
+        let mut svg = Svg::new(420.0, 240.0, "", &format!("Effective rank over the {}", NEEDS[need]));
+        let (x, y) = (Scale::new(left, most(|p| p.0), [44.0, 406.0]), Scale::new(0.0, most(|p| p.1), [200.0, 12.0]));
+        for tick in y.ticks(4) {
+            svg.segment("grid", [40.0, y.at(tick)], [412.0, y.at(tick)]);
+            svg.text("", [34.0, y.at(tick) + 4.0], "end", &label(tick));
+        }
+        x.ticks(5).into_iter().for_each(|tick| svg.text("", [x.at(tick), 216.0], "middle", &label(tick)));
+        for (known, effective, module) in &points {
+            svg.dot("dot", [x.at(*known), y.at(*effective)], &format!("{module}: {known:.2}, {effective:.2}"));
+        }
+        svg.text("", [225.0, 234.0], "middle", NEEDS[need]);
+        let title = format!("Effective rank over the {}", NEEDS[need]);
+        small(&title, &svg.finish(), "a dot for every module of every seed")
+    };
+    let row = |correlation: &Correlation| {
+        let interval = correlation.interval.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}"));
+        format!(
+            "<tr><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{:+.2}</td>\
+             <td class=\"n\">{interval}</td></tr>",
+            escaped(correlation.kind.as_deref().unwrap_or("all")),
+            correlation.modules,
+            correlation.need,
+            correlation.property,
+            correlation.spearman
+        )
+    };
+    let body: String = comparison.correlations.iter().map(row).collect();
+    let header = [
+        ("modules", false),
+        ("number", true),
+        ("known before", false),
+        ("of the update", false),
+        ("correlation", true),
+        ("95 % interval", true),
+    ];
+    let lead = format!(
+        "A uniform rank of {} was trained on {} seeds at {:e}. Spearman's correlation over the modules, its mean over \
+         the seeds, and the interval of that mean.",
+        first.rank,
+        updates.len(),
+        first.lr
+    );
+    let pictures = format!("<div class=\"small\">{}</div>", (0..NEEDS.len()).map(picture).collect::<String>());
+    section("What trained updates need", &lead, &(pictures + &table(&header, &body)))
 }
 
 fn small(title: &str, picture: &str, caption: &str) -> String {

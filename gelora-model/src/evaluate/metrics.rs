@@ -105,8 +105,12 @@ pub(super) fn pearson(x: &[f64], y: &[f64]) -> f64 {
     ratio(xy, xx.sqrt() * yy.sqrt()).clamp(-1.0, 1.0)
 }
 
-/// Spearman correlation: the Pearson correlation of the ranks. Equal values share the mean of their ranks.
-pub(super) fn spearman(x: &[f64], y: &[f64]) -> f64 {
+/// Spearman correlation: the Pearson correlation of the ranks. Equal values share the mean of their ranks. 0 if x or y
+/// is constant or a value is not finite.
+///
+/// # Panics
+/// Panics if the slices differ in length.
+pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
     if !x.iter().chain(y).all(|v| v.is_finite()) {
         return 0.0;
     }

@@ -7,7 +7,7 @@ use crate::task_model::targets;
 use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, Task, TaskModel, Tokens, Work};
 
 pub use crate::record::Metrics;
-pub use metrics::{Metric, metrics, multi_label};
+pub use metrics::{Metric, metrics, multi_label, spearman};
 
 /// Name of the number of tokens that a language model was evaluated on.
 const TOKENS: &str = "tokens";

@@ -18,7 +18,7 @@ fn result(part: Part, arm: Arm, lr: f64, seed: u64, score: Option<f64>) -> RunRe
         arm: arm.name().into(),
         lr,
         seed,
-        ranks: vec![1, 2],
+        ranks: vec![1.0, 2.0],
         parameters: 100,
         metrics: score.map(|score| ("accuracy".to_owned(), score)).into_iter().collect(),
         train_loss: None,

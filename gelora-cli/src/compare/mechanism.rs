@@ -1,0 +1,237 @@
+//! What a trained update needs, beside what could have been known before the training.
+//!
+//! For every seed a high uniform rank is trained, and the update D = s B A of every module has
+//!
+//! ```text
+//! effective    exp of the entropy of the squared singular values
+//! stable       |D|_F^2 / s_1^2
+//! energy       the number of singular values that hold 90 % of |D|_F^2
+//! ```
+//!
+//! Before the training, every module has the growth of the dimension over its step, and the number of directions of its
+//! gradient that replicate. Table: Spearman's correlation over the modules, its mean over the seeds, and the bootstrap
+//! interval of that mean.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use gelora_model::evaluate::spearman;
+use serde::{Deserialize, Serialize};
+
+use super::stats::{bootstrap_interval, mean};
+use crate::ui::{self, TableStyle};
+
+/// Confidence of the intervals.
+const CONFIDENCE: f64 = 0.95;
+
+/// The updates of one seed, a line of mechanism.jsonl.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Updates {
+    pub study: String,
+    pub seed: u64,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// The uniform rank that was trained.
+    pub rank: usize,
+    pub modules: Vec<ModuleUpdate>,
+}
+
+/// One module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModuleUpdate {
+    pub module: String,
+    /// Growth of the dimension over the module's step.
+    pub growth: f64,
+    /// Number of directions of its gradient that replicate, and the interval of that number.
+    pub directions: f64,
+    pub interval: [f64; 2],
+    pub effective: f64,
+    pub stable: f64,
+    pub energy: usize,
+}
+
+/// What is related: a need that was known before the training, and a property of the update.
+pub const NEEDS: [&str; 2] = ["growth of the dimension", "directions of the gradient"];
+pub const PROPERTIES: [&str; 3] = ["effective rank", "stable rank", "rank of 90 % energy"];
+
+impl ModuleUpdate {
+    pub fn need(&self, which: usize) -> f64 {
+        [self.growth, self.directions][which]
+    }
+
+    pub fn property(&self, which: usize) -> f64 {
+        [self.effective, self.stable, self.energy as f64][which]
+    }
+}
+
+/// Spearman's correlation of a need and a property.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Correlation {
+    pub need: &'static str,
+    pub property: &'static str,
+    /// Modules of this kind alone, by the last part of their names; None for all modules.
+    pub kind: Option<String>,
+    /// Number of modules.
+    pub modules: usize,
+    /// Mean over the seeds.
+    pub spearman: f64,
+    /// Interval of the mean; None of fewer than two seeds.
+    pub interval: Option<[f64; 2]>,
+}
+
+/// Reads the lines of a study.
+///
+/// # Errors
+/// Returns an error if the file cannot be read, or a line is not of this study.
+pub fn read(path: &Path, study: &str) -> Result<Vec<Updates>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let mut all = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let updates: Updates =
+            serde_json::from_str(line).with_context(|| format!("{}: line {number}", path.display()))?;
+        if updates.study != study {
+            bail!("{}: line {number} is of another study ({}), expected {study}", path.display(), updates.study);
+        }
+        all.push(updates);
+    }
+    Ok(all)
+}
+
+/// Returns the correlations over all modules, and over the modules of each kind with at least four modules.
+pub fn correlations(updates: &[Updates]) -> Vec<Correlation> {
+    let Some(first) = updates.first() else { return Vec::new() };
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    first.modules.iter().for_each(|module| *kinds.entry(kind(&module.module)).or_default() += 1);
+    let several = if kinds.len() > 1 { kinds } else { BTreeMap::new() };
+    let groups = several.into_iter().filter(|(_, modules)| *modules >= 4).map(|(kind, _)| Some(kind));
+    let mut all = Vec::new();
+    for group in [None].into_iter().chain(groups) {
+        for (n, need) in NEEDS.into_iter().enumerate() {
+            for (p, property) in PROPERTIES.into_iter().enumerate() {
+                let of_seed = |updates: &Updates| {
+                    let chosen = || {
+                        updates
+                            .modules
+                            .iter()
+                            .filter(|module| group.is_none_or(|wanted| kind(&module.module) == wanted))
+                    };
+                    let needs: Vec<f64> = chosen().map(|module| module.need(n)).collect();
+                    spearman(&needs, &chosen().map(|module| module.property(p)).collect::<Vec<_>>())
+                };
+                let values: Vec<f64> = updates.iter().map(of_seed).collect();
+                let modules = first
+                    .modules
+                    .iter()
+                    .filter(|module| group.is_none_or(|wanted| kind(&module.module) == wanted))
+                    .count();
+                all.push(Correlation {
+                    need,
+                    property,
+                    kind: group.map(str::to_owned),
+                    modules,
+                    spearman: mean(&values),
+                    interval: bootstrap_interval(&values, CONFIDENCE),
+                });
+            }
+        }
+    }
+    all
+}
+
+/// The kind of a module: the part of its name that its layers share.
+pub fn kind(module: &str) -> &str {
+    // What follows the number of the layer: `layer.0.attention.self.query` is of the kind `attention.self.query`.
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let mut rest = module;
+    while let Some((part, after)) = rest.split_once('.') {
+        rest = after;
+        if is_number(part) {
+            return rest;
+        }
+    }
+    module
+}
+
+/// Returns the correlations as a table.
+pub fn text(correlations: &[Correlation], updates: &[Updates], style: TableStyle) -> String {
+    let row = |correlation: &Correlation| {
+        let interval = correlation.interval.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}"));
+        vec![
+            correlation.kind.clone().unwrap_or_else(|| "all".into()),
+            correlation.modules.to_string(),
+            correlation.need.to_owned(),
+            correlation.property.to_owned(),
+            format!("{:+.2}", correlation.spearman),
+            interval,
+        ]
+    };
+    let rows: Vec<Vec<String>> = correlations.iter().map(row).collect();
+    let rank = updates.first().map_or(0, |updates| updates.rank);
+    let seeds: Vec<String> = updates.iter().map(|updates| updates.seed.to_string()).collect();
+    format!(
+        "Updates of a uniform rank of {rank}, seeds {}: Spearman's correlation over modules\n{}",
+        seeds.join(", "),
+        ui::table(
+            &["modules", "number", "known before", "of the update", "correlation", "95 % interval"],
+            &rows,
+            style
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn updates(seed: u64, order: [usize; 4]) -> Updates {
+        let module = |i: usize| ModuleUpdate {
+            module: format!("layer.{i}.query"),
+            growth: i as f64,
+            directions: -(i as f64),
+            interval: [0.0, 1.0],
+            effective: order[i] as f64,
+            stable: 1.0,
+            energy: order[i],
+        };
+        Updates { study: "s".into(), seed, lr: 1e-3, rank: 8, modules: (0..4).map(module).collect() }
+    }
+
+    #[test]
+    fn correlations_are_means_over_seeds() {
+        let found = correlations(&[updates(0, [1, 2, 3, 4]), updates(1, [1, 2, 4, 3])]);
+        // One kind of module is all of them.
+        assert_eq!(found.len(), 6);
+        let of = |need: usize, property: usize| found[need * 3 + property].clone();
+        // 1 and 1 - 6 * 2 / (4 * 15) = 0.8.
+        assert!((of(0, 0).spearman - 0.9).abs() < 1e-12 && (of(1, 2).spearman + 0.9).abs() < 1e-12);
+        assert_eq!(of(0, 1).spearman, 0.0, "a constant has no correlation");
+        let interval = of(0, 0).interval.expect("two seeds");
+        assert!(interval[0] >= 0.8 - 1e-12 && interval[1] <= 1.0 + 1e-12, "{interval:?}");
+        assert!(correlations(&[]).is_empty());
+        assert!(text(&found, &[updates(0, [1, 2, 3, 4])], TableStyle::Plain).contains("rank of 90 % energy"));
+    }
+
+    #[test]
+    fn kinds_are_what_layers_share() {
+        assert_eq!(kind("bert.encoder.layer.11.attention.self.query"), "attention.self.query");
+        assert_eq!(kind("model.layers.0.mlp.up_proj"), "mlp.up_proj");
+        assert_eq!(kind("pooler.dense"), "pooler.dense");
+    }
+
+    #[test]
+    fn lines_of_another_study_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mechanism.jsonl");
+        assert!(read(&path, "s").unwrap().is_empty());
+        let line = serde_json::to_string(&updates(0, [1, 2, 3, 4])).unwrap();
+        std::fs::write(&path, format!("{line}\n")).unwrap();
+        assert_eq!(read(&path, "s").unwrap(), [updates(0, [1, 2, 3, 4])]);
+        assert!(read(&path, "t").unwrap_err().to_string().contains("line 1 is of another study (s), expected t"));
+        std::fs::write(&path, "{}\n").unwrap();
+        assert!(format!("{:#}", read(&path, "s").unwrap_err()).contains("line 1"));
+    }
+}
