@@ -33,11 +33,18 @@ impl Update {
     /// Decomposes the update of a layer.
     ///
     /// # Errors
-    /// If the layer has magnitudes (DoRA), a value is not finite, or a device fails.
+    /// If the layer has magnitudes (DoRA) or began as singular triplets (PiSSA), its scaling is not above 0, a value is
+    /// not finite, or a device fails.
     pub fn of(layer: &LoraLayer) -> Result<Self> {
         let problem = |problem: &str| Error::Ranks { problem: problem.into() };
         if layer.magnitude.is_some() {
             return Err(problem("the update of DoRA is no product of B and A"));
+        }
+        if layer.initial.is_some() {
+            return Err(problem("the update of PiSSA is a difference of products; expected a plain LoRA layer"));
+        }
+        if !(layer.scaling.is_finite() && layer.scaling > 0.0) {
+            return Err(problem("an adapter is cut only with a scaling above 0"));
         }
         let (rank, c_in, c_out) = (layer.rank(), layer.a.cols(), layer.b.rows());
         let matrix = |tensor: &Tensor| -> Result<DMatrix<f64>> {
@@ -212,5 +219,7 @@ mod tests {
         assert!(error.contains("least ranks take 32 parameters, but the budget is 31"), "{error}");
         let dora = LoraLayer { magnitude: Some(Tensor::from_vec(vec![1.0; 8], [8]).unwrap()), ..layer(2, 8, 8, 3) };
         assert!(Update::of(&dora).unwrap_err().to_string().contains("DoRA"));
+        let flat = LoraLayer { scaling: 0.0, ..layer(2, 8, 8, 3) };
+        assert!(Update::of(&flat).unwrap_err().to_string().contains("above 0"));
     }
 }

@@ -2,23 +2,23 @@
 //!
 //! The gradient of the loss with respect to a frozen weight, G = dL/dW (C_out, C_in), is what a training first follows.
 //! Of its singular directions only those matter that are in all of the data: [`gelora_lora::directions`] finds them by
-//! comparing parts of the rows. G is never formed. With a LoRA layer of width k beside the weight:
+//! comparing parts of the rows. G is never formed. With a LoRA layer of rank 2 k beside the weight:
 //!
 //! ```text
-//! A random, B = 0    dL/dB = G A^T      the range of G: Q (C_out, k) is an orthonormal basis of the columns
-//! A = 0, B = Q       dL/dA = Q^T G      the projection of G on it, for each part of the rows
+//! A random, B = 0           dL/dB = G A^T      of the rows with an even and with an odd part: two bases Q (C_out, k)
+//! A = 0, B = [Q_0, Q_1]     dL/dA = B^T G      the projections of G on them, for each part of the rows
 //! ```
 //!
-//! In both passes the model computes what the frozen model computes. If k is the smaller size of the weight, the
-//! result is exact; else it is the randomized range finder without power iterations. A classifier's fresh head is trained alone
-//! first: the gradient below a random head says nothing.
+//! In both passes the model computes what the frozen model computes. Where a size of the weight is at most 2 k, the
+//! result is exact; else it is the randomized range finder without power iterations. A classifier's fresh head is
+//! trained alone first: the gradient below a random head says nothing.
 //!
 //! Source of the range finder: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), section 4.1.
 
 use std::collections::BTreeMap;
 
-use gelora_kernels::Tensor;
 use gelora_kernels::random::Stream;
+use gelora_kernels::{Device, Tensor};
 use gelora_lora::directions::{self, Directions};
 use gelora_lora::ranks::spectra::Spectrum;
 use rayon::prelude::*;
@@ -26,14 +26,16 @@ use rayon::prelude::*;
 use crate::event::{Reply, Report, report};
 use crate::measure::{ModuleRank, TargetModules, adapter_config};
 use crate::train::Length;
-use crate::{Error, Event, Grads, Granularity, Mode, Result, Rows, TaskModel, Tokens, TrainOptions, Trainer, Work};
+use crate::{
+    Error, Event, Grads, Granularity, LinearInfo, Mode, Result, Rows, TaskModel, Tokens, TrainOptions, Trainer, Work,
+};
 
 /// Options of [`gradient_needs`].
 #[derive(Clone, Debug)]
 pub struct GradientOptions {
     /// The modules to measure, as in [`MeasureOptions::target_modules`](crate::MeasureOptions::target_modules).
     pub target_modules: Vec<String>,
-    /// Width k of the sketches; modules with a smaller size take that.
+    /// Width k of the bases. No more than half as many directions of a module can be found.
     pub width: usize,
     /// Number of parts of the rows, at least 3.
     pub parts: usize,
@@ -129,25 +131,28 @@ pub fn gradient_needs<R: Reply>(
     let batch = options.batch_size.max(1);
     report(Event::Began { work: Work::Gradients, units: 2 * rows.len() })?;
 
-    // The range of the gradient over all rows.
-    let mut grads = Grads::new();
-    for part in &parts {
-        mean_gradient(&model, rows, part, batch, &mut grads, report)?;
+    // The ranges of the gradients of the even and of the odd parts.
+    let mut bases = Vec::new();
+    for first in [0, 1] {
+        let mut grads = Grads::new();
+        for part in parts.iter().skip(first).step_by(2) {
+            mean_gradient(&model, rows, part, batch, &mut grads, report)?;
+        }
+        let basis = |module: &Module| module.basis(gradient(&grads, &module.name, "lora_B")?);
+        bases.push(modules.par_iter().map(basis).collect::<Result<Vec<_>>>()?);
     }
-    let bases: BTreeMap<String, Tensor> = modules
-        .par_iter()
-        .map(|module| Ok((module.name.clone(), directions::basis(gradient(&grads, &module.name, "lora_B")?)?)))
-        .collect::<Result<_>>()?;
-    set_factors(&mut model, bases)?;
+    let (odd, even) = (bases.pop().unwrap_or_default(), bases.pop().unwrap_or_default());
+    let joined = modules.iter().zip(&even).zip(&odd);
+    let joined = joined.map(|((module, even), odd)| Ok((module.name.clone(), module.joined(even, odd)?)));
+    set_factors(&mut model, joined.collect::<Result<_>>()?)?;
 
-    // The projection of the gradient of every part.
+    // The projections of the gradient of every part.
     let mut projections: Vec<Grads> = Vec::new();
     for part in &parts {
         let mut grads = Grads::new();
         mean_gradient(&model, rows, part, batch, &mut grads, report)?;
         grads.retain(|name, _| name.ends_with(".lora_A.weight"));
-        let on_cpu =
-            grads.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(&gelora_kernels::Device::Cpu)?)));
+        let on_cpu = grads.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)));
         projections.push(on_cpu.collect::<Result<_>>()?);
     }
     report(Event::Finished { work: Work::Gradients })?;
@@ -156,7 +161,14 @@ pub fn gradient_needs<R: Reply>(
             .iter()
             .map(|grads| Ok(gradient(grads, &module.name, "lora_A")?.to_vec()?))
             .collect::<Result<_>>()?;
-        let directions = directions::replicated(&parts, module.width, module.c_in, options.confidence)?;
+        let k = module.width();
+        // Rows of B^T G: those of the even basis come first. An exact module has one basis for both.
+        let seen = |first: usize| -> Vec<Vec<f32>> {
+            parts.iter().map(|part| part[first * module.c_in..][..k * module.c_in].to_vec()).collect()
+        };
+        // A fold sees the basis that its own part is not in.
+        let (of_even, of_odd) = if module.is_exact { (seen(0), seen(0)) } else { (seen(k), seen(0)) };
+        let directions = directions::replicated(&of_even, &of_odd, k, module.c_in, options.confidence)?;
         Ok(Need::new(module.name.clone(), directions, module.c_in, module.c_out))
     };
     modules.par_iter().map(need).collect()
@@ -167,7 +179,45 @@ struct Module {
     name: String,
     c_in: usize,
     c_out: usize,
-    width: usize,
+    /// Rank of the LoRA layer.
+    rank: usize,
+    /// Whether B is the identity, so that dL/dA is G itself.
+    is_exact: bool,
+}
+
+impl Module {
+    fn new(info: &LinearInfo, width: usize) -> Self {
+        let rank = (2 * width).min(info.c_in).min(info.c_out);
+        Self { name: info.name.clone(), c_in: info.c_in, c_out: info.c_out, rank, is_exact: rank == info.c_out }
+    }
+
+    /// Number of columns of a basis.
+    fn width(&self) -> usize {
+        if self.is_exact { self.c_out } else { self.rank / 2 }
+    }
+
+    /// The basis of a sketch (C_out, R).
+    fn basis(&self, sketch: &Tensor) -> Result<Vec<f32>> {
+        match self.is_exact {
+            true => Ok(Vec::new()),
+            false => Ok(directions::basis(sketch, self.width())?.to_vec()?),
+        }
+    }
+
+    /// B (C_out, R): both bases, or the identity.
+    fn joined(&self, even: &[f32], odd: &[f32]) -> Result<Tensor> {
+        let (k, rank) = (self.width(), self.rank);
+        let mut b = vec![0.0; self.c_out * rank];
+        for (row, values) in b.chunks_mut(rank).enumerate() {
+            if self.is_exact {
+                values[row] = 1.0;
+            } else {
+                values[..k].copy_from_slice(&even[row * k..][..k]);
+                values[k..2 * k].copy_from_slice(&odd[row * k..][..k]);
+            }
+        }
+        Ok(Tensor::from_vec(b, [self.c_out, rank])?)
+    }
 }
 
 /// Adds a LoRA layer to every target module, with a random A, B = 0 and the scaling 1.
@@ -175,16 +225,9 @@ fn add_sketches(model: &mut TaskModel, options: &GradientOptions) -> Result<Vec<
     let transformer = model.transformer();
     let infos = transformer.linear_infos();
     let targets = TargetModules::new(&infos, transformer.config().layers, Granularity::Block, &options.target_modules)?;
-    let module = |&(info, _): &(&crate::LinearInfo, usize)| Module {
-        name: info.name.clone(),
-        c_in: info.c_in,
-        c_out: info.c_out,
-        width: options.width.min(info.c_in).min(info.c_out),
-    };
-    let modules: Vec<Module> = targets.modules.iter().map(module).collect();
-    let ranks = modules
-        .iter()
-        .map(|module| (module.name.clone(), ModuleRank { rank: module.width, alpha: module.width as f64 }));
+    let modules: Vec<Module> = targets.modules.iter().map(|(info, _)| Module::new(info, options.width)).collect();
+    let ranks =
+        modules.iter().map(|module| (module.name.clone(), ModuleRank { rank: module.rank, alpha: module.rank as f64 }));
     let config = adapter_config(transformer, &ranks.collect(), model.adapter_task())?;
     model.add_adapters(&config, options.seed)?;
     Ok(modules)

@@ -64,8 +64,8 @@ pub struct CompareArgs {
     /// Runs at a time, each with cores / N threads [default: one for each core, at most 8; on a GPU 1]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub jobs: Option<usize>,
-    /// Also train this uniform rank on --choose-seeds seeds, at the rate of the reference, and relate the updates to
-    /// what was measured before: mechanism.jsonl
+    /// Also train this uniform rank on --choose-seeds seeds, at the rate of the arm uniform, and relate the
+    /// updates to what was measured before: mechanism.jsonl
     #[arg(long, value_name = "R", value_parser = at_least_one)]
     pub mechanism: Option<usize>,
     /// Resume from results.jsonl in --out; an error if there is none [default: resume if there is one]
@@ -79,7 +79,7 @@ pub struct CompareArgs {
     pub table: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Folder for results.jsonl, study.json, compare.json and report.html
+    /// Folder for results.jsonl, study.json, compare.json, mechanism.jsonl and report.html
     #[arg(long, default_value = "gelora-compare", value_name = "DIR")]
     pub out: PathBuf,
     #[command(flatten)]

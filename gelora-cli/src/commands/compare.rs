@@ -56,6 +56,13 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let flat = steps(&model, &measuring)?;
     let study = Study::new(settings(args, &data, &measuring)?);
 
+    let updates_file = out.file(MECHANISM_NAME);
+    let mut trained = Ok(());
+    // A file of another study is an error before anything is trained.
+    mechanism::read(&updates_file, study.id())?;
+    if args.mechanism.is_some() && !plan.arms.contains(&Arm::Uniform) {
+        bail!("--mechanism: trains at the rate of the arm uniform, which is not among --arms");
+    }
     let results = if args.table {
         let mut results = Results::read(&results_file, &study)?;
         args.join.iter().try_for_each(|path| results.join(path, &study))?;
@@ -95,18 +102,19 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         let execution = Execution { jobs, quiet: args.output.quiet };
         run_all(&bench, &plan, &metric, &mut results, &execution)?;
         if let Some(rank) = args.mechanism {
-            let lr = chosen_rate(&results, &plan, reference, &metric).or(plan.rates.first().copied());
-            let lr = lr.context("--mechanism: there is no rate to train at")?;
-            run_mechanism(&bench, &out.file(MECHANISM_NAME), args.choose_seeds.max(1), lr, rank, &execution)?;
+            let lr = chosen_rate(&results, &plan, Arm::Uniform, &metric);
+            trained = lr
+                .context("--mechanism: every rate of the arm uniform diverged")
+                .and_then(|lr| run_mechanism(&bench, &updates_file, args.choose_seeds.max(1), lr, rank, &execution));
         }
         results
     };
     let mut comparison = Comparison::new(study.id(), &results, &plan, &metric, reference);
-    if args.mechanism.is_some() || args.table {
-        comparison.updates = mechanism::read(&out.file(MECHANISM_NAME), study.id())?;
-        comparison.correlations = mechanism::correlations(&comparison.updates);
-    }
-    show(args, &out, &comparison)
+    comparison.updates = mechanism::alike(mechanism::read(&updates_file, study.id())?, args.mechanism);
+    comparison.correlations = mechanism::correlations(&comparison.updates);
+    // The table does not depend on the updates of a high rank.
+    show(args, &out, &comparison)?;
+    trained
 }
 
 fn plan(args: &CompareArgs) -> Result<Plan> {
@@ -273,7 +281,11 @@ fn show(args: &CompareArgs, out: &OutDir, comparison: &Comparison) -> Result<()>
     }
     ui::note(
         args.output.quiet,
-        format!("written: {}/{{{RESULTS_NAME}, {STUDY_NAME}, {TABLE_NAME}, {REPORT_NAME}}}", args.out.display()),
+        format!(
+            "written: {}/{{{RESULTS_NAME}, {STUDY_NAME}, {TABLE_NAME}, {REPORT_NAME}{}}}",
+            args.out.display(),
+            if comparison.updates.is_empty() { String::new() } else { format!(", {MECHANISM_NAME}") }
+        ),
     );
     Ok(())
 }

@@ -213,8 +213,8 @@ impl Arm {
         self == Self::Prune
     }
 
-    /// Rank and alpha of every step, or of every module if they were measured one by one. The ranks of an arm that
-    /// needs gradients are uniform as long as there are none.
+    /// Rank and alpha of every step, or of every module if they were measured one by one. Before its gradients are
+    /// measured, an arm that needs them has uniform ranks here, for a check of the budget.
     ///
     /// # Errors
     /// If the budget does not hold the arm's least ranks, or the budget rank is too high for the model.
@@ -224,7 +224,9 @@ impl Arm {
         let policy = match self {
             Self::Head => return Ok(Ranks::None),
             Self::Gradient | Self::Signal if needs.is_some() => {
-                return self.of_modules(needs.unwrap_or_default(), parameters, settings);
+                return self
+                    .of_modules(needs.unwrap_or_default(), parameters, settings)
+                    .with_context(|| format!("--budget-rank {budget_rank}: arm {}, seed {seed}", self.name()));
             }
             Self::Gradient | Self::Signal => Policy::Uniform { rank: budget_rank },
             Self::Prune => {
@@ -337,7 +339,7 @@ mod tests {
     #[test]
     fn gradients_give_ranks_to_single_modules() {
         let need = |module: &str, values: &[f64], number: f64| {
-            let directions = Directions { values: values.to_vec(), number, interval: [number; 2], share: 0.5 };
+            let directions = Directions { values: values.to_vec(), number, interval: [number; 2] };
             Need::new(module.to_owned(), directions, 50, 50)
         };
         let needs = [need("a", &[3.0, 2.9], 2.0), need("b", &[1.0], 1.0), need("c", &[], 0.0)];

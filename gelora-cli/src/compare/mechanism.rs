@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Before the training, every module has the growth of the dimension over its step, and the number of directions of its
-//! gradient that replicate. Table: Spearman's correlation over the modules, its mean over the seeds, and the bootstrap
-//! interval of that mean.
+//! gradient that replicate. Table: Spearman's correlation over the modules, its mean over the seeds, and the smallest
+//! and largest of a seed. A growth is one number for all modules of a step.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,11 +19,8 @@ use anyhow::{Context, Result, bail};
 use gelora_model::evaluate::spearman;
 use serde::{Deserialize, Serialize};
 
-use super::stats::{bootstrap_interval, mean};
+use super::stats::mean;
 use crate::ui::{self, TableStyle};
-
-/// Confidence of the intervals.
-const CONFIDENCE: f64 = 0.95;
 
 /// The updates of one seed, a line of mechanism.jsonl.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,10 +71,12 @@ pub struct Correlation {
     pub kind: Option<String>,
     /// Number of modules.
     pub modules: usize,
-    /// Mean over the seeds.
-    pub spearman: f64,
-    /// Interval of the mean; None of fewer than two seeds.
-    pub interval: Option<[f64; 2]>,
+    /// Mean over the seeds; None if the need or the property is constant in every seed.
+    pub spearman: Option<f64>,
+    /// The smallest and the largest of a seed.
+    pub range: Option<[f64; 2]>,
+    /// Number of seeds in which neither is constant.
+    pub seeds: usize,
 }
 
 /// Reads the lines of a study.
@@ -90,7 +89,9 @@ pub fn read(path: &Path, study: &str) -> Result<Vec<Updates>> {
     }
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let mut all = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
+    // A line without its end is what a killed run left.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    for (number, line) in (1..).zip(whole.lines()) {
         let updates: Updates =
             serde_json::from_str(line).with_context(|| format!("{}: line {number}", path.display()))?;
         if updates.study != study {
@@ -99,6 +100,30 @@ pub fn read(path: &Path, study: &str) -> Result<Vec<Updates>> {
         all.push(updates);
     }
     Ok(all)
+}
+
+/// Removes what follows the last whole line.
+///
+/// # Errors
+/// Returns an error if the file cannot be written.
+pub fn without_torn_line(path: &Path) -> Result<()> {
+    let Ok(text) = std::fs::read(path) else { return Ok(()) };
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if whole < text.len() {
+        let file = std::fs::OpenOptions::new().write(true).open(path).with_context(|| path.display().to_string())?;
+        file.set_len(whole as u64).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Returns the updates that were trained as the last ones were: with one rank, at one rate; of one rank alone, if one
+/// is given. They are in the order of their seeds.
+pub fn alike(mut updates: Vec<Updates>, rank: Option<usize>) -> Vec<Updates> {
+    updates.retain(|updates| rank.is_none_or(|rank| updates.rank == rank));
+    let Some((rank, lr)) = updates.last().map(|last| (last.rank, last.lr)) else { return updates };
+    updates.retain(|updates| updates.rank == rank && updates.lr == lr);
+    updates.sort_by_key(|updates| updates.seed);
+    updates
 }
 
 /// Returns the correlations over all modules, and over the modules of each kind with at least four modules.
@@ -120,9 +145,12 @@ pub fn correlations(updates: &[Updates]) -> Vec<Correlation> {
                             .filter(|module| group.is_none_or(|wanted| kind(&module.module) == wanted))
                     };
                     let needs: Vec<f64> = chosen().map(|module| module.need(n)).collect();
-                    spearman(&needs, &chosen().map(|module| module.property(p)).collect::<Vec<_>>())
+                    let properties: Vec<f64> = chosen().map(|module| module.property(p)).collect();
+                    let varies = |values: &[f64]| values.iter().any(|value| *value != values[0]);
+                    (varies(&needs) && varies(&properties)).then(|| spearman(&needs, &properties))
                 };
-                let values: Vec<f64> = updates.iter().map(of_seed).collect();
+                let values: Vec<f64> = updates.iter().filter_map(of_seed).collect();
+                let fold = |of: fn(f64, f64) -> f64| values.iter().copied().reduce(of);
                 let modules = first
                     .modules
                     .iter()
@@ -133,8 +161,9 @@ pub fn correlations(updates: &[Updates]) -> Vec<Correlation> {
                     property,
                     kind: group.map(str::to_owned),
                     modules,
-                    spearman: mean(&values),
-                    interval: bootstrap_interval(&values, CONFIDENCE),
+                    spearman: (!values.is_empty()).then(|| mean(&values)),
+                    range: fold(f64::min).zip(fold(f64::max)).map(|(low, high)| [low, high]),
+                    seeds: values.len(),
                 });
             }
         }
@@ -159,14 +188,13 @@ pub fn kind(module: &str) -> &str {
 /// Returns the correlations as a table.
 pub fn text(correlations: &[Correlation], updates: &[Updates], style: TableStyle) -> String {
     let row = |correlation: &Correlation| {
-        let interval = correlation.interval.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}"));
         vec![
             correlation.kind.clone().unwrap_or_else(|| "all".into()),
             correlation.modules.to_string(),
             correlation.need.to_owned(),
             correlation.property.to_owned(),
-            format!("{:+.2}", correlation.spearman),
-            interval,
+            correlation.spearman.map_or(String::new(), |value| format!("{value:+.2}")),
+            correlation.range.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}")),
         ]
     };
     let rows: Vec<Vec<String>> = correlations.iter().map(row).collect();
@@ -175,11 +203,7 @@ pub fn text(correlations: &[Correlation], updates: &[Updates], style: TableStyle
     format!(
         "Updates of a uniform rank of {rank}, seeds {}: Spearman's correlation over modules\n{}",
         seeds.join(", "),
-        ui::table(
-            &["modules", "number", "known before", "of the update", "correlation", "95 % interval"],
-            &rows,
-            style
-        )
+        ui::table(&["modules", "number", "known before", "of the update", "correlation", "of the seeds"], &rows, style)
     )
 }
 
@@ -207,12 +231,23 @@ mod tests {
         assert_eq!(found.len(), 6);
         let of = |need: usize, property: usize| found[need * 3 + property].clone();
         // 1 and 1 - 6 * 2 / (4 * 15) = 0.8.
-        assert!((of(0, 0).spearman - 0.9).abs() < 1e-12 && (of(1, 2).spearman + 0.9).abs() < 1e-12);
-        assert_eq!(of(0, 1).spearman, 0.0, "a constant has no correlation");
-        let interval = of(0, 0).interval.expect("two seeds");
-        assert!(interval[0] >= 0.8 - 1e-12 && interval[1] <= 1.0 + 1e-12, "{interval:?}");
+        let close = |value: Option<f64>, want: f64| value.is_some_and(|value| (value - want).abs() < 1e-12);
+        assert!(close(of(0, 0).spearman, 0.9) && close(of(1, 2).spearman, -0.9));
+        assert_eq!((of(0, 1).spearman, of(0, 1).seeds), (None, 0), "a constant has no correlation");
+        let [low, high] = of(0, 0).range.expect("two seeds");
+        assert!((low - 0.8).abs() < 1e-12 && (high - 1.0).abs() < 1e-12);
         assert!(correlations(&[]).is_empty());
         assert!(text(&found, &[updates(0, [1, 2, 3, 4])], TableStyle::Plain).contains("rank of 90 % energy"));
+    }
+
+    #[test]
+    fn only_updates_that_were_trained_alike_are_related() {
+        let of = |seed, rank, lr| Updates { rank, lr, ..updates(seed, [1, 2, 3, 4]) };
+        let all = vec![of(1, 8, 1e-3), of(0, 8, 1e-3), of(0, 8, 1e-2), of(0, 16, 1e-3), of(1, 16, 1e-3)];
+        let seeds = |rank| alike(all.clone(), rank).iter().map(|found| (found.rank, found.seed)).collect::<Vec<_>>();
+        assert_eq!(seeds(None), [(16, 0), (16, 1)]);
+        assert_eq!(seeds(Some(8)), [(8, 0)]);
+        assert!(seeds(Some(4)).is_empty());
     }
 
     #[test]
@@ -231,6 +266,11 @@ mod tests {
         std::fs::write(&path, format!("{line}\n")).unwrap();
         assert_eq!(read(&path, "s").unwrap(), [updates(0, [1, 2, 3, 4])]);
         assert!(read(&path, "t").unwrap_err().to_string().contains("line 1 is of another study (s), expected t"));
+        // A line without its end is no line.
+        std::fs::write(&path, format!("{line}\n{}", &line[..20])).unwrap();
+        assert_eq!(read(&path, "s").unwrap(), [updates(0, [1, 2, 3, 4])]);
+        without_torn_line(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{line}\n"));
         std::fs::write(&path, "{}\n").unwrap();
         assert!(format!("{:#}", read(&path, "s").unwrap_err()).contains("line 1"));
     }

@@ -30,7 +30,6 @@ use anyhow::{Context, Result};
 use crate::ui::{self, Progress};
 use arms::{Arm, Needs};
 use jobs::in_jobs;
-use mechanism::Updates;
 use plan::{Plan, Run};
 use results::{Part, Results};
 use run::{Bench, Measured};
@@ -112,8 +111,10 @@ pub fn run_mechanism(
     lr: f64,
     rank: usize,
     execution: &Execution,
-) -> Result<Vec<Updates>> {
+) -> Result<()> {
     let mut all = mechanism::read(path, bench.study)?;
+    // What a killed run left of a line goes.
+    mechanism::without_torn_line(path)?;
     all.retain(|updates| updates.rank == rank && updates.lr == lr && updates.seed < seeds);
     let missing: Vec<u64> = (0..seeds).filter(|seed| all.iter().all(|updates| updates.seed != *seed)).collect();
     let bar = Progress::new(execution.quiet, "updates", missing.len() as u64);
@@ -127,13 +128,11 @@ pub fn run_mechanism(
         // One call writes the whole line.
         let line = format!("{}\n", serde_json::to_string(&updates)?);
         file.write_all(line.as_bytes()).with_context(|| path.display().to_string())?;
-        all.push(updates);
         bar.inc(1);
         Ok(())
     })?;
     bar.finish();
-    all.sort_by_key(|updates| updates.seed);
-    Ok(all)
+    Ok(())
 }
 
 /// Checks that every run can have its ranks, before any is made.

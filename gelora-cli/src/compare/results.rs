@@ -78,7 +78,8 @@ impl RunResult {
     /// The run with ten digits of every measured number: so many come back from JSON as they were, and more may not.
     fn rounded(mut self) -> Self {
         let seconds = [&mut self.train_seconds, &mut self.measure_seconds];
-        for value in self.metrics.values_mut().chain(&mut self.train_loss).chain(seconds) {
+        let measured = self.metrics.values_mut().chain(&mut self.train_loss).chain(&mut self.ranks);
+        for value in measured.chain(seconds) {
             *value = format!("{value:.9e}").parse().unwrap_or(*value);
         }
         self

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gelora_kernels::{DType, Device};
 use gelora_lora::cut::Update;
 use gelora_lora::ranks::{Step, uniform_parameters};
@@ -101,7 +101,9 @@ impl Bench<'_> {
             };
             let (model, rows, started) = (self.load(seed)?, token_rows(&[(&self.train, &drawn)]), Instant::now());
             let needs = gradient_needs(model, &rows, &options, &mut |_: Event<'_>| ());
-            let needs = needs.map_err(anyhow::Error::from).with_context(|| format!("seed {seed}"))?;
+            let samples = self.samples;
+            let needs = needs.map_err(anyhow::Error::from);
+            let needs = needs.with_context(|| format!("gradients of seed {seed} (--samples {samples})"))?;
             measured.gradient = Some((needs, started.elapsed().as_secs_f64()));
         }
         Ok(measured)
@@ -174,6 +176,9 @@ impl Bench<'_> {
 
         let seed = run.arm.training_seed(run.seed);
         let mut model = self.load(seed)?;
+        if run.arm.needs() == Needs::Gradient && measured.is_none_or(|measured| measured.gradient.is_none()) {
+            bail!("arm {}, seed {}: its gradients were not measured", run.arm.name(), run.seed);
+        }
         let (ranks, measure_seconds) = self.ranks(run.arm, run.seed, measured)?;
         let (infos, layers) = (model.transformer().linear_infos(), model.transformer().config().layers);
         let &MeasureOptions { granularity, ref target_modules, .. } = &self.measuring;
@@ -204,6 +209,7 @@ impl Bench<'_> {
                 losses.push(record.loss);
             }
         });
+        let train_seconds = started.elapsed().as_secs_f64();
         let mut cut = None;
         if run.arm.is_cut() && trained.is_ok() {
             let (adapter, model) = self.cut(&trainer.adapter())?;
@@ -211,7 +217,6 @@ impl Bench<'_> {
             parameters = adapter.layers.values().map(LoraLayer::parameters).sum();
             cut = Some(model);
         }
-        let train_seconds = started.elapsed().as_secs_f64();
         let metrics = match trained {
             Err(Error::Diverged { .. }) => BTreeMap::new(),
             Err(error) => return Err(error.into()),
@@ -269,7 +274,8 @@ impl Bench<'_> {
         let needs = measured.gradient.as_ref().map(|(needs, _)| &needs[..]).unwrap_or_default();
         let mut modules = Vec::new();
         for (info, step) in &targets.modules {
-            let Some(need) = needs.iter().find(|need| need.module == info.name) else { continue };
+            let need = needs.iter().find(|need| need.module == info.name);
+            let need = need.with_context(|| format!("{}: its gradient was not measured", info.name))?;
             let update = Update::of(&adapter.layers[&info.name])?;
             modules.push(ModuleUpdate {
                 module: info.name.clone(),
@@ -297,7 +303,8 @@ impl Bench<'_> {
     /// An adapter that is cut to the budget, and the model with it.
     fn cut(&self, adapter: &Adapter) -> Result<(Adapter, TaskModel)> {
         let budget = uniform_parameters(&self.flat, self.ranks.budget_rank);
-        let layers = cut::to_budget(adapter.layers.values(), budget, &self.ranks.limits)?;
+        let layers = cut::to_budget(adapter.layers.values(), budget, &self.ranks.limits)
+            .with_context(|| format!("--budget-rank {}: arm {}", self.ranks.budget_rank, Arm::Prune.name()))?;
         let layers: BTreeMap<String, LoraLayer> = adapter.layers.keys().cloned().zip(layers).collect();
         let rank = |(name, layer): (&String, &LoraLayer)| {
             let rank = layer.rank();

@@ -245,15 +245,15 @@ fn mechanism(comparison: &Comparison) -> String {
         small(&title, &svg.finish(), "a dot for every module of every seed")
     };
     let row = |correlation: &Correlation| {
-        let interval = correlation.interval.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}"));
+        let range = correlation.range.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}"));
+        let mean = correlation.spearman.map_or(String::new(), |value| format!("{value:+.2}"));
         format!(
-            "<tr><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{:+.2}</td>\
-             <td class=\"n\">{interval}</td></tr>",
+            "<tr><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{mean}</td>\
+             <td class=\"n\">{range}</td></tr>",
             escaped(correlation.kind.as_deref().unwrap_or("all")),
             correlation.modules,
             correlation.need,
-            correlation.property,
-            correlation.spearman
+            correlation.property
         )
     };
     let body: String = comparison.correlations.iter().map(row).collect();
@@ -263,11 +263,11 @@ fn mechanism(comparison: &Comparison) -> String {
         ("known before", false),
         ("of the update", false),
         ("correlation", true),
-        ("95 % interval", true),
+        ("of the seeds", true),
     ];
     let lead = format!(
-        "A uniform rank of {} was trained on {} seeds at {:e}. Spearman's correlation over the modules, its mean over \
-         the seeds, and the interval of that mean.",
+        "A uniform rank of {} was trained on {} seeds at {:e}. Spearman's correlation over the modules: its mean over \
+         the seeds, and the smallest and largest of a seed. A growth is one number for all modules of a step.",
         first.rank,
         updates.len(),
         first.lr
