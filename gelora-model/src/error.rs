@@ -63,6 +63,9 @@ pub enum Error {
         /// Number of steps of the whole training.
         steps: usize,
     },
+    /// Another process does not answer, or differs from this one.
+    #[error("{0}")]
+    Process(String),
     /// An operator failed.
     #[error(transparent)]
     Kernel(#[from] gelora_kernels::Error),

@@ -35,6 +35,7 @@
 //! | [`measure()`], [`mod@measure`] | turn tokens into intrinsic dimensions, and those into ranks |
 //! | [`Trainer`], [`train`] | optimizer steps, checkpoints, metrics on held-out rows |
 //! | [`evaluate()`], [`mod@evaluate`] | predictions and metrics |
+//! | [`distributed`] | the same work on several processes |
 //! | [`optim`] | AdamW over named parameters, the learning-rate schedule, clipping |
 //! | [`gguf`], [`checkpoint`] | weight files |
 //!
@@ -59,6 +60,7 @@ mod classifier;
 mod config;
 mod convolution;
 mod disentangled;
+pub mod distributed;
 mod error;
 pub mod evaluate;
 mod event;

@@ -2,6 +2,7 @@
 
 mod metrics;
 
+use crate::distributed::{Processes, bytes_of, floats_of, numbers};
 use crate::event::{Reply, Report, report};
 use crate::task_model::targets;
 use crate::{Batch, CausalLm, Classifier, Error, Event, Labels, Result, Rows, Task, TaskModel, Tokens, Work};
@@ -34,7 +35,22 @@ pub fn evaluate<R: Reply>(
     batch_size: usize,
     progress: &mut impl FnMut(Event<'_>) -> R,
 ) -> Result<Evaluation> {
-    evaluated(model, rows, batch_size, &mut report(progress))
+    evaluated(model, rows, batch_size, &Processes::default(), &mut report(progress))
+}
+
+/// Evaluates as [`evaluate`] does, with the batches shared between processes. Every process returns the whole result,
+/// which does not depend on their number.
+///
+/// # Errors
+/// Returns the errors of [`evaluate`], and an error if a process does not answer in time.
+pub fn evaluate_shared<R: Reply>(
+    model: &TaskModel,
+    rows: &dyn Rows,
+    batch_size: usize,
+    processes: &Processes,
+    progress: &mut impl FnMut(Event<'_>) -> R,
+) -> Result<Evaluation> {
+    evaluated(model, rows, batch_size, processes, &mut report(progress))
 }
 
 /// Names of everything that an evaluation of a task reports. The task of a language model is None.
@@ -46,17 +62,17 @@ pub(crate) fn evaluated(
     model: &TaskModel,
     rows: &dyn Rows,
     batch_size: usize,
+    processes: &Processes,
     report: &mut Report<'_>,
 ) -> Result<Evaluation> {
+    let batches = Batches { rows, size: batch_size.max(1), processes };
     match model {
         TaskModel::Classifier(classifier) => {
-            let logits = predict(classifier, rows, batch_size, report)?;
+            let logits = predict(classifier, &batches, report)?;
             let metrics = score(&logits, rows.labels(), classifier.task().outputs())?;
             Ok(Evaluation { metrics, logits })
         }
-        TaskModel::CausalLm(lm) => {
-            Ok(Evaluation { metrics: perplexity(lm, rows, batch_size, report)?, logits: Vec::new() })
-        }
+        TaskModel::CausalLm(lm) => Ok(Evaluation { metrics: perplexity(lm, &batches, report)?, logits: Vec::new() }),
     }
 }
 
@@ -85,36 +101,47 @@ pub fn probabilities(logits: &[f32]) -> Vec<f32> {
     shares.into_iter().map(|share| (share / sum) as f32).collect()
 }
 
-/// Calls `visit` with the tokens of every batch, in order.
-fn for_batches(
-    rows: &dyn Rows,
-    batch_size: usize,
-    report: &mut Report<'_>,
-    mut visit: impl FnMut(&[Tokens]) -> Result<()>,
-) -> Result<()> {
-    report(Event::Began { work: Work::Evaluation, units: rows.len() })?;
-    let all: Vec<usize> = (0..rows.len()).collect();
-    for chunk in all.chunks(batch_size.max(1)) {
-        visit(&rows.tokens(chunk)?)?;
-        report(Event::Advanced { units: chunk.len() })?;
+/// Rows in batches, which the processes share.
+struct Batches<'a> {
+    rows: &'a dyn Rows,
+    size: usize,
+    processes: &'a Processes,
+}
+
+impl Batches<'_> {
+    /// Calls `visit` with the tokens of every batch of this process. Returns what it returned for the batches of all
+    /// processes, in order.
+    fn visit(
+        &self,
+        report: &mut Report<'_>,
+        mut visit: impl FnMut(&[Tokens]) -> Result<Vec<u8>>,
+    ) -> Result<Vec<Vec<u8>>> {
+        let rows = self.rows.len();
+        report(Event::Began { work: Work::Evaluation, units: rows })?;
+        let (all, world) = ((0..rows).collect::<Vec<usize>>(), self.processes.world());
+        let batches: Vec<&[usize]> = all.chunks(self.size).collect();
+        let mut mine = Vec::new();
+        for batch in self.processes.share(batches.len()) {
+            mine.push(visit(&self.rows.tokens(batches[batch])?)?);
+            // The other processes are about as far.
+            let units = batches[batch / world * world..].iter().take(world).map(|rows| rows.len()).sum();
+            report(Event::Advanced { units })?;
+        }
+        let found = self.processes.collect(batches.len(), mine)?;
+        report(Event::Finished { work: Work::Evaluation })?;
+        Ok(found)
     }
-    report(Event::Finished { work: Work::Evaluation })
 }
 
 /// Returns the logits of every row, in order.
-fn predict(
-    classifier: &Classifier,
-    rows: &dyn Rows,
-    batch_size: usize,
-    report: &mut Report<'_>,
-) -> Result<Vec<Vec<f32>>> {
-    let mut all = Vec::with_capacity(rows.len());
-    for_batches(rows, batch_size, report, |tokens| {
-        let logits = classifier.logits(&Batch::of_tokens(tokens)?)?;
-        all.extend(logits.to_vec()?.chunks(logits.cols()).map(<[f32]>::to_vec));
-        Ok(())
-    })?;
-    Ok(all)
+fn predict(classifier: &Classifier, batches: &Batches<'_>, report: &mut Report<'_>) -> Result<Vec<Vec<f32>>> {
+    let found =
+        batches.visit(report, |tokens| Ok(bytes_of(&classifier.logits(&Batch::of_tokens(tokens)?)?.to_vec()?)))?;
+    let outputs = classifier.task().outputs();
+    Ok(found
+        .iter()
+        .flat_map(|batch| floats_of(batch).chunks(outputs).map(<[f32]>::to_vec).collect::<Vec<_>>())
+        .collect())
 }
 
 /// Returns the metrics for the kind of labels given.
@@ -147,14 +174,17 @@ fn score(logits: &[Vec<f32>], labels: Labels<'_>, classes: usize) -> Result<Metr
 }
 
 /// Returns the mean loss and the perplexity over all tokens to predict, and the number of those tokens.
-fn perplexity(lm: &CausalLm, rows: &dyn Rows, batch_size: usize, report: &mut Report<'_>) -> Result<Metrics> {
-    let (mut sum, mut count) = (0.0, 0);
-    for_batches(rows, batch_size, report, |tokens| {
+fn perplexity(lm: &CausalLm, batches: &Batches<'_>, report: &mut Report<'_>) -> Result<Metrics> {
+    let found = batches.visit(report, |tokens| {
         let (loss, predicted) = lm.loss(&Batch::of_tokens(tokens)?, &targets(tokens))?;
-        sum += loss;
-        count += predicted;
-        Ok(())
+        Ok([loss.to_bits(), predicted as u64].iter().flat_map(|number| number.to_le_bytes()).collect())
     })?;
+    let (mut sum, mut count) = (0.0, 0);
+    for batch in &found {
+        let mut numbers = numbers(batch);
+        sum += f64::from_bits(numbers.next().unwrap_or_default());
+        count += numbers.next().unwrap_or_default();
+    }
     let loss = sum / count as f64;
     Ok(vec![("loss", loss), ("perplexity", loss.exp()), (TOKENS, count as f64)])
 }

@@ -10,6 +10,7 @@ use super::cache::Cache;
 use super::policy::{Assignment, PolicyChoice};
 use super::states::Estimation;
 use super::steps::TargetModules;
+use crate::distributed::Processes;
 use crate::{Error, Granularity, Result, Transformer};
 
 /// How the hidden states of an example's tokens become one point.
@@ -91,6 +92,8 @@ pub struct MeasureOptions {
     pub seed: u64,
     /// Where pooled hidden states are stored between runs. If None, every run computes them again.
     pub cache: Option<Cache>,
+    /// The processes that share the forward pass. The result does not depend on their number.
+    pub processes: Processes,
 }
 
 impl Default for MeasureOptions {
@@ -111,6 +114,7 @@ impl Default for MeasureOptions {
             batch_size: 32,
             seed: 0,
             cache: None,
+            processes: Processes::default(),
         }
     }
 }

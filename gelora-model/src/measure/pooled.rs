@@ -5,6 +5,7 @@ use gelora_kernels::ops::pool;
 use gelora_kernels::random::Stream;
 
 use super::options::{MeasureOptions, Pool};
+use crate::distributed::{Processes, bytes_of, floats_of};
 use crate::event::{Reply, Report, report};
 use crate::{Batch, Event, Granularity, Result, Tokens, Transformer, Work};
 
@@ -20,7 +21,7 @@ pub fn sample(n: usize, samples: usize, seed: u64) -> Vec<usize> {
 }
 
 /// Computes the pooled hidden states of a model. There is one matrix (n, C) for each state, in order from the input to
-/// the output, with one row for each example.
+/// the output, with one row for each example. Several processes share the batches, and each returns all points.
 ///
 /// # Errors
 /// Returns an error if a token is outside the model's tables, the device fails, or `progress` returns an error.
@@ -40,7 +41,7 @@ pub(super) fn pooled(
     options: &MeasureOptions,
     report: &mut Report<'_>,
 ) -> Result<Vec<Tensor>> {
-    let &MeasureOptions { pool, granularity, seed, batch_size, ref cache, .. } = options;
+    let &MeasureOptions { pool, granularity, seed, batch_size, ref cache, ref processes, .. } = options;
     // The key of the cache covers the model's files, but no adapter that was attached later.
     let Some(cache) = cache.as_ref().filter(|_| model.lowest_adapted().is_none()) else {
         return forward(model, examples, options, report);
@@ -50,15 +51,37 @@ pub(super) fn pooled(
     let settings = format!("{pool:?} {granularity:?} {drawn:?} {} {:?}", model.dtype(), model.device().kind());
     let entry = cache.entry(model.source(), examples, &settings)?;
     let states = state_names(model.config().layers, granularity).len();
-    if let Some(points) = entry.read(states) {
+    let cached = if processes.is_first() { entry.read(states) } else { None };
+    if processes.any(cached.is_some())? {
         report(Event::CacheHit)?;
-        return Ok(points);
+        return cached_points(processes, cached, states, [examples.len(), model.config().hidden]);
     }
     let points = forward(model, examples, options, report)?;
-    if let Err(problem) = entry.write(&points) {
+    if processes.is_first()
+        && let Err(problem) = entry.write(&points)
+    {
         report(Event::Remark(&format!("the hidden states could not be cached: {problem}")))?;
     }
     Ok(points)
+}
+
+/// Returns the points that the first process found in its cache.
+fn cached_points(
+    processes: &Processes,
+    cached: Option<Vec<Tensor>>,
+    states: usize,
+    shape: [usize; 2],
+) -> Result<Vec<Tensor>> {
+    if processes.is_alone() {
+        return Ok(cached.unwrap_or_default());
+    }
+    let of_state = |s: usize| {
+        let own = cached.as_ref().and_then(|points| points.get(s));
+        let own = own.map(|points| points.to_vec()).transpose()?.unwrap_or_default();
+        let points = floats_of(&processes.broadcast(bytes_of(&own))?);
+        Ok(Tensor::from_vec(points, shape)?)
+    };
+    (0..states).map(of_state).collect()
 }
 
 fn forward(
@@ -67,31 +90,47 @@ fn forward(
     options: &MeasureOptions,
     report: &mut Report<'_>,
 ) -> Result<Vec<Tensor>> {
-    let channels = model.config().hidden;
+    let (channels, processes) = (model.config().hidden, &options.processes);
     let number = state_names(model.config().layers, options.granularity).len();
-    let mut states: Vec<Vec<f32>> = vec![Vec::with_capacity(examples.len() * channels); number];
     let mut stream = Stream::at(options.seed, &[0x746f_6b65]); // "toke"
+    let batches: Vec<&[Tokens]> = examples.chunks(options.batch_size).collect();
+    let (world, rank) = (processes.world(), processes.rank());
+    // The points of each state, batch by batch.
+    let mut mine: Vec<Vec<Vec<f32>>> = vec![Vec::new(); number];
     report(Event::Began { work: Work::HiddenStates, units: examples.len() })?;
-    for chunk in examples.chunks(options.batch_size) {
-        let batch = Batch::of_tokens(chunk)?;
+    for (b, &examples) in batches.iter().enumerate() {
+        let batch = Batch::of_tokens(examples)?;
+        // Every process draws the rows of all batches, so that the draws do not depend on the number of processes.
         let rows = chosen_rows(&batch, options.pool, &mut stream);
-        // Pool each state as it is computed, so that only one full state is in memory.
-        let mut pooled = Vec::new();
-        model.hidden_states(&batch, options.granularity, |_, tokens| {
-            pooled.push(match &rows {
-                None => pool::mean(tokens, batch.sequences())?,
-                Some(rows) => pool::rows(tokens, rows)?,
-            });
-            Ok(())
-        })?;
-        // Read the states after the whole forward pass has been launched, so that a GPU is waited for only once.
-        for (state, points) in states.iter_mut().zip(&pooled) {
-            state.extend(points.to_vec()?);
+        if b % world == rank {
+            // Pool each state as it is computed, so that only one full state is in memory.
+            let mut pooled = Vec::new();
+            model.hidden_states(&batch, options.granularity, |_, tokens| {
+                pooled.push(match &rows {
+                    None => pool::mean(tokens, batch.sequences())?,
+                    Some(rows) => pool::rows(tokens, rows)?,
+                });
+                Ok(())
+            })?;
+            // Read the states after the whole forward pass has been launched, so that a GPU is waited for only once.
+            for (state, points) in mine.iter_mut().zip(&pooled) {
+                state.push(points.to_vec()?);
+            }
         }
-        report(Event::Advanced { units: chunk.len() })?;
+        report(Event::Advanced { units: examples.len() })?;
     }
     report(Event::Finished { work: Work::HiddenStates })?;
-    states.into_iter().map(|s| Ok(Tensor::from_vec(s, [examples.len(), channels])?)).collect()
+    let gathered = |state: Vec<Vec<f32>>| -> Result<Tensor> {
+        let points = match processes.is_alone() {
+            true => state.concat(),
+            false => {
+                let state = state.iter().map(|points| bytes_of(points)).collect();
+                floats_of(&processes.collect(batches.len(), state)?.concat())
+            }
+        };
+        Ok(Tensor::from_vec(points, [examples.len(), channels])?)
+    };
+    mine.into_iter().map(gathered).collect()
 }
 
 /// The row that represents each sequence, or None for the mean of all rows.

@@ -76,13 +76,17 @@ fn found_in(folder: &Path) -> Vec<PathBuf> {
 }
 
 impl Trainer<'_> {
-    /// Writes a checkpoint, and removes those that are too old or of an earlier training.
+    /// Writes a checkpoint in the first process, and removes those that are too old or of an earlier training.
     pub(super) fn write_checkpoint(
         &mut self,
         checkpoints: &Checkpoints,
         step: usize,
         optimizer: &Optimizer,
     ) -> Result<()> {
+        self.check_same_parameters(step)?;
+        if !self.options.processes.is_first() {
+            return Ok(());
+        }
         let folder = &checkpoints.folder;
         // The folder that holds it must exist: if it vanished, the rest of the run's files is lost.
         if !folder.is_dir() {

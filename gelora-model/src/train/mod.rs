@@ -8,12 +8,17 @@
 //! theta   = AdamW(theta, g, lr_t)
 //! ```
 //!
+//! The batch of a step may be cut into parts ([`TrainOptions::accumulate`]), which several processes share
+//! ([`TrainOptions::processes`]). Their gradients are added in the order of the parts, so the result does not depend on the
+//! number of processes.
+//!
 //! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t.
 
 mod best;
 mod checkpoint;
 mod loader;
 mod options;
+mod parts;
 mod sampler;
 mod schedule;
 mod state;
@@ -30,8 +35,10 @@ use gelora_kernels::ops::loss::CrossEntropy;
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
 
 use self::best::Watch;
+use self::parts::Layout;
 use self::sampler::Sampler;
 use self::schedule::warmup_steps;
+use crate::distributed::bytes_of;
 use crate::event::{Reply, Report, report};
 use crate::measure::adapter_config;
 use crate::optim::Optimizer;
@@ -60,6 +67,10 @@ pub struct Trainer<'a> {
     written: Vec<PathBuf>,
     /// Time at which the last step finished.
     finished: Option<Instant>,
+    /// Names and shapes of the gradients, if several processes gather them.
+    layout: Option<Layout>,
+    /// Whether another process, or this one, is asked to stop.
+    stops: bool,
 }
 
 impl fmt::Debug for Trainer<'_> {
@@ -159,6 +170,8 @@ impl<'a> Trainer<'a> {
             watch,
             written: Vec::new(),
             finished: None,
+            layout: None,
+            stops: false,
         })
     }
 
@@ -192,6 +205,20 @@ impl<'a> Trainer<'a> {
         best.map_or_else(|| self.current(), |(adapter, _)| adapter.clone())
     }
 
+    /// Returns an error if the parameters differ between the processes after `step` steps.
+    fn check_same_parameters(&mut self, step: usize) -> Result<()> {
+        let processes = self.options.processes.clone();
+        if processes.is_alone() {
+            return Ok(());
+        }
+        let mut bytes = (step as u64).to_le_bytes().to_vec();
+        for (name, tensor) in self.model.parameters_mut() {
+            bytes.extend(name.as_bytes());
+            bytes.extend(bytes_of(&tensor.to_vec()?));
+        }
+        processes.check_same(&format!("step {step}: the adapter"), Some(&bytes))
+    }
+
     fn current(&self) -> Adapter {
         self.model.adapter(self.config.clone())
     }
@@ -222,6 +249,7 @@ impl<'a> Trainer<'a> {
             // The first checkpoint of this training replaces that of an earlier one.
             _ => 0,
         };
+        self.check_same_parameters(first)?;
         let (total, rows, sampler) = (self.steps(), self.rows, self.sampler.clone());
         thread::scope(|scope| {
             let batches = loader::start(rows, &sampler, scope, first..total);

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::best::Keep;
 use super::schedule::{Interval, Schedule};
+use crate::distributed::Processes;
 use crate::measure::ModuleRank;
 use crate::{Error, Result};
 
@@ -32,7 +33,8 @@ pub struct TrainOptions {
     pub length: Length,
     /// Number of rows in one optimizer step.
     pub batch_size: usize,
-    /// Number of micro-batches into which a step is split to save memory. They run one after the other.
+    /// Number of micro-batches into which a step is split, to save memory or to share them between processes. Those of
+    /// one process run one after the other.
     pub accumulate: usize,
     /// Whether the forward pass keeps only the input of each block and the backward pass computes the rest again.
     pub checkpoint_activations: bool,
@@ -67,6 +69,9 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Where and when checkpoints are written. If None, there are no checkpoints.
     pub checkpoints: Option<Checkpoints>,
+    /// The processes that train together. Their number divides [`accumulate`](Self::accumulate); the result does not
+    /// depend on it. The first process writes the checkpoints, which all of them read to resume.
+    pub processes: Processes,
 }
 
 /// Values of the adapters before the first step.
@@ -150,6 +155,7 @@ impl Default for TrainOptions {
             patience: None,
             seed: 0,
             checkpoints: None,
+            processes: Processes::default(),
         }
     }
 }
@@ -193,7 +199,7 @@ impl TrainOptions {
         ];
         match wrong.into_iter().find(|(_, is_wrong)| *is_wrong) {
             Some((problem, _)) => Err(Error::Value(problem.into())),
-            None => Ok(()),
+            None => self.processes.check_parts(self.accumulate),
         }
     }
 }

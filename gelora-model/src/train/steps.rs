@@ -9,6 +9,7 @@ use gelora_kernels::{DeviceKind, Pending, Tensor};
 
 use super::loader::StepRows;
 use super::options::Checkpoints;
+use super::parts::{self, Part};
 use super::schedule::{Interval, warmup_steps};
 use super::{StepRecord, TrainOptions, Trainer};
 use crate::evaluate::evaluated;
@@ -51,7 +52,7 @@ impl Trainer<'_> {
             let previous = running.replace(self.launch(&rows, step, optimizer)?);
             let mut is_last = step + 1 == total;
             let held_out = self.held_out.filter(|_| is_last || self.evaluates_after(step + 1, epoch));
-            let mut is_stopped = self.is_asked_to_stop();
+            let mut is_stopped = self.stops_now();
             let is_due = |c: &&Checkpoints| (step + 1).is_multiple_of(c.every.unwrap_or(epoch));
             let is_checkpoint = checkpoints.as_ref().is_some_and(|c| is_due(&c));
             // A GPU computes this step while the host reads the loss of the previous step and prepares the next one.
@@ -63,16 +64,20 @@ impl Trainer<'_> {
                 report(Event::Advanced { units: 1 })?;
             }
             if let Some(rows) = held_out {
-                let found = evaluated(self.model, rows, self.options.batch_size, report)?;
+                let found = evaluated(self.model, rows, self.options.batch_size, &self.options.processes, report)?;
                 report(Event::Evaluated { step: step + 1, metrics: &found.metrics, logits: &found.logits })?;
                 is_last |= self.compare(step + 1, &found.metrics)?;
-                is_stopped = self.is_asked_to_stop();
+                is_stopped = self.stops_now();
                 metrics = Some(found.metrics);
             }
             let checkpoint = checkpoints.as_ref().filter(|c| !is_last && (is_stopped || is_due(c)));
             if let Some(checkpoint) = checkpoint {
                 report(Event::Checkpoint { step: step + 1, folder: &checkpoint.folder })?;
                 self.write_checkpoint(checkpoint, step + 1, optimizer)?;
+                if is_stopped {
+                    // No process ends before the checkpoint is written.
+                    self.options.processes.barrier()?;
+                }
             }
             report(Event::StepEnded)?;
             if is_last {
@@ -85,6 +90,11 @@ impl Trainer<'_> {
             }
         }
         Err(Error::Value("a training needs at least one step".into()))
+    }
+
+    /// Whether the training stops after this step. Several processes agree on that when they gather the gradients.
+    fn stops_now(&self) -> bool {
+        if self.options.processes.is_alone() { self.is_asked_to_stop() } else { self.stops }
     }
 
     fn is_asked_to_stop(&self) -> bool {
@@ -125,13 +135,31 @@ impl Trainer<'_> {
         let (mut grads, mut shares, mut losses) = (Grads::new(), Vec::new(), Vec::new());
         let tokens = rows.tokens.iter().map(|row| row.ids.len()).sum();
         let size = rows.indices.len().div_ceil(accumulate);
-        // Sum the gradients of all micro-batches, each weighted by its share of the step.
-        for (part, (indices, encoded)) in rows.indices.chunks(size).zip(rows.tokens.chunks(size)).enumerate() {
-            let share = self.model.weight((indices, encoded), labels) / self.model.weight(all, labels);
+        let parts: Vec<_> = rows.indices.chunks(size).zip(rows.tokens.chunks(size)).collect();
+        for part in &parts {
+            shares.push(self.model.weight(*part, labels) / self.model.weight(all, labels));
+        }
+        // Compute the gradients of each part of this process, weighted by the part's share of the step.
+        let processes = self.options.processes.clone();
+        let mut mine = Vec::new();
+        for part in processes.share(parts.len()) {
             let mode = Mode::training(seed, (step * accumulate + part) as u64);
             let mode = if checkpoint_activations { mode.recomputing() } else { mode };
-            shares.push(share);
-            losses.push(self.model.backward((indices, encoded), labels, &mode, share as f32, &mut grads)?);
+            let mut of_part = Grads::new();
+            let loss = self.model.backward(parts[part], labels, &mode, shares[part] as f32, &mut of_part)?;
+            match processes.is_alone() {
+                true => {
+                    parts::add(&mut grads, of_part)?;
+                    losses.push(loss);
+                }
+                false => mine.push(Part { grads: of_part, loss }),
+            }
+        }
+        if !processes.is_alone() {
+            let (stops, device) = (self.is_asked_to_stop(), self.model.transformer().device().clone());
+            let sum = parts::gathered(&processes, parts.len(), mine, stops, &mut self.layout, &device)?;
+            (grads, losses) = (sum.grads, sum.losses);
+            self.stops |= sum.stops;
         }
         // Clip and update. The norm and the losses stay on the device until `finish`.
         let norm = optimizer.step(self.model.parameters_mut(), &grads, lr as f32)?;
