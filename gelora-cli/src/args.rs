@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gelora_kernels::{DType, DeviceKind};
 
-use parse::{at_least_one, delimiter, not_empty, trimmed};
+use parse::{at_least_one, delimiter, not_empty, positive, trimmed};
 
 pub use compare::CompareArgs;
 pub use eval::{EvalArgs, SplitArg};
@@ -45,6 +45,10 @@ pub struct Cli {
     /// Number of CPU threads [default: the number of CPUs]
     #[arg(long, global = true, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<usize>,
+    /// Of several processes (mpirun, srun), end all if one does not answer for this time
+    #[arg(long, global = true, default_value_t = 1800.0, value_name = "SECONDS", value_parser = positive)]
+    #[arg(hide_short_help = true)]
+    pub dist_timeout: f64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,6 +73,20 @@ pub enum Command {
     Id(IdArgs),
     /// List the devices that this build can use
     Devices(OutputArgs),
+}
+
+impl Command {
+    /// Name of a command that only one process can run.
+    pub fn of_one_process(&self) -> Option<&'static str> {
+        match self {
+            Self::Rank(_) | Self::Train(_) | Self::Compare(_) | Self::Eval(_) | Self::Predict(_) => None,
+            Self::Generate(_) => Some("generate"),
+            Self::Merge(_) => Some("merge"),
+            Self::Export(_) => Some("export"),
+            Self::Id(_) => Some("id"),
+            Self::Devices(_) => Some("devices"),
+        }
+    }
 }
 
 /// Options of the output that every command has.

@@ -2,14 +2,15 @@
 //! others.
 
 use std::env;
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use gelora_model::distributed::Processes;
 use serde::Serialize;
 
-/// Features that compile an engine.
-const ENGINES: &str = "mpi";
+/// Engines, by the features that compile them, and whether this build has them.
+pub const ENGINES: [(&str, bool); 1] = [("mpi", cfg!(feature = "mpi"))];
 
 /// A launcher of several processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -61,6 +62,32 @@ pub struct Launch {
     pub local_rank: Option<usize>,
     /// Number of processes on this machine.
     pub local_world: Option<usize>,
+}
+
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} as process {} of {}", self.launcher.name(), self.rank, self.world)?;
+        match (self.local_rank, self.local_world) {
+            (Some(rank), Some(world)) => write!(f, ", {rank} of {world} on this machine"),
+            (Some(rank), None) => write!(f, ", number {rank} on this machine"),
+            (None, _) => f.write_str("; its number on this machine is not known (no LOCAL_RANK)"),
+        }
+    }
+}
+
+/// The processes of this run.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    pub processes: Processes,
+    /// What the launcher says, if there are several.
+    pub launch: Option<Launch>,
+}
+
+impl Group {
+    /// Whether this process is the first one of its machine. Where the launcher does not tell, each is.
+    pub fn is_first_of_machine(&self) -> bool {
+        self.launch.and_then(|launch| launch.local_rank).is_none_or(|local_rank| local_rank == 0)
+    }
 }
 
 /// Names of the variables of a launcher: rank, world, local rank, local world.
@@ -140,9 +167,7 @@ impl Launch {
         let Self { launcher, rank, world, .. } = *self;
         let found = format!("{} started process {rank} of {world}", launcher.name());
         if !cfg!(feature = "mpi") {
-            bail!(
-                "{found}, and this build has no engine to connect them; expected one built with --features {ENGINES}"
-            );
+            bail!("{found}, and this build has no engine to connect them; expected one built with --features mpi");
         }
         if !launcher.speaks_mpi() {
             bail!(
@@ -170,7 +195,7 @@ fn open(timeout: Duration) -> Result<Processes> {
 
 #[cfg(not(feature = "mpi"))]
 fn open(_: Duration) -> Result<Processes> {
-    bail!("this build has no engine; expected one built with --features {ENGINES}")
+    bail!("this build has no engine; expected one built with --features mpi")
 }
 
 /// The card of a process, as CUDA_VISIBLE_DEVICES names it: one of those in `visible`, or of the machine's. Returns
@@ -218,7 +243,8 @@ mod tests {
         let torchrun = [("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")];
         assert_eq!(found(&torchrun), (Launcher::Torchrun, 3, 8, Some(1)));
         assert_eq!(found(&torchrun[..2]), (Launcher::Kubeflow, 3, 8, None));
-        let mpirun = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_LOCAL_RANK", "0")];
+        let mpirun =
+            [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_LOCAL_RANK", "0")];
         // mpirun inside of a SLURM step, or started by a shell that has the variables of torchrun.
         assert_eq!(found(&[&mpirun[..], &torchrun].concat()), (Launcher::OpenMpi, 0, 2, Some(0)));
         let srun = [("SLURM_PROCID", "5"), ("SLURM_STEP_NUM_TASKS", "6"), ("SLURM_LOCALID", "1")];

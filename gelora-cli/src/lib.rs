@@ -15,6 +15,7 @@ mod distinct;
 mod fingerprint;
 mod history;
 mod hub;
+mod launch;
 mod memory;
 mod options_file;
 mod output;
@@ -32,56 +33,118 @@ mod understood;
 pub mod untrusted;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, FromArgMatches};
 use gelora_kernels::cpu::Level;
+use launch::{Group, Launch};
 use signals::Interrupted;
+
+/// Pause before a process other than the first reports an error, and what it is longer for each further process.
+const FIRST_SPEAKS: Duration = Duration::from_secs(2);
+const NEXT_SPEAKS: Duration = Duration::from_millis(500);
+/// Number of further processes whose pauses differ.
+const MOST_PAUSES: u32 = 60;
+/// Longest --dist-timeout, in seconds: a year.
+const MOST_SECONDS: f64 = 3.2e7;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     silence_mesa();
     signals::let_writes_fail();
-    let mut cli = match command_line() {
+    let launch = match Launch::of_environment() {
+        Ok(launch) => launch,
+        Err(error) => return failed(None, &in_one_line(&error), ExitCode::FAILURE),
+    };
+    if let Some(launch) = &launch {
+        launch.share_the_machine();
+        if launch.rank > 0 {
+            ui::set_silent();
+        }
+    }
+    let mut cli = match command_line(launch.as_ref()) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
     if let Err(problem) = Level::asked_for() {
-        ui::note(false, format!("error: {problem}"));
-        return ExitCode::from(2);
+        return failed(launch.as_ref(), &problem, ExitCode::from(2));
     }
-    if let Some(threads) = cli.threads {
+    if let Some(threads) = cli.threads.or_else(|| launch.and_then(|launch| launch.threads())) {
         // The pool of threads is made once, and nothing has asked for it before.
         if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
-            ui::note(false, format!("error: --threads {threads}: {error}"));
-            return ExitCode::FAILURE;
+            return failed(launch.as_ref(), &format!("--threads {threads}: {error}"), ExitCode::FAILURE);
         }
     }
-    let done = cli.command.locate().and_then(|()| run(&cli.command));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => match error.downcast_ref::<Interrupted>() {
-            Some(interrupted) => {
-                ui::note(false, interrupted.to_string());
-                interrupted.exit_code()
-            }
-            None => {
-                ui::note(false, format!("error: {}{}", in_one_line(&error), hint(&error, &cli.command)));
-                ExitCode::FAILURE
-            }
-        },
+    let group = match group(launch, &cli) {
+        Ok(group) => group,
+        Err(error) => return failed(launch.as_ref(), &in_one_line(&error), ExitCode::FAILURE),
+    };
+    let done = locate(&mut cli.command, &group).and_then(|()| run(&cli.command, &group));
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
+        ui::note(false, interrupted.to_string());
+        // All processes stopped together, and the first one says why.
+        return if group.processes.is_first() { interrupted.exit_code() } else { ExitCode::SUCCESS };
     }
+    let text = format!("{}{}", in_one_line(&error), hint(&error, &cli.command));
+    let code = failed(launch.as_ref(), &text, ExitCode::FAILURE);
+    if !group.processes.is_alone() {
+        group.processes.abort();
+        // The engine may wait for processes that are gone, so it is not closed.
+        std::mem::forget(group);
+    }
+    code
+}
+
+/// Reports an error and returns the exit code. Of several processes, which may all have the same error, the first one
+/// speaks at once; its end ends the others. What only another process has to say comes a moment later.
+fn failed(launch: Option<&Launch>, text: &str, code: ExitCode) -> ExitCode {
+    match launch.filter(|launch| launch.rank > 0) {
+        None => ui::error(text),
+        Some(Launch { rank, world, .. }) => {
+            std::thread::sleep(FIRST_SPEAKS + NEXT_SPEAKS * u32::try_from(*rank).unwrap_or(u32::MAX).min(MOST_PAUSES));
+            ui::error(format!("process {rank} of {world}: {text}"));
+        }
+    }
+    code
+}
+
+/// Connects the processes of this run.
+fn group(launch: Option<Launch>, cli: &Cli) -> anyhow::Result<Group> {
+    let Some(found) = launch.filter(|_| !matches!(cli.command, Command::Devices(_))) else {
+        return Ok(Group { launch, ..Group::default() });
+    };
+    if let Some(name) = cli.command.of_one_process() {
+        anyhow::bail!(
+            "{} started {} processes, and gelora {name} runs in one; expected to be started once",
+            found.launcher.name(),
+            found.world
+        );
+    }
+    let processes = found.connect(Duration::from_secs_f64(cli.dist_timeout.min(MOST_SECONDS)))?;
+    Ok(Group { processes, launch })
+}
+
+/// Finds models and data on the hub. The first process of a machine downloads what the others then find.
+fn locate(command: &mut Command, group: &Group) -> anyhow::Result<()> {
+    if group.is_first_of_machine() {
+        command.locate()?;
+    }
+    group.processes.barrier()?;
+    if !group.is_first_of_machine() {
+        command.locate()?;
+    }
+    Ok(())
 }
 
 /// Returns the options of the command line and of its configuration file, or the exit code of wrong usage, which is
 /// printed.
-fn command_line() -> Result<Cli, ExitCode> {
+fn command_line(launch: Option<&Launch>) -> Result<Cli, ExitCode> {
     let mut command = Cli::command();
     command.build();
-    let expanded = options_file::expand(&command, std::env::args_os().collect()).map_err(|error| {
-        ui::note(false, format!("error: {}", in_one_line(&error)));
-        ExitCode::from(2)
-    })?;
+    let expanded = options_file::expand(&command, std::env::args_os().collect())
+        .map_err(|error| failed(launch, &in_one_line(&error), ExitCode::from(2)))?;
     let parsed = command.try_get_matches_from_mut(expanded.arguments).and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
         if let (Command::Train(train), Some((name, matches))) = (&mut cli.command, matches.subcommand())
@@ -93,7 +156,9 @@ fn command_line() -> Result<Cli, ExitCode> {
     });
     parsed.map_err(|error| {
         // Help and the version are errors as well, and go to standard output.
-        let _ = error.print();
+        if launch.is_none_or(|launch| launch.rank == 0) {
+            let _ = error.print();
+        }
         if let Some(file) = expanded.file.filter(|_| error.use_stderr()) {
             ui::note(false, options_file::note(&file));
         }
@@ -111,18 +176,18 @@ fn silence_mesa() {
     }
 }
 
-fn run(command: &Command) -> anyhow::Result<()> {
+fn run(command: &Command, group: &Group) -> anyhow::Result<()> {
     match command {
-        Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args)),
-        Command::Train(args) => profile::run(&args.profile, || commands::train::run(args)),
-        Command::Compare(args) => commands::compare::run(args),
-        Command::Eval(args) => commands::eval::run(args),
-        Command::Predict(args) => commands::predict::run(args),
+        Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args, group)),
+        Command::Train(args) => profile::run(&args.profile, || commands::train::run(args, group)),
+        Command::Compare(args) => commands::compare::run(args, group),
+        Command::Eval(args) => commands::eval::run(args, group),
+        Command::Predict(args) => commands::predict::run(args, group),
         Command::Generate(args) => profile::run(&args.profile, || commands::generate::run(args)),
         Command::Merge(args) => commands::merge::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Id(args) => commands::id::run(args),
-        Command::Devices(args) => commands::devices::run(args),
+        Command::Devices(args) => commands::devices::run(args, group.launch.as_ref()),
     }
 }
 

@@ -15,6 +15,24 @@ use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Interval between progress lines if there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// Whether this process says nothing, because another one of the same run does.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Turns off everything but [`error`] for the rest of the run. Of several processes the first one speaks.
+pub fn set_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
+/// Writes an error to stderr.
+pub fn error(text: impl AsRef<str>) {
+    // A closed stderr cannot be reported anywhere. One call writes the whole line, so that processes do not mix theirs.
+    let _ = io::stderr().lock().write_all(format!("error: {}\n", text.as_ref()).as_bytes());
+}
+
 /// Writes a result to stdout, with a newline. A closed pipe (`gelora rank | head`) is not an error.
 ///
 /// `println!` would panic on a closed pipe, so nothing in this crate uses it.
@@ -22,6 +40,9 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// # Errors
 /// Returns an error if stdout cannot be written for another reason, such as a full disk.
 pub fn result(text: impl AsRef<str>) -> io::Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush());
     written.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
@@ -29,7 +50,7 @@ pub fn result(text: impl AsRef<str>) -> io::Result<()> {
 
 /// Writes a remark to stderr, unless `quiet`.
 pub fn note(quiet: bool, text: impl AsRef<str>) {
-    if !quiet {
+    if !quiet && !is_silent() {
         // A closed stderr cannot be reported anywhere.
         let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
     }
@@ -103,7 +124,7 @@ impl Progress {
     }
 
     fn of(quiet: bool, label: Cow<'static, str>, total: u64, bytes: bool) -> Self {
-        let display = if quiet {
+        let display = if quiet || is_silent() {
             Display::Nothing
         } else if io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use gelora_lora::ranks::check_rank;
 use gelora_lora::{Adapter, LoraLayer};
+use gelora_model::distributed::Processes;
 use gelora_model::measure::{ModuleRank, TargetModules};
 use gelora_model::{MeasureOptions, Transformer};
 use serde::Deserialize;
@@ -27,6 +28,17 @@ pub fn ranks_of(adapter: &Adapter) -> BTreeMap<String, ModuleRank> {
     adapter.layers.iter().map(|(name, layer)| (name.clone(), rank_of(layer))).collect()
 }
 
+/// Returns the ranks that the first process measured or read.
+fn shared(processes: &Processes, ranks: Option<BTreeMap<String, ModuleRank>>) -> Result<BTreeMap<String, ModuleRank>> {
+    // JSON may be off in the last bit of a float, so alpha is sent as its bits.
+    let sent: BTreeMap<String, (usize, u64)> =
+        ranks.unwrap_or_default().into_iter().map(|(name, m)| (name, (m.rank, m.alpha.to_bits()))).collect();
+    let received = processes.broadcast(serde_json::to_vec(&sent)?)?;
+    let received: BTreeMap<String, (usize, u64)> = serde_json::from_slice(&received)?;
+    let module = |(rank, alpha)| ModuleRank { rank, alpha: f64::from_bits(alpha) };
+    Ok(received.into_iter().map(|(name, bits)| (name, module(bits))).collect())
+}
+
 /// The part of ranks.json that training reads.
 #[derive(Deserialize)]
 struct RanksOfModules {
@@ -41,6 +53,7 @@ pub fn module_ranks(
     dataset: &Dataset,
     tokenizer: &Tokenizer,
     out: &OutDir,
+    processes: &Processes,
 ) -> Result<BTreeMap<String, ModuleRank>> {
     let infos = model.linear_infos();
     let policy = args.policy.choice(args.rank)?;
@@ -60,8 +73,10 @@ pub fn module_ranks(
     }
     let Some(path) = &args.ranks else {
         let measured = out.file(RANKS_NAME);
-        if resume && measured.is_file() {
-            return Ok(read_json::<RanksOfModules>(&measured)?.modules);
+        let is_measured = processes.is_first() && resume && measured.is_file();
+        if processes.any(is_measured)? {
+            let ranks = is_measured.then(|| read_json::<RanksOfModules>(&measured)).transpose()?;
+            return shared(processes, ranks.map(|ranks| ranks.modules));
         }
         let mut options = MeasureOptions {
             policy,
@@ -71,15 +86,17 @@ pub fn module_ranks(
         if args.dry_run {
             options.cache = None;
         }
+        options.processes = processes.clone();
         let ranks =
             rank::measure_ranks(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
+        let Some(ranks) = ranks else { return shared(processes, None) };
         let ranks = RanksFile { data: dataset.path.display().to_string(), dataset: None, ranks, serve: None };
         if !args.dry_run {
             out.write_json(RANKS_NAME, &ranks)?;
         }
         ui::note(args.output.quiet, text::table(&ranks));
         ui::note(args.output.quiet, text::summary(&ranks));
-        return Ok(ranks.ranks.modules);
+        return shared(processes, Some(ranks.ranks.modules));
     };
     // A folder from `gelora rank` means the ranks.json in it.
     let path = &if path.is_dir() { path.join(RANKS_NAME) } else { path.clone() };

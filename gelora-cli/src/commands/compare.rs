@@ -7,19 +7,21 @@ use anyhow::{Context, Result, bail};
 use gelora_kernels::{Device, DeviceKind};
 use gelora_lora::ranks::{Alpha, Step};
 use gelora_model::measure::{Scale, TargetModules};
-use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer, checkpoint};
+use gelora_model::{Config, LM_MAX_LENGTH, MeasureOptions, Transformer};
 use serde_json::{Value, json};
 
+use super::alike::hash_of_model;
 use super::rows::{check_answers, encode_all, lm_rows};
 use super::{aim, check_max_length, is_lm, open_device, open_tokenizer, read_options, train};
 use crate::args::{CompareArgs, measure_options};
 use crate::compare::arms::{Arm, RankSettings};
 use crate::compare::plan::{self, Plan};
-use crate::compare::results::{RESULTS_NAME, Results, STUDY_NAME, Study};
+use crate::compare::results::{OF_OTHERS, RESULTS_NAME, Results, STUDY_NAME, Study};
 use crate::compare::run::{Bench, Examples};
 use crate::compare::table::{Comparison, Metric, chosen_rate};
 use crate::compare::{Execution, mechanism, run_all, run_mechanism};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
+use crate::launch::Group;
 use crate::output::OutDir;
 use crate::report;
 use crate::tokenize::Tokenizer;
@@ -33,12 +35,13 @@ const TABLE_NAME: &str = "compare.json";
 /// Training rows of a seed at least.
 const FEWEST_ROWS: usize = 10;
 
-pub fn run(args: &CompareArgs) -> Result<()> {
+pub fn run(args: &CompareArgs, group: &Group) -> Result<()> {
     let (plan, reference) = (plan(args)?, reference(args)?);
-    let out =
-        OutDir::prepare(&args.out, &[RESULTS_NAME, STUDY_NAME, TABLE_NAME, MECHANISM_NAME, REPORT_NAME], "--out")?;
+    let (processes, first) = (&group.processes, group.processes.is_first());
+    let files = [RESULTS_NAME, OF_OTHERS, STUDY_NAME, TABLE_NAME, MECHANISM_NAME, REPORT_NAME];
+    let out = OutDir::prepare(&args.out, &files, "--out")?;
     let results_file = out.file(RESULTS_NAME);
-    if args.resume && results_file.metadata().map_or(0, |file| file.len()) == 0 {
+    if first && args.resume && results_file.metadata().map_or(0, |file| file.len()) == 0 {
         bail!("{}: holds no finished run, so there is nothing to go on with (--resume)", results_file.display());
     }
     let data = Prepared::read(args)?;
@@ -68,10 +71,12 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         args.join.iter().try_for_each(|path| results.join(path, &study))?;
         results
     } else {
+        processes.check_same("the study", Some(study.id().as_bytes()))?;
         out.create()?;
-        let mut results = Results::open(&results_file, &study)?;
-        args.join.iter().try_for_each(|path| results.join(path, &study)).context("--join")?;
-        out.write_json(STUDY_NAME, study.settings())?;
+        let mut results = Results::open_shared(&results_file, &args.join, &study, processes)?;
+        if first {
+            out.write_json(STUDY_NAME, study.settings())?;
+        }
         let device = open_device(args.compute.device)?;
         let jobs = args.jobs.unwrap_or_else(|| usual_jobs(&device));
         let task = data.labels.as_ref().map(train::model_task);
@@ -99,8 +104,12 @@ pub fn run(args: &CompareArgs) -> Result<()> {
             batch_size: args.batch_size,
         };
         ui::note(args.output.quiet, format!("{} runs, {} of them finished", plan.len(), results.len()));
-        let execution = Execution { jobs, quiet: args.output.quiet };
+        let execution = Execution { jobs, quiet: args.output.quiet, processes: processes.clone() };
         run_all(&bench, &plan, &metric, &mut results, &execution)?;
+        if !first {
+            results.close(processes);
+            return Ok(());
+        }
         if let Some(rank) = args.mechanism {
             let lr = chosen_rate(&results, &plan, Arm::Uniform, &metric);
             trained = lr
@@ -109,6 +118,9 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         }
         results
     };
+    if !first {
+        return Ok(());
+    }
     let mut comparison = Comparison::new(study.id(), &results, &plan, &metric, reference);
     comparison.updates = mechanism::alike(mechanism::read(&updates_file, study.id())?, args.mechanism);
     comparison.correlations = mechanism::correlations(&comparison.updates);
@@ -256,13 +268,7 @@ fn settings(args: &CompareArgs, data: &Prepared, measuring: &MeasureOptions) -> 
 
 /// A hash of the model's weights and config.
 fn of_model(model: &Path) -> Result<String> {
-    let mut files = if model.is_file() { vec![model.to_owned()] } else { checkpoint::files(model)? };
-    files.extend(Some(model.join("config.json")).filter(|_| !model.is_file()));
-    let mut hasher = blake3::Hasher::new();
-    for file in files {
-        hasher.update_mmap_rayon(&file).with_context(|| format!("{}", file.display()))?;
-    }
-    Ok(hasher.finalize().to_hex()[..16].to_owned())
+    Ok(blake3::Hash::from(hash_of_model(model)?).to_hex()[..16].to_owned())
 }
 
 fn show(args: &CompareArgs, out: &OutDir, comparison: &Comparison) -> Result<()> {

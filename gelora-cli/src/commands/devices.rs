@@ -5,12 +5,14 @@ use gelora_kernels::Device;
 use serde_json::json;
 
 use crate::args::OutputArgs;
+use crate::launch::{self, Launch};
 use crate::ui::{self, TableStyle};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-pub fn run(args: &OutputArgs) -> Result<()> {
+pub fn run(args: &OutputArgs, launch: Option<&Launch>) -> Result<()> {
     let devices = Device::list();
+    let engines = launch::ENGINES.map(|(name, is_there)| format!("{name}: {}", if is_there { "yes" } else { "no" }));
     if args.json {
         let all: Vec<_> = devices
             .iter()
@@ -35,5 +37,10 @@ pub fn run(args: &OutputArgs) -> Result<()> {
         .collect();
     ui::result(ui::table(&["device", "name", "memory", "features", "status"], &rows, TableStyle::of_stdout()))?;
     ui::result(format!("--device auto means {}", Device::auto().kind()))?;
+    ui::result(format!("engines for several processes in this build: {}", engines.join(", ")))?;
+    ui::result(match launch {
+        Some(launch) => format!("launched by {launch}"),
+        None => "launched as one process".to_owned(),
+    })?;
     Ok(())
 }

@@ -5,22 +5,24 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use gelora_kernels::Device;
 use gelora_lora::{Adapter, files};
-use gelora_model::evaluate::{Evaluation, evaluate, predicted_class, predicted_set};
+use gelora_model::evaluate::{Evaluation, evaluate_shared, predicted_class, predicted_set};
 use gelora_model::{CausalLm, Classifier, Config, Event, LM_MAX_LENGTH, Rows, Task, TaskModel, TokenRows};
 use serde_json::{Map, Value, json};
 
 use super::rows::{TextRows, check_answers, lm_rows};
 use super::screen::Screen;
 use super::{
-    CAUSAL_LM, adapter_info, check_base, check_max_length, check_not_input, is_lm, load_classifier, open_device,
-    open_tokenizer, read_adapter, read_options,
+    CAUSAL_LM, adapter_info, alike, check_base, check_max_length, check_not_input, init_adapter, is_lm, load_classifier,
+    open_device, open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, ModelArgs, SplitArg, TaskArg};
 use crate::data::{self, Aim, Dataset, Form, LabelSet, Sets, Split, Targets};
+use crate::launch::Group;
+use crate::tokenize::Tokenizer;
 use crate::ui::{self, TableStyle};
 use crate::understood::{Understood, Use};
 
-pub fn run(args: &EvalArgs) -> Result<()> {
+pub fn run(args: &EvalArgs, group: &Group) -> Result<()> {
     let device = open_device(args.compute.device)?;
     let adapter = args.adapter.as_deref().map(|folder| read_adapter(folder, &args.model.path)).transpose()?;
     if let (Some(adapter), Some(folder)) = (&adapter, &args.adapter) {
@@ -41,7 +43,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         };
     if is_lm {
         dataset.take_answers()?;
-        return language_model(args, &device, adapter, &dataset);
+        return language_model(args, &device, adapter, &dataset, group);
     }
     dataset.take_texts();
     // Load the classifier, and check that options and head agree.
@@ -72,11 +74,12 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let used = if unlabeled { Use::Texts } else { Use::Labels(&labels) };
     let understood = Understood::of(&dataset, &used, &tokenizer)?;
     understood.say(args.output.quiet);
+    check_alike(args, group, &dataset, &tokenizer, &device)?;
     // Evaluate, then write predictions and metrics.
     let task = classifier.task().clone();
     let rows = TextRows { dataset: &dataset, tokenizer: &tokenizer, targets, parallel: true };
-    let Evaluation { metrics, logits, .. } = evaluate_with_bar(&classifier.into(), &rows, args)?;
-    if let Some(path) = &args.predictions {
+    let Evaluation { metrics, logits, .. } = evaluate_with_bar(&classifier.into(), &rows, args, group)?;
+    if let Some(path) = args.predictions.as_ref().filter(|_| group.processes.is_first()) {
         write_predictions(path, &task, &dataset, rows.targets.as_ref(), &logits)?;
     }
     if unlabeled && !args.output.json {
@@ -148,7 +151,13 @@ pub fn has_no_head(model: &ModelArgs, config: &Config) -> Result<bool> {
 }
 
 /// Evaluates a language model: loss and perplexity.
-fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, dataset: &Dataset) -> Result<()> {
+fn language_model(
+    args: &EvalArgs,
+    device: &Device,
+    adapter: Option<Adapter>,
+    dataset: &Dataset,
+    group: &Group,
+) -> Result<()> {
     if args.predictions.is_some() {
         bail!("--predictions: a language model has none to write; expected a classifier");
     }
@@ -167,15 +176,35 @@ fn language_model(args: &EvalArgs, device: &Device, adapter: Option<Adapter>, da
     let understood = Understood::of(dataset, &Use::Lm(&rows), &tokenizer)?;
     understood.say(args.output.quiet);
     check_answers(&rows, &tokenizer, dataset)?;
+    check_alike(args, group, dataset, &tokenizer, device)?;
     let rows = TokenRows::new(rows);
-    let metrics = evaluate_with_bar(&lm.into(), &rows, args)?.metrics;
+    let metrics = evaluate_with_bar(&lm.into(), &rows, args, group)?.metrics;
     show(args, &metrics, rows.len(), &understood, None)
 }
 
 /// Evaluates a model with a progress bar.
-fn evaluate_with_bar(model: &TaskModel, rows: &dyn Rows, args: &EvalArgs) -> Result<Evaluation> {
-    let mut screen = Screen::new(args.output.quiet);
-    Ok(evaluate(model, rows, args.batch_size, &mut |event: Event<'_>| screen.show(event))?)
+fn evaluate_with_bar(model: &TaskModel, rows: &dyn Rows, args: &EvalArgs, group: &Group) -> Result<Evaluation> {
+    let (mut screen, processes) = (Screen::new(args.output.quiet), &group.processes);
+    Ok(evaluate_shared(model, rows, args.batch_size, processes, &mut |event: Event<'_>| screen.show(event))?)
+}
+
+/// Checks that all processes evaluate the same model on the same rows.
+fn check_alike(
+    args: &EvalArgs,
+    group: &Group,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    device: &Device,
+) -> Result<()> {
+    if group.processes.is_alone() {
+        return Ok(());
+    }
+    alike::check_inputs(group, &args.model.path, &[dataset], tokenizer, device)?;
+    let options = format!("{:?} {:?}", args.batch_size, args.compute);
+    group.processes.check_same("the options of the command line", Some(options.as_bytes()))?;
+    let Some(folder) = &args.adapter else { return Ok(()) };
+    let hash = init_adapter::fingerprint(folder)?;
+    Ok(group.processes.check_same(&folder.display().to_string(), Some(hash.as_bytes()))?)
 }
 
 /// Returns `max_length`, or else the length that the adapter or merged model was trained with.

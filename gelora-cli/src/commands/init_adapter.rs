@@ -106,7 +106,7 @@ fn classifier(model: &Path, folder: &Path, name: String) -> Result<TaskModel> {
 }
 
 /// A hash of the files that an adapter folder may have.
-fn fingerprint(folder: &Path) -> Result<String> {
+pub fn fingerprint(folder: &Path) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     for path in [CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"].map(|name| folder.join(name)) {
         if path.is_file() {

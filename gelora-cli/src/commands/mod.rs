@@ -1,6 +1,7 @@
 //! The commands, one file each, and the functions that they share.
 
 mod adapters;
+mod alike;
 mod aside;
 mod chosen_ranks;
 pub mod compare;

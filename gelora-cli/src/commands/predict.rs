@@ -6,10 +6,13 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use gelora_kernels::Device;
+use gelora_model::distributed::{Processes, bytes_of, floats_of};
 use gelora_model::{Batch, Classifier, Config};
 use serde_json::json;
 
 use self::writer::Writer;
+use super::alike;
 use super::rows::encode_rows;
 use super::{
     CAUSAL_LM, check_base, check_max_length, check_not_input, eval, load_classifier, open_device, open_tokenizer,
@@ -17,6 +20,7 @@ use super::{
 };
 use crate::args::{InputArg, PredictArgs};
 use crate::data::{self, Aim, ColumnFlags, Dataset, ReadOptions, RowStream, StreamFormat};
+use crate::launch::Group;
 use crate::tokenize::Tokenizer;
 use crate::ui::{self, Progress};
 use crate::understood::{Understood, Use};
@@ -24,8 +28,8 @@ use crate::understood::{Understood, Use};
 /// What stands for the path of standard input in messages.
 const STDIN_NAME: &str = "standard input";
 
-pub fn run(args: &PredictArgs) -> Result<()> {
-    check_options(args)?;
+pub fn run(args: &PredictArgs, group: &Group) -> Result<()> {
+    check_options(args, group)?;
     let device = open_device(args.compute.device)?;
     check_task(args)?;
     let options = read_options(args);
@@ -47,14 +51,19 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     check_max_length(args.max_length, config)?;
     let max_length = eval::trained_length(args.max_length, args.adapter.as_deref(), &args.model)?;
     let tokenizer = open_tokenizer(&args.model.path, max_length, config)?;
-    let mut predictor = Predictor { args, classifier: &classifier, tokenizer: &tokenizer, writer: None, rows: 0 };
+    if let Some(dataset) = &dataset {
+        check_alike(args, group, dataset, &tokenizer, &device)?;
+    }
+    let processes = &group.processes;
+    let mut predictor =
+        Predictor { args, classifier: &classifier, tokenizer: &tokenizer, processes, writer: None, rows: 0 };
     let read = match &dataset {
         Some(dataset) => predictor.of_file(dataset),
         None => predictor.of_stdin(&options),
     };
     match read {
         // Whoever read the predictions wants no more of them.
-        Err(error) if is_broken_pipe(&error) => Ok(()),
+        Err(error) if is_broken_pipe(&error) && processes.is_alone() => Ok(()),
         other => other,
     }
 }
@@ -64,6 +73,8 @@ struct Predictor<'a> {
     args: &'a PredictArgs,
     classifier: &'a Classifier,
     tokenizer: &'a Tokenizer,
+    /// Those that share the rows of a file.
+    processes: &'a Processes,
     /// Opened with the first rows, so that a run that fails before leaves an existing file as it was.
     writer: Option<Writer>,
     /// Number of predicted rows.
@@ -85,11 +96,24 @@ impl Predictor<'_> {
         let is_shown = self.args.out.is_none() && io::stdout().is_terminal();
         let bar = Progress::new(self.args.output.quiet || is_shown, "predict", dataset.examples.len() as u64);
         let all: Vec<usize> = (0..dataset.examples.len()).collect();
-        for rows in all.chunks(self.args.batch_size) {
-            self.predict(dataset, rows)?;
-            bar.inc(rows.len() as u64);
+        let batches: Vec<&[usize]> = all.chunks(self.args.batch_size).collect();
+        // Each process predicts one batch of a round.
+        for round in batches.chunks(self.processes.world()) {
+            let mine = round.get(self.processes.rank()).map(|rows| self.logits(dataset, rows)).transpose()?;
+            let found =
+                self.processes.collect(round.len(), mine.map(|logits| bytes_of(&logits)).into_iter().collect())?;
+            if self.processes.is_first() {
+                round
+                    .iter()
+                    .zip(&found)
+                    .try_for_each(|(rows, logits)| self.write(dataset, rows, &floats_of(logits)))?;
+            }
+            bar.inc(round.iter().map(|rows| rows.len() as u64).sum());
         }
         bar.finish();
+        if !self.processes.is_first() {
+            return Ok(());
+        }
         self.finish(json!(understood))
     }
 
@@ -115,7 +139,8 @@ impl Predictor<'_> {
             stream.take_notes().into_iter().for_each(ui::warn);
             batch.take_texts();
             let rows: Vec<usize> = (0..batch.examples.len()).collect();
-            self.predict(&batch, &rows)?;
+            let logits = self.logits(&batch, &rows)?;
+            self.write(&batch, &rows, &logits)?;
         }
         stream.take_notes().into_iter().for_each(ui::warn);
         let left_out = stream.left_out();
@@ -125,14 +150,18 @@ impl Predictor<'_> {
         self.finish(json!({"data": STDIN_NAME, "left_out": left_out}))
     }
 
-    /// Predicts some rows and writes the predictions.
-    fn predict(&mut self, dataset: &Dataset, rows: &[usize]) -> Result<()> {
+    /// Returns the logits of some rows, one after the other.
+    fn logits(&self, dataset: &Dataset, rows: &[usize]) -> Result<Vec<f32>> {
         let tokens = encode_rows(self.tokenizer, dataset, rows)?;
-        let logits = self.classifier.logits(&Batch::of_tokens(&tokens)?)?;
-        let (values, outputs) = (logits.to_vec()?, logits.cols());
+        Ok(self.classifier.logits(&Batch::of_tokens(&tokens)?)?.to_vec()?)
+    }
+
+    /// Writes the predictions of some rows.
+    fn write(&mut self, dataset: &Dataset, rows: &[usize], logits: &[f32]) -> Result<()> {
+        let outputs = self.classifier.task().outputs();
         let columns = self.args.with_input.then_some(&dataset.columns);
         let writer = self.writer(columns.map(|columns| (columns.text.clone(), columns.pair.clone())))?;
-        for (row, logits) in rows.iter().zip(values.chunks(outputs)) {
+        for (row, logits) in rows.iter().zip(logits.chunks(outputs)) {
             writer.row(dataset.row(*row), &dataset.examples[*row], logits)?;
         }
         writer.flush()?;
@@ -171,8 +200,27 @@ impl Predictor<'_> {
     }
 }
 
+/// Checks that all processes predict the same rows with the same model.
+fn check_alike(
+    args: &PredictArgs,
+    group: &Group,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    device: &Device,
+) -> Result<()> {
+    if group.processes.is_alone() {
+        return Ok(());
+    }
+    alike::check_inputs(group, &args.model.path, &[dataset], tokenizer, device)?;
+    let options = format!("{:?} {:?}", args.batch_size, args.compute);
+    Ok(group.processes.check_same("the options of the command line", Some(options.as_bytes()))?)
+}
+
 /// Returns an error if options do not go together.
-fn check_options(args: &PredictArgs) -> Result<()> {
+fn check_options(args: &PredictArgs, group: &Group) -> Result<()> {
+    if args.reads_stdin() && !group.processes.is_alone() {
+        bail!("--data -: standard input has one reader; expected a file, which several processes share");
+    }
     if args.output.json && args.out.is_none() {
         bail!("--json: standard output has the predictions; with --out FILE, --json prints a summary there");
     }

@@ -7,11 +7,13 @@ use gelora_lora::{CONFIG_NAME, files};
 use gelora_model::measure::{Ranks, TargetModules, adapter_config, measure_points, pooled_states, sample};
 use gelora_model::{AdapterTask, LM_MAX_LENGTH, MeasureOptions, Transformer, is_language_model};
 
+use super::alike;
 use super::rows::encode_rows;
 use super::screen::Screen;
 use super::{check_max_length, check_not_input, open_device, open_tokenizer, read_options};
 use crate::args::RankArgs;
 use crate::data::{self, Aim, Dataset, ReadOptions};
+use crate::launch::Group;
 use crate::output::OutDir;
 use crate::profile::mark;
 use crate::report::{self, RANKS_NAME, REPORT_NAME, RanksFile, Serve, text};
@@ -21,8 +23,8 @@ use crate::{distinct, ui};
 
 const PROFILE_NAME: &str = "id_profile.svg";
 
-pub fn run(args: &RankArgs) -> Result<()> {
-    let options = args.options()?;
+pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
+    let options = MeasureOptions { processes: group.processes.clone(), ..args.options()? };
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
     let read_options_without_labels =
         ReadOptions { labels_do_not_matter: true, ..read_options(&args.data, Aim::Any, &args.output) };
@@ -32,7 +34,8 @@ pub fn run(args: &RankArgs) -> Result<()> {
     let mut model = Transformer::load(&args.model.path)?;
     model.set_name(args.model.name.display().to_string());
     model.compute_in(args.compute.dtype.into())?;
-    model.move_to(&open_device(args.compute.device)?)?;
+    let device = open_device(args.compute.device)?;
+    model.move_to(&device)?;
     mark("model loaded");
     let config = model.config();
     let is_lm = config.causal && is_language_model(config, dataset.labeled() > 0, dataset.has_answers());
@@ -52,6 +55,9 @@ pub fn run(args: &RankArgs) -> Result<()> {
     if let Some(path) = &args.points {
         check_not_input(path, "--points", &[&args.model.path, &dataset.path])?;
     }
+    alike::check_inputs(group, &args.model.path, &[&dataset], &tokenizer, &device)?;
+    let all_options = format!("{:?} {:?} {:?} {:?}", args.policy, args.measure, args.targets, args.compute);
+    group.processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
     let ranks = measure_ranks(
         &model,
         &dataset,
@@ -61,6 +67,8 @@ pub fn run(args: &RankArgs) -> Result<()> {
         args.points.as_deref(),
         args.output.quiet,
     )?;
+    // The first process has the ranks.
+    let Some(ranks) = ranks else { return Ok(()) };
     // Write ranks.json, the PEFT config, the picture and the report.
     let serve = args.serve.map(|server| Serve::new(server, &ranks)).transpose()?;
     let data = dataset.path.display().to_string();
@@ -89,6 +97,7 @@ pub fn run(args: &RankArgs) -> Result<()> {
 }
 
 /// Measures ranks on a sample of the data, as `train` does too. Writes the points to `points_file` if it is given.
+/// Several processes share the forward pass; the first one estimates the dimensions, and the others return None.
 pub fn measure_ranks(
     model: &Transformer,
     dataset: &Dataset,
@@ -97,7 +106,7 @@ pub fn measure_ranks(
     options: &MeasureOptions,
     points_file: Option<&Path>,
     quiet: bool,
-) -> Result<Ranks> {
+) -> Result<Option<Ranks>> {
     let (infos, layers) = (model.linear_infos(), model.config().layers);
     TargetModules::new(&infos, layers, options.granularity, &options.target_modules).context("--target-modules")?;
     let rows = sample(dataset.examples.len(), samples, options.seed);
@@ -110,6 +119,9 @@ pub fn measure_ranks(
     let mut progress = |event: gelora_model::Event<'_>| screen.show(event);
     // Run the model, then estimate dimensions and assign ranks.
     let points = pooled_states(model, &tokens, options, &mut progress)?;
+    if !options.processes.is_first() {
+        return Ok(None);
+    }
     if let Some(path) = points_file {
         files::write_tensors(path, points.iter().enumerate().map(|(s, t)| (format!("layer_{s}"), t)))?;
     }
@@ -121,7 +133,7 @@ pub fn measure_ranks(
     };
     mark("stability");
     text::advise(&mut ranks, dataset.examples.len());
-    Ok(ranks)
+    Ok(Some(ranks))
 }
 
 /// Returns the account of the data, with the task that the labels suggest.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use gelora_lora::CONFIG_NAME;
 use gelora_model::evaluate::{Metric, Metrics, metrics};
 use gelora_model::train::{Best, Checkpoints, Keep, Length};
@@ -14,6 +14,7 @@ use gelora_model::{
 };
 use serde_json::{Value, json};
 
+use super::alike;
 use super::aside;
 use super::chosen_ranks::{module_ranks, ranks_of};
 use super::init_adapter::InitAdapter;
@@ -30,6 +31,7 @@ use super::{
 use crate::args::{ResumeArg, TaskArg, TrainArgs};
 use crate::card::CARD_NAME;
 use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
+use crate::launch::Group;
 use crate::output::OutDir;
 use crate::profile::mark;
 use crate::report::{RANKS_NAME, REPORT_NAME};
@@ -60,7 +62,9 @@ const FILES: [&str; 10] = [
 /// Those that belong to a checkpoint, as long as it is not that of the training in progress.
 const OF_CHECKPOINT: [&str; 4] = [REPEATING, LOG, RANKS_NAME, EVENT_FILES];
 
-pub fn run(args: &TrainArgs) -> Result<()> {
+pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
+    let processes = &group.processes;
+    processes.check_parts(args.accumulate).map_err(|problem| anyhow!("--{problem}"))?;
     let device = open_device(args.compute.device)?;
     // Read the data, and choose between a classifier and a language model.
     let options = read_options(&args.data, aim(args.task), &args.output);
@@ -92,8 +96,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(folder) = &args.init_adapter {
         check_not_input(out.path(), "--out", &[folder])?;
     }
-    let resume = resume(args, &out)?;
-    let _lock = if args.dry_run { None } else { Some(out.lock()?) };
+    // The first process of a run decides and writes.
+    let resumes = if processes.is_first() { resume(args, &out)? } else { false };
+    let resume = processes.broadcast(vec![u8::from(resumes)])? == [1];
+    let writes = processes.is_first() && !args.dry_run;
+    let _lock = writes.then(|| out.lock()).transpose()?;
     // Tokenize, and print the account of the data.
     let mut init =
         args.init_adapter.as_deref().map(|folder| InitAdapter::load(folder, &args.model, is_lm)).transpose()?;
@@ -121,8 +128,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     metric(args.evaluation.metric.as_deref(), label_set.as_ref())?;
     let class_weights = loss_weights(&args.loss, label_set.as_ref(), data.rows.labels(), args.output.quiet)?;
     mark("data tokenized");
+    let read: Vec<&Dataset> = [&dataset].into_iter().chain(&held_out_data).collect();
+    alike::check_inputs(group, &args.model.path, &read, &tokenizer, &device)?;
     // Load the model, and choose the ranks of its adapters.
     let settings = settings(args, &dataset, held_out.as_ref(), &tokenizer, &*data.rows, init.as_ref());
+    let all_options = format!("{settings:?} {:?} {:?}", train_options(args), args.compute);
+    processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
     let (mut model, config) = match init {
         Some(init) => (init.model, Some(init.config)),
         None => (load(args, label_set.as_ref())?, None),
@@ -130,14 +141,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     model.compute_in(args.compute.dtype.into())?;
     model.move_to(&device)?;
     mark("model loaded");
-    if resume {
+    if resume && writes {
         aside::bring_back(&out, &out.file(CHECKPOINT), &OF_CHECKPOINT)?;
-    } else if !args.dry_run {
+    } else if writes {
         aside::set_aside(&out, &out.file(CHECKPOINT), &OF_CHECKPOINT)?;
     }
     let ranks = match config {
         Some(_) => BTreeMap::new(),
-        None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out)?,
+        None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out, processes)?,
     };
     // Train, with checkpoints in the output folder.
     let checkpoints = Checkpoints {
@@ -148,7 +159,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         settings,
     };
     let given_ranks = ranks.clone();
-    let mut options = TrainOptions { ranks, class_weights, ..train_options(args) };
+    let mut options = TrainOptions { ranks, class_weights, processes: processes.clone(), ..train_options(args) };
     options = match args.dry_run {
         true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
         false => TrainOptions { checkpoints: Some(checkpoints.clone()), ..options },
@@ -183,7 +194,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         ),
     );
     let metrics = metrics(label_set.as_ref().map(model_task).as_ref());
-    let records = Records::new(&out, args.tensorboard, metrics);
+    let records = writes.then(|| Records::new(&out, args.tensorboard, metrics));
     let Trained { scores, best, predictions } = match train(args, &mut trainer, &out, records) {
         Err(Failure::Interrupted { step, steps }) => {
             let kept = format!(
@@ -197,6 +208,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         other => other?,
     };
 
+    if !writes {
+        return Ok(());
+    }
     // Write the adapter with its head, and gelora.json.
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
     let task = label_set.as_ref().map(model_task);
@@ -364,8 +378,13 @@ struct Trained {
     predictions: Vec<Rc<Predictions>>,
 }
 
-/// Trains to the end with a progress bar, records and checkpoints.
-fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir, mut records: Records) -> Result<Trained, Failure> {
+/// Trains to the end with a progress bar, records in the process that writes them, and checkpoints.
+fn train(
+    args: &TrainArgs,
+    trainer: &mut Trainer<'_>,
+    out: &OutDir,
+    mut records: Option<Records>,
+) -> Result<Trained, Failure> {
     let (mut screen, mut best) = (Screen::new(args.output.quiet), None);
     let total = trainer.steps();
     let trained = trainer.run(&mut |event: Event<'_>| {
@@ -373,16 +392,21 @@ fn train(args: &TrainArgs, trainer: &mut Trainer<'_>, out: &OutDir, mut records:
             if first > 0 {
                 ui::note(args.output.quiet, format!("resuming at step {first} of {total}"));
             }
-            out.write(REPEATING, args.repeating.as_bytes())?;
+            if records.is_some() {
+                out.write(REPEATING, args.repeating.as_bytes())?;
+            }
         }
         if let Event::Best(found) = event {
             best = Some(found.clone());
         }
         screen.show(event);
-        records.write(event)
+        records.as_mut().map_or(Ok(()), |records| records.write(event))
     });
-    records.flush().map_err(|error| Failure::Stopped(error.into()))?;
-    Ok(Trained { scores: trained?, best, predictions: records.into_predictions() })
+    if let Some(records) = &mut records {
+        records.flush().map_err(|error| Failure::Stopped(error.into()))?;
+    }
+    let predictions = records.map(Records::into_predictions).unwrap_or_default();
+    Ok(Trained { scores: trained?, best, predictions })
 }
 
 /// Returns whether the training resumes. A finished adapter is kept unless it may be overwritten.

@@ -26,6 +26,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use gelora_model::distributed::Processes;
 
 use crate::ui::{self, Progress};
 use arms::{Arm, Needs};
@@ -43,9 +44,21 @@ pub struct Execution {
     /// Runs at a time.
     pub jobs: usize,
     pub quiet: bool,
+    /// Those that the runs are dealt out to.
+    pub processes: Processes,
 }
 
-/// Makes the runs of a plan that are not in the results yet: those that choose the rates, then the final ones.
+impl Execution {
+    /// The runs of this process: as many as of each other, and one after the other in the plan, since those of one seed
+    /// share a measurement.
+    fn share(&self, runs: &[Run]) -> Vec<Run> {
+        let (rank, world) = (self.processes.rank(), self.processes.world());
+        runs[runs.len() * rank / world..runs.len() * (rank + 1) / world].to_vec()
+    }
+}
+
+/// Makes the runs of a plan that are not in the results yet: those that choose the rates, then the final ones. Several
+/// processes share them, and all have all results in the end.
 ///
 /// # Errors
 /// As [`Bench::measure`], [`Bench::ranks`] and [`Bench::run`]; if a result cannot be written.
@@ -64,16 +77,19 @@ pub fn run_all(
     // A final run whose rate is not chosen yet is a pending one, whatever its rate: its ranks can be had, or not,
     // already.
     let any_rate = |arm| chosen_rate(results, plan, arm, metric).or(plan.rates.first().copied());
-    let expected = [choosing.clone(), pending(plan.finals(any_rate), results)].concat();
+    let choosing = execution.share(&choosing);
+    let expected = [choosing.clone(), execution.share(&pending(plan.finals(any_rate), results))].concat();
     // What does not fit where no dimension grows never fits.
     check_ranks(bench, &expected, &measured)?;
     measure(bench, &expected, &mut measured, execution)?;
     check_ranks(bench, &expected, &measured)?;
 
     train(bench, "choosing rates", &choosing, &measured, metric, results, execution)?;
-    let finals = pending(plan.finals(|arm| chosen_rate(results, plan, arm, metric)), results);
+    results.exchange(&execution.processes)?;
+    let finals = execution.share(&pending(plan.finals(|arm| chosen_rate(results, plan, arm, metric)), results));
     measure(bench, &finals, &mut measured, execution)?;
-    train(bench, "final runs", &finals, &measured, metric, results, execution)
+    train(bench, "final runs", &finals, &measured, metric, results, execution)?;
+    results.exchange(&execution.processes)
 }
 
 /// Measures what the arms of these runs need and is not there.

@@ -9,13 +9,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use gelora_model::distributed::Processes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::fingerprint;
+use crate::{fingerprint, output};
 
 /// Name of the file with the runs.
 pub const RESULTS_NAME: &str = "results.jsonl";
+/// Names of the files with the runs that processes other than the first have finished.
+pub const OF_OTHERS: &str = "results-*.jsonl";
 /// Name of the file with the settings of the study.
 pub const STUDY_NAME: &str = "study.json";
 
@@ -218,6 +221,70 @@ impl Results {
         Ok(())
     }
 
+    /// Opens the results of one of several processes. The first one has the file of the study, and takes over what
+    /// processes of an earlier run left in theirs; each other has a file of its own until [`exchange`](Self::exchange).
+    ///
+    /// # Errors
+    /// As [`Results::open`] and [`Results::join`]; if a process does not answer in time.
+    pub fn open_shared(path: &Path, joined: &[PathBuf], study: &Study, processes: &Processes) -> Result<Self> {
+        let lines = |results: &Self| -> Result<Vec<u8>> { to_lines(results.runs.values()) };
+        if processes.is_first() {
+            let mut results = Self::open(path, study)?;
+            joined.iter().try_for_each(|path| results.join(path, study)).context("--join")?;
+            for left in of_others(path) {
+                results.join(&left, study)?;
+                fs::remove_file(&left).with_context(|| format!("{}", left.display()))?;
+            }
+            processes.broadcast(lines(&results)?)?;
+            return Ok(results);
+        }
+        let all = processes.broadcast(Vec::new())?;
+        let own = path.with_file_name(OF_OTHERS.replace('*', &processes.rank().to_string()));
+        let mut results = Self::open(&own, study)?;
+        results.keep(&all)?;
+        Ok(results)
+    }
+
+    /// Gives the results of each process to all. The first process writes them to the file of the study, and the others
+    /// then empty theirs.
+    ///
+    /// # Errors
+    /// Returns an error if a process does not answer in time, or the file cannot be written.
+    pub fn exchange(&mut self, processes: &Processes) -> Result<()> {
+        if processes.is_alone() {
+            return Ok(());
+        }
+        let mine = to_lines(self.runs.values())?;
+        // Every process is one part.
+        for lines in processes.collect(processes.world(), vec![mine])? {
+            match processes.is_first() {
+                true => from_lines(&lines)?.into_iter().try_for_each(|run| self.add(run))?,
+                false => self.keep(&lines)?,
+            }
+        }
+        processes.barrier()?;
+        if let Some(file) = self.file.as_ref().filter(|_| !processes.is_first()) {
+            file.set_len(0).with_context(|| format!("{}", self.path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the file of a process other than the first, whose runs the first one has.
+    pub fn close(self, processes: &Processes) {
+        if !processes.is_first() {
+            // An empty file that stays does no harm.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    /// Adds runs in memory alone.
+    fn keep(&mut self, lines: &[u8]) -> Result<()> {
+        for run in from_lines(lines)? {
+            self.runs.entry(run.key()).or_insert(run);
+        }
+        Ok(())
+    }
+
     /// A finished run.
     pub fn get(&self, key: &Key) -> Option<&RunResult> {
         self.runs.get(key)
@@ -227,6 +294,32 @@ impl Results {
     pub fn len(&self) -> usize {
         self.runs.len()
     }
+}
+
+/// Runs as lines of a file.
+fn to_lines<'a>(runs: impl IntoIterator<Item = &'a RunResult>) -> Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    for run in runs {
+        lines.extend(serde_json::to_vec(run)?);
+        lines.push(b'\n');
+    }
+    Ok(lines)
+}
+
+fn from_lines(lines: &[u8]) -> Result<Vec<RunResult>> {
+    lines
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| Ok(serde_json::from_slice(line)?))
+        .collect()
+}
+
+/// The files of other processes beside that of the study.
+fn of_others(path: &Path) -> Vec<PathBuf> {
+    let folder = path.parent().into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let is_one =
+        |path: &PathBuf| path.file_name().is_some_and(|name| output::matches(OF_OTHERS, &name.to_string_lossy()));
+    folder.map(|entry| entry.path()).filter(is_one).collect()
 }
 
 #[cfg(test)]

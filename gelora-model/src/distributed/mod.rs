@@ -218,13 +218,13 @@ pub(crate) fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.chunks_exact(8).map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
 }
 
-/// The bytes of floats.
-pub(crate) fn bytes_of(values: &[f32]) -> Vec<u8> {
+/// The bytes of floats, little-endian.
+pub fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// The floats of bytes.
-pub(crate) fn floats_of(bytes: &[u8]) -> Vec<f32> {
+/// The floats of bytes that [`bytes_of`] made.
+pub fn floats_of(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
