@@ -43,7 +43,7 @@ use signals::Interrupted;
 
 /// Pause before a process other than the first reports an error, and what it is longer for each further process.
 const FIRST_SPEAKS: Duration = Duration::from_secs(2);
-const NEXT_SPEAKS: Duration = Duration::from_millis(500);
+const NEXT_SPEAKS: Duration = Duration::from_secs(2);
 /// Number of further processes whose pauses differ.
 const MOST_PAUSES: u32 = 60;
 /// Longest --dist-timeout, in seconds: a year.
@@ -59,9 +59,7 @@ pub fn main() -> ExitCode {
     };
     if let Some(launch) = &launch {
         launch.share_the_machine();
-        if launch.rank > 0 {
-            ui::set_silent();
-        }
+        ui::set_launched(launch.rank);
     }
     let mut cli = match command_line(launch.as_ref()) {
         Ok(cli) => cli,
@@ -103,7 +101,8 @@ fn failed(launch: Option<&Launch>, text: &str, code: ExitCode) -> ExitCode {
     match launch.filter(|launch| launch.rank > 0) {
         None => ui::error(text),
         Some(Launch { rank, world, .. }) => {
-            std::thread::sleep(FIRST_SPEAKS + NEXT_SPEAKS * u32::try_from(*rank).unwrap_or(u32::MAX).min(MOST_PAUSES));
+            let before = u32::try_from(rank - 1).unwrap_or(u32::MAX);
+            std::thread::sleep(FIRST_SPEAKS + NEXT_SPEAKS * before.min(MOST_PAUSES));
             ui::error(format!("process {rank} of {world}: {text}"));
         }
     }

@@ -18,9 +18,19 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Whether this process says nothing, because another one of the same run does.
 static SILENT: AtomicBool = AtomicBool::new(false);
 
-/// Turns off everything but [`error`] for the rest of the run. Of several processes the first one speaks.
-pub fn set_silent() {
-    SILENT.store(true, Ordering::Relaxed);
+/// Whether a launcher collects the output of several processes. It may hand them a terminal without a width.
+static IS_LAUNCHED: AtomicBool = AtomicBool::new(false);
+
+/// Makes this process one of several for the rest of the run. The first one speaks, in plain text; the others say
+/// nothing but [`error`].
+pub fn set_launched(rank: usize) {
+    IS_LAUNCHED.store(true, Ordering::Relaxed);
+    SILENT.store(rank > 0, Ordering::Relaxed);
+}
+
+/// Whether a stream is a terminal of this process.
+fn is_terminal(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && !IS_LAUNCHED.load(Ordering::Relaxed)
 }
 
 fn is_silent() -> bool {
@@ -126,7 +136,7 @@ impl Progress {
     fn of(quiet: bool, label: Cow<'static, str>, total: u64, bytes: bool) -> Self {
         let display = if quiet || is_silent() {
             Display::Nothing
-        } else if io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
+        } else if is_terminal(&io::stderr()) && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(match bytes {
                 false => "{prefix} {wide_bar} {human_pos}/{human_len} {msg} {eta}",
@@ -221,7 +231,7 @@ impl TableStyle {
     /// Returns the style that suits stdout.
     pub fn of_stdout() -> Self {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        if io::stdout().is_terminal() && !no_color { TableStyle::Terminal } else { TableStyle::Plain }
+        if is_terminal(&io::stdout()) && !no_color { TableStyle::Terminal } else { TableStyle::Plain }
     }
 }
 

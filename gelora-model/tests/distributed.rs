@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use gelora_model::distributed::{Link, Processes, Thread, threads};
+use gelora_model::distributed::{Engine, Link, Processes, Thread, threads};
 use gelora_model::evaluate::evaluate_shared;
 use gelora_model::measure::{ModuleRank, Pool, pooled_states};
 use gelora_model::train::{Checkpoints, Length};
@@ -140,7 +140,7 @@ fn a_training_goes_on_with_another_number_of_processes() {
             Checkpoints { folder: folder.path().join("c"), every: Some(2), resume, ..Checkpoints::default() };
         let ended = in_threads(world, |engine| {
             let (mut model, rows) = (Kind::Bert.model(), Kind::Bert.rows(21));
-            let asked = (world == 1 || gelora_model::distributed::Engine::rank(&engine) == 1).then_some(&stop);
+            let asked = (world == 1 || engine.rank() == 1).then_some(&stop);
             let never = AtomicBool::new(false);
             let options = options(&model, 4, Processes::new(engine));
             let options = TrainOptions { checkpoints: Some(checkpoints.clone()), ..options };
@@ -184,6 +184,57 @@ fn a_process_that_diverges_is_found_at_the_start() {
     for problem in all {
         assert!(problem.contains("step 0: the adapter: differs") && problem.contains("in process 1"), "{problem}");
     }
+}
+
+/// Flips a bit of a gradient that process 1 receives in the fifth step.
+#[derive(Debug)]
+struct Faulty {
+    engine: Thread,
+    /// Number of gathered gradients so far.
+    steps: AtomicUsize,
+}
+
+impl Engine for Faulty {
+    fn rank(&self) -> usize {
+        self.engine.rank()
+    }
+
+    fn world(&self) -> usize {
+        self.engine.world()
+    }
+
+    fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
+        // Hashes and predictions are shorter.
+        let is_gradient = bytes.len() > 1000;
+        let mut all = self.engine.all_gather(bytes)?;
+        if is_gradient && self.steps.fetch_add(1, Ordering::Relaxed) == 4 && self.rank() == 1 {
+            all[1] ^= 0x80;
+        }
+        Ok(all)
+    }
+
+    fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
+        self.engine.broadcast(bytes)
+    }
+
+    fn barrier(&self) -> Result<(), Error> {
+        self.engine.barrier()
+    }
+}
+
+#[test]
+fn a_process_that_diverges_on_the_way_is_found_at_the_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let all = in_threads(2, |engine| {
+        let processes = Processes::new(Faulty { engine, steps: AtomicUsize::new(0) });
+        let checkpoints =
+            Checkpoints { folder: folder.path().join("c"), every: Some(2), keep: 9, ..Checkpoints::default() };
+        trained(Kind::Bert, 2, processes, Some(checkpoints)).map(|_| ()).expect_err("a flipped bit").to_string()
+    });
+    for problem in all {
+        assert!(problem.contains("step 6: the adapter: differs") && problem.contains("in process 1"), "{problem}");
+    }
+    assert!(folder.path().join("c/step-4").is_dir() && !folder.path().join("c/step-6").exists());
 }
 
 #[test]
