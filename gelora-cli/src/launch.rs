@@ -44,6 +44,14 @@ impl Launcher {
         }
     }
 
+    /// The variable that says how many processes there are.
+    pub fn variable(self) -> &'static str {
+        let sets = |(launcher, _): &&(Self, [&str; 4])| {
+            *launcher == self || (self == Self::Kubeflow && *launcher == Self::Torchrun)
+        };
+        VARIABLES.iter().find(sets).map_or("", |(_, [_, world, ..])| *world)
+    }
+
     /// Whether MPI connects the processes of this launcher.
     fn speaks_mpi(self) -> bool {
         matches!(self, Self::OpenMpi | Self::Pmi | Self::Slurm)
@@ -167,7 +175,11 @@ impl Launch {
         let Self { launcher, rank, world, .. } = *self;
         let found = format!("{} started process {rank} of {world}", launcher.name());
         if !cfg!(feature = "mpi") {
-            bail!("{found}, and this build has no engine to connect them; expected one built with --features mpi");
+            bail!(
+                "{found}, and this build has no engine to connect them; expected one built with --features mpi, or no \
+                 variable {} if this is a run of its own",
+                launcher.variable()
+            );
         }
         if !launcher.speaks_mpi() {
             bail!(

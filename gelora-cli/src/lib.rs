@@ -116,9 +116,10 @@ fn group(launch: Option<Launch>, cli: &Cli) -> anyhow::Result<Group> {
     };
     if let Some(name) = cli.command.of_one_process() {
         anyhow::bail!(
-            "{} started {} processes, and gelora {name} runs in one; expected to be started once",
+            "{} started {} processes, and gelora {name} runs in one; expected to be started once, without the variable {}",
             found.launcher.name(),
-            found.world
+            found.world,
+            found.launcher.variable()
         );
     }
     let processes = found.connect(Duration::from_secs_f64(cli.dist_timeout.min(MOST_SECONDS)))?;
