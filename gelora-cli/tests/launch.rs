@@ -38,6 +38,6 @@ fn what_was_found_is_said() {
     // Of several processes, the first one speaks.
     assert_eq!(gelora_with(["devices"], &[("RANK", "1"), ("WORLD_SIZE", "2")]).ok().stdout, "");
     gelora_with(["devices"], &[("RANK", "x"), ("WORLD_SIZE", "2")]).fails_with(&["RANK is \"x\"", "expected a number"]);
-    let merge = gelora_with(["merge", "m", "--adapter", "a"], &TORCHRUN);
+    let merge = gelora_with(["merge", "m", "--adapter", "a", "--out", "o"], &TORCHRUN);
     merge.fails_with(&["gelora merge runs in one", "without the variable WORLD_SIZE"]);
 }
