@@ -10,7 +10,7 @@ use gelora_model::distributed::Processes;
 use serde::Serialize;
 
 /// Engines, by the features that compile them, and whether this build has them.
-pub const ENGINES: [(&str, bool); 1] = [("mpi", cfg!(feature = "mpi"))];
+pub const ENGINES: [(&str, bool); 2] = [("mpi", cfg!(feature = "mpi")), ("nccl", cfg!(feature = "nccl"))];
 
 /// A launcher of several processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -52,10 +52,21 @@ impl Launcher {
         VARIABLES.iter().find(sets).map_or("", |(_, [_, world, ..])| *world)
     }
 
-    /// Whether MPI connects the processes of this launcher.
-    fn speaks_mpi(self) -> bool {
-        matches!(self, Self::OpenMpi | Self::Pmi | Self::Slurm)
+    /// The engine that connects the processes of this launcher.
+    fn engine(self) -> Engine {
+        match self {
+            Self::OpenMpi | Self::Pmi => Engine::Mpi,
+            Self::Slurm if cfg!(feature = "mpi") || !cfg!(feature = "nccl") => Engine::Mpi,
+            Self::Slurm | Self::Torchrun | Self::Kubeflow => Engine::Nccl,
+        }
     }
+}
+
+/// What connects processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Mpi,
+    Nccl,
 }
 
 /// What a launcher says of this process.
@@ -170,26 +181,28 @@ impl Launch {
     /// Connects this process to the others.
     ///
     /// # Errors
-    /// Returns an error if this build has no engine that can.
+    /// Returns an error if this build has no engine for the launcher, or the engine cannot connect them.
     pub fn connect(&self, timeout: Duration) -> Result<Processes> {
-        let Self { launcher, rank, world, .. } = *self;
-        let found = format!("{} started process {rank} of {world}", launcher.name());
-        if !cfg!(feature = "mpi") {
-            bail!(
-                "{found}, and this build has no engine to connect them; expected one built with --features mpi, or no \
-                 variable {} if this is a run of its own",
-                launcher.variable()
-            );
+        let found = format!("{} started process {} of {}", self.launcher.name(), self.rank, self.world);
+        let own = format!("; a run of its own has no variable {}", self.launcher.variable());
+        match self.launcher.engine() {
+            Engine::Mpi if !cfg!(feature = "mpi") => {
+                bail!("{found}, and this build has no engine to connect them; expected one with --features mpi{own}")
+            }
+            Engine::Nccl if !cfg!(feature = "nccl") => bail!(
+                "{found}, and this build has no engine to connect them: expected one with --features nccl and an NVIDIA \
+                 GPU for each, or, with --features mpi, mpirun as the launcher{own}"
+            ),
+            Engine::Mpi => self.open_mpi(timeout, &found),
+            Engine::Nccl => self.open_nccl(timeout),
         }
-        if !launcher.speaks_mpi() {
-            bail!(
-                "{found}, and MPI is the engine of this build, which needs its own launcher: mpirun -n {world} gelora .., \
-                 or srun --mpi=pmix"
-            );
-        }
-        let processes = open(timeout)?;
-        if (processes.rank(), processes.world()) != (rank, world) {
-            let (rank, world) = (processes.rank(), processes.world());
+    }
+
+    #[cfg(feature = "mpi")]
+    fn open_mpi(&self, timeout: Duration, found: &str) -> Result<Processes> {
+        let processes = Processes::new(gelora_model::distributed::Mpi::open(timeout)?);
+        let (rank, world) = (processes.rank(), processes.world());
+        if (rank, world) != (self.rank, self.world) {
             bail!(
                 "{found}, but MPI has process {rank} of {world}: the launcher and the MPI library are not of one kind; \
                  expected the mpirun of the library that gelora was built with, or srun --mpi=pmix (Open MPI) or \
@@ -198,16 +211,35 @@ impl Launch {
         }
         Ok(processes)
     }
+
+    #[cfg(not(feature = "mpi"))]
+    fn open_mpi(&self, _: Duration, found: &str) -> Result<Processes> {
+        bail!("{found}, and this build has no MPI");
+    }
+
+    #[cfg(feature = "nccl")]
+    fn open_nccl(&self, timeout: Duration) -> Result<Processes> {
+        let address = address(&|name| env::var(name).ok())?;
+        let engine = gelora_model::distributed::Nccl::open(self.rank, self.world, &address, timeout)?;
+        Ok(Processes::new(engine))
+    }
+
+    #[cfg(not(feature = "nccl"))]
+    fn open_nccl(&self, _: Duration) -> Result<Processes> {
+        bail!("this build has no NCCL");
+    }
 }
 
-#[cfg(feature = "mpi")]
-fn open(timeout: Duration) -> Result<Processes> {
-    Ok(Processes::new(gelora_model::distributed::Mpi::open(timeout)?))
-}
-
-#[cfg(not(feature = "mpi"))]
-fn open(_: Duration) -> Result<Processes> {
-    bail!("this build has no engine; expected one built with --features mpi")
+/// Where process 0 gives NCCL's identifier to the others. torchrun may listen at MASTER_PORT itself; then it is the port
+/// after that.
+#[cfg(any(feature = "nccl", test))]
+fn address(variable: &dyn Fn(&str) -> Option<String>) -> Result<String> {
+    let (Some(host), Some(port)) = (variable("MASTER_ADDR"), variable("MASTER_PORT")) else {
+        bail!("the variables MASTER_ADDR and MASTER_PORT say where process 0 is; expected both");
+    };
+    let Ok(port) = port.parse::<u16>() else { bail!("the variable MASTER_PORT is {port:?}; expected a port") };
+    let is_taken = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
+    Ok(format!("{host}:{}", port.saturating_add(u16::from(is_taken))))
 }
 
 /// The card of a process, as CUDA_VISIBLE_DEVICES names it: one of those in `visible`, or of the machine's. Returns
@@ -274,6 +306,18 @@ mod tests {
         assert!(broken.contains("RANK is \"zero\""), "{broken}");
         let large = of(&[("RANK", "2"), ("WORLD_SIZE", "2")]).unwrap_err().to_string();
         assert!(large.contains("RANK is 2 and WORLD_SIZE is 2"), "{large}");
+    }
+
+    #[test]
+    fn the_first_process_is_found_by_its_address() {
+        let of = |variables: &[(&str, &str)]| {
+            address(&|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
+        };
+        let plain = [("MASTER_ADDR", "node-0"), ("MASTER_PORT", "29500")];
+        assert_eq!(of(&plain).unwrap(), "node-0:29500");
+        assert_eq!(of(&[&plain[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat()).unwrap(), "node-0:29501");
+        assert!(of(&plain[..1]).unwrap_err().to_string().contains("expected both"));
+        assert!(of(&[plain[0], ("MASTER_PORT", "x")]).unwrap_err().to_string().contains("expected a port"));
     }
 
     #[test]

@@ -13,15 +13,20 @@ fn a_launcher_without_an_engine_is_an_error() {
     let (data, out) = (data(dir.path()), dir.path().join("out"));
     let line =
         words("train {} --data {} --steps 1 --rank 1 --accumulate 2 --out {}", &[&fixture("tiny-bert"), &data, &out]);
-    let missing = match cfg!(feature = "mpi") {
-        true => ["MPI is the engine of this build", "mpirun -n 2"],
-        false => ["this build has no engine", "--features mpi"],
+    let missing = match cfg!(feature = "nccl") {
+        true => ["MASTER_ADDR and MASTER_PORT", "expected both"],
+        false => ["no engine to connect them", "--features nccl"],
     };
     let run = gelora_with(&line, &TORCHRUN);
-    run.fails_with(&["torchrun started process 0 of 2", missing[0], missing[1]]);
+    run.fails_with(&missing);
     // Without an engine that fits, a process of SLURM is alone whatever the variables say.
     let run = gelora_with(&line, &[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "3")]);
-    run.fails_with(&["srun (SLURM) started process 0 of 3"]);
+    let missing = match (cfg!(feature = "mpi"), cfg!(feature = "nccl")) {
+        (true, _) => ["srun (SLURM) started process 0 of 3", "MPI has process 0 of 1"],
+        (false, true) => missing,
+        (false, false) => ["srun (SLURM) started process 0 of 3", "no engine to connect them"],
+    };
+    run.fails_with(&missing);
     assert!(!out.exists());
     // One process is none of several.
     gelora_with(&line, &[("RANK", "0"), ("WORLD_SIZE", "1")]).ok();

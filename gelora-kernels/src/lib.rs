@@ -46,6 +46,7 @@
 //! - `wgpu`, `cuda`: GPU devices through CubeCL. Without them, CubeCL is not compiled.
 //! - `verify`: the module `verify`, with a reference in f64 for every operator and cases that compare the two on a
 //!   device.
+//! - `nccl`: the module `nccl`, which gathers bytes from the GPUs of several processes.
 //! - `cuda-compile`: a device that compiles all kernels for CUDA and runs none.
 
 #![warn(unreachable_pub, missing_debug_implementations)]
@@ -60,6 +61,8 @@ pub mod four_bit;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 mod guard;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod offsets;
 pub mod ops;
 pub mod peak;

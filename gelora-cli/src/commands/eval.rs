@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use super::rows::{TextRows, check_answers, lm_rows};
 use super::screen::Screen;
 use super::{
-    CAUSAL_LM, adapter_info, alike, check_base, check_max_length, check_not_input, init_adapter, is_lm, load_classifier,
-    open_device, open_tokenizer, read_adapter, read_options,
+    CAUSAL_LM, adapter_info, alike, check_base, check_max_length, check_not_input, init_adapter, is_lm,
+    load_classifier, open_device, open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, ModelArgs, SplitArg, TaskArg};
 use crate::data::{self, Aim, Dataset, Form, LabelSet, Sets, Split, Targets};

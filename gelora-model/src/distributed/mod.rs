@@ -9,12 +9,19 @@
 //! ```
 //!
 //! So the bits of a result depend neither on W nor on what moves the bytes. That is an [`Engine`]: [`Alone`] for one
-//! process, [`Thread`] for threads of one process with a simulated link, and with the feature `mpi` `Mpi`.
+//! process, [`Thread`] for threads of one process with a simulated link, and with the features `mpi` and
+//! `nccl` `Mpi` and `Nccl`.
 
 mod alone;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg(any(feature = "nccl", test))]
+mod rendezvous;
 mod threads;
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+mod worker;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +31,8 @@ use crate::{Error, Result};
 pub use self::alone::Alone;
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
+#[cfg(feature = "nccl")]
+pub use self::nccl::Nccl;
 pub use self::threads::{Link, Thread, threads};
 
 /// Moves bytes between processes. Every process makes the same calls in the same order.

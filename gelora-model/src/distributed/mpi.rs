@@ -1,18 +1,17 @@
-//! The engine of MPI (Open MPI, MPICH). MPI is called by a thread of its own: only the thread that opened it may, and a
-//! process that waits for another can then give up after a time.
+//! The engine of MPI (Open MPI, MPICH). Every call is one that does not block, and is asked for its end with pauses: a
+//! process that waits leaves its core to others.
 
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use mpi::environment::Universe;
 use mpi::request::{Request, StaticScope};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
-use super::Engine;
+use super::worker::{Library, Worker, engine};
 use crate::{Error, Result};
 
 /// Largest number of bytes of one call; MPI counts in i32.
@@ -24,140 +23,62 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// The processes that an MPI launcher started.
 #[derive(Debug)]
-pub struct Mpi {
-    rank: usize,
-    world: usize,
-    timeout: Duration,
-    /// Set to end all processes.
-    aborts: Arc<AtomicBool>,
-    thread: Mutex<Option<Worker>>,
-}
+pub struct Mpi(Worker);
 
-/// The thread that calls MPI.
-#[derive(Debug)]
-struct Worker {
-    calls: Sender<Call>,
-    answers: Receiver<Vec<u8>>,
-    thread: JoinHandle<()>,
-}
-
-/// A call of MPI.
-enum Call {
-    AllGather(Vec<u8>),
-    Broadcast(Vec<u8>),
-    Barrier,
-}
+engine!(Mpi);
 
 impl Mpi {
-    /// Opens MPI. Every later call fails if the other processes take longer than `timeout`.
+    /// Opens MPI. This, and every later call, fails if the other processes take longer than `timeout`.
     ///
     /// # Errors
     /// Returns an error if MPI is open already or no thread can be started.
     pub fn open(timeout: Duration) -> Result<Self> {
-        let (calls, asked) = channel();
-        let (answering, answers) = channel();
-        let (opening, opened) = channel();
-        let aborts = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&aborts);
-        let serve = move || {
-            let threading = mpi::Threading::Funneled;
-            let Some((universe, _)) = mpi::initialize_with_threading(threading) else { return };
-            let world = universe.world();
-            if opening.send((world.rank() as usize, world.size() as usize)).is_ok() {
-                serve(&world, &asked, &answering, &stop);
-            }
-            // `universe` is dropped here, which closes MPI.
+        let open = |aborts| match mpi::initialize_with_threading(mpi::Threading::Funneled) {
+            None => Err(Error::Process("MPI is open already".into())),
+            Some((universe, _)) => Ok(Opened { world: universe.world(), _universe: universe, aborts }),
         };
-        let thread = thread::Builder::new().name("mpi".into()).spawn(serve);
-        let thread = thread.map_err(|e| Error::Process(format!("the thread of MPI cannot be started: {e}")))?;
-        let (rank, world) = opened.recv().map_err(|_| Error::Process("MPI cannot be opened".into()))?;
-        let thread = Mutex::new(Some(Worker { calls, answers, thread }));
-        Ok(Self { rank, world, timeout, aborts, thread })
-    }
-
-    fn call(&self, call: Call) -> Result<Vec<u8>> {
-        let closed = || Error::Process("MPI was closed".into());
-        let worker = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        let worker = worker.as_ref().ok_or_else(closed)?;
-        worker.calls.send(call).map_err(|_| closed())?;
-        worker.answers.recv_timeout(self.timeout).map_err(|problem| match problem {
-            RecvTimeoutError::Timeout => Error::Process(format!(
-                "no answer from another process for {} s (--dist-timeout): it hangs, or has lost its connection",
-                self.timeout.as_secs_f64()
-            )),
-            RecvTimeoutError::Disconnected => closed(),
-        })
+        Worker::start(timeout, open).map(Self)
     }
 }
 
-impl Engine for Mpi {
+/// MPI, until it is dropped.
+struct Opened {
+    world: SimpleCommunicator,
+    _universe: Universe,
+    /// Set to end all processes.
+    aborts: Arc<AtomicBool>,
+}
+
+impl Library for Opened {
     fn rank(&self) -> usize {
-        self.rank
+        self.world.rank() as usize
     }
 
     fn world(&self) -> usize {
-        self.world
+        self.world.size() as usize
     }
 
     fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        self.call(Call::AllGather(bytes))
+        Ok(all_gather(&self.world, &bytes, &self.aborts))
     }
 
-    fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        self.call(Call::Broadcast(bytes))
+    fn broadcast(&self, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
+        for piece in bytes.chunks_mut(PIECE) {
+            mpi::request::scope(|scope| {
+                let running = self.world.process_at_rank(0).immediate_broadcast_into(scope, piece);
+                finish(&self.world, running, &self.aborts);
+            });
+        }
+        Ok(bytes)
     }
 
     fn barrier(&self) -> Result<()> {
-        self.call(Call::Barrier).map(|_| ())
+        finish::<(), StaticScope>(&self.world, self.world.immediate_barrier(), &self.aborts);
+        Ok(())
     }
 
     fn abort(&self) {
-        self.aborts.store(true, Ordering::Release);
-        // The thread sees the flag while it waits for MPI; else it is asked.
-        if let Ok(worker) = self.thread.try_lock()
-            && let Some(worker) = worker.as_ref()
-        {
-            let _ = worker.calls.send(Call::Barrier);
-        }
-        thread::sleep(Duration::from_secs(2));
-    }
-}
-
-impl Drop for Mpi {
-    fn drop(&mut self) {
-        let worker = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Worker { calls, answers, thread }) = worker {
-            drop((calls, answers));
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Makes calls until there are no more.
-fn serve(world: &SimpleCommunicator, calls: &Receiver<Call>, answers: &Sender<Vec<u8>>, aborts: &AtomicBool) {
-    for call in calls {
-        if aborts.load(Ordering::Acquire) {
-            world.abort(1);
-        }
-        let answer = match call {
-            Call::AllGather(bytes) => all_gather(world, &bytes, aborts),
-            Call::Broadcast(mut bytes) => {
-                for piece in bytes.chunks_mut(PIECE) {
-                    mpi::request::scope(|scope| {
-                        let running = world.process_at_rank(0).immediate_broadcast_into(scope, piece);
-                        finish(world, running, aborts);
-                    });
-                }
-                bytes
-            }
-            Call::Barrier => {
-                finish::<(), StaticScope>(world, world.immediate_barrier(), aborts);
-                Vec::new()
-            }
-        };
-        if answers.send(answer).is_err() {
-            return;
-        }
+        self.world.abort(1);
     }
 }
 
