@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::Scope;
 
+use super::parts::Share;
 use super::sampler::Sampler;
 use crate::{Result, Rows, Tokens};
 
@@ -12,23 +13,25 @@ use crate::{Result, Rows, Tokens};
 pub(super) struct StepRows {
     /// Their indices in the dataset.
     pub indices: Vec<usize>,
-    /// Their tokens.
+    /// Their tokens. Rows of other processes have none.
     pub tokens: Vec<Tokens>,
 }
 
-/// Starts a thread that tokenizes the rows of these steps, in order and one step ahead. Tokens are not kept: tokenizing
-/// again in the next epoch costs a hundredth of a step. The thread ends when the receiver is dropped.
+/// Starts a thread that tokenizes the rows of these steps, or those in a share of them, in order and one step ahead.
+/// Tokens are not kept: tokenizing again in the next epoch costs a hundredth of a step. The thread ends when the receiver
+/// is dropped.
 pub(super) fn start<'scope>(
     rows: &'scope dyn Rows,
     sampler: &'scope Sampler,
     scope: &'scope Scope<'scope, '_>,
     steps: Range<usize>,
+    share: Option<Share>,
 ) -> Receiver<Result<StepRows>> {
     // A channel without a buffer: the thread holds the next rows until the current step has finished.
     let (sender, receiver) = sync_channel(0);
     scope.spawn(move || {
         for indices in sampler.batches(steps) {
-            let rows = rows.tokens(&indices).map(|tokens| StepRows { indices, tokens });
+            let rows = tokens_of(rows, &indices, share.as_ref()).map(|tokens| StepRows { indices, tokens });
             let failed = rows.is_err();
             if sender.send(rows).is_err() || failed {
                 return;
@@ -36,6 +39,18 @@ pub(super) fn start<'scope>(
         }
     });
     receiver
+}
+
+fn tokens_of(rows: &dyn Rows, indices: &[usize], share: Option<&Share>) -> Result<Vec<Tokens>> {
+    let Some(share) = share.filter(|share| !share.processes.is_alone()) else { return rows.tokens(indices) };
+    let is_mine = |position: &usize| share.has(*position, indices.len());
+    let positions: Vec<usize> = (0..indices.len()).filter(is_mine).collect();
+    let mine: Vec<usize> = positions.iter().map(|position| indices[*position]).collect();
+    let mut all = vec![Tokens::of_ids(Vec::new()); indices.len()];
+    for (position, tokens) in positions.into_iter().zip(rows.tokens(&mine)?) {
+        all[position] = tokens;
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -77,7 +92,7 @@ mod tests {
         let bad = wanted.iter().position(|row| *row == 2).unwrap();
         assert!(bad > 0, "a row before the bad one");
         thread::scope(|scope| {
-            let receiver = start(&Broken, &sampler, scope, 0..4);
+            let receiver = start(&Broken, &sampler, scope, 0..4, None);
             for row in &wanted[..bad] {
                 let rows = receiver.recv().unwrap().unwrap();
                 assert_eq!((rows.indices, rows.tokens), (vec![*row], vec![Tokens::of_ids(vec![*row as u32])]));
@@ -92,6 +107,6 @@ mod tests {
     fn the_thread_ends_when_the_receiver_is_dropped() {
         let sampler = Sampler::shuffled(4, 1, 5);
         // If the thread did not end, the scope would never return.
-        thread::scope(|scope| drop(start(&Broken, &sampler, scope, 0..4)));
+        thread::scope(|scope| drop(start(&Broken, &sampler, scope, 0..4, None)));
     }
 }

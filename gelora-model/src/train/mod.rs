@@ -35,7 +35,7 @@ use gelora_kernels::ops::loss::CrossEntropy;
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
 
 use self::best::Watch;
-use self::parts::Layout;
+use self::parts::{Layout, Share};
 use self::sampler::Sampler;
 use self::schedule::warmup_steps;
 use crate::distributed::bytes_of;
@@ -205,6 +205,11 @@ impl<'a> Trainer<'a> {
         best.map_or_else(|| self.current(), |(adapter, _)| adapter.clone())
     }
 
+    /// The parts that this process computes.
+    fn share(&self) -> Share {
+        Share { processes: self.options.processes.clone(), accumulate: self.options.accumulate }
+    }
+
     /// Returns an error if the parameters differ between the processes after `step` steps.
     fn check_same_parameters(&mut self, step: usize) -> Result<()> {
         let processes = self.options.processes.clone();
@@ -251,8 +256,10 @@ impl<'a> Trainer<'a> {
         };
         self.check_same_parameters(first)?;
         let (total, rows, sampler) = (self.steps(), self.rows, self.sampler.clone());
+        // The loss of a language model is a mean over the tokens of all rows, so each process needs them all.
+        let share = Some(self.share()).filter(|_| self.model.head_task().is_some());
         thread::scope(|scope| {
-            let batches = loader::start(rows, &sampler, scope, first..total);
+            let batches = loader::start(rows, &sampler, scope, first..total, share);
             self.run_steps(first..total, &batches, &mut optimizer, report)
         })
     }

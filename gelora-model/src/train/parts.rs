@@ -6,8 +6,8 @@
 //! g = ((g_0 + g_1) + g_2) + .. + g_{P-1}
 //! ```
 //!
-//! What a process sends for a part is one vector: the gradients in the order of their names, and the loss. Its last
-//! value says whether the process is asked to stop.
+//! What a process sends for a part is one vector: the gradients in the order of their names, the loss, and the number of
+//! tokens. Its last value says whether the process is asked to stop.
 
 use gelora_kernels::ops::add;
 use gelora_kernels::{Device, Pending, Tensor};
@@ -21,6 +21,26 @@ use crate::{Error, Grads, Result};
 pub(super) struct Part {
     pub grads: Grads,
     pub loss: Tensor,
+    pub tokens: usize,
+}
+
+/// The parts of a step that a process computes, of `accumulate` in all.
+#[derive(Clone, Debug)]
+pub(super) struct Share {
+    pub processes: Processes,
+    pub accumulate: usize,
+}
+
+impl Share {
+    /// Number of rows of a part, of a step of `rows` rows. The last part may have fewer.
+    pub(super) fn size(&self, rows: usize) -> usize {
+        rows.div_ceil(self.accumulate)
+    }
+
+    /// Whether this process computes the row at `position` of a step of `rows` rows.
+    pub(super) fn has(&self, position: usize, rows: usize) -> bool {
+        position / self.size(rows) % self.processes.world() == self.processes.rank()
+    }
 }
 
 /// Names and shapes of the gradients, in the order in which they stand in a vector.
@@ -32,6 +52,7 @@ pub(super) struct Sum {
     pub grads: Grads,
     /// The loss of each part.
     pub losses: Vec<Tensor>,
+    pub tokens: usize,
     /// Whether a process is asked to stop.
     pub stops: bool,
 }
@@ -55,13 +76,15 @@ pub(super) fn gathered(
         Some(layout) => layout,
         empty => empty.insert(common_layout(processes, mine.first())?),
     };
-    let length = 1 + layout.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
+    let length = 2 + layout.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
     // One vector for each part; a process with fewer parts than others sends zeros that nobody reads.
     let (world, slots) = (processes.world(), count.div_ceil(processes.world()));
     let mut values = Vec::with_capacity(slots * length + 1);
     let tensors: Vec<&Tensor> = mine.iter().flat_map(|part| part.grads.values().chain([&part.loss])).collect();
-    if !tensors.is_empty() {
-        Pending::read(&tensors)?.wait()?.iter().for_each(|tensor| values.extend_from_slice(tensor));
+    let mut read = if tensors.is_empty() { Vec::new() } else { Pending::read(&tensors)?.wait()? }.into_iter();
+    for part in &mine {
+        read.by_ref().take(part.grads.len() + 1).for_each(|tensor| values.extend(tensor));
+        values.push(part.tokens as f32);
     }
     if values.len() != mine.len() * length {
         return Err(Error::Process("the gradients of a part are not those of the first one".into()));
@@ -71,13 +94,14 @@ pub(super) fn gathered(
     let sent = values.len() * size_of::<f32>();
     let all = processes.all_gather(bytes_of(&values))?;
     // Add the parts in order, on the device: part p is the vector p / W of process p mod W.
-    let (mut sum, mut losses): (Option<Tensor>, _) = (None, Vec::with_capacity(count));
+    let (mut sum, mut losses, mut tokens): (Option<Tensor>, _, _) = (None, Vec::with_capacity(count), 0);
     for part in 0..count {
         let start = part % world * sent + part / world * length * size_of::<f32>();
         let mut gradient = floats_of(&all[start..start + length * size_of::<f32>()]);
+        tokens += gradient.pop().unwrap_or(0.0) as usize;
         let loss = gradient.pop().unwrap_or(f32::NAN);
         losses.push(Tensor::from_vec(vec![loss], [1])?.to_device(device)?);
-        let gradient = Tensor::from_vec(gradient, [length - 1])?.to_device(device)?;
+        let gradient = Tensor::from_vec(gradient, [length - 2])?.to_device(device)?;
         match &mut sum {
             Some(sum) => add::accumulate(sum, &gradient)?,
             None => sum = Some(gradient),
@@ -91,7 +115,7 @@ pub(super) fn gathered(
         rest = after;
     }
     let stops = all.chunks(sent).any(|of_process| floats_of(&of_process[sent - 4..]) != [0.0]);
-    Ok(Sum { grads, losses, stops })
+    Ok(Sum { grads, losses, tokens, stops })
 }
 
 /// The layout of process 0, which always has a part. Every process that has one checks that it is the same.

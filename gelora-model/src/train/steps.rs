@@ -16,7 +16,7 @@ use crate::evaluate::evaluated;
 use crate::event::Report;
 use crate::optim::{Optimizer, finite_norm};
 use crate::record::Metrics;
-use crate::{Error, Event, Grads, Mode, Result, Work};
+use crate::{Error, Event, Grads, Mode, Result, Tokens, Work};
 
 /// A step that was launched. On a GPU it may still be running.
 struct Running {
@@ -133,14 +133,15 @@ impl Trainer<'_> {
         let lr = lr * schedule.factor(step, total, warmup_steps(warmup, total));
         let (labels, all) = (self.rows.labels(), (&rows.indices[..], &rows.tokens[..]));
         let (mut grads, mut shares, mut losses) = (Grads::new(), Vec::new(), Vec::new());
-        let tokens = rows.tokens.iter().map(|row| row.ids.len()).sum();
-        let size = rows.indices.len().div_ceil(accumulate);
+        let tokens_of = |rows: &[Tokens]| rows.iter().map(|row| row.ids.len()).sum();
+        let (mut tokens, share) = (tokens_of(&rows.tokens), self.share());
+        let size = share.size(rows.indices.len());
         let parts: Vec<_> = rows.indices.chunks(size).zip(rows.tokens.chunks(size)).collect();
         for part in &parts {
             shares.push(self.model.weight(*part, labels) / self.model.weight(all, labels));
         }
         // Compute the gradients of each part of this process, weighted by the part's share of the step.
-        let processes = self.options.processes.clone();
+        let processes = share.processes;
         let mut mine = Vec::new();
         for part in processes.share(parts.len()) {
             let mode = Mode::training(seed, (step * accumulate + part) as u64);
@@ -152,13 +153,13 @@ impl Trainer<'_> {
                     parts::add(&mut grads, of_part)?;
                     losses.push(loss);
                 }
-                false => mine.push(Part { grads: of_part, loss }),
+                false => mine.push(Part { grads: of_part, loss, tokens: tokens_of(parts[part].1) }),
             }
         }
         if !processes.is_alone() {
             let (stops, device) = (self.is_asked_to_stop(), self.model.transformer().device().clone());
             let sum = parts::gathered(&processes, parts.len(), mine, stops, &mut self.layout, &device)?;
-            (grads, losses) = (sum.grads, sum.losses);
+            (grads, losses, tokens) = (sum.grads, sum.losses, sum.tokens);
             self.stops |= sum.stops;
         }
         // Clip and update. The norm and the losses stay on the device until `finish`.
