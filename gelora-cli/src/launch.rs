@@ -190,8 +190,8 @@ impl Launch {
                 bail!("{found}, and this build has no engine to connect them; expected one with --features mpi{own}")
             }
             Engine::Nccl if !cfg!(feature = "nccl") => bail!(
-                "{found}, and this build has no engine to connect them: expected one with --features nccl and an NVIDIA \
-                 GPU for each, or, with --features mpi, mpirun as the launcher{own}"
+                "{found}, and this build has no engine to connect them: expected one with --features nccl and an \
+                 NVIDIA GPU for each, or, with --features mpi, mpirun as the launcher{own}"
             ),
             Engine::Mpi => self.open_mpi(timeout, &found),
             Engine::Nccl => self.open_nccl(timeout),
@@ -230,8 +230,8 @@ impl Launch {
     }
 }
 
-/// Where process 0 gives NCCL's identifier to the others. torchrun may listen at MASTER_PORT itself; then it is the port
-/// after that.
+/// Where process 0 gives NCCL's identifier to the others. torchrun may listen at MASTER_PORT itself; then it is the
+/// port after that.
 #[cfg(any(feature = "nccl", test))]
 fn address(variable: &dyn Fn(&str) -> Option<String>) -> Result<String> {
     let (Some(host), Some(port)) = (variable("MASTER_ADDR"), variable("MASTER_PORT")) else {

@@ -46,6 +46,8 @@ const FIRST_SPEAKS: Duration = Duration::from_secs(2);
 const NEXT_SPEAKS: Duration = Duration::from_secs(2);
 /// Number of further processes whose pauses differ.
 const MOST_PAUSES: u32 = 60;
+/// Time for the signal of a launcher that ends this process to arrive.
+const LAST_WORD: Duration = Duration::from_millis(300);
 /// Longest --dist-timeout, in seconds: a year.
 const MOST_SECONDS: f64 = 3.2e7;
 
@@ -86,7 +88,15 @@ pub fn main() -> ExitCode {
         return if group.processes.is_first() { interrupted.exit_code() } else { ExitCode::SUCCESS };
     }
     let text = format!("{}{}", in_one_line(&error), hint(&error, &cli.command));
-    let code = failed(launch.as_ref(), &text, ExitCode::FAILURE);
+    // A process that hung for a while may find out late that the others have ended because of it.
+    let is_late = || {
+        std::thread::sleep(LAST_WORD);
+        signals::is_terminated()
+    };
+    let code = match is_of_processes(&error) && is_late() {
+        true => ExitCode::FAILURE,
+        false => failed(launch.as_ref(), &text, ExitCode::FAILURE),
+    };
     if !group.processes.is_alone() {
         group.processes.abort();
         // The engine may wait for processes that are gone, so it is not closed.
@@ -109,6 +119,11 @@ fn failed(launch: Option<&Launch>, text: &str, code: ExitCode) -> ExitCode {
     code
 }
 
+/// Whether the error is that another process does not answer or differs.
+fn is_of_processes(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(gelora_model::Error::Process(_))))
+}
+
 /// Connects the processes of this run.
 fn group(launch: Option<Launch>, cli: &Cli) -> anyhow::Result<Group> {
     let Some(found) = launch.filter(|_| !matches!(cli.command, Command::Devices(_))) else {
@@ -116,7 +131,8 @@ fn group(launch: Option<Launch>, cli: &Cli) -> anyhow::Result<Group> {
     };
     if let Some(name) = cli.command.of_one_process() {
         anyhow::bail!(
-            "{} started {} processes, and gelora {name} runs in one; expected to be started once, without the variable {}",
+            "{} started {} processes, and gelora {name} runs in one; expected to be started once, without the \
+             variable {}",
             found.launcher.name(),
             found.world,
             found.launcher.variable()

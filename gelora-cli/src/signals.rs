@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
@@ -26,6 +26,14 @@ pub fn let_writes_fail() {
     }
 }
 
+/// The last signal that a [`Signals`] received.
+static RECEIVED: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+
+/// Whether this process was asked to end. A launcher does so when another process has ended.
+pub fn is_terminated() -> bool {
+    RECEIVED.get().is_some_and(|received| received.load(Ordering::Relaxed) == SIGTERM as usize)
+}
+
 /// A handler of [`SIGNALS`]. The first signal is recorded; a second one ends the process at once.
 #[derive(Debug)]
 pub struct Signals {
@@ -46,6 +54,7 @@ impl Signals {
                 .and_then(|_| flag::register_usize(signal, Arc::clone(&signals.received), signal as usize));
             installed.with_context(|| format!("{name} cannot be handled"))?;
         }
+        RECEIVED.get_or_init(|| Arc::clone(&signals.received));
         Ok(signals)
     }
 

@@ -121,7 +121,8 @@ fn a_training_goes_on_with_another_number_of_processes() {
     assert!(place.result("moved") == place.result("whole"));
 }
 
-/// Kills one of the processes at any moment. mpirun ends the others, and the training goes on as if nothing had happened.
+/// Kills one of the processes at any moment. mpirun ends the others, and the training goes on as if nothing had
+/// happened.
 #[test]
 fn twenty_kills_of_one_process_change_nothing() {
     let place = Place::new();

@@ -90,8 +90,8 @@ fn check_libraries() -> Result<()> {
         (true, true) => return Ok(()),
         (false, _) => "NCCL needs the driver of an NVIDIA GPU (libcuda.so.1), which is not installed",
         (true, false) => {
-            "libnccl.so is not found: install NVIDIA's package libnccl-dev, or link the libnccl.so.2 of another package \
-             to that name in a folder of LD_LIBRARY_PATH"
+            "libnccl.so is not found: install NVIDIA's package libnccl-dev, or link the libnccl.so.2 of another \
+             package to that name in a folder of LD_LIBRARY_PATH"
         }
     };
     Err(Error::Device { kind: DeviceKind::Cuda, reason: reason.into() })

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use gelora_lora::{Adapter, CONFIG_NAME};
+use gelora_lora::{Adapter, CONFIG_NAME, WEIGHTS_NAME};
 use gelora_model::gguf::{is_gguf, read_adapter as read_gguf_adapter};
 use gelora_model::{AdapterTask, Classifier, Config};
 
@@ -66,4 +66,17 @@ pub fn check_base(adapter: &Adapter, folder: &Path, model: &ModelArgs) {
         let (folder, name) = (folder.display(), model.name.display());
         ui::warn(format!("{folder}: the adapter names {named} as its base model, and is used with {name}"));
     }
+}
+
+/// A hash of a .gguf adapter, or of the files that an adapter folder may have.
+///
+/// # Errors
+/// Returns an error if a file cannot be read.
+pub fn hash_of_adapter(adapter: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let of_folder = [CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"].map(|name| adapter.join(name));
+    for path in of_folder.into_iter().chain([adapter.to_owned()]).filter(|path| path.is_file()) {
+        hasher.update_mmap_rayon(&path).with_context(|| path.display().to_string())?;
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
 }

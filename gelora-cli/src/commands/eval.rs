@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::rows::{TextRows, check_answers, lm_rows};
 use super::screen::Screen;
 use super::{
-    CAUSAL_LM, adapter_info, alike, check_base, check_max_length, check_not_input, init_adapter, is_lm,
+    CAUSAL_LM, adapter_info, alike, check_base, check_max_length, check_not_input, hash_of_adapter, is_lm,
     load_classifier, open_device, open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, ModelArgs, SplitArg, TaskArg};
@@ -203,7 +203,7 @@ fn check_alike(
     let options = format!("{:?} {:?}", args.batch_size, args.compute);
     group.processes.check_same("the options of the command line", Some(options.as_bytes()))?;
     let Some(folder) = &args.adapter else { return Ok(()) };
-    let hash = init_adapter::fingerprint(folder)?;
+    let hash = hash_of_adapter(folder)?;
     Ok(group.processes.check_same(&folder.display().to_string(), Some(hash.as_bytes()))?)
 }
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use gelora_lora::{Adapter, AdapterConfig, CONFIG_NAME, WEIGHTS_NAME};
+use gelora_lora::{Adapter, AdapterConfig};
 use gelora_model::{CausalLm, TaskModel};
 
 use super::eval::{decide_task, label_set};
-use super::{CAUSAL_LM, adapter_info, check_base, load_classifier, read_adapter};
+use super::{CAUSAL_LM, adapter_info, check_base, hash_of_adapter, load_classifier, read_adapter};
 use crate::args::{ModelArgs, TaskArg};
 use crate::data::{Form, LabelSet, Sets};
 use crate::ui;
@@ -41,7 +41,7 @@ impl InitAdapter {
             bail!("{}: the adapter's task is {task}, but that of the data is {expected}", folder.display());
         }
         check_base(&adapter, folder, model);
-        let (config, fingerprint) = (adapter.config.clone(), fingerprint(folder)?);
+        let (config, fingerprint) = (adapter.config.clone(), hash_of_adapter(folder)?);
         let name = model.name.display().to_string();
         let model =
             if is_lm { language_model(&model.path, adapter, name) } else { classifier(&model.path, folder, name) };
@@ -103,15 +103,4 @@ fn classifier(model: &Path, folder: &Path, name: String) -> Result<TaskModel> {
     let mut classifier = load_classifier(model, Some(folder))?;
     classifier.set_name(name);
     Ok(classifier.into())
-}
-
-/// A hash of the files that an adapter folder may have.
-pub fn fingerprint(folder: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    for path in [CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"].map(|name| folder.join(name)) {
-        if path.is_file() {
-            hasher.update_mmap_rayon(&path).with_context(|| path.display().to_string())?;
-        }
-    }
-    Ok(hasher.finalize().to_hex()[..16].to_owned())
 }

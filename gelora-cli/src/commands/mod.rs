@@ -30,7 +30,7 @@ use gelora_kernels::Device;
 use gelora_model::{Config, Task, is_language_model};
 use serde::{Deserialize, Serialize};
 
-pub use adapters::{FEATURES, check_base, load_classifier, read_adapter};
+pub use adapters::{FEATURES, check_base, hash_of_adapter, load_classifier, read_adapter};
 
 /// PEFT's task type of causal language models.
 pub const CAUSAL_LM: &str = "CAUSAL_LM";

@@ -15,8 +15,8 @@ use self::writer::Writer;
 use super::alike;
 use super::rows::encode_rows;
 use super::{
-    CAUSAL_LM, check_base, check_max_length, check_not_input, eval, load_classifier, open_device, open_tokenizer,
-    read_adapter,
+    CAUSAL_LM, check_base, check_max_length, check_not_input, eval, hash_of_adapter, load_classifier, open_device,
+    open_tokenizer, read_adapter,
 };
 use crate::args::{InputArg, PredictArgs};
 use crate::data::{self, Aim, ColumnFlags, Dataset, ReadOptions, RowStream, StreamFormat};
@@ -213,7 +213,10 @@ fn check_alike(
     }
     alike::check_inputs(group, &args.model.path, &[dataset], tokenizer, device)?;
     let options = format!("{:?} {:?}", args.batch_size, args.compute);
-    Ok(group.processes.check_same("the options of the command line", Some(options.as_bytes()))?)
+    group.processes.check_same("the options of the command line", Some(options.as_bytes()))?;
+    let Some(adapter) = &args.adapter else { return Ok(()) };
+    let hash = hash_of_adapter(adapter)?;
+    Ok(group.processes.check_same(&adapter.display().to_string(), Some(hash.as_bytes()))?)
 }
 
 /// Returns an error if options do not go together.

@@ -1,8 +1,8 @@
 //! One training, measurement or evaluation on several processes.
 //!
-//! Work is dealt out in parts that do not depend on the number of processes: part p of a step, batch c of an evaluation.
-//! Of W processes, process k computes the parts p with p mod W = k. The results are gathered, and every process combines
-//! them in the order of p:
+//! Work is dealt out in parts that do not depend on the number of processes: part p of a step, batch c of an
+//! evaluation. Of W processes, process k computes the parts p with p mod W = k. The results are gathered, and every
+//! process combines them in the order of p:
 //!
 //! ```text
 //! g = ((g_0 + g_1) + g_2) + .. + g_{P-1}
@@ -117,8 +117,8 @@ impl Processes {
         }
         let fit: Vec<String> = (1..=parts).filter(|w| parts.is_multiple_of(*w)).map(|w| w.to_string()).collect();
         Err(Error::Value(format!(
-            "accumulate {parts}: {world} processes cannot share {parts} parts of a step evenly; {parts} fits {} processes, \
-             and {world} processes need a multiple of {world}",
+            "accumulate {parts}: {world} processes cannot share {parts} parts of a step evenly; {parts} fits {} \
+             processes, and {world} processes need a multiple of {world}",
             fit.join(" or ")
         )))
     }

@@ -1,5 +1,6 @@
-//! The engine of MPI (Open MPI, MPICH). Every call is one that does not block, and is asked for its end with pauses: a
-//! process that waits leaves its core to others.
+//! The engine of MPI (Open MPI, MPICH). Before bytes move, a process waits for the others at a barrier that it asks for
+//! its end with growing pauses, so that it leaves its core to them. The calls that move bytes then have nobody to wait
+//! for, and have short pauses. No call blocks, so that a process that fails can end all at any time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,9 @@ use crate::{Error, Result};
 const PIECE: usize = 64 << 20;
 /// Time during which a call is asked for its end without a pause.
 const EAGER: Duration = Duration::from_micros(100);
-/// Longest pause between two questions.
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+/// Longest pause between two questions while a process waits for others, and while bytes move.
+const WAITING: Duration = Duration::from_millis(1);
+const MOVING: Duration = Duration::from_micros(20);
 
 /// The processes that an MPI launcher started.
 #[derive(Debug)]
@@ -59,21 +61,23 @@ impl Library for Opened {
     }
 
     fn all_gather(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        self.barrier()?;
         Ok(all_gather(&self.world, &bytes, &self.aborts))
     }
 
     fn broadcast(&self, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
+        self.barrier()?;
         for piece in bytes.chunks_mut(PIECE) {
             mpi::request::scope(|scope| {
                 let running = self.world.process_at_rank(0).immediate_broadcast_into(scope, piece);
-                finish(&self.world, running, &self.aborts);
+                finish(&self.world, running, &self.aborts, MOVING);
             });
         }
         Ok(bytes)
     }
 
     fn barrier(&self) -> Result<()> {
-        finish::<(), StaticScope>(&self.world, self.world.immediate_barrier(), &self.aborts);
+        finish::<(), StaticScope>(&self.world, self.world.immediate_barrier(), &self.aborts, WAITING);
         Ok(())
     }
 
@@ -88,7 +92,7 @@ fn all_gather(world: &SimpleCommunicator, bytes: &[u8], aborts: &AtomicBool) -> 
     let gather = |piece: &[u8], all: &mut [u8]| {
         mpi::request::scope(|scope| {
             let running = world.immediate_all_gather_into(scope, piece, all);
-            finish(world, running, aborts);
+            finish(world, running, aborts, MOVING);
         });
     };
     let mut all = vec![0; bytes.len() * size];
@@ -110,11 +114,12 @@ fn all_gather(world: &SimpleCommunicator, bytes: &[u8], aborts: &AtomicBool) -> 
     all
 }
 
-/// Waits for the end of a call. Processes may share a core, so the waiting one leaves it after a moment.
+/// Waits for the end of a call. It is asked with pauses that grow to `longest`: processes may share a core.
 fn finish<'a, D: ?Sized, S: mpi::request::Scope<'a>>(
     world: &SimpleCommunicator,
     mut running: Request<'a, D, S>,
     aborts: &AtomicBool,
+    longest: Duration,
 ) {
     let began = Instant::now();
     loop {
@@ -127,7 +132,7 @@ fn finish<'a, D: ?Sized, S: mpi::request::Scope<'a>>(
         }
         match began.elapsed() {
             waited if waited < EAGER => thread::yield_now(),
-            waited => thread::sleep((waited / 16).min(LONGEST_PAUSE)),
+            waited => thread::sleep((waited / 16).min(longest)),
         }
     }
 }

@@ -15,8 +15,8 @@ pub struct Nccl(Worker);
 engine!(Nccl);
 
 impl Nccl {
-    /// Connects process `rank` of `world`. `address` is HOST:PORT of process 0, whose port must be free. This, and every
-    /// later call, fails if the other processes take longer than `timeout`.
+    /// Connects process `rank` of `world`. `address` is HOST:PORT of process 0, whose port must be free. This, and
+    /// every later call, fails if the other processes take longer than `timeout`.
     ///
     /// # Errors
     /// Returns an error if the driver or NCCL is not installed, process 0 cannot be reached, or NCCL cannot connect the

@@ -1,5 +1,5 @@
-//! How the processes get the identifier of their connection: process 0 listens at an address and gives it to the others.
-//! All else goes through the connection.
+//! How the processes get the identifier of their connection: process 0 listens at an address and gives it to the
+//! others. All else goes through the connection.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};

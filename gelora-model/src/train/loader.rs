@@ -18,8 +18,8 @@ pub(super) struct StepRows {
 }
 
 /// Starts a thread that tokenizes the rows of these steps, or those in a share of them, in order and one step ahead.
-/// Tokens are not kept: tokenizing again in the next epoch costs a hundredth of a step. The thread ends when the receiver
-/// is dropped.
+/// Tokens are not kept: tokenizing again in the next epoch costs a hundredth of a step. The thread ends when the
+/// receiver is dropped.
 pub(super) fn start<'scope>(
     rows: &'scope dyn Rows,
     sampler: &'scope Sampler,

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The batch of a step may be cut into parts ([`TrainOptions::accumulate`]), which several processes share
-//! ([`TrainOptions::processes`]). Their gradients are added in the order of the parts, so the result does not depend on the
-//! number of processes.
+//! ([`TrainOptions::processes`]). Their gradients are added in the order of the parts, so the result does not depend on
+//! the number of processes.
 //!
 //! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t.
 

@@ -6,8 +6,8 @@
 //! g = ((g_0 + g_1) + g_2) + .. + g_{P-1}
 //! ```
 //!
-//! What a process sends for a part is one vector: the gradients in the order of their names, the loss, and the number of
-//! tokens. Its last value says whether the process is asked to stop.
+//! What a process sends for a part is one vector: the gradients in the order of their names, the loss, and the number
+//! of tokens. Its last value says whether the process is asked to stop.
 
 use gelora_kernels::ops::add;
 use gelora_kernels::{Device, Pending, Tensor};
