@@ -94,6 +94,12 @@ impl<T: Element> Buffer<T> {
         }
     }
 
+    /// Whether the values are an owner's shared bytes.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(self.0, Values::Shared { .. })
+    }
+
     pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
         if let Values::Shared { .. } = self.0 {
             self.0 = Values::Owned(self.as_slice().to_vec());

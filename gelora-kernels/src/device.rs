@@ -21,6 +21,8 @@ macro_rules! on_device {
             $crate::Device::Cuda($crate::device::CudaDevice($gpu)) => $on_gpu,
             #[cfg(feature = "cuda-compile")]
             $crate::Device::CudaCompile($crate::device::CudaCompileDevice($gpu)) => $on_gpu,
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            $crate::Device::Plan($crate::device::PlanDevice($gpu)) => $on_gpu,
         }
     };
 }
@@ -65,6 +67,9 @@ pub enum Device {
     /// A compiler for one CUDA architecture. Nothing runs, and values read back are zero.
     #[cfg(feature = "cuda-compile")]
     CudaCompile(CudaCompileDevice),
+    /// Counts memory and computes nothing; see [`crate::plan`]. Values read back are zero.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    Plan(PlanDevice),
 }
 
 /// An open wgpu adapter; [`Device::open`] makes it.
@@ -81,6 +86,20 @@ pub struct CudaDevice(pub(crate) Gpu<cubecl_cuda::CudaRuntime>);
 #[cfg(feature = "cuda-compile")]
 #[derive(Clone, Debug)]
 pub struct CudaCompileDevice(pub(crate) Gpu<gpu::cuda_compile::CompileRuntime>);
+
+/// A device whose memory is planned; [`crate::plan::open`] makes it.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[derive(Clone, Debug)]
+pub struct PlanDevice(pub(crate) Gpu<gpu::plan::PlanRuntime>);
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+impl Backend for gpu::plan::PlanRuntime {
+    const KIND: DeviceKind = DeviceKind::Plan;
+
+    fn device(gpu: Gpu<Self>) -> Device {
+        Device::Plan(PlanDevice(gpu))
+    }
+}
 
 #[cfg(feature = "wgpu")]
 impl Backend for cubecl_wgpu::WgpuRuntime {
@@ -193,6 +212,17 @@ impl Device {
         on_device!(self, Ok(None), gpu => gpu.memory_in_use().map(Some))
     }
 
+    /// The most bytes of live tensors and buffers on a GPU at one time, since the device was opened or
+    /// [`Device::reset_peak_memory`]. The count follows the program, which may be ahead of the device. None on the CPU.
+    pub fn peak_memory(&self) -> Option<u64> {
+        on_device!(self, None, gpu => Some(gpu.tally().peak()))
+    }
+
+    /// Sets the peak to what is alive now.
+    pub fn reset_peak_memory(&self) {
+        on_device!(self, (), gpu => gpu.tally().reset_peak());
+    }
+
     /// The kind of this device.
     pub fn kind(&self) -> DeviceKind {
         match self {
@@ -203,6 +233,8 @@ impl Device {
             Device::Cuda(_) => DeviceKind::Cuda,
             #[cfg(feature = "cuda-compile")]
             Device::CudaCompile(_) => DeviceKind::CudaCompile,
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            Device::Plan(_) => DeviceKind::Plan,
         }
     }
 
@@ -213,7 +245,8 @@ impl Device {
 
     /// Whether two handles mean the same device. At most one device of a kind is open.
     pub fn same(&self, other: &Device) -> bool {
-        self.kind() == other.kind() && (self.kind() != DeviceKind::CudaCompile || self.name() == other.name())
+        let is_named = matches!(self.kind(), DeviceKind::CudaCompile | DeviceKind::Plan);
+        self.kind() == other.kind() && (!is_named || self.name() == other.name())
     }
 }
 

@@ -15,11 +15,13 @@ pub(crate) mod mask;
 pub(crate) mod math;
 mod memory;
 mod peak;
+pub(crate) mod plan;
 pub(crate) mod product;
 pub(crate) mod quantized;
 mod reading;
 pub(crate) mod rows;
 mod settings;
+pub(crate) mod tally;
 pub(crate) mod tile;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -46,6 +48,7 @@ use cubecl::server::{IoError, ServerError};
 use half::{bf16, f16};
 
 use self::failure::Failure;
+use self::tally::Tally;
 use crate::{DType, Device, DeviceKind, Error, Result};
 
 /// Four adjacent f32 values.
@@ -93,11 +96,12 @@ pub(crate) struct Gpu<R: Runtime> {
     /// Never freed: a device is opened once and never closed, so pending reads may borrow its queue.
     client: &'static ComputeClient<R>,
     name: Arc<str>,
+    tally: &'static Tally,
 }
 
 impl<R: Runtime> Clone for Gpu<R> {
     fn clone(&self) -> Self {
-        Self { client: self.client, name: self.name.clone() }
+        Self { client: self.client, name: self.name.clone(), tally: self.tally }
     }
 }
 
@@ -118,7 +122,17 @@ fn copy_kernel(from: &Array<f32>, to: &mut Array<f32>) {
 impl<R: Backend> Gpu<R> {
     /// The handle of a device that was just opened.
     fn new(client: ComputeClient<R>, name: impl Into<Arc<str>>) -> Self {
-        Self { client: Box::leak(Box::new(client)), name: name.into() }
+        Self::with_tally(client, name, Tally::new(R::KIND, false))
+    }
+
+    /// The handle of a device that was just opened, with a count of its own.
+    fn with_tally(client: ComputeClient<R>, name: impl Into<Arc<str>>, tally: &'static Tally) -> Self {
+        Self { client: Box::leak(Box::new(client)), name: name.into(), tally }
+    }
+
+    /// The count of live bytes.
+    pub(crate) fn tally(&self) -> &'static Tally {
+        self.tally
     }
 
     /// The name that the driver gives.
@@ -162,16 +176,15 @@ impl<R: Backend> Gpu<R> {
     /// The error of the device's first failure, if it has failed.
     fn failure(&self) -> Option<Error> {
         Some(match failure::of(R::KIND)? {
-            Failure::OutOfMemory { needed } => self.out_of_memory(needed),
+            Failure::OutOfMemory { needed, in_use } => {
+                Error::OutOfMemory { device: R::KIND, needed, in_use: in_use.or_else(|| Some(self.tally.live())) }
+            }
             Failure::Other(message) => Error::Runtime { device: R::KIND, message },
         })
     }
 
     fn out_of_memory(&self, needed: Option<u64>) -> Error {
-        // Not through `ask`, whose answer would be the failure.
-        let usage = failure::answer(|| self.client.memory_usage());
-        let in_use = usage.and_then(Result::ok).map(|usage| usage.bytes_in_use);
-        Error::OutOfMemory { device: R::KIND, needed, in_use }
+        Error::OutOfMemory { device: R::KIND, needed, in_use: Some(self.tally.live()) }
     }
 
     /// The bytes of a buffer, once all work queued before is done.

@@ -92,6 +92,77 @@ pub mod cuda_compile {
     }
 }
 
+/// Plans of memory: a [`Device`] that counts what a program would hold and computes nothing.
+///
+/// Operators on such a device ask for the same buffers as on a real one. A plan of a GPU has the pages of CubeCL's
+/// memory management; a plan of the CPU has mapped weights, packed layouts and recycled outputs instead.
+///
+/// ```
+/// # #[cfg(any(feature = "wgpu", feature = "cuda"))] {
+/// use gelora_kernels::{DeviceKind, Tensor, plan};
+///
+/// let device = plan::open(DeviceKind::Cuda, 24 << 30)?; // a card of 24 GiB
+/// let x = Tensor::zeros([1024, 1024], &device)?;
+/// assert_eq!(plan::held(&device)?.tensors, 4 << 20);
+/// # drop(x);
+/// # }
+/// # Ok::<(), gelora_kernels::Error>(())
+/// ```
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod plan {
+    use crate::device::PlanDevice;
+    use crate::gpu::{self, Backend};
+    use crate::{Device, DeviceKind, Error, Result};
+
+    /// Bytes that a planned program holds.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[non_exhaustive]
+    pub struct Held {
+        /// Live tensors and buffers now.
+        pub tensors: u64,
+        /// The most of them at one time, since [`forget_peak`].
+        pub most_tensors: u64,
+        /// The most bytes of pages at one time, since [`forget_peak`]: what a GPU's driver sees. Without a meaning for
+        /// the CPU.
+        pub most_reserved: u64,
+    }
+
+    /// Opens a plan of a device with `memory` bytes of memory. Two calls with the same arguments give the same device.
+    ///
+    /// # Errors
+    /// If `kind` is neither the CPU, wgpu nor CUDA, or the memory is below 1 MiB.
+    pub fn open(kind: DeviceKind, memory: u64) -> Result<Device> {
+        gpu::plan::open(kind, memory).map(Backend::device)
+    }
+
+    /// What the program holds on a planned device.
+    ///
+    /// # Errors
+    /// If the device is not planned.
+    pub fn held(device: &Device) -> Result<Held> {
+        let gpu = of(device)?;
+        Ok(Held { tensors: gpu.tally().live(), most_tensors: gpu.tally().peak(), most_reserved: gpu.most_reserved() })
+    }
+
+    /// Frees all memory that no tensor uses, and begins to look for the peak anew.
+    ///
+    /// # Errors
+    /// If the device is not planned.
+    pub fn forget_peak(device: &Device) -> Result<()> {
+        of(device)?.forget_peak()
+    }
+
+    fn of(device: &Device) -> Result<&gpu::Gpu<gpu::plan::PlanRuntime>> {
+        match device {
+            Device::Plan(PlanDevice(gpu)) => Ok(gpu),
+            other => {
+                let message = format!("expected a planned device, got {}", other.kind());
+                Err(Error::Value { op: "plan", message })
+            }
+        }
+    }
+}
+
 /// Sets the folder that keeps compiled CUDA kernels, so that a later run need not compile them again. None, the
 /// default, keeps none. Each build of this crate and each architecture has a subfolder. Call it before a device is
 /// opened. A folder that cannot be written to is not used.
@@ -107,6 +178,8 @@ pub use buffer::{Bytes, SharedBytes};
 pub use device::CudaCompileDevice;
 #[cfg(feature = "cuda")]
 pub use device::CudaDevice;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use device::PlanDevice;
 #[cfg(feature = "wgpu")]
 pub use device::WgpuDevice;
 pub use device::{Device, DeviceInfo, DeviceKind};

@@ -13,12 +13,31 @@ pub(crate) const SMALLEST: usize = 16 * 1024;
 /// The largest total length of kept buffers, in values: 1 GiB.
 const MOST: usize = 1 << 28;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool::new());
+static POOL: Mutex<Pool<Vec<f32>>> = Mutex::new(Pool::new());
+
+/// A buffer of a pool: memory, or the length of memory that is only planned.
+pub(crate) trait Block {
+    /// A new buffer of `len` values.
+    fn fresh(len: usize) -> Self;
+
+    /// Number of values.
+    fn len(&self) -> usize;
+}
+
+impl Block for Vec<f32> {
+    fn fresh(len: usize) -> Self {
+        vec![0.0; len]
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+}
 
 /// Kept buffers, and counts. Lengths are in values.
-struct Pool {
+pub(crate) struct Pool<B> {
     /// Kept buffers, the longest unused first.
-    kept: Vec<Vec<f32>>,
+    kept: Vec<B>,
     kept_len: usize,
     lent_len: usize,
     most_lent: usize,
@@ -46,10 +65,7 @@ pub fn stats() -> Stats {
 
 /// Frees all kept buffers.
 pub fn clear() {
-    let mut pool = pool();
-    pool.kept = Vec::new();
-    pool.kept_len = 0;
-    pool.most_lent = pool.lent_len;
+    pool().clear();
 }
 
 /// A buffer of at least `len` unspecified values. [`give_back`] returns it.
@@ -63,17 +79,18 @@ pub(crate) fn give_back(values: Vec<f32>) {
 }
 
 /// The pool. Nothing panics while the lock is held, so poisoning is ignored.
-fn pool() -> MutexGuard<'static, Pool> {
+fn pool() -> MutexGuard<'static, Pool<Vec<f32>>> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Pool {
-    const fn new() -> Self {
+impl<B: Block> Pool<B> {
+    pub(crate) const fn new() -> Self {
         Self { kept: Vec::new(), kept_len: 0, lent_len: 0, most_lent: 0, fresh: 0, reused: 0 }
     }
 
-    fn take(&mut self, len: usize) -> Vec<f32> {
-        let fits = |values: &Vec<f32>| (len..=2 * len).contains(&values.len());
+    /// A buffer of at least `len` values.
+    pub(crate) fn take(&mut self, len: usize) -> B {
+        let fits = |values: &B| (len..=2 * len).contains(&values.len());
         // Of equally long buffers, the one used last: it may still be in a cache.
         let kept = self.kept.iter().enumerate().rev().filter(|(_, v)| fits(v)).min_by_key(|(_, v)| v.len());
         let values = match kept.map(|(i, _)| i) {
@@ -85,7 +102,7 @@ impl Pool {
             }
             None => {
                 self.fresh += 1;
-                vec![0.0; rounded(len)]
+                B::fresh(rounded(len))
             }
         };
         self.lent_len += values.len();
@@ -94,11 +111,25 @@ impl Pool {
         values
     }
 
-    fn give_back(&mut self, values: Vec<f32>) {
+    /// Returns a buffer that [`Pool::take`] lent.
+    pub(crate) fn give_back(&mut self, values: B) {
         self.lent_len -= values.len();
         self.kept_len += values.len();
         self.kept.push(values);
         self.trim();
+    }
+
+    /// Frees all kept buffers.
+    pub(crate) fn clear(&mut self) {
+        self.kept = Vec::new();
+        self.kept_len = 0;
+        self.most_lent = self.lent_len;
+    }
+
+    /// The kept buffers.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn kept(&self) -> &[B] {
+        &self.kept
     }
 
     /// Frees buffers until kept and lent buffers are within the limits.
@@ -130,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_fits_and_is_bounded() {
-        let mut pool = Pool::new();
+        let mut pool = Pool::<Vec<f32>>::new();
         let (a, b) = (pool.take(1000), pool.take(3000));
         let sizes = (a.len(), b.len());
         pool.give_back(a);

@@ -59,11 +59,24 @@ impl Packed {
         Self::in_panels([k, n], bf16 && level() == Level::Avx512Bf16, 1.0, columns)
     }
 
+    /// The steps of the inner dimension, and the number of 32-bit words of the panels.
+    fn sizes([k, n]: [usize; 2], bf16: bool) -> (usize, Option<usize>) {
+        let steps = if bf16 { k.div_ceil(2) } else { k };
+        let width = n.checked_next_multiple_of(micro_kernel::shape().lanes);
+        (steps, width.and_then(|width| width.checked_mul(steps)))
+    }
+
+    /// Bytes that a matrix (K, N) takes when [`Packed::made_of`] packs it.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn bytes_of(shape: [usize; 2], bf16: bool) -> u64 {
+        let (_, len) = Self::sizes(shape, bf16 && level() == Level::Avx512Bf16);
+        len.map_or(u64::MAX, |len| (len * size_of::<f32>()) as u64)
+    }
+
     /// Packs panel by panel, in parallel if the matrix is large.
     fn in_panels([k, n]: [usize; 2], bf16: bool, factor: f32, columns_of: &Columns<'_>) -> Self {
         let shape = micro_kernel::shape();
-        let steps = if bf16 { k.div_ceil(2) } else { k };
-        let len = n.checked_next_multiple_of(shape.lanes).and_then(|width| width.checked_mul(steps));
+        let (steps, len) = Self::sizes([k, n], bf16);
         let mut data = Scratch::new(len.expect("a matrix that fits into memory"));
         let pack_panel = |(p, panel): (usize, &mut [f32])| {
             let first = p * shape.width();

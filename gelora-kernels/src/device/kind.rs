@@ -14,6 +14,8 @@ pub enum DeviceKind {
     Cuda,
     /// A compiler for CUDA that runs nothing: kernels are compiled, and values read back are zero.
     CudaCompile,
+    /// A device that counts memory and computes nothing; see [`Device::Plan`](crate::Device).
+    Plan,
 }
 
 impl fmt::Display for DeviceKind {
@@ -23,6 +25,7 @@ impl fmt::Display for DeviceKind {
             DeviceKind::Wgpu => "wgpu",
             DeviceKind::Cuda => "cuda",
             DeviceKind::CudaCompile => "cuda-compile",
+            DeviceKind::Plan => "plan",
         })
     }
 }

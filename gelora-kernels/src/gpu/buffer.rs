@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use super::tally::Alive;
 use crate::DType;
 use crate::quantized::planes;
 
@@ -20,12 +21,14 @@ pub(crate) struct GpuBuffer {
     pub(crate) dtype: DType,
     /// One reference for each tensor that shares the memory.
     owners: Arc<()>,
+    /// Counts the bytes of the allocation as long as one of its parts lives.
+    pub(super) alive: Arc<Alive>,
 }
 
 impl GpuBuffer {
     /// A buffer that no other tensor shares yet.
-    pub(super) fn new(handle: Handle, len: usize, guard: usize, dtype: DType) -> Self {
-        Self { handle, len, guard, dtype, owners: Arc::new(()) }
+    pub(super) fn new(handle: Handle, len: usize, guard: usize, dtype: DType, alive: Arc<Alive>) -> Self {
+        Self { handle, len, guard, dtype, owners: Arc::new(()), alive }
     }
 
     /// The buffer as a launch argument. A quantized buffer is an array of 32-bit words.
@@ -47,6 +50,16 @@ impl GpuBuffer {
         }
     }
 
+    /// Marks the values as those of a mapped file, for a plan of the CPU.
+    pub(crate) fn is_mapped(&self) {
+        self.alive.is_mapped();
+    }
+
+    /// Stops counting values of a mapped file, which the CPU no longer reads.
+    pub(crate) fn set_aside(&self) {
+        self.alive.set_aside();
+    }
+
     /// Whether another tensor shares the memory. A shared buffer must be copied before it is written.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.owners) > 1
@@ -62,6 +75,6 @@ impl GpuBuffer {
     pub(crate) fn part(&self, start: usize, len: usize) -> Self {
         let bytes = |elements: usize| self.dtype.bytes(elements) as u64;
         let handle = self.handle.clone().offset_start(bytes(start)).offset_end(bytes(self.len - start - len));
-        Self::new(handle, len, 0, self.dtype)
+        Self::new(handle, len, 0, self.dtype, Arc::clone(&self.alive))
     }
 }

@@ -12,6 +12,7 @@ use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 
+use super::tally;
 use crate::DeviceKind;
 
 /// The length at which a message is cut, in characters.
@@ -24,6 +25,8 @@ pub(crate) enum Failure {
     OutOfMemory {
         /// Bytes of the allocation, if the report says so.
         needed: Option<u64>,
+        /// Bytes of live buffers at that time.
+        in_use: Option<u64>,
     },
     /// Any other failure, as a message.
     Other(String),
@@ -52,6 +55,13 @@ fn first() -> MutexGuard<'static, Vec<(Option<DeviceKind>, Failure)>> {
 
 /// Keeps the first failure of each kind of device. Later failures are consequences of it.
 pub(crate) fn record(kind: Option<DeviceKind>, failure: Failure) {
+    // What is in use is counted now. Later, the tensors of the step that failed are freed.
+    let failure = match failure {
+        Failure::OutOfMemory { needed, in_use } => {
+            Failure::OutOfMemory { needed, in_use: in_use.or_else(|| tally::live(kind?)) }
+        }
+        other => other,
+    };
     let mut all = first();
     if !all.iter().any(|(failed, _)| *failed == kind) {
         all.push((kind, failure));
@@ -136,10 +146,10 @@ fn text_failure(text: &str, place: &str) -> Failure {
     const TOO_BIG: &str = "can't allocate buffer of size: ";
     if let Some((_, size)) = text.split_once(TOO_BIG) {
         let digits: String = size.chars().take_while(char::is_ascii_digit).collect();
-        return Failure::OutOfMemory { needed: digits.parse().ok() };
+        return Failure::OutOfMemory { needed: digits.parse().ok(), in_use: None };
     }
     if text.contains("OUT_OF_MEMORY") {
-        return Failure::OutOfMemory { needed: None };
+        return Failure::OutOfMemory { needed: None, in_use: None };
     }
     let text = text.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(text);
     Failure::Other(format!("{}{place}", one_line(text)))
@@ -163,9 +173,9 @@ mod tests {
     fn panics_are_told_apart() {
         let text =
             "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 4096\nNo backtrace available";
-        assert_eq!(text_failure(text, ""), Failure::OutOfMemory { needed: Some(4096) });
+        assert_eq!(text_failure(text, ""), Failure::OutOfMemory { needed: Some(4096), in_use: None });
         let text = "Can create a new stream.: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
-        assert_eq!(text_failure(text, ""), Failure::OutOfMemory { needed: None });
+        assert_eq!(text_failure(text, ""), Failure::OutOfMemory { needed: None, in_use: None });
         let text = "called `Result::unwrap()` on an `Err` value: a\n  reason\n\nBacktrace:\n 0: f";
         assert_eq!(text_failure(text, " (server.rs:7)"), Failure::Other("a reason (server.rs:7)".into()));
         let long = one_line(&"word ".repeat(1000));

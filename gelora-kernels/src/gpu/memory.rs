@@ -1,5 +1,6 @@
 //! Memory of a device: outputs, scratch memory of operators, and uploads from the host.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cubecl::ir::{ElemType, FloatKind};
@@ -8,9 +9,10 @@ use cubecl::server::{Handle, IoError};
 use cubecl::stream_id::StreamId;
 
 use super::inject::{self, Fault};
+use super::tally::Purpose;
 use super::{Backend, ELEMENTWISE_UNITS, Gpu, GpuBuffer, copy_kernel, elementwise};
 use crate::guard::{GUARD, GUARD_LEN, guards_are_on};
-use crate::{DType, Error, Result};
+use crate::{DType, DeviceKind, Error, Result};
 
 /// The most bytes of pending uploads. CubeCL keeps a copy of every upload until a kernel is launched.
 const IN_FLIGHT: u64 = 256 << 20;
@@ -47,7 +49,17 @@ impl<R: Backend> Gpu<R> {
                 Some(fault) => self.fail(fault, 4 * len as u64),
             }
         };
-        Ok(GpuBuffer::new(handle, len, guard, DType::F32))
+        Ok(self.buffer(handle, len, guard, DType::F32, Purpose::Output))
+    }
+
+    /// The buffer of memory that was just allocated.
+    pub(super) fn buffer(&self, handle: Handle, len: usize, guard: usize, dtype: DType, purpose: Purpose) -> GpuBuffer {
+        let alive = Arc::new(self.tally().buffer(handle.size_in_used(), purpose));
+        if R::KIND == DeviceKind::Plan {
+            // The thread of the plan frees and allocates in the order of the program, so that plans are reproducible.
+            let _: Result<(), _> = self.client.exclusive(|| ());
+        }
+        GpuBuffer::new(handle, len, guard, dtype, alive)
     }
 
     /// The memory of an output after an injected fault in CubeCL's thread. It was never allocated.
@@ -69,13 +81,13 @@ impl<R: Backend> Gpu<R> {
     /// Scratch memory of an operator, for `len` 32-bit values.
     pub(crate) fn scratch(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len)?;
-        Ok(GpuBuffer::new(self.client.empty(4 * len), len, 0, DType::F32))
+        Ok(self.buffer(self.client.empty(4 * len), len, 0, DType::F32, Purpose::Scratch))
     }
 
     /// Scratch memory of an operator, for `len` values of bf16.
     pub(crate) fn scratch_bf16(&self, len: usize) -> Result<GpuBuffer> {
         self.check_len(len.div_ceil(2))?;
-        Ok(GpuBuffer::new(self.client.empty(2 * len), len, 0, DType::Bf16))
+        Ok(self.buffer(self.client.empty(2 * len), len, 0, DType::Bf16, Purpose::Scratch))
     }
 
     /// The most values of one [`Gpu::scratch`].
@@ -86,7 +98,7 @@ impl<R: Backend> Gpu<R> {
     /// Uploads values that a kernel reads as u32, such as token ids.
     pub(crate) fn upload_u32(&self, values: &[u32]) -> GpuBuffer {
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
-        GpuBuffer::new(handle, values.len(), 0, DType::F32)
+        self.buffer(handle, values.len(), 0, DType::F32, Purpose::Upload)
     }
 
     /// Uploads indices into a tensor as u32; a tensor has at most 2^32 elements.
@@ -98,7 +110,7 @@ impl<R: Backend> Gpu<R> {
     /// Uploads f32 values that are an argument of a call and not a tensor, such as targets.
     pub(crate) fn upload_f32(&self, values: &[f32]) -> GpuBuffer {
         let handle = self.client.create_from_slice(bytemuck::cast_slice(values));
-        GpuBuffer::new(handle, values.len(), 0, DType::F32)
+        self.buffer(handle, values.len(), 0, DType::F32, Purpose::Upload)
     }
 
     /// Memory with the values of a CPU tensor: `len` values of a type, from their bytes.
@@ -114,18 +126,28 @@ impl<R: Backend> Gpu<R> {
             _ => {}
         }
         self.check_len(len)?;
-        Ok(GpuBuffer::new(self.take(bytes, lifetime)?, len, 0, dtype))
+        Ok(self.buffer(self.take(bytes, lifetime)?, len, 0, dtype, Purpose::Upload))
     }
 
     /// Uploads the bytes of a tensor.
     pub(super) fn take(&self, bytes: &[u8], lifetime: Lifetime) -> Result<Handle> {
-        let handle = if lifetime == Lifetime::Process && bytes.len() >= OWN_ALLOCATION {
-            let create = |bytes: &[u8]| self.client.create_from_slice(bytes);
-            self.client.memory_persistent_allocation(bytes, create).map_err(|e| self.error(&e))?
+        self.take_sized(bytes.len(), lifetime, || self.client.create_from_slice(bytes))
+    }
+
+    /// Uploads `size` bytes with `create`. A plan allocates them only.
+    pub(super) fn take_sized(
+        &self,
+        size: usize,
+        lifetime: Lifetime,
+        create: impl Fn() -> Handle + Sync,
+    ) -> Result<Handle> {
+        let create = || if R::KIND == DeviceKind::Plan { self.client.empty(size) } else { create() };
+        let handle = if lifetime == Lifetime::Process && size >= OWN_ALLOCATION {
+            self.client.memory_persistent_allocation((), |()| create()).map_err(|e| self.error(&e))?
         } else {
-            self.client.create_from_slice(bytes)
+            create()
         };
-        let size = bytes.len() as u64;
+        let size = size as u64;
         if UPLOADED.fetch_add(size, Ordering::Relaxed) + size >= IN_FLIGHT {
             UPLOADED.store(0, Ordering::Relaxed);
             self.flush()?;

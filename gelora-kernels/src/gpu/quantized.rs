@@ -2,9 +2,10 @@
 //! four values at a time where they read them, so a weight takes no more memory than in its file.
 use cubecl::prelude::*;
 
+use super::tally::Purpose;
 use super::{Backend, Four, Gpu, GpuBuffer, Lifetime};
 use crate::quantized::planes::{self, Packing, Scale};
-use crate::{DType, Error, Result, Rounding};
+use crate::{DType, DeviceKind, Error, Result, Rounding};
 
 /// 2^-24, the least positive f16, and its inverse.
 const LEAST_F16: f32 = 5.960_464_5e-8;
@@ -19,12 +20,19 @@ impl<R: Backend> Gpu<R> {
         blocks: &[u8],
         lifetime: Lifetime,
     ) -> Result<GpuBuffer> {
+        let words = planes::words(dtype, len);
+        self.check_words(len, words)?;
+        if R::KIND == DeviceKind::Plan {
+            // The CPU leaves the blocks as they are.
+            let size = if self.tally().plans_cpu() { blocks.len() } else { 4 * words };
+            let handle = self.take_sized(size, lifetime, || self.client().empty(size))?;
+            return Ok(self.buffer(handle, len, 0, dtype, Purpose::Upload));
+        }
         let Some(words) = planes::pack(dtype, blocks) else {
             return Err(Error::DType { op: "upload", name: "tensor", expected: "a quantized type", got: dtype });
         };
-        self.check_words(len, words.len())?;
         let handle = self.take(bytemuck::cast_slice(&words), lifetime)?;
-        Ok(GpuBuffer::new(handle, len, 0, dtype))
+        Ok(self.buffer(handle, len, 0, dtype, Purpose::Upload))
     }
 
     /// The values of a quantized buffer.

@@ -108,7 +108,7 @@ fn open_best() -> Result<Gpu<WgpuRuntime>> {
             failure::record(
                 Some(DeviceKind::Wgpu),
                 match e {
-                    wgpu::Error::OutOfMemory { .. } => Failure::OutOfMemory { needed: None },
+                    wgpu::Error::OutOfMemory { .. } => Failure::OutOfMemory { needed: None, in_use: None },
                     other => Failure::Other(failure::one_line(&other.to_string())),
                 },
             );

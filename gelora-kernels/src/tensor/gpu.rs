@@ -33,6 +33,9 @@ impl Tensor {
     pub(super) fn upload(&self, device: &Device, lifetime: Lifetime) -> Result<Self> {
         on_device!(device, Ok(self.clone()), gpu => {
             let buffer = gpu.upload(self.dtype(), self.len(), self.bytes()?, lifetime)?;
+            if self.is_mapped() {
+                buffer.is_mapped();
+            }
             Ok(Self::from_gpu(self.shape.clone(), device.clone(), buffer))
         })
     }

@@ -147,6 +147,17 @@ impl Tensor {
         }
     }
 
+    /// Whether the values are those of an owner that may give their memory back.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(crate) fn is_mapped(&self) -> bool {
+        match &self.storage {
+            Storage::F32(b) => b.is_mapped(),
+            Storage::Bf16(b) => b.is_mapped(),
+            Storage::F16(b) => b.is_mapped(),
+            _ => false,
+        }
+    }
+
     /// Writes `out.len()` values as f32, from the value with index `first` on: values of a CPU tensor in half
     /// precision, or whole blocks of a quantized one.
     pub(crate) fn widen(&self, first: usize, out: &mut [f32]) -> Result<()> {

@@ -6,11 +6,13 @@ use crate::gpu::{Backend, Gpu};
 use crate::{DType, Result, Tensor};
 
 pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let _planned = w.plan_layout(gpu.tally(), x.rows(), true);
     let bf16 = w.compute() == DType::Bf16;
     Product { bias, bf16, ..Product::new("linear", rows(x), rows(w.tensor()).kept_in(w.rounded())) }.run(gpu)
 }
 
 pub(crate) fn backward_input<R: Backend>(gpu: &Gpu<R>, dy: &Tensor, w: &Weight) -> Result<Tensor> {
+    let _planned = w.plan_layout(gpu.tally(), dy.rows(), false);
     let bf16 = w.compute() == DType::Bf16;
     Product { bf16, ..Product::new("linear.backward_input", rows(dy), columns(w.tensor()).kept_in(w.rounded())) }
         .run(gpu)

@@ -6,6 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::budget::{Budget, Share};
 use crate::cpu::{Packed, Scratch, View};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::gpu::tally::{Alive, Tally};
 use crate::ops::check;
 use crate::{DType, Error, Result, Tensor};
 
@@ -81,6 +83,9 @@ enum Keep {
 #[derive(Debug, Default)]
 struct Slot {
     kept: OnceLock<(Packed, Share)>,
+    /// In a plan of the CPU, the bytes of the layout that is kept.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    planned: OnceLock<(Alive, Share)>,
     used: AtomicBool,
 }
 
@@ -185,6 +190,35 @@ impl Weight {
             Some(share) => Layout::Kept(&slot.kept.get_or_init(|| (packed, share)).0),
             None => Layout::Made(packed),
         })
+    }
+
+    /// In a plan of the CPU, the bytes of the layout that a product of n rows packs and drops: of W^T if `transposed`,
+    /// else of W. A layout that is kept is counted as long as the weight lives. None on other devices.
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    pub(in crate::ops) fn plan_layout(&self, tally: &'static Tally, n: usize, transposed: bool) -> Option<Alive> {
+        let Inner { tensor, compute, c_in, c_out, .. } = &*self.0;
+        let slot = if transposed { &self.0.forward } else { &self.0.backward };
+        if !tally.plans_cpu() || self.reads_stored(n) && transposed || slot.planned.get().is_some() {
+            return None;
+        }
+        let shape = if transposed { [*c_in, *c_out] } else { [*c_out, *c_in] };
+        let packed = tally.alive(Packed::bytes_of(shape, *compute == DType::Bf16));
+        if tensor.dtype().is_quantized() && !transposed {
+            // The decoded matrix lives beside the layout until it is packed.
+            drop(tally.alive((tensor.len() * size_of::<f32>()) as u64));
+        }
+        if let Ok(buffer) = tensor.gpu("linear") {
+            buffer.set_aside();
+        }
+        let used = slot.used.swap(true, Ordering::Relaxed);
+        let keep = self.0.keep == Keep::Always || self.0.keep == Keep::FromSecondUse && used;
+        match keep.then(|| self.0.budget.take(Packed::bytes_of(shape, *compute == DType::Bf16))).flatten() {
+            Some(share) => {
+                slot.planned.get_or_init(|| (packed, share));
+                None
+            }
+            None => Some(packed),
+        }
     }
 
     /// Packs W^T if `transposed`, else W.
