@@ -8,6 +8,7 @@ mod hub;
 mod id;
 mod merge;
 mod parse;
+mod plan;
 mod policy;
 mod predict;
 mod rank;
@@ -27,6 +28,7 @@ pub use generate::GenerateArgs;
 pub use hub::DataHubArgs;
 pub use id::IdArgs;
 pub use merge::{ExportArgs, MergeArgs, MergedTypeArg};
+pub use plan::PlanArgs;
 pub use policy::measure_options;
 pub use predict::{FormatArg, InputArg, PredictArgs};
 pub use rank::{GranularityArg, MeasureArgs, PolicyArg, PolicyArgs, PoolArg, RankArgs, ScaleArg, TargetArgs};
@@ -57,6 +59,8 @@ pub enum Command {
     Rank(Box<RankArgs>),
     /// Train a LoRA adapter and a task head; writes a folder that PEFT loads
     Train(Box<TrainArgs>),
+    /// Say what memory a training would take, and which batch fits; needs config.json alone
+    Plan(Box<PlanArgs>),
     /// Compare several ways to train, at several learning rates, on several seeds
     Compare(Box<CompareArgs>),
     /// Evaluate a model, with or without an adapter, on labeled data

@@ -196,6 +196,7 @@ fn run(command: &Command, group: &Group) -> anyhow::Result<()> {
     match command {
         Command::Rank(args) => profile::run(&args.profile, || commands::rank::run(args, group)),
         Command::Train(args) => profile::run(&args.profile, || commands::train::run(args, group)),
+        Command::Plan(args) => commands::plan::run(args),
         Command::Compare(args) => commands::compare::run(args, group),
         Command::Eval(args) => commands::eval::run(args, group),
         Command::Predict(args) => commands::predict::run(args, group),

@@ -253,6 +253,16 @@ pub(crate) fn check_config(json: &Json) -> Result<()> {
     Err(json.error(format!("{CONFIG} names {got}, which is not supported; expected bitsandbytes with load_in_4bit")))
 }
 
+/// The 4-bit type that config.json promises, with values rounded to the type of the model; None without such a promise.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(crate) fn stored_type(json: &Json, rounding: Rounding) -> Option<DType> {
+    let config = json.map.get(CONFIG).filter(|config| promises_four_bits(config))?;
+    Some(match config.get("bnb_4bit_quant_type").and_then(Value::as_str) {
+        Some("nf4") => DType::Nf4(rounding),
+        _ => DType::Fp4(rounding), // the default of transformers
+    })
+}
+
 fn promises_four_bits(config: &Value) -> bool {
     ["load_in_4bit", "_load_in_4bit"].iter().any(|key| config.get(key) == Some(&Value::Bool(true)))
 }

@@ -51,6 +51,20 @@ impl CausalLm {
         Self::assemble(transformer, weights)
     }
 
+    /// Makes a decoder of which only config.json is needed, with weights of the type `stored`. All weights are zero and
+    /// take no memory, until they are read or moved to a device. See [`crate::plan`].
+    ///
+    /// # Errors
+    /// Returns an error if config.json cannot be read, the model is an encoder, or rows of a weight are not whole
+    /// blocks of `stored`.
+    pub fn planned(model: &Path, stored: DType) -> Result<Self> {
+        let config = Config::load(model)?;
+        check_decoder(&config, model)?;
+        let mut weights = Weights::planned(model, stored);
+        let transformer = Transformer::from_weights(config, &mut weights)?;
+        Self::assemble(transformer, weights)
+    }
+
     /// Loads the base model with an adapter folder: its LoRA layers and the tensors that it saves whole.
     ///
     /// # Errors

@@ -114,7 +114,20 @@ impl Classifier {
         {
             return Err(Error::Value(format!("classification needs at least two classes, got {labels:?}")));
         }
-        let transformer = Transformer::load(model)?;
+        Self::with_new_head(model, Transformer::load(model)?, task, seed)
+    }
+
+    /// Makes a classifier of which only config.json is needed, as [`CausalLm::planned`](crate::CausalLm::planned) makes
+    /// a language model.
+    ///
+    /// # Errors
+    /// Returns an error if config.json cannot be read, or rows of a weight are not whole blocks of `stored`.
+    pub fn planned(model: &Path, stored: DType, task: Task) -> Result<Self> {
+        let mut weights = Weights::planned(model, stored);
+        Self::with_new_head(model, Transformer::from_weights(Config::load(model)?, &mut weights)?, task, 0)
+    }
+
+    fn with_new_head(model: &Path, transformer: Transformer, task: Task, seed: u64) -> Result<Self> {
         let config = transformer.config();
         let sizes = [task.outputs(), config.hidden];
         let head = Head::fresh(transformer.family().head, sizes, config.head_dropout, seed)?;

@@ -78,6 +78,8 @@ mod mode;
 pub mod needs;
 mod norm;
 pub mod optim;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod plan;
 mod position;
 mod record;
 mod rows;

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gelora_kernels::ops::linear::Weight;
-use gelora_kernels::{DType, Tensor};
+use gelora_kernels::{DType, Device, Tensor};
 
 use crate::linear::{Linear, transpose};
 use crate::norm::Norm;
@@ -22,13 +23,54 @@ pub(crate) struct Weights {
     prefix: &'static str,
     prefixed: bool,
     linears: usize,
+    /// Set if there is no checkpoint and every tensor is made as it is asked for.
+    planned: Option<Planned>,
+}
+
+/// Tensors without a checkpoint: zeros, which take no memory until they are read.
+struct Planned {
+    /// Type of the matrices.
+    dtype: DType,
+    /// Zeros for the largest tensor so far.
+    zeros: Arc<Vec<u8>>,
+}
+
+impl Planned {
+    /// Parts of the names of embeddings and heads, which bitsandbytes does not quantize.
+    const UNQUANTIZED: [&str; 4] = ["embed", "wte", "wpe", "lm_head"];
+
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let is_bitsandbytes = matches!(self.dtype, DType::Nf4(_) | DType::Fp4(_));
+        let dtype = match shape.len() {
+            2 if is_bitsandbytes && Self::UNQUANTIZED.iter().any(|part| name.contains(part)) => {
+                self.dtype.unquantized()
+            }
+            2 => self.dtype,
+            _ => DType::F32,
+        };
+        let size = dtype.bytes(shape.iter().product());
+        if self.zeros.len() < size {
+            self.zeros = Arc::new(vec![0; size]);
+        }
+        Ok(Tensor::from_bytes(self.zeros.clone(), 0..size, dtype, shape)?)
+    }
 }
 
 impl Weights {
     pub fn open(model: &Path) -> Result<Self> {
         let (path, tensors) = checkpoint::read(model)?;
         let model = model.to_owned();
-        Ok(Self { model, path, tensors, saved: BTreeMap::new(), prefix: "", prefixed: false, linears: 0 })
+        Ok(Self::of(model, path, tensors, None))
+    }
+
+    /// Makes weights of a type for a model of which only config.json is needed. Their values are zeros.
+    pub fn planned(model: &Path, dtype: DType) -> Self {
+        let planned = Planned { dtype, zeros: Arc::default() };
+        Self::of(model.to_owned(), model.to_owned(), BTreeMap::new(), Some(planned))
+    }
+
+    fn of(model: PathBuf, path: PathBuf, tensors: BTreeMap<String, Tensor>, planned: Option<Planned>) -> Self {
+        Self { model, path, tensors, saved: BTreeMap::new(), prefix: "", prefixed: false, linears: 0, planned }
     }
 
     /// The folder or file that the weights were opened from.
@@ -70,7 +112,8 @@ impl Weights {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.is_saved(name) || self.tensors.contains_key(&self.name(name))
+        let has_new_names = || self.planned.is_some() && ![".gamma", ".beta"].iter().any(|old| name.ends_with(old));
+        self.is_saved(name) || self.tensors.contains_key(&self.name(name)) || has_new_names()
     }
 
     fn is_saved(&self, name: &str) -> bool {
@@ -110,6 +153,9 @@ impl Weights {
     }
 
     fn take_stored(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if let Some(planned) = &mut self.planned {
+            return planned.tensor(name, shape);
+        }
         match self.tensors.remove(name) {
             Some(t) if t.shape() == shape => Ok(t),
             Some(t) => {
@@ -138,7 +184,11 @@ impl Weights {
 
     /// Takes a linear layer whose weight is stored as (C_in, C_out), as in GPT-2.
     pub fn transposed_linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
-        let weight = transpose(&self.tensor(&format!("{name}.weight"), &[c_in, c_out])?)?;
+        let stored = self.tensor(&format!("{name}.weight"), &[c_in, c_out])?;
+        let weight = match self.planned {
+            Some(_) => Tensor::zeros([c_out, c_in], &Device::Cpu)?,
+            None => transpose(&stored)?,
+        };
         self.assemble(name, weight, c_out, true, true)
     }
 

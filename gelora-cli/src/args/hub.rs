@@ -48,9 +48,12 @@ impl Command {
                 }
                 return Ok(());
             }
-            Command::Generate(_) | Command::Merge(_) | Command::Export(_) | Command::Id(_) | Command::Devices(_) => {
-                return Ok(());
-            }
+            Command::Plan(_)
+            | Command::Generate(_)
+            | Command::Merge(_)
+            | Command::Export(_)
+            | Command::Id(_)
+            | Command::Devices(_) => return Ok(()),
         };
         let (config, revision) = (data.hub.data_config.as_deref(), data.hub.data_revision.as_deref());
         let located = hub::locate_data(&data.data, config, revision, wanted, output.quiet)?;
@@ -64,6 +67,7 @@ impl Command {
         let (model, output) = match self {
             Command::Rank(args) => (&mut args.model, &args.output),
             Command::Train(args) => (&mut args.model, &args.output),
+            Command::Plan(args) => (&mut args.model, &args.output),
             Command::Compare(args) => (&mut args.model, &args.output),
             Command::Eval(args) => (&mut args.model, &args.output),
             Command::Predict(args) => (&mut args.model, &args.output),

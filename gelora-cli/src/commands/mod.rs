@@ -16,6 +16,7 @@ mod log;
 mod loss;
 pub mod merge;
 mod pages;
+pub mod plan;
 pub mod predict;
 pub mod rank;
 mod records;

@@ -19,6 +19,7 @@ mod checkpoint;
 mod loader;
 mod options;
 mod parts;
+mod rehearsal;
 mod sampler;
 mod schedule;
 mod state;
@@ -49,6 +50,7 @@ pub use self::best::Keep;
 pub use self::schedule::{Interval, Schedule};
 pub use crate::record::{Best, StepRecord};
 pub use options::{Checkpoints, Init, Length, TrainOptions};
+pub use rehearsal::Rehearsal;
 
 /// Trains the adapters of a model, and its head if it has one.
 pub struct Trainer<'a> {

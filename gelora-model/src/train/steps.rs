@@ -19,7 +19,7 @@ use crate::record::Metrics;
 use crate::{Error, Event, Grads, Mode, Result, Tokens, Work};
 
 /// A step that was launched. On a GPU it may still be running.
-struct Running {
+pub(super) struct Running {
     step: usize,
     lr: f64,
     /// Share of each micro-batch in the step's rows.
@@ -127,7 +127,7 @@ impl Trainer<'_> {
     }
 
     /// Launches one optimizer step on these rows.
-    fn launch(&mut self, rows: &StepRows, step: usize, optimizer: &mut Optimizer) -> Result<Running> {
+    pub(super) fn launch(&mut self, rows: &StepRows, step: usize, optimizer: &mut Optimizer) -> Result<Running> {
         let (total, began) = (self.steps(), Instant::now());
         let &TrainOptions { lr, schedule, warmup, accumulate, seed, checkpoint_activations, .. } = &self.options;
         let lr = lr * schedule.factor(step, total, warmup_steps(warmup, total));
