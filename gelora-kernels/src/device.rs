@@ -212,6 +212,14 @@ impl Device {
         on_device!(self, Ok(None), gpu => gpu.memory_in_use().map(Some))
     }
 
+    /// Bytes of a GPU's memory that this thread holds, for live tensors and for later ones. None on the CPU.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    pub fn memory_reserved(&self) -> Result<Option<u64>> {
+        on_device!(self, Ok(None), gpu => gpu.memory_reserved().map(Some))
+    }
+
     /// The most bytes of live tensors and buffers on a GPU at one time, since the device was opened or
     /// [`Device::reset_peak_memory`]. The count follows the program, which may be ahead of the device. None on the CPU.
     pub fn peak_memory(&self) -> Option<u64> {

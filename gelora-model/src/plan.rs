@@ -16,8 +16,17 @@ use crate::optim::Optimizer;
 use crate::train::Rehearsal;
 use crate::{Error, Result, Rows, TaskModel, TrainOptions, Trainer};
 
-/// The most rows of a step that [`Planner::largest`] tries.
-const MOST_ROWS: usize = 1 << 20;
+/// The most tokens of a step that [`Planner::largest`] tries: it would take minutes to count more.
+const MOST_TOKENS: usize = 1 << 19;
+
+/// The most rows of a step that fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Largest {
+    /// Number of rows; 0 if one row does not fit.
+    pub rows: usize,
+    /// Whether even more rows may fit, because the search ended at its limit.
+    pub is_limit: bool,
+}
 
 /// Bytes that a step holds at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,22 +127,26 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The most rows of a step whose peak fits; 0 if one row does not. Above 64 rows the number is at most 2 % too
-    /// small.
+    /// The most rows of a step whose peak fits. Above 64 rows the number is at most 2 % too small. The search ends at
+    /// 524,288 tokens.
     ///
     /// # Errors
     /// Returns the errors of [`Planner::peak`].
-    pub fn largest(&mut self, rehearsal: Rehearsal, fits: impl Fn(Peak) -> bool) -> Result<usize> {
+    pub fn largest(&mut self, rehearsal: Rehearsal, fits: impl Fn(Peak) -> bool) -> Result<Largest> {
         let mut fits_with = |rows| Ok::<_, Error>(self.peak(Rehearsal { rows, ..rehearsal })?.is_some_and(&fits));
+        let most = (MOST_TOKENS / rehearsal.tokens.max(1)).max(1);
         let (mut fitting, mut rows) = (0, 1);
-        while rows <= MOST_ROWS && fits_with(rows)? {
-            (fitting, rows) = (rows, 2 * rows);
+        while fits_with(rows)? {
+            if rows == most {
+                return Ok(Largest { rows, is_limit: true });
+            }
+            (fitting, rows) = (rows, (2 * rows).min(most));
         }
         while rows - fitting > 1 + fitting / 64 {
             let middle = fitting.midpoint(rows);
             if fits_with(middle)? { fitting = middle } else { rows = middle }
         }
-        Ok(fitting)
+        Ok(Largest { rows: fitting, is_limit: false })
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
-use gelora_kernels::DeviceKind;
 use gelora_model::{Error as Failure, Event, Trainer};
 use serde_json::{Value, json};
 
@@ -15,7 +14,7 @@ const STEPS: usize = 4;
 /// Runs a few steps of a training, and prints what the whole would take. `result` is the account of the data.
 pub fn run(trainer: Trainer<'_>, modules: usize, json: bool, mut result: Value) -> Result<()> {
     let (steps, parameters) = (trainer.steps(), trainer.parameters());
-    let is_on_gpu = trainer.model().transformer().device().kind() != DeviceKind::Cpu;
+    let device = trainer.model().transformer().device().clone();
     let (stop, mut seconds) = (AtomicBool::new(false), Vec::new());
     let mut trainer = trainer.with_held_out(None).with_stop(&stop);
     let ran = trainer.run(&mut |event: Event<'_>| {
@@ -31,6 +30,7 @@ pub fn run(trainer: Trainer<'_>, modules: usize, json: bool, mut result: Value) 
     let per_step = median(&seconds[usize::from(seconds.len() > 1)..]);
     let total = per_step * steps as f64;
     let memory = memory::peak_resident_bytes();
+    let (tensors, reserved) = (device.peak_memory(), device.memory_reserved()?);
     if json {
         result["steps"] = json!(steps);
         result["parameters"] = json!(parameters);
@@ -38,11 +38,16 @@ pub fn run(trainer: Trainer<'_>, modules: usize, json: bool, mut result: Value) 
         result["seconds_per_step"] = json!(per_step);
         result["seconds"] = json!(total);
         result["peak_memory_bytes"] = json!(memory);
+        result["device_peak_bytes"] = json!(tensors);
+        result["device_reserved_bytes"] = json!(reserved);
         return Ok(ui::result(ui::with_warnings(result).to_string())?);
     }
     let memory =
         memory.map_or("not known on this system".to_owned(), |bytes| format!("{} MB", ui::count(bytes / 1_000_000)));
-    let of_gpu = if is_on_gpu { "; the GPU's memory is not measured" } else { "" };
+    let megabytes = |bytes: u64| ui::count(bytes / 1_000_000);
+    let of_gpu = tensors.zip(reserved).map_or(String::new(), |(tensors, reserved)| {
+        format!("; {} MB of tensors on the device, in {} MB that are held", megabytes(tensors), megabytes(reserved))
+    });
     Ok(ui::result(format!(
         "steps       {}\nparameters  {} in {modules} modules\ntime        about {} ({:.3} s a step, without \
          evaluations)\nmemory      {memory} of this process at its peak so far{of_gpu}\nnothing was written \

@@ -55,6 +55,13 @@ impl GpuBuffer {
         self.alive.is_mapped();
     }
 
+    /// Counts the pages of a mapped file that reading `rows` rows of the values brings into memory.
+    pub(crate) fn touch(&self, rows: usize) {
+        // Linux maps 16 pages around one that is read.
+        const AROUND: u64 = 64 << 10;
+        self.alive.touch(self.size().min(rows as u64 * AROUND));
+    }
+
     /// Stops counting values of a mapped file, which the CPU no longer reads.
     pub(crate) fn set_aside(&self) {
         self.alive.set_aside();

@@ -28,10 +28,14 @@ pub const ARCHITECTURES: [u32; 2] = [80, 90];
 pub struct Compiled {
     /// The kernel's name.
     pub kernel: String,
+    /// A hash of the settings that the instance was made with, as hexadecimal digits. It is the same in every build.
+    pub instance: String,
     /// The architecture, such as 90 for sm_90.
     pub architecture: u32,
     /// The resources that ptxas reports, or the error.
     pub outcome: Result<Resources, String>,
+    /// The machine code, as a cubin file; empty after an error.
+    pub binary: Vec<u8>,
 }
 
 /// The resources that a kernel takes of a multiprocessor.
@@ -55,7 +59,7 @@ fn outcomes() -> MutexGuard<'static, Option<HashMap<(u32, u64), Compiled>>> {
 /// All kernel instances launched so far, by name and architecture.
 pub fn compiled() -> Vec<Compiled> {
     let mut all: Vec<Compiled> = outcomes().iter().flat_map(HashMap::values).cloned().collect();
-    all.sort_by(|a, b| (&a.kernel, a.architecture).cmp(&(&b.kernel, b.architecture)));
+    all.sort_by(|a, b| (&a.kernel, a.architecture, &a.instance).cmp(&(&b.kernel, b.architecture, &b.instance)));
     all
 }
 

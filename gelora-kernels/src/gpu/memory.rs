@@ -169,6 +169,11 @@ impl<R: Backend> Gpu<R> {
         Ok(self.ask(|client| client.memory_usage())?.bytes_in_use)
     }
 
+    /// Bytes of the device's memory that CubeCL holds for this thread, for buffers that live and for later ones.
+    pub(crate) fn memory_reserved(&self) -> Result<u64> {
+        Ok(self.ask(|client| client.memory_usage())?.bytes_reserved)
+    }
+
     /// Checks the size of a buffer of `len` values of four bytes or less.
     pub(crate) fn check_len(&self, len: usize) -> Result<()> {
         self.check_words(len, len)
@@ -204,7 +209,7 @@ mod tests {
     fn device() -> Option<(Device, impl Fn() -> Result<u64>)> {
         let device = crate::verify::wgpu()?;
         let Device::Wgpu(WgpuDevice(gpu)) = device.clone() else { return None };
-        Some((device, move || Ok(gpu.ask(|client| client.memory_usage())?.bytes_reserved)))
+        Some((device, move || gpu.memory_reserved()))
     }
 
     #[test]
@@ -227,10 +232,13 @@ mod tests {
         let Some((device, _)) = device() else { return Ok(()) };
         let in_use = || device.memory_in_use().map(Option::unwrap_or_default);
         let before = in_use()?;
+        let Device::Wgpu(WgpuDevice(gpu)) = &device else { return Ok(()) };
+        let counted = gpu.tally().live();
         let tensor = random([1 << 16], 1).to_device(&device)?;
         assert_eq!(in_use()? - before, 4 << 16);
+        assert_eq!(gpu.tally().live() - counted, 4 << 16, "the host counts what CubeCL does");
         drop(tensor);
-        assert_eq!(in_use()?, before);
+        assert_eq!((in_use()?, gpu.tally().live()), (before, counted));
         Ok(())
     }
 

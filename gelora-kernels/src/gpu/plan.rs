@@ -158,7 +158,7 @@ mod tests {
         let gpu = open(DeviceKind::Cuda, 3 << 30)?;
         let device = PlanRuntime::device(gpu.clone());
         let weight = random([3, 1 << 18], 1).to_device_for_good(&device)?;
-        let reserved = || Ok::<_, Error>(gpu.ask(|client| client.memory_usage())?.bytes_reserved);
+        let reserved = || gpu.memory_reserved();
         assert_eq!((gpu.tally().live(), reserved()?), (3 << 20, 3 << 20));
         let passing = random([5], 1).to_device(&device)?;
         assert_eq!(gpu.tally().live(), (3 << 20) + 20);

@@ -154,6 +154,13 @@ impl Alive {
         self.mapped.store(true, Ordering::Relaxed);
     }
 
+    /// Counts at least this many bytes of a mapped file, which are read again.
+    pub(crate) fn touch(&self, bytes: u64) {
+        if self.mapped.load(Ordering::Relaxed) {
+            self.tally.change(self.bytes.fetch_max(bytes, Ordering::Relaxed).min(bytes), bytes);
+        }
+    }
+
     /// Stops counting the bytes of a mapped file, whose memory the system takes back.
     pub(crate) fn set_aside(&self) {
         if self.mapped.load(Ordering::Relaxed) {
@@ -201,6 +208,8 @@ mod tests {
         c.is_mapped();
         c.set_aside();
         assert_eq!(tally.live(), 50);
+        [8, 5].into_iter().for_each(|bytes| c.touch(bytes));
+        assert_eq!(tally.live(), 58);
         drop((b, c));
         tally.reset_peak();
         assert_eq!((tally.live(), tally.peak()), (0, 0));

@@ -5,7 +5,7 @@ pub use again::run;
 #[cfg(feature = "cuda-compile")]
 pub use here::run;
 
-/// NVRTC and CUDA's headers as Python packages.
+/// NVRTC, nvdisasm and CUDA's headers as Python packages.
 #[cfg(not(feature = "cuda-compile"))]
 mod packages {
     use std::fs::{self, File};
@@ -16,7 +16,7 @@ mod packages {
     use crate::root;
     use crate::testbed::{Package, fetch, open};
 
-    const PACKAGES: [Package; 4] = [
+    const PACKAGES: [Package; 5] = [
         Package {
             name: "nvidia-cuda-nvrtc",
             version: "13.0.88",
@@ -37,22 +37,29 @@ mod packages {
             version: "13.3.5.0.6",
             sha256: "d5230098fa2df5021e1a00c0c4eee41797671a91119d31e892463e5ccf3ee326",
         },
+        Package {
+            name: "nvidia-cuda-nvdisasm",
+            version: "13.5.37",
+            sha256: "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca",
+        },
     ];
 
     /// Fetches and unpacks what is not there yet; the folder with lib and include.
     pub fn prepare() -> Result<PathBuf> {
         let folder = root().join("target/nvrtc");
         let there = folder.join("nvidia/cu13");
-        // Written last: that it is there says that all of it is.
+        // Written last: its text says which packages are there.
         let done = folder.join("complete");
-        if done.is_file() {
+        let all: Vec<String> =
+            PACKAGES.iter().map(|package| format!("{} {}\n", package.name, package.version)).collect();
+        if fs::read_to_string(&done).is_ok_and(|text| text == all.concat()) {
             return Ok(there);
         }
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         for package in &PACKAGES {
             unpack(&fetch(package, &folder)?, &folder)?;
         }
-        fs::write(&done, "")?;
+        fs::write(&done, all.concat())?;
         Ok(there)
     }
 
@@ -67,6 +74,10 @@ mod packages {
             let path = to.join(name);
             fs::create_dir_all(path.parent().unwrap_or(to))?;
             std::io::copy(&mut file, &mut File::create(&path).with_context(|| path.display().to_string())?)?;
+            #[cfg(unix)]
+            if path.parent().is_some_and(|folder| folder.ends_with("bin")) {
+                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+            }
         }
         Ok(())
     }
@@ -100,6 +111,77 @@ mod again {
     }
 }
 
+/// Counts instructions with nvdisasm.
+#[cfg(feature = "cuda-compile")]
+mod disassemble {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use anyhow::{Context, Result, bail};
+    use gelora_kernels::cuda_compile::Compiled;
+    use rayon::prelude::*;
+
+    use crate::verify::sass::{Counts, Instance, Table, main_loop};
+
+    /// The counts of every instance, in the same order. An instance that failed to compile has none.
+    pub fn all(compiled: &[Compiled]) -> Result<Vec<Counts>> {
+        let program = program()?;
+        let folder = tempfile::tempdir()?;
+        let count = |(i, one): (usize, &Compiled)| {
+            if one.binary.is_empty() {
+                return Ok(Counts::default());
+            }
+            let file = folder.path().join(format!("{i}.cubin"));
+            count(&program, &file, &one.binary)
+                .with_context(|| format!("{} sm_{} {}", one.kernel, one.architecture, one.instance))
+        };
+        compiled.par_iter().enumerate().map(count).collect()
+    }
+
+    /// nvdisasm in the folder of NVRTC or of the CUDA toolkit, or else on the path.
+    fn program() -> Result<PathBuf> {
+        let named =
+            ["GELORA_NVRTC", "CUDA_PATH"].into_iter().filter_map(|name| std::env::var_os(name).map(PathBuf::from));
+        let folders: Vec<PathBuf> = named.chain(["/usr/local/cuda".into()]).collect();
+        let found = folders.iter().map(|folder| folder.join("bin/nvdisasm")).find(|path| path.is_file());
+        let program = found.unwrap_or_else(|| "nvdisasm".into());
+        match Command::new(&program).arg("--version").output() {
+            Ok(output) if output.status.success() => Ok(program),
+            _ => bail!(
+                "no nvdisasm; point GELORA_NVRTC to a folder with bin/nvdisasm, such as nvidia/cu13 of the Python package \
+                 nvidia-cuda-nvdisasm"
+            ),
+        }
+    }
+
+    fn count(program: &Path, file: &Path, binary: &[u8]) -> Result<Counts> {
+        std::fs::write(file, binary)?;
+        let output = Command::new(program).arg("--print-code").arg(file).output()?;
+        std::fs::remove_file(file)?;
+        if !output.status.success() {
+            bail!("nvdisasm failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        main_loop(&String::from_utf8_lossy(&output.stdout)).context("nvdisasm printed no instruction")
+    }
+
+    /// The table of all instances that were compiled.
+    pub fn table(compiled: &[Compiled], code: &[Counts]) -> Table {
+        let mut table = Table::default();
+        for (one, counts) in compiled.iter().zip(code) {
+            let Ok(resources) = one.outcome else { continue };
+            let instances = table.0.entry((one.kernel.clone(), one.architecture)).or_default();
+            let instance = Instance {
+                registers: resources.registers,
+                spills: resources.spills,
+                shared: resources.shared,
+                counts: *counts,
+            };
+            instances.insert(one.instance.clone(), instance);
+        }
+        table
+    }
+}
+
 #[cfg(feature = "cuda-compile")]
 mod here {
     use std::collections::BTreeMap;
@@ -112,7 +194,9 @@ mod here {
     use gelora_kernels::{Device, Error};
     use serde_json::{Value, json};
 
-    use crate::say;
+    use super::disassemble;
+    use crate::verify::sass::Counts;
+    use crate::{root, say};
 
     /// The instances of one kernel for one architecture.
     #[derive(Default)]
@@ -122,6 +206,8 @@ mod here {
         shared: u32,
         spills: u32,
         failed: usize,
+        /// Counts of the main loop: HMMA, LDSM, LDG.128, LDGSTS, STS, FFMA, barriers.
+        code: [u32; 7],
     }
 
     /// Launches every case, then says what became of its kernels.
@@ -135,21 +221,30 @@ mod here {
             Ok::<_, anyhow::Error>(problems)
         })?;
         let all = compiled();
-        say(table(&all));
+        let code = if args.sass { disassemble::all(&all)? } else { Vec::new() };
+        say(table(&all, &code));
         for Compiled { kernel, architecture, outcome } in &all {
             if let Err(problem) = outcome {
                 problems.push(format!("{kernel} sm_{architecture}: {problem}"));
             }
         }
+        if args.sass {
+            let path = root().join("xtask/sass.jsonl");
+            let worse = disassemble::table(&all, &code).check(&path, args.op.is_empty(), args.update_sass)?;
+            if !worse.is_empty() {
+                say("--update-sass replaces the table, if the change is meant");
+            }
+            problems.extend(worse);
+        }
         problems.iter().for_each(|problem| say(format!("FAILED {problem}")));
         say(format!("{} kernel instances compiled, {} failed", all.len(), problems.len()));
         if let Some(path) = &args.json {
-            let instances: Vec<Value> = all.iter().map(as_json).collect();
+            let instances: Vec<Value> = all.iter().enumerate().map(|(i, one)| as_json(one, code.get(i))).collect();
             let json = json!({"compiled": all.len(), "failed": problems.len(), "kernels": instances});
             std::fs::write(path, serde_json::to_vec_pretty(&json)?).with_context(|| path.display().to_string())?;
         }
         if all.is_empty() || !problems.is_empty() {
-            bail!("verify: {} of {} kernel instances failed", problems.len(), all.len());
+            bail!("verify: {} problems in {} kernel instances", problems.len(), all.len());
         }
         Ok(())
     }
@@ -182,18 +277,19 @@ mod here {
         Peak::of(device).map(|_| ()).context("the kernels that measure ceilings")
     }
 
-    fn as_json(compiled: &Compiled) -> Value {
-        let Compiled { kernel, architecture, outcome } = compiled;
+    fn as_json(compiled: &Compiled, counts: Option<&Counts>) -> Value {
+        let Compiled { kernel, instance, architecture, outcome, .. } = compiled;
         match outcome {
-            Ok(r) => json!({"kernel": kernel, "sm": architecture, "registers": r.registers, "shared": r.shared,
-                "spills": r.spills}),
-            Err(problem) => json!({"kernel": kernel, "sm": architecture, "problem": problem}),
+            Ok(r) => json!({"kernel": kernel, "instance": instance, "sm": architecture, "registers": r.registers,
+                "shared": r.shared, "spills": r.spills, "main_loop": counts}),
+            Err(problem) => json!({"kernel": kernel, "instance": instance, "sm": architecture, "problem": problem}),
         }
     }
 
-    fn table(all: &[Compiled]) -> String {
+    /// The largest numbers of each kernel's instances. `code` has the counts of each instance, if it was disassembled.
+    fn table(all: &[Compiled], code: &[Counts]) -> String {
         let mut kernels = BTreeMap::<(&str, u32), Summary>::new();
-        for Compiled { kernel, architecture, outcome } in all {
+        for (i, Compiled { kernel, architecture, outcome, .. }) in all.iter().enumerate() {
             let summary = kernels.entry((kernel, *architecture)).or_default();
             summary.instances += 1;
             match outcome {
@@ -204,20 +300,33 @@ mod here {
                 }
                 Err(_) => summary.failed += 1,
             }
+            if let Some(counts) = code.get(i) {
+                let numbers =
+                    [counts.hmma, counts.ldsm, counts.ldg128, counts.ldgsts, counts.sts, counts.ffma, counts.barriers];
+                summary.code.iter_mut().zip(numbers).for_each(|(most, number)| *most = (*most).max(number));
+            }
         }
         let mut table = Table::new();
         table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["kernel", "sm", "instances", "registers", "shared bytes", "spilled bytes", "verdict"]);
+        let mut header = vec!["kernel", "sm", "instances", "registers", "shared bytes", "spilled bytes"];
+        if !code.is_empty() {
+            header.extend(["HMMA", "LDSM", "LDG.128", "LDGSTS", "STS", "FFMA", "BAR"]);
+        }
+        let numbers = 1..header.len();
+        table.set_header(header.into_iter().chain(["verdict"]));
         for ((kernel, architecture), s) in kernels {
             let verdict = if s.failed == 0 { "compiled".to_string() } else { format!("{} FAILED", s.failed) };
             let numbers =
                 [architecture as usize, s.instances, s.registers as usize, s.shared as usize, s.spills as usize];
             let mut row = vec![kernel.to_string()];
             row.extend(numbers.map(|n| n.to_string()));
+            if !code.is_empty() {
+                row.extend(s.code.map(|n| n.to_string()));
+            }
             row.push(verdict);
             table.add_row(row);
         }
-        for column in 1..6 {
+        for column in numbers {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }

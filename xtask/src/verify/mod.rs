@@ -2,6 +2,8 @@
 
 mod compile;
 mod matrix;
+#[cfg(any(test, feature = "cuda-compile"))]
+mod sass;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,6 +32,13 @@ pub struct Args {
     /// Perturb every result on purpose: the run must fail
     #[arg(long)]
     inject_fault: bool,
+    /// With --device cuda-compile: disassemble every kernel instance, count the instructions of its main loop, and
+    /// compare with the committed table, xtask/sass.jsonl. An instance that became worse fails the run
+    #[arg(long)]
+    sass: bool,
+    /// With --sass: replace the committed table
+    #[arg(long, requires = "sass")]
+    update_sass: bool,
 }
 
 impl Args {
@@ -39,7 +48,7 @@ impl Args {
 
     /// All operators on all devices that there are.
     pub fn everything() -> Self {
-        Self { device: Vec::new(), op: Vec::new(), json: None, inject_fault: false }
+        Self { device: Vec::new(), op: Vec::new(), json: None, inject_fault: false, sass: false, update_sass: false }
     }
 }
 
@@ -49,6 +58,9 @@ pub fn run(args: &Args) -> Result<()> {
             bail!("--device cuda-compile computes nothing to compare; give it alone");
         }
         return compile::run(args);
+    }
+    if args.sass {
+        bail!("--sass is for --device cuda-compile");
     }
     let devices = open(&args.device)?;
     let cases: Vec<_> = cases().into_iter().filter(|case| args.wants(case.op)).collect();

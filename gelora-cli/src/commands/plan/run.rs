@@ -8,7 +8,7 @@ use gelora_kernels::{DType, Device, DeviceKind, plan};
 use gelora_lora::ranks::check_rank;
 use gelora_model::gguf::is_gguf;
 use gelora_model::measure::{ModuleRank, TargetModules};
-use gelora_model::plan::{Peak, Planner, stored_dtype};
+use gelora_model::plan::{Largest, Peak, Planner, stored_dtype};
 use gelora_model::train::{Length, Rehearsal};
 use gelora_model::{
     CausalLm, Classifier, Config, Granularity, LM_MAX_LENGTH, Task, TaskModel, TokenRows, Tokens, TrainOptions,
@@ -27,9 +27,10 @@ const MAX_LENGTH: usize = 128;
 /// Bytes that the driver of a GPU takes for a process before its first tensor, a round number above what CUDA took on
 /// an H100.
 const DRIVER: u64 = 600 << 20;
-/// Bytes of the process on the CPU besides the model, and of its tokenizer for each entry of the vocabulary.
+/// Bytes of the process on the CPU besides the model, and of its tokenizer for each entry of the vocabulary: of an
+/// encoder, and of a decoder, whose tokenizer usually has merges. Round numbers near what trainings took.
 const PROCESS: u64 = 30 << 20;
-const VOCABULARY_ENTRY: u64 = 500;
+const VOCABULARY_ENTRY: [u64; 2] = [500, 1000];
 
 /// The device that is planned for.
 #[derive(Clone, Copy)]
@@ -65,7 +66,7 @@ struct Plan<'a> {
     /// Bytes of activations for a token.
     per_token: [Option<f64>; 2],
     peaks: [Option<Peak>; 2],
-    largest: [usize; 2],
+    largest: [Largest; 2],
 }
 
 pub fn run(args: &PlanArgs) -> Result<()> {
@@ -77,7 +78,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         TaskArg::Auto => config.causal,
         TaskArg::Classification | TaskArg::Regression => false,
     };
-    let tokens = args.max_length.unwrap_or(if is_lm { LM_MAX_LENGTH } else { MAX_LENGTH });
+    let usual = if is_lm { LM_MAX_LENGTH } else { MAX_LENGTH };
+    let tokens = args.max_length.unwrap_or(usual.min(config.max_positions));
     if tokens > config.max_positions {
         bail!("--max-length {tokens}: the model has {} positions", config.max_positions);
     }
@@ -86,7 +88,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     model.compute_in(args.compute.dtype.into())?;
     model.move_to(&device)?;
     let besides = match kind {
-        DeviceKind::Cpu => PROCESS + VOCABULARY_ENTRY * config.vocabulary as u64,
+        DeviceKind::Cpu => PROCESS + VOCABULARY_ENTRY[usize::from(config.causal)] * config.vocabulary as u64,
         _ => DRIVER,
     };
     let plan = Plan::of(args, &mut model, stored, tokens, Target { kind, memory, besides })?;
@@ -188,7 +190,8 @@ impl<'a> Plan<'a> {
                 "activation_bytes_per_token": self.per_token[index],
                 "peak_tensor_bytes": self.peaks[index].map(|peak| peak.tensors),
                 "peak_bytes": self.peaks[index].map(|peak| self.target.in_memory(peak)),
-                "largest_batch": self.largest[index],
+                "largest_batch": self.largest[index].rows,
+                "larger_batches_may_fit": self.largest[index].is_limit,
             })
         };
         json!({
@@ -219,9 +222,14 @@ impl<'a> Plan<'a> {
             Some(peak) => in_units(self.target.in_memory(peak)),
             None => "more than the device can allocate".to_owned(),
         });
-        let largest = self.largest.map(|rows| match rows {
-            0 => "none fits".to_owned(),
-            rows => format!("{} rows ({} tokens)", ui::count(rows as u64), ui::count((rows * self.tokens) as u64)),
+        let largest = self.largest.map(|Largest { rows, is_limit }| match rows {
+            0 => "not one row".to_owned(),
+            rows => format!(
+                "{}{} rows ({} tokens)",
+                if is_limit { "at least " } else { "" },
+                ui::count(rows as u64),
+                ui::count((rows * self.tokens) as u64)
+            ),
         });
         let trained = self.trained as u64;
         let (rows, tokens) = (ui::count(self.args.batch_size as u64), self.tokens);

@@ -66,11 +66,11 @@ impl Nvrtc {
         ))
     }
 
-    /// Compiles CUDA C++ to machine code for an architecture.
+    /// Compiles CUDA C++ for an architecture, to machine code in a file of the linker (cubin).
     ///
     /// # Errors
     /// The compiler's message.
-    pub(crate) fn compile(&self, source: &str, architecture: u32) -> Result<Resources, String> {
+    pub(crate) fn compile(&self, source: &str, architecture: u32) -> Result<(Resources, Vec<u8>), String> {
         // As CubeCL compiles: from 9.0 on with the architecture-specific features.
         let suffix = if architecture >= 90 { "a" } else { "" };
         let options = [
@@ -86,11 +86,13 @@ impl Nvrtc {
         let missing = |e: libloading::Error| format!("the CUDA run-time compiler is damaged: {e}");
         // SAFETY: the symbols have these types in every NVRTC (nvrtc.h); strings end in NUL and live through the calls,
         // and the log is read into a buffer of the size that NVRTC gives.
-        let (code, log) = unsafe {
+        let (code, log, binary) = unsafe {
             let create = self.library.get::<Create>(b"nvrtcCreateProgram\0").map_err(missing)?;
             let compile = self.library.get::<Compile>(b"nvrtcCompileProgram\0").map_err(missing)?;
             let log_size = self.library.get::<Size>(b"nvrtcGetProgramLogSize\0").map_err(missing)?;
             let get_log = self.library.get::<Text>(b"nvrtcGetProgramLog\0").map_err(missing)?;
+            let binary_size = self.library.get::<Size>(b"nvrtcGetCUBINSize\0").map_err(missing)?;
+            let get_binary = self.library.get::<Text>(b"nvrtcGetCUBIN\0").map_err(missing)?;
             let destroy = self.library.get::<Destroy>(b"nvrtcDestroyProgram\0").map_err(missing)?;
             let mut program: Program = null_mut();
             if create(&mut program, source.as_ptr(), null(), 0, null(), null()) != 0 {
@@ -103,13 +105,23 @@ impl Nvrtc {
             if size > 0 {
                 get_log(program, log.as_mut_ptr());
             }
+            let mut binary_bytes = 0;
+            if code == 0 {
+                binary_size(program, &mut binary_bytes);
+            }
+            let mut binary = vec![0_u8; binary_bytes];
+            if binary_bytes > 0 {
+                get_binary(program, binary.as_mut_ptr().cast());
+            }
             destroy(&mut program);
-            (code, CStr::from_ptr(log.as_ptr()).to_string_lossy().into_owned())
+            (code, CStr::from_ptr(log.as_ptr()).to_string_lossy().into_owned(), binary)
         };
         if code != 0 {
             return Err(first_error(&log));
         }
-        resources(&log).ok_or_else(|| format!("ptxas did not say what the kernel takes: {}", log.trim()))
+        let resources = resources(&log);
+        let resources = resources.ok_or_else(|| format!("ptxas did not say what the kernel takes: {}", log.trim()))?;
+        Ok((resources, binary))
     }
 }
 
@@ -167,7 +179,8 @@ mod tests {
         };
         let kernel = |body: &str| format!("extern \"C\" __global__ void k(float* x) {{ {body} }}");
         for architecture in super::super::ARCHITECTURES {
-            assert!(nvrtc.compile(&kernel("x[threadIdx.x] += 1.0f;"), architecture).unwrap().registers > 0);
+            let (resources, binary) = nvrtc.compile(&kernel("x[threadIdx.x] += 1.0f;"), architecture).unwrap();
+            assert!(resources.registers > 0 && binary.starts_with(b"\x7fELF"));
             let problem = nvrtc.compile(&kernel("y[0] = 1.0f;"), architecture).unwrap_err();
             assert!(problem.contains("\"y\" is undefined"), "{problem}");
         }

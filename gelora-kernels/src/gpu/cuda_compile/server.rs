@@ -118,6 +118,11 @@ fn short_name(full: &str) -> String {
     inside.strip_prefix("ops::").unwrap_or(inside).to_string()
 }
 
+/// The FNV-1a hash of a text, which is the same in every build.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 impl ServerCommunication for CompileServer {
     const SERVER_COMM_ENABLED: bool = false;
 }
@@ -167,6 +172,7 @@ impl ComputeServer for CompileServer {
     ) {
         let mut id = kernel.id();
         id.mode(mode);
+        let settings = id.stable_format();
         if !self.launched.insert(id) {
             return;
         }
@@ -188,14 +194,19 @@ impl ComputeServer for CompileServer {
         let most = self.utilities.properties.hardware.max_shared_memory_size as u32;
         let outcome = source.and_then(|source| {
             let nvrtc = nvrtc::shared().as_ref().map_err(Clone::clone)?;
-            let resources = nvrtc.compile(&source, self.architecture)?;
+            let (resources, binary) = nvrtc.compile(&source, self.architecture)?;
             if shared > most {
                 return Err(format!("{shared} bytes of shared memory; the device has {most}"));
             }
             // CubeCL sets the size of shared memory at the launch, where ptxas does not see it.
-            Ok(Resources { shared: shared.max(resources.shared), ..resources })
+            Ok((Resources { shared: shared.max(resources.shared), ..resources }, binary))
         });
-        let compiled = Compiled { kernel: name, architecture: self.architecture, outcome };
+        let (outcome, binary) = match outcome {
+            Ok((resources, binary)) => (Ok(resources), binary),
+            Err(problem) => (Err(problem), Vec::new()),
+        };
+        let instance = format!("{:012x}", fnv(&settings) >> 16);
+        let compiled = Compiled { kernel: name, instance, architecture: self.architecture, outcome, binary };
         outcomes().get_or_insert_with(HashMap::new).insert(key, compiled);
     }
 
@@ -223,6 +234,11 @@ impl ComputeServer for CompileServer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hashes_are_those_of_the_definition() {
+        assert_eq!((fnv(""), fnv("a")), (0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c));
+    }
 
     #[test]
     fn kernels_are_named_by_their_place() {

@@ -50,6 +50,9 @@ pub(crate) fn forward<R: Backend>(gpu: &Gpu<R>, tables: &[(&Tensor, &[u32])], n:
     const OP: &str = "embedding";
     let y = gpu.output([n, c])?;
     for (i, (table, ids)) in tables.iter().enumerate() {
+        if gpu.tally().plans_cpu() {
+            table.gpu(OP)?.touch(n);
+        }
         if let Some(packing) = Packing::of(table.dtype()) {
             add_decoded_kernel::launch::<R>(
                 gpu.client(),

@@ -1,0 +1,191 @@
+//! The committed table of what kernel instances take of the machine, and what becomes worse.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::Counts;
+
+/// The registers that an instance may gain before it is reported: the compiler allocates them in steps of 8.
+const SLACK: u32 = 7;
+
+/// What one kernel instance takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub registers: u32,
+    /// Bytes that a thread spills to local memory.
+    pub spills: u32,
+    /// Bytes of shared memory of a cube.
+    pub shared: u32,
+    pub counts: Counts,
+}
+
+impl Instance {
+    fn to_row(self) -> [u32; 11] {
+        let Self { registers, spills, shared, counts } = self;
+        let Counts { length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers } = counts;
+        [registers, spills, shared, length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers]
+    }
+
+    fn of_row(row: [u32; 11]) -> Self {
+        let [registers, spills, shared, length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers] = row;
+        let counts = Counts { length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers };
+        Self { registers, spills, shared, counts }
+    }
+
+    /// What is worse than before.
+    fn worse_than(&self, before: &Self) -> Vec<String> {
+        let (now, then) = (&self.counts, &before.counts);
+        let more = [
+            ("registers", self.registers, before.registers, SLACK),
+            ("spilled bytes", self.spills, before.spills, 0),
+            ("bytes of shared memory", self.shared, before.shared, 0),
+            ("barriers in the main loop", now.barriers, then.barriers, 0),
+        ];
+        let fewer = [
+            ("HMMA in the main loop", now.hmma, then.hmma),
+            ("LDSM in the main loop", now.ldsm, then.ldsm),
+            ("LDG.128 in the main loop", now.ldg128, then.ldg128),
+            ("LDGSTS in the main loop", now.ldgsts, then.ldgsts),
+            ("FFMA in the main loop", now.ffma, then.ffma),
+        ];
+        let more = more.into_iter().filter(|(_, now, then, slack)| *now > then + slack);
+        let fewer = fewer.into_iter().filter(|(_, now, then)| now < then);
+        let text = |what: &str, now: u32, then: u32| format!("{now} {what} instead of {then}");
+        more.map(|(what, now, then, _)| text(what, now, then)).chain(fewer.map(|(w, n, t)| text(w, n, t))).collect()
+    }
+}
+
+/// One line of the file: the instances of a kernel on an architecture, by the hash of their settings.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    kernel: String,
+    sm: u32,
+    /// Registers, spills, shared memory, then the counts of the main loop in the order of [`Counts`].
+    instances: BTreeMap<String, [u32; 11]>,
+}
+
+/// Instances by kernel, architecture, and hash of their settings.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Table(pub BTreeMap<(String, u32), BTreeMap<String, Instance>>);
+
+impl Table {
+    /// Reads the file: a JSON object on each line.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        Self::parse(&text).with_context(|| path.display().to_string())
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let line = |(number, line): (usize, &str)| {
+            let Line { kernel, sm, instances } =
+                serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
+            let instances = instances.into_iter().map(|(hash, row)| (hash, Instance::of_row(row))).collect();
+            Ok(((kernel, sm), instances))
+        };
+        Ok(Self(text.lines().enumerate().map(line).collect::<Result<_>>()?))
+    }
+
+    /// The text of the file.
+    pub fn text(&self) -> Result<String> {
+        let line = |((kernel, sm), instances): (&(String, u32), &BTreeMap<String, Instance>)| {
+            let instances = instances.iter().map(|(hash, instance)| (hash.clone(), instance.to_row())).collect();
+            Ok(serde_json::to_string(&Line { kernel: kernel.clone(), sm: *sm, instances })? + "\n")
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    /// What is worse than in the committed table. With `whole`, instances that either table lacks are reported too.
+    pub fn compare(&self, committed: &Self, whole: bool) -> Vec<String> {
+        let mut problems = Vec::new();
+        let none = BTreeMap::new();
+        for ((kernel, sm), instances) in &self.0 {
+            let before = committed.0.get(&(kernel.clone(), *sm)).unwrap_or(&none);
+            for (hash, instance) in instances {
+                match before.get(hash) {
+                    Some(then) => {
+                        let worse = instance.worse_than(then).into_iter();
+                        problems.extend(worse.map(|what| format!("{kernel} sm_{sm} {hash}: {what}")));
+                    }
+                    None if whole => problems.push(format!("{kernel} sm_{sm} {hash}: is not in the table")),
+                    None => {}
+                }
+            }
+        }
+        if whole {
+            for ((kernel, sm), instances) in &committed.0 {
+                let now = self.0.get(&(kernel.clone(), *sm)).unwrap_or(&none);
+                let gone = instances.keys().filter(|hash| !now.contains_key(*hash));
+                problems
+                    .extend(gone.map(|hash| format!("{kernel} sm_{sm} {hash}: is in the table and compiled no more")));
+            }
+        }
+        problems
+    }
+
+    /// Compares with the committed file, or replaces it.
+    pub fn check(&self, path: &Path, whole: bool, replaces: bool) -> Result<Vec<String>> {
+        if replaces {
+            if !whole {
+                bail!("--update-sass writes the whole table; leave out --op");
+            }
+            std::fs::write(path, self.text()?).with_context(|| path.display().to_string())?;
+            return Ok(Vec::new());
+        }
+        Ok(self.compare(&Self::read(path)?, whole))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(rows: &[(&str, [u32; 11])]) -> Table {
+        let instances = rows.iter().map(|(hash, row)| (hash.to_string(), Instance::of_row(*row))).collect();
+        Table(BTreeMap::from([(("gpu::k".to_owned(), 90), instances)]))
+    }
+
+    const ROW: [u32; 11] = [128, 0, 49_152, 200, 64, 16, 4, 8, 2, 0, 1];
+
+    #[test]
+    fn the_file_holds_the_table() -> Result<()> {
+        let table = table(&[("aa", ROW), ("bb", [1; 11])]);
+        let text = table.text()?;
+        assert_eq!(text.lines().count(), 1);
+        assert_eq!(Table::parse(&text)?, table);
+        assert!(Table::parse("{}").is_err_and(|e| e.to_string().contains("line 1")));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_worse_is_reported() {
+        let committed = table(&[("aa", ROW)]);
+        let compare = |change: &dyn Fn(&mut [u32; 11])| {
+            let mut row = ROW;
+            change(&mut row);
+            table(&[("aa", row)]).compare(&committed, true)
+        };
+        assert!(compare(&|_| {}).is_empty() && compare(&|row| row[0] = 135).is_empty());
+        for (index, value, what) in [
+            (0, 136, "136 registers instead of 128"),
+            (1, 4, "4 spilled bytes instead of 0"),
+            (2, 50_000, "bytes of shared memory"),
+            (4, 32, "32 HMMA in the main loop instead of 64"),
+            (5, 15, "LDSM"),
+            (6, 0, "LDG.128"),
+            (7, 0, "LDGSTS"),
+            (10, 2, "2 barriers"),
+        ] {
+            let problems = compare(&|row| row[index] = value);
+            assert!(problems.len() == 1 && problems[0].contains(what), "{problems:?}");
+        }
+        // Improvements are none.
+        assert!(compare(&|row| (row[0], row[4], row[10]) = (100, 70, 0)).is_empty());
+        let other = table(&[("bb", ROW)]);
+        let problems = other.compare(&committed, true);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(other.compare(&committed, false).is_empty());
+    }
+}
