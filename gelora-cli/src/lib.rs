@@ -217,7 +217,11 @@ fn hint(error: &anyhow::Error, command: &Command) -> &'static str {
         }
         _ => cause.downcast_ref::<gelora_kernels::Error>().cloned(),
     };
-    if error.chain().filter_map(kernel_error).any(|e| matches!(e, gelora_kernels::Error::OutOfMemory { .. })) {
+    if error
+        .chain()
+        .filter_map(kernel_error)
+        .any(|e| matches!(e, gelora_kernels::Error::OutOfMemory { .. } | gelora_kernels::Error::TooLarge { .. }))
+    {
         return match command {
             Command::Train(_) => {
                 "; a smaller --batch-size or --max-length, --accumulate, --checkpoint-activations or --dtype bf16 \

@@ -128,7 +128,7 @@ fn config_json_is_enough() {
     assert!(small["weights_bytes"] == large["weights_bytes"] && small["adapter_bytes"] == large["adapter_bytes"]);
     let rows = |plan: &Value, key: &str| plan[key]["largest_batch"].as_u64().expect("a number");
     assert!(rows(&large, "activations") > rows(&small, "activations") && rows(&small, "activations") > 0);
-    assert!(rows(&small, "checkpoint_activations") > rows(&small, "activations"));
+    assert!(rows(&large, "checkpoint_activations") >= rows(&large, "activations"));
     let per_token = |plan: &Value| plan["activations"]["activation_bytes_per_token"].as_f64().expect("a number");
     assert!(per_token(&large) > large["checkpoint_activations"]["activation_bytes_per_token"].as_f64().expect("one"));
     assert!(plan("--memory 1 --weights f16")["weights_bytes"].as_u64() < large["weights_bytes"].as_u64());

@@ -79,6 +79,16 @@ pub enum Error {
         /// Bytes of the process's tensors on the device at that time.
         in_use: Option<u64>,
     },
+    /// A buffer is larger than the device can bind, however much memory is free.
+    #[error("{device}: a buffer of {} is larger than {}, the most that the device binds", in_units(*needed), in_units(*most))]
+    TooLarge {
+        /// The device.
+        device: DeviceKind,
+        /// Bytes of the buffer.
+        needed: u64,
+        /// The most bytes of a buffer.
+        most: u64,
+    },
     /// A kernel failed on the device.
     #[error("{device}: {message}")]
     Runtime {

@@ -304,7 +304,9 @@ mod tests {
         let Some(Device::Wgpu(WgpuDevice(gpu))) = crate::verify::wgpu() else { return };
         let len = gpu.client().properties().memory.max_page_size as usize / 4 + 1;
         match gpu.output([len]).map(|_| ()) {
-            Err(Error::OutOfMemory { needed, .. }) => assert_eq!(needed, Some(4 * len as u64)),
+            Err(Error::TooLarge { needed, most, .. }) => {
+                assert_eq!((needed, most), (4 * len as u64, 4 * (len as u64 - 1)))
+            }
             Err(Error::Unsupported { .. }) => assert!(len > 1 << 31), // beyond what kernels can index
             other => panic!("{other:?}"),
         }

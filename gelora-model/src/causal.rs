@@ -7,7 +7,7 @@ use gelora_kernels::ops::{concat, loss, pool, scale};
 use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::{Adapter, AdapterConfig};
 
-use crate::linear::{Grads, weight_on};
+use crate::linear::{Grads, naming, weight_on};
 use crate::merged::Merged;
 use crate::weights::Weights;
 use crate::{Batch, Config, Error, Mode, Result, Transformer};
@@ -163,7 +163,7 @@ impl CausalLm {
     /// Returns the errors of [`Transformer::move_to`].
     pub fn move_to(&mut self, device: &Device) -> Result<()> {
         self.model.move_to(device)?;
-        let head = if self.tied { self.model.words().clone() } else { weight_on(&self.head, device)? };
+        let head = if self.tied { self.model.words().clone() } else { naming(HEAD, weight_on(&self.head, device))? };
         self.head = Weight::new(head, self.head.compute())?;
         Ok(())
     }

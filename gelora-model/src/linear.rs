@@ -5,8 +5,8 @@ use gelora_kernels::ops::{add, dora, lora_linear};
 use gelora_kernels::{DType, Device, DeviceKind, Tensor};
 use gelora_lora::LoraLayer;
 
-use crate::Result;
 use crate::mode::{DropoutSite, Mode};
+use crate::{Error, Result};
 
 /// Gradients by parameter name: `MODULE.lora_A.weight`, `MODULE.lora_B.weight`, `classifier.weight`, ...
 pub type Grads = BTreeMap<String, Tensor>;
@@ -35,6 +35,17 @@ pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
         Err(gelora_kernels::Error::Unsupported { .. }) => Ok(t.to_dtype(DType::F32)?.to_device_for_good(device)?),
         other => Ok(other?),
     }
+}
+
+/// Names the weight in the error of a weight that is larger than a buffer of the device.
+pub(crate) fn naming(name: &str, moved: Result<Tensor>) -> Result<Tensor> {
+    moved.map_err(|error| match error {
+        Error::Kernel(too_large @ gelora_kernels::Error::TooLarge { .. }) => Error::Value(format!(
+            "{name}: {too_large}; a model of fewer bits (a .gguf file, or 4 bits of bitsandbytes) may fit, and --device \
+             cpu has no such limit"
+        )),
+        other => other,
+    })
 }
 
 /// Copies the tensor of a frozen weight to a device, as [`stored_on`] does. It becomes bf16 if the device's products
@@ -84,7 +95,8 @@ impl Linear {
 
     /// Moves weight, bias and adapter to a device.
     pub(crate) fn move_to(&mut self, device: &Device) -> Result<()> {
-        self.weight = Weight::new(weight_on(&self.weight, device)?, self.weight.compute())?;
+        let weight = naming(&format!("{}.weight", self.name), weight_on(&self.weight, device))?;
+        self.weight = Weight::new(weight, self.weight.compute())?;
         if let Some(bias) = &mut self.bias {
             *bias = bias.to_device(device)?;
         }

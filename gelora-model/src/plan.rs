@@ -101,7 +101,9 @@ impl<'a> Planner<'a> {
         forget_peak(&self.device)?;
         match self.trainer.rehearse(rehearsal, 1, &mut self.optimizer) {
             Ok(()) => {}
-            Err(Error::Kernel(KernelError::OutOfMemory { .. } | KernelError::Unsupported { .. })) => return Ok(None),
+            Err(Error::Kernel(
+                KernelError::OutOfMemory { .. } | KernelError::TooLarge { .. } | KernelError::Unsupported { .. },
+            )) => return Ok(None),
             Err(other) => return Err(other),
         }
         let held = held(&self.device)?;

@@ -12,7 +12,7 @@ use gelora_lora::Adapter;
 use crate::block::{Block, Saved as BlockSaved};
 use crate::family::{self, Family, Tables};
 use crate::kv_cache::KvCache;
-use crate::linear::{Grads, Linear, stored_on};
+use crate::linear::{Grads, Linear, naming, stored_on};
 use crate::mode::{self, DropoutSite, Mode};
 use crate::norm::{Norm, Saved as NormSaved};
 use crate::position::{RelativeBias, RelativeEmbedding, Rope};
@@ -183,8 +183,10 @@ impl Transformer {
             distances.table = distances.table.to_device(device)?;
         }
         let Tables { words, positions, types, .. } = &mut self.tables;
-        for table in [words].into_iter().chain(positions.as_mut().map(|(table, _)| table)).chain(types) {
-            *table = stored_on(table, device)?;
+        let positions = positions.as_mut().map(|(table, _)| ("the position embedding", table));
+        let types = types.as_mut().map(|table| ("the type embedding", table));
+        for (name, table) in [("the word embedding", words)].into_iter().chain(positions).chain(types) {
+            *table = naming(name, stored_on(table, device))?;
         }
         self.device = device.clone();
         Ok(())

@@ -133,3 +133,20 @@ fn quantized_weights_take_fewer_bytes_and_a_small_card_fewer_rows() -> Result<()
     assert!(largest[0] > 0 && largest[1] > 2 * largest[0], "{largest:?}");
     Ok(())
 }
+
+#[test]
+fn a_weight_that_no_buffer_holds_is_named() -> Result<()> {
+    // A planned CUDA device has buffers of a quarter of its memory; the embedding of this model has 512 KiB or more.
+    let device = plan::open(DeviceKind::Cuda, 1 << 20)?;
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = std::fs::read_to_string(fixture("families/llama/config.json")).expect("its config");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    config["vocab_size"] = 4096.into();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).expect("a config");
+    let mut model: TaskModel = CausalLm::planned(folder.path(), DType::F32)?.into();
+    let problem = model.move_to(&device).expect_err("it is too large").to_string();
+    for words in ["the word embedding", "512.0 KiB", "256.0 KiB", "--device cpu"] {
+        assert!(problem.contains(words), "{words:?} in {problem}");
+    }
+    Ok(())
+}

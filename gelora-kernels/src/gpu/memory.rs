@@ -191,8 +191,9 @@ impl<R: Backend> Gpu<R> {
         }
         let needed = 4 * words as u64;
         // CubeCL would panic in a thread of its own.
-        if needed > self.client.properties().memory.max_page_size {
-            return Err(self.out_of_memory(Some(needed)));
+        let most = self.client.properties().memory.max_page_size;
+        if needed > most {
+            return Err(Error::TooLarge { device: R::KIND, needed, most });
         }
         Ok(())
     }

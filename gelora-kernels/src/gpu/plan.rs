@@ -167,7 +167,7 @@ mod tests {
         drop((weight, passing));
         assert_eq!((gpu.tally().live(), gpu.tally().peak()), (0, (3 << 20) + 20));
         let too_large = gpu.output([(3 << 28) / 4 + 1]).map(|_| ());
-        assert!(matches!(too_large, Err(Error::OutOfMemory { .. })), "a tensor takes at most a quarter of the memory");
+        assert!(matches!(too_large, Err(Error::TooLarge { .. })), "a tensor takes at most a quarter of the memory");
         assert!(open(DeviceKind::Plan, 1 << 30).is_err() && open(DeviceKind::Cuda, 5).is_err());
         Ok(())
     }

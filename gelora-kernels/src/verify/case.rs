@@ -178,7 +178,9 @@ impl Case {
             Ok((error, None)) => Verdict::Passed { error },
             Ok((error, Some(reason))) => Verdict::Failed { error: Some(error), reason },
             Err(Error::Unsupported { what, .. }) => Verdict::Skipped { reason: what.to_string() },
-            Err(e @ Error::OutOfMemory { .. }) if self.near_limit => Verdict::Skipped { reason: e.to_string() },
+            Err(e @ (Error::OutOfMemory { .. } | Error::TooLarge { .. })) if self.near_limit => {
+                Verdict::Skipped { reason: e.to_string() }
+            }
             Err(e) => Verdict::Failed { error: None, reason: e.to_string() },
         };
         Outcome { verdict }

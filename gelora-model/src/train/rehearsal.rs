@@ -30,9 +30,11 @@ impl Trainer<'_> {
         let rows = StepRows { indices: vec![0; rows], tokens: vec![row; rows] };
         let options = self.options.clone();
         (self.options.accumulate, self.options.checkpoint_activations) = (accumulate, checkpoint_activations);
-        let ran = (0..steps).try_for_each(|step| self.launch(&rows, step, optimizer).map(drop));
+        let ran = (0..steps).try_for_each(|step| {
+            let launched = self.launch(&rows, step, optimizer)?;
+            self.finish(launched).map(drop)
+        });
         self.options = options;
-        ran?;
-        Ok(self.model.transformer().device().wait()?)
+        ran
     }
 }

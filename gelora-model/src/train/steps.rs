@@ -169,7 +169,7 @@ impl Trainer<'_> {
     }
 
     /// Waits for a step to finish. Returns its record.
-    fn finish(&mut self, launched: Running) -> Result<StepRecord> {
+    pub(super) fn finish(&mut self, launched: Running) -> Result<StepRecord> {
         let Running { step, lr, shares, values, tokens, began } = launched;
         let mut values = values.wait()?.into_iter().flatten();
         let grad_norm = finite_norm(values.next().unwrap_or(f32::NAN), step as u64 + 1)?;
