@@ -76,7 +76,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let is_lm = match args.task {
         TaskArg::CausalLm => true,
         TaskArg::Auto => config.causal,
-        TaskArg::Classification | TaskArg::Regression => false,
+        TaskArg::Classification | TaskArg::MultiLabel | TaskArg::Regression => false,
     };
     let usual = if is_lm { LM_MAX_LENGTH } else { MAX_LENGTH };
     let tokens = args.max_length.unwrap_or(usual.min(config.max_positions));
@@ -107,9 +107,11 @@ fn memory_of_machine(kind: DeviceKind) -> u64 {
 fn load(args: &PlanArgs, is_lm: bool) -> Result<(TaskModel, Option<DType>)> {
     let path: &Path = &args.model.path;
     let has_weights = is_gguf(path) || checkpoint::FILES.iter().any(|file| path.join(file).exists());
+    let labels = (0..args.classes.max(2)).map(|class| class.to_string()).collect();
     let task = match args.task {
         TaskArg::Regression => Task::Regression,
-        _ => Task::Classification { labels: (0..args.classes.max(2)).map(|class| class.to_string()).collect() },
+        TaskArg::MultiLabel => Task::MultiLabel { labels },
+        _ => Task::Classification { labels },
     };
     if args.weights.is_none() && has_weights {
         let model = if is_lm { CausalLm::load(path)?.into() } else { Classifier::new(path, task, 0)?.into() };
@@ -150,6 +152,7 @@ impl<'a> Plan<'a> {
         let rows = match (&*model, args.task) {
             (TaskModel::CausalLm(_), _) => TokenRows::new(row),
             (_, TaskArg::Regression) => TokenRows::with_scores(row, vec![0.0]),
+            (_, TaskArg::MultiLabel) => TokenRows::with_sets(row, vec![vec![0]]),
             _ => TokenRows::with_classes(row, vec![0]),
         };
         let options = TrainOptions {
