@@ -223,7 +223,7 @@ mod here {
         let all = compiled();
         let code = if args.sass { disassemble::all(&all)? } else { Vec::new() };
         say(table(&all, &code));
-        for Compiled { kernel, architecture, outcome } in &all {
+        for Compiled { kernel, architecture, outcome, .. } in &all {
             if let Err(problem) = outcome {
                 problems.push(format!("{kernel} sm_{architecture}: {problem}"));
             }
