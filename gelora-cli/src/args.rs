@@ -84,6 +84,7 @@ impl Command {
     pub fn of_one_process(&self) -> Option<&'static str> {
         match self {
             Self::Rank(_) | Self::Train(_) | Self::Compare(_) | Self::Eval(_) | Self::Predict(_) => None,
+            Self::Plan(_) => Some("plan"),
             Self::Generate(_) => Some("generate"),
             Self::Merge(_) => Some("merge"),
             Self::Export(_) => Some("export"),

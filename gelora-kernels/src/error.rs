@@ -80,7 +80,7 @@ pub enum Error {
         in_use: Option<u64>,
     },
     /// A buffer is larger than the device can bind, however much memory is free.
-    #[error("{device}: a buffer of {} is larger than {}, the most that the device binds", in_units(*needed), in_units(*most))]
+    #[error("{device}: a buffer of {} is larger than the device binds, {}", in_units(*needed), in_units(*most))]
     TooLarge {
         /// The device.
         device: DeviceKind,

@@ -132,7 +132,18 @@ pub mod plan {
     /// # Errors
     /// If `kind` is neither the CPU, wgpu nor CUDA, or the memory is below 1 MiB.
     pub fn open(kind: DeviceKind, memory: u64) -> Result<Device> {
-        gpu::plan::open(kind, memory).map(Backend::device)
+        gpu::plan::open(kind, memory, || of_this_machine(kind)).map(Backend::device)
+    }
+
+    /// The properties of this machine's GPU of a kind, if it has one.
+    fn of_this_machine(kind: DeviceKind) -> Option<cubecl::ir::DeviceProperties> {
+        match Device::open(kind) {
+            #[cfg(feature = "wgpu")]
+            Ok(Device::Wgpu(crate::device::WgpuDevice(gpu))) => Some(gpu.client().properties().clone()),
+            #[cfg(feature = "cuda")]
+            Ok(Device::Cuda(crate::device::CudaDevice(gpu))) => Some(gpu.client().properties().clone()),
+            _ => None,
+        }
     }
 
     /// What the program holds on a planned device.

@@ -41,8 +41,8 @@ pub(crate) fn stored_on(t: &Tensor, device: &Device) -> Result<Tensor> {
 pub(crate) fn naming(name: &str, moved: Result<Tensor>) -> Result<Tensor> {
     moved.map_err(|error| match error {
         Error::Kernel(too_large @ gelora_kernels::Error::TooLarge { .. }) => Error::Value(format!(
-            "{name}: {too_large}; a model of fewer bits (a .gguf file, or 4 bits of bitsandbytes) may fit, and --device \
-             cpu has no such limit"
+            "{name}: {too_large}; a model of fewer bits (a .gguf file, or 4 bits of bitsandbytes) may fit, and \
+             --device cpu has no such limit"
         )),
         other => other,
     })

@@ -17,7 +17,7 @@ use cubecl_common::device::DeviceId;
 
 use super::tally::Tally;
 use super::{Gpu, failure, settings};
-use crate::{Device, DeviceKind, Error, Result};
+use crate::{DeviceKind, Error, Result};
 use server::{Most, NoCompiler, PlanServer};
 
 /// A device whose memory is planned.
@@ -91,10 +91,15 @@ fn planned() -> MutexGuard<'static, Vec<Entry>> {
 }
 
 /// Opens a plan of a device with `memory` bytes of memory. Two calls with the same arguments give the same device.
+/// `of_this_machine` are the properties of this machine's device of that kind, if it has one.
 ///
 /// # Errors
 /// If `kind` is neither the CPU, wgpu nor CUDA, or the memory is below 1 MiB.
-pub(crate) fn open(kind: DeviceKind, memory: u64) -> Result<Gpu<PlanRuntime>> {
+pub(crate) fn open(
+    kind: DeviceKind,
+    memory: u64,
+    of_this_machine: impl FnOnce() -> Option<DeviceProperties>,
+) -> Result<Gpu<PlanRuntime>> {
     let failed = |reason| Error::Device { kind: DeviceKind::Plan, reason };
     if !matches!(kind, DeviceKind::Cpu | DeviceKind::Wgpu | DeviceKind::Cuda) {
         return Err(failed(format!("memory is planned for cpu, wgpu or cuda, got {kind}")));
@@ -108,7 +113,7 @@ pub(crate) fn open(kind: DeviceKind, memory: u64) -> Result<Gpu<PlanRuntime>> {
     if let Some(opened) = planned().iter().filter(|entry| entry.planned == asked).find_map(|entry| entry.gpu.clone()) {
         return Ok(opened);
     }
-    let properties = server::properties(asked, of_this_machine(kind));
+    let properties = server::properties(asked, of_this_machine());
     let index = {
         let mut all = planned();
         all.push(Entry { planned: asked, properties, gpu: None });
@@ -136,17 +141,6 @@ impl Gpu<PlanRuntime> {
     }
 }
 
-/// The properties of this machine's GPU of a kind, if it has one.
-fn of_this_machine(kind: DeviceKind) -> Option<DeviceProperties> {
-    match Device::open(kind) {
-        #[cfg(feature = "wgpu")]
-        Ok(Device::Wgpu(crate::device::WgpuDevice(gpu))) => Some(gpu.client().properties().clone()),
-        #[cfg(feature = "cuda")]
-        Ok(Device::Cuda(crate::device::CudaDevice(gpu))) => Some(gpu.client().properties().clone()),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,7 +149,7 @@ mod tests {
 
     #[test]
     fn buffers_are_counted_and_placed_in_pages() -> Result<()> {
-        let gpu = open(DeviceKind::Cuda, 3 << 30)?;
+        let gpu = open(DeviceKind::Cuda, 3 << 30, || None)?;
         let device = PlanRuntime::device(gpu.clone());
         let weight = random([3, 1 << 18], 1).to_device_for_good(&device)?;
         let reserved = || gpu.memory_reserved();
@@ -168,7 +162,7 @@ mod tests {
         assert_eq!((gpu.tally().live(), gpu.tally().peak()), (0, (3 << 20) + 20));
         let too_large = gpu.output([(3 << 28) / 4 + 1]).map(|_| ());
         assert!(matches!(too_large, Err(Error::TooLarge { .. })), "a tensor takes at most a quarter of the memory");
-        assert!(open(DeviceKind::Plan, 1 << 30).is_err() && open(DeviceKind::Cuda, 5).is_err());
+        assert!(open(DeviceKind::Plan, 1 << 30, || None).is_err() && open(DeviceKind::Cuda, 5, || None).is_err());
         Ok(())
     }
 }

@@ -148,8 +148,8 @@ mod disassemble {
         match Command::new(&program).arg("--version").output() {
             Ok(output) if output.status.success() => Ok(program),
             _ => bail!(
-                "no nvdisasm; point GELORA_NVRTC to a folder with bin/nvdisasm, such as nvidia/cu13 of the Python package \
-                 nvidia-cuda-nvdisasm"
+                "no nvdisasm; point GELORA_NVRTC to a folder with bin/nvdisasm, such as nvidia/cu13 of the Python \
+                 package nvidia-cuda-nvdisasm"
             ),
         }
     }
