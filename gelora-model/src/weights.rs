@@ -41,10 +41,10 @@ impl Planned {
 
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let is_bitsandbytes = matches!(self.dtype, DType::Nf4(_) | DType::Fp4(_));
+        let is_whole = shape.last().is_some_and(|cols| cols.is_multiple_of(self.dtype.block().0));
+        let is_table = Self::UNQUANTIZED.iter().any(|part| name.contains(part));
         let dtype = match shape.len() {
-            2 if is_bitsandbytes && Self::UNQUANTIZED.iter().any(|part| name.contains(part)) => {
-                self.dtype.unquantized()
-            }
+            2 if is_bitsandbytes && (is_table || !is_whole) => self.dtype.unquantized(),
             2 => self.dtype,
             _ => DType::F32,
         };
