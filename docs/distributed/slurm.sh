@@ -17,9 +17,9 @@ srun --mpi=pmix --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     gelora train "$HOME/models/all-MiniLM-L6-v2" --data "$HOME/data/reviews" --out "$HOME/adapters/reviews" \
     --batch-size 256 --accumulate 8 --resume auto --dist-timeout 600
 code=$?
-# 138 is the end by SIGUSR1 with a checkpoint, and 137 a process that was killed; --resume auto goes on from there. 1 is an
-# error, which would come again.
-if [ "$code" -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+# 138 is the end by SIGUSR1 with a checkpoint, 137 a process that was killed, and 75 one that gave no answer; --resume auto
+# goes on from there. 1 is an error, which would come again.
+if { [ "$code" -gt 128 ] || [ "$code" -eq 75 ]; } && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

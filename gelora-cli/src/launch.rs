@@ -139,6 +139,9 @@ impl Launch {
             }
         };
         for (launcher, [rank, world, local_rank, local_world]) in VARIABLES {
+            if variable(rank).is_none() || variable(world).is_none() {
+                continue;
+            }
             let (Some(rank_of_process), Some(size)) = (number(rank)?, number(world)?) else { continue };
             if rank_of_process >= size {
                 bail!("the variable {rank} is {rank_of_process} and {world} is {size}; expected a smaller {rank}");

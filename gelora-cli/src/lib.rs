@@ -43,9 +43,11 @@ use signals::Interrupted;
 
 /// Pause before a process other than the first reports an error, and what it is longer for each further process.
 const FIRST_SPEAKS: Duration = Duration::from_secs(2);
-const NEXT_SPEAKS: Duration = Duration::from_secs(2);
+const NEXT_SPEAKS: Duration = Duration::from_millis(200);
 /// Number of further processes whose pauses differ.
 const MOST_PAUSES: u32 = 60;
+/// Exit code if another process does not answer or differs: EX_TEMPFAIL of sysexits.h, so that a script may try again.
+const TRY_AGAIN: u8 = 75;
 /// Time for the signal of a launcher that ends this process to arrive.
 const LAST_WORD: Duration = Duration::from_millis(300);
 /// Longest --dist-timeout, in seconds: a year.
@@ -93,8 +95,9 @@ pub fn main() -> ExitCode {
         std::thread::sleep(LAST_WORD);
         signals::is_terminated()
     };
-    let code = match is_of_processes(&error) && is_late() {
-        true => ExitCode::FAILURE,
+    let code = match is_of_processes(&error) {
+        true if is_late() => ExitCode::from(TRY_AGAIN),
+        true => failed(launch.as_ref(), &text, ExitCode::from(TRY_AGAIN)),
         false => failed(launch.as_ref(), &text, ExitCode::FAILURE),
     };
     if !group.processes.is_alone() {
@@ -113,6 +116,9 @@ fn failed(launch: Option<&Launch>, text: &str, code: ExitCode) -> ExitCode {
         Some(Launch { rank, world, .. }) => {
             let before = u32::try_from(rank - 1).unwrap_or(u32::MAX);
             std::thread::sleep(FIRST_SPEAKS + NEXT_SPEAKS * before.min(MOST_PAUSES));
+            if signals::is_terminated() {
+                return code; // the launcher ends this process because of another
+            }
             ui::error(format!("process {rank} of {world}: {text}"));
         }
     }
@@ -138,7 +144,10 @@ fn group(launch: Option<Launch>, cli: &Cli) -> anyhow::Result<Group> {
             found.launcher.variable()
         );
     }
-    let processes = found.connect(Duration::from_secs_f64(cli.dist_timeout.min(MOST_SECONDS)))?;
+    // Processes of a study train for as long as their runs take before they meet.
+    let is_study = matches!(cli.command, Command::Compare(_));
+    let seconds = if is_study { MOST_SECONDS } else { cli.dist_timeout.min(MOST_SECONDS) };
+    let processes = found.connect(Duration::from_secs_f64(seconds))?;
     Ok(Group { processes, launch })
 }
 

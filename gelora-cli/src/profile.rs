@@ -68,7 +68,8 @@ struct Operator {
 /// # Errors
 /// Returns the errors of the command, and an error if the record cannot be written.
 pub fn run(args: &ProfileArgs, command: impl FnOnce() -> Result<()>) -> Result<()> {
-    let Some(file) = &args.profile else { return command() };
+    // Of several processes, the first one measures its own time.
+    let Some(file) = args.profile.as_ref().filter(|_| !ui::is_silent()) else { return command() };
     let began = Instant::now();
     *record() =
         Some(Record { started: SystemTime::now(), began, phases: Vec::new(), steps: Vec::new(), step_began: began });

@@ -65,7 +65,12 @@ impl Signals {
 
     /// Returns the error of a run that a signal stopped, with a description of what was kept.
     pub fn interrupted(&self, kept: String) -> Interrupted {
-        Interrupted { signal: self.received.load(Ordering::Relaxed) as i32, kept }
+        // Another process of the same run may be the one that got the signal.
+        let signal = match self.received.load(Ordering::Relaxed) as i32 {
+            0 => SIGTERM,
+            signal => signal,
+        };
+        Interrupted { signal, kept }
     }
 }
 

@@ -33,7 +33,8 @@ fn is_terminal(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && !IS_LAUNCHED.load(Ordering::Relaxed)
 }
 
-fn is_silent() -> bool {
+/// Whether this process says nothing.
+pub fn is_silent() -> bool {
     SILENT.load(Ordering::Relaxed)
 }
 

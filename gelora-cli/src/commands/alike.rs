@@ -38,7 +38,7 @@ pub fn check_inputs(
     // Vector instructions may change the last bits of a result, which would make the copies of the adapter differ.
     let level = match device.kind() {
         gelora_kernels::DeviceKind::Cpu => format!("cpu {:?}", gelora_kernels::cpu::level()),
-        kind => kind.to_string(),
+        _ => device.name(),
     };
     let what = format!("the device ({level} in process {}; --device, GELORA_CPU)", processes.rank());
     Ok(processes.check_same(&what, Some(level.as_bytes()))?)

@@ -29,7 +29,10 @@ pub fn ranks_of(adapter: &Adapter) -> BTreeMap<String, ModuleRank> {
 }
 
 /// Returns the ranks that the first process measured or read.
-fn shared(processes: &Processes, ranks: Option<BTreeMap<String, ModuleRank>>) -> Result<BTreeMap<String, ModuleRank>> {
+pub fn shared(
+    processes: &Processes,
+    ranks: Option<BTreeMap<String, ModuleRank>>,
+) -> Result<BTreeMap<String, ModuleRank>> {
     // JSON may be off in the last bit of a float, so alpha is sent as its bits.
     let sent: BTreeMap<String, (usize, u64)> =
         ranks.unwrap_or_default().into_iter().map(|(name, m)| (name, (m.rank, m.alpha.to_bits()))).collect();

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::alike;
 use super::aside;
-use super::chosen_ranks::{module_ranks, ranks_of};
+use super::chosen_ranks::{module_ranks, ranks_of, shared};
 use super::init_adapter::InitAdapter;
 use super::log::LOG;
 use super::loss::loss_weights;
@@ -150,6 +150,8 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         Some(_) => BTreeMap::new(),
         None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out, processes)?,
     };
+    // All processes train the ranks of the first one.
+    let ranks = shared(processes, Some(ranks))?;
     // Train, with checkpoints in the output folder.
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),

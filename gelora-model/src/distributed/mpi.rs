@@ -39,7 +39,7 @@ impl Mpi {
             None => Err(Error::Process("MPI is open already".into())),
             Some((universe, _)) => Ok(Opened { world: universe.world(), _universe: universe, aborts }),
         };
-        Worker::start(timeout, open).map(Self)
+        Worker::start(timeout, true, open).map(Self)
     }
 }
 

@@ -30,7 +30,7 @@ impl Nccl {
             };
             Ok(Opened { rank, world, communicator: Communicator::open(rank, world, &id)? })
         };
-        Worker::start(timeout, open).map(Self)
+        Worker::start(timeout, false, open).map(Self)
     }
 }
 

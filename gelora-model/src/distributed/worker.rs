@@ -33,6 +33,8 @@ pub(super) struct Worker {
     timeout: Duration,
     /// Set to end all processes.
     aborts: Arc<AtomicBool>,
+    /// Whether the library can do that.
+    can_abort: bool,
     running: Mutex<Option<Running>>,
 }
 
@@ -53,6 +55,7 @@ impl Worker {
     /// Opening, and every later call, fails if it takes longer than `timeout`.
     pub(super) fn start<L: Library>(
         timeout: Duration,
+        can_abort: bool,
         open: impl FnOnce(Arc<AtomicBool>) -> Result<L> + Send + 'static,
     ) -> Result<Self> {
         let (calls, asked) = channel();
@@ -70,9 +73,10 @@ impl Worker {
         };
         let thread = thread::Builder::new().name("processes".into()).spawn(serve);
         let thread = thread.map_err(|e| Error::Process(format!("no thread can be started: {e}")))?;
-        let (rank, world) = received(&opened, timeout)??;
+        // Opening has limits of its own, whose messages say more.
+        let (rank, world) = received(&opened, timeout + Duration::from_secs(5))??;
         let running = Mutex::new(Some(Running { calls, answers, thread }));
-        Ok(Self { rank, world, timeout, aborts, running })
+        Ok(Self { rank, world, timeout, aborts, can_abort, running })
     }
 
     /// Makes a call.
@@ -85,6 +89,9 @@ impl Worker {
 
     /// Ends all processes if the library can, and waits a moment for that.
     pub(super) fn abort(&self) {
+        if !self.can_abort {
+            return;
+        }
         self.aborts.store(true, Ordering::Release);
         // The library sees the flag while it waits; else the thread is woken.
         if let Ok(running) = self.running.try_lock()

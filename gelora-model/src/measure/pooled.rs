@@ -43,7 +43,10 @@ pub(super) fn pooled(
 ) -> Result<Vec<Tensor>> {
     let &MeasureOptions { pool, granularity, seed, batch_size, ref cache, ref processes, .. } = options;
     // The key of the cache covers the model's files, but no adapter that was attached later.
-    let Some(cache) = cache.as_ref().filter(|_| model.lowest_adapted().is_none()) else {
+    let cache = cache.as_ref().filter(|_| model.lowest_adapted().is_none());
+    // A process without a cache folder would not know that the others have the points.
+    let lacks_cache = processes.any(cache.is_none())?;
+    let Some(cache) = cache.filter(|_| !lacks_cache) else {
         return forward(model, examples, options, report);
     };
     // The seed and the batch size matter only if tokens are drawn at random, which happens batch by batch.

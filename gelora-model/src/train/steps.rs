@@ -81,6 +81,7 @@ impl Trainer<'_> {
             }
             report(Event::StepEnded)?;
             if is_last {
+                self.check_same_parameters(step + 1)?;
                 report(Event::Finished { work: Work::Training })?;
                 return self.end(step + 1, metrics, report);
             }
