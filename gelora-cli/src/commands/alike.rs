@@ -15,10 +15,10 @@ use crate::tokenize::Tokenizer;
 ///
 /// # Errors
 /// Returns an error that names what differs, and in which processes.
-pub fn check_inputs(
+pub fn check_inputs<'a>(
     group: &Group,
     model: &Path,
-    datasets: &[&Dataset],
+    datasets: impl IntoIterator<Item = &'a Dataset>,
     tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<()> {

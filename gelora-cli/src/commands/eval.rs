@@ -199,7 +199,7 @@ fn check_alike(
     if group.processes.is_alone() {
         return Ok(());
     }
-    alike::check_inputs(group, &args.model.path, &[dataset], tokenizer, device)?;
+    alike::check_inputs(group, &args.model.path, [dataset], tokenizer, device)?;
     let options = format!("{:?} {:?}", args.batch_size, args.compute);
     group.processes.check_same("the options of the command line", Some(options.as_bytes()))?;
     let Some(folder) = &args.adapter else { return Ok(()) };

@@ -55,7 +55,7 @@ pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
     if let Some(path) = &args.points {
         check_not_input(path, "--points", &[&args.model.path, &dataset.path])?;
     }
-    alike::check_inputs(group, &args.model.path, &[&dataset], &tokenizer, &device)?;
+    alike::check_inputs(group, &args.model.path, [&dataset], &tokenizer, &device)?;
     let all_options = format!("{:?} {:?} {:?} {:?}", args.policy, args.measure, args.targets, args.compute);
     group.processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
     let ranks = measure_ranks(

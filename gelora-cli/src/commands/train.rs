@@ -128,8 +128,8 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     metric(args.evaluation.metric.as_deref(), label_set.as_ref())?;
     let class_weights = loss_weights(&args.loss, label_set.as_ref(), data.rows.labels(), args.output.quiet)?;
     mark("data tokenized");
-    let read: Vec<&Dataset> = [&dataset].into_iter().chain(&held_out_data).collect();
-    alike::check_inputs(group, &args.model.path, &read, &tokenizer, &device)?;
+    let read = [&dataset].into_iter().chain(&held_out_data);
+    alike::check_inputs(group, &args.model.path, read, &tokenizer, &device)?;
     // Load the model, and choose the ranks of its adapters.
     let settings = settings(args, &dataset, held_out.as_ref(), &tokenizer, &*data.rows, init.as_ref());
     let all_options = format!("{settings:?} {:?} {:?}", train_options(args), args.compute);
@@ -146,13 +146,12 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     } else if writes {
         aside::set_aside(&out, &out.file(CHECKPOINT), &OF_CHECKPOINT)?;
     }
+    // All processes train the ranks of the first one.
     let ranks = match config {
         Some(_) => BTreeMap::new(),
         None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out, processes)?,
     };
-    // All processes train the ranks of the first one.
     let ranks = shared(processes, Some(ranks))?;
-    // Train, with checkpoints in the output folder.
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),
         every: args.checkpoint_every,
@@ -213,7 +212,6 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     if !writes {
         return Ok(());
     }
-    // Write the adapter with its head, and gelora.json.
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
     let task = label_set.as_ref().map(model_task);
     let has_vanished = !out.file(LOG).is_file();
