@@ -149,6 +149,8 @@ fn what_cannot_be_planned_is_one_message() {
     run("--target-modules nothing", &llama).fails_with(&["--target-modules", "nothing"]);
     run("--max-length 100000", &llama).fails_with(&["--max-length 100000", "positions"]);
     run("--rank 100000", &llama).fails_with(&["100000"]);
+    run("--batch-size 1000000000", &llama).fails_with(&["--batch-size 1000000000", "at most 524288 tokens"]);
+    run("--classes 1", &bert).fails_with(&["--classes 1: expected 2 to"]);
     run("--weights q4_k", &llama).fails_with(&["q4_k", "256"]);
     run("", Path::new("/no/such/model")).fails_with(&["/no/such/model"]);
 }

@@ -186,7 +186,7 @@ impl Weights {
     pub fn transposed_linear(&mut self, name: &str, c_in: usize, c_out: usize) -> Result<Linear> {
         let stored = self.tensor(&format!("{name}.weight"), &[c_in, c_out])?;
         let weight = match self.planned {
-            Some(_) => Tensor::zeros([c_out, c_in], &Device::Cpu)?,
+            Some(_) => Tensor::zeros([c_out, c_in], &Device::Cpu)?.to_dtype(stored.dtype())?,
             None => transpose(&stored)?,
         };
         self.assemble(name, weight, c_out, true, true)

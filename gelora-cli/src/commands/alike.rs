@@ -6,6 +6,8 @@ use anyhow::{Context, Result};
 use gelora_kernels::Device;
 use gelora_model::checkpoint;
 
+use super::hash_of_adapter;
+use crate::args::ComputeArgs;
 use crate::data::Dataset;
 use crate::launch::Group;
 use crate::tokenize::Tokenizer;
@@ -42,6 +44,30 @@ pub fn check_inputs<'a>(
     };
     let what = format!("the device ({level} in process {}; --device, GELORA_CPU)", processes.rank());
     Ok(processes.check_same(&what, Some(level.as_bytes()))?)
+}
+
+/// Checks that all processes apply the same model and adapter to the same rows, in batches of one size.
+///
+/// # Errors
+/// As [`check_inputs`].
+pub fn check_model_on_rows(
+    group: &Group,
+    (model, adapter): (&Path, Option<&Path>),
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    device: &Device,
+    (batch_size, compute): (usize, ComputeArgs),
+) -> Result<()> {
+    let processes = &group.processes;
+    if processes.is_alone() {
+        return Ok(());
+    }
+    check_inputs(group, model, [dataset], tokenizer, device)?;
+    let options = format!("{batch_size:?} {compute:?}");
+    processes.check_same("the options of the command line", Some(options.as_bytes()))?;
+    let Some(adapter) = adapter else { return Ok(()) };
+    let hash = hash_of_adapter(adapter)?;
+    Ok(processes.check_same(&adapter.display().to_string(), Some(hash.as_bytes()))?)
 }
 
 /// A hash of the model's weights and config.

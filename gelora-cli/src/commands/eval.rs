@@ -12,13 +12,12 @@ use serde_json::{Map, Value, json};
 use super::rows::{TextRows, check_answers, lm_rows};
 use super::screen::Screen;
 use super::{
-    CAUSAL_LM, adapter_info, alike, check_base, check_max_length, check_not_input, hash_of_adapter, is_lm,
-    load_classifier, open_device, open_tokenizer, read_adapter, read_options,
+    CAUSAL_LM, adapter_info, alike, check_base, check_max_length, check_not_input, is_lm, load_classifier, open_device,
+    open_tokenizer, read_adapter, read_options,
 };
 use crate::args::{EvalArgs, ModelArgs, SplitArg, TaskArg};
 use crate::data::{self, Aim, Dataset, Form, LabelSet, Sets, Split, Targets};
 use crate::launch::Group;
-use crate::tokenize::Tokenizer;
 use crate::ui::{self, TableStyle};
 use crate::understood::{Understood, Use};
 
@@ -74,7 +73,9 @@ pub fn run(args: &EvalArgs, group: &Group) -> Result<()> {
     let used = if unlabeled { Use::Texts } else { Use::Labels(&labels) };
     let understood = Understood::of(&dataset, &used, &tokenizer)?;
     understood.say(args.output.quiet);
-    check_alike(args, group, &dataset, &tokenizer, &device)?;
+    let model = (&*args.model.path, args.adapter.as_deref());
+    let options = (args.batch_size, args.compute);
+    alike::check_model_on_rows(group, model, &dataset, &tokenizer, &device, options)?;
     // Evaluate, then write predictions and metrics.
     let task = classifier.task().clone();
     let rows = TextRows { dataset: &dataset, tokenizer: &tokenizer, targets, parallel: true };
@@ -176,7 +177,9 @@ fn language_model(
     let understood = Understood::of(dataset, &Use::Lm(&rows), &tokenizer)?;
     understood.say(args.output.quiet);
     check_answers(&rows, &tokenizer, dataset)?;
-    check_alike(args, group, dataset, &tokenizer, device)?;
+    let model = (&*args.model.path, args.adapter.as_deref());
+    let options = (args.batch_size, args.compute);
+    alike::check_model_on_rows(group, model, dataset, &tokenizer, device, options)?;
     let rows = TokenRows::new(rows);
     let metrics = evaluate_with_bar(&lm.into(), &rows, args, group)?.metrics;
     show(args, &metrics, rows.len(), &understood, None)
@@ -186,25 +189,6 @@ fn language_model(
 fn evaluate_with_bar(model: &TaskModel, rows: &dyn Rows, args: &EvalArgs, group: &Group) -> Result<Evaluation> {
     let (mut screen, processes) = (Screen::new(args.output.quiet), &group.processes);
     Ok(evaluate_shared(model, rows, args.batch_size, processes, &mut |event: Event<'_>| screen.show(event))?)
-}
-
-/// Checks that all processes evaluate the same model on the same rows.
-fn check_alike(
-    args: &EvalArgs,
-    group: &Group,
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
-    device: &Device,
-) -> Result<()> {
-    if group.processes.is_alone() {
-        return Ok(());
-    }
-    alike::check_inputs(group, &args.model.path, [dataset], tokenizer, device)?;
-    let options = format!("{:?} {:?}", args.batch_size, args.compute);
-    group.processes.check_same("the options of the command line", Some(options.as_bytes()))?;
-    let Some(folder) = &args.adapter else { return Ok(()) };
-    let hash = hash_of_adapter(folder)?;
-    Ok(group.processes.check_same(&folder.display().to_string(), Some(hash.as_bytes()))?)
 }
 
 /// Returns `max_length`, or else the length that the adapter or merged model was trained with.

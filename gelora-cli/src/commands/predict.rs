@@ -6,7 +6,6 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use gelora_kernels::Device;
 use gelora_model::distributed::{Processes, bytes_of, floats_of};
 use gelora_model::{Batch, Classifier, Config};
 use serde_json::json;
@@ -15,8 +14,8 @@ use self::writer::Writer;
 use super::alike;
 use super::rows::encode_rows;
 use super::{
-    CAUSAL_LM, check_base, check_max_length, check_not_input, eval, hash_of_adapter, load_classifier, open_device,
-    open_tokenizer, read_adapter,
+    CAUSAL_LM, check_base, check_max_length, check_not_input, eval, load_classifier, open_device, open_tokenizer,
+    read_adapter,
 };
 use crate::args::{InputArg, PredictArgs};
 use crate::data::{self, Aim, ColumnFlags, Dataset, ReadOptions, RowStream, StreamFormat};
@@ -52,7 +51,9 @@ pub fn run(args: &PredictArgs, group: &Group) -> Result<()> {
     let max_length = eval::trained_length(args.max_length, args.adapter.as_deref(), &args.model)?;
     let tokenizer = open_tokenizer(&args.model.path, max_length, config)?;
     if let Some(dataset) = &dataset {
-        check_alike(args, group, dataset, &tokenizer, &device)?;
+        let model = (&*args.model.path, args.adapter.as_deref());
+        let options = (args.batch_size, args.compute);
+        alike::check_model_on_rows(group, model, dataset, &tokenizer, &device, options)?;
     }
     let processes = &group.processes;
     let mut predictor =
@@ -198,25 +199,6 @@ impl Predictor<'_> {
             }
         }
     }
-}
-
-/// Checks that all processes predict the same rows with the same model.
-fn check_alike(
-    args: &PredictArgs,
-    group: &Group,
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
-    device: &Device,
-) -> Result<()> {
-    if group.processes.is_alone() {
-        return Ok(());
-    }
-    alike::check_inputs(group, &args.model.path, [dataset], tokenizer, device)?;
-    let options = format!("{:?} {:?}", args.batch_size, args.compute);
-    group.processes.check_same("the options of the command line", Some(options.as_bytes()))?;
-    let Some(adapter) = &args.adapter else { return Ok(()) };
-    let hash = hash_of_adapter(adapter)?;
-    Ok(group.processes.check_same(&adapter.display().to_string(), Some(hash.as_bytes()))?)
 }
 
 /// Returns an error if options do not go together.

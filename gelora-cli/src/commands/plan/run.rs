@@ -24,6 +24,9 @@ const GIB: f64 = (1_u64 << 30) as f64;
 const USUAL_MEMORY: f64 = 24.0;
 /// Tokens of an example in a classification or regression, as in training.
 const MAX_LENGTH: usize = 128;
+/// Tokens of a step, and classes of a head, at most.
+const MOST_TOKENS: usize = 1 << 19;
+const MOST_CLASSES: usize = 100_000;
 /// Bytes that the driver of a GPU takes for a process before its first tensor, a round number above what CUDA took on
 /// an H100.
 const DRIVER: u64 = 600 << 20;
@@ -83,6 +86,12 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if tokens > config.max_positions {
         bail!("--max-length {tokens}: the model has {} positions", config.max_positions);
     }
+    if args.batch_size.checked_mul(tokens).is_none_or(|all| all > MOST_TOKENS) {
+        bail!("--batch-size {}: rows of {tokens} tokens; expected at most {MOST_TOKENS} tokens", args.batch_size);
+    }
+    if !(2..=MOST_CLASSES).contains(&args.classes) {
+        bail!("--classes {}: expected 2 to {MOST_CLASSES}", args.classes);
+    }
     let device = plan::open(kind, memory)?;
     let (mut model, stored) = load(args, is_lm)?;
     model.compute_in(args.compute.dtype.into())?;
@@ -107,7 +116,7 @@ fn memory_of_machine(kind: DeviceKind) -> u64 {
 fn load(args: &PlanArgs, is_lm: bool) -> Result<(TaskModel, Option<DType>)> {
     let path: &Path = &args.model.path;
     let has_weights = is_gguf(path) || checkpoint::FILES.iter().any(|file| path.join(file).exists());
-    let labels = (0..args.classes.max(2)).map(|class| class.to_string()).collect();
+    let labels = (0..args.classes).map(|class| class.to_string()).collect();
     let task = match args.task {
         TaskArg::Regression => Task::Regression,
         TaskArg::MultiLabel => Task::MultiLabel { labels },
