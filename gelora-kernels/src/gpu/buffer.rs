@@ -16,6 +16,7 @@ pub(crate) struct GpuBuffer {
     /// its output writes into the guards and is not stopped by a bounds check.
     pub(super) handle: Handle,
     len: usize,
+    #[cfg_attr(not(any(test, feature = "verify")), allow(dead_code, reason = "only verify reads it"))]
     pub(super) guard: usize,
     /// The element type.
     pub(crate) dtype: DType,
