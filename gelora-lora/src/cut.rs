@@ -11,12 +11,25 @@
 //! with the same scaling s. What is lost is the sum of the squares of the others, so the squares are the gains of
 //! [`spectra::greedy`].
 
+use std::collections::BTreeMap;
+
 use gelora_kernels::Tensor;
 use nalgebra::DMatrix;
 
-use crate::ranks::Limits;
 use crate::ranks::spectra::{self, Spectrum};
+use crate::ranks::{Limits, Step};
 use crate::{Error, LoraLayer, Result};
+
+/// How many times the rank of a budget is trained before the cut.
+const TRAINED_TIMES: usize = 4;
+
+/// The uniform rank to train for a cut to the parameters of the uniform rank `budget_rank`: four times as high, within
+/// the limits and no larger than the smallest module allows.
+#[must_use]
+pub fn trained_rank(steps: &[Step], budget_rank: usize, limits: &Limits) -> usize {
+    let most = steps.iter().filter(|step| step.cost > 0).map(|step| step.most).min().unwrap_or(usize::MAX);
+    limits.fit(budget_rank.saturating_mul(TRAINED_TIMES), most)
+}
 
 /// The singular value decomposition of the update of a module.
 #[derive(Clone, Debug)]
@@ -134,21 +147,20 @@ impl Update {
     }
 }
 
-/// Cuts layers to the ranks that keep the most of their squared norms for a budget of parameters. Layers stay in their
-/// order.
+/// Cuts the layers of an adapter to the ranks that keep the most of their squared norms for a budget of parameters.
 ///
 /// # Errors
 /// As [`Update::of`] and [`spectra::greedy`].
-pub fn to_budget<'a>(
-    layers: impl IntoIterator<Item = &'a LoraLayer>,
+pub fn to_budget(
+    layers: &BTreeMap<String, LoraLayer>,
     parameters: usize,
     limits: &Limits,
-) -> Result<Vec<LoraLayer>> {
-    let layers: Vec<&LoraLayer> = layers.into_iter().collect();
-    let updates: Vec<Update> = layers.iter().map(|layer| Update::of(layer)).collect::<Result<_>>()?;
+) -> Result<BTreeMap<String, LoraLayer>> {
+    let updates: Vec<Update> = layers.values().map(Update::of).collect::<Result<_>>()?;
     let spectra: Vec<Spectrum> = updates.iter().map(Update::spectrum).collect();
     let ranks = spectra::greedy(&spectra, parameters, limits)?;
-    updates.iter().zip(&layers).zip(ranks).map(|((update, layer), rank)| update.cut(layer, rank)).collect()
+    let cut = updates.iter().zip(layers).zip(ranks);
+    cut.map(|((update, (name, layer)), rank)| Ok((name.clone(), update.cut(layer, rank)?))).collect()
 }
 
 #[cfg(test)]
@@ -194,6 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn the_trained_rank_is_four_times_that_of_the_budget() {
+        let step = |cost: usize, most: usize| Step { delta: 0.0, upper: 0.0, cost, most };
+        let steps = [step(100, 48), step(100, 20), step(0, 1)];
+        let of = |rank: usize, limits: Limits| trained_rank(&steps, rank, &limits);
+        assert_eq!((of(3, Limits::default()), of(5, Limits::default()), of(6, Limits::default())), (12, 20, 20));
+        assert_eq!(of(3, Limits { max: 8, ..Limits::default() }), 8);
+        assert_eq!(of(1, Limits { min: 6, ..Limits::default() }), 6);
+        assert_eq!(of(usize::MAX, Limits::default()), 20);
+    }
+
+    #[test]
     fn ranks_of_a_spectrum_by_hand() {
         let update = |values: &[f64]| Update {
             values: values.to_vec(),
@@ -213,9 +236,10 @@ mod tests {
     fn a_budget_keeps_the_largest_values_of_all_layers() {
         let (mut small, large) = (layer(4, 8, 8, 1), layer(4, 8, 8, 2));
         small.b = Tensor::from_vec(small.b.to_vec().unwrap().iter().map(|b| b / 100.0).collect(), [8, 4]).unwrap();
-        let cut = to_budget([&small, &large], 16 * 5, &Limits::default()).unwrap();
-        assert_eq!(cut.iter().map(LoraLayer::rank).collect::<Vec<_>>(), [1, 4]);
-        let error = to_budget([&small, &large], 31, &Limits::default()).unwrap_err().to_string();
+        let layers = BTreeMap::from([("a".to_owned(), small), ("b".to_owned(), large)]);
+        let cut = to_budget(&layers, 16 * 5, &Limits::default()).unwrap();
+        assert_eq!((cut["a"].rank(), cut["b"].rank(), cut.len()), (1, 4, 2));
+        let error = to_budget(&layers, 31, &Limits::default()).unwrap_err().to_string();
         assert!(error.contains("least ranks take 32 parameters, but the budget is 31"), "{error}");
         let dora = LoraLayer { magnitude: Some(Tensor::from_vec(vec![1.0; 8], [8]).unwrap()), ..layer(2, 8, 8, 3) };
         assert!(Update::of(&dora).unwrap_err().to_string().contains("DoRA"));

@@ -13,7 +13,11 @@
 //! result is exact; else it is the randomized range finder without power iterations. A classifier's fresh head is
 //! trained alone first: the gradient below a random head says nothing.
 //!
+//! [`module_ranks`] turns this, or a training that is cut, into the ranks of a policy.
+//!
 //! Source of the range finder: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), section 4.1.
+
+mod modules;
 
 use std::collections::BTreeMap;
 
@@ -29,6 +33,8 @@ use crate::train::Length;
 use crate::{
     Error, Event, Grads, Granularity, LinearInfo, Mode, Result, Rows, TaskModel, Tokens, TrainOptions, Trainer, Work,
 };
+
+pub use modules::{module_ranks, ranks};
 
 /// Options of [`gradient_needs`].
 #[derive(Clone, Debug)]
@@ -124,6 +130,7 @@ pub fn gradient_needs<R: Reply>(
             seed: options.seed,
             ..TrainOptions::default()
         };
+        report(Event::Remark("training the head alone: the gradient below a random head says nothing"))?;
         Trainer::new(&mut model, rows, head)?.run(&mut |event: Event<'_>| report(event))?;
     }
     let modules = add_sketches(&mut model, options)?;

@@ -1,6 +1,6 @@
 //! Converts the flags of a measurement to its options.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use gelora_lora::ranks::Limits;
 use gelora_model::measure::{Budget, Cache, PolicyChoice, Pool, Scale};
 use gelora_model::{Granularity, MeasureOptions};
@@ -58,6 +58,23 @@ pub fn measure_options(measure: &MeasureArgs, targets: &TargetArgs, batch_size: 
 }
 
 impl RankArgs {
+    /// Returns the policy.
+    ///
+    /// # Errors
+    /// Returns an error if flags contradict each other.
+    pub fn choice(&self) -> Result<PolicyChoice> {
+        let choice = self.policy.choice(self.rank)?;
+        if self.stability > 0 && choice.ranks_modules() {
+            bail!(
+                "--stability {}: repeats the measurement of dimensions, which the ranks of --policy {} do not follow; \
+                 leave it out",
+                self.stability,
+                self.policy.policy.map_or(String::new(), PolicyArg::name)
+            );
+        }
+        Ok(choice)
+    }
+
     /// Returns the options of the measurement.
     ///
     /// # Errors
@@ -65,8 +82,8 @@ impl RankArgs {
     pub fn options(&self) -> Result<MeasureOptions> {
         let options = measure_options(&self.measure, &self.targets, self.batch_size, self.seed);
         Ok(MeasureOptions {
-            scale: self.policy.scale.into(),
-            policy: self.policy.choice(self.rank)?,
+            scale: self.policy.scale(),
+            policy: self.choice()?,
             resamples: self.stability,
             cache: options.cache.clone().filter(|_| !self.no_cache),
             ..options
@@ -75,6 +92,11 @@ impl RankArgs {
 }
 
 impl PolicyArgs {
+    /// Returns the number of points that growths are measured at.
+    pub fn scale(&self) -> Scale {
+        self.scale.map_or_else(Scale::default, Scale::from)
+    }
+
     /// Returns the policy; `rank` is that of the policy uniform.
     ///
     /// # Errors
@@ -92,20 +114,34 @@ impl PolicyArgs {
         if rank.is_some() && policy != PolicyArg::Uniform {
             bail!("--rank is the rank of --policy uniform; expected only one of the two");
         }
-        if budget.is_some() && !matches!(policy, PolicyArg::Budget | PolicyArg::Random) {
-            bail!("--budget and --budget-rank are for --policy budget and random");
+        let takes_budget = match policy {
+            PolicyArg::Budget | PolicyArg::Random | PolicyArg::Gradient | PolicyArg::Signal | PolicyArg::Prune => true,
+            PolicyArg::Gelora
+            | PolicyArg::GeloraUpper
+            | PolicyArg::Plateau
+            | PolicyArg::Uniform
+            | PolicyArg::Shuffled => false,
+        };
+        if budget.is_some() && !takes_budget {
+            bail!("--budget and --budget-rank are for --policy budget, random, gradient, signal and prune");
         }
-        Ok(match (policy, budget) {
-            (PolicyArg::Gelora, _) => PolicyChoice::Gelora,
-            (PolicyArg::GeloraUpper, _) => PolicyChoice::GeloraUpper,
-            (PolicyArg::Budget, Some(budget)) => PolicyChoice::Budget(budget),
-            (PolicyArg::Budget, None) => bail!("--policy budget needs --budget PARAMETERS or --budget-rank R"),
-            (PolicyArg::Uniform, _) => match rank {
-                Some(rank) => PolicyChoice::Uniform(rank),
-                None => bail!("--policy uniform needs --rank R"),
-            },
-            (PolicyArg::Random, budget) => PolicyChoice::Random(budget),
-            (PolicyArg::Shuffled, _) => PolicyChoice::Shuffled,
+        if policy == PolicyArg::Plateau && self.scale == Some(ScaleArg::All) {
+            bail!("--policy plateau measures growths at the scale of the plateau; expected no --scale all");
+        }
+        let needed = || {
+            budget.with_context(|| format!("--policy {} needs --budget PARAMETERS or --budget-rank R", policy.name()))
+        };
+        Ok(match policy {
+            PolicyArg::Gelora => PolicyChoice::Gelora,
+            PolicyArg::GeloraUpper => PolicyChoice::GeloraUpper,
+            PolicyArg::Plateau => PolicyChoice::Plateau,
+            PolicyArg::Budget => PolicyChoice::Budget(needed()?),
+            PolicyArg::Uniform => PolicyChoice::Uniform(rank.context("--policy uniform needs --rank R")?),
+            PolicyArg::Random => PolicyChoice::Random(budget),
+            PolicyArg::Shuffled => PolicyChoice::Shuffled,
+            PolicyArg::Gradient => PolicyChoice::Gradient(needed()?),
+            PolicyArg::Signal => PolicyChoice::Signal(needed()?),
+            PolicyArg::Prune => PolicyChoice::Prune(needed()?),
         })
     }
 }

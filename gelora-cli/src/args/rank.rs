@@ -28,6 +28,8 @@ pub enum PolicyArg {
     Gelora,
     /// The rule on the upper confidence bound of the growth
     GeloraUpper,
+    /// The rule on growths at the scale of the common plateau, as gelora with --scale plateau
+    Plateau,
     /// Spend a budget (--budget or --budget-rank) in proportion to the published rule's ranks, never below them
     Budget,
     /// The same rank everywhere (--rank)
@@ -37,6 +39,22 @@ pub enum PolicyArg {
     Random,
     /// A control: assign the published rule's ranks to the wrong layers
     Shuffled,
+    /// Spend a budget over single modules, in proportion to the directions of their gradients that replicate. Needs
+    /// labels or a language model, and two forward and backward passes over the examples; a head is trained alone first
+    Gradient,
+    /// Spend a budget over single modules, on the directions with the most replicated energy a parameter; needs what
+    /// gradient needs
+    Signal,
+    /// Spend a budget over single modules: train four times its rank for three epochs on the examples, and keep the
+    /// ranks that a cut by the singular values leaves. Costs that training; needs labels or a language model
+    Prune,
+}
+
+impl PolicyArg {
+    /// Returns the name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
+    }
 }
 
 /// Number of points that growths are measured at.
@@ -131,22 +149,22 @@ impl TargetArgs {
     }
 }
 
-/// Options of the policy that turns dimensions into ranks.
+/// Options of the policy that gives the ranks.
 #[derive(Clone, Debug, Args)]
 pub struct PolicyArgs {
-    /// Policy that turns dimensions into ranks [default: gelora; uniform if --rank is given; budget if a budget is
-    /// given]
+    /// Policy that turns dimensions, or what single modules need, into ranks [default: gelora; uniform if --rank is
+    /// given; budget if a budget is given]
     #[arg(long, value_enum)]
     pub policy: Option<PolicyArg>,
-    /// Number of parameters of all adapters together, for the policies budget and random
+    /// Number of parameters of all adapters together, for the policies budget, random, gradient, signal and prune
     #[arg(long, value_name = "PARAMETERS", value_parser = at_least_one)]
     pub budget: Option<usize>,
     /// Budget as a rank: the parameters that this rank would take in every module
     #[arg(long, value_name = "R", conflicts_with = "budget", value_parser = at_least_one)]
     pub budget_rank: Option<usize>,
-    /// Number of points that growths are measured at
-    #[arg(long, value_enum, default_value_t = ScaleArg::All)]
-    pub scale: ScaleArg,
+    /// Number of points that growths are measured at [default: all; plateau for the policy plateau]
+    #[arg(long, value_enum)]
+    pub scale: Option<ScaleArg>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use gelora_model::measure::{Layer, State};
 
 use crate::report::RanksFile;
+use crate::report::text::mean;
 use crate::report::training::{Training, decimals};
 use crate::ui::count;
 use crate::understood::Understood;
@@ -187,16 +188,25 @@ fn measured(ranks: &RanksFile) -> String {
     let row = |(layer, state): (&Layer, &State)| {
         let [low, high] = layer.interval;
         let name = layer.name();
-        format!("| {name} | {} | {:+.2} | {low:+.2} to {high:+.2} | {} |\n", dimension(state), layer.delta, layer.rank)
+        format!(
+            "| {name} | {} | {:+.2} | {low:+.2} to {high:+.2} | {} |\n",
+            dimension(state),
+            layer.delta,
+            mean(layer.mean_rank())
+        )
     };
     let first = ranks
         .states
         .first()
         .map_or(String::new(), |state| format!("| {} | {} | | | |\n", markdown(&state.name), dimension(state)));
+    let of_modules = match ranks.policy.policy.ranks_modules() {
+        true => " Each module has a rank of its own, which does not follow the growth; ranks of layers are means.",
+        false => "",
+    };
     let rows: String = ranks.layers.iter().zip(ranks.states.iter().skip(1)).map(row).collect();
     format!(
         "Measured on {} examples by the policy {} (estimator {}). The growth of the intrinsic dimension across a layer \
-         is a lower bound on the rank of its adapters.\n\n\
+         is a lower bound on the rank of its adapters.{of_modules}\n\n\
          | layer | dimension after it | {percent} % interval | growth | {percent} % interval | rank |\n\
          |---|---:|---|---:|---|---:|\n{first}{rows}",
         count(ranks.samples as u64),

@@ -5,17 +5,16 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use gelora_lora::ranks::check_rank;
 use gelora_lora::{Adapter, LoraLayer};
+use gelora_model::MeasureOptions;
 use gelora_model::distributed::Processes;
 use gelora_model::measure::{ModuleRank, TargetModules};
-use gelora_model::{MeasureOptions, Transformer};
 use serde::Deserialize;
 
-use super::{rank, read_json};
+use super::measuring::Measuring;
+use super::read_json;
 use crate::args::{TrainArgs, measure_options};
-use crate::data::Dataset;
 use crate::output::OutDir;
 use crate::report::{RANKS_NAME, RanksFile, text};
-use crate::tokenize::Tokenizer;
 use crate::ui;
 
 /// Returns rank and alpha of every module of an adapter.
@@ -52,12 +51,11 @@ struct RanksOfModules {
 pub fn module_ranks(
     args: &TrainArgs,
     resume: bool,
-    model: &Transformer,
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
+    measuring: &Measuring<'_>,
     out: &OutDir,
     processes: &Processes,
 ) -> Result<BTreeMap<String, ModuleRank>> {
+    let (model, dataset) = (measuring.model, measuring.dataset);
     let infos = model.linear_infos();
     let policy = args.policy.choice(args.rank)?;
     if let Some(rank) = args.rank {
@@ -83,23 +81,21 @@ pub fn module_ranks(
         }
         let mut options = MeasureOptions {
             policy,
-            scale: args.policy.scale.into(),
+            scale: args.policy.scale(),
             ..measure_options(&args.measure, &args.targets, args.batch_size(), args.seed)
         };
         if args.dry_run {
             options.cache = None;
         }
         options.processes = processes.clone();
-        let ranks =
-            rank::measure_ranks(model, dataset, tokenizer, args.measure.samples, &options, None, args.output.quiet)?;
-        let Some(ranks) = ranks else { return shared(processes, None) };
+        let Some(ranks) = measuring.ranks(&options, None)? else { return shared(processes, None) };
         let ranks = RanksFile { data: dataset.path.display().to_string(), dataset: None, ranks, serve: None };
         if !args.dry_run {
             out.write_json(RANKS_NAME, &ranks)?;
         }
         ui::note(args.output.quiet, text::table(&ranks));
         ui::note(args.output.quiet, text::summary(&ranks));
-        return shared(processes, Some(ranks.ranks.modules));
+        return shared(processes, Some(ranks.module_ranks()));
     };
     // A folder from `gelora rank` means the ranks.json in it.
     let path = &if path.is_dir() { path.join(RANKS_NAME) } else { path.clone() };

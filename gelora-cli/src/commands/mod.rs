@@ -14,6 +14,7 @@ pub mod id;
 mod init_adapter;
 mod log;
 mod loss;
+mod measuring;
 pub mod merge;
 mod pages;
 pub mod plan;

@@ -1,18 +1,15 @@
 //! `gelora rank`: measures the ranks, and writes them with the measurements that they come from.
 
-use std::path::Path;
-
-use anyhow::{Context, Result, bail};
-use gelora_lora::{CONFIG_NAME, files};
-use gelora_model::measure::{Ranks, TargetModules, adapter_config, measure_points, pooled_states, sample};
+use anyhow::{Context, Result};
+use gelora_lora::CONFIG_NAME;
+use gelora_model::measure::adapter_config;
 use gelora_model::{AdapterTask, LM_MAX_LENGTH, MeasureOptions, Transformer, is_language_model};
 
 use super::alike;
-use super::rows::encode_rows;
-use super::screen::Screen;
+use super::measuring::Measuring;
 use super::{check_max_length, check_not_input, open_device, open_tokenizer, read_options};
 use crate::args::RankArgs;
-use crate::data::{self, Aim, Dataset, ReadOptions};
+use crate::data::{self, Aim, Dataset, LabelSet, ReadOptions};
 use crate::launch::Group;
 use crate::output::OutDir;
 use crate::profile::mark;
@@ -26,9 +23,10 @@ const PROFILE_NAME: &str = "id_profile.svg";
 pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
     let options = MeasureOptions { processes: group.processes.clone(), ..args.options()? };
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
-    let read_options_without_labels =
-        ReadOptions { labels_do_not_matter: true, ..read_options(&args.data, Aim::Any, &args.output) };
-    let mut dataset = data::read(&args.data.data, None, &read_options_without_labels)?;
+    let needs_labels = options.policy.ranks_modules();
+    let read_options =
+        ReadOptions { labels_do_not_matter: !needs_labels, ..read_options(&args.data, Aim::Any, &args.output) };
+    let mut dataset = data::read(&args.data.data, None, &read_options)?;
     mark("data read");
     // Load the model; it tells whether rows are read as a language model's.
     let mut model = Transformer::load(&args.model.path)?;
@@ -48,7 +46,15 @@ pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
     // Measure on the tokens that the model would be trained on, so use the length limit of training.
     let max_length = args.data.max_length.or(is_lm.then_some(LM_MAX_LENGTH));
     let tokenizer = open_tokenizer(&args.model.path, max_length, config)?;
-    let understood = understood(&dataset, &tokenizer, is_lm)?;
+    // A policy for steps says what the labels are if it can; one for single modules needs them.
+    let labels = if is_lm { None } else { Some(data::labels(&[&dataset], None)) };
+    let labels = match (labels, args.policy.policy) {
+        (Some(labels), Some(policy)) if needs_labels => {
+            Some(labels.with_context(|| format!("--policy {} needs labels", policy.name()))?)
+        }
+        (labels, _) => labels.and_then(Result::ok),
+    };
+    let understood = understood(&dataset, labels.as_ref(), &tokenizer, is_lm)?;
     understood.say(args.output.quiet);
     distinct::check(&dataset, understood.distinct)?;
     mark("tokenizer loaded");
@@ -58,15 +64,15 @@ pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
     alike::check_inputs(group, &args.model.path, [&dataset], &tokenizer, &device)?;
     let all_options = format!("{:?} {:?} {:?} {:?}", args.policy, args.measure, args.targets, args.compute);
     group.processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
-    let ranks = measure_ranks(
-        &model,
-        &dataset,
-        &tokenizer,
-        args.measure.samples,
-        &options,
-        args.points.as_deref(),
-        args.output.quiet,
-    )?;
+    let measuring = Measuring {
+        model: &model,
+        dataset: &dataset,
+        tokenizer: &tokenizer,
+        labels: labels.as_ref(),
+        samples: args.measure.samples,
+        quiet: args.output.quiet,
+    };
+    let ranks = measuring.ranks(&options, args.points.as_deref())?;
     // The first process has the ranks.
     let Some(ranks) = ranks else { return Ok(()) };
     // Write ranks.json, the PEFT config, the picture and the report.
@@ -76,7 +82,7 @@ pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
 
     out.write_json(RANKS_NAME, &ranks)?;
     let task = if is_lm { AdapterTask::CausalLm } else { AdapterTask::SequenceClassification };
-    adapter_config(&model, &ranks.modules, task)?.write(&out.file(CONFIG_NAME))?;
+    adapter_config(&model, &ranks.module_ranks(), task)?.write(&out.file(CONFIG_NAME))?;
     out.write(PROFILE_NAME, text::profile(&ranks)?.as_bytes())?;
     out.write(REPORT_NAME, report::html(&ranks).as_bytes())?;
     // Print the tables.
@@ -96,50 +102,9 @@ pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
     Ok(())
 }
 
-/// Measures ranks on a sample of the data, as `train` does too. Writes the points to `points_file` if it is given.
-/// Several processes share the forward pass; the first one estimates the dimensions, and the others return None.
-pub fn measure_ranks(
-    model: &Transformer,
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
-    samples: usize,
-    options: &MeasureOptions,
-    points_file: Option<&Path>,
-    quiet: bool,
-) -> Result<Option<Ranks>> {
-    let (infos, layers) = (model.linear_infos(), model.config().layers);
-    TargetModules::new(&infos, layers, options.granularity, &options.target_modules).context("--target-modules")?;
-    let rows = sample(dataset.examples.len(), samples, options.seed);
-    if rows.len() < 3 {
-        bail!("{}: {} rows; two nearest neighbors need at least 3", dataset.path.display(), rows.len());
-    }
-    let tokens = encode_rows(tokenizer, dataset, &rows)?;
-    mark("tokenized");
-    let mut screen = Screen::new(quiet);
-    let mut progress = |event: gelora_model::Event<'_>| screen.show(event);
-    // Run the model, then estimate dimensions and assign ranks.
-    let points = pooled_states(model, &tokens, options, &mut progress)?;
-    if !options.processes.is_first() {
-        return Ok(None);
-    }
-    if let Some(path) = points_file {
-        files::write_tensors(path, points.iter().enumerate().map(|(s, t)| (format!("layer_{s}"), t)))?;
-    }
-    let mut ranks = match measure_points(model, points, options, &mut progress) {
-        Err(gelora_model::Error::NoPlateau) => {
-            bail!("--scale plateau: the dimension of no state has a plateau; --scale all takes all examples")
-        }
-        other => other?,
-    };
-    mark("stability");
-    text::advise(&mut ranks, dataset.examples.len());
-    Ok(Some(ranks))
-}
-
 /// Returns the account of the data, with the task that the labels suggest.
-fn understood(dataset: &Dataset, tokenizer: &Tokenizer, is_lm: bool) -> Result<Understood> {
-    let labels = if is_lm { None } else { data::labels(&[dataset], None).ok() };
-    let used = labels.as_ref().map_or(Use::Texts, Use::Labels);
+fn understood(dataset: &Dataset, labels: Option<&LabelSet>, tokenizer: &Tokenizer, is_lm: bool) -> Result<Understood> {
+    let used = labels.map_or(Use::Texts, Use::Labels);
     let mut understood = Understood::of(dataset, &used, tokenizer)?;
     if is_lm {
         understood.task = "language model".into();

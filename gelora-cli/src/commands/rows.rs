@@ -1,9 +1,9 @@
 //! Rows of a dataset in the form that training and evaluation take, tokenized on demand or in advance.
 
 use anyhow::{Context, Result, bail};
-use gelora_model::{Labels, Rows, Tokens};
+use gelora_model::{Labels, Rows, Task, TokenRows, Tokens};
 
-use crate::data::{Dataset, Example, Targets};
+use crate::data::{Dataset, Example, LabelSet, Targets};
 use crate::tokenize::Tokenizer;
 
 /// Texts with their labels, tokenized on demand.
@@ -71,6 +71,27 @@ pub fn encode_rows(tokenizer: &Tokenizer, dataset: &Dataset, rows: &[usize]) -> 
 /// As [`encode_rows`].
 pub fn encode_all(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Tokens>> {
     encode_rows(tokenizer, dataset, &(0..dataset.examples.len()).collect::<Vec<_>>())
+}
+
+/// What a fresh head predicts.
+pub fn model_task(labels: &LabelSet) -> Task {
+    match labels {
+        LabelSet::Classes(labels) => Task::Classification { labels: labels.clone() },
+        LabelSet::Sets(sets) => Task::MultiLabel { labels: sets.names.clone() },
+        LabelSet::Scores => Task::Regression,
+    }
+}
+
+/// Returns tokens with the targets of their rows.
+pub fn token_rows(tokens: Vec<Tokens>, targets: &Targets, rows: &[usize]) -> TokenRows {
+    fn of<T: Clone>(all: &[T], rows: &[usize]) -> Vec<T> {
+        rows.iter().map(|&row| all[row].clone()).collect()
+    }
+    match targets {
+        Targets::Classes(classes) => TokenRows::with_classes(tokens, of(classes, rows)),
+        Targets::Sets(sets) => TokenRows::with_sets(tokens, of(sets, rows)),
+        Targets::Scores(scores) => TokenRows::with_scores(tokens, of(scores, rows)),
+    }
 }
 
 /// Checks that a language model has rows to learn or to be evaluated on.

@@ -9,8 +9,8 @@ use gelora_lora::CONFIG_NAME;
 use gelora_model::evaluate::{Metric, Metrics, metrics};
 use gelora_model::train::{Best, Checkpoints, Keep, Length};
 use gelora_model::{
-    CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel,
-    TokenRows, Tokens, TrainOptions, Trainer,
+    CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, TaskModel, TokenRows, Tokens,
+    TrainOptions, Trainer,
 };
 use serde_json::{Value, json};
 
@@ -20,8 +20,10 @@ use super::chosen_ranks::{module_ranks, ranks_of, shared};
 use super::init_adapter::InitAdapter;
 use super::log::LOG;
 use super::loss::loss_weights;
+use super::measuring::Measuring;
 use super::pages::Finished;
 use super::records::{Predictions, Records};
+pub(super) use super::rows::model_task;
 use super::rows::{TextRows, lm_rows};
 use super::screen::Screen;
 use super::{
@@ -149,7 +151,10 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     // All processes train the ranks of the first one.
     let ranks = match config {
         Some(_) => BTreeMap::new(),
-        None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out, processes)?,
+        None => {
+            let measuring = Measuring::of(args, model.transformer(), &dataset, &tokenizer, label_set.as_ref());
+            module_ranks(args, resume, &measuring, &out, processes)?
+        }
     };
     let ranks = shared(processes, Some(ranks))?;
     let checkpoints = Checkpoints {
@@ -460,15 +465,6 @@ pub(super) fn held_out(eval_data: Option<&Path>, data: &Path, options: &ReadOpti
         return Ok(Some(data::read(data, Some(Split::Validation), options)?));
     }
     Ok(None)
-}
-
-/// What a fresh head predicts.
-pub(super) fn model_task(labels: &LabelSet) -> ModelTask {
-    match labels {
-        LabelSet::Classes(labels) => ModelTask::Classification { labels: labels.clone() },
-        LabelSet::Sets(sets) => ModelTask::MultiLabel { labels: sets.names.clone() },
-        LabelSet::Scores => ModelTask::Regression,
-    }
 }
 
 fn report(

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use gelora_kernels::random::Stream;
-use gelora_lora::ranks::spectra::{self, Spectrum};
+use gelora_lora::cut::trained_rank;
 use gelora_lora::ranks::{self, Alpha, Limits, Policy, Rounding, Step, StepRank, uniform_parameters};
 use gelora_model::measure::ModuleRank;
-use gelora_model::needs::Need;
+use gelora_model::needs::{self, Need};
 use gelora_model::train::Init;
 
 /// A way to train.
@@ -47,9 +47,6 @@ pub enum Needs {
     /// Directions of the gradient of every module.
     Gradient,
 }
-
-/// How many times the budget rank the arm `prune` trains with.
-const PRUNED_FROM: usize = 4;
 
 /// The ranks of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -221,29 +218,33 @@ impl Arm {
     pub fn ranks(self, steps: &[Step], needs: Option<&[Need]>, settings: &RankSettings, seed: u64) -> Result<Ranks> {
         let &RankSettings { budget_rank, rounding, ref limits, alpha } = settings;
         let parameters = uniform_parameters(steps, budget_rank);
+        let of_arm = || format!("--budget-rank {budget_rank}: arm {}, seed {seed}", self.name());
         let policy = match self {
             Self::Head => return Ok(Ranks::None),
-            Self::Gradient | Self::Signal if needs.is_some() => {
-                return self
-                    .of_modules(needs.unwrap_or_default(), parameters, settings)
-                    .with_context(|| format!("--budget-rank {budget_rank}: arm {}, seed {seed}", self.name()));
-            }
-            Self::Gradient | Self::Signal => Policy::Uniform { rank: budget_rank },
-            Self::Prune => {
-                let most = steps.iter().filter(|step| step.cost > 0).map(|step| step.most).min();
-                Policy::Uniform { rank: (PRUNED_FROM * budget_rank).min(most.unwrap_or(budget_rank)).max(budget_rank) }
-            }
+            Self::Gradient | Self::Signal => match needs {
+                Some(needs) => {
+                    let policy = match self {
+                        Self::Gradient => Policy::Gradient { parameters },
+                        _ => Policy::Signal { parameters },
+                    };
+                    let ranks = needs::ranks(needs, &policy, limits, alpha).map_err(anyhow::Error::from);
+                    return ranks.map(Ranks::Modules).with_context(of_arm);
+                }
+                None => Policy::Uniform { rank: budget_rank },
+            },
+            // A budget rank that is too high for the model is an error.
+            Self::Prune => Policy::Uniform { rank: trained_rank(steps, budget_rank, limits).max(budget_rank) },
             Self::UniformOne => Policy::Uniform { rank: 1 },
             Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Pissa | Self::Dora | Self::Repeat | Self::Leaked => {
                 Policy::Uniform { rank: budget_rank }
             }
-            Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
+            Self::Gelora => Policy::Gelora { rounding },
+            Self::Plateau => Policy::Plateau { rounding },
             Self::GeloraUpper => Policy::GeloraUpper { rounding },
             Self::Budget | Self::ShuffledBudget | Self::AscendingBudget => Policy::Budget { parameters, rounding },
             Self::Random => Policy::Random { parameters, seed },
         };
-        let mut ranks = ranks::assign(steps, &policy, alpha, limits)
-            .with_context(|| format!("--budget-rank {budget_rank}: arm {}, seed {seed}", self.name()))?;
+        let mut ranks = ranks::assign(steps, &policy, alpha, limits).with_context(of_arm)?;
         match self {
             Self::ShuffledBudget => shuffle(&mut ranks, steps, seed),
             Self::AscendingBudget => {
@@ -252,20 +253,6 @@ impl Arm {
             _ => {}
         }
         Ok(Ranks::Steps(ranks))
-    }
-
-    /// Ranks of single modules from the directions of their gradients.
-    fn of_modules(self, needs: &[Need], parameters: usize, settings: &RankSettings) -> Result<Ranks> {
-        let spectra: Vec<Spectrum> = needs.iter().map(Need::spectrum).collect();
-        let ranks = if self == Self::Gradient {
-            let numbers: Vec<f64> = needs.iter().map(|need| need.directions.number).collect();
-            spectra::proportional(&spectra, &numbers, parameters, &settings.limits)?
-        } else {
-            spectra::greedy(&spectra, parameters, &settings.limits)?
-        };
-        let rank =
-            |(need, rank): (&Need, usize)| (need.module.clone(), ModuleRank { rank, alpha: settings.alpha.of(rank) });
-        Ok(Ranks::Modules(needs.iter().zip(ranks).map(rank).collect()))
     }
 }
 

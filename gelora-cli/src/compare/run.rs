@@ -188,7 +188,7 @@ impl Bench<'_> {
             Ranks::Steps(ranks) => targets.ranks_of_modules(&ranks),
             Ranks::Modules(ranks) => ranks,
         };
-        let mut ranks = self.mean_ranks(&targets, |name| modules.get(name).map_or(0, |module| module.rank));
+        let mut ranks = targets.mean_ranks(|name| modules.get(name).map_or(0, |module| module.rank));
         let options = TrainOptions {
             ranks: modules,
             rslora: run.arm.is_rslora(),
@@ -213,7 +213,7 @@ impl Bench<'_> {
         let mut cut = None;
         if run.arm.is_cut() && trained.is_ok() {
             let (adapter, model) = self.cut(&trainer.adapter())?;
-            ranks = self.mean_ranks(&targets, |name| adapter.layers.get(name).map_or(0, LoraLayer::rank));
+            ranks = targets.mean_ranks(|name| adapter.layers.get(name).map_or(0, LoraLayer::rank));
             parameters = adapter.layers.values().map(LoraLayer::parameters).sum();
             cut = Some(model);
         }
@@ -290,22 +290,11 @@ impl Bench<'_> {
         Ok(Updates { study: self.study.to_owned(), seed, lr, rank, modules })
     }
 
-    /// The mean rank of the modules of every step.
-    fn mean_ranks(&self, targets: &TargetModules<'_>, rank: impl Fn(&str) -> usize) -> Vec<f64> {
-        let mean = |step: usize| {
-            let of_step = targets.modules.iter().filter(|(_, of)| *of == step).map(|(info, _)| rank(&info.name));
-            let (sum, count) = of_step.fold((0, 0_usize), |(sum, count), rank| (sum + rank, count + 1));
-            sum as f64 / count.max(1) as f64
-        };
-        (0..self.flat.len()).map(mean).collect()
-    }
-
     /// An adapter that is cut to the budget, and the model with it.
     fn cut(&self, adapter: &Adapter) -> Result<(Adapter, TaskModel)> {
         let budget = uniform_parameters(&self.flat, self.ranks.budget_rank);
-        let layers = cut::to_budget(adapter.layers.values(), budget, &self.ranks.limits)
+        let layers = cut::to_budget(&adapter.layers, budget, &self.ranks.limits)
             .with_context(|| format!("--budget-rank {}: arm {}", self.ranks.budget_rank, Arm::Prune.name()))?;
-        let layers: BTreeMap<String, LoraLayer> = adapter.layers.keys().cloned().zip(layers).collect();
         let rank = |(name, layer): (&String, &LoraLayer)| {
             let rank = layer.rank();
             (name.clone(), ModuleRank { rank, alpha: f64::from(layer.scaling) * rank as f64 })

@@ -3,6 +3,7 @@
 use gelora_id::scale::AtScale;
 
 use super::svg::{Scale, Svg, label};
+use super::text;
 use gelora_model::Granularity;
 use gelora_model::measure::{Layer, Ranks, State};
 
@@ -39,7 +40,7 @@ pub fn profile(ranks: &Ranks) -> String {
         svg.dot("dot", [x.at(*s as f64), y.at(e.id)], &tooltip);
     }
     // Lower panel: a bar per layer between its two states.
-    let max_rank = layers.iter().map(|l| l.rank).max().unwrap_or(1) as f64;
+    let max_rank = layers.iter().map(Layer::mean_rank).fold(0.0, f64::max).max(1.0);
     let y = Scale::new(0.0, max_rank, [404.0, 290.0]);
     svg.text("strong", [0.0, 274.0], "start", "Rank");
     axis(&mut svg, y, [LEFT, WIDTH - RIGHT]);
@@ -48,13 +49,12 @@ pub fn profile(ranks: &Ranks) -> String {
         let (from, to) = (x.at(l as f64), x.at(l as f64 + 1.0));
         let width = (0.7 * (to - from)).min(70.0);
         let center = 0.5 * (from + to);
-        let tooltip = format!("{}: rank {}", layer.name(), layer.rank);
-        svg.bar(
-            "bar",
-            [center - 0.5 * width, y.at(layer.rank as f64)],
-            [width, 404.0 - y.at(layer.rank as f64)],
-            &tooltip,
-        );
+        let rank = layer.mean_rank();
+        let tooltip = match layer.mean_rank {
+            Some(mean) => format!("{}: mean rank {}", layer.name(), text::mean(mean)),
+            None => format!("{}: rank {}", layer.name(), layer.rank),
+        };
+        svg.bar("bar", [center - 0.5 * width, y.at(rank)], [width, 404.0 - y.at(rank)], &tooltip);
         if l % every == 0 {
             let short = match layer.part.as_deref() {
                 None => layer.layer.to_string(),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use gelora_lora::ranks::Policy;
-use gelora_model::measure::{Layer, ModuleRank, PolicyOutcome, Stability, State};
+use gelora_model::measure::{DirectionCount, Layer, ModuleRank, PolicyOutcome, Stability, State};
 
 use crate::ui::count;
 use svg::escaped;
@@ -47,10 +47,11 @@ pub fn html(ranks: &RanksFile) -> String {
              growth is within the noise.",
             &figure(&charts::growth(&ranks.layers)),
         ),
+        directions(&ranks.layers),
         policies(ranks),
         ranks.stability.as_ref().map_or(String::new(), |s| stability(s, &ranks.layers)),
         scales(ranks),
-        modules(&ranks.modules),
+        modules(&ranks.module_ranks(), Some(ranks)),
         facts(ranks),
         "</main></body></html>\n".into(),
     ];
@@ -85,8 +86,11 @@ fn figure(svg: &str) -> String {
 }
 
 fn headline(ranks: &RanksFile) -> String {
-    let least = ranks.layers.iter().map(|l| l.rank).min().unwrap_or(0);
-    let most = ranks.layers.iter().map(|l| l.rank).max().unwrap_or(0);
+    let all: Vec<usize> = match ranks.policy.policy.ranks_modules() {
+        true => ranks.modules.values().map(|module| module.rank.rank).collect(),
+        false => ranks.layers.iter().map(|l| l.rank).collect(),
+    };
+    let (least, most) = (all.iter().min().copied().unwrap_or(0), all.iter().max().copied().unwrap_or(0));
     let range = if least == most { format!("Rank {least} everywhere") } else { format!("Ranks {least} to {most}") };
     let uniform = ranks.policies.iter().find(|p| matches!(p.policy, Policy::Uniform { .. }));
     let against = uniform.filter(|u| u.parameters > 0).map_or(String::new(), |u| {
@@ -118,12 +122,11 @@ fn policies(ranks: &RanksFile) -> String {
     let most = ranks.policies.iter().map(|p| p.parameters).max().unwrap_or(1).max(1);
     let row = |p: &PolicyOutcome| {
         let chosen = if p.policy.name() == ranks.policy.policy.name() { " class=\"chosen\"" } else { "" };
-        let list: Vec<String> = p.ranks.iter().map(ToString::to_string).collect();
         format!(
             "<tr{chosen}><td>{}</td><td>{}</td><td class=\"n\">{}</td>\
              <td><span class=\"meter\" style=\"width:{:.1}rem\"></span></td><td class=\"wrap\">{}</td></tr>",
             escaped(&title(&p.policy)),
-            list.join(" "),
+            text::ranks_of(p),
             count(p.parameters as u64),
             6.0 * p.parameters as f64 / most as f64,
             p.policy.description(),
@@ -132,7 +135,8 @@ fn policies(ranks: &RanksFile) -> String {
     let rows: String = ranks.policies.iter().map(row).collect();
     section(
         "What each policy would do",
-        "Parameters of all adapters together, and ranks from the first layer on. The chosen policy is highlighted.",
+        "Parameters of all adapters together, and ranks from the first layer on; mean ranks where each module has a \
+         rank of its own. The chosen policy is highlighted.",
         &table(&[("policy", false), ("ranks", false), ("parameters", true), ("", false), ("what it is", false)], &rows),
     )
 }
@@ -203,12 +207,45 @@ fn scales(ranks: &RanksFile) -> String {
     )
 }
 
-fn modules(modules: &BTreeMap<String, ModuleRank>) -> String {
+/// Returns the table of the layers' directions, if they were measured.
+fn directions(layers: &[Layer]) -> String {
+    let row = |layer: &Layer| {
+        let DirectionCount { number, interval: [low, high] } = layer.directions?;
+        Some(format!(
+            "<tr><td>{}</td><td class=\"n\">{number:.1}</td><td>{low:.1} to {high:.1}</td><td class=\"n\">{}</td></tr>",
+            escaped(&layer.name()),
+            text::mean(layer.mean_rank())
+        ))
+    };
+    let rows: String = layers.iter().filter_map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    section(
+        "Directions of gradients",
+        "How many directions of the gradients replicate over parts of the examples: the sum over the modules of a \
+         layer, with the intervals added.",
+        &table(&[("layer", false), ("directions", true), ("interval", false), ("mean rank", true)], &rows),
+    )
+}
+
+/// Returns the table of modules. `measured` may have what was measured of each.
+fn modules(modules: &BTreeMap<String, ModuleRank>, measured: Option<&RanksFile>) -> String {
     let most = modules.values().map(|m| m.rank).max().unwrap_or(1).max(1) as f64;
+    let directions = |name: &String| measured?.modules.get(name)?.directions;
+    let has_directions = modules.keys().any(|name| directions(name).is_some());
     let row = |(name, m): (&String, &ModuleRank)| {
+        let directions = match directions(name) {
+            Some(DirectionCount { number, interval: [low, high] }) => {
+                format!("<td class=\"n\">{number:.1}</td><td>{low:.1} to {high:.1}</td>")
+            }
+            None if has_directions => "<td></td><td></td>".into(),
+            None => String::new(),
+        };
         format!(
             "<tr><td><code>{}</code></td><td class=\"n\">{}</td>\
-             <td><span class=\"meter rank\" style=\"width:{:.1}rem\"></span></td><td class=\"n\">{}</td></tr>",
+             <td><span class=\"meter rank\" style=\"width:{:.1}rem\"></span></td>\
+             <td class=\"n\">{}</td>{directions}</tr>",
             escaped(name),
             m.rank,
             6.0 * m.rank as f64 / most,
@@ -216,7 +253,11 @@ fn modules(modules: &BTreeMap<String, ModuleRank>) -> String {
         )
     };
     let rows: String = modules.iter().map(row).collect();
-    let table = table(&[("module", false), ("rank", true), ("", false), ("alpha", true)], &rows);
+    let mut header = vec![("module", false), ("rank", true), ("", false), ("alpha", true)];
+    if has_directions {
+        header.extend([("directions", true), ("interval", false)]);
+    }
+    let table = table(&header, &rows);
     format!("<details><summary>All {} modules</summary>{table}</details>\n", modules.len())
 }
 
@@ -240,10 +281,19 @@ fn facts(ranks: &RanksFile) -> String {
         ("gelora", env!("CARGO_PKG_VERSION").into()),
     ];
     let facts = facts_list(&facts);
+    let of_modules = match ranks.policy.policy.ranks_modules() {
+        true => format!(
+            "<p>The policy {} gives each module a rank of its own, which does not follow the dimensions: they are shown \
+             beside it. {}</p>",
+            escaped(&title(&ranks.policy.policy)),
+            ranks.policy.policy.description()
+        ),
+        false => String::new(),
+    };
     let duplicates = ranks.states.iter().map(|s| s.estimate.duplicates).max().unwrap_or(0);
     let near = ranks.states.iter().map(|s| s.estimate.near_copies).max().unwrap_or(0);
     format!(
-        "<section><h2>How to read it</h2><p>The method is GeLoRA as reconstructed from <a \
+        "<section><h2>How to read it</h2>{of_modules}<p>The method is GeLoRA as reconstructed from <a \
          href=\"https://arxiv.org/abs/2412.09250\">arXiv 2412.09250</a>: the growth of the intrinsic dimension \
          across a layer is a lower bound on the rank that the layer's LoRA needs. The bound comes from two \
          estimates, each with its own error.</p><p>Nearest-neighbor estimators are biased low in high dimension, and \

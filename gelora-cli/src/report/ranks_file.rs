@@ -49,7 +49,10 @@ impl Serve {
     /// # Errors
     /// Returns an error if the server cannot serve a rank.
     pub fn new(server: Server, ranks: &Ranks) -> Result<Self> {
-        let max_lora_rank = max_lora_rank(server, ranks.layers.iter().map(|layer| layer.rank)).context("--serve")?;
+        // The rank of a layer is a mean if its modules have ranks of their own.
+        let of_layers = ranks.layers.iter().map(|layer| layer.rank);
+        let of_modules = ranks.modules.values().map(|module| module.rank.rank);
+        let max_lora_rank = max_lora_rank(server, of_layers.chain(of_modules)).context("--serve")?;
         Ok(Self { server: server.to_string(), max_lora_rank })
     }
 }

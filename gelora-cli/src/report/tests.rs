@@ -87,3 +87,36 @@ fn a_constant_state_leaves_a_gap() {
     assert!(page.contains("The same point for every example"));
     assert!(!page.contains("NaN"));
 }
+
+#[test]
+fn modules_with_ranks_of_their_own_are_shown_with_their_directions() {
+    let mut value = serde_json::to_value(sample(4.0, 100)).unwrap();
+    let directions = json!({"number": 2.25, "interval": [1.5, 3.0]});
+    value["policy"]["name"] = json!("gradient");
+    value["policy"]["parameters"] = json!(900);
+    value["layers"][0]["mean_rank"] = json!(2.5);
+    value["layers"][0]["directions"] = directions.clone();
+    value["modules"]["m.<0>"]["directions"] = directions;
+    value["modules"]["m.1"] = json!({"rank": 9, "alpha": 18.0});
+    value["policies"].as_array_mut().unwrap().push(json!({"name": "gradient", "parameters": 900, "ranks": [3, 1],
+        "mean_ranks": [2.5, 1.0], "adapter_parameters": 890}));
+    let mut ranks: RanksFile = serde_json::from_value(value.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&ranks).unwrap(), value);
+    let page = html(&ranks).replace("</body></html>", "</body>");
+    assert!(unclosed_tags(&page).is_empty());
+    let expected =
+        ["Ranks 3 to 9 in 2 modules", "Directions of gradients", "1.5 to 3.0", "mean rank 2.5", "gradient 900"];
+    for text in expected {
+        assert!(page.contains(text), "{text}");
+    }
+    for words in ["directions, 95 %", "2.2 (1.5 .. 3.0)", "2.5", "mean rank"] {
+        assert!(text::table(&ranks).contains(words), "{words}");
+    }
+    assert!(text::policies(&ranks).contains("2.5 1") && text::policies(&ranks).contains("gradient 900*"));
+    assert!(text::summary(&ranks).contains("from 3 to 9, by the policy gradient 900. It does not follow"));
+    ranks.ranks.policy.policy = Policy::Prune { parameters: 900, trained_rank: 12 };
+    assert!(text::summary(&ranks).contains("what a cut leaves of the uniform rank 12"));
+    // A server allocates the largest rank of a module, which is above the mean of every layer.
+    let serve = Serve::new(gelora_lora::ranks::Server::Vllm, &ranks).unwrap();
+    assert_eq!(serve.max_lora_rank, 16);
+}

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use gelora_lora::ranks::Policy;
-use gelora_model::measure::{Layer, PolicyOutcome, Ranks, ResampledRanks, Warning, WarningKind};
+use gelora_model::measure::{DirectionCount, Layer, PolicyOutcome, Ranks, ResampledRanks, Warning, WarningKind};
 
 use super::RanksFile;
 use crate::plot::id_profile_svg;
@@ -10,7 +10,7 @@ use crate::ui::{self, TableStyle};
 
 /// Adds advice to each warning: which options of the program help. `examples` is the number of examples in the data.
 pub fn advise(ranks: &mut Ranks, examples: usize) {
-    let samples = ranks.samples;
+    let (samples, scale) = (ranks.samples, ranks.scale);
     for Warning { kind, text, .. } in &mut ranks.warnings {
         let advice = match kind {
             WarningKind::NearCopiesKept => "--near-copies drop leaves them out.",
@@ -30,6 +30,16 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
                 text.push_str(&format!(" All {samples} examples were measured:"));
                 "more data would narrow the intervals, and --policy gelora-upper takes their upper ends."
             }
+            WarningKind::NoDirections | WarningKind::UncertainDirections if samples < examples => {
+                text.push_str(&format!(" More of the {examples} examples (--samples, now {samples}) find more."));
+                continue;
+            }
+            WarningKind::NoDirections | WarningKind::UncertainDirections => {
+                text.push_str(&format!(" All {samples} examples were measured; more data would find more."));
+                continue;
+            }
+            WarningKind::Level => "A smaller budget, or more examples (--samples), tells modules apart.",
+            WarningKind::NoPlateau if scale < samples => continue,
             WarningKind::NoPlateau => "--scale plateau takes all growths at the scale of most plateaus.",
             WarningKind::NoPlateauAtAll => {
                 "Compare dimensions of one number of examples only, and look at --stability before relying on a rank."
@@ -71,9 +81,15 @@ pub fn table(ranks: &Ranks) -> String {
     let style = TableStyle::of_stdout();
     let percent = ranks.policy.confidence * 100.0;
     let (interval, growth) = (format!("{percent} % interval"), format!("growth, {percent} %"));
-    let header = ["state", "id", "", &interval, "plateau", "layer", &growth, "rank", ""];
+    let directions = format!("directions, {percent} %");
+    let has_directions = ranks.layers.iter().any(|layer| layer.directions.is_some());
+    let rank = if ranks.policy.policy.ranks_modules() { "mean rank" } else { "rank" };
+    let mut header = vec!["state", "id", "", &interval, "plateau", "layer", &growth, rank, ""];
+    if has_directions {
+        header.insert(7, &directions);
+    }
     let highest = ranks.states.iter().map(|s| s.estimate.id).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
-    let largest = ranks.layers.iter().map(|l| l.rank).max().unwrap_or(1) as f64;
+    let largest = ranks.layers.iter().map(Layer::mean_rank).fold(1.0, f64::max);
     let mut rows = Vec::new();
     for (s, state) in ranks.states.iter().enumerate() {
         let e = &state.estimate;
@@ -85,15 +101,19 @@ pub fn table(ranks: &Ranks) -> String {
             state.plateau.as_ref().map_or("-".into(), |p| format!("n {} .. {}", p.scales[1], p.scales[0])),
         ];
         // Each row also has the layer that starts at its state.
-        row.extend(match ranks.layers.get(s) {
-            Some(layer) => [
-                layer.name().trim_start_matches("layer ").to_owned(),
-                format!("{:+.2} ± {:.2}", layer.delta, (layer.interval[1] - layer.interval[0]) / 2.0),
-                layer.rank.to_string(),
-                bar(layer.rank as f64 / largest, style),
-            ],
-            None => Default::default(),
-        });
+        let Some(layer) = ranks.layers.get(s) else {
+            row.resize(header.len(), String::new());
+            rows.push(row);
+            continue;
+        };
+        row.push(layer.name().trim_start_matches("layer ").to_owned());
+        row.push(format!("{:+.2} ± {:.2}", layer.delta, (layer.interval[1] - layer.interval[0]) / 2.0));
+        if has_directions {
+            row.push(layer.directions.map_or(String::new(), |DirectionCount { number, interval: [low, high] }| {
+                format!("{number:.1} ({low:.1} .. {high:.1})")
+            }));
+        }
+        row.extend([mean(layer.mean_rank()), bar(layer.mean_rank() / largest, style)]);
         rows.push(row);
     }
     ui::table(&header, &rows, style)
@@ -107,7 +127,7 @@ pub fn policies(ranks: &Ranks) -> String {
         let chosen = if p.policy.name() == ranks.policy.policy.name() { "*" } else { "" };
         vec![
             format!("{}{chosen}", title(&p.policy)),
-            p.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            ranks_of(p),
             ui::count(p.parameters as u64),
             bar(p.parameters as f64 / max_parameters, style),
         ]
@@ -116,12 +136,29 @@ pub fn policies(ranks: &Ranks) -> String {
     ui::table(&["policy (* chosen)", "ranks, from the first layer", "parameters", ""], &rows, style)
 }
 
+/// Returns the rank of every step, or the mean rank of its modules.
+pub fn ranks_of(policy: &PolicyOutcome) -> String {
+    let ranks: Vec<String> = match &policy.mean_ranks {
+        Some(means) => means.iter().copied().map(mean).collect(),
+        None => policy.ranks.iter().map(ToString::to_string).collect(),
+    };
+    ranks.join(" ")
+}
+
+/// Returns a mean rank: with one decimal, or none if it is whole.
+pub fn mean(rank: f64) -> String {
+    if rank.fract() == 0.0 { rank.to_string() } else { format!("{rank:.1}") }
+}
+
 /// Returns the name of a policy with its number.
 pub fn title(policy: &Policy) -> String {
     match policy {
         Policy::Uniform { rank } => format!("uniform {rank}"),
         Policy::Budget { parameters, .. } => format!("budget {}", ui::count(*parameters as u64)),
-        Policy::Random { parameters, .. } => format!("random {}", ui::count(*parameters as u64)),
+        Policy::Random { parameters, .. }
+        | Policy::Gradient { parameters }
+        | Policy::Signal { parameters }
+        | Policy::Prune { parameters, .. } => format!("{} {}", policy.name(), ui::count(*parameters as u64)),
         other => other.name().to_owned(),
     }
 }
@@ -173,6 +210,7 @@ pub fn summary(ranks: &RanksFile) -> String {
             ui::count(ranks.scale as u64)
         ));
     }
+    text.push_str(&of_modules(ranks));
     if let Some(serve) = &ranks.serve {
         text.push_str(&format!("\nServe it with {} --max-lora-rank {}.", serve.server, serve.max_lora_rank));
     }
@@ -180,6 +218,27 @@ pub fn summary(ranks: &RanksFile) -> String {
         text.push_str(&format!("\nwarning: {warning}"));
     }
     text
+}
+
+/// Returns what the ranks of single modules are, if the policy gives such ranks.
+fn of_modules(ranks: &Ranks) -> String {
+    let policy = &ranks.policy.policy;
+    if !policy.ranks_modules() {
+        return String::new();
+    }
+    let all = || ranks.modules.values().map(|module| module.rank.rank);
+    let cut = match policy {
+        Policy::Prune { trained_rank, .. } => {
+            format!(": what a cut leaves of the uniform rank {trained_rank}, trained on these examples")
+        }
+        _ => String::new(),
+    };
+    format!(
+        "\nEach module has a rank of its own, from {} to {}, by the policy {}{cut}. It does not follow the dimensions.",
+        all().min().unwrap_or(0),
+        all().max().unwrap_or(0),
+        title(policy),
+    )
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@
 //!
 //! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250). The
 //! published text gives neither the rounding nor c, so both are options: this is GeLoRA as reconstructed. All policies
-//! but `gelora` and `uniform` are ours.
+//! but `gelora`, `plateau` and `uniform` are ours. `gradient`, `signal` and `prune` give ranks to single modules, from
+//! [`spectra`].
 
 mod policy;
 mod serve;
@@ -114,7 +115,7 @@ impl Default for Limits {
 
 impl Limits {
     /// The allowed rank for `rank`: rounded up to the multiple, not below `min`, not above `max` or `most`.
-    fn fit(&self, rank: usize, most: usize) -> usize {
+    pub(crate) fn fit(&self, rank: usize, most: usize) -> usize {
         let highest = self.max.min(most);
         let up = rank.max(self.min).checked_next_multiple_of(self.multiple).unwrap_or(usize::MAX);
         // The largest allowed multiple, or the largest rank if no multiple is allowed.
@@ -155,7 +156,8 @@ pub fn differences(ids: &[f64]) -> Result<Vec<f64>> {
 ///
 /// # Errors
 /// If there are no steps; if a growth is not finite; if an option of the policy or the limits is out of range; if the
-/// budget is below the parameters of the lower bound; or if alpha is not positive and finite.
+/// budget is below the parameters of the lower bound; if alpha is not positive and finite; or if the policy gives ranks
+/// to single modules ([`Policy::ranks_modules`]).
 ///
 /// ```
 /// use gelora_lora::ranks::{self, Limits, Policy, Step};

@@ -23,7 +23,8 @@ pub enum Rounding {
     Floor,
 }
 
-/// The rule by which ranks follow from the growth of the dimension.
+/// The rule by which ranks follow from what was measured: the growth of the dimension over a step, or what single
+/// modules need.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -38,6 +39,12 @@ pub enum Policy {
     /// the rank is not below the growth.
     GeloraUpper {
         /// How the bound is rounded.
+        #[serde(default)]
+        rounding: Rounding,
+    },
+    /// The published rule on growths that were measured at the scale of the common plateau.
+    Plateau {
+        /// How the growth is rounded.
         #[serde(default)]
         rounding: Rounding,
     },
@@ -72,6 +79,26 @@ pub enum Policy {
         #[serde(default)]
         rounding: Rounding,
     },
+    /// A budget of parameters over single modules, spent in proportion to the number of directions of each module's
+    /// gradient that replicate: [`proportional`](super::spectra::proportional).
+    Gradient {
+        /// The most parameters that all adapters may have together.
+        parameters: usize,
+    },
+    /// A budget of parameters over single modules, spent on the directions with the most replicated energy a parameter:
+    /// [`greedy`](super::spectra::greedy).
+    Signal {
+        /// The most parameters that all adapters may have together.
+        parameters: usize,
+    },
+    /// A budget of parameters over single modules: the ranks that are left of a trained uniform rank when it is cut by
+    /// the singular values of its updates. See [`cut`](crate::cut).
+    Prune {
+        /// The most parameters that all adapters may have together.
+        parameters: usize,
+        /// The uniform rank that is trained.
+        trained_rank: usize,
+    },
 }
 
 impl Default for Policy {
@@ -87,10 +114,14 @@ impl Policy {
         match self {
             Policy::Gelora { .. } => "gelora",
             Policy::GeloraUpper { .. } => "gelora-upper",
+            Policy::Plateau { .. } => "plateau",
             Policy::Budget { .. } => "budget",
             Policy::Uniform { .. } => "uniform",
             Policy::Random { .. } => "random",
             Policy::Shuffled { .. } => "shuffled",
+            Policy::Gradient { .. } => "gradient",
+            Policy::Signal { .. } => "signal",
+            Policy::Prune { .. } => "prune",
         }
     }
 
@@ -103,20 +134,41 @@ impl Policy {
             Policy::GeloraUpper { .. } => {
                 "The rule on the upper bound of the growth: valid at the confidence of the intervals."
             }
+            Policy::Plateau { .. } => "The published rule on growths at the scale of the common plateau.",
             Policy::Budget { .. } => {
                 "A budget, spent in proportion to the published rule's ranks and never below them."
             }
             Policy::Uniform { .. } => "One rank everywhere, whatever the data: the usual LoRA.",
             Policy::Random { .. } => "A control: parameters assigned at random.",
             Policy::Shuffled { .. } => "A control: the published rule's ranks, assigned to the wrong layers.",
+            Policy::Gradient { .. } => {
+                "A budget, spent in proportion to the number of gradient directions of each module that replicate."
+            }
+            Policy::Signal { .. } => {
+                "A budget, spent on the gradient directions with the most replicated energy a parameter."
+            }
+            Policy::Prune { .. } => {
+                "A budget: the ranks left of a higher uniform rank, trained and cut by the singular values of its \
+                 updates."
+            }
         }
+    }
+
+    /// Whether the policy gives ranks to single modules, from what was measured of each, rather than to steps.
+    pub fn ranks_modules(&self) -> bool {
+        matches!(self, Policy::Gradient { .. } | Policy::Signal { .. } | Policy::Prune { .. })
     }
 
     /// Whether the ranks follow the measured growths, rather than their upper bounds or nothing measured.
     pub fn follows_growth(&self) -> bool {
         match self {
-            Policy::Gelora { .. } | Policy::Shuffled { .. } | Policy::Budget { .. } => true,
-            Policy::GeloraUpper { .. } | Policy::Uniform { .. } | Policy::Random { .. } => false,
+            Policy::Gelora { .. } | Policy::Plateau { .. } | Policy::Shuffled { .. } | Policy::Budget { .. } => true,
+            Policy::GeloraUpper { .. }
+            | Policy::Uniform { .. }
+            | Policy::Random { .. }
+            | Policy::Gradient { .. }
+            | Policy::Signal { .. }
+            | Policy::Prune { .. } => false,
         }
     }
 
@@ -125,7 +177,7 @@ impl Policy {
         let rule = |growth: f64, step: &Step, rounding| limits.fit(one_more(growth, rounding), step.most);
         let gelora = |rounding| steps.iter().map(|step| rule(step.delta, step, rounding)).collect::<Vec<_>>();
         Ok(match *self {
-            Policy::Gelora { rounding } => gelora(rounding),
+            Policy::Gelora { rounding } | Policy::Plateau { rounding } => gelora(rounding),
             Policy::GeloraUpper { rounding } => steps.iter().map(|step| rule(step.upper, step, rounding)).collect(),
             Policy::Budget { parameters, rounding } => spend(steps, gelora(rounding), parameters, limits)?,
             Policy::Uniform { rank } => {
@@ -147,6 +199,10 @@ impl Policy {
                     ranks[s] = limits.fit(rank, steps[s].most);
                 }
                 ranks
+            }
+            Policy::Gradient { .. } | Policy::Signal { .. } | Policy::Prune { .. } => {
+                let problem = format!("the policy {} gives ranks to single modules, and not to steps", self.name());
+                return Err(Error::Ranks { problem });
             }
         })
     }

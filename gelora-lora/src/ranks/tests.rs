@@ -40,6 +40,22 @@ fn policies_by_hand() {
     let mut shuffled = of(Policy::Shuffled { seed: 5, rounding: Rounding::Ceil });
     shuffled.sort_unstable();
     assert_eq!(shuffled, [1, 2, 4]);
+    assert_eq!(of(Policy::Plateau { rounding: Rounding::Floor }), of(Policy::Gelora { rounding: Rounding::Floor }));
+}
+
+#[test]
+fn policies_of_modules_give_steps_no_ranks() {
+    let policies = [
+        Policy::Gradient { parameters: 900 },
+        Policy::Signal { parameters: 900 },
+        Policy::Prune { parameters: 900, trained_rank: 12 },
+    ];
+    for policy in policies {
+        assert!(policy.ranks_modules() && !policy.follows_growth());
+        let error = assign(&steps(&[1.0]), &policy, 2.0, &Limits::default()).unwrap_err().to_string();
+        assert!(error.contains(&format!("the policy {} gives ranks to single modules", policy.name())), "{error}");
+    }
+    assert!(!Policy::default().ranks_modules());
 }
 
 #[test]
@@ -115,6 +131,11 @@ fn json_names_are_fixed() {
     let read = |text: &str| serde_json::from_str::<Policy>(text).unwrap();
     assert_eq!(read(r#"{"name":"gelora"}"#), Policy::default());
     assert_eq!(read(r#"{"name":"fixed","rank":8}"#), Policy::Uniform { rank: 8 });
+    assert_eq!(json(&Policy::Plateau { rounding: Rounding::Ceil }), r#"{"name":"plateau","rounding":"ceil"}"#);
+    assert_eq!(json(&Policy::Signal { parameters: 9 }), r#"{"name":"signal","parameters":9}"#);
+    let prune = Policy::Prune { parameters: 9, trained_rank: 4 };
+    assert_eq!(json(&prune), r#"{"name":"prune","parameters":9,"trained_rank":4}"#);
+    assert_eq!(read(&json(&prune)), prune);
     for policy in [Policy::default(), Policy::GeloraUpper { rounding: Rounding::Floor }, budget(3)] {
         assert!(json(&policy).contains(&format!("\"{}\"", policy.name())));
     }

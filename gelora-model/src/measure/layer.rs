@@ -4,6 +4,7 @@ use gelora_id::Growth;
 use gelora_lora::ranks::StepRank;
 use serde::{Deserialize, Serialize};
 
+use super::modules::DirectionCount;
 use crate::Granularity;
 
 /// A step from one hidden state to the next: a block, or the attention or MLP part of one.
@@ -23,10 +24,16 @@ pub struct Layer {
     pub interval: [f64; 2],
     /// One-sided upper confidence bound of the growth.
     pub upper: f64,
-    /// Rank of the modules in this step.
+    /// Rank of the modules in this step; if each has a rank of its own, their mean, rounded.
     pub rank: usize,
-    /// Alpha of the modules in this step.
+    /// Alpha of that rank.
     pub alpha: f64,
+    /// Mean rank of the modules in this step, if each has a rank of its own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mean_rank: Option<f64>,
+    /// Directions of the gradients that replicate, if they were measured: the sum over the modules in this step.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub directions: Option<DirectionCount>,
 }
 
 impl Layer {
@@ -37,6 +44,11 @@ impl Layer {
             Some(part) => format!("layer {} {part}", self.layer),
         }
     }
+
+    /// Mean rank of the modules in this step.
+    pub fn mean_rank(&self) -> f64 {
+        self.mean_rank.unwrap_or(self.rank as f64)
+    }
 }
 
 impl Layer {
@@ -44,6 +56,8 @@ impl Layer {
         let parts = granularity.steps_per_block();
         let part = (parts > 1).then(|| if step.is_multiple_of(2) { "attention" } else { "mlp" }.to_owned());
         let &Growth { delta, error, interval, upper } = growth;
-        Self { layer: step / parts, part, delta, error, interval, upper, rank: rank.rank, alpha: rank.alpha }
+        let &StepRank { rank, alpha } = rank;
+        let (layer, mean_rank, directions) = (step / parts, None, None);
+        Self { layer, part, delta, error, interval, upper, rank, alpha, mean_rank, directions }
     }
 }

@@ -8,12 +8,13 @@
 //! ```
 //!
 //! [`measure`] performs both steps. [`pooled_states`] and [`measure_points`] perform one step each, for callers that
-//! keep the points.
+//! keep the points. [`measure_points_with`] takes the ranks of single modules from another measurement.
 //!
 //! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250).
 
 mod cache;
 mod layer;
+mod modules;
 mod options;
 mod policy;
 mod pooled;
@@ -25,13 +26,14 @@ mod warnings;
 
 use gelora_id::{Jackknife, NearCopies};
 use gelora_kernels::Tensor;
-use gelora_lora::ranks::{self as rule, Alpha};
+use gelora_lora::ranks::{self as rule, Alpha, Policy};
 
 use crate::event::{Reply, Report, report};
 use crate::{Error, Event, Result, Tokens, Transformer, Work};
 
 pub use cache::Cache;
 pub use layer::Layer;
+pub use modules::{DirectionCount, MeasuredModule, ModuleRanks};
 pub use options::{MeasureOptions, Pool, Scale};
 pub use policy::{Budget, PolicyChoice};
 pub use pooled::{pooled_states, sample, state_names};
@@ -55,10 +57,10 @@ pub fn measure<R: Reply>(
     progress: &mut impl FnMut(Event<'_>) -> R,
 ) -> Result<Ranks> {
     let report: &mut Report<'_> = &mut report(progress);
-    options.check(model)?;
+    check(model, None, options)?;
     check_example_count(examples.len())?;
     let points = pooled::pooled(model, examples, options, report)?;
-    ranks_from_points(model, points, options, report)
+    ranks_from_points(model, points, None, options, report)
 }
 
 /// Computes ranks from pooled hidden states, the second step of [`measure`]. `points` holds one matrix (n, C) for each
@@ -72,14 +74,38 @@ pub fn measure_points<R: Reply>(
     options: &MeasureOptions,
     progress: &mut impl FnMut(Event<'_>) -> R,
 ) -> Result<Ranks> {
-    options.check(model)?;
+    measure_points_with(model, points, None, options, progress)
+}
+
+/// Computes dimensions as [`measure_points`] does, and takes the ranks from `modules` if the policy is one that gives
+/// ranks to single modules.
+///
+/// # Errors
+/// Returns the errors of [`measure_points`], and an error if the policy needs `modules` and there are none, or they are
+/// those of another policy or lack a module.
+pub fn measure_points_with<R: Reply>(
+    model: &Transformer,
+    points: Vec<Tensor>,
+    modules: Option<&ModuleRanks>,
+    options: &MeasureOptions,
+    progress: &mut impl FnMut(Event<'_>) -> R,
+) -> Result<Ranks> {
+    check(model, modules, options)?;
     let expected = state_names(model.config().layers, options.granularity).len();
     if points.len() != expected {
         let problem = format!("the model has {expected} hidden states, got points of {}", points.len());
         return Err(Error::Value(problem));
     }
     check_example_count(points[0].rows())?;
-    ranks_from_points(model, points, options, &mut report(progress))
+    ranks_from_points(model, points, modules, options, &mut report(progress))
+}
+
+/// Checks the options, and that there are ranks of single modules if the policy needs them.
+fn check(model: &Transformer, modules: Option<&ModuleRanks>, options: &MeasureOptions) -> Result<()> {
+    let policy = options.checked_policy(model)?;
+    let infos = model.linear_infos();
+    let layers = model.config().layers;
+    TargetModules::new(&infos, layers, options.granularity, &options.target_modules)?.check(modules, &policy)
 }
 
 fn check_example_count(examples: usize) -> Result<()> {
@@ -92,6 +118,7 @@ fn check_example_count(examples: usize) -> Result<()> {
 fn ranks_from_points(
     model: &Transformer,
     points: Vec<Tensor>,
+    modules: Option<&ModuleRanks>,
     options: &MeasureOptions,
     report: &mut Report<'_>,
 ) -> Result<Ranks> {
@@ -107,10 +134,8 @@ fn ranks_from_points(
     let measured = states::measure(&points, names, &options.estimation(), report)?;
     let curves: Vec<_> = measured.states.iter().map(|s| s.decimation.clone()).collect();
     let plateau_scale = gelora_id::scale::common(&curves);
-    let scale = match options.scale {
-        Scale::All => n,
-        Scale::Plateau => plateau_scale.ok_or(Error::NoPlateau)?,
-    };
+    let at_plateau = options.policy == PolicyChoice::Plateau || options.scale == Scale::Plateau;
+    let scale = if at_plateau { plateau_scale.ok_or(Error::NoPlateau)? } else { n };
     let replicates_at = |scale: usize| match scale < n {
         true => states::at_scale(&points, &measured.near_copies, scale, &options.estimation()),
         false => Ok(measured.summaries.clone()),
@@ -122,13 +147,18 @@ fn ranks_from_points(
     let growths = states::growths(&replicates, confidence);
     let steps = targets.steps(&growths);
     let policy = options.policy.resolve(&steps, &options.assignment())?;
-    let step_ranks = rule::assign(&steps, &policy, options.alpha, &options.limits)?;
-    let layers: Vec<Layer> = step_ranks
-        .iter()
-        .zip(&growths)
-        .enumerate()
-        .map(|(s, (rank, growth))| Layer::new(s, granularity, rank, growth))
-        .collect();
+    let assigned = match modules {
+        Some(found) => targets.assigned_to_modules(found, options.alpha),
+        None => targets.assigned_to_steps(rule::assign(&steps, &policy, options.alpha, &options.limits)?),
+    };
+    let layer = |(s, (rank, growth))| Layer::new(s, granularity, rank, growth);
+    let mut layers: Vec<Layer> = assigned.steps.iter().zip(&growths).enumerate().map(layer).collect();
+    for (layer, mean) in layers.iter_mut().zip(assigned.means.iter().flatten()) {
+        layer.mean_rank = Some(*mean);
+    }
+    for (layer, directions) in layers.iter_mut().zip(targets.directions_of_steps(&assigned.modules)) {
+        layer.directions = directions;
+    }
     let rank_of_steps: Vec<usize> = layers.iter().map(|l| l.rank).collect();
     let step_names: Vec<String> = layers.iter().map(Layer::name).collect();
 
@@ -154,12 +184,27 @@ fn ranks_from_points(
     let warnings = warnings::warnings(&warnings::Facts {
         states: &measured.states,
         layers: &layers,
+        modules: &assigned.modules,
         policy: &policy,
         stability: stability.as_ref(),
         model: model.name(),
         samples: n,
         keeps_near_copies: options.near_copies == NearCopies::Keep,
     });
+    // The plateau policy has a scale of its own; the policies beside it are shown at the scale of the options.
+    let steps_of_others = match policy {
+        Policy::Plateau { .. } if options.scale == Scale::All => {
+            targets.steps(&states::growths(&measured.summaries, confidence))
+        }
+        _ => steps.clone(),
+    };
+    let mut policies = policy::compare(&steps_of_others, &policy, options.policy, &options.assignment());
+    if let Policy::Plateau { .. } = policy {
+        policies.insert(0, steps::outcome(&steps, &policy, &options.limits)?);
+    }
+    if let Some(found) = modules {
+        policies.extend(found.policies.iter().map(|(policy, ranks)| targets.outcome_of_modules(policy, ranks)));
+    }
     Ok(Ranks {
         model: model.name().to_owned(),
         pool: options.pool,
@@ -170,8 +215,8 @@ fn ranks_from_points(
         scale,
         warnings,
         near_copies: options.near_copies.to_string(),
-        policies: policy::compare(&steps, &policy, options.policy, &options.assignment()),
-        parameters: rule::parameters(&steps, rank_of_steps.iter().copied()),
+        policies,
+        parameters: targets.parameters(&assigned.modules),
         policy: PolicyUsed {
             policy,
             min_rank: options.limits.min,
@@ -183,7 +228,7 @@ fn ranks_from_points(
         },
         states: measured.states,
         layers,
-        modules: targets.ranks_of_modules(&step_ranks),
+        modules: assigned.modules,
         stability,
     })
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use gelora_id::{Estimator, NearCopies};
-use gelora_lora::ranks::{self, Alpha, Limits, Rounding};
+use gelora_lora::ranks::spectra::greedy;
+use gelora_lora::ranks::{self, Alpha, Limits, Policy, Rounding};
 use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
@@ -76,7 +77,7 @@ pub struct MeasureOptions {
     pub scale: Scale,
     /// Modules to adapt, given by ends of their names or as "all-linear". If empty, the four projections of attention.
     pub target_modules: Vec<String>,
-    /// Policy that turns growths into ranks.
+    /// Policy that turns growths, or what was measured of single modules, into ranks.
     pub policy: PolicyChoice,
     /// Rounding of the growths.
     pub rounding: Rounding,
@@ -130,8 +131,30 @@ impl MeasureOptions {
         // Every policy needs the fewest parameters if no dimension grows. If the budget is too small then, it always
         // is.
         let steps = targets.steps_without_growth();
-        ranks::assign(&steps, &self.policy.resolve(&steps, &self.assignment())?, self.alpha, &self.limits)?;
+        match self.policy.resolve(&steps, &self.assignment())? {
+            Policy::Gradient { parameters } | Policy::Signal { parameters } | Policy::Prune { parameters, .. } => {
+                if self.resamples > 0 {
+                    let problem = "resamples are for policies that follow the dimension; expected resamples 0";
+                    return Err(Error::Value(problem.into()));
+                }
+                greedy(&targets.spectra(), parameters, &self.limits)?;
+                // A check of alpha.
+                ranks::assign(&steps, &Policy::default(), self.alpha, &self.limits)?;
+            }
+            policy => {
+                ranks::assign(&steps, &policy, self.alpha, &self.limits)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Returns the policy with its budget in parameters, after a check of the options for this model. Budgets do not
+    /// depend on growths.
+    pub(crate) fn checked_policy(&self, model: &Transformer) -> Result<Policy> {
+        self.check(model)?;
+        let infos = model.linear_infos();
+        let targets = TargetModules::new(&infos, model.config().layers, self.granularity, &self.target_modules)?;
+        self.policy.resolve(&targets.steps_without_growth(), &self.assignment())
     }
 
     pub(super) fn assignment(&self) -> Assignment {

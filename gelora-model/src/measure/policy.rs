@@ -1,5 +1,6 @@
-//! The policy that turns growths into ranks, and the comparison with all other policies.
+//! The policy that turns measurements into ranks, and the comparison with all other policies.
 
+use gelora_lora::cut;
 use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step};
 
 use super::steps::{PolicyOutcome, outcome};
@@ -34,6 +35,14 @@ impl Budget {
             Self::UniformRank(rank) => ranks::uniform_parameters(steps, rank),
         }
     }
+
+    /// The largest uniform rank that the budget holds, at least 1.
+    fn rank(self, steps: &[Step]) -> usize {
+        match self {
+            Self::Parameters(parameters) => (parameters / ranks::uniform_parameters(steps, 1).max(1)).max(1),
+            Self::UniformRank(rank) => rank,
+        }
+    }
 }
 
 /// Choice of a policy. It becomes a [`Policy`] when the budget is known in parameters.
@@ -45,6 +54,10 @@ pub enum PolicyChoice {
     Gelora,
     /// The published rule, applied to the upper confidence bound of the growth.
     GeloraUpper,
+    /// The published rule on growths at the scale of the common plateau, whatever
+    /// [`MeasureOptions::scale`](super::MeasureOptions::scale) says. That scale then holds for the policies that this
+    /// one is compared with.
+    Plateau,
     /// Distributes a budget in proportion to the published rule's ranks, never below them.
     Budget(Budget),
     /// The same rank for all modules.
@@ -53,6 +66,12 @@ pub enum PolicyChoice {
     Random(Option<Budget>),
     /// A control: the published rule's ranks, assigned to the wrong layers.
     Shuffled,
+    /// Distributes a budget over single modules, in proportion to the directions of their gradients that replicate.
+    Gradient(Budget),
+    /// Distributes a budget over single modules, to the directions with the most replicated energy a parameter.
+    Signal(Budget),
+    /// The ranks that are left if four times the rank of the budget is trained and cut to the budget.
+    Prune(Budget),
 }
 
 impl PolicyChoice {
@@ -70,13 +89,26 @@ impl PolicyChoice {
                 Policy::Random { parameters, seed }
             }
             Self::Shuffled => Policy::Shuffled { seed, rounding },
+            Self::Plateau => Policy::Plateau { rounding },
+            Self::Gradient(budget) => Policy::Gradient { parameters: budget.parameters(steps) },
+            Self::Signal(budget) => Policy::Signal { parameters: budget.parameters(steps) },
+            Self::Prune(budget) => Policy::Prune {
+                parameters: budget.parameters(steps),
+                trained_rank: cut::trained_rank(steps, budget.rank(steps), limits),
+            },
         })
+    }
+
+    /// Whether the policy gives ranks to single modules, from what is measured of each on labeled rows or on those of a
+    /// language model.
+    pub fn ranks_modules(self) -> bool {
+        matches!(self, Self::Gradient(_) | Self::Signal(_) | Self::Prune(_))
     }
 
     /// The budget that the user asked for, if any.
     pub(super) fn budget(self) -> Option<Budget> {
         match self {
-            Self::Budget(budget) => Some(budget),
+            Self::Budget(budget) | Self::Gradient(budget) | Self::Signal(budget) | Self::Prune(budget) => Some(budget),
             Self::Random(budget) => budget,
             _ => None,
         }
@@ -91,7 +123,7 @@ impl PolicyChoice {
     }
 }
 
-/// Returns the ranks that each policy would assign. Policies that violate the limits are left out.
+/// Returns the ranks that each policy for steps would assign. Policies that violate the limits are left out.
 pub(super) fn compare(
     steps: &[Step],
     chosen: &Policy,

@@ -7,6 +7,7 @@ use gelora_lora::ranks::Policy;
 use serde::{Deserialize, Serialize};
 
 use super::layer::Layer;
+use super::modules::MeasuredModule;
 use super::options::Pool;
 use super::stability::Stability;
 use super::states::State;
@@ -35,14 +36,14 @@ pub struct Ranks {
     /// Treatment of near copies: "drop" or "keep".
     #[serde(default)]
     pub near_copies: String,
-    /// Policy that turned growths into ranks.
+    /// Policy that gave the ranks.
     pub policy: PolicyUsed,
     /// The hidden states, in order from the input to the output.
     pub states: Vec<State>,
     /// Growth, rank and alpha of each step from one state to the next.
     pub layers: Vec<Layer>,
-    /// Rank and alpha of each adapted module, by its full name.
-    pub modules: BTreeMap<String, ModuleRank>,
+    /// Rank and alpha of each adapted module, by its full name, with what was measured of it.
+    pub modules: BTreeMap<String, MeasuredModule>,
     /// Number of parameters of all adapters together.
     pub parameters: usize,
     /// Ranks that each policy would assign.
@@ -84,7 +85,12 @@ impl Ranks {
     /// # Errors
     /// Returns the errors of [`adapter_config`].
     pub fn adapter_config(&self, model: &Transformer) -> Result<AdapterConfig> {
-        adapter_config(model, &self.modules, AdapterTask::SequenceClassification)
+        adapter_config(model, &self.module_ranks(), AdapterTask::SequenceClassification)
+    }
+
+    /// Returns rank and alpha of each adapted module, by its full name.
+    pub fn module_ranks(&self) -> BTreeMap<String, ModuleRank> {
+        self.modules.iter().map(|(name, module)| (name.clone(), module.rank.clone())).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use gelora_id::Growth;
+use gelora_lora::ranks::spectra::Spectrum;
 use gelora_lora::ranks::{self, Limits, Policy, Step, StepRank};
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +25,11 @@ pub struct PolicyOutcome {
     /// The policy with its settings.
     #[serde(flatten)]
     pub policy: Policy,
-    /// The rank of every step.
+    /// The rank of every step; if modules have ranks of their own, the mean over those of the step, rounded.
     pub ranks: Vec<usize>,
+    /// The mean rank of every step's modules, if these have ranks of their own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mean_ranks: Option<Vec<f64>>,
     /// Number of parameters of all adapters together. Some policies have a field `parameters` too, their budget.
     #[serde(rename = "adapter_parameters")]
     pub parameters: usize,
@@ -36,7 +40,7 @@ pub struct PolicyOutcome {
 pub struct TargetModules<'a> {
     /// Each module with the index of its step.
     pub modules: Vec<(&'a LinearInfo, usize)>,
-    steps: usize,
+    pub(super) steps: usize,
 }
 
 impl<'a> TargetModules<'a> {
@@ -79,6 +83,16 @@ impl<'a> TargetModules<'a> {
         self.steps(&vec![Growth { delta: 0.0, error: 0.0, interval: [0.0; 2], upper: 0.0 }; self.steps])
     }
 
+    /// Returns every module as one that gains nothing from its ranks: what a check of a budget needs.
+    pub(super) fn spectra(&self) -> Vec<Spectrum> {
+        let spectrum = |(info, _): &(&LinearInfo, usize)| Spectrum {
+            gains: Vec::new(),
+            cost: info.c_in + info.c_out,
+            most: info.c_in.min(info.c_out),
+        };
+        self.modules.iter().map(spectrum).collect()
+    }
+
     /// Returns rank and alpha of every module, given those of the steps.
     pub fn ranks_of_modules(&self, ranks: &[StepRank]) -> BTreeMap<String, ModuleRank> {
         let rank_of_module = |(info, step): &(&LinearInfo, usize)| {
@@ -97,7 +111,7 @@ fn is_named(target: &str, module: &str) -> bool {
 pub(crate) fn outcome(steps: &[Step], policy: &Policy, limits: &Limits) -> Result<PolicyOutcome> {
     let ranks: Vec<usize> = ranks::assign(steps, policy, 1.0, limits)?.iter().map(|s| s.rank).collect();
     let parameters = ranks::parameters(steps, ranks.iter().copied());
-    Ok(PolicyOutcome { policy: policy.clone(), ranks, parameters })
+    Ok(PolicyOutcome { policy: policy.clone(), ranks, mean_ranks: None, parameters })
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Warnings about measured ranks, in plain sentences.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use gelora_id::{near_copies, scale};
@@ -7,6 +8,7 @@ use gelora_lora::ranks::Policy;
 use serde::{Deserialize, Serialize};
 
 use super::layer::Layer;
+use super::modules::{DirectionCount, MeasuredModule};
 use super::stability::Stability;
 use super::states::State;
 
@@ -41,6 +43,12 @@ pub enum WarningKind {
     NoPlateau,
     /// No state has a plateau.
     NoPlateauAtAll,
+    /// No direction of the gradient replicates in some modules, or in none.
+    NoDirections,
+    /// The directions of the gradients are fewer than the ranks of the budget, which levels all ranks.
+    Level,
+    /// The number of directions in a layer has a wide interval.
+    UncertainDirections,
     /// The resamples show that there were too few examples.
     NotEnough,
     /// The warning was read from a file, which stores only its text.
@@ -69,6 +77,7 @@ impl From<Warning> for String {
 pub(super) struct Facts<'a> {
     pub states: &'a [State],
     pub layers: &'a [Layer],
+    pub modules: &'a BTreeMap<String, MeasuredModule>,
     pub policy: &'a Policy,
     pub stability: Option<&'a Stability>,
     /// Name of the model.
@@ -85,8 +94,11 @@ pub(super) fn warnings(facts: &Facts<'_>) -> Vec<Warning> {
         dropped_near_copies(facts),
         uncertain_near_copies(facts),
         no_growth(facts).filter(|_| facts.policy.follows_growth()),
-        noise(facts),
+        noise(facts).filter(|_| !facts.policy.ranks_modules()),
         no_plateau(facts),
+        no_directions(facts),
+        level(facts),
+        uncertain_directions(facts),
         not_enough.map(|s| (WarningKind::NotEnough, s.verdict.clone())),
     ];
     found.into_iter().flatten().map(|(kind, text)| Warning { kind, text }).collect()
@@ -189,11 +201,69 @@ fn no_plateau(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
     Some((if some { WarningKind::NoPlateau } else { WarningKind::NoPlateauAtAll }, text))
 }
 
+fn no_directions(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    let measured = facts.modules.iter().filter(|(_, module)| module.directions.is_some());
+    let without = |module: &MeasuredModule| module.directions.is_some_and(|directions| directions.number <= 0.0);
+    let names: Vec<&str> =
+        measured.clone().filter(|(_, module)| without(module)).map(|(name, _)| name.as_str()).collect();
+    let all = measured.count();
+    let text = match names.len() {
+        0 => return None,
+        none if none == all => format!(
+            "No direction of the gradient replicates in any of {all} modules, so the gradients of {} examples tell no \
+             module from another.",
+            facts.samples
+        ),
+        some => format!(
+            "In {some} of {all} modules no direction of the gradient replicates: {}. Their rank is not measured.",
+            first_names(&names)
+        ),
+    };
+    Some((WarningKind::NoDirections, text))
+}
+
+fn level(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    let mut ranks = facts.modules.values().map(|module| module.rank.rank);
+    let first = ranks.next().filter(|_| matches!(facts.policy, Policy::Signal { .. }))?;
+    let text = format!(
+        "Every module has the rank {first}: the directions that replicate are fewer than the ranks of the budget, and \
+         those that are left level the modules."
+    );
+    ranks.all(|rank| rank == first).then_some((WarningKind::Level, text))
+}
+
+fn uncertain_directions(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
+    let directions = |layer: &Layer| layer.directions.filter(DirectionCount::is_uncertain);
+    let describe = |layer: &Layer| {
+        let DirectionCount { number, interval: [low, high] } = directions(layer)?;
+        Some(format!("{} ({number:.1}, {low:.1} to {high:.1})", layer.name()))
+    };
+    let names: Vec<String> = facts.layers.iter().filter_map(describe).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "In {} of {} layers the interval of the number of directions is wider than the number: {}.",
+        names.len(),
+        facts.layers.len(),
+        first_names(&names)
+    );
+    Some((WarningKind::UncertainDirections, text))
+}
+
+/// Returns the first four names and the number of the others.
+fn first_names<S: AsRef<str>>(names: &[S]) -> String {
+    let first: Vec<&str> = names.iter().take(4).map(AsRef::as_ref).collect();
+    let more = if names.len() > 4 { format!(" and {} more", names.len() - 4) } else { String::new() };
+    format!("{}{more}", first.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use gelora_id::Estimate;
 
     use super::*;
+    use crate::measure::ModuleRank;
 
     fn state(name: &str, near_copies: usize) -> State {
         let estimate = Estimate {
@@ -219,12 +289,15 @@ mod tests {
             upper: 0.0,
             rank: 1,
             alpha: 2.0,
+            mean_rank: None,
+            directions: None,
         }
     }
 
     fn texts(states: &[State], layers: &[Layer], samples: usize, keeps_near_copies: bool) -> String {
         let (policy, model, stability) = (&Policy::default(), "org/a-decoder", None);
-        let facts = Facts { states, layers, policy, stability, model, samples, keeps_near_copies };
+        let modules = &BTreeMap::new();
+        let facts = Facts { states, layers, modules, policy, stability, model, samples, keeps_near_copies };
         warnings(&facts).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     }
 
@@ -243,5 +316,63 @@ mod tests {
         let text = texts(&[states[1].clone(), low, without], &layers, 2127, false);
         assert!(text.contains("below 3, where chance makes pairs that are as near: after layer 1. The"), "{text}");
         assert!(texts(&states, &layers, 3000, true).contains("Near copies were not looked for"));
+    }
+
+    #[test]
+    fn modules_without_directions_and_wide_intervals_are_named() {
+        let module = |number: f64| {
+            let directions = DirectionCount { number, interval: [number; 2] };
+            MeasuredModule::new(ModuleRank { rank: 1, alpha: 2.0 }, Some(directions))
+        };
+        let of = |numbers: &[f64], width: f64| {
+            let modules = numbers.iter().enumerate().map(|(m, number)| (format!("m{m}"), module(*number))).collect();
+            let directions = DirectionCount { number: 4.0, interval: [4.0 - width / 2.0, 4.0 + width / 2.0] };
+            let layers = [Layer { directions: Some(directions), ..layer(0, -1.0) }, layer(1, -1.0)];
+            let facts = Facts {
+                states: &[],
+                layers: &layers,
+                modules: &modules,
+                policy: &Policy::Gradient { parameters: 9 },
+                stability: None,
+                model: "a model",
+                samples: 500,
+                keeps_near_copies: false,
+            };
+            let of_modules =
+                |w: &Warning| matches!(w.kind, WarningKind::NoDirections | WarningKind::UncertainDirections);
+            let found = warnings(&facts);
+            assert!(!found.iter().any(|w| matches!(w.kind, WarningKind::Noise | WarningKind::NoGrowth)), "{found:?}");
+            found.into_iter().filter(of_modules).map(|warning| warning.text).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(of(&[1.0, 2.0], 4.0), "");
+        let some = of(&[0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 4.0);
+        assert!(some.contains("In 5 of 6 modules") && some.contains("m0, m2, m3, m4 and 1 more"), "{some}");
+        assert!(of(&[0.0, 0.0], 4.0).contains("any of 2 modules, so the gradients of 500 examples"));
+        assert!(!some.contains("level the modules"), "{some}");
+        let wide = of(&[1.0], 4.2);
+        assert!(wide.contains("In 1 of 2 layers") && wide.contains("layer 0 (4.0, 1.9 to 6.1)"), "{wide}");
+    }
+
+    #[test]
+    fn ranks_that_the_rest_of_a_budget_levels_are_a_warning() {
+        let of = |ranks: &[usize], policy: Policy| {
+            let module = |rank| MeasuredModule::new(ModuleRank { rank, alpha: 2.0 }, None);
+            let modules = ranks.iter().enumerate().map(|(m, rank)| (format!("m{m}"), module(*rank))).collect();
+            let (policy, model) = (&policy, "a model");
+            let facts = Facts {
+                states: &[],
+                layers: &[],
+                modules: &modules,
+                policy,
+                stability: None,
+                model,
+                samples: 500,
+                keeps_near_copies: false,
+            };
+            warnings(&facts).iter().any(|warning| warning.kind == WarningKind::Level)
+        };
+        assert!(of(&[4, 4], Policy::Signal { parameters: 9 }));
+        assert!(!of(&[4, 5], Policy::Signal { parameters: 9 }));
+        assert!(!of(&[4, 4], Policy::Gradient { parameters: 9 }));
     }
 }

@@ -203,15 +203,16 @@ impl Training<'_> {
         let (lead, picture) = match self.ranks {
             Some(ranks) => (
                 format!(
-                    "{range}, measured on {} examples. The growth of the dimension across a layer is a lower bound on \
-                     the layer's rank.",
-                    count(ranks.samples as u64)
+                    "{range}, measured on {} examples by the policy {}. The growth of the dimension across a layer is a \
+                     lower bound on the layer's rank.",
+                    count(ranks.samples as u64),
+                    ranks.policy.policy.name()
                 ),
                 figure(&charts::profile(ranks)),
             ),
             None => (format!("{range}, as given."), String::new()),
         };
-        section("Ranks", &lead, &(picture + &modules(self.modules)))
+        section("Ranks", &lead, &(picture + &modules(self.modules, self.ranks)))
     }
 
     fn account(&self) -> String {

@@ -54,13 +54,14 @@ fn held_out() -> HeldOut {
 pub fn with_training(is_full: bool, check: impl FnOnce(&Training<'_>)) {
     let (data, held_out_data) = (understood(HOSTILE), understood("validation.jsonl"));
     let ranks = sample(4.0, 100);
+    let modules = ranks.module_ranks();
     let history = if is_full { history() } else { History { evaluations: Vec::new(), ..history() } };
     check(&Training {
         model: format!("models/{HOSTILE}"),
         data: &data,
         fingerprint: "0123456789abcdef".into(),
         held_out_data: is_full.then(|| (&held_out_data, "fedcba9876543210".into())),
-        modules: &ranks.modules,
+        modules: &modules,
         ranks: is_full.then_some(&ranks),
         parameters: 3072,
         settings: vec![("peak learning rate", "0.001".into())],
