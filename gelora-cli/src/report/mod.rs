@@ -283,8 +283,8 @@ fn facts(ranks: &RanksFile) -> String {
     let facts = facts_list(&facts);
     let of_modules = match ranks.policy.policy.ranks_modules() {
         true => format!(
-            "<p>The policy {} gives each module a rank of its own, which does not follow the dimensions: they are shown \
-             beside it. {}</p>",
+            "<p>The policy {} gives each module a rank of its own, which does not follow the dimensions: they are \
+             shown beside it. {}</p>",
             escaped(&title(&ranks.policy.policy)),
             ranks.policy.policy.description()
         ),

@@ -92,6 +92,7 @@ fn a_constant_state_leaves_a_gap() {
 fn modules_with_ranks_of_their_own_are_shown_with_their_directions() {
     let mut value = serde_json::to_value(sample(4.0, 100)).unwrap();
     let directions = json!({"number": 2.25, "interval": [1.5, 3.0]});
+    value["policy"].as_object_mut().unwrap().remove("rounding");
     value["policy"]["name"] = json!("gradient");
     value["policy"]["parameters"] = json!(900);
     value["layers"][0]["mean_rank"] = json!(2.5);

@@ -38,7 +38,7 @@ pub fn advise(ranks: &mut Ranks, examples: usize) {
                 text.push_str(&format!(" All {samples} examples were measured; more data would find more."));
                 continue;
             }
-            WarningKind::Level => "A smaller budget, or more examples (--samples), tells modules apart.",
+            WarningKind::Level => "A smaller budget, or more examples (--samples), may tell them apart.",
             WarningKind::NoPlateau if scale < samples => continue,
             WarningKind::NoPlateau => "--scale plateau takes all growths at the scale of most plateaus.",
             WarningKind::NoPlateauAtAll => {
@@ -227,6 +227,10 @@ fn of_modules(ranks: &Ranks) -> String {
         return String::new();
     }
     let all = || ranks.modules.values().map(|module| module.rank.rank);
+    let range = match (all().min().unwrap_or(0), all().max().unwrap_or(0)) {
+        (least, most) if least == most => format!("here {least} everywhere"),
+        (least, most) => format!("from {least} to {most}"),
+    };
     let cut = match policy {
         Policy::Prune { trained_rank, .. } => {
             format!(": what a cut leaves of the uniform rank {trained_rank}, trained on these examples")
@@ -234,9 +238,7 @@ fn of_modules(ranks: &Ranks) -> String {
         _ => String::new(),
     };
     format!(
-        "\nEach module has a rank of its own, from {} to {}, by the policy {}{cut}. It does not follow the dimensions.",
-        all().min().unwrap_or(0),
-        all().max().unwrap_or(0),
+        "\nEach module has a rank of its own, {range}, by the policy {}{cut}. It does not follow the dimensions.",
         title(policy),
     )
 }

@@ -45,7 +45,7 @@ pub enum WarningKind {
     NoPlateauAtAll,
     /// No direction of the gradient replicates in some modules, or in none.
     NoDirections,
-    /// The directions of the gradients are fewer than the ranks of the budget, which levels all ranks.
+    /// The directions of the gradients give all modules the same rank.
     Level,
     /// The number of directions in a layer has a wide interval.
     UncertainDirections,
@@ -225,10 +225,7 @@ fn no_directions(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
 fn level(facts: &Facts<'_>) -> Option<(WarningKind, String)> {
     let mut ranks = facts.modules.values().map(|module| module.rank.rank);
     let first = ranks.next().filter(|_| matches!(facts.policy, Policy::Signal { .. }))?;
-    let text = format!(
-        "Every module has the rank {first}: the directions that replicate are fewer than the ranks of the budget, and \
-         those that are left level the modules."
-    );
+    let text = format!("Every module has the rank {first}: by this budget, directions tell no module from another.");
     ranks.all(|rank| rank == first).then_some((WarningKind::Level, text))
 }
 
@@ -348,13 +345,13 @@ mod tests {
         let some = of(&[0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 4.0);
         assert!(some.contains("In 5 of 6 modules") && some.contains("m0, m2, m3, m4 and 1 more"), "{some}");
         assert!(of(&[0.0, 0.0], 4.0).contains("any of 2 modules, so the gradients of 500 examples"));
-        assert!(!some.contains("level the modules"), "{some}");
+        assert!(!some.contains("tell no module from another"), "{some}");
         let wide = of(&[1.0], 4.2);
         assert!(wide.contains("In 1 of 2 layers") && wide.contains("layer 0 (4.0, 1.9 to 6.1)"), "{wide}");
     }
 
     #[test]
-    fn ranks_that_the_rest_of_a_budget_levels_are_a_warning() {
+    fn equal_ranks_from_directions_are_a_warning() {
         let of = |ranks: &[usize], policy: Policy| {
             let module = |rank| MeasuredModule::new(ModuleRank { rank, alpha: 2.0 }, None);
             let modules = ranks.iter().enumerate().map(|(m, rank)| (format!("m{m}"), module(*rank))).collect();

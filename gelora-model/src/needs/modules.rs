@@ -42,7 +42,8 @@ pub fn ranks(needs: &[Need], policy: &Policy, limits: &Limits, alpha: Alpha) -> 
 /// gradient, signal or prune. The model is used up.
 ///
 /// prune trains with the default [`TrainOptions`] for three epochs. A step has the default number of rows, in parts of
-/// no more than [`MeasureOptions::batch_size`].
+/// no more than [`MeasureOptions::batch_size`]. Each part draws its own dropout masks, so a batch size below the
+/// default gives somewhat other ranks.
 ///
 /// # Errors
 /// Returns the errors of [`gradient_needs`] and of [`Trainer`], and an error if the policy gives ranks to steps, or the

@@ -203,8 +203,8 @@ impl Training<'_> {
         let (lead, picture) = match self.ranks {
             Some(ranks) => (
                 format!(
-                    "{range}, measured on {} examples by the policy {}. The growth of the dimension across a layer is a \
-                     lower bound on the layer's rank.",
+                    "{range}, measured on {} examples by the policy {}. The growth of the dimension across a layer is \
+                     a lower bound on the layer's rank.",
                     count(ranks.samples as u64),
                     ranks.policy.policy.name()
                 ),
