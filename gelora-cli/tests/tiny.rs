@@ -101,7 +101,12 @@ fn a_resumed_training_equals_an_uninterrupted_one() {
 }
 
 /// Methods beside LoRA, with their options.
-const METHODS: [(&str, &str); 3] = [("lora-plus", "--lora-plus 4"), ("pissa", "--init pissa"), ("dora", "--dora")];
+const METHODS: [(&str, &str); 4] = [
+    ("lora-plus", "--lora-plus 4"),
+    ("pissa", "--init pissa"),
+    ("dora", "--dora"),
+    ("adalora", "--adalora --adalora-t-init 1 --adalora-t-final 2 --adalora-interval 2"),
+];
 
 /// Every method: a resumed training equals an uninterrupted one, and the folder computes what the trained model did.
 #[test]

@@ -45,6 +45,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_debug_implementations, unreachable_pub)]
 
+pub mod adalora;
 mod adapter;
 mod config;
 pub mod cut;

@@ -36,6 +36,7 @@
 //! | [`Trainer`], [`train`] | optimizer steps, checkpoints, metrics on held-out rows |
 //! | [`evaluate()`], [`mod@evaluate`] | predictions and metrics |
 //! | [`distributed`] | the same work on several processes |
+//! | [`adalora`] | ranks that are given up while a training runs |
 //! | [`optim`] | AdamW over named parameters, the learning-rate schedule, clipping |
 //! | [`gguf`], [`checkpoint`] | weight files |
 //!
@@ -49,6 +50,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations)]
 
+pub mod adalora;
 mod adapter;
 mod attention;
 mod batch;

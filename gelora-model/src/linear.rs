@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use gelora_kernels::ops::linear::{self, Weight};
-use gelora_kernels::ops::{add, dora, lora_linear};
+use gelora_kernels::ops::{adalora, add, dora, lora_linear};
 use gelora_kernels::{DType, Device, DeviceKind, Tensor};
 use gelora_lora::LoraLayer;
 
@@ -111,12 +111,12 @@ impl Linear {
         let Some(layer) = &self.lora else {
             return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None, directed: None }));
         };
-        let key = mode.key(DropoutSite::Lora, self.index);
+        let (key, a) = (mode.key(DropoutSite::Lora, self.index), layer.factor_a()?);
         let (Some(magnitude), Some(squares)) = (&layer.magnitude, &self.squares) else {
-            let (y, saved) = layer.bind(&self.weight, self.bias.as_ref(), key).forward(x)?;
+            let (y, saved) = layer.bind(&a, &self.weight, self.bias.as_ref(), key).forward(x)?;
             return Ok((y, Saved { lora: Some((x.clone(), key, saved)), directed: None }));
         };
-        let (z, saved) = layer.bind(&self.weight, None, key).forward(x)?;
+        let (z, saved) = layer.bind(&a, &self.weight, None, key).forward(x)?;
         let norms = dora::norms(&self.weight, squares, &layer.a, &layer.b, layer.scaling)?;
         let y = dora::forward(&z, magnitude, &norms, self.bias.as_ref())?;
         Ok((y, Saved { lora: Some((x.clone(), key, saved)), directed: Some((z, norms)) }))
@@ -129,8 +129,9 @@ impl Linear {
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(linear::backward_input(dy, &self.weight)?);
         };
-        let g = layer.bind(&self.weight, self.bias.as_ref(), key).backward(&x, dy, saved)?;
-        self.keep(grads, g.da, g.db)?;
+        let a = layer.factor_a()?;
+        let g = layer.bind(&a, &self.weight, self.bias.as_ref(), key).backward(&x, dy, saved)?;
+        self.keep(layer, grads, g.da, g.db)?;
         Ok(g.dx)
     }
 
@@ -141,8 +142,9 @@ impl Linear {
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(());
         };
-        let (da, db) = layer.bind(&self.weight, self.bias.as_ref(), key).backward_parameters(&x, dy, saved)?;
-        self.keep(grads, da, db)
+        let a = layer.factor_a()?;
+        let (da, db) = layer.bind(&a, &self.weight, self.bias.as_ref(), key).backward_parameters(&x, dy, saved)?;
+        self.keep(layer, grads, da, db)
     }
 
     /// With magnitudes, returns dz and adds their gradient to `grads`.
@@ -159,7 +161,16 @@ impl Linear {
         Ok(Some(dz))
     }
 
-    fn keep(&self, grads: &mut Grads, da: Tensor, db: Tensor) -> Result<()> {
+    /// Adds the gradients of the factors: that of A from that of diag(e) A, if there are singular values.
+    fn keep(&self, layer: &LoraLayer, grads: &mut Grads, da: Tensor, db: Tensor) -> Result<()> {
+        let da = match &layer.singular {
+            Some(e) => {
+                let (da, de) = adalora::backward(&da, e, &layer.a)?;
+                accumulate(grads, format!("{}.lora_E", self.name), de)?;
+                da
+            }
+            None => da,
+        };
         accumulate(grads, format!("{}.lora_A.weight", self.name), da)?;
         accumulate(grads, format!("{}.lora_B.weight", self.name), db)
     }

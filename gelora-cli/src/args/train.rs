@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use gelora_model::train::{Init, Schedule};
+use gelora_model::TrainOptions;
+use gelora_model::train::{AdaLora, Init, Length, Schedule};
 
 use super::parse::{at_least_one, not_negative, positive, share, warmup};
 use super::{
@@ -12,8 +13,8 @@ use super::{
 };
 
 /// Options of new adapters, which conflict with an adapter that is trained on.
-const NEW_ADAPTERS: [&str; 8] =
-    ["ranks", "rank", "target_modules", "alpha_ratio", "lora_alpha", "rslora", "dora", "init"];
+const NEW_ADAPTERS: [&str; 9] =
+    ["ranks", "rank", "target_modules", "alpha_ratio", "lora_alpha", "rslora", "dora", "adalora", "init"];
 
 /// Options of the measurement, which conflict with given ranks.
 const MEASURING: [&str; 10] = [
@@ -79,6 +80,39 @@ impl From<ScheduleArg> for Schedule {
     }
 }
 
+/// Options of AdaLoRA.
+#[derive(Clone, Debug, Args)]
+pub struct AdaLoraArgs {
+    /// AdaLoRA: how many times as high the ranks at the start are
+    #[arg(long, default_value_t = 1.5, value_name = "RATIO", value_parser = positive)]
+    pub adalora_start: f64,
+    /// AdaLoRA: steps before ranks are given up; below 1 a share of all steps, from 1 on a whole number of steps
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE|N", value_parser = warmup)]
+    pub adalora_t_init: f64,
+    /// AdaLoRA: last steps, in which the ranks stay; below 1 a share of all steps, from 1 on a whole number of steps
+    #[arg(long, default_value_t = 0.3, value_name = "SHARE|N", value_parser = warmup)]
+    pub adalora_t_final: f64,
+    /// AdaLoRA: steps from a choice of ranks to the next
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
+    pub adalora_interval: usize,
+    /// AdaLoRA: weight of the penalty in the loss that keeps A and B orthogonal
+    #[arg(long, default_value_t = 0.5, value_name = "WEIGHT", value_parser = not_negative)]
+    pub adalora_orthogonality: f64,
+}
+
+impl From<&AdaLoraArgs> for AdaLora {
+    fn from(args: &AdaLoraArgs) -> Self {
+        Self {
+            start: args.adalora_start,
+            t_init: args.adalora_t_init,
+            t_final: args.adalora_t_final,
+            interval: args.adalora_interval,
+            orthogonality: args.adalora_orthogonality,
+            ..Self::default()
+        }
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
     #[command(flatten)]
@@ -124,6 +158,12 @@ pub struct TrainArgs {
     /// have B's rate and no weight decay
     #[arg(long, default_value_t = 1.0, value_name = "RATIO", value_parser = positive)]
     pub lora_plus: f64,
+    /// AdaLoRA: begin with more ranks than those to train, and give up the least important. The folder holds a plain
+    /// LoRA of the ranks that are left
+    #[arg(long, conflicts_with_all = ["dora", "rslora", "init"])]
+    pub adalora: bool,
+    #[command(flatten)]
+    pub triplets: AdaLoraArgs,
     /// Values of the adapters before the first step. pissa: the leading singular triplets of each weight, which the
     /// frozen weight then lacks; the folder holds a plain LoRA of twice the rank, for the unmodified base model
     #[arg(long, value_enum, default_value_t = InitArg::Lora)]
@@ -212,6 +252,35 @@ impl TrainArgs {
     /// Returns the number of examples in one optimizer step.
     pub fn batch_size(&self) -> usize {
         self.per_device_train_batch_size.map_or(self.batch_size, |part| part.saturating_mul(self.accumulate))
+    }
+
+    /// Returns the options of the training, without ranks, class weights, checkpoints and processes.
+    pub fn options(&self) -> TrainOptions {
+        TrainOptions {
+            lora_dropout: self.lora_dropout.unwrap_or(0.0),
+            rslora: self.rslora,
+            lora_plus: self.lora_plus,
+            init: self.init.into(),
+            dora: self.dora,
+            adalora: self.adalora.then(|| (&self.triplets).into()),
+            lr: self.lr,
+            length: self.steps.map_or(Length::Epochs(self.epochs), Length::Steps),
+            batch_size: self.batch_size(),
+            accumulate: self.accumulate,
+            checkpoint_activations: self.checkpoint_activations,
+            group_by_length: self.group_by_length,
+            schedule: self.schedule.into(),
+            warmup: self.warmup,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            label_smoothing: self.loss.label_smoothing,
+            eval_every: self.evaluation.eval_every,
+            metric: self.evaluation.metric.clone(),
+            keep: self.evaluation.keep(),
+            patience: self.evaluation.patience,
+            seed: self.seed,
+            ..TrainOptions::default()
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use gelora_lora::CONFIG_NAME;
+use gelora_lora::{Adapter, CONFIG_NAME, LoraLayer};
 use gelora_model::evaluate::{Metric, Metrics, metrics};
-use gelora_model::train::{Best, Checkpoints, Keep, Length};
+use gelora_model::train::{Best, Checkpoints, Keep};
 use gelora_model::{
     CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel,
     TokenRows, Tokens, TrainOptions, Trainer,
@@ -132,7 +132,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     alike::check_inputs(group, &args.model.path, read, &tokenizer, &device)?;
     // Load the model, and choose the ranks of its adapters.
     let settings = settings(args, &dataset, held_out.as_ref(), &tokenizer, &*data.rows, init.as_ref());
-    let all_options = format!("{settings:?} {:?} {:?}", train_options(args), args.compute);
+    let all_options = format!("{settings:?} {:?} {:?}", args.options(), args.compute);
     processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
     let (mut model, config) = match init {
         Some(init) => (init.model, Some(init.config)),
@@ -160,7 +160,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         settings,
     };
     let given_ranks = ranks.clone();
-    let mut options = TrainOptions { ranks, class_weights, processes: processes.clone(), ..train_options(args) };
+    let mut options = TrainOptions { ranks, class_weights, processes: processes.clone(), ..args.options() };
     options = match args.dry_run {
         true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
         false => TrainOptions { checkpoints: Some(checkpoints.clone()), ..options },
@@ -215,7 +215,10 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
     let task = label_set.as_ref().map(model_task);
     let has_vanished = !out.file(LOG).is_file();
-    let adapter = trainer.adapter();
+    // AdaLoRA leaves fewer ranks than the training began with.
+    let adapter = trainer.adapter().folded()?;
+    let modules = if args.adalora { ranks_of(&adapter) } else { modules };
+    let parameters = if args.adalora { adapter_parameters(&adapter) } else { parameters };
     adapter.write(out.path())?;
     let info = AdapterInfo {
         labels: task.as_ref().and_then(|task| task.labels()).map(<[String]>::to_vec),
@@ -263,6 +266,11 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     report(args, scores, best.as_ref(), positive.as_deref(), result)
 }
 
+/// Number of parameters of the adapters, without a head.
+fn adapter_parameters(adapter: &Adapter) -> usize {
+    adapter.layers.values().map(LoraLayer::parameters).sum()
+}
+
 /// Rows, and the account of their data.
 struct Prepared<'a> {
     rows: Box<dyn Rows + 'a>,
@@ -299,33 +307,6 @@ fn load(args: &TrainArgs, labels: Option<&LabelSet>) -> Result<TaskModel> {
     let mut classifier = Classifier::new(&args.model.path, model_task(labels), args.seed)?;
     classifier.set_name(name);
     Ok(classifier.into())
-}
-
-fn train_options(args: &TrainArgs) -> TrainOptions {
-    TrainOptions {
-        lora_dropout: args.lora_dropout.unwrap_or(0.0),
-        rslora: args.rslora,
-        lora_plus: args.lora_plus,
-        init: args.init.into(),
-        dora: args.dora,
-        lr: args.lr,
-        length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
-        batch_size: args.batch_size(),
-        accumulate: args.accumulate,
-        checkpoint_activations: args.checkpoint_activations,
-        group_by_length: args.group_by_length,
-        schedule: args.schedule.into(),
-        warmup: args.warmup,
-        weight_decay: args.weight_decay,
-        clip: args.clip,
-        label_smoothing: args.loss.label_smoothing,
-        eval_every: args.evaluation.eval_every,
-        metric: args.evaluation.metric.clone(),
-        keep: args.evaluation.keep(),
-        patience: args.evaluation.patience,
-        seed: args.seed,
-        ..TrainOptions::default()
-    }
 }
 
 /// Returns an error if an option asks for evaluations and there are no rows to evaluate on.

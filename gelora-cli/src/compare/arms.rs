@@ -22,6 +22,7 @@ pub enum Arm {
     LoraPlus,
     Pissa,
     Dora,
+    AdaLora,
     Gelora,
     GeloraUpper,
     Plateau,
@@ -73,7 +74,7 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
@@ -81,6 +82,7 @@ impl Arm {
         Self::LoraPlus,
         Self::Pissa,
         Self::Dora,
+        Self::AdaLora,
         Self::Gelora,
         Self::GeloraUpper,
         Self::Plateau,
@@ -105,6 +107,7 @@ impl Arm {
             Self::LoraPlus => "lora-plus",
             Self::Pissa => "pissa",
             Self::Dora => "dora",
+            Self::AdaLora => "adalora",
             Self::Gelora => "gelora",
             Self::GeloraUpper => "gelora-upper",
             Self::Plateau => "plateau",
@@ -129,6 +132,9 @@ impl Arm {
             Self::RsLora => "The budget rank everywhere, scaled by alpha / sqrt(r).",
             Self::Pissa => "The budget rank everywhere, begun as the leading singular triplets of each weight (PiSSA).",
             Self::Dora => "The budget rank everywhere, and a trained magnitude for every output (DoRA).",
+            Self::AdaLora => {
+                "Begun at 1.5 times the budget rank, and the least important ranks given up to the budget (AdaLoRA)."
+            }
             Self::LoraPlus => "The budget rank everywhere, with LoRA+: B learns 16 times as fast as A.",
             Self::Gelora => "The published rule: the growth of the dimension, rounded up, and one more.",
             Self::GeloraUpper => "The rule on the upper confidence bound of the growth.",
@@ -234,9 +240,14 @@ impl Arm {
                 Policy::Uniform { rank: (PRUNED_FROM * budget_rank).min(most.unwrap_or(budget_rank)).max(budget_rank) }
             }
             Self::UniformOne => Policy::Uniform { rank: 1 },
-            Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Pissa | Self::Dora | Self::Repeat | Self::Leaked => {
-                Policy::Uniform { rank: budget_rank }
-            }
+            Self::Uniform
+            | Self::RsLora
+            | Self::LoraPlus
+            | Self::Pissa
+            | Self::Dora
+            | Self::AdaLora
+            | Self::Repeat
+            | Self::Leaked => Policy::Uniform { rank: budget_rank },
             Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
             Self::GeloraUpper => Policy::GeloraUpper { rounding },
             Self::Budget | Self::ShuffledBudget | Self::AscendingBudget => Policy::Budget { parameters, rounding },
@@ -322,7 +333,8 @@ mod tests {
         let steps = steps(&[1.5, -2.0, 0.0, 0.0]);
         assert!(ranks(Arm::Head, &steps, 3, 0).is_empty());
         assert_eq!(ranks(Arm::UniformOne, &steps, 3, 0), [1; 4]);
-        for arm in [Arm::Uniform, Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Dora, Arm::Repeat, Arm::Leaked] {
+        let methods = [Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Dora, Arm::AdaLora];
+        for arm in methods.into_iter().chain([Arm::Uniform, Arm::Repeat, Arm::Leaked]) {
             assert_eq!(ranks(arm, &steps, 3, 0), [3; 4]);
         }
         assert_eq!(ranks(Arm::Gelora, &steps, 3, 0), [3, 1, 1, 1]);

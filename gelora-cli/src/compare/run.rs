@@ -11,7 +11,7 @@ use gelora_lora::ranks::{Step, uniform_parameters};
 use gelora_lora::{Adapter, LoraLayer, cut};
 use gelora_model::measure::{ModuleRank, Scale, TargetModules, adapter_config, measure_points, pooled_states, sample};
 use gelora_model::needs::{GradientOptions, Need, gradient_needs};
-use gelora_model::train::Length;
+use gelora_model::train::{AdaLora, Length};
 use gelora_model::{
     AdapterTask, CausalLm, Classifier, Error, Event, LinearInfo, MeasureOptions, Rows, Task, TaskModel, TokenRows,
     Tokens, TrainOptions, Trainer, Transformer, evaluate,
@@ -195,6 +195,7 @@ impl Bench<'_> {
             lora_plus: run.arm.lora_plus(),
             init: run.arm.init(),
             dora: run.arm == Arm::Dora,
+            adalora: (run.arm == Arm::AdaLora).then(AdaLora::default),
             lr: run.lr,
             // The same number of steps for every arm, also for one that has more rows.
             length: Length::Steps(self.steps_on(rows.len())),
@@ -211,6 +212,11 @@ impl Bench<'_> {
         });
         let train_seconds = started.elapsed().as_secs_f64();
         let mut cut = None;
+        if run.arm == Arm::AdaLora && trained.is_ok() {
+            let adapter = trainer.adapter().folded()?;
+            ranks = self.mean_ranks(&targets, |name| adapter.layers.get(name).map_or(0, LoraLayer::rank));
+            parameters = adapter.layers.values().map(LoraLayer::parameters).sum();
+        }
         if run.arm.is_cut() && trained.is_ok() {
             let (adapter, model) = self.cut(&trainer.adapter())?;
             ranks = self.mean_ranks(&targets, |name| adapter.layers.get(name).map_or(0, LoraLayer::rank));
