@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::patterns::{Patterns, number, numbers};
-use crate::{Error, Result, adalora, files};
+use crate::{Error, Result, files, peft_adalora};
 
 /// The file's name in an adapter folder.
 pub const CONFIG_NAME: &str = "adapter_config.json";
@@ -187,9 +187,9 @@ impl AdapterConfig {
         }
         let method: Method = serde_json::from_slice(&bytes).map_err(json)?;
         let config: Self = match &method.peft_type[..] {
-            adalora::PEFT_TYPE => {
+            peft_adalora::PEFT_TYPE => {
                 let theirs: Value = serde_json::from_slice(&bytes).map_err(json)?;
-                serde_json::from_value(adalora::plain_config(theirs)?).map_err(json)?
+                serde_json::from_value(peft_adalora::plain_config(theirs)?).map_err(json)?
             }
             other => {
                 check_method(other)?; // before other keys are read as LoRA's

@@ -92,8 +92,8 @@ impl LoraLayer {
     }
 
     /// A and B with the frozen weight W (C_out, C_in) and bias b (C_out), for forward and backward. `a` is
-    /// [`LoraLayer::factor_a`]. Magnitudes apply to the result without a bias: [`gelora_kernels::ops::dora`]. Dropout is on only with a
-    /// key; a training step makes one with [`gelora_kernels::random::key`].
+    /// [`LoraLayer::factor_a`]. Magnitudes apply to the result without a bias: [`gelora_kernels::ops::dora`]. Dropout
+    /// is on only with a key; a training step makes one with [`gelora_kernels::random::key`].
     #[must_use]
     pub fn bind<'a>(
         &'a self,

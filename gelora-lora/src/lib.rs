@@ -57,6 +57,7 @@ mod layer;
 mod matcher;
 pub mod merge;
 mod patterns;
+mod peft_adalora;
 mod pissa;
 pub mod ranks;
 mod svd;

@@ -118,7 +118,8 @@ mod tests {
             // alpha differs from r: a forgotten or squared scaling shows.
             let mut stream = Stream::new(seed);
             let (a, b) = (random(&mut stream, [rank, c_in]), random(&mut stream, [c_out, rank]));
-            let layer = LoraLayer { a, b, scaling: alpha / rank as f32, dropout: 0.0, magnitude: None, initial: None, singular: None };
+            let scaling = alpha / rank as f32;
+            let layer = LoraLayer { a, b, scaling, dropout: 0.0, magnitude: None, initial: None, singular: None };
             let (weight, x) = (random(&mut stream, [c_out, c_in]), random(&mut stream, [5, c_in]));
 
             let merged = merge(&weight, &layer).unwrap();

@@ -200,8 +200,8 @@ impl RankAllocator {
         Ok((penalties, weight))
     }
 
-    /// Counts the importance after step `t`, counted from 1, and gives up triplets. The gradients are those of the step,
-    /// before clipping.
+    /// Counts the importance after step `t`, counted from 1, and gives up triplets. The gradients are those of the
+    /// step, before clipping.
     ///
     /// # Errors
     /// If a gradient does not fit its parameter, or the device fails.

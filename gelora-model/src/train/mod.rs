@@ -12,8 +12,8 @@
 //! ([`TrainOptions::processes`]). Their gradients are added in the order of the parts, so the result does not depend on
 //! the number of processes.
 //!
-//! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t. With AdaLoRA ([`TrainOptions::adalora`]), the loss
-//! has a penalty, and ranks are given up after the step.
+//! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t. With AdaLoRA ([`TrainOptions::adalora`]), the
+//! loss has a penalty, and ranks are given up after the step.
 
 mod best;
 mod checkpoint;

@@ -15,8 +15,8 @@
 //!
 //! g is the gradient after clipping, p the parameter after the step. A penalty of 0 has the gradient 0.
 //!
-//! Accumulation: sums along a row in f64 on the CPU, in eight interleaved parts; in f32 in ascending order on a GPU. M A
-//! and B M in f32, in ascending order.
+//! Accumulation: sums along a row in f64 on the CPU, in eight interleaved parts; in f32 in ascending order on a GPU. M
+//! A and B M in f32, in ascending order.
 //!
 //! Source: Zhang et al., "AdaLoRA: adaptive budget allocation for parameter-efficient fine-tuning" (arXiv 2303.10512),
 //! equations 3, 4 and 8 to 11; PEFT 0.21.2, `SVDLinear`, `AdaLoraModel.forward` and `RankAllocator`.
