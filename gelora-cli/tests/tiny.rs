@@ -101,7 +101,8 @@ fn a_resumed_training_equals_an_uninterrupted_one() {
 }
 
 /// Methods beside LoRA, with their options.
-const METHODS: [(&str, &str); 4] = [
+const METHODS: [(&str, &str); 5] = [
+    ("eva", "--init eva"),
     ("lora-plus", "--lora-plus 4"),
     ("pissa", "--init pissa"),
     ("dora", "--dora"),

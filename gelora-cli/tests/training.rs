@@ -347,9 +347,13 @@ fn evaluate_of(evaluation: &Value, trained: &Value) -> Value {
 #[test]
 fn adapters_of_other_methods_and_of_peft() {
     let place = Place::new();
-    for (name, method) in
-        [("pissa", "--init pissa"), ("dora", "--dora"), ("adalora", "--adalora"), ("rslora", "--rslora")]
-    {
+    for (name, method) in [
+        ("pissa", "--init pissa"),
+        ("dora", "--dora"),
+        ("adalora", "--adalora"),
+        ("eva", "--init eva"),
+        ("rslora", "--rslora"),
+    ] {
         place.run(name, &format!("--rank 2 --steps 12 --lr 1e-2 {method}")).ok();
         let on = format!("{name}-on");
         let init = format!("--init-adapter {} --lr 1e-12 --weight-decay 0 --steps 1", place.at(name).display());

@@ -51,6 +51,7 @@ mod config;
 pub mod cut;
 pub mod directions;
 mod error;
+pub mod eva;
 pub mod files;
 mod for_modules;
 mod layer;

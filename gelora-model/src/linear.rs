@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gelora_kernels::ops::linear::{self, Weight};
 use gelora_kernels::ops::{adalora, add, dora, lora_linear};
@@ -6,6 +7,7 @@ use gelora_kernels::{DType, Device, DeviceKind, Tensor};
 use gelora_lora::LoraLayer;
 
 use crate::mode::{DropoutSite, Mode};
+use crate::probe::Probe;
 use crate::{Error, Result};
 
 /// Gradients by parameter name: `MODULE.lora_A.weight`, `MODULE.lora_B.weight`, `classifier.weight`, ...
@@ -74,6 +76,8 @@ pub struct Linear {
     pub lora: Option<LoraLayer>,
     /// Squared norms of the rows of W (C_out), if the adapter has magnitudes.
     pub(crate) squares: Option<Tensor>,
+    /// What sees the inputs, while they are measured.
+    pub(crate) probe: Option<Arc<dyn Probe>>,
     /// Whether the checkpoint stores W as (C_in, C_out).
     pub(crate) transposed: bool,
 }
@@ -108,6 +112,9 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, mode: &Mode) -> Result<(Tensor, Saved)> {
+        if let Some(probe) = self.probe.as_ref().filter(|_| !mode.is_for_distances()) {
+            probe.see(&self.name, x);
+        }
         let Some(layer) = &self.lora else {
             return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None, directed: None }));
         };

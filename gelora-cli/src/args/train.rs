@@ -48,6 +48,8 @@ pub enum InitArg {
     Lora,
     /// A and B are singular triplets of the weight
     Pissa,
+    /// A is the directions in which the inputs vary the most
+    Eva,
 }
 
 impl From<InitArg> for Init {
@@ -55,6 +57,8 @@ impl From<InitArg> for Init {
         match init {
             InitArg::Lora => Self::Lora,
             InitArg::Pissa => Self::Pissa,
+            // A is set module by module.
+            InitArg::Eva => Self::Lora,
         }
     }
 }
@@ -165,7 +169,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub triplets: AdaLoraArgs,
     /// Values of the adapters before the first step. pissa: the leading singular triplets of each weight, which the
-    /// frozen weight then lacks; the folder holds a plain LoRA of twice the rank, for the unmodified base model
+    /// frozen weight then lacks; the folder holds a plain LoRA of twice the rank, for the unmodified base model. eva:
+    /// the directions in which the inputs of each module vary the most, on up to 1,000 rows; the sum of the ranks is
+    /// spent on those that explain the most variance
     #[arg(long, value_enum, default_value_t = InitArg::Lora)]
     pub init: InitArg,
     /// Dropout probability on the input of matrix A [default: 0, or that of --init-adapter]

@@ -7,6 +7,7 @@ mod chosen_ranks;
 pub mod compare;
 pub mod devices;
 mod dry_run;
+mod eva;
 pub mod eval;
 pub mod export;
 pub mod generate;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use gelora_lora::{Adapter, CONFIG_NAME, LoraLayer};
+use gelora_model::eva::Start;
 use gelora_model::evaluate::{Metric, Metrics, metrics};
 use gelora_model::train::{Best, Checkpoints, Keep};
 use gelora_model::{
@@ -25,10 +26,10 @@ use super::records::{Predictions, Records};
 use super::rows::{TextRows, lm_rows};
 use super::screen::Screen;
 use super::{
-    AdapterInfo, INFO_NAME, aim, check_max_length, check_not_input, dry_run, eval, is_lm, open_device, open_tokenizer,
-    read_options,
+    AdapterInfo, INFO_NAME, aim, check_max_length, check_not_input, dry_run, eva, eval, is_lm, open_device,
+    open_tokenizer, read_options,
 };
-use crate::args::{ResumeArg, TaskArg, TrainArgs};
+use crate::args::{InitArg, ResumeArg, TaskArg, TrainArgs};
 use crate::card::CARD_NAME;
 use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
 use crate::launch::Group;
@@ -152,6 +153,10 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         None => module_ranks(args, resume, model.transformer(), &dataset, &tokenizer, &out, processes)?,
     };
     let ranks = shared(processes, Some(ranks))?;
+    let Start { ranks, factors } = match args.init {
+        InitArg::Eva => eva::start(args, &mut model, &*data.rows, &ranks)?,
+        _ => Start { ranks, factors: BTreeMap::new() },
+    };
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),
         every: args.checkpoint_every,
@@ -160,7 +165,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         settings,
     };
     let given_ranks = ranks.clone();
-    let mut options = TrainOptions { ranks, class_weights, processes: processes.clone(), ..args.options() };
+    let mut options = TrainOptions { ranks, factors, class_weights, processes: processes.clone(), ..args.options() };
     options = match args.dry_run {
         true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
         false => TrainOptions { checkpoints: Some(checkpoints.clone()), ..options },

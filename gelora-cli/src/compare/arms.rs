@@ -23,6 +23,7 @@ pub enum Arm {
     Pissa,
     Dora,
     AdaLora,
+    Eva,
     Gelora,
     GeloraUpper,
     Plateau,
@@ -47,6 +48,8 @@ pub enum Needs {
     PlateauGrowths,
     /// Directions of the gradient of every module.
     Gradient,
+    /// Directions of the inputs of every module.
+    Inputs,
 }
 
 /// How many times the budget rank the arm `prune` trains with.
@@ -74,7 +77,7 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
@@ -83,6 +86,7 @@ impl Arm {
         Self::Pissa,
         Self::Dora,
         Self::AdaLora,
+        Self::Eva,
         Self::Gelora,
         Self::GeloraUpper,
         Self::Plateau,
@@ -108,6 +112,7 @@ impl Arm {
             Self::Pissa => "pissa",
             Self::Dora => "dora",
             Self::AdaLora => "adalora",
+            Self::Eva => "eva",
             Self::Gelora => "gelora",
             Self::GeloraUpper => "gelora-upper",
             Self::Plateau => "plateau",
@@ -134,6 +139,10 @@ impl Arm {
             Self::Dora => "The budget rank everywhere, and a trained magnitude for every output (DoRA).",
             Self::AdaLora => {
                 "Begun at 1.5 times the budget rank, and the least important ranks given up to the budget (AdaLoRA)."
+            }
+            Self::Eva => {
+                "The budget in ranks, spent on the directions that explain the most variance of the inputs, which A \
+                 begins as (EVA)."
             }
             Self::LoraPlus => "The budget rank everywhere, with LoRA+: B learns 16 times as fast as A.",
             Self::Gelora => "The published rule: the growth of the dimension, rounded up, and one more.",
@@ -189,6 +198,7 @@ impl Arm {
             }
             Self::Plateau => Needs::PlateauGrowths,
             Self::Gradient | Self::Signal => Needs::Gradient,
+            Self::Eva => Needs::Inputs,
             _ => Needs::Nothing,
         }
     }
@@ -246,6 +256,7 @@ impl Arm {
             | Self::Pissa
             | Self::Dora
             | Self::AdaLora
+            | Self::Eva
             | Self::Repeat
             | Self::Leaked => Policy::Uniform { rank: budget_rank },
             Self::Gelora | Self::Plateau => Policy::Gelora { rounding },
@@ -333,7 +344,7 @@ mod tests {
         let steps = steps(&[1.5, -2.0, 0.0, 0.0]);
         assert!(ranks(Arm::Head, &steps, 3, 0).is_empty());
         assert_eq!(ranks(Arm::UniformOne, &steps, 3, 0), [1; 4]);
-        let methods = [Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Dora, Arm::AdaLora];
+        let methods = [Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Dora, Arm::AdaLora, Arm::Eva];
         for arm in methods.into_iter().chain([Arm::Uniform, Arm::Repeat, Arm::Leaked]) {
             assert_eq!(ranks(arm, &steps, 3, 0), [3; 4]);
         }

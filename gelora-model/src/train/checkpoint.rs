@@ -162,7 +162,8 @@ impl Trainer<'_> {
             ("choice among evaluations", json!(compared)),
         ];
         let adalora = options.adalora.as_ref().map(|adalora| ("adalora", adalora.settings()));
-        let settings = settings.into_iter().chain(adalora).map(|(name, value)| (name.to_owned(), value));
+        let eva = (!options.factors.is_empty()).then(|| ("init", json!("eva")));
+        let settings = settings.into_iter().chain(adalora).chain(eva).map(|(name, value)| (name.to_owned(), value));
         let settings: BTreeMap<String, Value> = settings.chain(checkpoints.settings.clone()).collect();
         // A number that was read is not always the one that was written: serde_json may be off in its last bit.
         serde_json::to_string(&settings).and_then(|text| serde_json::from_str(&text)).map_err(problem)

@@ -33,6 +33,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
+use gelora_kernels::Tensor;
 use gelora_kernels::ops::adamw::AdamW;
 use gelora_kernels::ops::loss::CrossEntropy;
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
@@ -114,6 +115,7 @@ impl<'a> Trainer<'a> {
         };
         let config = if options.adalora.is_some() { config.with_adalora() } else { config };
         let parameters = if head_alone { 0 } else { model.add_adapters(&config, options.seed)? };
+        set_factors(model, &options.factors)?;
         Self::assemble(model, rows, options, config, parameters)
     }
 
@@ -130,8 +132,9 @@ impl<'a> Trainer<'a> {
         options: TrainOptions,
     ) -> Result<Self> {
         check(model, rows, &options)?;
-        let is_method = options.rslora || options.dora || options.adalora.is_some() || options.init != Init::Lora;
-        if !options.ranks.is_empty() || is_method {
+        let begins = options.init != Init::Lora || !options.factors.is_empty();
+        let is_method = options.rslora || options.dora || options.adalora.is_some();
+        if !options.ranks.is_empty() || begins || is_method {
             let problem =
                 "ranks, rslora, dora, adalora and init are those of the adapter that the training begins with";
             return Err(Error::Value(problem.into()));
@@ -287,6 +290,23 @@ impl<'a> Trainer<'a> {
             self.run_steps(first..total, &batches, &mut optimizer, report)
         })
     }
+}
+
+/// Sets A of these modules.
+fn set_factors(model: &mut TaskModel, factors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let device = model.transformer().device().clone();
+    let mut parameters: BTreeMap<String, &mut Tensor> = model.parameters_mut().into_iter().collect();
+    for (module, factor) in factors {
+        let Some(a) = parameters.get_mut(&format!("{module}.lora_A.weight")) else {
+            return Err(Error::Value(format!("factors has A of {module}, which has no adapter")));
+        };
+        if a.shape() != factor.shape() {
+            let (got, expected) = (factor.shape(), a.shape());
+            return Err(Error::Value(format!("factors: A of {module} is {got:?}; expected {expected:?}")));
+        }
+        **a = factor.to_device(&device)?;
+    }
+    Ok(())
 }
 
 /// The ranks that the adapters begin with.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use gelora_kernels::Tensor;
 use serde_json::Value;
 
 use super::best::Keep;
@@ -50,6 +51,9 @@ pub struct TrainOptions {
     pub warmup: f64,
     /// Values of the adapters before the first step.
     pub init: Init,
+    /// A before the first step of single modules, (R, C_in): those of [`crate::eva`]. Other modules begin as
+    /// [`init`](Self::init) says.
+    pub factors: BTreeMap<String, Tensor>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest global norm of the gradient. 0 disables clipping.
@@ -150,6 +154,7 @@ impl Default for TrainOptions {
             schedule: Schedule::Linear,
             warmup: 0.06,
             init: Init::Lora,
+            factors: BTreeMap::new(),
             weight_decay: 0.01,
             clip: 1.0,
             class_weights: Vec::new(),
@@ -192,8 +197,13 @@ impl TrainOptions {
             ("lora_plus is not above 0", !(self.lora_plus.is_finite() && self.lora_plus > 0.0)),
             ("PiSSA and DoRA exclude each other: their result is no plain LoRA", self.dora && self.init == Init::Pissa),
             (
-                "AdaLoRA excludes DoRA, PiSSA and rsLoRA: it has a form, a start and a scaling of its own",
-                self.adalora.is_some() && (self.dora || self.rslora || self.init == Init::Pissa),
+                "AdaLoRA excludes DoRA, EVA, PiSSA and rsLoRA: it has a form, a start and a scaling of its own",
+                self.adalora.is_some()
+                    && (self.dora || self.rslora || self.init == Init::Pissa || !self.factors.is_empty()),
+            ),
+            (
+                "PiSSA and EVA exclude each other: both say how A begins",
+                self.init == Init::Pissa && !self.factors.is_empty(),
             ),
             ("length is not above 0", !is_length),
             ("batch_size is 0", self.batch_size == 0),

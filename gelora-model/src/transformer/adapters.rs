@@ -1,6 +1,7 @@
 //! Adapters on the linear modules of a transformer.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::dora;
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 
 use super::Transformer;
 use crate::linear::{Linear, weight_on};
+use crate::probe::Probe;
 use crate::{Error, Result};
 
 impl Transformer {
@@ -106,6 +108,13 @@ impl Transformer {
             }
         }
         self.attach(layers)
+    }
+
+    /// Lets a probe see the inputs of the modules that it wants, or none.
+    pub(crate) fn watch_inputs(&mut self, probe: Option<&Arc<dyn Probe>>) {
+        for linear in self.linears_mut() {
+            linear.probe = probe.filter(|probe| probe.wants(&linear.name)).cloned();
+        }
     }
 
     /// Sets the dropout probability of every adapter.

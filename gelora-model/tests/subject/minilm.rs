@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use gelora_kernels::Tensor;
 use gelora_lora::{Adapter, AdapterConfig, Names};
-use gelora_model::{Batch, Classifier, Grads, Mode, Targets, Task};
+use gelora_model::{Batch, Classifier, Grads, Mode, Targets, Task, TaskModel};
 
 use super::{KEY, Subject};
 use crate::golden::{Golden, fixture};
@@ -97,5 +97,13 @@ impl Subject for MiniLm {
 
     fn write_merged(&self, folder: &Path) {
         self.classifier.write_merged(&Self::base(), folder).expect("it merges");
+    }
+
+    fn task_model(self) -> TaskModel {
+        self.classifier.into()
+    }
+
+    fn batch(&self) -> &Batch {
+        &self.batch
     }
 }

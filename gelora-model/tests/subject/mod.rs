@@ -1,4 +1,4 @@
-//! Models that fixtures/methods.py and fixtures/adalora.py describe.
+//! Models that fixtures/methods.py, adalora.py and eva.py describe.
 
 #[cfg(feature = "testbed")]
 pub mod minilm;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use gelora_kernels::Tensor;
 use gelora_lora::{Adapter, AdapterConfig, Names};
-use gelora_model::{Batch, CausalLm, Grads, Mode};
+use gelora_model::{Batch, CausalLm, Grads, Mode, TaskModel, Tokens};
 
 use crate::golden::{Golden, fixture};
 
@@ -31,11 +31,28 @@ pub trait Subject: Sized {
     /// The settings of the adapters in methods.py.
     fn config() -> AdapterConfig;
     fn add_adapters(&mut self, config: &AdapterConfig);
+    #[allow(dead_code)]
     fn adapter(&self, config: AdapterConfig) -> Adapter;
     fn backward(&self) -> (f32, Grads);
     fn logits(&self) -> Vec<f32>;
     fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)>;
+    #[allow(dead_code)]
     fn write_merged(&self, folder: &Path);
+    #[allow(dead_code)] // only EVA measures a model
+    fn task_model(self) -> TaskModel;
+    fn batch(&self) -> &Batch;
+
+    /// The rows of the batch.
+    #[allow(dead_code)]
+    fn rows(&self) -> Vec<Tokens> {
+        let (ids, types) = (self.batch().ids(), self.batch().types());
+        let row = |range: std::ops::Range<usize>| Tokens {
+            ids: ids[range.clone()].to_vec(),
+            type_ids: types[range.clone()].to_vec(),
+            targets: vec![true; range.len()],
+        };
+        self.batch().sequences().ranges().map(row).collect()
+    }
 }
 
 pub struct Llama {
@@ -114,5 +131,13 @@ impl Subject for Llama {
 
     fn write_merged(&self, folder: &Path) {
         self.lm.write_merged(&Self::base(), folder).expect("it merges");
+    }
+
+    fn task_model(self) -> TaskModel {
+        self.lm.into()
+    }
+
+    fn batch(&self) -> &Batch {
+        &self.batch
     }
 }
