@@ -1,15 +1,16 @@
 //! The directions in which the inputs of every module vary, for adapters that begin along them ([`gelora_lora::eva`]).
 //!
-//! Every target module sees its inputs x (N, C_in) in forward passes of the frozen model. Up to [`WHOLE`] channels, their
-//! covariance is summed whole. With more, a first pass finds the range of the covariance and a second one its values:
+//! Every target module sees its inputs x (N, C_in) in forward passes of the frozen model. Up to [`WHOLE`] channels, the
+//! covariance of the inputs is summed whole. With more, a first pass finds the range of the covariance and a second one
+//! its values:
 //!
 //! ```text
 //! Y = S G, G (C_in, k) random;  Q = orthonormal basis of Y       the first pass
 //! T = Q^T S Q                                                    the second pass
 //! ```
 //!
-//! Modules with the same inputs (queries, keys and values) are measured once. A language model's inputs are those at the
-//! tokens that it is trained on, those of other models at all tokens.
+//! Modules with the same inputs (queries, keys and values) are measured once. A language model's inputs are those at
+//! the tokens that it is trained on, those of other models at all tokens.
 //!
 //! Source of the range finder: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), section 4.5.
 

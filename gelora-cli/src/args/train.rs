@@ -1,5 +1,6 @@
 //! Options of `gelora train`.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -81,6 +82,40 @@ impl From<ScheduleArg> for Schedule {
             ScheduleArg::Cosine => Self::Cosine,
             ScheduleArg::Constant => Self::Constant,
         }
+    }
+}
+
+/// The peak learning rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    /// That of short trainings.
+    Auto,
+    Fixed(f64),
+}
+
+impl Rate {
+    /// The rate, or the default of `--lr` where it is chosen later.
+    pub fn or_usual(self) -> f64 {
+        match self {
+            Self::Auto => 1e-3,
+            Self::Fixed(rate) => rate,
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(rate) => rate.fmt(f),
+        }
+    }
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text {
+        "auto" => Ok(Rate::Auto),
+        text => positive(text).map(Rate::Fixed).map_err(|problem| format!("{problem}, or auto")),
     }
 }
 
@@ -177,9 +212,10 @@ pub struct TrainArgs {
     /// Dropout probability on the input of matrix A [default: 0, or that of --init-adapter]
     #[arg(long, value_name = "P", value_parser = share)]
     pub lora_dropout: Option<f64>,
-    /// Peak learning rate
-    #[arg(long, default_value_t = 1e-3, value_parser = positive, visible_alias = "learning-rate")]
-    pub lr: f64,
+    /// Peak learning rate; auto takes it from six short trainings, scored on a fifth of the training rows
+    #[arg(long, default_value_t = Rate::Fixed(1e-3), value_name = "RATE|auto", visible_alias = "learning-rate")]
+    #[arg(value_parser = rate)]
+    pub lr: Rate,
     /// Number of passes over the training data. It sets the number of steps: rows / batch size x epochs, rounded up
     #[arg(long, default_value_t = 3.0, value_parser = positive, visible_alias = "num-train-epochs")]
     pub epochs: f64,
@@ -269,7 +305,7 @@ impl TrainArgs {
             init: self.init.into(),
             dora: self.dora,
             adalora: self.adalora.then(|| (&self.triplets).into()),
-            lr: self.lr,
+            lr: self.lr.or_usual(),
             length: self.steps.map_or(Length::Epochs(self.epochs), Length::Steps),
             batch_size: self.batch_size(),
             accumulate: self.accumulate,

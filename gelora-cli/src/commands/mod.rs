@@ -20,9 +20,11 @@ mod pages;
 pub mod plan;
 pub mod predict;
 pub mod rank;
+mod rate;
 mod records;
 mod rows;
 mod screen;
+mod task;
 pub mod train;
 
 use std::path::Path;

@@ -7,11 +7,11 @@ use std::rc::Rc;
 use anyhow::{Context, Result, anyhow, bail};
 use gelora_lora::{Adapter, CONFIG_NAME, LoraLayer};
 use gelora_model::eva::Start;
-use gelora_model::evaluate::{Metric, Metrics, metrics};
+use gelora_model::evaluate::{Metrics, metrics};
 use gelora_model::train::{Best, Checkpoints, Keep};
 use gelora_model::{
-    CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, Task as ModelTask, TaskModel,
-    TokenRows, Tokens, TrainOptions, Trainer,
+    CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, TaskModel, TokenRows, Tokens,
+    TrainOptions, Trainer,
 };
 use serde_json::{Value, json};
 
@@ -22,14 +22,17 @@ use super::init_adapter::InitAdapter;
 use super::log::LOG;
 use super::loss::loss_weights;
 use super::pages::Finished;
+use super::rate::{self, RATES_NAME};
 use super::records::{Predictions, Records};
 use super::rows::{TextRows, lm_rows};
 use super::screen::Screen;
+use super::task::metric;
+pub(super) use super::task::model_task;
 use super::{
     AdapterInfo, INFO_NAME, aim, check_max_length, check_not_input, dry_run, eva, eval, is_lm, open_device,
     open_tokenizer, read_options,
 };
-use crate::args::{InitArg, ResumeArg, TaskArg, TrainArgs};
+use crate::args::{InitArg, Rate, ResumeArg, TaskArg, TrainArgs};
 use crate::card::CARD_NAME;
 use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
 use crate::launch::Group;
@@ -47,13 +50,14 @@ const REPEATING: &str = "run.toml";
 /// Folder of the latest checkpoint inside OUT.
 const CHECKPOINT: &str = "checkpoint";
 /// Names of the files and folders that the command writes to OUT.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     REPEATING,
     CONFIG_NAME,
     "adapter_model.safetensors",
     INFO_NAME,
     LOG,
     RANKS_NAME,
+    RATES_NAME,
     CHECKPOINT,
     REPORT_NAME,
     CARD_NAME,
@@ -61,7 +65,7 @@ const FILES: [&str; 10] = [
 ];
 
 /// Those that belong to a checkpoint, as long as it is not that of the training in progress.
-const OF_CHECKPOINT: [&str; 4] = [REPEATING, LOG, RANKS_NAME, EVENT_FILES];
+const OF_CHECKPOINT: [&str; 5] = [REPEATING, LOG, RANKS_NAME, RATES_NAME, EVENT_FILES];
 
 pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     let processes = &group.processes;
@@ -93,6 +97,9 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
             "{}: holds a {CARD_NAME} that gelora did not write; choose another folder with --out",
             args.out.display()
         );
+    }
+    if args.init_adapter.is_some() && args.lr == Rate::Auto {
+        bail!("--lr auto trains new adapters; with --init-adapter give a rate");
     }
     if let Some(folder) = &args.init_adapter {
         check_not_input(out.path(), "--out", &[folder])?;
@@ -135,12 +142,15 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     let settings = settings(args, &dataset, held_out.as_ref(), &tokenizer, &*data.rows, init.as_ref());
     let all_options = format!("{settings:?} {:?} {:?}", args.options(), args.compute);
     processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
-    let (mut model, config) = match init {
-        Some(init) => (init.model, Some(init.config)),
-        None => (load(args, label_set.as_ref())?, None),
+    let ready = |mut model: TaskModel| -> Result<TaskModel> {
+        model.compute_in(args.compute.dtype.into())?;
+        model.move_to(&device)?;
+        Ok(model)
     };
-    model.compute_in(args.compute.dtype.into())?;
-    model.move_to(&device)?;
+    let (mut model, config) = match init {
+        Some(init) => (ready(init.model)?, Some(init.config)),
+        None => (ready(load(args, label_set.as_ref())?)?, None),
+    };
     mark("model loaded");
     if resume && writes {
         aside::bring_back(&out, &out.file(CHECKPOINT), &OF_CHECKPOINT)?;
@@ -169,6 +179,17 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     options = match args.dry_run {
         true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
         false => TrainOptions { checkpoints: Some(checkpoints.clone()), ..options },
+    };
+    let tuned;
+    let args = match args.lr {
+        Rate::Auto if !args.dry_run => {
+            let metric = metric(args.evaluation.metric.as_deref(), label_set.as_ref())?;
+            let fresh = || ready(load(args, label_set.as_ref())?);
+            options.lr = rate::chosen((&out, resume, args.output.quiet), &options, &*data.rows, metric, fresh)?;
+            tuned = TrainArgs { lr: Rate::Fixed(options.lr), ..args.clone() };
+            &tuned
+        }
+        _ => args,
     };
     let mut trainer = match config {
         Some(config) => {
@@ -423,19 +444,6 @@ pub(super) fn label_set(task: TaskArg, dataset: &Dataset) -> Result<LabelSet> {
     data::labels(&[dataset], task)
 }
 
-/// Returns the metric that the option names, or the usual one of the task. Without labels this is a language model.
-///
-/// # Errors
-/// Returns an error that lists the metrics of the task if the name is not among them.
-pub(super) fn metric(name: Option<&str>, labels: Option<&LabelSet>) -> Result<Metric> {
-    let known = metrics(labels.map(model_task).as_ref());
-    let found = known.iter().find(|metric| name.is_none_or(|name| name == metric.name));
-    found.copied().with_context(|| {
-        let names = known.iter().map(|metric| metric.name).collect::<Vec<_>>().join(", ");
-        format!("--metric {}: expected one of {names} for this task", name.unwrap_or_default())
-    })
-}
-
 /// Reads the evaluation data: --eval-data, or the validation split of the folder `data`.
 pub(super) fn held_out(eval_data: Option<&Path>, data: &Path, options: &ReadOptions) -> Result<Option<Dataset>> {
     if let Some(path) = eval_data {
@@ -446,15 +454,6 @@ pub(super) fn held_out(eval_data: Option<&Path>, data: &Path, options: &ReadOpti
         return Ok(Some(data::read(data, Some(Split::Validation), options)?));
     }
     Ok(None)
-}
-
-/// What a fresh head predicts.
-pub(super) fn model_task(labels: &LabelSet) -> ModelTask {
-    match labels {
-        LabelSet::Classes(labels) => ModelTask::Classification { labels: labels.clone() },
-        LabelSet::Sets(sets) => ModelTask::MultiLabel { labels: sets.names.clone() },
-        LabelSet::Scores => ModelTask::Regression,
-    }
 }
 
 fn report(
