@@ -32,7 +32,7 @@ pub use plan::PlanArgs;
 pub use policy::measure_options;
 pub use predict::{FormatArg, InputArg, PredictArgs};
 pub use rank::{GranularityArg, MeasureArgs, PolicyArg, PolicyArgs, PoolArg, RankArgs, ScaleArg, TargetArgs};
-pub use train::{ResumeArg, TrainArgs};
+pub use train::{InitArg, Rate, ResumeArg, TrainArgs};
 
 /// Measure the rank of every LoRA matrix from your own data, then train the adapter.
 #[derive(Debug, Parser)]

@@ -101,7 +101,13 @@ fn a_resumed_training_equals_an_uninterrupted_one() {
 }
 
 /// Methods beside LoRA, with their options.
-const METHODS: [(&str, &str); 3] = [("lora-plus", "--lora-plus 4"), ("pissa", "--init pissa"), ("dora", "--dora")];
+const METHODS: [(&str, &str); 5] = [
+    ("eva", "--init eva"),
+    ("lora-plus", "--lora-plus 4"),
+    ("pissa", "--init pissa"),
+    ("dora", "--dora"),
+    ("adalora", "--adalora --adalora-t-init 1 --adalora-t-final 2 --adalora-interval 2"),
+];
 
 /// Every method: a resumed training equals an uninterrupted one, and the folder computes what the trained model did.
 #[test]
@@ -132,6 +138,48 @@ fn methods_resume_and_are_read_again() {
             assert_eq!(trained["eval"][metric], read[metric], "{method}: {metric}");
         }
     }
+}
+
+/// The rate with the best score on rows that were set aside is trained with, and a resumed training has the same.
+#[test]
+fn the_rate_is_chosen_on_rows_of_the_training() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let (model, data) = (fixture("tiny-bert"), data(dir.path()));
+    let line = "train {} --data {} --rank 2 --steps 60 --batch-size 16 --lr auto --checkpoint-every 20 --json --quiet \
+                --out {}";
+    let json = gelora(words(line, &[&model, &data, &at("whole")])).json();
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(at(name).join("lr.json")).expect("lr.json")).expect("JSON")
+    };
+    let (tried, lr) = (read("whole"), read("whole")["lr"].as_f64().expect("a rate"));
+    let rates: Vec<(f64, Option<f64>)> = serde_json::from_value(tried["rates"].clone()).expect("rates with scores");
+    assert_eq!((rates.len(), tried["steps"].as_u64(), tried["metric"].as_str()), (6, Some(60), Some("accuracy")));
+    let best = rates.iter().filter_map(|(_, score)| *score).fold(0.0, f64::max);
+    let first = rates.iter().find(|(_, score)| *score == Some(best)).expect("the best");
+    assert_eq!(first.0, lr);
+    assert!(json["eval"]["accuracy"].as_f64().expect("an accuracy") > 0.9, "{json}");
+    assert!(fs::read_to_string(at("whole").join("README.md")).expect("a card").contains(&lr.to_string()));
+    // The training itself has this rate, and keeps it when it is resumed.
+    let fixed = line.replace("--lr auto", &format!("--lr {lr}"));
+    gelora(words(&fixed, &[&model, &data, &at("fixed")])).ok();
+    let files = |name: &str| floats(&at(name).join("adapter_model.safetensors"));
+    assert_eq!(files("whole"), files("fixed"));
+    fs::create_dir_all(at("stopped").join("adapter_model.safetensors")).expect("a folder in the way");
+    assert_eq!(gelora(words(line, &[&model, &data, &at("stopped")])).code, Some(1));
+    fs::remove_dir(at("stopped").join("adapter_model.safetensors")).expect("it is empty");
+    let changed = fs::read_to_string(at("stopped").join("lr.json")).expect("lr.json");
+    fs::write(at("stopped").join("lr.json"), changed.replace("\"metric\"", "\"metric_\"")).expect("a file");
+    gelora(words(&format!("{line} --resume"), &[&model, &data, &at("stopped")])).fails_with(&["lr.json"]);
+    fs::write(at("stopped").join("lr.json"), changed).expect("a file");
+    gelora(words(&format!("{line} --resume"), &[&model, &data, &at("stopped")])).ok();
+    assert_eq!(files("whole"), files("stopped"));
+
+    let wrong = line.replace("--lr auto", "--lr fast");
+    let wrong = gelora(words(&wrong, &[&model, &data, &at("bad")]));
+    assert!(wrong.code == Some(2) && wrong.stderr.contains("above 0, or auto"), "{}", wrong.stderr);
+    let on = format!("{} --init-adapter {}", line.replace("--rank 2 ", ""), at("whole").display());
+    gelora(words(&on, &[&model, &data, &at("bad")])).fails_with(&["--lr auto", "--init-adapter"]);
 }
 
 #[test]

@@ -313,6 +313,7 @@ fn a_training_begins_with_an_adapter() {
         "--samples 9",
         "--init pissa",
         "--dora",
+        "--adalora",
         "--rslora",
     ] {
         let run = bad(&format!("--init-adapter {first} {option}"));
@@ -346,7 +347,13 @@ fn evaluate_of(evaluation: &Value, trained: &Value) -> Value {
 #[test]
 fn adapters_of_other_methods_and_of_peft() {
     let place = Place::new();
-    for (name, method) in [("pissa", "--init pissa"), ("dora", "--dora"), ("rslora", "--rslora")] {
+    for (name, method) in [
+        ("pissa", "--init pissa"),
+        ("dora", "--dora"),
+        ("adalora", "--adalora"),
+        ("eva", "--init eva"),
+        ("rslora", "--rslora"),
+    ] {
         place.run(name, &format!("--rank 2 --steps 12 --lr 1e-2 {method}")).ok();
         let on = format!("{name}-on");
         let init = format!("--init-adapter {} --lr 1e-12 --weight-decay 0 --steps 1", place.at(name).display());

@@ -5,6 +5,7 @@
 //! adapter_model.safetensors    base_model.model.<module>.lora_A.weight     A (R, C_in)
 //!                              base_model.model.<module>.lora_B.weight     B (C_out, R)
 //!                              base_model.model.<module>.lora_magnitude_vector     DoRA: m (C_out)
+//!                              base_model.model.<module>.lora_A, .lora_B, .lora_E  AdaLoRA: A, B, e (R, 1)
 //!                              base_model.model.<module>.<parameter>       the modules_to_save: the head
 //! ```
 //!
@@ -17,7 +18,7 @@ use std::path::Path;
 use gelora_kernels::{DType, Tensor};
 
 use crate::config::CONFIG_NAME;
-use crate::{AdapterConfig, Error, LoraLayer, Matcher, Result, files};
+use crate::{AdapterConfig, Error, LoraLayer, Matcher, Names, Result, files};
 
 /// The name of the file with the tensors in an adapter folder.
 pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
@@ -26,6 +27,8 @@ const PREFIX: &str = "base_model.model.";
 const LORA_A: &str = ".lora_A.weight";
 const LORA_B: &str = ".lora_B.weight";
 const MAGNITUDE: &str = ".lora_magnitude_vector";
+/// Names of AdaLoRA, whose factors are parameters and not modules.
+const OF_TRIPLETS: [&str; 3] = [".lora_A", ".lora_B", ".lora_E"];
 
 /// A trained adapter: the content of one PEFT folder.
 #[derive(Clone, Debug)]
@@ -49,7 +52,7 @@ impl Adapter {
     pub fn read(folder: &Path) -> Result<Self> {
         let config = AdapterConfig::read(&folder.join(CONFIG_NAME))?;
         let path = folder.join(WEIGHTS_NAME);
-        let tensors = files::read_tensors(&path, |_| true)?;
+        let tensors = files::read_tensors(&path, |name| !is_given_up(&config, name))?;
         Self::from_tensors(config, tensors, &path)
     }
 
@@ -61,17 +64,20 @@ impl Adapter {
     pub fn from_tensors(config: AdapterConfig, tensors: BTreeMap<String, Tensor>, path: &Path) -> Result<Self> {
         let matcher = config.matcher()?;
         let (mut a, mut b, mut magnitudes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut saved = BTreeMap::new();
+        let (mut singular, mut saved) = (BTreeMap::new(), BTreeMap::new());
+        let [triplets_a, triplets_b, triplets_e] = OF_TRIPLETS;
         for (key, tensor) in tensors {
             let Some(name) = key.strip_prefix(PREFIX) else {
                 return Err(Error::tensor(path, &key, format!("expected a name that begins with {PREFIX}")));
             };
-            if let Some(module) = name.strip_suffix(LORA_A) {
+            if let Some(module) = name.strip_suffix(LORA_A).or(name.strip_suffix(triplets_a)) {
                 a.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
-            } else if let Some(module) = name.strip_suffix(LORA_B) {
+            } else if let Some(module) = name.strip_suffix(LORA_B).or(name.strip_suffix(triplets_b)) {
                 b.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
             } else if let Some(module) = name.strip_suffix(MAGNITUDE).filter(|_| config.use_dora) {
                 magnitudes.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
+            } else if let Some(module) = name.strip_suffix(triplets_e) {
+                singular.insert(module.to_owned(), tensor.to_dtype(DType::F32)?);
             } else if is_saved(&config, &matcher, name) {
                 saved.insert(name.to_owned(), tensor);
             } else {
@@ -84,11 +90,14 @@ impl Adapter {
             let b =
                 b.remove(&module).ok_or_else(|| Error::module(&module, format!("{} has no lora_B", path.display())))?;
             let magnitude = magnitudes.remove(&module);
-            let layer = LoraLayer { a, b, scaling: 0.0, dropout: 0.0, magnitude, initial: None };
+            let singular = singular.remove(&module);
+            let mut layer = LoraLayer { a, b, scaling: 0.0, dropout: 0.0, magnitude, initial: None, singular };
+            layer.sizes().map_err(|problem| Error::module(&module, problem))?;
+            (layer.a, layer.singular) = (layer.factor_a()?, None);
             let layer = configured(&config, &matcher, &module, layer)?;
             layers.insert(module, layer);
         }
-        if let Some((module, _)) = b.pop_first().or(magnitudes.pop_first()) {
+        if let Some((module, _)) = b.pop_first().or(magnitudes.pop_first()).or(singular.pop_first()) {
             return Err(Error::module(&module, format!("{} has no lora_A", path.display())));
         }
         Ok(Self { config, layers, saved })
@@ -97,13 +106,16 @@ impl Adapter {
     /// Writes the folder so that `PeftModel.from_pretrained` loads it, and creates it if it does not exist. Each file
     /// is replaced atomically, the tensors first. The config is written with `inference_mode` true, as PEFT writes it.
     /// An adapter that began as singular triplets (PiSSA) is written as a plain one of twice the ranks, for the
-    /// unmodified base model.
+    /// unmodified base model, and one with singular values (AdaLoRA) as a plain one of the ranks that it keeps.
     ///
     /// # Errors
     /// As [`Adapter::check`], and if a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         if self.config.is_pissa() {
             return self.on_the_base()?.write(folder);
+        }
+        if self.config.is_adalora() {
+            return self.clone().folded()?.write(folder);
         }
         self.check()?;
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -166,12 +178,20 @@ impl Adapter {
         Ok(Self { config: config.clone(), layers, saved: self.saved })
     }
 
-    /// Number of trained values: A, B and magnitudes of every module, and the parameters in `saved`.
+    /// Number of trained values: A, B, magnitudes and singular values of every module, and the parameters in `saved`.
     #[must_use]
     pub fn parameters(&self) -> usize {
         self.layers.values().map(LoraLayer::parameters).sum::<usize>()
             + self.saved.values().map(Tensor::len).sum::<usize>()
     }
+}
+
+/// Whether AdaLoRA left no rank to the module of this tensor, which is empty then.
+fn is_given_up(config: &AdapterConfig, name: &str) -> bool {
+    let Some(Names::List(excluded)) = &config.exclude_modules else { return false };
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let module = OF_TRIPLETS.iter().find_map(|end| name.strip_suffix(end));
+    module.is_some_and(|module| excluded.iter().any(|excluded| excluded == module))
 }
 
 /// Whether the config saves this parameter: it is in a module of `modules_to_save`, or it is the language-model head,
@@ -206,7 +226,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Names;
 
     fn config(json: &str) -> AdapterConfig {
         serde_json::from_str(json).unwrap()
@@ -267,6 +286,7 @@ mod tests {
             dropout: 0.0,
             magnitude: None,
             initial: None,
+            singular: None,
         };
         let mut adapter = Adapter {
             config: config(r#"{"r": 2, "lora_alpha": 4, "target_modules": ["q"], "modules_to_save": ["score"]}"#),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::patterns::{Patterns, number, numbers};
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, peft_adalora};
 
 /// The file's name in an adapter folder.
 pub const CONFIG_NAME: &str = "adapter_config.json";
@@ -171,7 +171,8 @@ const HARMLESS: [&str; 11] = [
 ];
 
 impl AdapterConfig {
-    /// Reads adapter_config.json and checks that everything in it is supported.
+    /// Reads adapter_config.json and checks that everything in it is supported. A config of AdaLoRA becomes one of LoRA
+    /// with the ranks that it kept.
     ///
     /// # Errors
     /// If the file cannot be read or is not a LoRA config, or as [`AdapterConfig::validate`].
@@ -185,8 +186,16 @@ impl AdapterConfig {
             peft_type: String,
         }
         let method: Method = serde_json::from_slice(&bytes).map_err(json)?;
-        check_method(&method.peft_type)?; // before other keys are read as LoRA's
-        let config: Self = serde_json::from_slice(&bytes).map_err(json)?;
+        let config: Self = match &method.peft_type[..] {
+            peft_adalora::PEFT_TYPE => {
+                let theirs: Value = serde_json::from_slice(&bytes).map_err(json)?;
+                serde_json::from_value(peft_adalora::plain_config(theirs)?).map_err(json)?
+            }
+            other => {
+                check_method(other)?; // before other keys are read as LoRA's
+                serde_json::from_slice(&bytes).map_err(json)?
+            }
+        };
         config.validate()?;
         Ok(config)
     }
@@ -263,7 +272,7 @@ impl AdapterConfig {
 fn check_method(peft_type: &str) -> Result<()> {
     match peft_type {
         "LORA" => Ok(()),
-        other => Err(Error::option("peft_type", "\"LORA\"", format!("{other:?}"))),
+        other => Err(Error::option("peft_type", "\"LORA\" or \"ADALORA\"", format!("{other:?}"))),
     }
 }
 
@@ -333,7 +342,7 @@ mod tests {
             (r#""velora_config": {"a": 3}"#, "velora_config"),
             (r#""use_something_new": true"#, "use_something_new is true"),
             (r#""init_lora_weights": "pissa_niter_16""#, "init_lora_weights is \"pissa_niter_16\""),
-            (r#""peft_type": "IA3""#, "peft_type is \"IA3\"; expected \"LORA\""),
+            (r#""peft_type": "IA3""#, "peft_type is \"IA3\"; expected \"LORA\" or \"ADALORA\""),
             (r#""r": 0"#, "r is 0"),
             (r#""rank_pattern": {"q": 0}"#, "rank_pattern[\"q\"] is 0"),
             (r#""lora_dropout": 1.0"#, "lora_dropout is 1"),

@@ -59,7 +59,7 @@ impl Update {
         if !(layer.scaling.is_finite() && layer.scaling > 0.0) {
             return Err(problem("an adapter is cut only with a scaling above 0"));
         }
-        let (rank, c_in, c_out) = (layer.rank(), layer.a.cols(), layer.b.rows());
+        let (rank, c_in, c_out, factor_a) = (layer.rank(), layer.a.cols(), layer.b.rows(), layer.factor_a()?);
         let matrix = |tensor: &Tensor| -> Result<DMatrix<f64>> {
             let values = tensor.to_vec()?;
             if values.iter().any(|value| !value.is_finite()) {
@@ -67,7 +67,7 @@ impl Update {
             }
             Ok(DMatrix::from_row_iterator(tensor.rows(), tensor.cols(), values.into_iter().map(f64::from)))
         };
-        let (b, a) = (matrix(&layer.b)?.qr(), matrix(&layer.a)?.transpose().qr());
+        let (b, a) = (matrix(&layer.b)?.qr(), matrix(&factor_a)?.transpose().qr());
         let small = f64::from(layer.scaling) * b.r() * a.r().transpose();
         let svd = small.svd(true, true);
         let (Some(x), Some(y)) = (svd.u, svd.v_t) else { return Err(problem("an update has no decomposition")) };
@@ -131,7 +131,7 @@ impl Update {
         Ok(LoraLayer {
             a: Tensor::from_vec(a.collect(), [rank, c_in])?,
             b: Tensor::from_vec(b.collect(), [c_out, rank])?,
-            initial: None,
+            singular: None,
             ..layer.clone()
         })
     }

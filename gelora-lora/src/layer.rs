@@ -28,6 +28,8 @@ pub struct LoraLayer {
     /// A0 and B0, if A and B began as singular triplets of the weight: the layer then belongs on
     /// [`LoraLayer::residual`] of the weight.
     pub initial: Option<Initial>,
+    /// e (R, 1), f32, if this is AdaLoRA: A counts as diag(e) A.
+    pub singular: Option<Tensor>,
 }
 
 /// A0 (R, C_in) and B0 (C_out, R) of an adapter that began as singular triplets of its weight.
@@ -60,6 +62,7 @@ impl LoraLayer {
             dropout: config.dropout,
             magnitude: None,
             initial: None,
+            singular: None,
         })
     }
 
@@ -69,13 +72,14 @@ impl LoraLayer {
         self.a.rows()
     }
 
-    /// Number of trained values, R (C_in + C_out), and C_out more with magnitudes.
+    /// Number of trained values, R (C_in + C_out), C_out more with magnitudes, and R more with singular values.
     #[must_use]
     pub fn parameters(&self) -> usize {
-        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Tensor::len)
+        let others = [&self.magnitude, &self.singular];
+        self.a.len() + self.b.len() + others.into_iter().flatten().map(Tensor::len).sum::<usize>()
     }
 
-    /// Moves A, B and the magnitudes to a device.
+    /// Moves A, B, magnitudes and singular values to a device.
     ///
     /// # Errors
     /// If the device fails.
@@ -83,26 +87,32 @@ impl LoraLayer {
         self.a = self.a.to_device(device)?;
         self.b = self.b.to_device(device)?;
         self.magnitude = self.magnitude.as_ref().map(|m| m.to_device(device)).transpose()?;
+        self.singular = self.singular.as_ref().map(|e| e.to_device(device)).transpose()?;
         Ok(())
     }
 
-    /// A and B with the frozen weight W (C_out, C_in) and bias b (C_out), for forward and backward. Magnitudes apply to
-    /// the result without a bias: [`gelora_kernels::ops::dora`]. Dropout is on only with a
-    /// key; a training step makes one with [`gelora_kernels::random::key`].
+    /// A and B with the frozen weight W (C_out, C_in) and bias b (C_out), for forward and backward. `a` is
+    /// [`LoraLayer::factor_a`]. Magnitudes apply to the result without a bias: [`gelora_kernels::ops::dora`]. Dropout
+    /// is on only with a key; a training step makes one with [`gelora_kernels::random::key`].
     #[must_use]
     pub fn bind<'a>(
         &'a self,
+        a: &'a Tensor,
         weight: &'a Weight,
         bias: Option<&'a Tensor>,
         dropout_key: Option<[u32; 2]>,
     ) -> LoraLinear<'a> {
         let dropout = dropout_key.filter(|_| self.dropout > 0.0).map(|key| Dropout { p: self.dropout, key });
-        LoraLinear { weight, bias, a: &self.a, b: &self.b, scaling: self.scaling, dropout }
+        LoraLinear { weight, bias, a, b: &self.b, scaling: self.scaling, dropout }
     }
 
     /// (R, C_in, C_out), or a message that says what is wrong with the shapes of A and B.
     pub(crate) fn sizes(&self) -> Result<(usize, usize, usize), String> {
         match (self.a.shape(), self.b.shape()) {
+            (&[rank, _], &[_, r]) if r == rank && self.singular.as_ref().is_some_and(|e| e.shape() != [rank, 1]) => {
+                let e = self.singular.as_ref().map(Tensor::shape);
+                Err(format!("expected a singular value for each of {rank} ranks, got {e:?}"))
+            }
             (&[rank, c_in], &[c_out, r]) if r == rank => match self.magnitude.as_ref().map(Tensor::shape) {
                 None => Ok((rank, c_in, c_out)),
                 Some(&[n]) if n == c_out => Ok((rank, c_in, c_out)),
@@ -116,7 +126,7 @@ impl LoraLayer {
 /// FNV-1a, 64 bits.
 ///
 /// Source: Fowler, Noll, Vo, "The FNV non-cryptographic hash algorithm" (RFC 9923).
-fn name_hash(name: &str) -> u64 {
+pub(crate) fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
@@ -141,7 +151,7 @@ mod tests {
 
         let weight = Weight::new(Tensor::from_vec(vec![0.5; 7 * 400], [7, 400])?, DType::F32)?;
         let x = Tensor::from_vec((0..400).map(|i| i as f32).collect::<Vec<_>>(), [1, 400])?;
-        let (y, _) = layer.bind(&weight, None, Some([1, 2])).forward(&x)?;
+        let (y, _) = layer.bind(&layer.a, &weight, None, Some([1, 2])).forward(&x)?;
         assert_eq!(y.to_vec()?, gelora_kernels::ops::linear::forward(&x, &weight, None)?.to_vec()?);
         Ok(())
     }
@@ -159,10 +169,10 @@ mod tests {
     fn dropout_needs_a_key_and_a_probability() -> Result<()> {
         let mut layer = LoraLayer::new("q", 4, 4, &CONFIG, 1)?;
         let weight = Weight::new(Tensor::from_vec(vec![0.0; 16], [4, 4])?, DType::F32)?;
-        assert!(layer.bind(&weight, None, Some([1, 2])).dropout.is_some());
-        assert!(layer.bind(&weight, None, None).dropout.is_none());
+        assert!(layer.bind(&layer.a, &weight, None, Some([1, 2])).dropout.is_some());
+        assert!(layer.bind(&layer.a, &weight, None, None).dropout.is_none());
         layer.dropout = 0.0;
-        assert!(layer.bind(&weight, None, Some([1, 2])).dropout.is_none());
+        assert!(layer.bind(&layer.a, &weight, None, Some([1, 2])).dropout.is_none());
         assert!(LoraLayer::new("q", 2, 400, &CONFIG, 1).is_err());
         Ok(())
     }

@@ -45,17 +45,20 @@
 #![deny(unsafe_code)]
 #![warn(missing_debug_implementations, unreachable_pub)]
 
+pub mod adalora;
 mod adapter;
 mod config;
 pub mod cut;
 pub mod directions;
 mod error;
+pub mod eva;
 pub mod files;
 mod for_modules;
 mod layer;
 mod matcher;
 pub mod merge;
 mod patterns;
+mod peft_adalora;
 mod pissa;
 pub mod ranks;
 mod svd;

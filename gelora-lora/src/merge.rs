@@ -24,7 +24,7 @@ use crate::{LoraLayer, Result};
 ///
 /// let w = Tensor::from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2])?;
 /// let (a, b) = (Tensor::from_vec(vec![1.0, 2.0], [1, 2])?, Tensor::from_vec(vec![1.0, -1.0], [2, 1])?);
-/// let layer = LoraLayer { a, b, scaling: 0.5, dropout: 0.0, magnitude: None, initial: None };
+/// let layer = LoraLayer { a, b, scaling: 0.5, dropout: 0.0, magnitude: None, initial: None, singular: None };
 /// assert_eq!(merge::merge(&w, &layer)?.to_vec()?, [1.5, 1.0, -0.5, 0.0]);
 /// # Ok::<(), gelora_lora::Error>(())
 /// ```
@@ -50,7 +50,7 @@ fn add_product(weight: &Tensor, layer: &LoraLayer, scaling: f32) -> Result<Tenso
         let (expected, got) = (format!("({c_out}, {c_in}), as the adapter"), weight.shape().to_vec());
         return Err(gelora_kernels::Error::Shape { op: "merge", name: "W", expected, got }.into());
     }
-    let mut merged = lora_linear::merge(weight, &layer.a, &layer.b, scaling)?;
+    let mut merged = lora_linear::merge(weight, &layer.factor_a()?, &layer.b, scaling)?;
     if let Some(magnitude) = &layer.magnitude {
         let (magnitude, norms) = (magnitude.to_vec()?, row_norms(&merged)?.to_vec()?);
         for ((row, m), n) in merged.as_mut_slice()?.chunks_mut(c_in.max(1)).zip(magnitude).zip(norms) {
@@ -118,12 +118,13 @@ mod tests {
             // alpha differs from r: a forgotten or squared scaling shows.
             let mut stream = Stream::new(seed);
             let (a, b) = (random(&mut stream, [rank, c_in]), random(&mut stream, [c_out, rank]));
-            let layer = LoraLayer { a, b, scaling: alpha / rank as f32, dropout: 0.0, magnitude: None, initial: None };
+            let scaling = alpha / rank as f32;
+            let layer = LoraLayer { a, b, scaling, dropout: 0.0, magnitude: None, initial: None, singular: None };
             let (weight, x) = (random(&mut stream, [c_out, c_in]), random(&mut stream, [5, c_in]));
 
             let merged = merge(&weight, &layer).unwrap();
             let frozen = |w: &Tensor| Weight::new(w.clone(), DType::F32).unwrap();
-            let (adapted, _) = layer.bind(&frozen(&weight), None, None).forward(&x).unwrap();
+            let (adapted, _) = layer.bind(&layer.a, &frozen(&weight), None, None).forward(&x).unwrap();
             let tolerance = 1e-5 * (c_in * rank) as f32 * layer.scaling.max(1.0);
             let difference = largest_difference(&linear::forward(&x, &frozen(&merged), None).unwrap(), &adapted);
             prop_assert!(difference <= tolerance, "{difference} > {tolerance}");
@@ -137,7 +138,7 @@ mod tests {
     fn the_element_type_stays() -> Result<()> {
         let mut stream = Stream::new(1);
         let (a, b) = (random(&mut stream, [2, 7]), random(&mut stream, [5, 2]));
-        let layer = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, magnitude: None, initial: None };
+        let layer = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, magnitude: None, initial: None, singular: None };
         let weight = random(&mut stream, [5, 7]);
         for dtype in [DType::Bf16, DType::F16, DType::F64, DType::F32] {
             let stored = weight.to_dtype(dtype)?;
@@ -160,6 +161,7 @@ mod tests {
                 dropout: 0.0,
                 magnitude: None,
                 initial: None,
+                singular: None,
             })
         };
         let weight = one(65000.0)?.to_dtype(DType::F16)?;
@@ -176,7 +178,7 @@ mod tests {
         let mut stream = Stream::new(3);
         let w = random(&mut stream, [5, 7]);
         let (a, b) = (random(&mut stream, [2, 7]), random(&mut stream, [5, 2]));
-        let plain = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, magnitude: None, initial: None };
+        let plain = LoraLayer { a, b, scaling: 1.5, dropout: 0.0, magnitude: None, initial: None, singular: None };
         let merged = merge(&w, &plain)?;
         // New magnitudes change nothing.
         let mut layer = plain.with_magnitude(&w)?;
@@ -201,6 +203,7 @@ mod tests {
             dropout: 0.0,
             magnitude: None,
             initial: None,
+            singular: None,
         };
         let error = merge(&random(&mut stream, [7, 5]), &layer).unwrap_err().to_string();
         assert_eq!(error, "merge: W must be (5, 7), as the adapter, got [7, 5]");

@@ -69,6 +69,7 @@ impl LoraLayer {
             dropout: config.dropout,
             magnitude: None,
             initial: Some(initial),
+            singular: None,
         })
     }
 
@@ -115,6 +116,7 @@ impl LoraLayer {
             a: Tensor::from_vec(a.to_vec(), [rank, c_in])?,
             b: Tensor::from_vec(half(0, 1.0), [c_out, rank])?,
             initial: Some(initial),
+            singular: None,
             ..self.clone()
         })
     }

@@ -58,7 +58,7 @@ pub(crate) fn leading(w: &[f32], c_out: usize, c_in: usize, rank: usize) -> Trip
 }
 
 /// The leading triplets of a matrix with at least as many rows as columns.
-fn leading_of_tall(w: &DMatrix<f64>, rank: usize) -> Triplets {
+pub(crate) fn leading_of_tall(w: &DMatrix<f64>, rank: usize) -> Triplets {
     let (rows, most) = w.shape();
     let mut lanczos = Lanczos {
         scale: w.norm(),

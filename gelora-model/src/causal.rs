@@ -134,6 +134,10 @@ impl CausalLm {
         &self.model
     }
 
+    pub(crate) fn transformer_mut(&mut self) -> &mut Transformer {
+        &mut self.model
+    }
+
     /// Sets the model's name, as [`Transformer::set_name`] does.
     pub fn set_name(&mut self, name: impl Into<String>) {
         self.model.set_name(name);

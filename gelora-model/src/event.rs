@@ -18,6 +18,8 @@ pub enum Work {
     Stability,
     /// The gradients of the frozen model; a unit is an example.
     Gradients,
+    /// The inputs of the frozen model's modules; a unit is an example.
+    Inputs,
     /// Training; a unit is an optimizer step.
     Training,
     /// The forward pass over evaluation data; a unit is an example.
@@ -32,6 +34,7 @@ impl Work {
             Self::Dimensions => "intrinsic dimension",
             Self::Stability => "stability",
             Self::Gradients => "gradients",
+            Self::Inputs => "inputs",
             Self::Training => "train",
             Self::Evaluation => "eval",
         }

@@ -36,6 +36,8 @@
 //! | [`Trainer`], [`train`] | optimizer steps, checkpoints, metrics on held-out rows |
 //! | [`evaluate()`], [`mod@evaluate`] | predictions and metrics |
 //! | [`distributed`] | the same work on several processes |
+//! | [`eva`] | directions in which the inputs of modules vary, to begin adapters with |
+//! | [`adalora`] | ranks that are given up while a training runs |
 //! | [`optim`] | AdamW over named parameters, the learning-rate schedule, clipping |
 //! | [`gguf`], [`checkpoint`] | weight files |
 //!
@@ -49,6 +51,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations)]
 
+pub mod adalora;
 mod adapter;
 mod attention;
 mod batch;
@@ -62,6 +65,7 @@ mod convolution;
 mod disentangled;
 pub mod distributed;
 mod error;
+pub mod eva;
 pub mod evaluate;
 mod event;
 mod family;
@@ -81,6 +85,7 @@ pub mod optim;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod plan;
 mod position;
+mod probe;
 mod record;
 mod rows;
 mod sublayer;

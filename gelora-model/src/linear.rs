@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gelora_kernels::ops::linear::{self, Weight};
-use gelora_kernels::ops::{add, dora, lora_linear};
+use gelora_kernels::ops::{adalora, add, dora, lora_linear};
 use gelora_kernels::{DType, Device, DeviceKind, Tensor};
 use gelora_lora::LoraLayer;
 
 use crate::mode::{DropoutSite, Mode};
+use crate::probe::Probe;
 use crate::{Error, Result};
 
 /// Gradients by parameter name: `MODULE.lora_A.weight`, `MODULE.lora_B.weight`, `classifier.weight`, ...
@@ -74,6 +76,8 @@ pub struct Linear {
     pub lora: Option<LoraLayer>,
     /// Squared norms of the rows of W (C_out), if the adapter has magnitudes.
     pub(crate) squares: Option<Tensor>,
+    /// What sees the inputs, while they are measured.
+    pub(crate) probe: Option<Arc<dyn Probe>>,
     /// Whether the checkpoint stores W as (C_in, C_out).
     pub(crate) transposed: bool,
 }
@@ -108,15 +112,18 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, mode: &Mode) -> Result<(Tensor, Saved)> {
+        if let Some(probe) = self.probe.as_ref().filter(|_| !mode.is_for_distances()) {
+            probe.see(&self.name, x);
+        }
         let Some(layer) = &self.lora else {
             return Ok((linear::forward(x, &self.weight, self.bias.as_ref())?, Saved { lora: None, directed: None }));
         };
-        let key = mode.key(DropoutSite::Lora, self.index);
+        let (key, a) = (mode.key(DropoutSite::Lora, self.index), layer.factor_a()?);
         let (Some(magnitude), Some(squares)) = (&layer.magnitude, &self.squares) else {
-            let (y, saved) = layer.bind(&self.weight, self.bias.as_ref(), key).forward(x)?;
+            let (y, saved) = layer.bind(&a, &self.weight, self.bias.as_ref(), key).forward(x)?;
             return Ok((y, Saved { lora: Some((x.clone(), key, saved)), directed: None }));
         };
-        let (z, saved) = layer.bind(&self.weight, None, key).forward(x)?;
+        let (z, saved) = layer.bind(&a, &self.weight, None, key).forward(x)?;
         let norms = dora::norms(&self.weight, squares, &layer.a, &layer.b, layer.scaling)?;
         let y = dora::forward(&z, magnitude, &norms, self.bias.as_ref())?;
         Ok((y, Saved { lora: Some((x.clone(), key, saved)), directed: Some((z, norms)) }))
@@ -129,8 +136,9 @@ impl Linear {
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(linear::backward_input(dy, &self.weight)?);
         };
-        let g = layer.bind(&self.weight, self.bias.as_ref(), key).backward(&x, dy, saved)?;
-        self.keep(grads, g.da, g.db)?;
+        let a = layer.factor_a()?;
+        let g = layer.bind(&a, &self.weight, self.bias.as_ref(), key).backward(&x, dy, saved)?;
+        self.keep(layer, grads, g.da, g.db)?;
         Ok(g.dx)
     }
 
@@ -141,8 +149,9 @@ impl Linear {
         let (Some(layer), Some((x, key, saved))) = (&self.lora, saved.lora) else {
             return Ok(());
         };
-        let (da, db) = layer.bind(&self.weight, self.bias.as_ref(), key).backward_parameters(&x, dy, saved)?;
-        self.keep(grads, da, db)
+        let a = layer.factor_a()?;
+        let (da, db) = layer.bind(&a, &self.weight, self.bias.as_ref(), key).backward_parameters(&x, dy, saved)?;
+        self.keep(layer, grads, da, db)
     }
 
     /// With magnitudes, returns dz and adds their gradient to `grads`.
@@ -159,7 +168,16 @@ impl Linear {
         Ok(Some(dz))
     }
 
-    fn keep(&self, grads: &mut Grads, da: Tensor, db: Tensor) -> Result<()> {
+    /// Adds the gradients of the factors: that of A from that of diag(e) A, if there are singular values.
+    fn keep(&self, layer: &LoraLayer, grads: &mut Grads, da: Tensor, db: Tensor) -> Result<()> {
+        let da = match &layer.singular {
+            Some(e) => {
+                let (da, de) = adalora::backward(&da, e, &layer.a)?;
+                accumulate(grads, format!("{}.lora_E", self.name), de)?;
+                da
+            }
+            None => da,
+        };
         accumulate(grads, format!("{}.lora_A.weight", self.name), da)?;
         accumulate(grads, format!("{}.lora_B.weight", self.name), db)
     }

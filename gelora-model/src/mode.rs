@@ -48,6 +48,10 @@ impl Mode {
         Self { for_distances: true, ..self }
     }
 
+    pub(crate) fn is_for_distances(&self) -> bool {
+        self.for_distances
+    }
+
     pub(crate) fn recomputes(&self) -> bool {
         self.recompute
     }

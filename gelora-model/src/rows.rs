@@ -71,6 +71,21 @@ impl TokenRows {
         Self { tokens, targets: Targets::Sets(sets) }
     }
 
+    /// Some of the rows of another source, in this order.
+    ///
+    /// # Errors
+    /// Returns an error if a row cannot be tokenized.
+    pub fn part_of(rows: &dyn Rows, indices: &[usize]) -> Result<Self> {
+        let tokens = rows.tokens(indices)?;
+        let targets = match rows.labels() {
+            Labels::None => Targets::None,
+            Labels::Classes(classes) => Targets::Classes(indices.iter().map(|&row| classes[row]).collect()),
+            Labels::Sets(sets) => Targets::Sets(indices.iter().map(|&row| sets[row].clone()).collect()),
+            Labels::Scores(scores) => Targets::Scores(indices.iter().map(|&row| scores[row]).collect()),
+        };
+        Ok(Self { tokens, targets })
+    }
+
     /// Makes rows with one score each.
     pub fn with_scores(tokens: Vec<Tokens>, scores: Vec<f64>) -> Self {
         Self { tokens, targets: Targets::Scores(scores) }

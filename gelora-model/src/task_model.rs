@@ -45,6 +45,10 @@ impl TaskModel {
         either!(self, model => model.transformer())
     }
 
+    pub(crate) fn transformer_mut(&mut self) -> &mut Transformer {
+        either!(self, model => model.transformer_mut())
+    }
+
     /// The task in PEFT's terms.
     pub fn adapter_task(&self) -> AdapterTask {
         match self {

@@ -207,6 +207,7 @@ impl Weights {
             bias,
             lora: None,
             squares: None,
+            probe: None,
             transposed,
         })
     }

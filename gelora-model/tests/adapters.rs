@@ -319,7 +319,7 @@ fn directions_of_equal_rows_are_the_singular_values_of_their_gradient() {
     let values = |module: &str| {
         let a = Tensor::from_vec(one.clone(), [size, size]).expect("a matrix");
         let b = grads[&format!("{module}.lora_B.weight")].clone();
-        let layer = LoraLayer { a, b, scaling: 1.0, dropout: 0.0, magnitude: None, initial: None };
+        let layer = LoraLayer { a, b, scaling: 1.0, dropout: 0.0, magnitude: None, initial: None, singular: None };
         Update::of(&layer).expect("a decomposition").values
     };
 

@@ -4,121 +4,15 @@
 #![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
 
 mod golden;
+mod subject;
 
-use std::path::{Path, PathBuf};
-
-use gelora_kernels::Tensor;
-use gelora_lora::{Adapter, AdapterConfig, Init, Names};
+use gelora_lora::{Adapter, AdapterConfig, Init};
 use gelora_model::optim::Optimizer;
-use gelora_model::{Batch, CausalLm, Grads, Mode};
 use golden::{Golden, assert_close, fixture};
-
-const KEY: &str = "base_model.model.";
+use subject::{KEY, Llama, Subject};
 
 fn goldens() -> Golden {
     Golden::open("methods.golden.safetensors")
-}
-
-/// A model with adapters on the batch of its goldens.
-trait Subject: Sized {
-    /// The name of its goldens.
-    const NAME: &'static str;
-
-    fn base() -> PathBuf;
-    /// The base model without adapters, with the head of the goldens.
-    fn load() -> Self;
-    fn with_adapter(base: &Path, adapter: Adapter) -> Self;
-    /// A model that was written whole.
-    fn whole(folder: &Path) -> Self;
-    /// The adapter of the goldens of LoRA+.
-    fn adapter_of_lora_plus() -> Adapter;
-    /// The settings of the adapters in methods.py.
-    fn config() -> AdapterConfig;
-    fn add_adapters(&mut self, config: &AdapterConfig);
-    fn adapter(&self, config: AdapterConfig) -> Adapter;
-    fn backward(&self) -> (f32, Grads);
-    fn logits(&self) -> Vec<f32>;
-    fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)>;
-    fn write_merged(&self, folder: &Path);
-}
-
-struct Llama {
-    lm: CausalLm,
-    batch: Batch,
-}
-
-impl Llama {
-    fn of(lm: CausalLm) -> Self {
-        let golden = Golden::open("families/llama.golden.safetensors");
-        let (ids, mask) = (golden.integers("input_ids"), golden.integers("attention_mask"));
-        let row = |(ids, mask): (&[u32], &[u32])| ids[..mask.iter().sum::<u32>() as usize].to_vec();
-        let rows: Vec<Vec<u32>> = ids.chunks(23).zip(mask.chunks(23)).map(row).collect();
-        Self { lm, batch: Batch::of_ids(&rows).expect("rows are not empty") }
-    }
-}
-
-impl Subject for Llama {
-    const NAME: &'static str = "llama";
-
-    fn base() -> PathBuf {
-        fixture("families/llama")
-    }
-
-    fn load() -> Self {
-        Self::whole(&Self::base())
-    }
-
-    fn with_adapter(base: &Path, adapter: Adapter) -> Self {
-        Self::of(CausalLm::with_adapter(base, adapter).expect("it fits"))
-    }
-
-    fn whole(folder: &Path) -> Self {
-        Self::of(CausalLm::load(folder).expect("it loads"))
-    }
-
-    fn adapter_of_lora_plus() -> Adapter {
-        let adapter = Adapter::read(&fixture("families/llama/adapter")).expect("a PEFT folder");
-        Adapter { saved: [].into(), ..adapter }
-    }
-
-    fn config() -> AdapterConfig {
-        let targets = ["q_proj", "v_proj", "o_proj", "down_proj"].map(str::to_owned);
-        AdapterConfig {
-            r: 3,
-            lora_alpha: 7.0,
-            task_type: Some("CAUSAL_LM".into()),
-            target_modules: Some(Names::List(targets.to_vec())),
-            ..AdapterConfig::default()
-        }
-    }
-
-    fn add_adapters(&mut self, config: &AdapterConfig) {
-        self.lm.add_adapters(config, 1).expect("they fit");
-    }
-
-    fn adapter(&self, config: AdapterConfig) -> Adapter {
-        self.lm.adapter(config)
-    }
-
-    fn backward(&self) -> (f32, Grads) {
-        let (targets, mut grads) = (vec![true; self.batch.ids().len()], Grads::new());
-        let loss = self.lm.backward(&self.batch, &targets, &Mode::inference(), 1.0, &mut grads).expect("backward");
-        (loss.item().expect("a loss"), grads)
-    }
-
-    fn logits(&self) -> Vec<f32> {
-        // The second row.
-        let rows: Vec<usize> = (23..32).collect();
-        self.lm.logits(&self.batch, &rows).and_then(|t| Ok(t.to_vec()?)).expect("logits")
-    }
-
-    fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
-        self.lm.parameters_mut()
-    }
-
-    fn write_merged(&self, folder: &Path) {
-        self.lm.write_merged(&Self::base(), folder).expect("it merges");
-    }
 }
 
 /// Compares the loss and all gradients with PEFT's.
@@ -259,100 +153,8 @@ fn dora_matches_peft() {
 
 #[cfg(feature = "testbed")]
 mod minilm {
-    use gelora_model::{Classifier, Targets, Task};
-
     use super::*;
-
-    struct MiniLm {
-        classifier: Classifier,
-        batch: Batch,
-    }
-
-    impl MiniLm {
-        fn of(classifier: Classifier) -> Self {
-            let golden = Golden::open("minilm.golden.safetensors");
-            let (ids, types) = (golden.integers("input_ids"), golden.integers("token_type_ids"));
-            let cut = |v: &[u32], b: usize, length: u32| v[b * 128..b * 128 + length as usize].to_vec();
-            let lengths = golden.integers("lengths");
-            let row = |b: usize| (cut(&ids, b, lengths[b]), cut(&types, b, lengths[b]));
-            let rows: Vec<_> = (0..6).map(|i| row(4 * i)).collect();
-            Self { classifier, batch: Batch::new(&rows).expect("rows are not empty") }
-        }
-    }
-
-    impl Subject for MiniLm {
-        const NAME: &'static str = "minilm";
-
-        fn base() -> PathBuf {
-            let testbed = std::env::var_os("GELORA_TESTBED").map(PathBuf::from);
-            let testbed = testbed.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/testbed"));
-            let model = testbed.join("minilm");
-            assert!(model.is_dir(), "{} is missing; `cargo xtask testbed` fetches it", model.display());
-            model
-        }
-
-        fn load() -> Self {
-            let task = Task::Classification { labels: vec!["0".into(), "1".into()] };
-            let mut subject = Self::of(Classifier::new(&Self::base(), task, 0).expect("it loads"));
-            let golden = goldens();
-            for (name, tensor) in subject.classifier.parameters_mut() {
-                let values = golden.floats(&format!("minilm.pissa.{KEY}{name}"));
-                *tensor = Tensor::from_vec(values, tensor.shape()).expect("the shape of the head");
-            }
-            subject
-        }
-
-        fn with_adapter(base: &Path, adapter: Adapter) -> Self {
-            Self::of(Classifier::with_adapter(base, adapter, None).expect("it fits"))
-        }
-
-        fn whole(folder: &Path) -> Self {
-            Self::of(Classifier::load(folder, None).expect("it loads"))
-        }
-
-        fn adapter_of_lora_plus() -> Adapter {
-            Adapter::read(&fixture("minilm-peft")).expect("a PEFT folder")
-        }
-
-        fn config() -> AdapterConfig {
-            let targets = r"bert\.encoder\.layer\.[05]\.attention\.self\.(query|value)";
-            AdapterConfig {
-                r: 3,
-                lora_alpha: 7.0,
-                task_type: Some("SEQ_CLS".into()),
-                target_modules: Some(Names::Pattern(targets.into())),
-                modules_to_save: Some(vec!["classifier".into()]),
-                ..AdapterConfig::default()
-            }
-        }
-
-        fn add_adapters(&mut self, config: &AdapterConfig) {
-            self.classifier.add_adapters(config, 1).expect("they fit");
-        }
-
-        fn adapter(&self, config: AdapterConfig) -> Adapter {
-            self.classifier.adapter(config)
-        }
-
-        fn backward(&self) -> (f32, Grads) {
-            let (labels, mut grads) = ((0..6).map(|i| i % 2).collect::<Vec<_>>(), Grads::new());
-            let targets = Targets::Classes(&labels);
-            let loss = self.classifier.backward(&self.batch, targets, &Mode::inference(), 1.0, &mut grads);
-            (loss.and_then(|loss| Ok(loss.item()?)).expect("a loss"), grads)
-        }
-
-        fn logits(&self) -> Vec<f32> {
-            self.classifier.logits(&self.batch).and_then(|t| Ok(t.to_vec()?)).expect("logits")
-        }
-
-        fn parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
-            self.classifier.parameters_mut()
-        }
-
-        fn write_merged(&self, folder: &Path) {
-            self.classifier.write_merged(&Self::base(), folder).expect("it merges");
-        }
-    }
+    use crate::subject::minilm::MiniLm;
 
     #[test]
     fn lora_plus_matches_peft_on_minilm() {

@@ -20,9 +20,9 @@ pub struct CompareArgs {
     #[arg(long, value_enum, default_value_t = TaskArg::Auto)]
     pub task: TaskArg,
     /// Arms to train: head (no adapters), uniform-1, uniform (at --budget-rank), rslora, lora-plus, pissa, dora,
-    /// gelora, gelora-upper, plateau (gelora at the plateau scale), budget, gradient and signal (the budget by the
-    /// directions of gradients), prune (four times the budget, cut); controls: shuffled-budget, ascending-budget,
-    /// random, repeat (uniform with another seed), leaked (uniform, trained on the scored rows too)
+    /// adalora, eva, gelora, gelora-upper, plateau (gelora at the plateau scale), budget, gradient and signal (the
+    /// budget by the directions of gradients), prune (four times the budget, cut); controls: shuffled-budget,
+    /// ascending-budget, random, repeat (uniform with another seed), leaked (uniform, trained on the scored rows too)
     #[arg(long, value_name = "ARM,...", value_delimiter = ',')]
     #[arg(default_value = "head,uniform-1,uniform,gelora,budget,shuffled-budget")]
     pub arms: Vec<String>,

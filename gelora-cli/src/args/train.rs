@@ -1,9 +1,11 @@
 //! Options of `gelora train`.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use gelora_model::train::{Init, Schedule};
+use gelora_model::TrainOptions;
+use gelora_model::train::{AdaLora, Init, Length, Schedule};
 
 use super::parse::{at_least_one, not_negative, positive, share, warmup};
 use super::{
@@ -12,8 +14,8 @@ use super::{
 };
 
 /// Options of new adapters, which conflict with an adapter that is trained on.
-const NEW_ADAPTERS: [&str; 8] =
-    ["ranks", "rank", "target_modules", "alpha_ratio", "lora_alpha", "rslora", "dora", "init"];
+const NEW_ADAPTERS: [&str; 9] =
+    ["ranks", "rank", "target_modules", "alpha_ratio", "lora_alpha", "rslora", "dora", "adalora", "init"];
 
 /// Options of the measurement, which conflict with given ranks.
 const MEASURING: [&str; 10] = [
@@ -47,6 +49,8 @@ pub enum InitArg {
     Lora,
     /// A and B are singular triplets of the weight
     Pissa,
+    /// A is the directions in which the inputs vary the most
+    Eva,
 }
 
 impl From<InitArg> for Init {
@@ -54,6 +58,8 @@ impl From<InitArg> for Init {
         match init {
             InitArg::Lora => Self::Lora,
             InitArg::Pissa => Self::Pissa,
+            // A is set module by module.
+            InitArg::Eva => Self::Lora,
         }
     }
 }
@@ -75,6 +81,73 @@ impl From<ScheduleArg> for Schedule {
             ScheduleArg::Linear => Self::Linear,
             ScheduleArg::Cosine => Self::Cosine,
             ScheduleArg::Constant => Self::Constant,
+        }
+    }
+}
+
+/// The peak learning rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    /// That of short trainings.
+    Auto,
+    Fixed(f64),
+}
+
+impl Rate {
+    /// The rate, or the default of `--lr` where it is chosen later.
+    pub fn or_usual(self) -> f64 {
+        match self {
+            Self::Auto => 1e-3,
+            Self::Fixed(rate) => rate,
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(rate) => rate.fmt(f),
+        }
+    }
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text {
+        "auto" => Ok(Rate::Auto),
+        text => positive(text).map(Rate::Fixed).map_err(|problem| format!("{problem}, or auto")),
+    }
+}
+
+/// Options of AdaLoRA.
+#[derive(Clone, Debug, Args)]
+pub struct AdaLoraArgs {
+    /// AdaLoRA: how many times as high the ranks at the start are
+    #[arg(long, default_value_t = 1.5, value_name = "RATIO", value_parser = positive)]
+    pub adalora_start: f64,
+    /// AdaLoRA: steps before ranks are given up; below 1 a share of all steps, from 1 on a whole number of steps
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE|N", value_parser = warmup)]
+    pub adalora_t_init: f64,
+    /// AdaLoRA: last steps, in which the ranks stay; below 1 a share of all steps, from 1 on a whole number of steps
+    #[arg(long, default_value_t = 0.3, value_name = "SHARE|N", value_parser = warmup)]
+    pub adalora_t_final: f64,
+    /// AdaLoRA: steps from a choice of ranks to the next
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
+    pub adalora_interval: usize,
+    /// AdaLoRA: weight of the penalty in the loss that keeps A and B orthogonal
+    #[arg(long, default_value_t = 0.5, value_name = "WEIGHT", value_parser = not_negative)]
+    pub adalora_orthogonality: f64,
+}
+
+impl From<&AdaLoraArgs> for AdaLora {
+    fn from(args: &AdaLoraArgs) -> Self {
+        Self {
+            start: args.adalora_start,
+            t_init: args.adalora_t_init,
+            t_final: args.adalora_t_final,
+            interval: args.adalora_interval,
+            orthogonality: args.adalora_orthogonality,
+            ..Self::default()
         }
     }
 }
@@ -124,16 +197,25 @@ pub struct TrainArgs {
     /// have B's rate and no weight decay
     #[arg(long, default_value_t = 1.0, value_name = "RATIO", value_parser = positive)]
     pub lora_plus: f64,
+    /// AdaLoRA: begin with more ranks than those to train, and give up the least important. The folder holds a plain
+    /// LoRA of the ranks that are left
+    #[arg(long, conflicts_with_all = ["dora", "rslora", "init"])]
+    pub adalora: bool,
+    #[command(flatten)]
+    pub triplets: AdaLoraArgs,
     /// Values of the adapters before the first step. pissa: the leading singular triplets of each weight, which the
-    /// frozen weight then lacks; the folder holds a plain LoRA of twice the rank, for the unmodified base model
+    /// frozen weight then lacks; the folder holds a plain LoRA of twice the rank, for the unmodified base model. eva:
+    /// the directions in which the inputs of each module vary the most, on up to 1,000 rows; the sum of the ranks is
+    /// spent on those that explain the most variance
     #[arg(long, value_enum, default_value_t = InitArg::Lora)]
     pub init: InitArg,
     /// Dropout probability on the input of matrix A [default: 0, or that of --init-adapter]
     #[arg(long, value_name = "P", value_parser = share)]
     pub lora_dropout: Option<f64>,
-    /// Peak learning rate
-    #[arg(long, default_value_t = 1e-3, value_parser = positive, visible_alias = "learning-rate")]
-    pub lr: f64,
+    /// Peak learning rate; auto takes it from six short trainings, scored on a fifth of the training rows
+    #[arg(long, default_value_t = Rate::Fixed(1e-3), value_name = "RATE|auto", visible_alias = "learning-rate")]
+    #[arg(value_parser = rate)]
+    pub lr: Rate,
     /// Number of passes over the training data. It sets the number of steps: rows / batch size x epochs, rounded up
     #[arg(long, default_value_t = 3.0, value_parser = positive, visible_alias = "num-train-epochs")]
     pub epochs: f64,
@@ -212,6 +294,35 @@ impl TrainArgs {
     /// Returns the number of examples in one optimizer step.
     pub fn batch_size(&self) -> usize {
         self.per_device_train_batch_size.map_or(self.batch_size, |part| part.saturating_mul(self.accumulate))
+    }
+
+    /// Returns the options of the training, without ranks, class weights, checkpoints and processes.
+    pub fn options(&self) -> TrainOptions {
+        TrainOptions {
+            lora_dropout: self.lora_dropout.unwrap_or(0.0),
+            rslora: self.rslora,
+            lora_plus: self.lora_plus,
+            init: self.init.into(),
+            dora: self.dora,
+            adalora: self.adalora.then(|| (&self.triplets).into()),
+            lr: self.lr.or_usual(),
+            length: self.steps.map_or(Length::Epochs(self.epochs), Length::Steps),
+            batch_size: self.batch_size(),
+            accumulate: self.accumulate,
+            checkpoint_activations: self.checkpoint_activations,
+            group_by_length: self.group_by_length,
+            schedule: self.schedule.into(),
+            warmup: self.warmup,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            label_smoothing: self.loss.label_smoothing,
+            eval_every: self.evaluation.eval_every,
+            metric: self.evaluation.metric.clone(),
+            keep: self.evaluation.keep(),
+            patience: self.evaluation.patience,
+            seed: self.seed,
+            ..TrainOptions::default()
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::alike::hash_of_model;
 use super::rows::{check_answers, encode_all, lm_rows};
-use super::{aim, check_max_length, is_lm, open_device, open_tokenizer, read_options, train};
+use super::{aim, check_max_length, is_lm, open_device, open_tokenizer, read_options, task, train};
 use crate::args::{CompareArgs, measure_options};
 use crate::compare::arms::{Arm, RankSettings};
 use crate::compare::plan::{self, Plan};
@@ -45,7 +45,7 @@ pub fn run(args: &CompareArgs, group: &Group) -> Result<()> {
         bail!("{}: holds no finished run, so there is nothing to go on with (--resume)", results_file.display());
     }
     let data = Prepared::read(args)?;
-    let metric = train::metric(args.metric.as_deref(), data.labels.as_ref())?;
+    let metric = task::metric(args.metric.as_deref(), data.labels.as_ref())?;
     let metric = Metric { name: metric.name.to_owned(), lower_is_better: metric.lower_is_better };
     if data.labels.is_none() && plan.arms.contains(&Arm::Head) {
         bail!("--arms: the arm head trains a task head alone, and a language model has none");
@@ -79,7 +79,7 @@ pub fn run(args: &CompareArgs, group: &Group) -> Result<()> {
         }
         let device = open_device(args.compute.device)?;
         let jobs = args.jobs.unwrap_or_else(|| usual_jobs(&device));
-        let task = data.labels.as_ref().map(train::model_task);
+        let task = data.labels.as_ref().map(task::model_task);
         let ranks = RankSettings {
             budget_rank: args.budget_rank,
             rounding: measuring.rounding,

@@ -10,8 +10,9 @@ use gelora_model::measure::{
 use gelora_model::needs::module_ranks;
 use gelora_model::{CausalLm, Classifier, Error, Event, MeasureOptions, TaskModel, TokenRows, Tokens, Transformer};
 
-use super::rows::{encode_rows, lm_rows, model_task, token_rows};
+use super::rows::{encode_rows, lm_rows, token_rows};
 use super::screen::Screen;
+use super::task::model_task;
 use crate::args::TrainArgs;
 use crate::data::{Dataset, LabelSet};
 use crate::profile::mark;

@@ -252,12 +252,23 @@ fn settings(
         ("rsLoRA", yes(config.use_rslora)),
         ("LoRA+ ratio", lora_plus),
         ("DoRA", yes(config.use_dora)),
+        ("AdaLoRA", yes(args.adalora)),
         ("adapter kept", args.evaluation.keep().name().into()),
         ("max length", format!("{} tokens", tokenizer.max_length())),
         ("batches of similar length", yes(args.group_by_length)),
         ("dtype of frozen products", value_name(clap::ValueEnum::to_possible_value(&args.compute.dtype))),
         ("seed", args.seed.to_string()),
     ];
+    if args.adalora {
+        let triplets = &args.triplets;
+        all.extend([
+            ("AdaLoRA, ranks at the start", format!("{} times", triplets.adalora_start)),
+            ("AdaLoRA, t_init", triplets.adalora_t_init.to_string()),
+            ("AdaLoRA, t_final", triplets.adalora_t_final.to_string()),
+            ("AdaLoRA, interval", triplets.adalora_interval.to_string()),
+            ("AdaLoRA, weight of the penalty", triplets.adalora_orthogonality.to_string()),
+        ]);
+    }
     if let Some(weights) = &args.loss.class_weights {
         all.push(("class weights", weights.to_string()));
     }

@@ -1,9 +1,9 @@
 //! Rows of a dataset in the form that training and evaluation take, tokenized on demand or in advance.
 
 use anyhow::{Context, Result, bail};
-use gelora_model::{Labels, Rows, Task, TokenRows, Tokens};
+use gelora_model::{Labels, Rows, TokenRows, Tokens};
 
-use crate::data::{Dataset, Example, LabelSet, Targets};
+use crate::data::{Dataset, Example, Targets};
 use crate::tokenize::Tokenizer;
 
 /// Texts with their labels, tokenized on demand.
@@ -71,15 +71,6 @@ pub fn encode_rows(tokenizer: &Tokenizer, dataset: &Dataset, rows: &[usize]) -> 
 /// As [`encode_rows`].
 pub fn encode_all(tokenizer: &Tokenizer, dataset: &Dataset) -> Result<Vec<Tokens>> {
     encode_rows(tokenizer, dataset, &(0..dataset.examples.len()).collect::<Vec<_>>())
-}
-
-/// What a fresh head predicts.
-pub fn model_task(labels: &LabelSet) -> Task {
-    match labels {
-        LabelSet::Classes(labels) => Task::Classification { labels: labels.clone() },
-        LabelSet::Sets(sets) => Task::MultiLabel { labels: sets.names.clone() },
-        LabelSet::Scores => Task::Regression,
-    }
 }
 
 /// Returns tokens with the targets of their rows.

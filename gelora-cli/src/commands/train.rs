@@ -5,9 +5,10 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use gelora_lora::CONFIG_NAME;
-use gelora_model::evaluate::{Metric, Metrics, metrics};
-use gelora_model::train::{Best, Checkpoints, Keep, Length};
+use gelora_lora::{Adapter, CONFIG_NAME, LoraLayer};
+use gelora_model::eva::Start;
+use gelora_model::evaluate::{Metrics, metrics};
+use gelora_model::train::{Best, Checkpoints, Keep};
 use gelora_model::{
     CausalLm, Classifier, Config, Error as Failure, Event, LM_MAX_LENGTH, Labels, Rows, TaskModel, TokenRows, Tokens,
     TrainOptions, Trainer,
@@ -22,15 +23,16 @@ use super::log::LOG;
 use super::loss::loss_weights;
 use super::measuring::Measuring;
 use super::pages::Finished;
+use super::rate::{self, RATES_NAME};
 use super::records::{Predictions, Records};
-pub(super) use super::rows::model_task;
 use super::rows::{TextRows, lm_rows};
 use super::screen::Screen;
+use super::task::{metric, model_task};
 use super::{
-    AdapterInfo, INFO_NAME, aim, check_max_length, check_not_input, dry_run, eval, is_lm, open_device, open_tokenizer,
-    read_options,
+    AdapterInfo, INFO_NAME, aim, check_max_length, check_not_input, dry_run, eva, eval, is_lm, open_device,
+    open_tokenizer, read_options,
 };
-use crate::args::{ResumeArg, TaskArg, TrainArgs};
+use crate::args::{InitArg, Rate, ResumeArg, TaskArg, TrainArgs};
 use crate::card::CARD_NAME;
 use crate::data::{self, Dataset, LabelSet, ReadOptions, Split, Task};
 use crate::launch::Group;
@@ -48,13 +50,14 @@ const REPEATING: &str = "run.toml";
 /// Folder of the latest checkpoint inside OUT.
 const CHECKPOINT: &str = "checkpoint";
 /// Names of the files and folders that the command writes to OUT.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     REPEATING,
     CONFIG_NAME,
     "adapter_model.safetensors",
     INFO_NAME,
     LOG,
     RANKS_NAME,
+    RATES_NAME,
     CHECKPOINT,
     REPORT_NAME,
     CARD_NAME,
@@ -62,7 +65,7 @@ const FILES: [&str; 10] = [
 ];
 
 /// Those that belong to a checkpoint, as long as it is not that of the training in progress.
-const OF_CHECKPOINT: [&str; 4] = [REPEATING, LOG, RANKS_NAME, EVENT_FILES];
+const OF_CHECKPOINT: [&str; 5] = [REPEATING, LOG, RANKS_NAME, RATES_NAME, EVENT_FILES];
 
 pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     let processes = &group.processes;
@@ -94,6 +97,9 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
             "{}: holds a {CARD_NAME} that gelora did not write; choose another folder with --out",
             args.out.display()
         );
+    }
+    if args.init_adapter.is_some() && args.lr == Rate::Auto {
+        bail!("--lr auto trains new adapters; with --init-adapter give a rate");
     }
     if let Some(folder) = &args.init_adapter {
         check_not_input(out.path(), "--out", &[folder])?;
@@ -134,14 +140,17 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     alike::check_inputs(group, &args.model.path, read, &tokenizer, &device)?;
     // Load the model, and choose the ranks of its adapters.
     let settings = settings(args, &dataset, held_out.as_ref(), &tokenizer, &*data.rows, init.as_ref());
-    let all_options = format!("{settings:?} {:?} {:?}", train_options(args), args.compute);
+    let all_options = format!("{settings:?} {:?} {:?}", args.options(), args.compute);
     processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
-    let (mut model, config) = match init {
-        Some(init) => (init.model, Some(init.config)),
-        None => (load(args, label_set.as_ref())?, None),
+    let ready = |mut model: TaskModel| -> Result<TaskModel> {
+        model.compute_in(args.compute.dtype.into())?;
+        model.move_to(&device)?;
+        Ok(model)
     };
-    model.compute_in(args.compute.dtype.into())?;
-    model.move_to(&device)?;
+    let (mut model, config) = match init {
+        Some(init) => (ready(init.model)?, Some(init.config)),
+        None => (ready(load(args, label_set.as_ref())?)?, None),
+    };
     mark("model loaded");
     if resume && writes {
         aside::bring_back(&out, &out.file(CHECKPOINT), &OF_CHECKPOINT)?;
@@ -157,6 +166,10 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         }
     };
     let ranks = shared(processes, Some(ranks))?;
+    let Start { ranks, factors } = match args.init {
+        InitArg::Eva => eva::start(args, &mut model, &*data.rows, &ranks)?,
+        _ => Start { ranks, factors: BTreeMap::new() },
+    };
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),
         every: args.checkpoint_every,
@@ -165,10 +178,21 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         settings,
     };
     let given_ranks = ranks.clone();
-    let mut options = TrainOptions { ranks, class_weights, processes: processes.clone(), ..train_options(args) };
+    let mut options = TrainOptions { ranks, factors, class_weights, processes: processes.clone(), ..args.options() };
     options = match args.dry_run {
         true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
         false => TrainOptions { checkpoints: Some(checkpoints.clone()), ..options },
+    };
+    let tuned;
+    let args = match args.lr {
+        Rate::Auto if !args.dry_run => {
+            let metric = metric(args.evaluation.metric.as_deref(), label_set.as_ref())?;
+            let fresh = || ready(load(args, label_set.as_ref())?);
+            options.lr = rate::chosen((&out, resume, args.output.quiet), &options, &*data.rows, metric, fresh)?;
+            tuned = TrainArgs { lr: Rate::Fixed(options.lr), ..args.clone() };
+            &tuned
+        }
+        _ => args,
     };
     let mut trainer = match config {
         Some(config) => {
@@ -220,7 +244,10 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     let positive = label_set.as_ref().and_then(eval::positive_class).map(str::to_owned);
     let task = label_set.as_ref().map(model_task);
     let has_vanished = !out.file(LOG).is_file();
-    let adapter = trainer.adapter();
+    // AdaLoRA leaves fewer ranks than the training began with.
+    let adapter = trainer.adapter().folded()?;
+    let modules = if args.adalora { ranks_of(&adapter) } else { modules };
+    let parameters = if args.adalora { adapter_parameters(&adapter) } else { parameters };
     adapter.write(out.path())?;
     let info = AdapterInfo {
         labels: task.as_ref().and_then(|task| task.labels()).map(<[String]>::to_vec),
@@ -268,6 +295,11 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     report(args, scores, best.as_ref(), positive.as_deref(), result)
 }
 
+/// Number of parameters of the adapters, without a head.
+fn adapter_parameters(adapter: &Adapter) -> usize {
+    adapter.layers.values().map(LoraLayer::parameters).sum()
+}
+
 /// Rows, and the account of their data.
 struct Prepared<'a> {
     rows: Box<dyn Rows + 'a>,
@@ -304,33 +336,6 @@ fn load(args: &TrainArgs, labels: Option<&LabelSet>) -> Result<TaskModel> {
     let mut classifier = Classifier::new(&args.model.path, model_task(labels), args.seed)?;
     classifier.set_name(name);
     Ok(classifier.into())
-}
-
-fn train_options(args: &TrainArgs) -> TrainOptions {
-    TrainOptions {
-        lora_dropout: args.lora_dropout.unwrap_or(0.0),
-        rslora: args.rslora,
-        lora_plus: args.lora_plus,
-        init: args.init.into(),
-        dora: args.dora,
-        lr: args.lr,
-        length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
-        batch_size: args.batch_size(),
-        accumulate: args.accumulate,
-        checkpoint_activations: args.checkpoint_activations,
-        group_by_length: args.group_by_length,
-        schedule: args.schedule.into(),
-        warmup: args.warmup,
-        weight_decay: args.weight_decay,
-        clip: args.clip,
-        label_smoothing: args.loss.label_smoothing,
-        eval_every: args.evaluation.eval_every,
-        metric: args.evaluation.metric.clone(),
-        keep: args.evaluation.keep(),
-        patience: args.evaluation.patience,
-        seed: args.seed,
-        ..TrainOptions::default()
-    }
 }
 
 /// Returns an error if an option asks for evaluations and there are no rows to evaluate on.
@@ -440,19 +445,6 @@ pub(super) fn label_set(task: TaskArg, dataset: &Dataset) -> Result<LabelSet> {
         TaskArg::Regression => Some(Task::Regression),
     };
     data::labels(&[dataset], task)
-}
-
-/// Returns the metric that the option names, or the usual one of the task. Without labels this is a language model.
-///
-/// # Errors
-/// Returns an error that lists the metrics of the task if the name is not among them.
-pub(super) fn metric(name: Option<&str>, labels: Option<&LabelSet>) -> Result<Metric> {
-    let known = metrics(labels.map(model_task).as_ref());
-    let found = known.iter().find(|metric| name.is_none_or(|name| name == metric.name));
-    found.copied().with_context(|| {
-        let names = known.iter().map(|metric| metric.name).collect::<Vec<_>>().join(", ");
-        format!("--metric {}: expected one of {names} for this task", name.unwrap_or_default())
-    })
 }
 
 /// Reads the evaluation data: --eval-data, or the validation split of the folder `data`.

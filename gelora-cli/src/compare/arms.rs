@@ -22,6 +22,8 @@ pub enum Arm {
     LoraPlus,
     Pissa,
     Dora,
+    AdaLora,
+    Eva,
     Gelora,
     GeloraUpper,
     Plateau,
@@ -46,6 +48,8 @@ pub enum Needs {
     PlateauGrowths,
     /// Directions of the gradient of every module.
     Gradient,
+    /// Directions of the inputs of every module.
+    Inputs,
 }
 
 /// The ranks of a run.
@@ -70,7 +74,7 @@ pub struct RankSettings {
 }
 
 impl Arm {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Head,
         Self::UniformOne,
         Self::Uniform,
@@ -78,6 +82,8 @@ impl Arm {
         Self::LoraPlus,
         Self::Pissa,
         Self::Dora,
+        Self::AdaLora,
+        Self::Eva,
         Self::Gelora,
         Self::GeloraUpper,
         Self::Plateau,
@@ -102,6 +108,8 @@ impl Arm {
             Self::LoraPlus => "lora-plus",
             Self::Pissa => "pissa",
             Self::Dora => "dora",
+            Self::AdaLora => "adalora",
+            Self::Eva => "eva",
             Self::Gelora => "gelora",
             Self::GeloraUpper => "gelora-upper",
             Self::Plateau => "plateau",
@@ -126,6 +134,13 @@ impl Arm {
             Self::RsLora => "The budget rank everywhere, scaled by alpha / sqrt(r).",
             Self::Pissa => "The budget rank everywhere, begun as the leading singular triplets of each weight (PiSSA).",
             Self::Dora => "The budget rank everywhere, and a trained magnitude for every output (DoRA).",
+            Self::AdaLora => {
+                "Begun at 1.5 times the budget rank, and the least important ranks given up to the budget (AdaLoRA)."
+            }
+            Self::Eva => {
+                "The budget in ranks, spent on the directions that explain the most variance of the inputs, which A \
+                 begins as (EVA)."
+            }
             Self::LoraPlus => "The budget rank everywhere, with LoRA+: B learns 16 times as fast as A.",
             Self::Gelora => "The published rule: the growth of the dimension, rounded up, and one more.",
             Self::GeloraUpper => "The rule on the upper confidence bound of the growth.",
@@ -180,6 +195,7 @@ impl Arm {
             }
             Self::Plateau => Needs::PlateauGrowths,
             Self::Gradient | Self::Signal => Needs::Gradient,
+            Self::Eva => Needs::Inputs,
             _ => Needs::Nothing,
         }
     }
@@ -235,9 +251,15 @@ impl Arm {
             // A budget rank that is too high for the model is an error.
             Self::Prune => Policy::Uniform { rank: trained_rank(steps, budget_rank, limits).max(budget_rank) },
             Self::UniformOne => Policy::Uniform { rank: 1 },
-            Self::Uniform | Self::RsLora | Self::LoraPlus | Self::Pissa | Self::Dora | Self::Repeat | Self::Leaked => {
-                Policy::Uniform { rank: budget_rank }
-            }
+            Self::Uniform
+            | Self::RsLora
+            | Self::LoraPlus
+            | Self::Pissa
+            | Self::Dora
+            | Self::AdaLora
+            | Self::Eva
+            | Self::Repeat
+            | Self::Leaked => Policy::Uniform { rank: budget_rank },
             Self::Gelora => Policy::Gelora { rounding },
             Self::Plateau => Policy::Plateau { rounding },
             Self::GeloraUpper => Policy::GeloraUpper { rounding },
@@ -309,7 +331,8 @@ mod tests {
         let steps = steps(&[1.5, -2.0, 0.0, 0.0]);
         assert!(ranks(Arm::Head, &steps, 3, 0).is_empty());
         assert_eq!(ranks(Arm::UniformOne, &steps, 3, 0), [1; 4]);
-        for arm in [Arm::Uniform, Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Dora, Arm::Repeat, Arm::Leaked] {
+        let methods = [Arm::RsLora, Arm::LoraPlus, Arm::Pissa, Arm::Dora, Arm::AdaLora, Arm::Eva];
+        for arm in methods.into_iter().chain([Arm::Uniform, Arm::Repeat, Arm::Leaked]) {
             assert_eq!(ranks(arm, &steps, 3, 0), [3; 4]);
         }
         assert_eq!(ranks(Arm::Gelora, &steps, 3, 0), [3, 1, 1, 1]);

@@ -7,11 +7,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use gelora_kernels::{DType, Device};
 use gelora_lora::cut::Update;
+use gelora_lora::eva::Explained;
 use gelora_lora::ranks::{Step, uniform_parameters};
 use gelora_lora::{Adapter, LoraLayer, cut};
+use gelora_model::eva::{EvaOptions, Start, explained_inputs};
 use gelora_model::measure::{ModuleRank, Scale, TargetModules, adapter_config, measure_points, pooled_states, sample};
 use gelora_model::needs::{GradientOptions, Need, gradient_needs};
-use gelora_model::train::Length;
+use gelora_model::train::{AdaLora, Length};
 use gelora_model::{
     AdapterTask, CausalLm, Classifier, Error, Event, LinearInfo, MeasureOptions, Rows, Task, TaskModel, TokenRows,
     Tokens, TrainOptions, Trainer, Transformer, evaluate,
@@ -67,6 +69,8 @@ pub struct Measured {
     plateau: Option<Growths>,
     /// Directions of the gradients, and the seconds that they took.
     gradient: Option<(Vec<Need>, f64)>,
+    /// Directions of the inputs by module, and the seconds that they took.
+    inputs: Option<(BTreeMap<String, Explained>, f64)>,
     /// Whether the plateau was asked for and there is none; its growths are those of all rows then.
     pub lacks_plateau: bool,
 }
@@ -106,6 +110,20 @@ impl Bench<'_> {
             let needs = needs.with_context(|| format!("gradients of seed {seed} (--samples {samples})"))?;
             measured.gradient = Some((needs, started.elapsed().as_secs_f64()));
         }
+        if needs.contains(&Needs::Inputs) {
+            let options = EvaOptions { batch_size: self.batch_size, seed, ..EvaOptions::default() };
+            let (mut model, rows, started) = (self.load(seed)?, token_rows(&[(&self.train, &drawn)]), Instant::now());
+            let (infos, layers) = (model.transformer().linear_infos(), model.transformer().config().layers);
+            let &MeasureOptions { granularity, ref target_modules, .. } = &self.measuring;
+            let targets = TargetModules::new(&infos, layers, granularity, target_modules)?;
+            let Ranks::Steps(ranks) = Arm::Eva.ranks(&self.flat, None, &self.ranks, seed)? else {
+                bail!("arm {}: its budget is one of steps", Arm::Eva.name());
+            };
+            let ranks = targets.ranks_of_modules(&ranks);
+            let explained = explained_inputs(&mut model, &rows, &ranks, &options, &mut |_: Event<'_>| ());
+            let explained = explained.map_err(anyhow::Error::from).with_context(|| format!("inputs of seed {seed}"))?;
+            measured.inputs = Some((explained, started.elapsed().as_secs_f64()));
+        }
         Ok(measured)
     }
 
@@ -138,7 +156,7 @@ impl Bench<'_> {
             Some(Err(Error::NoPlateau)) => Some(all.clone()),
             other => other.transpose()?,
         };
-        Ok(Measured { all: Some(all), plateau, gradient: None, lacks_plateau })
+        Ok(Measured { all: Some(all), plateau, lacks_plateau, ..Measured::default() })
     }
 
     /// The ranks of a run, and the seconds of the measurement behind them.
@@ -157,6 +175,11 @@ impl Bench<'_> {
             Needs::Growths => of(measured.and_then(|measured| measured.all.as_ref()), None),
             Needs::PlateauGrowths => of(measured.and_then(|measured| measured.plateau.as_ref()), None),
             Needs::Gradient => of(None, measured.and_then(|measured| measured.gradient.as_ref())),
+            // The budget; the directions are chosen module by module.
+            Needs::Inputs => {
+                let seconds = measured.and_then(|measured| measured.inputs.as_ref()).map(|(_, seconds)| *seconds);
+                Ok((arm.ranks(&self.flat, None, &self.ranks, seed)?, seconds.unwrap_or(0.0)))
+            }
         }
     }
 
@@ -188,13 +211,24 @@ impl Bench<'_> {
             Ranks::Steps(ranks) => targets.ranks_of_modules(&ranks),
             Ranks::Modules(ranks) => ranks,
         };
+        let Start { ranks: modules, factors } = match run.arm {
+            Arm::Eva => {
+                let explained = measured.and_then(|measured| measured.inputs.as_ref());
+                let (explained, _) =
+                    explained.with_context(|| format!("seed {}: no inputs were measured", run.seed))?;
+                Start::by_explained_variance(&modules, explained, EvaOptions::default().rho)?
+            }
+            _ => Start { ranks: modules, factors: BTreeMap::new() },
+        };
         let mut ranks = targets.mean_ranks(|name| modules.get(name).map_or(0, |module| module.rank));
         let options = TrainOptions {
             ranks: modules,
+            factors,
             rslora: run.arm.is_rslora(),
             lora_plus: run.arm.lora_plus(),
             init: run.arm.init(),
             dora: run.arm == Arm::Dora,
+            adalora: (run.arm == Arm::AdaLora).then(AdaLora::default),
             lr: run.lr,
             // The same number of steps for every arm, also for one that has more rows.
             length: Length::Steps(self.steps_on(rows.len())),
@@ -211,6 +245,11 @@ impl Bench<'_> {
         });
         let train_seconds = started.elapsed().as_secs_f64();
         let mut cut = None;
+        if run.arm == Arm::AdaLora && trained.is_ok() {
+            let adapter = trainer.adapter().folded()?;
+            ranks = targets.mean_ranks(|name| adapter.layers.get(name).map_or(0, LoraLayer::rank));
+            parameters = adapter.layers.values().map(LoraLayer::parameters).sum();
+        }
         if run.arm.is_cut() && trained.is_ok() {
             let (adapter, model) = self.cut(&trainer.adapter())?;
             ranks = targets.mean_ranks(|name| adapter.layers.get(name).map_or(0, LoraLayer::rank));

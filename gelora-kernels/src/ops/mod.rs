@@ -5,6 +5,7 @@
 //! argument is an error that names it.
 
 pub mod activation;
+pub mod adalora;
 pub mod adamw;
 pub mod add;
 pub mod attention;
@@ -32,6 +33,7 @@ use crate::verify::Case;
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(activation::cases::cases());
+    all.extend(adalora::cases::cases());
     all.extend(adamw::cases::cases());
     all.extend(add::cases::cases());
     all.extend(attention::cases::cases());

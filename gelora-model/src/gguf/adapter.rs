@@ -41,6 +41,7 @@ const CAUSAL_LM: &str = "CAUSAL_LM";
 /// other sizes, the adapter trains modules whole, or the file cannot be written.
 pub fn write_adapter(path: &Path, adapter: &Adapter, config: &Config) -> Result<usize> {
     let architecture = architecture_of(path, config)?;
+    let adapter = &adapter.clone().folded()?;
     if let Some(name) = adapter.saved.keys().next() {
         let problem = "which is trained whole; a GGUF adapter has only A and B. `gelora merge` keeps it";
         return Err(Error::file(path, format!("the adapter has {name}, {problem}")));
@@ -157,7 +158,15 @@ pub fn read_adapter(path: &Path, config: &Config) -> Result<Adapter> {
         ranks.push((linear.name.clone(), rank, alpha));
         layers.insert(
             linear.name.clone(),
-            LoraLayer { a, b, scaling: (alpha / rank as f64) as f32, dropout: 0.0, magnitude: None, initial: None },
+            LoraLayer {
+                a,
+                b,
+                scaling: (alpha / rank as f64) as f32,
+                dropout: 0.0,
+                magnitude: None,
+                initial: None,
+                singular: None,
+            },
         );
     }
     let all: Vec<&str> = linears.iter().map(|linear| linear.name.as_str()).collect();

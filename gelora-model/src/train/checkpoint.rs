@@ -4,6 +4,7 @@
 //! checkpoint/step-40/            a folder for each checkpoint that is kept
 //!     adapter_config.json, adapter_model.safetensors     the adapter after step 40
 //!     optimizer.safetensors      the optimizer's moments
+//!     adalora.safetensors        with AdaLoRA, the factors as they train and their importance
 //!     best/                      the adapter of the best evaluation so far, if it may be kept
 //!     state.json                 step, settings, hashes of these files and of itself
 //! ```
@@ -29,6 +30,8 @@ use crate::{Error, Event, Result};
 
 /// The file with the optimizer's moments.
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// The file of AdaLoRA: the factors as they train, and their importance.
+const TRIPLETS: &str = "adalora.safetensors";
 /// The folder of the best adapter.
 const BEST: &str = "best";
 /// Names of checkpoints end with this and the number of steps.
@@ -121,6 +124,9 @@ impl Trainer<'_> {
         fs::create_dir(path).map_err(|e| Error::io(path, e))?;
         self.current().write(path)?;
         optimizer.save(&path.join(OPTIMIZER))?;
+        if let Some(allocator) = &self.allocator {
+            allocator.save(&path.join(TRIPLETS), &self.model.transformer().adapters())?;
+        }
         let best = self.watch.as_ref().map(|watch| watch.write(&path.join(BEST))).transpose()?;
         State { step, settings: self.settings(checkpoints)?, best, files: BTreeMap::new() }.write(path)
     }
@@ -155,7 +161,9 @@ impl Trainer<'_> {
             ("dtype", json!(self.model.transformer().dtype().to_string())),
             ("choice among evaluations", json!(compared)),
         ];
-        let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let adalora = options.adalora.as_ref().map(|adalora| ("adalora", adalora.settings()));
+        let eva = (!options.factors.is_empty()).then(|| ("init", json!("eva")));
+        let settings = settings.into_iter().chain(adalora).chain(eva).map(|(name, value)| (name.to_owned(), value));
         let settings: BTreeMap<String, Value> = settings.chain(checkpoints.settings.clone()).collect();
         // A number that was read is not always the one that was written: serde_json may be off in its last bit.
         serde_json::to_string(&settings).and_then(|text| serde_json::from_str(&text)).map_err(problem)
@@ -199,11 +207,18 @@ impl Trainer<'_> {
             )))?;
         }
         let adapter = Adapter::read(&path)?;
-        self.model.reload(match self.config.is_pissa() {
-            true => adapter.on_the_residual(&self.config)?,
-            false => adapter,
+        self.model.reload(match () {
+            () if self.config.is_pissa() => adapter.on_the_residual(&self.config)?,
+            // The factors at the start have the sizes of those that train.
+            () if self.config.is_adalora() => {
+                Adapter { config: self.config.clone(), layers: self.model.transformer().adapters(), ..adapter }
+            }
+            () => adapter,
         })?;
         let device = self.model.transformer().device().clone();
+        if let Some(allocator) = &mut self.allocator {
+            allocator.restore(&path.join(TRIPLETS), self.model.parameters_mut(), &device)?;
+        }
         optimizer.restore(&path.join(OPTIMIZER), state.step as u64, &device)?;
         if let (Some(watch), Some(best)) = (&mut self.watch, state.best) {
             watch.restore(best, &path.join(BEST), &reported(self.model.head_task()))?;

@@ -12,7 +12,8 @@
 //! ([`TrainOptions::processes`]). Their gradients are added in the order of the parts, so the result does not depend on
 //! the number of processes.
 //!
-//! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t.
+//! With LoRA+ ([`TrainOptions::lora_plus`]), B has a multiple of lr_t. With AdaLoRA ([`TrainOptions::adalora`]), the
+//! loss has a penalty, and ranks are given up after the step.
 
 mod best;
 mod checkpoint;
@@ -25,12 +26,14 @@ mod schedule;
 mod state;
 mod steps;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
+use gelora_kernels::Tensor;
 use gelora_kernels::ops::adamw::AdamW;
 use gelora_kernels::ops::loss::CrossEntropy;
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
@@ -39,15 +42,17 @@ use self::best::Watch;
 use self::parts::{Layout, Share};
 use self::sampler::Sampler;
 use self::schedule::warmup_steps;
+use crate::adalora::RankAllocator;
 use crate::distributed::bytes_of;
 use crate::event::{Reply, Report, report};
-use crate::measure::adapter_config;
+use crate::measure::{ModuleRank, adapter_config};
 use crate::optim::Optimizer;
 use crate::record::Metrics;
 use crate::{AdapterTask, Error, Event, Result, Rows, TaskModel};
 
 pub use self::best::Keep;
 pub use self::schedule::{Interval, Schedule};
+pub use crate::adalora::AdaLora;
 pub use crate::record::{Best, StepRecord};
 pub use options::{Checkpoints, Init, Length, TrainOptions};
 pub use rehearsal::Rehearsal;
@@ -63,6 +68,8 @@ pub struct Trainer<'a> {
     sampler: Sampler,
     /// Number of parameters of the adapters.
     parameters: usize,
+    /// Gives up ranks, with AdaLoRA.
+    allocator: Option<RankAllocator>,
     /// Compares evaluations, if something depends on that.
     watch: Option<Watch>,
     /// The complete checkpoints of this training, the oldest first.
@@ -86,13 +93,14 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Returns an error if an option is out of range or does not fit the task, there are no rows, the labels do not fit
-    /// the model's task, the ranks name a module that the model lacks, or PiSSA is asked for and a weight is quantized.
+    /// the model's task, the ranks name a module that the model lacks, PiSSA is asked for and a weight is quantized, or
+    /// AdaLoRA has no steps to give up ranks in.
     pub fn new(model: &'a mut TaskModel, rows: &'a dyn Rows, options: TrainOptions) -> Result<Self> {
         check(model, rows, &options)?;
         let head_alone = options.ranks.is_empty() && model.adapter_task() == AdapterTask::SequenceClassification;
         let adapters = match head_alone {
             true => AdapterConfig::default(),
-            false => adapter_config(model.transformer(), &options.ranks, model.adapter_task())?,
+            false => adapter_config(model.transformer(), &ranks_at_start(model, &options), model.adapter_task())?,
         };
         let config = AdapterConfig {
             lora_dropout: options.lora_dropout as f32,
@@ -105,7 +113,9 @@ impl<'a> Trainer<'a> {
             },
             ..adapters
         };
+        let config = if options.adalora.is_some() { config.with_adalora() } else { config };
         let parameters = if head_alone { 0 } else { model.add_adapters(&config, options.seed)? };
+        set_factors(model, &options.factors)?;
         Self::assemble(model, rows, options, config, parameters)
     }
 
@@ -122,8 +132,11 @@ impl<'a> Trainer<'a> {
         options: TrainOptions,
     ) -> Result<Self> {
         check(model, rows, &options)?;
-        if !options.ranks.is_empty() || options.rslora || options.dora || options.init != Init::Lora {
-            let problem = "ranks, rslora, dora and init are those of the adapter that the training begins with";
+        let begins = options.init != Init::Lora || !options.factors.is_empty();
+        let is_method = options.rslora || options.dora || options.adalora.is_some();
+        if !options.ranks.is_empty() || begins || is_method {
+            let problem =
+                "ranks, rslora, dora, adalora and init are those of the adapter that the training begins with";
             return Err(Error::Value(problem.into()));
         }
         let mut saved = config.modules_to_save.clone().unwrap_or_default();
@@ -160,9 +173,21 @@ impl<'a> Trainer<'a> {
             true => Sampler::grouped(rows.lengths(), options.batch_size, options.seed),
             false => Sampler::shuffled(rows.len(), options.batch_size, options.seed),
         };
+        let allocator = match &options.adalora {
+            Some(_) if parameters == 0 => {
+                return Err(Error::Value("AdaLoRA gives up ranks of adapters; expected ranks".into()));
+            }
+            Some(adalora) => {
+                let start = model.transformer().adapters().values().map(LoraLayer::rank).sum();
+                let keep = options.ranks.values().map(|module| module.rank).sum();
+                Some(RankAllocator::new(adalora.clone(), options.steps(rows.len()), start, keep)?)
+            }
+            None => None,
+        };
         Ok(Self {
             model,
             rows,
+            allocator,
             held_out: None,
             stop: None,
             options,
@@ -195,7 +220,7 @@ impl<'a> Trainer<'a> {
         self.options.steps(self.rows.len())
     }
 
-    /// Number of parameters of the adapters.
+    /// Number of parameters of the adapters; with AdaLoRA, of those at the start.
     pub fn parameters(&self) -> usize {
         self.parameters
     }
@@ -265,6 +290,31 @@ impl<'a> Trainer<'a> {
             self.run_steps(first..total, &batches, &mut optimizer, report)
         })
     }
+}
+
+/// Sets A of these modules.
+fn set_factors(model: &mut TaskModel, factors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let device = model.transformer().device().clone();
+    let mut parameters: BTreeMap<String, &mut Tensor> = model.parameters_mut().into_iter().collect();
+    for (module, factor) in factors {
+        let Some(a) = parameters.get_mut(&format!("{module}.lora_A.weight")) else {
+            return Err(Error::Value(format!("factors has A of {module}, which has no adapter")));
+        };
+        if a.shape() != factor.shape() {
+            let (got, expected) = (factor.shape(), a.shape());
+            return Err(Error::Value(format!("factors: A of {module} is {got:?}; expected {expected:?}")));
+        }
+        **a = factor.to_device(&device)?;
+    }
+    Ok(())
+}
+
+/// The ranks that the adapters begin with.
+fn ranks_at_start(model: &TaskModel, options: &TrainOptions) -> BTreeMap<String, ModuleRank> {
+    let Some(adalora) = &options.adalora else { return options.ranks.clone() };
+    let infos = model.transformer().linear_infos();
+    let most: BTreeMap<&str, usize> = infos.iter().map(|info| (&info.name[..], info.c_in.min(info.c_out))).collect();
+    adalora.at_start(&options.ranks, |name| most.get(name).copied().unwrap_or(usize::MAX))
 }
 
 /// Checks the options, and that the rows fit the model.

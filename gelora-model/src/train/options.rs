@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use gelora_kernels::Tensor;
 use serde_json::Value;
 
 use super::best::Keep;
 use super::schedule::{Interval, Schedule};
+use crate::adalora::AdaLora;
 use crate::distributed::Processes;
 use crate::measure::ModuleRank;
 use crate::{Error, Result};
@@ -27,6 +29,9 @@ pub struct TrainOptions {
     /// LoRA+: how many times as high the learning rate of B is as that of A, as
     /// [`Optimizer::lora_plus`](crate::optim::Optimizer::lora_plus) says. 1 is plain AdamW.
     pub lora_plus: f64,
+    /// AdaLoRA: the adapters begin with more ranks than [`ranks`](Self::ranks) and give up the least important. If
+    /// None, ranks stay.
+    pub adalora: Option<AdaLora>,
     /// Peak learning rate.
     pub lr: f64,
     /// Length of the training.
@@ -46,6 +51,9 @@ pub struct TrainOptions {
     pub warmup: f64,
     /// Values of the adapters before the first step.
     pub init: Init,
+    /// A before the first step of single modules, (R, C_in): those of [`crate::eva`]. Other modules begin as
+    /// [`init`](Self::init) says.
+    pub factors: BTreeMap<String, Tensor>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest global norm of the gradient. 0 disables clipping.
@@ -136,6 +144,7 @@ impl Default for TrainOptions {
             rslora: false,
             dora: false,
             lora_plus: 1.0,
+            adalora: None,
             lr: 1e-3,
             length: Length::Epochs(3.0),
             batch_size: 32,
@@ -145,6 +154,7 @@ impl Default for TrainOptions {
             schedule: Schedule::Linear,
             warmup: 0.06,
             init: Init::Lora,
+            factors: BTreeMap::new(),
             weight_decay: 0.01,
             clip: 1.0,
             class_weights: Vec::new(),
@@ -186,6 +196,15 @@ impl TrainOptions {
             ("lr is not above 0", !(self.lr.is_finite() && self.lr > 0.0)),
             ("lora_plus is not above 0", !(self.lora_plus.is_finite() && self.lora_plus > 0.0)),
             ("PiSSA and DoRA exclude each other: their result is no plain LoRA", self.dora && self.init == Init::Pissa),
+            (
+                "AdaLoRA excludes DoRA, EVA, PiSSA and rsLoRA: it has a form, a start and a scaling of its own",
+                self.adalora.is_some()
+                    && (self.dora || self.rslora || self.init == Init::Pissa || !self.factors.is_empty()),
+            ),
+            (
+                "PiSSA and EVA exclude each other: both say how A begins",
+                self.init == Init::Pissa && !self.factors.is_empty(),
+            ),
             ("length is not above 0", !is_length),
             ("batch_size is 0", self.batch_size == 0),
             ("accumulate is 0", self.accumulate == 0),
@@ -197,8 +216,9 @@ impl TrainOptions {
             ("patience is 0", self.patience == Some(0)),
             ("clip is below 0", !(self.clip.is_finite() && self.clip >= 0.0)),
         ];
-        match wrong.into_iter().find(|(_, is_wrong)| *is_wrong) {
-            Some((problem, _)) => Err(Error::Value(problem.into())),
+        let wrong = wrong.into_iter().find(|(_, is_wrong)| *is_wrong).map(|(problem, _)| problem);
+        match wrong.or(self.adalora.as_ref().and_then(AdaLora::problem)) {
+            Some(problem) => Err(Error::Value(problem.into())),
             None => self.processes.check_parts(self.accumulate),
         }
     }

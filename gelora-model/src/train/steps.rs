@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
+use gelora_kernels::ops::adamw::Clip;
 use gelora_kernels::{DeviceKind, Pending, Tensor};
 
 use super::loader::StepRows;
@@ -24,8 +25,10 @@ pub(super) struct Running {
     lr: f64,
     /// Share of each micro-batch in the step's rows.
     shares: Vec<f64>,
-    /// The gradient norm, and the loss of each micro-batch.
+    /// The gradient norm, the loss of each micro-batch, and penalties.
     values: Pending,
+    /// What the sum of the penalties is multiplied by in the loss.
+    penalty: f64,
     tokens: usize,
     began: Instant,
 }
@@ -163,18 +166,27 @@ impl Trainer<'_> {
             (grads, losses, tokens) = (sum.grads, sum.losses, sum.tokens);
             self.stops |= sum.stops;
         }
+        let (penalties, penalty) = match &self.allocator {
+            Some(allocator) => allocator.add_penalty(self.model.parameters_mut(), &mut grads)?,
+            None => (Vec::new(), 0.0),
+        };
         // Clip and update. The norm and the losses stay on the device until `finish`.
         let norm = optimizer.step(self.model.parameters_mut(), &grads, lr as f32)?;
-        let outputs: Vec<&Tensor> = [&norm].into_iter().chain(&losses).collect();
-        Ok(Running { step, lr, shares, values: Pending::read(&outputs)?, tokens, began })
+        if let Some(allocator) = &mut self.allocator {
+            let max_norm = optimizer.clip.map_or(f32::INFINITY, |max| max as f32);
+            allocator.after_step(step + 1, self.model.parameters_mut(), &grads, Clip { norm: &norm, max_norm })?;
+        }
+        let outputs: Vec<&Tensor> = [&norm].into_iter().chain(&losses).chain(&penalties).collect();
+        Ok(Running { step, lr, shares, values: Pending::read(&outputs)?, penalty, tokens, began })
     }
 
     /// Waits for a step to finish. Returns its record.
     pub(super) fn finish(&mut self, launched: Running) -> Result<StepRecord> {
-        let Running { step, lr, shares, values, tokens, began } = launched;
+        let Running { step, lr, shares, values, penalty, tokens, began } = launched;
         let mut values = values.wait()?.into_iter().flatten();
         let grad_norm = finite_norm(values.next().unwrap_or(f32::NAN), step as u64 + 1)?;
-        let loss: f64 = shares.iter().zip(values).map(|(share, part)| share * f64::from(part)).sum();
+        let loss: f64 = shares.iter().zip(values.by_ref()).map(|(share, part)| share * f64::from(part)).sum();
+        let loss = loss + penalty * values.map(f64::from).sum::<f64>();
         let now = Instant::now();
         let seconds = now.duration_since(self.finished.map_or(began, |before| before.max(began))).as_secs_f64();
         self.finished = Some(now);

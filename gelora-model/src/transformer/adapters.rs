@@ -1,6 +1,7 @@
 //! Adapters on the linear modules of a transformer.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gelora_kernels::Tensor;
 use gelora_kernels::ops::dora;
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 
 use super::Transformer;
 use crate::linear::{Linear, weight_on};
+use crate::probe::Probe;
 use crate::{Error, Result};
 
 impl Transformer {
@@ -31,9 +33,11 @@ impl Transformer {
             .collect::<gelora_lora::Result<_>>()?;
         let new = |&(linear, module): &(&Linear, ModuleConfig)| {
             let (name, weight) = (&linear.name, &linear.weight);
-            let layer = match config.is_pissa() {
-                true => LoraLayer::pissa(name, weight.tensor(), &module)?,
-                false => LoraLayer::new(name, weight.c_in(), weight.c_out(), &module, seed)?,
+            let (c_in, c_out) = (weight.c_in(), weight.c_out());
+            let layer = match () {
+                () if config.is_pissa() => LoraLayer::pissa(name, weight.tensor(), &module)?,
+                () if config.is_adalora() => LoraLayer::adalora(name, c_in, c_out, &module, seed)?,
+                () => LoraLayer::new(name, c_in, c_out, &module, seed)?,
             };
             let layer = if config.use_dora { layer.with_magnitude(weight.tensor())? } else { layer };
             Ok((name.clone(), layer))
@@ -106,6 +110,13 @@ impl Transformer {
         self.attach(layers)
     }
 
+    /// Lets a probe see the inputs of the modules that it wants, or none.
+    pub(crate) fn watch_inputs(&mut self, probe: Option<&Arc<dyn Probe>>) {
+        for linear in self.linears_mut() {
+            linear.probe = probe.filter(|probe| probe.wants(&linear.name)).cloned();
+        }
+    }
+
     /// Sets the dropout probability of every adapter.
     pub(crate) fn set_dropout(&mut self, dropout: f32) {
         self.linears_mut().filter_map(|linear| linear.lora.as_mut()).for_each(|layer| layer.dropout = dropout);
@@ -116,7 +127,7 @@ impl Transformer {
         self.linears().filter_map(|linear| Some((linear.name.clone(), linear.lora.clone()?))).collect()
     }
 
-    /// A, B and magnitudes of every adapter with their names, in a fixed order.
+    /// A, B, magnitudes and singular values of every adapter with their names, in a fixed order.
     pub(crate) fn adapter_parameters_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let mut all = Vec::new();
         for linear in self.linears_mut() {
@@ -125,6 +136,9 @@ impl Transformer {
                 all.push((format!("{}.lora_B.weight", linear.name), &mut layer.b));
                 if let Some(magnitude) = &mut layer.magnitude {
                     all.push((format!("{}.lora_magnitude_vector", linear.name), magnitude));
+                }
+                if let Some(singular) = &mut layer.singular {
+                    all.push((format!("{}.lora_E", linear.name), singular));
                 }
             }
         }

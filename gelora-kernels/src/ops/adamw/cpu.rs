@@ -5,13 +5,7 @@ use crate::cpu::vectorized;
 use crate::{Result, Tensor};
 
 pub(crate) fn step(s: &AdamW, t: u64, p: &mut Tensor, g: &Tensor, clip: Clip<'_>, moments: &mut Moments) -> Result<()> {
-    let norm = clip.norm.item()?;
-    if !norm.is_finite() {
-        return Ok(());
-    }
-    // As in PyTorch's clip_grad_norm_: max_norm / (norm + 1e-6), never above 1.
-    let length = norm + 1e-6;
-    let scale = if length > clip.max_norm { clip.max_norm / length } else { 1.0 };
+    let Some(scale) = clip.scale()? else { return Ok(()) };
     update(
         s,
         corrections(s, t),

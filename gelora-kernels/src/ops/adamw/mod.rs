@@ -113,6 +113,17 @@ pub struct Clip<'a> {
     pub max_norm: f32,
 }
 
+impl Clip<'_> {
+    /// The factor on every gradient; None if the norm is not finite. The host reads the norm.
+    pub(crate) fn scale(&self) -> Result<Option<f32>> {
+        let norm = self.norm.item()?;
+        // As in PyTorch's clip_grad_norm_: max_norm / (norm + 1e-6), never above 1.
+        let length = norm + 1e-6;
+        let scale = if length > self.max_norm { self.max_norm / length } else { 1.0 };
+        Ok(norm.is_finite().then_some(scale))
+    }
+}
+
 /// One step in place. `t` counts steps from 1. The device reads the norm, so the host does not wait for it.
 ///
 /// # Errors

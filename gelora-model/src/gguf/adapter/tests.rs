@@ -55,7 +55,7 @@ fn mixed(model: &CausalLm, rslora: bool) -> Adapter {
         let (a, b) = (random([module.rank, info.c_in], &mut stream), random([info.c_out, module.rank], &mut stream));
         layers.insert(
             info.name.clone(),
-            LoraLayer { a, b, scaling: module.scaling, dropout: 0.0, magnitude: None, initial: None },
+            LoraLayer { a, b, scaling: module.scaling, dropout: 0.0, magnitude: None, initial: None, singular: None },
         );
     }
     Adapter { config, layers, saved: BTreeMap::new() }
