@@ -13,6 +13,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 
+use crate::args::Rate;
 use crate::ui;
 
 /// Id of the option that names the file.
@@ -205,7 +206,8 @@ pub fn repeating(command: &Command, matches: &ArgMatches) -> String {
 
 /// `key = value`, or a comment where a value cannot be written.
 fn line(key: &str, values: &[&OsStr], arg: &Arg) -> String {
-    let is_float = arg.get_value_parser().type_id() == TypeId::of::<f64>();
+    let parsed = arg.get_value_parser().type_id();
+    let is_float = parsed == TypeId::of::<f64>() || parsed == TypeId::of::<Rate>();
     let texts: Option<Vec<Value>> = values.iter().map(|value| Some(typed(value.to_str()?, is_float))).collect();
     match (texts.as_deref(), arg.get_value_delimiter()) {
         (None, _) => format!("# {key} is not Unicode and cannot be written here"),

@@ -109,25 +109,28 @@ fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
 }
 
 #[test]
-fn gradients_and_cut_updates_give_ranks_to_single_modules() {
+fn measured_and_trained_arms_give_ranks_to_single_modules() {
     let dir = tempfile::tempdir().expect("a folder");
     let (data, out) = (data(dir.path()), dir.path().join("study"));
     let options = "--epochs 1 --batch-size 16 --budget-rank 3 --seeds 2 --lrs 1e-2 --json --quiet";
-    let table = compare(&data, &out, &format!("{options} --arms uniform,gradient,signal,prune")).json();
+    let table = compare(&data, &out, &format!("{options} --arms uniform,gradient,signal,prune,adalora,eva")).json();
     let parameters = |arm: &str| row(&table, arm)["parameters"].as_f64().expect("parameters");
-    for arm in ["gradient", "signal", "prune"] {
+    for arm in ["gradient", "signal", "prune", "adalora", "eva"] {
         // All modules have one size, so the budget is spent to the last rank.
         assert_eq!(parameters(arm), parameters("uniform"), "{arm}");
         let ranks = row(&table, arm)["ranks"]["0"].as_array().expect("ranks");
         let sum: f64 = ranks.iter().filter_map(Value::as_f64).sum();
         assert!((sum - 9.0).abs() < 1e-9 && ranks.len() == 3, "{arm}: {ranks:?}");
     }
-    assert!(row(&table, "gradient")["measure_seconds"].as_f64() > Some(0.0));
+    for arm in ["gradient", "eva"] {
+        assert!(row(&table, arm)["measure_seconds"].as_f64() > Some(0.0), "{arm}");
+    }
     assert_eq!(row(&table, "prune")["measure_seconds"], 0.0);
     assert_ne!(row(&table, "signal")["ranks"], row(&table, "uniform")["ranks"]);
     // A rerun gives the same bits.
     let again = dir.path().join("again");
-    let repeated = compare(&data, &again, &format!("{options} --arms uniform,gradient,signal,prune")).json();
+    let repeated =
+        compare(&data, &again, &format!("{options} --arms uniform,gradient,signal,prune,adalora,eva")).json();
     assert_eq!(without_times(repeated), without_times(table));
 }
 

@@ -175,11 +175,49 @@ fn the_rate_is_chosen_on_rows_of_the_training() {
     gelora(words(&format!("{line} --resume"), &[&model, &data, &at("stopped")])).ok();
     assert_eq!(files("whole"), files("stopped"));
 
+    // Whole numbers of steps are shares of a short training.
+    let long = line.replace("--steps 60", "--steps 130 --warmup 110 --adalora --adalora-t-init 10");
+    gelora(words(&long, &[&model, &data, &at("long")])).ok();
+    assert_eq!(read("long")["steps"], 100);
+    let resumed = gelora(words(&format!("{fixed} --overwrite"), &[&model, &data, &at("long")]));
+    resumed.ok();
+    assert!(!at("long").join("lr.json").exists());
     let wrong = line.replace("--lr auto", "--lr fast");
     let wrong = gelora(words(&wrong, &[&model, &data, &at("bad")]));
     assert!(wrong.code == Some(2) && wrong.stderr.contains("above 0, or auto"), "{}", wrong.stderr);
     let on = format!("{} --init-adapter {}", line.replace("--rank 2 ", ""), at("whole").display());
     gelora(words(&on, &[&model, &data, &at("bad")])).fails_with(&["--lr auto", "--init-adapter"]);
+}
+
+/// Evaluations with more ranks than are kept do not compete.
+#[test]
+fn adalora_keeps_its_budget() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, data, out) = (fixture("tiny-bert"), data(dir.path()), dir.path().join("a"));
+    let line = "train {} --data {} --rank 2 --steps 10 --batch-size 16 --lr 1e-2 --adalora --keep best --eval-every 1 \
+                --json --quiet --out {}";
+    let json = gelora(words(line, &[&model, &data, &out])).json();
+    let adapter = gelora_lora::Adapter::read(&out).expect("a PEFT folder");
+    let ranks: Vec<usize> = adapter.layers.values().map(gelora_lora::LoraLayer::rank).collect();
+    // Three layers of four modules.
+    assert_eq!(ranks.iter().sum::<usize>(), 24, "{ranks:?}");
+    let parameters: usize = adapter.layers.values().map(gelora_lora::LoraLayer::parameters).sum();
+    assert_eq!(json["parameters"], parameters, "{json}");
+    let best = json["best"]["step"].as_u64().expect("a step");
+    assert!(best >= 7, "the ranks are settled after step 7: {json}");
+    let log = fs::read_to_string(out.join("metrics.jsonl")).expect("the log");
+    let first: Value =
+        serde_json::from_str(log.lines().find(|line| line.contains("loss")).expect("a step")).expect("JSON");
+    assert!(first["penalty"].as_f64().is_some_and(|penalty| penalty > 0.1), "{first}");
+    let steps = |options: &str| {
+        let line = format!("train {{}} --data {{}} --rank 2 --batch-size 16 {options} --quiet --out {{}}");
+        gelora(words(&line, &[&model, &data, &dir.path().join("bad")]))
+    };
+    steps("--steps 1 --adalora").fails_with(&["AdaLoRA", "expected more steps"]);
+    let alone = steps("--steps 9 --adalora-start 2");
+    assert!(alone.code == Some(2) && alone.stderr.contains("--adalora"), "{}", alone.stderr);
+    let low = steps("--steps 9 --adalora --adalora-start 0.5");
+    assert!(low.code == Some(2) && low.stderr.contains("at least 1"), "{}", low.stderr);
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //!
 //! A and B begin normal with the deviation 0.02, e with 0. While it trains, values of e are set to 0: a triplet whose
 //! value is 0 is given up. What is left is a plain LoRA of the rank that is kept, A' = diag(e) A, which is what is
-//! written. A module that keeps no triplet is written with the rank 1 and zeros.
+//! written. A module that keeps no triplet has no adapter then, and is among the config's excluded modules.
 //!
 //! Folders of PEFT's AdaLoRA are read as plain LoRA of the ranks that are kept, with the scaling alpha / (R + 1e-5) of
 //! the rank R that the training began with.
@@ -24,7 +24,7 @@ use gelora_kernels::{Device, Tensor};
 
 use crate::layer::name_hash;
 pub use crate::peft_adalora::scaling_factor;
-use crate::{Adapter, AdapterConfig, Init, LoraLayer, ModuleConfig, Result, ranks};
+use crate::{Adapter, AdapterConfig, Error, Init, LoraLayer, ModuleConfig, Names, Result, ranks};
 
 /// The name of the method in `init_lora_weights` while it trains.
 pub(crate) const NAME: &str = "adalora";
@@ -64,30 +64,27 @@ impl LoraLayer {
         })
     }
 
-    /// The plain LoRA layer that computes the same: the triplets whose singular value is not 0, on the CPU. The layer
-    /// itself if it has no singular values.
+    /// The plain LoRA layer that computes the same: the triplets whose singular value is not 0, on the CPU; None if all
+    /// are 0. The layer itself if it has no singular values.
     ///
     /// # Errors
     /// If a device fails.
-    pub fn folded(&self) -> Result<Self> {
-        let Some(e) = &self.singular else { return Ok(self.clone()) };
+    pub fn folded(&self) -> Result<Option<Self>> {
+        let Some(e) = &self.singular else { return Ok(Some(self.clone())) };
         let (e, a, b) = (e.to_vec()?, self.factor_a()?.to_vec()?, self.b.to_vec()?);
         let (rank, c_in, c_out) = (self.rank(), self.a.cols(), self.b.rows());
         let kept: Vec<usize> = (0..rank).filter(|k| e[*k] != 0.0).collect();
-        let (a, b) = if kept.is_empty() {
-            (vec![0.0; c_in], vec![0.0; c_out])
-        } else {
-            let row = |k: &usize| a[k * c_in..(k + 1) * c_in].iter().copied();
-            let b = b.chunks(rank).flat_map(|row| kept.iter().map(|k| row[*k]));
-            (kept.iter().flat_map(row).collect(), b.collect())
-        };
-        let rank = kept.len().max(1);
-        Ok(Self {
-            a: Tensor::from_vec(a, [rank, c_in])?,
-            b: Tensor::from_vec(b, [c_out, rank])?,
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let row = |k: &usize| a[k * c_in..(k + 1) * c_in].iter().copied();
+        let b = b.chunks(rank).flat_map(|row| kept.iter().map(|k| row[*k]));
+        Ok(Some(Self {
+            a: Tensor::from_vec(kept.iter().flat_map(row).collect(), [kept.len(), c_in])?,
+            b: Tensor::from_vec(b.collect(), [c_out, kept.len()])?,
             singular: None,
             ..self.clone()
-        })
+        }))
     }
 }
 
@@ -107,16 +104,26 @@ impl AdapterConfig {
 
 impl Adapter {
     /// The plain LoRA adapter that computes the same: without singular values, each module with the rank that it keeps.
-    /// The adapter itself if it has no singular values.
+    /// Modules that keep none have no adapter. The adapter itself if it has no singular values.
     ///
     /// # Errors
-    /// If a device fails.
+    /// If no module keeps a rank, or a device fails.
     pub fn folded(self) -> Result<Self> {
         if !self.config.is_adalora() {
             return Ok(self);
         }
-        let layer = |(name, layer): (&String, &LoraLayer)| Ok((name.clone(), layer.folded()?));
-        let layers: BTreeMap<String, LoraLayer> = self.layers.iter().map(layer).collect::<Result<_>>()?;
+        let (mut layers, mut without) = (BTreeMap::new(), Vec::new());
+        for (name, layer) in &self.layers {
+            match layer.folded()? {
+                Some(layer) => {
+                    layers.insert(name.clone(), layer);
+                }
+                None => without.push(name.clone()),
+            }
+        }
+        if layers.is_empty() {
+            return Err(Error::Ranks { problem: "AdaLoRA has not trained yet: every singular value is 0".into() });
+        }
         // Full names: each matches its own module alone.
         let rank = |(name, layer): (&String, &LoraLayer)| (name.clone(), layer.rank());
         let alpha =
@@ -125,16 +132,31 @@ impl Adapter {
             rank_pattern: layers.iter().map(rank).collect(),
             alpha_pattern: layers.iter().map(alpha).collect(),
             init_lora_weights: Init::default(),
+            exclude_modules: excluding(self.config.exclude_modules.clone(), without),
             ..self.config
         };
         Ok(Self { config, layers, saved: self.saved })
     }
 }
 
+/// These excluded modules, and others by their full names.
+fn excluding(excluded: Option<Names>, others: Vec<String>) -> Option<Names> {
+    if others.is_empty() {
+        return excluded;
+    }
+    Some(match excluded {
+        None => Names::List(others),
+        Some(Names::List(names)) => Names::List([names, others].concat()),
+        Some(Names::Pattern(pattern)) => {
+            let others: Vec<String> = others.iter().map(|name| fancy_regex::escape(name).into_owned()).collect();
+            Names::Pattern(format!("(?:{pattern})|(?:{})", others.join("|")))
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Names;
 
     const CONFIG: ModuleConfig = ModuleConfig { rank: 3, alpha: 6.0, scaling: 2.0, dropout: 0.0 };
 
@@ -159,15 +181,14 @@ mod tests {
     #[test]
     fn folded_layers_keep_what_is_not_zero_and_compute_the_same() -> Result<()> {
         let layer = with_values([0.5, 0.0, -2.0]);
-        let folded = layer.folded()?;
+        let folded = layer.folded()?.expect("two are left");
         assert_eq!((folded.rank(), folded.singular.is_none(), folded.scaling), (2, true, 2.0));
         let weight = Tensor::from_vec((0..20).map(|i| i as f32 / 7.0).collect(), [4, 5])?;
         let (want, got) = (crate::merge::merge(&weight, &layer)?, crate::merge::merge(&weight, &folded)?);
         for (want, got) in want.to_vec()?.iter().zip(got.to_vec()?) {
             assert!((want - got).abs() < 1e-6, "{want} {got}");
         }
-        let nothing = with_values([0.0; 3]).folded()?;
-        assert_eq!((nothing.rank(), crate::merge::merge(&weight, &nothing)?.to_vec()?), (1, weight.to_vec()?));
+        assert!(with_values([0.0; 3]).folded()?.is_none());
         Ok(())
     }
 
@@ -180,7 +201,8 @@ mod tests {
             ..AdapterConfig::default()
         }
         .with_adalora();
-        let layers = [("l.q".to_owned(), with_values([1.0, 0.0, 0.0])), ("l.v".to_owned(), with_values([1.0; 3]))];
+        let values = [("l.q", [1.0, 0.0, 0.0]), ("l.v", [1.0; 3]), ("m.q", [0.0; 3])];
+        let layers = values.map(|(name, values)| (name.to_owned(), with_values(values)));
         let adapter = Adapter { config, layers: layers.into(), saved: [].into() };
         let folder = tempfile::tempdir().unwrap();
         adapter.write(folder.path())?;
@@ -189,7 +211,10 @@ mod tests {
         for (name, layer) in &read.layers {
             assert!((layer.scaling - 2.0).abs() < 1e-6, "{name}: {}", layer.scaling);
         }
-        assert!(!read.config.is_adalora());
+        assert!(!read.config.is_adalora() && !read.layers.contains_key("m.q"));
+        assert_eq!(read.config.exclude_modules, Some(Names::List(vec!["m.q".into()])));
+        let pattern = excluding(Some(Names::Pattern("x|y".into())), vec!["m.q".into()]);
+        assert_eq!(pattern, Some(Names::Pattern(r"(?:x|y)|(?:m\.q)".into())));
         Ok(())
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The directions of all modules are sorted by their ratio; as many are taken as there were ranks, of a module at most
-//! rho times its rank. A module may get none. alpha / r stays.
+//! rho times its rank ([`most`]). A module may get none. alpha / r stays.
 //!
 //! Source: Paischer et al., "Parameter efficient fine-tuning via explained variance adaptation" (arXiv 2410.07170),
 //! sections 3.1 to 3.3; PEFT 0.21.2, `peft/tuners/lora/eva.py`.
@@ -74,34 +74,38 @@ impl Explained {
     }
 }
 
-/// Ranks by explained variance: `ranks` are those that the modules would have, whose sum is kept; `ratios` are those of
-/// the directions of every module. Of equal ratios, that of the first module comes first.
-///
-/// # Errors
-/// If there are not as many ranks as modules, or rho is below 1.
+impl Explained {
+    /// The first `count` directions, or all if there are fewer.
+    ///
+    /// # Errors
+    /// If `count` is 0.
+    pub fn first(&self, count: usize) -> Result<Self> {
+        let (count, c_in) = (count.min(self.ratios.len()), self.directions.cols());
+        let rows = self.directions.to_vec()?[..count * c_in].to_vec();
+        Ok(Self { directions: Tensor::from_vec(rows, [count, c_in])?, ratios: self.ratios[..count].to_vec() })
+    }
+}
+
+/// Ranks by explained variance: as many directions as `total`, those with the highest of the `ratios` of every module.
+/// Of equal ratios, that of the first module comes first.
 ///
 /// ```
 /// use gelora_lora::eva::redistributed;
 ///
-/// let ranks = redistributed(&[2, 2], &[&[0.5, 0.2, 0.1, 0.05], &[0.15, 0.01, 0.001]], 2.0)?;
+/// let ranks = redistributed(4, &[&[0.5, 0.2, 0.1, 0.05], &[0.15, 0.01, 0.001]]);
 /// assert_eq!(ranks, [3, 1]);
-/// # Ok::<(), gelora_lora::Error>(())
 /// ```
-pub fn redistributed(ranks: &[usize], ratios: &[&[f64]], rho: f64) -> Result<Vec<usize>> {
-    if ranks.len() != ratios.len() || !(rho.is_finite() && rho >= 1.0) {
-        let problem =
-            format!("{} modules with the ratios of {}, rho {rho}; expected rho >= 1", ranks.len(), ratios.len());
-        return Err(Error::Ranks { problem });
-    }
+#[must_use]
+pub fn redistributed(total: usize, ratios: &[&[f64]]) -> Vec<usize> {
     let mut all: Vec<(f64, usize)> = Vec::new();
-    for (module, (rank, ratios)) in ranks.iter().zip(ratios).enumerate() {
-        all.extend(ratios.iter().take(most(*rank, rho)).map(|ratio| (*ratio, module)));
+    for (module, ratios) in ratios.iter().enumerate() {
+        all.extend(ratios.iter().map(|ratio| (*ratio, module)));
     }
     // The sort is stable.
     all.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    let mut counts = vec![0; ranks.len()];
-    all.iter().take(ranks.iter().sum()).for_each(|(_, module)| counts[*module] += 1);
-    Ok(counts)
+    let mut counts = vec![0; ratios.len()];
+    all.iter().take(total).for_each(|(_, module)| counts[*module] += 1);
+    counts
 }
 
 /// The most directions of a module that would have this rank: rho times as many, rounded to even at halves.
@@ -167,14 +171,15 @@ mod tests {
     }
 
     #[test]
-    fn a_module_has_at_most_rho_times_its_rank() -> Result<()> {
+    fn directions_of_all_modules_compete() -> Result<()> {
         let ratios: [&[f64]; 2] = [&[0.9, 0.8, 0.7, 0.6], &[0.1, 0.05, 0.01]];
-        assert_eq!(redistributed(&[2, 2], &ratios, 1.0)?, [2, 2]);
-        assert_eq!(redistributed(&[2, 2], &ratios, 1.5)?, [3, 1]);
-        assert_eq!(redistributed(&[2, 2], &ratios, 2.0)?, [4, 0]);
-        assert_eq!(redistributed(&[1, 1], &[&[0.5, 0.5], &[0.5]], 2.0)?, [2, 0]);
-        assert!(redistributed(&[1], &ratios, 2.0).is_err() && redistributed(&[1, 1], &ratios, 0.5).is_err());
-        assert_eq!(most(3, 1.5), 4);
+        assert_eq!(redistributed(4, &ratios), [4, 0]);
+        assert_eq!(redistributed(6, &ratios), [4, 2]);
+        assert_eq!(redistributed(9, &ratios), [4, 3]);
+        assert_eq!(redistributed(2, &[&[0.5, 0.5], &[0.5]]), [2, 0]);
+        assert_eq!((most(3, 1.5), most(2, 2.0)), (4, 4));
+        let explained = Explained::of_covariance(&covariance(), 3, 14.0, None)?.first(2)?;
+        assert_eq!((explained.ratios.len(), explained.directions.shape()), (2, &[2, 3][..]));
         Ok(())
     }
 }

@@ -79,6 +79,23 @@ impl AdaLora {
         wrong.into_iter().find(|(_, is_wrong)| *is_wrong).map(|(problem, _)| problem)
     }
 
+    /// The steps before ranks are given up, and the step after which they are settled, of a training of so many steps.
+    ///
+    /// # Errors
+    /// If no step is left between the first and the last ones, or only the first step, after which nothing is known of
+    /// the importance.
+    pub(crate) fn schedule(&self, steps: usize) -> Result<(usize, usize)> {
+        let whole = |value: f64| if value < 1.0 { (value * steps as f64).round() as usize } else { value as usize };
+        let (t_init, t_final) = (whole(self.t_init), whole(self.t_final));
+        if t_init.saturating_add(t_final) >= steps || steps - t_final < 2 {
+            return Err(Error::Value(format!(
+                "AdaLoRA: t_init of {t_init} steps and t_final of {t_final} leave none of {steps} steps to give up \
+                 ranks in; expected more steps, or a smaller t_init or t_final"
+            )));
+        }
+        Ok((t_init, steps - t_final))
+    }
+
     /// The ranks that a training begins with, for modules with these ranks to keep and these largest ranks. The scaling
     /// is PEFT's.
     pub(crate) fn at_start(
@@ -124,8 +141,9 @@ pub struct RankAllocator {
     budget: (usize, usize),
     /// Importance of the values of every factor, by its name.
     importance: BTreeMap<String, Importance>,
-    /// The triplets that are kept to the end, by the names of the singular values.
-    kept: BTreeMap<String, Vec<bool>>,
+    /// The triplets that are kept to the end, by the names of the singular values: 1 for each, 0 for the others. A
+    /// module that keeps all has none.
+    kept: BTreeMap<String, Tensor>,
 }
 
 /// Parameters with their names.
@@ -151,17 +169,14 @@ impl RankAllocator {
     /// # Errors
     /// If no step is left between the first and the last ones.
     pub fn new(options: AdaLora, steps: usize, start: usize, keep: usize) -> Result<Self> {
-        let of = |value: f64| if value < 1.0 { (value * steps as f64).round() as usize } else { value as usize };
-        let (t_init, t_final) = (of(options.t_init), of(options.t_final));
-        if t_init.saturating_add(t_final) >= steps {
-            return Err(Error::Value(format!(
-                "AdaLoRA: t_init of {t_init} steps and t_final of {t_final} leave none of {steps} steps to give up \
-                 ranks in"
-            )));
-        }
-        let settled = steps - t_final;
+        let (t_init, settled) = options.schedule(steps)?;
         let (importance, kept) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { options, t_init, settled, budget: (start, keep), importance, kept })
+    }
+
+    /// Whether the ranks are settled after step `t`, counted from 1.
+    pub fn is_settled(&self, t: usize) -> bool {
+        t >= self.settled
     }
 
     /// What is done after step `t`, counted from 1.
@@ -219,9 +234,12 @@ impl RankAllocator {
         match self.choice(t) {
             Choice::Nothing => Ok(()),
             Choice::Hold => mask(parameters, &self.kept),
-            Choice::Keep(number) => mask(parameters, &self.most_important(number)?),
+            Choice::Keep(number) => {
+                let kept = self.kept_among(&parameters, number)?;
+                mask(parameters, &kept)
+            }
             Choice::Settle(number) => {
-                self.kept = self.most_important(number)?;
+                self.kept = self.kept_among(&parameters, number)?;
                 self.importance.clear();
                 mask(parameters, &self.kept)
             }
@@ -240,6 +258,18 @@ impl RankAllocator {
             adalora::update(decay, parameter, gradient, clip, importance)?;
         }
         Ok(())
+    }
+
+    /// The masks of the `number` most important triplets, on the devices of their singular values.
+    fn kept_among(&self, values: &Parameters<'_>, number: usize) -> Result<BTreeMap<String, Tensor>> {
+        let chosen = self.most_important(number)?;
+        let mut masks = BTreeMap::new();
+        for (name, value) in values {
+            let Some(kept) = chosen.get(name).filter(|kept| kept.contains(&false)) else { continue };
+            let ones: Vec<f32> = kept.iter().map(|kept| f32::from(u8::from(*kept))).collect();
+            masks.insert(name.clone(), Tensor::from_vec(ones, [kept.len(), 1])?.to_device(value.device())?);
+        }
+        Ok(masks)
     }
 
     /// Which triplets of every module are among the `number` most important ones, by the names of the singular values.
@@ -276,8 +306,7 @@ impl RankAllocator {
             tensors.insert(format!("{name}.u"), importance.uncertainty.clone());
         }
         for (name, kept) in &self.kept {
-            let values: Vec<f32> = kept.iter().map(|kept| f32::from(u8::from(*kept))).collect();
-            tensors.insert(format!("{name}.kept"), Tensor::from_vec(values, [kept.len()])?);
+            tensors.insert(format!("{name}.kept"), kept.clone());
         }
         let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor));
         Ok(files::write_tensors(path, tensors)?)
@@ -307,7 +336,7 @@ impl RankAllocator {
                 self.importance.insert(name.clone(), Importance { sensitivity, uncertainty });
             }
             if let Some(kept) = tensors.remove(&format!("{name}.kept")) {
-                self.kept.insert(name, kept.to_vec()?.iter().map(|value| *value != 0.0).collect());
+                self.kept.insert(name, kept.to_device(device)?);
             }
         }
         Ok(())
@@ -315,13 +344,11 @@ impl RankAllocator {
 }
 
 /// Sets the singular values of the triplets that are not kept to 0.
-fn mask(parameters: Parameters<'_>, kept: &BTreeMap<String, Vec<bool>>) -> Result<()> {
-    let chosen = parameters.into_iter().filter_map(|(name, parameter)| Some((kept.get(&name)?, parameter)));
-    let values: Vec<(&Vec<bool>, &mut Tensor)> = chosen.collect();
-    let read = Pending::read(&values.iter().map(|(_, tensor)| &**tensor).collect::<Vec<_>>())?.wait()?;
-    for ((kept, tensor), mut values) in values.into_iter().zip(read) {
-        values.iter_mut().zip(kept).filter(|(_, kept)| !**kept).for_each(|(value, _)| *value = 0.0);
-        *tensor = Tensor::from_vec(values, tensor.shape())?.to_device(tensor.device())?;
+fn mask(parameters: Parameters<'_>, kept: &BTreeMap<String, Tensor>) -> Result<()> {
+    for (name, value) in parameters {
+        if let Some(kept) = kept.get(&name) {
+            *value = adalora::forward(kept, value)?;
+        }
     }
     Ok(())
 }

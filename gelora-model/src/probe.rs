@@ -1,4 +1,4 @@
-//! What sees the inputs of linear modules.
+//! The trait of observers of linear modules.
 
 use std::fmt;
 

@@ -17,6 +17,9 @@ pub struct StepRecord {
     pub epoch: f64,
     /// Mean loss of the step's rows, before the parameters change.
     pub loss: f64,
+    /// What AdaLoRA adds to the loss; None without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<f64>,
     /// Learning rate.
     pub lr: f64,
     /// Global norm of the gradient before clipping.

@@ -34,6 +34,10 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
     number(text, |v| v > 0.0, "above 0")
 }
 
+pub(super) fn at_least_whole(text: &str) -> Result<f64, String> {
+    number(text, |v| v >= 1.0, "of at least 1")
+}
+
 pub(super) fn not_negative(text: &str) -> Result<f64, String> {
     number(text, |v| v >= 0.0, "of at least 0")
 }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use gelora_model::TrainOptions;
 use gelora_model::train::{AdaLora, Init, Length, Schedule};
 
-use super::parse::{at_least_one, not_negative, positive, share, warmup};
+use super::parse::{at_least_one, at_least_whole, not_negative, positive, share, warmup};
 use super::{
     ComputeArgs, DataArgs, EvaluationArgs, LossArgs, MeasureArgs, ModelArgs, OutputArgs, PolicyArgs, ProfileArgs,
     TargetArgs, TaskArg,
@@ -88,7 +88,7 @@ impl From<ScheduleArg> for Schedule {
 /// The peak learning rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rate {
-    /// That of short trainings.
+    /// The rate of short trainings.
     Auto,
     Fixed(f64),
 }
@@ -122,32 +122,35 @@ fn rate(text: &str) -> Result<Rate, String> {
 /// Options of AdaLoRA.
 #[derive(Clone, Debug, Args)]
 pub struct AdaLoraArgs {
-    /// AdaLoRA: how many times as high the ranks at the start are
-    #[arg(long, default_value_t = 1.5, value_name = "RATIO", value_parser = positive)]
-    pub adalora_start: f64,
+    /// AdaLoRA: ranks at the start, as a multiple of those to train [default: 1.5]
+    #[arg(long, value_name = "RATIO", value_parser = at_least_whole, requires = "adalora")]
+    pub adalora_start: Option<f64>,
     /// AdaLoRA: steps before ranks are given up; below 1 a share of all steps, from 1 on a whole number of steps
-    #[arg(long, default_value_t = 0.1, value_name = "SHARE|N", value_parser = warmup)]
-    pub adalora_t_init: f64,
+    /// [default: 0.1]
+    #[arg(long, value_name = "SHARE|N", value_parser = warmup, requires = "adalora")]
+    pub adalora_t_init: Option<f64>,
     /// AdaLoRA: last steps, in which the ranks stay; below 1 a share of all steps, from 1 on a whole number of steps
-    #[arg(long, default_value_t = 0.3, value_name = "SHARE|N", value_parser = warmup)]
-    pub adalora_t_final: f64,
-    /// AdaLoRA: steps from a choice of ranks to the next
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
-    pub adalora_interval: usize,
-    /// AdaLoRA: weight of the penalty in the loss that keeps A and B orthogonal
-    #[arg(long, default_value_t = 0.5, value_name = "WEIGHT", value_parser = not_negative)]
-    pub adalora_orthogonality: f64,
+    /// [default: 0.3]
+    #[arg(long, value_name = "SHARE|N", value_parser = warmup, requires = "adalora")]
+    pub adalora_t_final: Option<f64>,
+    /// AdaLoRA: steps from a choice of ranks to the next [default: 1]
+    #[arg(long, value_name = "N", value_parser = at_least_one, requires = "adalora")]
+    pub adalora_interval: Option<usize>,
+    /// AdaLoRA: weight of the penalty in the loss that keeps A and B orthogonal [default: 0.5]
+    #[arg(long, value_name = "WEIGHT", value_parser = not_negative, requires = "adalora")]
+    pub adalora_orthogonality: Option<f64>,
 }
 
 impl From<&AdaLoraArgs> for AdaLora {
     fn from(args: &AdaLoraArgs) -> Self {
+        let usual = Self::default();
         Self {
-            start: args.adalora_start,
-            t_init: args.adalora_t_init,
-            t_final: args.adalora_t_final,
-            interval: args.adalora_interval,
-            orthogonality: args.adalora_orthogonality,
-            ..Self::default()
+            start: args.adalora_start.unwrap_or(usual.start),
+            t_init: args.adalora_t_init.unwrap_or(usual.t_init),
+            t_final: args.adalora_t_final.unwrap_or(usual.t_final),
+            interval: args.adalora_interval.unwrap_or(usual.interval),
+            orthogonality: args.adalora_orthogonality.unwrap_or(usual.orthogonality),
+            ..usual
         }
     }
 }
@@ -197,8 +200,8 @@ pub struct TrainArgs {
     /// have B's rate and no weight decay
     #[arg(long, default_value_t = 1.0, value_name = "RATIO", value_parser = positive)]
     pub lora_plus: f64,
-    /// AdaLoRA: begin with more ranks than those to train, and give up the least important. The folder holds a plain
-    /// LoRA of the ranks that are left
+    /// AdaLoRA: begin with more ranks than those asked for, and give up the least important. The folder holds a plain
+    /// LoRA of the ranks that are left; their sum is the one asked for
     #[arg(long, conflicts_with_all = ["dora", "rslora", "init"])]
     pub adalora: bool,
     #[command(flatten)]

@@ -8,6 +8,7 @@ use anyhow::Result;
 use gelora_lora::AdapterConfig;
 use gelora_model::evaluate::Metrics;
 use gelora_model::measure::ModuleRank;
+use gelora_model::train::AdaLora;
 use gelora_model::train::Best;
 use gelora_model::{Batch, CausalLm, Event, Rows, TaskModel, Tokens, evaluate};
 
@@ -260,13 +261,13 @@ fn settings(
         ("seed", args.seed.to_string()),
     ];
     if args.adalora {
-        let triplets = &args.triplets;
+        let adalora = AdaLora::from(&args.triplets);
         all.extend([
-            ("AdaLoRA, ranks at the start", format!("{} times", triplets.adalora_start)),
-            ("AdaLoRA, t_init", triplets.adalora_t_init.to_string()),
-            ("AdaLoRA, t_final", triplets.adalora_t_final.to_string()),
-            ("AdaLoRA, interval", triplets.adalora_interval.to_string()),
-            ("AdaLoRA, weight of the penalty", triplets.adalora_orthogonality.to_string()),
+            ("AdaLoRA, ranks at the start", format!("{} times", adalora.start)),
+            ("AdaLoRA, t_init", adalora.t_init.to_string()),
+            ("AdaLoRA, t_final", adalora.t_final.to_string()),
+            ("AdaLoRA, interval", adalora.interval.to_string()),
+            ("AdaLoRA, weight of the penalty", adalora.orthogonality.to_string()),
         ]);
     }
     if let Some(weights) = &args.loss.class_weights {

@@ -11,6 +11,8 @@ use gelora_model::{Error as Failure, Event, Rows, TaskModel, TokenRows, TrainOpt
 use serde::{Deserialize, Serialize};
 
 use super::read_json;
+use super::screen::Screen;
+use crate::args::Rate;
 use crate::output::OutDir;
 use crate::ui;
 
@@ -24,7 +26,7 @@ const ROWS: usize = 5000;
 /// The fewest rows that can be divided.
 const FEWEST: usize = 10;
 
-/// What was tried.
+/// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Tried {
     /// The rate that was chosen.
@@ -52,8 +54,11 @@ pub fn chosen(
         let known: Option<Tried> = is_known.then(|| read_json(&path)).transpose()?;
         return shared(options, known.map(|known| known.lr));
     }
-    if rows.len() < FEWEST {
-        bail!("--lr auto sets a fifth of the training rows aside; expected at least {FEWEST} rows, got {}", rows.len());
+    if resume {
+        bail!(
+            "--resume: {} is missing, so the training was not begun with --lr auto; expected its rate",
+            path.display()
+        );
     }
     let mut order: Vec<usize> = (0..rows.len()).collect();
     Stream::at(options.seed, &[0x7261_7465]).shuffle(&mut order); // "rate"
@@ -67,20 +72,20 @@ pub fn chosen(
     };
     let steps = whole.clamp(1, STEPS);
     let options = TrainOptions {
-        length: Length::Steps(steps),
         eval_every: None,
         metric: None,
         keep: Keep::Last,
         patience: None,
         checkpoints: None,
-        ..options.clone()
+        ..options.clone().for_steps(steps, rows.len())
     };
     let mut rates: Vec<(f64, Option<f64>)> = Vec::new();
     let mut best: Option<(f64, f64)> = None;
     for lr in RATES {
-        let mut model = fresh()?;
+        let (mut model, mut screen) = (fresh()?, Screen::new(quiet));
+        let mut progress = |event: Event<'_>| screen.show(event);
         let trained = Trainer::new(&mut model, &train, TrainOptions { lr, ..options.clone() })
-            .and_then(|mut trainer| trainer.run(&mut |_: Event<'_>| ()));
+            .and_then(|mut trainer| trainer.run(&mut progress));
         let score = match trained {
             Err(Failure::Diverged { .. }) => None,
             Err(failure) => return Err(failure).context("--lr auto"),
@@ -103,15 +108,37 @@ pub fn chosen(
     if lr == RATES[0] || lr == RATES[RATES.len() - 1] {
         ui::warn(format!("--lr auto chose {lr:e}, the end of its range; a rate beyond it may be better"));
     }
+    let best = best.map(|(_, score)| score);
+    let tied = rates.iter().filter(|(_, score)| *score == best).count();
+    if tied > 1 {
+        ui::warn(format!("--lr auto: {tied} rates have the best score on {} rows; the lowest is taken", scored.len()));
+    }
     let count = |rows: &TokenRows| ui::count(rows.len() as u64);
-    let of = format!("{steps} steps on {} rows, scored on {}", count(&train), count(&scored));
-    ui::note(quiet, format!("--lr auto: {lr:e} ({of})"));
+    let (trained, scored_on) = (count(&train), count(&scored));
+    ui::note(quiet, format!("--lr auto: {lr:e} ({steps} steps on {trained} rows, scored on {scored_on})"));
     if options.processes.is_first() {
         let (train_rows, scored_rows) = (train.len(), scored.len());
         let tried = Tried { lr, metric: metric.name.into(), steps, train_rows, scored_rows, rates };
         out.write_json(RATES_NAME, &tried)?;
     }
     shared(&options, Some(lr))
+}
+
+/// Checks that there are enough rows.
+pub fn check(lr: Rate, rows: usize) -> Result<()> {
+    if lr == Rate::Auto && rows < FEWEST {
+        bail!("--lr auto sets a fifth of the training rows aside; expected at least {FEWEST} rows, got {rows}");
+    }
+    Ok(())
+}
+
+/// Removes the file of an earlier training, which this one replaces.
+pub fn forget(out: &OutDir, replaces: bool) -> Result<()> {
+    let path = out.file(RATES_NAME);
+    if replaces && path.is_file() {
+        std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// The rate of the first process.

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::alike;
 use super::aside;
 use super::chosen_ranks::{module_ranks, ranks_of, shared};
+use super::eva::EVA_NAME;
 use super::init_adapter::InitAdapter;
 use super::log::LOG;
 use super::loss::loss_weights;
@@ -50,7 +51,7 @@ const REPEATING: &str = "run.toml";
 /// Folder of the latest checkpoint inside OUT.
 const CHECKPOINT: &str = "checkpoint";
 /// Names of the files and folders that the command writes to OUT.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     REPEATING,
     CONFIG_NAME,
     "adapter_model.safetensors",
@@ -58,6 +59,7 @@ const FILES: [&str; 11] = [
     LOG,
     RANKS_NAME,
     RATES_NAME,
+    EVA_NAME,
     CHECKPOINT,
     REPORT_NAME,
     CARD_NAME,
@@ -65,7 +67,7 @@ const FILES: [&str; 11] = [
 ];
 
 /// Those that belong to a checkpoint, as long as it is not that of the training in progress.
-const OF_CHECKPOINT: [&str; 5] = [REPEATING, LOG, RANKS_NAME, RATES_NAME, EVENT_FILES];
+const OF_CHECKPOINT: [&str; 6] = [REPEATING, LOG, RANKS_NAME, RATES_NAME, EVA_NAME, EVENT_FILES];
 
 pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     let processes = &group.processes;
@@ -136,11 +138,14 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     metric(args.evaluation.metric.as_deref(), label_set.as_ref())?;
     let class_weights = loss_weights(&args.loss, label_set.as_ref(), data.rows.labels(), args.output.quiet)?;
     mark("data tokenized");
+    // Before any expensive work.
+    args.options().validate(data.rows.len())?;
+    rate::check(args.lr, data.rows.len())?;
     let read = [&dataset].into_iter().chain(&held_out_data);
     alike::check_inputs(group, &args.model.path, read, &tokenizer, &device)?;
     // Load the model, and choose the ranks of its adapters.
     let settings = settings(args, &dataset, held_out.as_ref(), &tokenizer, &*data.rows, init.as_ref());
-    let all_options = format!("{settings:?} {:?} {:?}", args.options(), args.compute);
+    let all_options = format!("{settings:?} {:?} {:?} {:?} {:?}", args.options(), args.compute, args.lr, args.init);
     processes.check_same("the options of the command line", Some(all_options.as_bytes()))?;
     let ready = |mut model: TaskModel| -> Result<TaskModel> {
         model.compute_in(args.compute.dtype.into())?;
@@ -149,7 +154,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     };
     let (mut model, config) = match init {
         Some(init) => (ready(init.model)?, Some(init.config)),
-        None => (ready(load(args, label_set.as_ref())?)?, None),
+        None => (ready(load(args, label_set.as_ref(), true)?)?, None),
     };
     mark("model loaded");
     if resume && writes {
@@ -167,7 +172,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     };
     let ranks = shared(processes, Some(ranks))?;
     let Start { ranks, factors } = match args.init {
-        InitArg::Eva => eva::start(args, &mut model, &*data.rows, &ranks)?,
+        InitArg::Eva if !args.dry_run => eva::start(args, (&out, resume), &mut model, &*data.rows, &ranks, processes)?,
         _ => Start { ranks, factors: BTreeMap::new() },
     };
     let checkpoints = Checkpoints {
@@ -183,16 +188,27 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         true => TrainOptions { eval_every: None, metric: None, keep: Keep::Last, patience: None, ..options },
         false => TrainOptions { checkpoints: Some(checkpoints.clone()), ..options },
     };
+    let lr_is_chosen = args.lr == Rate::Auto;
     let tuned;
     let args = match args.lr {
         Rate::Auto if !args.dry_run => {
             let metric = metric(args.evaluation.metric.as_deref(), label_set.as_ref())?;
-            let fresh = || ready(load(args, label_set.as_ref())?);
+            let fresh = || ready(load(args, label_set.as_ref(), false)?);
+            // One model at a time.
+            drop(model);
             options.lr = rate::chosen((&out, resume, args.output.quiet), &options, &*data.rows, metric, fresh)?;
+            model = fresh()?;
             tuned = TrainArgs { lr: Rate::Fixed(options.lr), ..args.clone() };
             &tuned
         }
-        _ => args,
+        Rate::Auto => {
+            ui::note(args.output.quiet, "the trainings of --lr auto are not part of this dry run");
+            args
+        }
+        Rate::Fixed(_) => {
+            rate::forget(&out, writes && !resume)?;
+            args
+        }
     };
     let mut trainer = match config {
         Some(config) => {
@@ -286,6 +302,9 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     // The adapter is complete now, so the training needs no checkpoint any more.
     checkpoints.finish()?;
     let mut result = json!({"out": args.out, "parameters": parameters, "dataset": data.understood});
+    if let (true, Rate::Fixed(rate)) = (lr_is_chosen, args.lr) {
+        result["lr"] = json!(rate);
+    }
     if let Some(best) = &best {
         result["best"] = json!(best);
     }
@@ -324,12 +343,13 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Loads the base model with a new head, or with its vocabulary for a language model.
-fn load(args: &TrainArgs, labels: Option<&LabelSet>) -> Result<TaskModel> {
+/// Loads the base model with a new head, or with its vocabulary for a language model. Prints what there is to say of it
+/// if `speaks` is true.
+fn load(args: &TrainArgs, labels: Option<&LabelSet>, speaks: bool) -> Result<TaskModel> {
     let name = args.model.name.display().to_string();
     let Some(labels) = labels else {
         let mut lm = CausalLm::load(&args.model.path)?;
-        lm.remarks().iter().for_each(ui::warn);
+        lm.remarks().iter().filter(|_| speaks).for_each(ui::warn);
         lm.set_name(name);
         return Ok(lm.into());
     };

@@ -69,8 +69,8 @@ pub struct Measured {
     plateau: Option<Growths>,
     /// Directions of the gradients, and the seconds that they took.
     gradient: Option<(Vec<Need>, f64)>,
-    /// Directions of the inputs by module, and the seconds that they took.
-    inputs: Option<(BTreeMap<String, Explained>, f64)>,
+    /// Directions of the inputs of every module, and the seconds that they took.
+    inputs: Option<(Vec<(String, Explained)>, f64)>,
     /// Whether the plateau was asked for and there is none; its growths are those of all rows then.
     pub lacks_plateau: bool,
 }
@@ -216,7 +216,7 @@ impl Bench<'_> {
                 let explained = measured.and_then(|measured| measured.inputs.as_ref());
                 let (explained, _) =
                     explained.with_context(|| format!("seed {}: no inputs were measured", run.seed))?;
-                Start::by_explained_variance(&modules, explained, EvaOptions::default().rho)?
+                Start::by_explained_variance(&modules, explained)?
             }
             _ => Start { ranks: modules, factors: BTreeMap::new() },
         };

@@ -41,7 +41,6 @@ use gelora_lora::{Adapter, AdapterConfig, LoraLayer};
 use self::best::Watch;
 use self::parts::{Layout, Share};
 use self::sampler::Sampler;
-use self::schedule::warmup_steps;
 use crate::adalora::RankAllocator;
 use crate::distributed::bytes_of;
 use crate::event::{Reply, Report, report};
@@ -319,13 +318,9 @@ fn ranks_at_start(model: &TaskModel, options: &TrainOptions) -> BTreeMap<String,
 
 /// Checks the options, and that the rows fit the model.
 fn check(model: &TaskModel, rows: &dyn Rows, options: &TrainOptions) -> Result<()> {
-    options.check()?;
     if rows.is_empty() {
         return Err(Error::Value("there are no rows to train on".into()));
     }
-    let (warmup, steps) = (options.warmup, options.steps(rows.len()));
-    if warmup_steps(warmup, steps) > steps as f64 {
-        return Err(Error::Value(format!("warmup of {warmup} steps: the training has {steps}; expected no more")));
-    }
+    options.validate(rows.len())?;
     model.check_labels(rows.labels(), rows.len())
 }

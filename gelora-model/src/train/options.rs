@@ -7,7 +7,7 @@ use gelora_kernels::Tensor;
 use serde_json::Value;
 
 use super::best::Keep;
-use super::schedule::{Interval, Schedule};
+use super::schedule::{Interval, Schedule, warmup_steps};
 use crate::adalora::AdaLora;
 use crate::distributed::Processes;
 use crate::measure::ModuleRank;
@@ -177,6 +177,33 @@ impl TrainOptions {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => ((rows as f64 / self.batch_size as f64 * epochs).ceil() as usize).max(1),
         }
+    }
+
+    /// Checks the options, and that they fit a training on this many rows.
+    ///
+    /// # Errors
+    /// Returns an error if an option is out of range, the warm-up is longer than the training, or AdaLoRA has no steps
+    /// to give up ranks in.
+    pub fn validate(&self, rows: usize) -> Result<()> {
+        self.check()?;
+        let (warmup, steps) = (self.warmup, self.steps(rows));
+        if warmup_steps(warmup, steps) > steps as f64 {
+            return Err(Error::Value(format!("warmup of {warmup} steps: the training has {steps}; expected no more")));
+        }
+        self.adalora.as_ref().map_or(Ok(()), |adalora| adalora.schedule(steps).map(drop))
+    }
+
+    /// These options for a training of so many steps, with shares of it instead of whole numbers of steps.
+    #[must_use]
+    pub fn for_steps(self, steps: usize, rows: usize) -> Self {
+        let whole = self.steps(rows) as f64;
+        let share = |value: f64| if value < 1.0 { value } else { (value / whole).min(1.0 - f64::EPSILON) };
+        let adalora = self.adalora.map(|adalora| AdaLora {
+            t_init: share(adalora.t_init),
+            t_final: share(adalora.t_final),
+            ..adalora
+        });
+        Self { length: Length::Steps(steps), warmup: share(self.warmup), adalora, ..self }
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -111,6 +111,10 @@ impl Trainer<'_> {
 
     /// Compares an evaluation with the best one. Returns whether the training should end.
     fn compare(&mut self, step: usize, metrics: &Metrics) -> Result<bool> {
+        // Before the ranks are settled there are more of them than are kept.
+        if self.allocator.as_ref().is_some_and(|allocator| !allocator.is_settled(step)) {
+            return Ok(false);
+        }
         let Some(mut watch) = self.watch.take() else { return Ok(false) };
         let ends = watch.compare(step, metrics, || self.current());
         self.watch = Some(watch);
@@ -186,7 +190,7 @@ impl Trainer<'_> {
         let mut values = values.wait()?.into_iter().flatten();
         let grad_norm = finite_norm(values.next().unwrap_or(f32::NAN), step as u64 + 1)?;
         let loss: f64 = shares.iter().zip(values.by_ref()).map(|(share, part)| share * f64::from(part)).sum();
-        let loss = loss + penalty * values.map(f64::from).sum::<f64>();
+        let penalty = penalty * values.map(f64::from).sum::<f64>();
         let now = Instant::now();
         let seconds = now.duration_since(self.finished.map_or(began, |before| before.max(began))).as_secs_f64();
         self.finished = Some(now);
@@ -194,6 +198,7 @@ impl Trainer<'_> {
             step: step + 1,
             epoch: (step + 1) as f64 / self.sampler.steps() as f64,
             loss,
+            penalty: self.allocator.is_some().then_some(penalty),
             lr,
             grad_norm,
             ms: seconds * 1e3,

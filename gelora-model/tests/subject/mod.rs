@@ -18,6 +18,9 @@ pub const KEY: &str = "base_model.model.";
 pub trait Subject: Sized {
     /// The name of its goldens.
     const NAME: &'static str;
+    /// Whether it is a language model.
+    #[allow(dead_code)]
+    const IS_LM: bool = false;
 
     fn base() -> PathBuf;
     /// The base model without adapters, with the head of the goldens.
@@ -72,6 +75,7 @@ impl Llama {
 
 impl Subject for Llama {
     const NAME: &'static str = "llama";
+    const IS_LM: bool = true;
 
     fn base() -> PathBuf {
         fixture("families/llama")

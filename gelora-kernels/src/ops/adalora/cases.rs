@@ -5,7 +5,7 @@ use crate::verify::{Case, random};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (r, c) in [(1, 1), (3, 7), (8, 65), (12, 384), (63, 257), (96, 1536)] {
+    for (r, c) in [(1, 1), (3, 7), (8, 65), (12, 384), (63, 257), (96, 1536), (4, 14_336)] {
         all.extend(of_products(r, c));
         for vectors in [Vectors::Rows, Vectors::Columns] {
             all.extend(of_vectors(r, c, vectors));

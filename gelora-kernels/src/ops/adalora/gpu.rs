@@ -1,8 +1,9 @@
-//! One unit for each value that is written.
+//! One unit for each value of an elementwise kernel; several units for each sum.
 
 use cubecl::prelude::*;
 
 use super::{Clip, Decay, Importance, Vectors};
+use crate::gpu::rows::{self, Rows};
 use crate::gpu::{Backend, ELEMENTWISE_UNITS, Gpu, elementwise};
 use crate::{Result, Tensor};
 
@@ -14,8 +15,9 @@ fn scale_rows_kernel(e: &Array<f32>, a: &Array<f32>, scaled: &mut Array<f32>, co
     }
 }
 
-/// out[k] = scale times the sum over the values c of vector k of x y.
+/// out[k] = scale times the sum over the values c of vector k of x y. The units of a row share a vector.
 #[cube(launch)]
+#[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn dots_kernel(
     x: &Array<f32>,
     y: &Array<f32>,
@@ -24,20 +26,26 @@ fn dots_kernel(
     next_vector: usize,
     next_value: usize,
     scale: f32,
+    #[comptime] rows: Rows,
 ) {
-    let k = ABSOLUTE_POS;
+    let (k, unit) = rows::place(rows);
+    let mut shared = rows::shared();
+    let mut sum = 0.0f32;
     if k < out.len() {
-        let mut sum = 0.0f32;
-        for c in 0..len {
-            let at = k * next_vector + c * next_value;
-            sum += x[at] * y[at];
+        for c in range_stepped(unit, len, comptime!(rows.units)) {
+            let place = k * next_vector + c * next_value;
+            sum += x[place] * y[place];
         }
-        out[k] = sum * scale;
+    }
+    let total = rows::sum(sum, &mut shared, rows);
+    if k < out.len() && unit == 0 {
+        out[k] = total * scale;
     }
 }
 
-/// M of r vectors.
+/// M of r vectors. The units of a row share a value of M.
 #[cube(launch)]
+#[allow(clippy::too_many_arguments)] // a kernel has no other way to take them
 fn gram_kernel(
     factor: &Array<f32>,
     gram: &mut Array<f32>,
@@ -45,19 +53,24 @@ fn gram_kernel(
     len: usize,
     next_vector: usize,
     next_value: usize,
+    #[comptime] rows: Rows,
 ) {
-    let i = ABSOLUTE_POS;
+    let (i, unit) = rows::place(rows);
+    let mut shared = rows::shared();
+    let mut sum = 0.0f32;
     if i < gram.len() {
         let left = i / r * next_vector;
         let right = i % r * next_vector;
-        let mut sum = 0.0f32;
-        for c in 0..len {
+        for c in range_stepped(unit, len, comptime!(rows.units)) {
             sum += factor[left + c * next_value] * factor[right + c * next_value];
         }
+    }
+    let mut total = rows::sum(sum, &mut shared, rows);
+    if i < gram.len() && unit == 0 {
         if i / r == i % r {
-            sum -= 1.0f32;
+            total -= 1.0f32;
         }
-        gram[i] = sum;
+        gram[i] = total;
     }
 }
 
@@ -145,11 +158,11 @@ pub(crate) fn backward<R: Backend>(gpu: &Gpu<R>, da: &Tensor, e: &Tensor, a: &Te
 fn dots<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, vectors: Vectors, scale: f32) -> Result<Tensor> {
     const OP: &str = "adalora";
     let ((r, len), (next_vector, next_value)) = (vectors.of(x), vectors.strides(x));
-    let out = gpu.output([r])?;
+    let (out, rows) = (gpu.output([r])?, Rows::of(len));
     dots_kernel::launch::<R>(
         gpu.client(),
-        elementwise(r),
-        CubeDim::new_1d(ELEMENTWISE_UNITS),
+        rows.cube_count(r),
+        rows.cube_dim(),
         x.gpu(OP)?.arg(),
         y.gpu(OP)?.arg(),
         out.gpu(OP)?.arg(),
@@ -157,6 +170,7 @@ fn dots<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, vectors: Vectors, scal
         next_vector,
         next_value,
         scale,
+        rows,
     );
     Ok(out)
 }
@@ -164,17 +178,18 @@ fn dots<R: Backend>(gpu: &Gpu<R>, x: &Tensor, y: &Tensor, vectors: Vectors, scal
 pub(crate) fn gram<R: Backend>(gpu: &Gpu<R>, factor: &Tensor, vectors: Vectors) -> Result<Tensor> {
     const OP: &str = "adalora.orthogonality";
     let ((r, len), (next_vector, next_value)) = (vectors.of(factor), vectors.strides(factor));
-    let gram = gpu.output([r, r])?;
+    let (gram, rows) = (gpu.output([r, r])?, Rows::of(len));
     gram_kernel::launch::<R>(
         gpu.client(),
-        elementwise(r * r),
-        CubeDim::new_1d(ELEMENTWISE_UNITS),
+        rows.cube_count(r * r),
+        rows.cube_dim(),
         factor.gpu(OP)?.arg(),
         gram.gpu(OP)?.arg(),
         r,
         len,
         next_vector,
         next_value,
+        rows,
     );
     Ok(gram)
 }
