@@ -4,13 +4,31 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use gelora_model::train::Checkpoints;
 
+use super::log::LOG;
+use crate::card::CARD_NAME;
 use crate::output::{self, OutDir};
 
 /// Folder of the files inside the folder of checkpoints. The first checkpoint of the new training removes it.
 const EARLIER: &str = "earlier";
+
+/// Checks that gelora wrote the adapter and the card in the folder, if there are any.
+///
+/// # Errors
+/// Returns an error that names the folder, as the user wrote it, and what another program put there.
+pub fn check_ours(out: &OutDir, written: &Path) -> Result<()> {
+    let foreign = |name: &str| out.file(name).is_file() && !out.file(LOG).is_file();
+    let folder = written.display();
+    if foreign("adapter_model.safetensors") {
+        bail!("{folder}: holds an adapter that gelora did not train; choose another folder with --out");
+    }
+    if foreign(CARD_NAME) {
+        bail!("{folder}: holds a {CARD_NAME} that gelora did not write; choose another folder with --out");
+    }
+    Ok(())
+}
 
 /// Moves the files with these names, or patterns of names, out of the way of a training that begins anew, if there is
 /// a checkpoint that they belong to.

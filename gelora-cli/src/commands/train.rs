@@ -5,7 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use gelora_lora::{Adapter, CONFIG_NAME, LoraLayer};
+use gelora_lora::{CONFIG_NAME, LoraLayer};
 use gelora_model::eva::Start;
 use gelora_model::evaluate::{Metrics, metrics};
 use gelora_model::train::{Best, Checkpoints, Keep};
@@ -91,15 +91,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     }
     // Check the output folder before any expensive work.
     let out = OutDir::prepare(&args.out, &FILES, "--out")?;
-    if out.file("adapter_model.safetensors").is_file() && !out.file(LOG).is_file() {
-        bail!("{}: holds an adapter that gelora did not train; choose another folder with --out", args.out.display());
-    }
-    if out.file(CARD_NAME).is_file() && !out.file(LOG).is_file() {
-        bail!(
-            "{}: holds a {CARD_NAME} that gelora did not write; choose another folder with --out",
-            args.out.display()
-        );
-    }
+    aside::check_ours(&out, &args.out)?;
     if args.init_adapter.is_some() && args.lr == Rate::Auto {
         bail!("--lr auto trains new adapters; with --init-adapter give a rate");
     }
@@ -263,7 +255,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     // AdaLoRA leaves fewer ranks than the training began with.
     let adapter = trainer.adapter().folded()?;
     let modules = if args.adalora { ranks_of(&adapter) } else { modules };
-    let parameters = if args.adalora { adapter_parameters(&adapter) } else { parameters };
+    let parameters = if args.adalora { adapter.layers.values().map(LoraLayer::parameters).sum() } else { parameters };
     adapter.write(out.path())?;
     let info = AdapterInfo {
         labels: task.as_ref().and_then(|task| task.labels()).map(<[String]>::to_vec),
@@ -312,11 +304,6 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
         result["eval_dataset"] = json!(held_out.understood);
     }
     report(args, scores, best.as_ref(), positive.as_deref(), result)
-}
-
-/// Number of parameters of the adapters, without a head.
-fn adapter_parameters(adapter: &Adapter) -> usize {
-    adapter.layers.values().map(LoraLayer::parameters).sum()
 }
 
 /// Rows, and the account of their data.
