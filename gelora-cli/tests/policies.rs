@@ -1,4 +1,4 @@
-//! Policies with a scale or ranks of their own: plateau, gradient, signal and prune, in `gelora rank` and `gelora
+//! Policies with a scale or ranks of their own: plateau, gradient, signal, eva and prune, in `gelora rank` and `gelora
 //! train`.
 
 mod common;
@@ -173,7 +173,7 @@ fn every_task_has_gradients() {
     fs::write(&answers, texts.join("\n").replace("\"text\"", "\"prompt\"")).expect("a file");
     let words: Vec<String> = (0..400).map(|i| format!("the word {i} of a text\n\n")).collect();
     fs::write(&blocks, words.concat()).expect("a file");
-    for (file, policy) in [(&answers, "signal"), (&blocks, "gradient"), (&blocks, "prune")] {
+    for (file, policy) in [(&answers, "signal"), (&blocks, "gradient"), (&blocks, "eva"), (&blocks, "prune")] {
         let line =
             format!("rank {{}} --data {{}} --out {{}} --no-cache --policy {policy} --budget-rank 2 --max-length 24");
         let paths: [&Path; 3] = [&fixture("gguf/tiny.gguf"), file, &dir.path().join("out")];
@@ -232,7 +232,7 @@ fn training_measures_with_the_same_policies() {
         let line = format!("train {{}} --data {{}} --out {{}} --steps 2 --json --quiet {options}");
         gelora(words(&line, &[&fixture("tiny-bert"), &data, &dir.path().join(out)]))
     };
-    for policy in ["gradient", "signal", "prune"] {
+    for policy in ["gradient", "signal", "eva", "prune"] {
         let options = format!("--policy {policy} --budget-rank 4");
         let trained = train(policy, &options).json();
         assert_eq!(trained["parameters"], 4 * MODULES * ONE);
@@ -267,7 +267,7 @@ fn errors_name_what_is_missing() {
         rank(data, &out, options).fails_with(words);
         assert!(!out.exists(), "{options}");
     };
-    for policy in ["gradient", "signal", "prune"] {
+    for policy in ["gradient", "signal", "eva", "prune"] {
         fails(&data, &format!("--policy {policy}"), &[policy, "--budget PARAMETERS", "--budget-rank"]);
         let least = MODULES * ONE;
         let too_small = format!("--policy {policy} --budget {}", least - 1);
@@ -280,7 +280,7 @@ fn errors_name_what_is_missing() {
         fails(&data, &format!("--policy {policy} --budget-rank 2 --rank 3"), &["--rank", "uniform"]);
     }
     fails(&data, "--policy plateau --scale all", &["--policy plateau", "--scale all"]);
-    fails(&data, "--policy plateau --budget-rank 3", &["--budget", "gradient, signal and prune"]);
+    fails(&data, "--policy plateau --budget-rank 3", &["--budget", "gradient, signal, eva and prune"]);
     fails(&data, "--policy plateau", &["--policy plateau: the dimension of no state has a plateau", "--policy gelora"]);
     let texts = dir.path().join("texts.jsonl");
     let rows: Vec<String> = (0..20).map(|i| json!({"text": format!("text {i}"), "topic": i}).to_string()).collect();
@@ -290,6 +290,11 @@ fn errors_name_what_is_missing() {
         "--policy signal --budget-rank 2",
         &["--policy signal needs labels", "no label column", "topic", "--label-column"],
     );
+    // Inputs need none. A module has at most twice the rank of the budget.
+    let unlabeled = rank(&texts, &dir.path().join("unlabeled"), "--policy eva --budget-rank 2 --json --quiet").json();
+    let found = ranks(&unlabeled);
+    assert!(found.iter().sum::<u64>() == 2 * MODULES && found.iter().all(|rank| *rank <= 4), "{found:?}");
+    assert_ne!(found, vec![2; found.len()]);
     let few = dir.path().join("few.jsonl");
     let row = |i: usize| {
         let label = if i.is_multiple_of(2) { "a" } else { "b" };

@@ -1,4 +1,5 @@
-//! Ranks of single modules beside measured dimensions: what the policies gradient, signal and prune give and refuse.
+//! Ranks of single modules beside measured dimensions: what the policies gradient, signal, eva and prune give and
+//! refuse.
 
 mod golden;
 
@@ -36,7 +37,8 @@ fn ranks_of_modules_stand_beside_dimensions() {
     let transformer = Transformer::load(&fixture("tiny-bert")).expect("a model");
     let tokens = rows().0;
     let budget = Budget::UniformRank(3);
-    for choice in [PolicyChoice::Gradient(budget), PolicyChoice::Signal(budget), PolicyChoice::Prune(budget)] {
+    let of_gradients = [PolicyChoice::Gradient(budget), PolicyChoice::Signal(budget)];
+    for choice in of_gradients.into_iter().chain([PolicyChoice::Eva(budget), PolicyChoice::Prune(budget)]) {
         let options = options(choice);
         let found = found(&options);
         let points = pooled_states(&transformer, &tokens, &options, &mut |_: Event<'_>| ()).expect("points");
@@ -56,7 +58,7 @@ fn ranks_of_modules_stand_beside_dimensions() {
         for (ours, gelora) in ranks.layers.iter().zip(&gelora.layers) {
             assert_eq!((ours.delta, ours.interval), (gelora.delta, gelora.interval));
             assert!(ours.mean_rank.is_some() && gelora.mean_rank.is_none());
-            assert_eq!(ours.directions.is_some(), !matches!(found.policy, Policy::Prune { .. }));
+            assert_eq!(ours.directions.is_some(), of_gradients.contains(&choice));
         }
         // Without them, with those of another policy, or with resamples of dimensions there are no ranks.
         let error = with(None, &options).expect_err("no ranks of modules").to_string();

@@ -115,7 +115,12 @@ impl PolicyArgs {
             bail!("--rank is the rank of --policy uniform; expected only one of the two");
         }
         let takes_budget = match policy {
-            PolicyArg::Budget | PolicyArg::Random | PolicyArg::Gradient | PolicyArg::Signal | PolicyArg::Prune => true,
+            PolicyArg::Budget
+            | PolicyArg::Random
+            | PolicyArg::Gradient
+            | PolicyArg::Signal
+            | PolicyArg::Eva
+            | PolicyArg::Prune => true,
             PolicyArg::Gelora
             | PolicyArg::GeloraUpper
             | PolicyArg::Plateau
@@ -123,7 +128,7 @@ impl PolicyArgs {
             | PolicyArg::Shuffled => false,
         };
         if budget.is_some() && !takes_budget {
-            bail!("--budget and --budget-rank are for --policy budget, random, gradient, signal and prune");
+            bail!("--budget and --budget-rank are for --policy budget, random, gradient, signal, eva and prune");
         }
         if policy == PolicyArg::Plateau && self.scale == Some(ScaleArg::All) {
             bail!("--policy plateau measures growths at the scale of the plateau; expected no --scale all");
@@ -141,6 +146,7 @@ impl PolicyArgs {
             PolicyArg::Shuffled => PolicyChoice::Shuffled,
             PolicyArg::Gradient => PolicyChoice::Gradient(needed()?),
             PolicyArg::Signal => PolicyChoice::Signal(needed()?),
+            PolicyArg::Eva => PolicyChoice::Eva(needed()?),
             PolicyArg::Prune => PolicyChoice::Prune(needed()?),
         })
     }

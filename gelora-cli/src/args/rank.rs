@@ -45,6 +45,9 @@ pub enum PolicyArg {
     /// Spend a budget over single modules, on the directions with the most replicated energy a parameter; needs what
     /// gradient needs
     Signal,
+    /// Spend a budget over single modules, on the directions that explain the most variance of their inputs, at most
+    /// twice the budget's rank for each; needs no labels. train --init eva also begins with these directions
+    Eva,
     /// Spend a budget over single modules: train four times its rank for three epochs on the examples, and keep the
     /// ranks that a cut by the singular values leaves. Costs that training; needs labels or a language model
     Prune,
@@ -156,7 +159,8 @@ pub struct PolicyArgs {
     /// given; budget if a budget is given]
     #[arg(long, value_enum)]
     pub policy: Option<PolicyArg>,
-    /// Number of parameters of all adapters together, for the policies budget, random, gradient, signal and prune
+    /// Number of parameters of all adapters together, for the policies budget, random, gradient, signal, eva
+    /// and prune
     #[arg(long, value_name = "PARAMETERS", value_parser = at_least_one)]
     pub budget: Option<usize>,
     /// Budget as a rank: the parameters that this rank would take in every module

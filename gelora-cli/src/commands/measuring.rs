@@ -8,7 +8,9 @@ use gelora_model::measure::{
     ModuleRanks, PolicyChoice, Ranks, TargetModules, measure_points_with, pooled_states, sample,
 };
 use gelora_model::needs::module_ranks;
-use gelora_model::{CausalLm, Classifier, Error, Event, MeasureOptions, TaskModel, TokenRows, Tokens, Transformer};
+use gelora_model::{
+    CausalLm, Classifier, Error, Event, MeasureOptions, Task, TaskModel, TokenRows, Tokens, Transformer,
+};
 
 use super::rows::{encode_rows, lm_rows, token_rows};
 use super::screen::Screen;
@@ -100,6 +102,10 @@ impl<'a> Measuring<'a> {
                 let targets = labels.targets(dataset)?;
                 let classifier = Classifier::new(model.source(), model_task(labels), options.seed)?;
                 (classifier.into(), token_rows(tokens, &targets, rows))
+            }
+            // Inputs need no labels, so the head does not matter.
+            None if !model.config().causal => {
+                (Classifier::new(model.source(), Task::Regression, options.seed)?.into(), TokenRows::new(tokens))
             }
             None => (CausalLm::load(model.source())?.into(), TokenRows::new(self.lm_rows(tokens, options.seed)?)),
         };

@@ -23,7 +23,7 @@ const PROFILE_NAME: &str = "id_profile.svg";
 pub fn run(args: &RankArgs, group: &Group) -> Result<()> {
     let options = MeasureOptions { processes: group.processes.clone(), ..args.options()? };
     let out = OutDir::prepare(&args.out, &[RANKS_NAME, CONFIG_NAME, PROFILE_NAME, REPORT_NAME], "--out")?;
-    let needs_labels = options.policy.ranks_modules();
+    let needs_labels = options.policy.needs_labels();
     let read_options =
         ReadOptions { labels_do_not_matter: !needs_labels, ..read_options(&args.data, Aim::Any, &args.output) };
     let mut dataset = data::read(&args.data.data, None, &read_options)?;

@@ -158,6 +158,7 @@ pub fn title(policy: &Policy) -> String {
         Policy::Random { parameters, .. }
         | Policy::Gradient { parameters }
         | Policy::Signal { parameters }
+        | Policy::Eva { parameters, .. }
         | Policy::Prune { parameters, .. } => format!("{} {}", policy.name(), ui::count(*parameters as u64)),
         other => other.name().to_owned(),
     }

@@ -91,6 +91,14 @@ pub enum Policy {
         /// The most parameters that all adapters may have together.
         parameters: usize,
     },
+    /// A budget of parameters over single modules, spent on the directions that explain the most variance of the
+    /// modules' inputs: see [`eva`](crate::eva).
+    Eva {
+        /// The most parameters that all adapters may have together.
+        parameters: usize,
+        /// The most directions of a module.
+        most: usize,
+    },
     /// A budget of parameters over single modules: the ranks that are left of a trained uniform rank when it is cut by
     /// the singular values of its updates. See [`cut`](crate::cut).
     Prune {
@@ -121,6 +129,7 @@ impl Policy {
             Policy::Shuffled { .. } => "shuffled",
             Policy::Gradient { .. } => "gradient",
             Policy::Signal { .. } => "signal",
+            Policy::Eva { .. } => "eva",
             Policy::Prune { .. } => "prune",
         }
     }
@@ -147,6 +156,9 @@ impl Policy {
             Policy::Signal { .. } => {
                 "A budget, spent on the gradient directions with the most replicated energy a parameter."
             }
+            Policy::Eva { .. } => {
+                "A budget, spent on the directions that explain the most variance of each module's inputs."
+            }
             Policy::Prune { .. } => {
                 "A budget: the ranks left of a higher uniform rank, trained and cut by the singular values of its \
                  updates."
@@ -156,7 +168,7 @@ impl Policy {
 
     /// Whether the policy gives ranks to single modules, from what was measured of each, rather than to steps.
     pub fn ranks_modules(&self) -> bool {
-        matches!(self, Policy::Gradient { .. } | Policy::Signal { .. } | Policy::Prune { .. })
+        matches!(self, Policy::Gradient { .. } | Policy::Signal { .. } | Policy::Eva { .. } | Policy::Prune { .. })
     }
 
     /// Whether the ranks follow the measured growths, rather than their upper bounds or nothing measured.
@@ -168,6 +180,7 @@ impl Policy {
             | Policy::Random { .. }
             | Policy::Gradient { .. }
             | Policy::Signal { .. }
+            | Policy::Eva { .. }
             | Policy::Prune { .. } => false,
         }
     }
@@ -200,7 +213,7 @@ impl Policy {
                 }
                 ranks
             }
-            Policy::Gradient { .. } | Policy::Signal { .. } | Policy::Prune { .. } => {
+            Policy::Gradient { .. } | Policy::Signal { .. } | Policy::Eva { .. } | Policy::Prune { .. } => {
                 let problem = format!("the policy {} gives ranks to single modules, and not to steps", self.name());
                 return Err(Error::Ranks { problem });
             }

@@ -48,6 +48,7 @@ fn policies_of_modules_give_steps_no_ranks() {
     let policies = [
         Policy::Gradient { parameters: 900 },
         Policy::Signal { parameters: 900 },
+        Policy::Eva { parameters: 900, most: 6 },
         Policy::Prune { parameters: 900, trained_rank: 12 },
     ];
     for policy in policies {

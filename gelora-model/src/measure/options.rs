@@ -132,7 +132,10 @@ impl MeasureOptions {
         // is.
         let steps = targets.steps_without_growth();
         match self.policy.resolve(&steps, &self.assignment())? {
-            Policy::Gradient { parameters } | Policy::Signal { parameters } | Policy::Prune { parameters, .. } => {
+            Policy::Gradient { parameters }
+            | Policy::Signal { parameters }
+            | Policy::Eva { parameters, .. }
+            | Policy::Prune { parameters, .. } => {
                 if self.resamples > 0 {
                     let problem = "resamples are for policies that follow the dimension; expected resamples 0";
                     return Err(Error::Value(problem.into()));

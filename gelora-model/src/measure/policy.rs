@@ -1,10 +1,11 @@
 //! The policy that turns measurements into ranks, and the comparison with all other policies.
 
-use gelora_lora::cut;
 use gelora_lora::ranks::{self, Limits, Policy, Rounding, Step};
+use gelora_lora::{cut, eva};
 
 use super::steps::{PolicyOutcome, outcome};
 use crate::Result;
+use crate::eva::EvaOptions;
 
 /// The uniform rank used for comparing policies if the user asked for none: PEFT's default.
 const USUAL_RANK: usize = 8;
@@ -70,6 +71,8 @@ pub enum PolicyChoice {
     Gradient(Budget),
     /// Distributes a budget over single modules, to the directions with the most replicated energy a parameter.
     Signal(Budget),
+    /// Distributes a budget over single modules, to the directions that explain the most variance of their inputs.
+    Eva(Budget),
     /// The ranks that are left if four times the rank of the budget is trained and cut to the budget.
     Prune(Budget),
 }
@@ -92,6 +95,10 @@ impl PolicyChoice {
             Self::Plateau => Policy::Plateau { rounding },
             Self::Gradient(budget) => Policy::Gradient { parameters: budget.parameters(steps) },
             Self::Signal(budget) => Policy::Signal { parameters: budget.parameters(steps) },
+            Self::Eva(budget) => Policy::Eva {
+                parameters: budget.parameters(steps),
+                most: eva::most(budget.rank(steps), EvaOptions::default().rho),
+            },
             Self::Prune(budget) => Policy::Prune {
                 parameters: budget.parameters(steps),
                 trained_rank: cut::trained_rank(steps, budget.rank(steps), limits),
@@ -99,16 +106,24 @@ impl PolicyChoice {
         })
     }
 
-    /// Whether the policy gives ranks to single modules, from what is measured of each on labeled rows or on those of a
-    /// language model.
+    /// Whether the policy gives ranks to single modules, from what is measured of each.
     pub fn ranks_modules(self) -> bool {
+        self.needs_labels() || matches!(self, Self::Eva(_))
+    }
+
+    /// Whether the policy needs labeled rows, or those of a language model.
+    pub fn needs_labels(self) -> bool {
         matches!(self, Self::Gradient(_) | Self::Signal(_) | Self::Prune(_))
     }
 
     /// The budget that the user asked for, if any.
     pub(super) fn budget(self) -> Option<Budget> {
         match self {
-            Self::Budget(budget) | Self::Gradient(budget) | Self::Signal(budget) | Self::Prune(budget) => Some(budget),
+            Self::Budget(budget)
+            | Self::Gradient(budget)
+            | Self::Signal(budget)
+            | Self::Eva(budget)
+            | Self::Prune(budget) => Some(budget),
             Self::Random(budget) => budget,
             _ => None,
         }

@@ -1,13 +1,15 @@
-//! Ranks of single modules by the policies that measure modules: from the directions of their gradients, or from what a
-//! cut leaves of a trained adapter.
+//! Ranks of single modules by the policies that measure modules: from the directions of their gradients or of their
+//! inputs, or from what a cut leaves of a trained adapter.
 
 use std::collections::BTreeMap;
 
+use gelora_lora::eva::Explained;
 use gelora_lora::ranks::spectra::{self, Spectrum};
 use gelora_lora::ranks::{self, Alpha, Limits, Policy};
 use gelora_lora::{LoraLayer, cut};
 
 use super::{GradientOptions, Need, gradient_needs};
+use crate::eva::{EvaOptions, explained_inputs};
 use crate::event::{Reply, Report, report};
 use crate::measure::{DirectionCount, MeasuredModule, ModuleRank, ModuleRanks, TargetModules};
 use crate::train::Length;
@@ -39,7 +41,7 @@ pub fn ranks(needs: &[Need], policy: &Policy, limits: &Limits, alpha: Alpha) -> 
 }
 
 /// Measures the ranks of single modules on labeled rows, or on those of a language model, by the policy of the options:
-/// gradient, signal or prune. The model is used up.
+/// gradient, signal, eva (which needs no labels) or prune. The model is used up.
 ///
 /// prune trains with the default [`TrainOptions`] for three epochs. A step has the default number of rows, in parts of
 /// no more than [`MeasureOptions::batch_size`]. Each part draws its own dropout masks, so a batch size below the
@@ -62,6 +64,11 @@ pub fn module_ranks<R: Reply>(
         }
         Policy::Prune { parameters, trained_rank } => {
             let ranks = pruned(model, rows, trained_rank, parameters, options, report)?;
+            let modules = ranks.iter().map(|(name, rank)| (name.clone(), MeasuredModule::new(rank.clone(), None)));
+            Ok(ModuleRanks { modules: modules.collect(), policies: vec![(policy.clone(), ranks)], policy })
+        }
+        Policy::Eva { parameters, most } => {
+            let ranks = by_explained_variance(model, rows, most, parameters, options, report)?;
             let modules = ranks.iter().map(|(name, rank)| (name.clone(), MeasuredModule::new(rank.clone(), None)));
             Ok(ModuleRanks { modules: modules.collect(), policies: vec![(policy.clone(), ranks)], policy })
         }
@@ -98,6 +105,42 @@ fn from_gradients(
         Some((need.module.clone(), MeasuredModule::new(rank, Some(directions))))
     };
     Ok(ModuleRanks { policy: policy.clone(), modules: needs.iter().filter_map(module).collect(), policies })
+}
+
+/// Spends the budget on the directions that explain the most variance of the modules' inputs, at most `most` of each.
+fn by_explained_variance(
+    mut model: TaskModel,
+    rows: &dyn Rows,
+    most: usize,
+    parameters: usize,
+    options: &MeasureOptions,
+    report: &mut Report<'_>,
+) -> Result<BTreeMap<String, ModuleRank>> {
+    let (infos, layers) = (model.transformer().linear_infos(), model.transformer().config().layers);
+    let targets = TargetModules::new(&infos, layers, options.granularity, &options.target_modules)?;
+    let wanted = targets.modules.iter().map(|(info, _)| (info.name.clone(), ModuleRank { rank: most, alpha: 1.0 }));
+    let measuring = EvaOptions {
+        rho: 1.0,
+        rows: rows.len(),
+        batch_size: options.batch_size,
+        seed: options.seed,
+        ..EvaOptions::default()
+    };
+    let progress = &mut |event: Event<'_>| report(event);
+    let explained = explained_inputs(&mut model, rows, &wanted.collect(), &measuring, progress)?;
+    let spectrum = |(name, explained): &(String, Explained)| {
+        let info = infos.iter().find(|info| info.name == *name);
+        let (c_in, c_out) = info.map_or((1, 1), |info| (info.c_in, info.c_out));
+        // A direction counts by its ratio alone, not by its price.
+        let gains = explained.ratios.iter().map(|ratio| ratio * (c_in + c_out) as f64).collect();
+        Spectrum { gains, cost: c_in + c_out, most: c_in.min(c_out) }
+    };
+    let spectra: Vec<Spectrum> = explained.iter().map(spectrum).collect();
+    let ranks = spectra::greedy(&spectra, parameters, &options.limits)?;
+    let module = |((name, _), rank): (&(String, Explained), usize)| {
+        (name.clone(), ModuleRank { rank, alpha: options.alpha.of(rank) })
+    };
+    Ok(explained.iter().zip(ranks).map(module).collect())
 }
 
 /// Trains a uniform rank, and returns the ranks that a cut to the budget leaves.
