@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The directions of all modules are sorted by their ratio; as many are taken as there were ranks, of a module at most
-//! rho times its rank ([`most`]). A module may get none. alpha / r stays.
+//! rho times its rank ([`most`]), or that of another module with the same inputs. A module may get none. alpha / r
+//! stays.
 //!
 //! Source: Paischer et al., "Parameter efficient fine-tuning via explained variance adaptation" (arXiv 2410.07170),
 //! sections 3.1 to 3.3; PEFT 0.21.2, `peft/tuners/lora/eva.py`.
@@ -20,6 +21,9 @@ use nalgebra::DMatrix;
 
 use crate::svd::leading_of_tall;
 use crate::{Error, Result};
+
+/// PEFT's rho: directions of a module, as a multiple of its rank.
+pub const RHO: f64 = 2.0;
 
 /// The directions in which the inputs of a module vary the most.
 #[derive(Clone, Debug)]

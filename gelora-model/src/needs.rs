@@ -126,7 +126,7 @@ pub fn gradient_needs<R: Reply>(
         let head = TrainOptions {
             lr: options.head_lr,
             length: Length::Epochs(options.head_epochs),
-            batch_size: options.batch_size,
+            accumulate: TrainOptions::default().batch_size.div_ceil(options.batch_size.max(1)),
             seed: options.seed,
             ..TrainOptions::default()
         };

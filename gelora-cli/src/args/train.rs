@@ -299,6 +299,11 @@ impl TrainArgs {
         self.per_device_train_batch_size.map_or(self.batch_size, |part| part.saturating_mul(self.accumulate))
     }
 
+    /// Returns the number of examples in one part of a step.
+    pub fn part_size(&self) -> usize {
+        self.batch_size().div_ceil(self.accumulate.max(1))
+    }
+
     /// Returns the options of the training, without ranks, class weights, checkpoints and processes.
     pub fn options(&self) -> TrainOptions {
         TrainOptions {

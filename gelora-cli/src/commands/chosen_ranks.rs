@@ -7,7 +7,7 @@ use gelora_lora::ranks::check_rank;
 use gelora_lora::{Adapter, LoraLayer};
 use gelora_model::MeasureOptions;
 use gelora_model::distributed::Processes;
-use gelora_model::measure::{ModuleRank, TargetModules};
+use gelora_model::measure::{ModuleRank, PolicyChoice, TargetModules};
 use serde::Deserialize;
 
 use super::measuring::Measuring;
@@ -79,10 +79,23 @@ pub fn module_ranks(
             let ranks = is_measured.then(|| read_json::<RanksOfModules>(&measured)).transpose()?;
             return shared(processes, ranks.map(|ranks| ranks.modules));
         }
+        let policy = match policy {
+            PolicyChoice::Gradient(budget)
+            | PolicyChoice::Signal(budget)
+            | PolicyChoice::Eva(budget)
+            | PolicyChoice::Prune(budget)
+                if args.dry_run =>
+            {
+                let note = "the measurement of modules is not part of this dry run, which spends the budget at random";
+                ui::note(args.output.quiet, note);
+                PolicyChoice::Random(Some(budget))
+            }
+            policy => policy,
+        };
         let mut options = MeasureOptions {
             policy,
             scale: args.policy.scale(),
-            ..measure_options(&args.measure, &args.targets, args.batch_size(), args.seed)
+            ..measure_options(&args.measure, &args.targets, args.part_size(), args.seed)
         };
         if args.dry_run {
             options.cache = None;

@@ -165,7 +165,13 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
     let ranks = shared(processes, Some(ranks))?;
     let Start { ranks, factors } = match args.init {
         InitArg::Eva if !args.dry_run => eva::start(args, (&out, resume), &mut model, &*data.rows, &ranks, processes)?,
-        _ => Start { ranks, factors: BTreeMap::new() },
+        init => {
+            if init == InitArg::Eva {
+                ui::note(args.output.quiet, "the measurement of --init eva is not part of this dry run");
+            }
+            eva::forget(&out, writes && !resume)?;
+            Start { ranks, factors: BTreeMap::new() }
+        }
     };
     let checkpoints = Checkpoints {
         folder: out.file(CHECKPOINT),

@@ -114,7 +114,7 @@ fn modules_with_ranks_of_their_own_are_shown_with_their_directions() {
         assert!(text::table(&ranks).contains(words), "{words}");
     }
     assert!(text::policies(&ranks).contains("2.5 1") && text::policies(&ranks).contains("gradient 900*"));
-    assert!(text::summary(&ranks).contains("from 3 to 9, by the policy gradient 900. It does not follow"));
+    assert!(text::summary(&ranks).contains("from 3 to 9, by the policy gradient 900. Such ranks do not follow"));
     ranks.ranks.policy.policy = Policy::Prune { parameters: 900, trained_rank: 12 };
     assert!(text::summary(&ranks).contains("what a cut leaves of the uniform rank 12"));
     // A server allocates the largest rank of a module, which is above the mean of every layer.

@@ -212,6 +212,9 @@ pub fn summary(ranks: &RanksFile) -> String {
         ));
     }
     text.push_str(&of_modules(ranks));
+    if ranks.policy.policy.follows_growth() {
+        text.push_str(NOT_SHOWN);
+    }
     if let Some(serve) = &ranks.serve {
         text.push_str(&format!("\nServe it with {} --max-lora-rank {}.", serve.server, serve.max_lora_rank));
     }
@@ -220,6 +223,10 @@ pub fn summary(ranks: &RanksFile) -> String {
     }
     text
 }
+
+/// What docs/study.md says of ranks that follow the dimension.
+const NOT_SHOWN: &str = "\nSuch ranks are not known to score better than uniform ones with as many parameters; \
+                         `gelora compare` tells for your data.";
 
 /// Returns what the ranks of single modules are, if the policy gives such ranks.
 fn of_modules(ranks: &Ranks) -> String {
@@ -239,7 +246,7 @@ fn of_modules(ranks: &Ranks) -> String {
         _ => String::new(),
     };
     format!(
-        "\nEach module has a rank of its own, {range}, by the policy {}{cut}. It does not follow the dimensions.",
+        "\nEach module has a rank of its own, {range}, by the policy {}{cut}. Such ranks do not follow the dimensions.",
         title(policy),
     )
 }

@@ -21,7 +21,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gelora_kernels::Tensor;
-use gelora_lora::eva::{Explained, most, redistributed};
+use gelora_kernels::random::Stream;
+use gelora_lora::eva::{Explained, RHO, most, redistributed};
 use rayon::prelude::*;
 
 use self::grouping::Grouping;
@@ -52,7 +53,7 @@ pub struct EvaOptions {
 impl Default for EvaOptions {
     /// PEFT's rho.
     fn default() -> Self {
-        Self { rho: 2.0, rows: 1000, tokens: 65_536, batch_size: 32, seed: 0 }
+        Self { rho: RHO, rows: 1000, tokens: 65_536, batch_size: 32, seed: 0 }
     }
 }
 
@@ -117,6 +118,8 @@ pub fn explained_inputs<R: Reply>(
         return Err(Error::Value(format!("the model has no linear module {unknown}")));
     }
     let mut chosen = sample(rows.len(), options.rows, options.seed);
+    // In random order, for the tokens may not suffice for all of them.
+    Stream::at(options.seed, &[0x0069_6e70]).shuffle(&mut chosen); // "inp"
     let batch = options.batch_size.max(1);
     let passes = if infos.iter().any(|info| info.c_in > WHOLE) { 3 } else { 1 };
     report(Event::Began { work: Work::Inputs, units: passes * chosen.len() })?;

@@ -5,7 +5,6 @@ use gelora_lora::{cut, eva};
 
 use super::steps::{PolicyOutcome, outcome};
 use crate::Result;
-use crate::eva::EvaOptions;
 
 /// The uniform rank used for comparing policies if the user asked for none: PEFT's default.
 const USUAL_RANK: usize = 8;
@@ -95,10 +94,9 @@ impl PolicyChoice {
             Self::Plateau => Policy::Plateau { rounding },
             Self::Gradient(budget) => Policy::Gradient { parameters: budget.parameters(steps) },
             Self::Signal(budget) => Policy::Signal { parameters: budget.parameters(steps) },
-            Self::Eva(budget) => Policy::Eva {
-                parameters: budget.parameters(steps),
-                most: eva::most(budget.rank(steps), EvaOptions::default().rho),
-            },
+            Self::Eva(budget) => {
+                Policy::Eva { parameters: budget.parameters(steps), most: eva::most(budget.rank(steps), eva::RHO) }
+            }
             Self::Prune(budget) => Policy::Prune {
                 parameters: budget.parameters(steps),
                 trained_rank: cut::trained_rank(steps, budget.rank(steps), limits),
