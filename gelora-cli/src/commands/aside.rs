@@ -30,6 +30,18 @@ pub fn check_ours(out: &OutDir, written: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes a file of an earlier training, if this one replaces that and writes no such file itself.
+///
+/// # Errors
+/// Returns an error if the file cannot be removed.
+pub fn forget(out: &OutDir, name: &str, replaces: bool) -> Result<()> {
+    let path = out.file(name);
+    if replaces && path.is_file() {
+        fs::remove_file(&path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
 /// Moves the files with these names, or patterns of names, out of the way of a training that begins anew, if there is
 /// a checkpoint that they belong to.
 ///

@@ -79,12 +79,3 @@ fn measured(
     ui::note(quiet, format!("EVA: ranks of {least} to {most} by the variance of the inputs{rest}"));
     Ok(start)
 }
-
-/// Removes the file of an earlier training, which one without EVA replaces.
-pub fn forget(out: &OutDir, replaces: bool) -> Result<()> {
-    let path = out.file(EVA_NAME);
-    if replaces && path.is_file() {
-        std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
-}

@@ -132,15 +132,6 @@ pub fn check(lr: Rate, rows: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes the file of an earlier training, which this one replaces.
-pub fn forget(out: &OutDir, replaces: bool) -> Result<()> {
-    let path = out.file(RATES_NAME);
-    if replaces && path.is_file() {
-        std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
-}
-
 /// The rate of the first process.
 fn shared(options: &TrainOptions, lr: Option<f64>) -> Result<f64> {
     let bytes = options.processes.broadcast(lr.unwrap_or_default().to_le_bytes().to_vec())?;

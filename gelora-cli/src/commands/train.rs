@@ -169,7 +169,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
             if init == InitArg::Eva {
                 ui::note(args.output.quiet, "the measurement of --init eva is not part of this dry run");
             }
-            eva::forget(&out, writes && !resume)?;
+            aside::forget(&out, EVA_NAME, writes && !resume)?;
             Start { ranks, factors: BTreeMap::new() }
         }
     };
@@ -204,7 +204,7 @@ pub fn run(args: &TrainArgs, group: &Group) -> Result<()> {
             args
         }
         Rate::Fixed(_) => {
-            rate::forget(&out, writes && !resume)?;
+            aside::forget(&out, RATES_NAME, writes && !resume)?;
             args
         }
     };

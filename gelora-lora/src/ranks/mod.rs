@@ -12,9 +12,9 @@
 //! the same in every module.
 //!
 //! Source: "GeLoRA: geometric adaptive ranks for efficient LoRA fine-tuning" (arXiv 2412.09250). The
-//! published text gives neither the rounding nor c, so both are options: this is GeLoRA as reconstructed. All policies
-//! but `gelora`, `plateau` and `uniform` are ours. `gradient`, `signal` and `prune` give ranks to single modules, from
-//! [`spectra`].
+//! published text gives neither the rounding nor c, so both are options: this is GeLoRA as reconstructed. `eva` is
+//! of arXiv 2410.07170, `uniform` is plain LoRA; all other policies are ours. `gradient`, `signal`, `eva` and `prune`
+//! give ranks to single modules, from [`spectra`].
 
 mod policy;
 mod serve;
