@@ -1,10 +1,11 @@
 //! Directions of a mean that replicate: how many singular directions of a gradient are there in all of the data.
 //!
-//! G_1 .. G_M (K, C) are the mean gradients of M disjoint parts of the rows. Fold c has the singular directions u_i,
-//! v_i of the mean of the other parts, in descending order of the singular values, and in its own part the value x_ci =
-//! u_i^T G_c v_i. A direction that is noise in the other parts has the mean 0 in part c. With c_i the mean of x_ci over
-//! the folds, se_i its standard error over the folds, and sigma the root mean square of c_i over the second half of all
-//! i, the directions that replicate are those of the first half with
+//! G_1 .. G_M (C_out, C_in) are the mean gradients of M disjoint parts of the rows. Fold c has the singular directions
+//! u_i, v_i of the sum of the other parts, in descending order of the singular values, and in its own part the value
+//! x_ci = u_i^T G_c v_i ([`of_fold`]). A direction that is noise in the other parts has the mean 0 in part c. With c_i
+//! the mean of x_ci over the folds, se_i its standard error over the folds, and sigma the root mean square of c_i over
+//! the second half of the i that were looked at, the directions that replicate ([`replicated`]) are those of the first
+//! half with
 //!
 //! ```text
 //! c_i > 4 sigma   and   c_i > 5 se_i                               signal
@@ -15,13 +16,15 @@
 //! folds share parts. Both squares are estimated without the noise of the folds, by products of different folds: (s^2 -
 //! sum_c s_c^2) / (M (M - 1)) with s_c = sum_i x_ci and s their sum, and the same for each i. The interval is n +- t se
 //! with the jackknife's standard error over folds and the quantile of Student's t with M - 1 degrees of freedom. n
-//! counts only directions that were found: weaker ones may be there, and no more than min(K, C) / 2 can be found.
+//! counts only directions that were found: weaker ones may be there, and no more than half of those looked at can be
+//! found.
 //!
-//! If G is known only by its projection Q^T G on a [`basis`], Q must not come from part c: the noise of that part would
-//! count as signal. The folds with an even number therefore have another basis than the others.
+//! If G is known only by its projection Q^T G on a [`basis`], Q must come from the other parts of a fold alone: the
+//! noise of part c would count as signal.
 
 use gelora_kernels::Tensor;
-use nalgebra::{DMatrix, DMatrixView, SymmetricEigen};
+use gelora_kernels::random::Stream;
+use nalgebra::{DMatrix, SymmetricEigen};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::{Error, Result};
@@ -42,47 +45,47 @@ pub struct Directions {
     pub interval: [f64; 2],
 }
 
-/// Finds the directions that replicate. `of_even` and `of_odd` hold all parts, each (K, C) row-major, as the folds with
-/// an even and with an odd number see them: the same twice, or the projections on two bases. `confidence` is that of
-/// the interval.
+/// The values x_ci of a fold for the first `width` directions: those of `others`, the sum of the other parts, in
+/// `part`. Both are (rows, cols), row-major: G whole, or Q^T G.
 ///
 /// # Errors
-/// If there are fewer than three parts, their lengths are not K C, a value is not finite, or the confidence is not
-/// between 0 and 1.
-pub fn replicated(
-    of_even: &[Vec<f32>],
-    of_odd: &[Vec<f32>],
-    k: usize,
-    c: usize,
-    confidence: f64,
-) -> Result<Directions> {
+/// If a length is not rows cols, or a value is not finite.
+pub fn of_fold(part: &[f32], others: &[f32], [rows, cols]: [usize; 2], width: usize) -> Result<Vec<f64>> {
+    let problem = |problem: String| Err(Error::Ranks { problem });
+    if let Some(matrix) = [part, others].into_iter().find(|matrix| matrix.len() != rows * cols) {
+        return problem(format!("a gradient of {rows} x {cols} values is needed, got {}", matrix.len()));
+    }
+    if part.iter().chain(others).any(|value| !value.is_finite()) {
+        return problem("a gradient is not finite".into());
+    }
+    // nalgebra stores columns: the transpose of a row-major matrix.
+    let across = |values: &[f32]| DMatrix::from_iterator(cols, rows, values.iter().map(|value| f64::from(*value)));
+    let (part, others) = (across(part), across(others));
+    Ok(if rows <= cols {
+        held_out(&part, &others, width)
+    } else {
+        held_out(&part.transpose(), &others.transpose(), width)
+    })
+}
+
+/// Finds the directions that replicate, by the values of each fold. `confidence` is that of the interval.
+///
+/// # Errors
+/// If there are fewer than three folds, folds of different lengths, or a confidence that is not between 0 and 1.
+pub fn replicated(folds: &[Vec<f64>], confidence: f64) -> Result<Directions> {
     let problem = |problem: String| Err(Error::Ranks { problem });
     if !(confidence > 0.0 && confidence < 1.0) {
         return problem(format!("the confidence must be between 0 and 1, got {confidence}"));
     }
-    let m = of_even.len();
-    if m < 3 || of_odd.len() != m {
-        return problem(format!("directions replicate over at least 3 parts, got {m} and {}", of_odd.len()));
+    let m = folds.len();
+    if m < 3 {
+        return problem(format!("directions replicate over at least 3 parts, got {m}"));
     }
-    if let Some(part) = of_even.iter().chain(of_odd).find(|part| part.len() != k * c) {
-        return problem(format!("a part of {k} x {c} values is needed, got {}", part.len()));
+    let width = folds[0].len();
+    if let Some(fold) = folds.iter().find(|fold| fold.len() != width) {
+        return problem(format!("folds of {width} and {} directions", fold.len()));
     }
-    if of_even.iter().chain(of_odd).flatten().any(|value| !value.is_finite()) {
-        return problem("a gradient is not finite".into());
-    }
-    // nalgebra stores columns: the transpose (C, K) of a row-major G_c.
-    let seen = |parts: &[Vec<f32>]| -> Vec<DMatrix<f64>> {
-        parts.iter().map(|part| DMatrix::from_iterator(c, k, part.iter().map(|v| f64::from(*v)))).collect()
-    };
-    let folds_of = |parts: Vec<DMatrix<f64>>, first: usize| -> Vec<(usize, Vec<f64>)> {
-        let total = parts.iter().fold(DMatrix::zeros(c, k), |sum, part| sum + part);
-        (first..m).step_by(2).map(|fold| (fold, held_out(&parts[fold], &(&total - &parts[fold])))).collect()
-    };
-    let mut folds = [folds_of(seen(of_even), 0), folds_of(seen(of_odd), 1)].concat();
-    folds.sort_by_key(|(fold, _)| *fold);
-    let folds: Vec<Vec<f64>> = folds.into_iter().map(|(_, values)| values).collect();
-
-    let mean: Vec<f64> = (0..k.min(c)).map(|i| folds.iter().map(|fold| fold[i]).sum::<f64>() / m as f64).collect();
+    let mean: Vec<f64> = (0..width).map(|i| folds.iter().map(|fold| fold[i]).sum::<f64>() / m as f64).collect();
     let half = mean.len() / 2;
     let tail = &mean[half..];
     let noise = (tail.iter().map(|value| value * value).sum::<f64>() / tail.len().max(1) as f64).sqrt();
@@ -137,27 +140,42 @@ pub fn basis(sketch: &Tensor, k: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(q, [rows, k])?)
 }
 
-/// u_i^T G_c v_i for all i, with the singular directions of the other parts. Both matrices are transposed (C, K).
-fn held_out(part: &DMatrix<f64>, others: &DMatrix<f64>) -> Vec<f64> {
-    let (c, k) = others.shape();
-    // Eigenvectors of the smaller Gram matrix, in descending order of the eigenvalues.
-    let wide = k <= c;
-    let gram = if wide { others.tr_mul(others) } else { others * others.transpose() };
-    let eigen = SymmetricEigen::new(gram);
-    let mut order: Vec<usize> = (0..k.min(c)).collect();
-    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
-    let vectors = DMatrix::from_fn(k.min(c), k.min(c), |row, col| eigen.eigenvectors[(row, order[col])]);
-    // With u of one side, the other side is G^T u / s; the value is then (G^T u) . (G_c^T u) / s.
-    let (ours, theirs) = match wide {
-        true => (part * &vectors, others * &vectors),
-        false => (part.tr_mul(&vectors), others.tr_mul(&vectors)),
-    };
+/// u_i^T G_c v_i of the first `width` singular directions of the other parts. Both matrices (C, K) have K <= C.
+fn held_out(part: &DMatrix<f64>, others: &DMatrix<f64>, width: usize) -> Vec<f64> {
+    let u = leading(others.tr_mul(others), width);
+    // v_i is G u_i / s_i; the value is then (G u_i) . (G_c u_i) / s_i.
+    let (ours, theirs) = (part * &u, others * &u);
     let value = |i: usize| {
-        let (ours, theirs): (DMatrixView<'_, f64>, DMatrixView<'_, f64>) = (ours.columns(i, 1), theirs.columns(i, 1));
-        let length = theirs.norm();
-        if length > 0.0 { ours.dot(&theirs) / length } else { 0.0 }
+        let length = theirs.column(i).norm();
+        if length > 0.0 { ours.column(i).dot(&theirs.column(i)) / length } else { 0.0 }
     };
-    (0..k.min(c)).map(value).collect()
+    (0..u.ncols()).map(value).collect()
+}
+
+/// The first `count` eigenvectors of a symmetric matrix (K, K) without negative eigenvalues, in descending order.
+///
+/// Of a large matrix only a subspace of twice as many columns is decomposed, after power iterations: many times faster,
+/// and as good but for the last directions, which are noise.
+fn leading(matrix: DMatrix<f64>, count: usize) -> DMatrix<f64> {
+    const ITERATIONS: usize = 4;
+    let k = matrix.nrows();
+    let sorted = |matrix: DMatrix<f64>| {
+        let eigen = SymmetricEigen::new(matrix);
+        let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
+        order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+        order.truncate(count);
+        eigen.eigenvectors.select_columns(&order)
+    };
+    if k <= 2 * count {
+        return sorted(matrix);
+    }
+    let mut stream = Stream::at(k as u64, &[0x6c65_6164]); // "lead"
+    let mut q = DMatrix::from_fn(k, 2 * count, |_, _| stream.normal());
+    for _ in 0..ITERATIONS {
+        q = (&matrix * q).qr().q();
+    }
+    let within = q.tr_mul(&(&matrix * &q));
+    q * sorted(within)
 }
 
 /// n of the values of some folds, by products of different folds.
@@ -174,8 +192,6 @@ fn effective_number(folds: &[&Vec<f64>], directions: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use gelora_kernels::random::Stream;
-
     use super::*;
 
     const PARTS: usize = 8;
@@ -202,25 +218,38 @@ mod tests {
         matrix.transpose().iter().map(|value| *value as f32).collect()
     }
 
-    fn whole(parts: &[DMatrix<f64>]) -> Directions {
-        let seen: Vec<Vec<f32>> = parts.iter().map(rows_of).collect();
-        replicated(&seen, &seen, parts[0].nrows(), parts[0].ncols(), 0.9).unwrap()
+    /// The directions by the values of each fold, seen through the bases of the other parts if there are any.
+    fn found(
+        parts: &[DMatrix<f64>],
+        width: usize,
+        basis: impl Fn(&DMatrix<f64>) -> Option<DMatrix<f64>>,
+    ) -> Directions {
+        let total = parts.iter().skip(1).fold(parts[0].clone(), |sum, part| sum + part);
+        let fold = |part: &DMatrix<f64>| {
+            let others = &total - part;
+            let (part, others) = match basis(&others) {
+                Some(q) => (q.tr_mul(part), q.tr_mul(&others)),
+                None => (part.clone(), others),
+            };
+            of_fold(&rows_of(&part), &rows_of(&others), part.shape().into(), width).unwrap()
+        };
+        replicated(&parts.iter().map(fold).collect::<Vec<_>>(), 0.9).unwrap()
     }
 
-    /// The directions by sketches of width 2 k, as a model gives them.
+    fn whole(parts: &[DMatrix<f64>]) -> Directions {
+        found(parts, usize::MAX / 2, |_| None)
+    }
+
+    /// The directions by sketches of 2 k columns, as a model gives them.
     fn sketched(parts: &[DMatrix<f64>], k: usize, seed: u64) -> Directions {
         let mut stream = Stream::new(seed);
-        let (rows, cols) = parts[0].shape();
-        let random = DMatrix::from_fn(cols, 2 * k, |_, _| stream.normal());
-        let of = |first: usize| {
-            let sum = parts.iter().skip(first).step_by(2).fold(DMatrix::zeros(rows, cols), |sum, part| sum + part);
-            let sketch = Tensor::from_vec(rows_of(&(sum * &random)), [rows, 2 * k]).unwrap();
+        let rows = parts[0].nrows();
+        let random = DMatrix::from_fn(parts[0].ncols(), 2 * k, |_, _| stream.normal());
+        found(parts, k, |others| {
+            let sketch = Tensor::from_vec(rows_of(&(others * &random)), [rows, 2 * k]).unwrap();
             let q = basis(&sketch, k).unwrap().to_vec().unwrap();
-            let q = DMatrix::from_row_iterator(rows, k, q.into_iter().map(f64::from));
-            parts.iter().map(|part| rows_of(&q.tr_mul(part))).collect::<Vec<_>>()
-        };
-        // Even folds see the basis of the odd parts.
-        replicated(&of(1), &of(0), k, cols, 0.9).unwrap()
+            Some(DMatrix::from_row_iterator(rows, k, q.into_iter().map(f64::from)))
+        })
     }
 
     #[test]
@@ -269,8 +298,8 @@ mod tests {
             let found: usize = (0..4).map(|seed| sketched(&parts(seed), 16, seed).values.len()).sum();
             assert!(found <= 3, "{found} directions in four sketches of noise, decay {decay}");
         }
-        let zeros = vec![vec![0.0; 6]; 4];
-        let directions = replicated(&zeros, &zeros, 2, 3, 0.9).unwrap();
+        let zeros = of_fold(&[0.0; 6], &[0.0; 6], [2, 3], 2).unwrap();
+        let directions = replicated(&vec![zeros; 4], 0.9).unwrap();
         assert_eq!((directions.values.len(), directions.number), (0, 0.0));
     }
 
@@ -295,10 +324,22 @@ mod tests {
     }
 
     #[test]
+    fn the_leading_directions_of_a_large_matrix_are_found_within_a_subspace() {
+        let parts = planted(8, 200, 0.3, 0.5, 3);
+        let (few, all) = (found(&parts, 24, |_| None), found(&parts, 100, |_| None));
+        assert!(few.values.len() >= 8, "{few:?}");
+        for (few, all) in few.values.iter().zip(&all.values) {
+            approx::assert_relative_eq!(few, all, max_relative = 1e-3);
+        }
+    }
+
+    #[test]
     fn bad_parts_are_named() {
-        let fails = |parts: &[Vec<f32>]| replicated(parts, parts, 2, 2, 0.9).unwrap_err().to_string();
+        let fold = |part: &[f32]| of_fold(part, &[1.0; 4], [2, 2], 2).map_err(|error| error.to_string());
+        assert!(fold(&[0.0; 3]).unwrap_err().contains("2 x 2 values is needed, got 3"));
+        assert!(fold(&[f32::NAN; 4]).unwrap_err().contains("not finite"));
+        let fails = |folds: &[Vec<f64>]| replicated(folds, 0.9).unwrap_err().to_string();
         assert!(fails(&[vec![0.0; 4], vec![0.0; 4]]).contains("at least 3 parts, got 2"));
-        assert!(fails(&[vec![0.0; 4], vec![0.0; 4], vec![0.0; 3]]).contains("2 x 2 values is needed, got 3"));
-        assert!(fails(&[vec![0.0; 4], vec![0.0; 4], vec![f32::NAN; 4]]).contains("not finite"));
+        assert!(fails(&[vec![0.0; 4], vec![0.0; 4], vec![0.0; 3]]).contains("folds of 4 and 3 directions"));
     }
 }

@@ -2,27 +2,29 @@
 //!
 //! The gradient of the loss with respect to a frozen weight, G = dL/dW (C_out, C_in), is what a training first follows.
 //! Of its singular directions only those matter that are in all of the data: [`gelora_lora::directions`] finds them by
-//! comparing parts of the rows. G is never formed. With a LoRA layer of rank 2 k beside the weight:
+//! comparing M parts of the rows. G is not formed where it is large. With a LoRA layer of rank M k beside the weight:
 //!
 //! ```text
-//! A random, B = 0           dL/dB = G A^T      of the rows with an even and with an odd part: two bases Q (C_out, k)
-//! A = 0, B = [Q_0, Q_1]     dL/dA = B^T G      the projections of G on them, for each part of the rows
+//! A random, B = 0               dL/dB_c = G_c A^T     of each part c: with it the basis Q_c (C_out, k) of the other
+//! parts A = 0, B = [Q_0 .. Q_(M-1)]   dL/dA_c = B^T G_c     Q_c^T G_c, and Q_c^T G of the other parts
 //! ```
 //!
-//! In both passes the model computes what the frozen model computes. Where a size of the weight is at most 2 k, the
-//! result is exact; else it is the randomized range finder without power iterations. A classifier's fresh head is
-//! trained alone first: the gradient below a random head says nothing.
+//! Between the two, a power iteration turns every Q_c to the largest singular directions: Q_c^T G of the other parts,
+//! with orthonormal rows, takes the place of A. In every pass the model computes what the frozen model computes. Where
+//! a size of the weight is at most M k, the second pass alone gives G_c itself, with the identity as a factor. A
+//! classifier's fresh head is trained alone first: the gradient below a random head says nothing.
 //!
 //! [`module_ranks`] turns this, or a training that is cut, into the ranks of a policy.
 //!
-//! Source of the range finder: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), section 4.1.
+//! Source of the range finder: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), sections 4.1
+//! and 4.5.
 
 mod modules;
 
 use std::collections::BTreeMap;
 
+use gelora_kernels::Tensor;
 use gelora_kernels::random::Stream;
-use gelora_kernels::{Device, Tensor};
 use gelora_lora::directions::{self, Directions};
 use gelora_lora::ranks::spectra::Spectrum;
 use rayon::prelude::*;
@@ -41,8 +43,13 @@ pub use modules::{module_ranks, ranks};
 pub struct GradientOptions {
     /// The modules to measure, as in [`MeasureOptions::target_modules`](crate::MeasureOptions::target_modules).
     pub target_modules: Vec<String>,
-    /// Width k of the bases. No more than half as many directions of a module can be found.
+    /// Number of singular directions that are looked at. No more than half as many can be found.
     pub width: usize,
+    /// Number of columns k of a basis: at least `width`, and some more for the last directions. The LoRA layers have
+    /// the rank M k.
+    pub sketch: usize,
+    /// Number of power iterations, each of two forward and backward passes over the rows.
+    pub iterations: usize,
     /// Number of parts of the rows, at least 3.
     pub parts: usize,
     /// Confidence of the intervals.
@@ -61,7 +68,9 @@ impl Default for GradientOptions {
     fn default() -> Self {
         Self {
             target_modules: Vec::new(),
-            width: 64,
+            width: 48,
+            sketch: 64,
+            iterations: 1,
             parts: 8,
             confidence: 0.9,
             head_epochs: 3.0,
@@ -119,7 +128,11 @@ pub fn gradient_needs<R: Reply>(
         return Err(Error::Value(problem));
     }
     if options.width < 2 {
-        return Err(Error::Value(format!("a sketch of width {}; expected 2 or more", options.width)));
+        return Err(Error::Value(format!("{} directions to look at; expected 2 or more", options.width)));
+    }
+    if options.sketch < options.width {
+        let problem = format!("a sketch of {} columns; expected {} or more", options.sketch, options.width);
+        return Err(Error::Value(problem));
     }
     model.check_labels(rows.labels(), rows.len())?;
     if model.head_task().is_some() && options.head_epochs > 0.0 {
@@ -133,52 +146,99 @@ pub fn gradient_needs<R: Reply>(
         report(Event::Remark("training the head alone: the gradient below a random head says nothing"))?;
         Trainer::new(&mut model, rows, head)?.run(&mut |event: Event<'_>| report(event))?;
     }
-    let modules = add_sketches(&mut model, options)?;
+    let modules = add_adapters(&mut model, options)?;
     let parts = parts(rows.len(), options.parts, options.seed);
     let batch = options.batch_size.max(1);
-    report(Event::Began { work: Work::Gradients, units: 2 * rows.len() })?;
-
-    // The ranges of the gradients of the even and of the odd parts.
-    let mut bases = Vec::new();
-    for first in [0, 1] {
-        let mut grads = Grads::new();
-        for part in parts.iter().skip(first).step_by(2) {
-            mean_gradient(&model, rows, part, batch, &mut grads, report)?;
+    let is_sketched = modules.iter().any(|module| module.form == Form::Sketch);
+    let passes = if is_sketched { 2 + 2 * options.iterations } else { 1 };
+    report(Event::Began { work: Work::Gradients, units: passes * rows.len() })?;
+    let mut pass = |model: &TaskModel, read: Read| -> Result<Vec<Vec<Fold>>> {
+        let mut sums = vec![Vec::new(); modules.len()];
+        let mut own = vec![Vec::new(); modules.len()];
+        for (fold, part) in parts.iter().enumerate() {
+            let mut grads = Grads::new();
+            mean_gradient(model, rows, part, batch, &mut grads, report)?;
+            for (module, (sum, own)) in modules.iter().zip(sums.iter_mut().zip(&mut own)) {
+                let values = module.gradient(&grads, read)?;
+                own.push(module.seen(&values, read, fold));
+                match sum.is_empty() {
+                    true => *sum = values,
+                    false => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+                }
+            }
         }
-        let basis = |module: &Module| module.basis(gradient(&grads, &module.name, "lora_B")?);
-        bases.push(modules.par_iter().map(basis).collect::<Result<Vec<_>>>()?);
-    }
-    let (odd, even) = (bases.pop().unwrap_or_default(), bases.pop().unwrap_or_default());
-    let joined = modules.iter().zip(&even).zip(&odd);
-    let joined = joined.map(|((module, even), odd)| Ok((module.name.clone(), module.joined(even, odd)?)));
-    set_factors(&mut model, joined.collect::<Result<_>>()?)?;
-
-    // The projections of the gradient of every part.
-    let mut projections: Vec<Grads> = Vec::new();
-    for part in &parts {
-        let mut grads = Grads::new();
-        mean_gradient(&model, rows, part, batch, &mut grads, report)?;
-        grads.retain(|name, _| name.ends_with(".lora_A.weight"));
-        let on_cpu = grads.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)));
-        projections.push(on_cpu.collect::<Result<_>>()?);
-    }
-    report(Event::Finished { work: Work::Gradients })?;
-    let need = |module: &Module| {
-        let parts: Vec<Vec<f32>> = projections
-            .iter()
-            .map(|grads| Ok(gradient(grads, &module.name, "lora_A")?.to_vec()?))
-            .collect::<Result<_>>()?;
-        let k = module.width();
-        // Rows of B^T G: those of the even basis come first. An exact module has one basis for both.
-        let seen = |first: usize| -> Vec<Vec<f32>> {
-            parts.iter().map(|part| part[first * module.c_in..][..k * module.c_in].to_vec()).collect()
+        let folds = modules.iter().zip(sums).zip(own).map(|((module, sum), own)| {
+            let fold = |(fold, part): (usize, Vec<f32>)| {
+                let mut others = module.seen(&sum, read, fold);
+                others.iter_mut().zip(&part).for_each(|(sum, value)| *sum -= value);
+                Fold { part, others }
+            };
+            own.into_iter().enumerate().map(fold).collect()
+        });
+        Ok(folds.collect())
+    };
+    if is_sketched {
+        let bases = |folds: Vec<Vec<Fold>>, read: Read| -> Result<Vec<Factor>> {
+            modules.par_iter().zip(folds).map(|(module, folds)| module.bases(&folds, read)).collect()
         };
-        // A fold sees the basis that its own part is not in.
-        let (of_even, of_odd) = if module.is_exact { (seen(0), seen(0)) } else { (seen(k), seen(0)) };
-        let directions = directions::replicated(&of_even, &of_odd, k, module.c_in, options.confidence)?;
+        let folds = pass(&model, Read::Sketches)?;
+        set_factors(&mut model, &modules, bases(folds, Read::Sketches)?)?;
+        for _ in 0..options.iterations {
+            let folds = pass(&model, Read::Projections)?;
+            let turned = modules.par_iter().zip(folds).map(|(module, folds)| module.turned(&folds));
+            let turned = turned.collect::<Result<_>>()?;
+            set_factors(&mut model, &modules, turned)?;
+            let folds = pass(&model, Read::Ranges)?;
+            set_factors(&mut model, &modules, bases(folds, Read::Ranges)?)?;
+        }
+    } else {
+        let identities = modules.iter().map(Module::identity).collect::<Result<_>>()?;
+        set_factors(&mut model, &modules, identities)?;
+    }
+    let folds = pass(&model, Read::Projections)?;
+    report(Event::Finished { work: Work::Gradients })?;
+    let need = |(module, folds): (&Module, Vec<Fold>)| {
+        let sizes = [module.rows(), module.c_in];
+        let values = |fold: Fold| directions::of_fold(&fold.part, &fold.others, sizes, options.width);
+        let values: Vec<Vec<f64>> = folds.into_par_iter().map(values).collect::<gelora_lora::Result<_>>()?;
+        let directions = directions::replicated(&values, options.confidence)?;
         Ok(Need::new(module.name.clone(), directions, module.c_in, module.c_out))
     };
-    modules.par_iter().map(need).collect()
+    modules.par_iter().zip(folds).map(need).collect()
+}
+
+/// What is read of a pass over all parts.
+#[derive(Clone, Copy, PartialEq)]
+enum Read {
+    /// G A^T of the first 2 k rows of A: (C_out, 2 k), the same for every fold.
+    Sketches,
+    /// G A^T of the k rows of A that are the fold's: (C_out, k).
+    Ranges,
+    /// B^T G of the k columns of B that are the fold's: (k, C_in).
+    Projections,
+}
+
+/// What a fold sees of the gradient of its own part, and of the sum of the others.
+struct Fold {
+    part: Vec<f32>,
+    others: Vec<f32>,
+}
+
+/// How the gradient of a module is seen.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    /// Through the basis of each fold.
+    Sketch,
+    /// Whole, as dL/dA with B = I.
+    Output,
+    /// Whole, as dL/dB with A = I.
+    Input,
+}
+
+/// A factor of a LoRA layer; the other one becomes 0.
+enum Factor {
+    A(Tensor),
+    B(Tensor),
 }
 
 /// A module that is measured.
@@ -186,53 +246,103 @@ struct Module {
     name: String,
     c_in: usize,
     c_out: usize,
+    /// Columns of the basis of a fold.
+    k: usize,
     /// Rank of the LoRA layer.
     rank: usize,
-    /// Whether B is the identity, so that dL/dA is G itself.
-    is_exact: bool,
+    form: Form,
 }
 
 impl Module {
-    fn new(info: &LinearInfo, width: usize) -> Self {
-        let rank = (2 * width).min(info.c_in).min(info.c_out);
-        Self { name: info.name.clone(), c_in: info.c_in, c_out: info.c_out, rank, is_exact: rank == info.c_out }
+    fn new(info: &LinearInfo, options: &GradientOptions) -> Self {
+        let (c_in, c_out, k) = (info.c_in, info.c_out, options.sketch);
+        let sketched = options.parts * k;
+        let form = match sketched < c_in.min(c_out) {
+            true => Form::Sketch,
+            false if c_out <= c_in => Form::Output,
+            false => Form::Input,
+        };
+        Self { name: info.name.clone(), c_in, c_out, k, rank: sketched.min(c_in).min(c_out), form }
     }
 
-    /// Number of columns of a basis.
-    fn width(&self) -> usize {
-        if self.is_exact { self.c_out } else { self.rank / 2 }
+    /// Number of rows of what a fold sees in the end.
+    fn rows(&self) -> usize {
+        if self.form == Form::Sketch { self.k } else { self.c_out }
     }
 
-    /// The basis of a sketch (C_out, R).
-    fn basis(&self, sketch: &Tensor) -> Result<Vec<f32>> {
-        match self.is_exact {
-            true => Ok(Vec::new()),
-            false => Ok(directions::basis(sketch, self.width())?.to_vec()?),
+    /// The gradient of the factor that is 0: A (R, C_in) or B (C_out, R).
+    fn gradient(&self, grads: &Grads, read: Read) -> Result<Vec<f32>> {
+        let of_a = match self.form {
+            Form::Sketch => read == Read::Projections,
+            whole => whole == Form::Output,
+        };
+        let name = format!("{}.lora_{}.weight", self.name, if of_a { "A" } else { "B" });
+        let gradient = grads.get(&name).ok_or_else(|| Error::Value(format!("{name} has no gradient")))?;
+        Ok(gradient.to_vec()?)
+    }
+
+    /// The values of a gradient that a fold looks at.
+    fn seen(&self, gradient: &[f32], read: Read, fold: usize) -> Vec<f32> {
+        let (k, rank) = (self.k, self.rank);
+        let columns = |first: usize, count: usize| {
+            gradient.chunks(rank).flat_map(|row| &row[first..first + count]).copied().collect()
+        };
+        match (self.form, read) {
+            (Form::Output | Form::Input, Read::Projections) => gradient.to_vec(),
+            (Form::Output | Form::Input, _) => Vec::new(),
+            (Form::Sketch, Read::Sketches) => columns(0, 2 * k),
+            (Form::Sketch, Read::Ranges) => columns(fold * k, k),
+            (Form::Sketch, Read::Projections) => gradient[fold * k * self.c_in..][..k * self.c_in].to_vec(),
         }
     }
 
-    /// B (C_out, R): both bases, or the identity.
-    fn joined(&self, even: &[f32], odd: &[f32]) -> Result<Tensor> {
-        let (k, rank) = (self.width(), self.rank);
+    /// B (C_out, R): the bases of the folds, of what they see of the other parts.
+    fn bases(&self, folds: &[Fold], read: Read) -> Result<Factor> {
+        if self.form != Form::Sketch {
+            return self.identity();
+        }
+        let (k, rank, seen) = (self.k, self.rank, if read == Read::Sketches { 2 * self.k } else { self.k });
         let mut b = vec![0.0; self.c_out * rank];
-        for (row, values) in b.chunks_mut(rank).enumerate() {
-            if self.is_exact {
-                values[row] = 1.0;
-            } else {
-                values[..k].copy_from_slice(&even[row * k..][..k]);
-                values[k..2 * k].copy_from_slice(&odd[row * k..][..k]);
+        for (fold, Fold { others, .. }) in folds.iter().enumerate() {
+            let sketch = Tensor::from_vec(others.clone(), [self.c_out, seen])?;
+            let basis = directions::basis(&sketch, k)?.to_vec()?;
+            for (row, values) in b.chunks_mut(rank).zip(basis.chunks(k)) {
+                row[fold * k..][..k].copy_from_slice(values);
             }
         }
-        Ok(Tensor::from_vec(b, [self.c_out, rank])?)
+        Ok(Factor::B(Tensor::from_vec(b, [self.c_out, rank])?))
+    }
+
+    /// A (R, C_in): for each fold orthonormal rows that span Q^T G of the other parts.
+    fn turned(&self, folds: &[Fold]) -> Result<Factor> {
+        if self.form != Form::Sketch {
+            return self.identity();
+        }
+        let (k, c_in) = (self.k, self.c_in);
+        let mut a = vec![0.0; self.rank * c_in];
+        for (block, Fold { others, .. }) in a.chunks_mut(k * c_in).zip(folds) {
+            let across = (0..c_in * k).map(|i| others[i % k * c_in + i / k]).collect();
+            let basis = directions::basis(&Tensor::from_vec(across, [c_in, k])?, k)?.to_vec()?; // (C_in, k)
+            block.iter_mut().enumerate().for_each(|(i, value)| *value = basis[i % c_in * k + i / c_in]);
+        }
+        Ok(Factor::A(Tensor::from_vec(a, [self.rank, c_in])?))
+    }
+
+    /// The factor with which the other one's gradient is G.
+    fn identity(&self) -> Result<Factor> {
+        let n = self.rank;
+        let identity = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        let identity = Tensor::from_vec(identity, [n, n])?;
+        Ok(if self.form == Form::Input { Factor::A(identity) } else { Factor::B(identity) })
     }
 }
 
 /// Adds a LoRA layer to every target module, with a random A, B = 0 and the scaling 1.
-fn add_sketches(model: &mut TaskModel, options: &GradientOptions) -> Result<Vec<Module>> {
+fn add_adapters(model: &mut TaskModel, options: &GradientOptions) -> Result<Vec<Module>> {
     let transformer = model.transformer();
     let infos = transformer.linear_infos();
     let targets = TargetModules::new(&infos, transformer.config().layers, Granularity::Block, &options.target_modules)?;
-    let modules: Vec<Module> = targets.modules.iter().map(|(info, _)| Module::new(info, options.width)).collect();
+    let modules: Vec<Module> = targets.modules.iter().map(|(info, _)| Module::new(info, options)).collect();
     let ranks =
         modules.iter().map(|module| (module.name.clone(), ModuleRank { rank: module.rank, alpha: module.rank as f64 }));
     let config = adapter_config(transformer, &ranks.collect(), model.adapter_task())?;
@@ -266,19 +376,20 @@ fn mean_gradient(
     Ok(())
 }
 
-fn gradient<'a>(grads: &'a Grads, module: &str, factor: &str) -> Result<&'a Tensor> {
-    let missing = || Error::Value(format!("{module} has no gradient"));
-    grads.get(&format!("{module}.{factor}.weight")).ok_or_else(missing)
-}
-
-/// Sets A = 0 and B to the basis of its module.
-fn set_factors(model: &mut TaskModel, mut bases: BTreeMap<String, Tensor>) -> Result<()> {
+/// Sets one factor of every module, and the other one to 0.
+fn set_factors(model: &mut TaskModel, modules: &[Module], factors: Vec<Factor>) -> Result<()> {
     let device = model.transformer().device().clone();
+    let named = |(module, factor): (&Module, Factor)| match factor {
+        Factor::A(tensor) => (format!("{}.lora_A.weight", module.name), tensor),
+        Factor::B(tensor) => (format!("{}.lora_B.weight", module.name), tensor),
+    };
+    let mut factors: BTreeMap<String, Tensor> = modules.iter().zip(factors).map(named).collect();
     for (name, tensor) in model.parameters_mut() {
-        if name.ends_with(".lora_A.weight") {
-            *tensor = Tensor::zeros(tensor.shape(), &device)?;
-        } else if let Some(basis) = name.strip_suffix(".lora_B.weight").and_then(|module| bases.remove(module)) {
-            *tensor = basis.to_device(&device)?;
+        if name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight") {
+            *tensor = match factors.remove(&name) {
+                Some(factor) => factor.to_device(&device)?,
+                None => Tensor::zeros(tensor.shape(), &device)?,
+            };
         }
     }
     Ok(())
