@@ -1,5 +1,6 @@
 //! Machine code of CUDA kernels, as nvdisasm prints it: the main loop of a kernel, and the instructions in it.
 
+mod loops;
 #[cfg_attr(not(feature = "cuda-compile"), allow(dead_code))] // the tests use a part of it
 mod table;
 
@@ -56,36 +57,35 @@ impl Counts {
     }
 }
 
-/// One instruction: its opcode, and the label that it jumps to.
+/// One instruction.
 struct Instruction<'a> {
     opcode: &'a str,
+    /// The label that it jumps to.
     target: Option<&'a str>,
+    /// Whether the next instruction may follow.
+    falls_through: bool,
 }
 
 /// The counts of the main loop of a kernel. `None` if the text has no instruction.
 ///
-/// A loop is the code from a label to a later jump back to it. The main loop is the innermost loop with the most HMMA,
-/// or, in a kernel without any, with the most FFMA: instructions of a loop inside are not counted for the loop around
-/// it. Without a loop that has either, the whole kernel is counted.
+/// The main loop is the innermost loop with the most HMMA, or, in a kernel without any, with the most FFMA:
+/// instructions of a loop inside are not counted for the loop around it. Without a loop that has either, the whole
+/// kernel is counted.
 pub fn main_loop(text: &str) -> Option<Counts> {
     let (instructions, labels) = parse(text);
     if instructions.is_empty() {
         return None;
     }
-    let jumps_back = |(end, instruction): (usize, &Instruction<'_>)| {
-        let start = *labels.get(instruction.target?)?;
-        // A jump to itself is the end of a kernel.
-        (start < end).then_some((start, end))
+    let next = |(at, instruction): (usize, &Instruction<'_>)| {
+        let target = instruction.target.and_then(|label| labels.get(label)).copied();
+        target.into_iter().chain(instruction.falls_through.then_some(at + 1)).collect()
     };
-    let loops: Vec<(usize, usize)> = instructions.iter().enumerate().filter_map(jumps_back).collect();
-    let counts_of = |&(start, end): &(usize, usize)| {
-        let is_inside = |&(s, e): &(usize, usize)| s >= start && e <= end && (s, e) != (start, end);
-        let inner: Vec<(usize, usize)> = loops.iter().copied().filter(is_inside).collect();
-        let is_own = |at: &usize| !inner.iter().any(|(s, e)| (*s..=*e).contains(at));
-        let own: Vec<usize> = (start..=end).filter(is_own).collect();
-        Counts { length: own.len() as u32, ..Counts::of(own.iter().map(|at| instructions[*at].opcode)) }
+    let next: Vec<Vec<usize>> = instructions.iter().enumerate().map(next).collect();
+    let counts_of = |own: Vec<usize>| Counts {
+        length: own.len() as u32,
+        ..Counts::of(own.iter().map(|at| instructions[*at].opcode))
     };
-    let main = loops.iter().map(counts_of).filter(|counts| counts.work() > (0, 0));
+    let main = loops::own_instructions(&next).into_iter().map(counts_of).filter(|counts| counts.work() > (0, 0));
     let whole = || Counts::of(instructions.iter().map(|instruction| instruction.opcode));
     Some(main.reduce(|best, counts| if counts.work() > best.work() { counts } else { best }).unwrap_or_else(whole))
 }
@@ -104,10 +104,18 @@ fn parse(text: &str) -> (Vec<Instruction<'_>>, BTreeMap<&str, usize>) {
             continue;
         }
         let code = code.trim();
-        let code = if code.starts_with('@') { code.split_once(' ').map_or("", |(_, rest)| rest.trim()) } else { code };
-        let Some(opcode) = code.split([' ', ';']).next().filter(|opcode| !opcode.is_empty()) else { continue };
+        let has_predicate = code.starts_with('@');
+        let code = if has_predicate { code.split_once(' ').map_or("", |(_, rest)| rest.trim()) } else { code };
+        let (opcode, operands) = code.split_once([' ', ';']).unwrap_or((code, ""));
+        if opcode.is_empty() {
+            continue;
+        }
+        let name = opcode.split('.').next().unwrap_or(opcode);
         let target = code.split_once("`(").and_then(|(_, rest)| rest.split_once(')')).map(|(label, _)| label);
-        instructions.push(Instruction { opcode, target: target.filter(|_| opcode.starts_with("BRA")) });
+        // A branch may have its condition as an operand: `BRA.DIV UR4, `(.L_x_5)`.
+        let always = !has_predicate && (name != "BRA" || operands.trim_start().starts_with('`'));
+        let falls_through = !(always && matches!(name, "BRA" | "EXIT" | "RET" | "BRX" | "JMP"));
+        instructions.push(Instruction { opcode, target: target.filter(|_| name == "BRA"), falls_through });
     }
     (instructions, labels)
 }
@@ -155,5 +163,26 @@ k:
         let without = without.replace("FFMA", "FADD");
         assert_eq!(main_loop(&without).map(|counts| (counts.length, counts.ldg128, counts.ldgsts)), Some((0, 2, 1)));
         assert_eq!(main_loop("nothing"), None);
+    }
+
+    /// Warps that diverged take code after the end of the kernel, which jumps back to where they join: no loop.
+    #[test]
+    fn code_that_is_entered_from_above_is_no_loop() {
+        let text = "\
+.L_x_0:
+        /*0000*/                   FFMA R1, R2, R3, R4 ;
+        /*0010*/                   BRA.DIV UR4, `(.L_x_2) ;
+.L_x_1:
+        /*0020*/              @!P0 BRA `(.L_x_0) ;
+        /*0030*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0040*/                   EXIT ;
+.L_x_2:
+        /*0050*/                   NOP ;
+        /*0060*/                   BRA `(.L_x_1) ;
+.L_x_3:
+        /*0070*/                   BRA `(.L_x_3);
+";
+        // The detour is a part of the loop that it leaves and enters, and HMMA is in none.
+        assert_eq!(main_loop(text), Some(Counts { length: 5, ffma: 1, ..Counts::default() }));
     }
 }
