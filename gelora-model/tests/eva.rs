@@ -14,7 +14,7 @@ use gelora_model::measure::ModuleRank;
 use gelora_model::optim::Optimizer;
 use gelora_model::{Event, TokenRows};
 use golden::{Golden, assert_close, fixture};
-use subject::{Llama, Subject};
+use subject::{Llama, Subject, compare_gradients};
 
 /// The modules of the goldens at rank 3.
 fn uniform<S: Subject>(golden: &Golden) -> BTreeMap<String, ModuleRank> {
@@ -73,17 +73,24 @@ fn check<S: Subject>() {
     assert!(factors.is_empty(), "PEFT gives no rank to {:?}", factors.keys());
     let mut optimizer = Optimizer::new(Default::default(), None);
     let mut losses = Vec::new();
-    for _ in 0..10 {
+    for step in 0..10 {
         let (loss, grads) = subject.backward();
         losses.push(loss);
+        if step == 0 {
+            compare_gradients(&grads, &golden, &format!("{}.", S::NAME));
+        }
         optimizer.step(subject.parameters_mut(), &grads, 0.01).expect("a step");
     }
     let name = |what: &str| format!("{}.{what}", S::NAME);
     assert_close(&name("losses"), &losses, &golden.floats(&name("adamw_losses")), 1e-4);
     assert_close(&name("logits"), &subject.logits(), &golden.floats(&name("logits")), 1e-4);
     let theirs = Adapter::read(&fixture("eva").join(S::NAME)).expect("a PEFT folder");
-    let logits = S::with_adapter(&S::base(), theirs).logits();
+    let subject = S::with_adapter(&S::base(), theirs);
+    let logits = subject.logits();
     assert_close(&name("logits"), &logits, &golden.floats(&name("logits")), 1e-5);
+    let folder = tempfile::tempdir().expect("a folder");
+    subject.write_merged(folder.path());
+    assert_close("merged", &S::whole(folder.path()).logits(), &logits, 1e-4);
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod subject;
 use gelora_lora::{Adapter, AdapterConfig, Init};
 use gelora_model::optim::Optimizer;
 use golden::{Golden, assert_close, fixture};
-use subject::{KEY, Llama, Subject};
+use subject::{KEY, Llama, Subject, compare_gradients};
 
 fn goldens() -> Golden {
     Golden::open("methods.golden.safetensors")
@@ -20,19 +20,7 @@ fn assert_gradients<S: Subject>(subject: &S, method: &str) {
     let (golden, prefix) = (goldens(), format!("{}.{method}", S::NAME));
     let (loss, grads) = subject.backward();
     assert_close(&format!("{prefix} loss"), &[loss], &golden.floats(&format!("{prefix}.loss")), 1e-5);
-    let names = golden.names(&format!("{prefix}.{KEY}"), ".grad");
-    let mut worst = 0.0_f64;
-    for name in &names {
-        let parameter = &name[prefix.len() + 1 + KEY.len()..name.len() - ".grad".len()];
-        let got = grads.get(parameter).unwrap_or_else(|| panic!("no gradient of {parameter}"));
-        let (got, want) = (got.to_vec().expect("on the CPU"), golden.floats(name));
-        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let error = norm(&mut got.iter().zip(&want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
-        assert!(error < 1e-4, "{prefix} {parameter}: relative error {error:.1e}");
-        worst = worst.max(error);
-    }
-    assert_eq!(grads.len(), names.len(), "{:?}", grads.keys());
-    println!("{prefix}: {} gradients, largest relative error {worst:.1e}", names.len());
+    compare_gradients(&grads, &golden, &format!("{prefix}.{KEY}"));
 }
 
 /// Compares the losses of ten steps with PEFT's.

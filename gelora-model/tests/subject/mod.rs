@@ -14,6 +14,25 @@ use crate::golden::{Golden, fixture};
 /// What names in adapter_model.safetensors begin with.
 pub const KEY: &str = "base_model.model.";
 
+/// Compares all gradients with those of the goldens, whose names begin with `prefix`: 1e-4 relative by norm.
+#[allow(dead_code)]
+pub fn compare_gradients(grads: &Grads, golden: &Golden, prefix: &str) {
+    let names = golden.names(prefix, ".grad");
+    let mut worst = 0.0_f64;
+    for name in &names {
+        let parameter = &name[prefix.len()..name.len() - ".grad".len()];
+        let got = grads.get(parameter).unwrap_or_else(|| panic!("no gradient of {parameter}"));
+        let (got, want) = (got.to_vec().expect("on the CPU"), golden.floats(name));
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let (apart, whole) = (norm(&mut got.iter().zip(&want).map(|(g, w)| g - w)), norm(&mut want.iter().copied()));
+        let error = if whole > 0.0 { apart / whole } else { apart };
+        assert!(error < 1e-4, "{name}: relative error {error:.1e}");
+        worst = worst.max(error);
+    }
+    assert_eq!(grads.len(), names.len(), "{:?}", grads.keys());
+    println!("{prefix}: {} gradients, largest relative error {worst:.1e}", names.len());
+}
+
 /// A model with adapters on the batch of its goldens.
 pub trait Subject: Sized {
     /// The name of its goldens.
