@@ -118,6 +118,28 @@ fn ranks_are_those_of_the_cpu() {
 }
 
 #[test]
+fn gradients_have_the_directions_of_the_cpu() {
+    if !there_is_an_adapter() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, data) = (fixture("tiny-bert"), data(dir.path()));
+    let numbers = |device: &str| {
+        let line = format!(
+            "rank {{}} --data {{}} --out {{}} --policy gradient --budget-rank 4 --target-modules all-linear --device \
+             {device} --json --quiet"
+        );
+        let ranks = gelora(words(&line, &[&model, &data, &dir.path().join(device)])).json();
+        let modules = ranks["modules"].as_object().expect("modules");
+        let number = |module: &Value| module["directions"]["number"].as_f64().expect("a number") as f32;
+        modules.values().map(number).collect::<Vec<_>>()
+    };
+    let on_cpu = numbers("cpu");
+    assert!(on_cpu.iter().any(|number| *number > 1.0), "{on_cpu:?}");
+    assert_close("directions", &numbers("wgpu"), &on_cpu, 1e-2);
+}
+
+#[test]
 fn gguf_files_are_trained_and_measured_as_on_the_cpu() {
     if !there_is_an_adapter() {
         return;

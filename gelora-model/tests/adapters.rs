@@ -2,9 +2,10 @@
 
 mod golden;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use gelora_kernels::{DType, Tensor};
+use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::cut::Update;
 use gelora_lora::files::{read_tensors, write_tensors};
 use gelora_lora::{Adapter, AdapterConfig, LoraLayer, Names};
@@ -296,29 +297,40 @@ fn directions_of_equal_rows_are_the_singular_values_of_their_gradient() {
     let (copies, label) = (12, 1);
     let same = TokenRows::with_classes(vec![Tokens::of_ids(row.clone()); copies], vec![label; copies]);
 
-    // The whole gradient: with A = 1 and B = 0, that of B is G.
+    // The whole gradient: with A = 1 and B = 0, that of B is G; with B = 1 and A = 0, where there are more inputs, that
+    // of A.
     let mut dense = plain();
-    let (size, name) = (dense.transformer().config().hidden, "query");
+    let (size, names) = (dense.transformer().config().hidden, ["query", "intermediate.dense", "output.dense"]);
+    let names = names.map(String::from).to_vec();
     let config = AdapterConfig {
         r: size,
         lora_alpha: size as f64,
         task_type: Some("SEQ_CLS".into()),
-        target_modules: Some(Names::List(vec![name.into()])),
+        target_modules: Some(Names::List(names.clone())),
         ..AdapterConfig::default()
     };
     dense.add_adapters(&config, 1).expect("they fit");
     let one: Vec<f32> = (0..size * size).map(|i| f32::from(u8::from(i % (size + 1) == 0))).collect();
+    let one = || Tensor::from_vec(one.clone(), [size, size]).expect("a matrix");
+    let mut wide = BTreeSet::new();
     for (parameter, tensor) in dense.parameters_mut() {
-        if parameter.ends_with("lora_A.weight") {
-            *tensor = Tensor::from_vec(one.clone(), [size, size]).expect("a matrix");
+        // A comes before B.
+        if let Some(module) = parameter.strip_suffix(".lora_A.weight") {
+            let is_square = tensor.cols() == size;
+            *tensor = if is_square { one() } else { Tensor::zeros(tensor.shape(), &Device::Cpu).expect("zeros") };
+            wide.extend((!is_square).then(|| module.to_owned()));
+        } else if parameter.strip_suffix(".lora_B.weight").is_some_and(|module| wide.contains(module)) {
+            *tensor = one();
         }
     }
     let mut grads = Grads::new();
     let batch = Batch::of_ids(&[row]).expect("a row");
     dense.backward(&batch, Targets::Classes(&[label]), &Mode::inference(), 1.0, &mut grads).expect("backward");
     let values = |module: &str| {
-        let a = Tensor::from_vec(one.clone(), [size, size]).expect("a matrix");
-        let b = grads[&format!("{module}.lora_B.weight")].clone();
+        let (a, b) = match wide.contains(module) {
+            true => (grads[&format!("{module}.lora_A.weight")].clone(), one()),
+            false => (one(), grads[&format!("{module}.lora_B.weight")].clone()),
+        };
         let layer = LoraLayer { a, b, scaling: 1.0, dropout: 0.0, magnitude: None, initial: None, singular: None };
         Update::of(&layer).expect("a decomposition").values
     };
@@ -326,16 +338,17 @@ fn directions_of_equal_rows_are_the_singular_values_of_their_gradient() {
     // Exact, and by bases of 10 columns.
     for width in [size, 10] {
         let options = GradientOptions {
-            target_modules: vec![name.into()],
+            target_modules: names.clone(),
             width,
-            sketch: width,
+            columns: width,
+            whole: if width == size { size } else { 0 },
             parts: 3,
             head_epochs: 0.0,
             batch_size: 2,
             ..GradientOptions::default()
         };
         let found = gradient_needs(plain().into(), &same, &options, &mut |_: Event<'_>| ()).expect("it runs");
-        assert!(!found.is_empty());
+        assert!(found.len() > 3 && !wide.is_empty());
         for need in found {
             let want = values(&need.module);
             let (largest, got) = (want[0], &need.directions.values);

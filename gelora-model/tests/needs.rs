@@ -25,16 +25,15 @@ fn rows() -> TokenRows {
     TokenRows::with_classes(tokens, classes)
 }
 
-/// Needs by bases of so many columns.
-fn needs(sketch: usize) -> Vec<Need> {
-    let options = GradientOptions { width: 32, sketch, head_epochs: 0.0, ..GradientOptions::default() };
+fn needs(options: GradientOptions) -> Vec<Need> {
+    let options = GradientOptions { head_epochs: 0.0, ..options };
     gradient_needs(MiniLm::load().task_model(), &rows(), &options, &mut |_: Event<'_>| ()).expect("gradients")
 }
 
 #[test]
 fn sketches_find_the_directions_of_the_whole_gradients() {
-    // Eight bases of 48 columns hold all 384 outputs of a module.
-    let (sketched, whole) = (needs(44), needs(48));
+    let options = GradientOptions { width: 32, columns: 44, ..GradientOptions::default() };
+    let (sketched, whole) = (needs(GradientOptions { whole: 0, ..options.clone() }), needs(options));
     let (mut first, mut number) = (0.0_f64, 0.0_f64);
     for (sketched, whole) in sketched.iter().zip(&whole) {
         assert!(whole.directions.number > 1.0, "{}: one direction needs no sketch", whole.module);

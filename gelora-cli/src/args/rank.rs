@@ -40,7 +40,8 @@ pub enum PolicyArg {
     /// A control: assign the published rule's ranks to the wrong layers
     Shuffled,
     /// Spend a budget over single modules, in proportion to the directions of their gradients that replicate. Needs
-    /// labels or a language model, and two forward and backward passes over the examples; a head is trained alone first
+    /// labels or a language model, and one to four forward and backward passes over the examples; a head is trained
+    /// alone first
     Gradient,
     /// Spend a budget over single modules, on the directions with the most replicated energy a parameter; needs what
     /// gradient needs

@@ -23,6 +23,7 @@ pub fn compare_gradients(grads: &Grads, golden: &Golden, prefix: &str) {
         let parameter = &name[prefix.len()..name.len() - ".grad".len()];
         let got = grads.get(parameter).unwrap_or_else(|| panic!("no gradient of {parameter}"));
         let (got, want) = (got.to_vec().expect("on the CPU"), golden.floats(name));
+        assert_eq!(got.len(), want.len(), "{name}");
         let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let (apart, whole) = (norm(&mut got.iter().zip(&want).map(|(g, w)| g - w)), norm(&mut want.iter().copied()));
         let error = if whole > 0.0 { apart / whole } else { apart };
