@@ -26,8 +26,8 @@ pub struct GradientOptions {
     pub target_modules: Vec<String>,
     /// Number of singular directions that are looked at. No more than half as many can be found.
     pub width: usize,
-    /// A module with at most so many inputs or outputs is seen whole, in one forward and backward pass over the rows; a
-    /// larger one is seen by sketches, in four.
+    /// A module with at most so many inputs or outputs, or with at most `parts` times `columns`, is seen whole, in one
+    /// forward and backward pass over the rows; a larger one is seen by sketches, in four.
     pub whole: usize,
     /// Number of columns of a sketch: at least `width`, and more to find the last directions.
     pub columns: usize,

@@ -353,13 +353,13 @@ mod tests {
             Need::new(module.to_owned(), directions, 50, 50)
         };
         let needs = [need("a", &[3.0, 2.9], 2.0), need("b", &[1.0], 1.0), need("c", &[], 0.0)];
-        let of = |arm: Arm| match arm.ranks(&steps(&[0.0; 3]), Some(&needs), &settings(2), 0).unwrap() {
+        let of = |arm: Arm| match arm.ranks(&steps(&[0.0; 3]), Some(&needs), &settings(3), 0).unwrap() {
             Ranks::Modules(ranks) => ranks.values().map(|module| (module.rank, module.alpha)).collect::<Vec<_>>(),
             other => panic!("{other:?}"),
         };
-        // 3 steps of rank 2 at 100 parameters, for modules of 100 a rank: 6 ranks.
-        assert_eq!(of(Arm::Gradient), [(3, 6.0), (2, 4.0), (1, 2.0)]);
-        assert_eq!(of(Arm::Signal), [(2, 4.0), (2, 4.0), (2, 4.0)]);
+        // 3 steps of rank 3 at 100 parameters, for modules of 100 a rank: 9 ranks. No direction counts as one.
+        assert_eq!(of(Arm::Gradient), [(4, 8.0), (3, 6.0), (2, 4.0)]);
+        assert_eq!(of(Arm::Signal), [(3, 6.0), (3, 6.0), (3, 6.0)]);
     }
 
     #[test]

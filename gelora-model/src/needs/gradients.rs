@@ -1,7 +1,7 @@
 //! The gradients of frozen weights, G_c of each of M parts of the rows, by LoRA backward passes.
 //!
-//! In every pass one factor of a LoRA layer is 0, so the model computes what the frozen model computes, and the gradient
-//! of that factor is a product of G and the other one.
+//! In every pass one factor of a LoRA layer is 0, so the model computes what the frozen model computes, and the
+//! gradient of that factor is a product of G and the other one.
 //!
 //! ```text
 //! whole        B = I:                    dL/dA = G_c       or, with fewer inputs than outputs, A = I: dL/dB = G_c
@@ -14,7 +14,8 @@
 //!
 //! Part c is in none of what belongs to fold c: its noise would count as signal.
 //!
-//! Source of the sketches: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), sections 4.1 and 4.5.
+//! Source of the sketches: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), sections 4.1 and
+//! 4.5.
 
 use std::collections::{BTreeMap, BTreeSet};
 

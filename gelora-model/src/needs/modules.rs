@@ -18,8 +18,8 @@ use crate::{Error, Event, MeasureOptions, Result, Rows, TaskModel, TrainOptions,
 /// Number of epochs of the training that is cut.
 const EPOCHS: f64 = 3.0;
 
-/// Returns rank and alpha of every module for a budget of parameters: in proportion to the numbers of directions
-/// ([`Policy::Gradient`]), or where the most energy is ([`Policy::Signal`]).
+/// Returns rank and alpha of every module for a budget of parameters: in proportion to the numbers of directions, at
+/// least 1 ([`Policy::Gradient`]), or where the most energy is ([`Policy::Signal`]).
 ///
 /// # Errors
 /// Returns an error for another policy, or if the budget does not hold the least rank of every module.
@@ -27,7 +27,8 @@ pub fn ranks(needs: &[Need], policy: &Policy, limits: &Limits, alpha: Alpha) -> 
     let spectra: Vec<Spectrum> = needs.iter().map(Need::spectrum).collect();
     let ranks = match *policy {
         Policy::Gradient { parameters } => {
-            let numbers: Vec<f64> = needs.iter().map(|need| need.directions.number).collect();
+            // A direction that was not found may still be there.
+            let numbers: Vec<f64> = needs.iter().map(|need| need.directions.number.max(1.0)).collect();
             spectra::proportional(&spectra, &numbers, parameters, limits)?
         }
         Policy::Signal { parameters } => spectra::greedy(&spectra, parameters, limits)?,
@@ -192,9 +193,9 @@ mod tests {
             let ranks = ranks(&needs, policy, limits, Alpha::default())?;
             Ok(ranks.values().map(|module| (module.rank, module.alpha)).collect())
         };
-        // Six ranks of 100 parameters.
+        // Eight ranks of 100 parameters. Where no direction was found, there may be one.
         let any = Limits::default();
-        assert_eq!(of(&Policy::Gradient { parameters: 600 }, &any)?, [(3, 6.0), (2, 4.0), (1, 2.0)]);
+        assert_eq!(of(&Policy::Gradient { parameters: 800 }, &any)?, [(4, 8.0), (2, 4.0), (2, 4.0)]);
         assert_eq!(of(&Policy::Signal { parameters: 400 }, &any)?, [(2, 4.0), (1, 2.0), (1, 2.0)]);
         let even = Limits { multiple: 2, ..any };
         assert_eq!(of(&Policy::Gradient { parameters: 1000 }, &even)?, [(4, 8.0), (4, 8.0), (2, 4.0)]);

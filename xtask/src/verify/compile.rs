@@ -121,15 +121,19 @@ mod disassemble {
     use gelora_kernels::cuda_compile::Compiled;
     use rayon::prelude::*;
 
-    use crate::verify::sass::{Counts, Instance, Table, main_loop};
+    use crate::verify::sass::{Counts, Instance, Table, checksum, main_loop};
 
-    /// The counts of every instance, in the same order. An instance that failed to compile has none.
-    pub fn all(compiled: &[Compiled]) -> Result<Vec<Counts>> {
+    /// The counts of every instance, in the same order. An instance that failed to compile has none; the counts of one
+    /// whose machine code is that of a table are taken from there.
+    pub fn all(compiled: &[Compiled], table: &Table) -> Result<Vec<Counts>> {
         let program = program()?;
         let folder = tempfile::tempdir()?;
         let count = |(i, one): (usize, &Compiled)| {
             if one.binary.is_empty() {
                 return Ok(Counts::default());
+            }
+            if let Some(known) = table.known(&one.kernel, one.architecture, &one.instance, &one.binary) {
+                return Ok(known);
             }
             let file = folder.path().join(format!("{i}.cubin"));
             count(&program, &file, &one.binary)
@@ -171,6 +175,7 @@ mod disassemble {
             let Ok(resources) = one.outcome else { continue };
             let instances = table.0.entry((one.kernel.clone(), one.architecture)).or_default();
             let instance = Instance {
+                checksum: checksum(&one.binary),
                 registers: resources.registers,
                 spills: resources.spills,
                 shared: resources.shared,
@@ -195,7 +200,7 @@ mod here {
     use serde_json::{Value, json};
 
     use super::disassemble;
-    use crate::verify::sass::Counts;
+    use crate::verify::sass::{self, Counts};
     use crate::{root, say};
 
     /// The instances of one kernel for one architecture.
@@ -212,6 +217,9 @@ mod here {
 
     /// Launches every case, then says what became of its kernels.
     pub fn run(args: &super::super::Args) -> Result<()> {
+        if args.update_sass && !args.op.is_empty() {
+            bail!("--update-sass writes the whole table; leave out --op");
+        }
         let mut problems = std::thread::scope(|scope| {
             let threads = ARCHITECTURES.map(|architecture| scope.spawn(move || launch_all(args, architecture)));
             let mut problems = Vec::new();
@@ -221,16 +229,22 @@ mod here {
             Ok::<_, anyhow::Error>(problems)
         })?;
         let all = compiled();
-        let code = if args.sass { disassemble::all(&all)? } else { Vec::new() };
+        let path = root().join("xtask/sass.jsonl");
+        let committed = match args.sass && !args.update_sass {
+            true => sass::Table::read(&path)?,
+            false => sass::Table::default(),
+        };
+        let code = if args.sass { disassemble::all(&all, &committed)? } else { Vec::new() };
         say(table(&all, &code));
         for Compiled { kernel, architecture, outcome, .. } in &all {
             if let Err(problem) = outcome {
                 problems.push(format!("{kernel} sm_{architecture}: {problem}"));
             }
         }
-        if args.sass {
-            let path = root().join("xtask/sass.jsonl");
-            let worse = disassemble::table(&all, &code).check(&path, args.op.is_empty(), args.update_sass)?;
+        if args.update_sass && problems.is_empty() {
+            disassemble::table(&all, &code).write(&path)?;
+        } else if args.sass && !args.update_sass {
+            let worse = disassemble::table(&all, &code).compare(&committed, args.op.is_empty());
             if !worse.is_empty() {
                 say("--update-sass replaces the table, if the change is meant");
             }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "cuda-compile")]
-pub use table::{Instance, Table};
+pub use table::{Instance, Table, checksum};
 
 /// Counts of instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Counts;
@@ -14,6 +14,8 @@ const SLACK: u32 = 7;
 /// What one kernel instance takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance {
+    /// [`checksum`] of the machine code: equal code needs no second look.
+    pub checksum: u32,
     pub registers: u32,
     /// Bytes that a thread spills to local memory.
     pub spills: u32,
@@ -22,17 +24,22 @@ pub struct Instance {
     pub counts: Counts,
 }
 
+/// 32-bit FNV-1a.
+pub fn checksum(code: &[u8]) -> u32 {
+    code.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
 impl Instance {
-    fn to_row(self) -> [u32; 11] {
-        let Self { registers, spills, shared, counts } = self;
+    fn to_row(self) -> [u32; 12] {
+        let Self { checksum, registers, spills, shared, counts } = self;
         let Counts { length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers } = counts;
-        [registers, spills, shared, length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers]
+        [registers, spills, shared, length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers, checksum]
     }
 
-    fn of_row(row: [u32; 11]) -> Self {
-        let [registers, spills, shared, length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers] = row;
+    fn of_row(row: [u32; 12]) -> Self {
+        let [registers, spills, shared, length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers, checksum] = row;
         let counts = Counts { length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers };
-        Self { registers, spills, shared, counts }
+        Self { checksum, registers, spills, shared, counts }
     }
 
     /// What is worse than before.
@@ -52,6 +59,9 @@ impl Instance {
             ("FFMA in the main loop", now.ffma, then.ffma),
         ];
         let more = more.into_iter().filter(|(_, now, then, slack)| *now > then + slack);
+        if now.length == 0 && then.length > 0 {
+            return vec!["no main loop any more".into()];
+        }
         // Without a main loop the counts are those of the whole kernel, where fewer instructions are no worse.
         let both_loop = now.length > 0 && then.length > 0;
         let fewer = fewer.into_iter().filter(|(_, now, then)| both_loop && now < then);
@@ -65,12 +75,12 @@ impl Instance {
 struct Line {
     kernel: String,
     sm: u32,
-    /// Registers, spills, shared memory, then the counts of the main loop in the order of [`Counts`].
-    instances: BTreeMap<String, [u32; 11]>,
+    /// Registers, spills, shared memory, the counts of the main loop in the order of [`Counts`], and the checksum.
+    instances: BTreeMap<String, [u32; 12]>,
 }
 
 /// Instances by kernel, architecture, and hash of their settings.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table(pub BTreeMap<(String, u32), BTreeMap<String, Instance>>);
 
 impl Table {
@@ -88,6 +98,12 @@ impl Table {
             Ok(((kernel, sm), instances))
         };
         Ok(Self(text.lines().enumerate().map(line).collect::<Result<_>>()?))
+    }
+
+    /// The counts of an instance, if its machine code is that of the table.
+    pub fn known(&self, kernel: &str, sm: u32, instance: &str, code: &[u8]) -> Option<Counts> {
+        let instance = self.0.get(&(kernel.to_owned(), sm))?.get(instance)?;
+        (instance.checksum == checksum(code)).then_some(instance.counts)
     }
 
     /// The text of the file.
@@ -127,16 +143,9 @@ impl Table {
         problems
     }
 
-    /// Compares with the committed file, or replaces it.
-    pub fn check(&self, path: &Path, whole: bool, replaces: bool) -> Result<Vec<String>> {
-        if replaces {
-            if !whole {
-                bail!("--update-sass writes the whole table; leave out --op");
-            }
-            std::fs::write(path, self.text()?).with_context(|| path.display().to_string())?;
-            return Ok(Vec::new());
-        }
-        Ok(self.compare(&Self::read(path)?, whole))
+    /// Writes the file.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, self.text()?).with_context(|| path.display().to_string())
     }
 }
 
@@ -144,19 +153,30 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn table(rows: &[(&str, [u32; 11])]) -> Table {
+    fn table(rows: &[(&str, [u32; 12])]) -> Table {
         let instances = rows.iter().map(|(hash, row)| (hash.to_string(), Instance::of_row(*row))).collect();
         Table(BTreeMap::from([(("gpu::k".to_owned(), 90), instances)]))
     }
 
-    const ROW: [u32; 11] = [128, 0, 49_152, 200, 64, 16, 4, 8, 2, 0, 1];
+    const ROW: [u32; 12] = [128, 0, 49_152, 200, 64, 16, 4, 8, 2, 0, 1, 7];
 
     #[test]
     fn the_file_holds_the_table() -> Result<()> {
-        let table = table(&[("aa", ROW), ("bb", [1; 11])]);
+        let table = table(&[("aa", ROW), ("bb", [1; 12])]);
         let text = table.text()?;
         assert_eq!(text.lines().count(), 1);
         assert_eq!(Table::parse(&text)?, table);
+        assert_eq!(checksum(b"foobar"), 0xbf9c_f968);
+        let mut known = table.clone();
+        let row = |checksum| {
+            let mut row = ROW;
+            row[11] = checksum;
+            Instance::of_row(row)
+        };
+        known.0.insert(("gpu::k".to_owned(), 90), BTreeMap::from([("aa".to_owned(), row(checksum(b"code")))]));
+        assert_eq!(known.known("gpu::k", 90, "aa", b"code"), Some(row(0).counts));
+        assert_eq!(known.known("gpu::k", 90, "aa", b"other code"), None);
+        assert_eq!(known.known("gpu::k", 80, "aa", b"code"), None);
         assert!(Table::parse("{}").is_err_and(|e| e.to_string().contains("line 1")));
         Ok(())
     }
@@ -164,7 +184,7 @@ mod tests {
     #[test]
     fn what_is_worse_is_reported() {
         let committed = table(&[("aa", ROW)]);
-        let compare = |change: &dyn Fn(&mut [u32; 11])| {
+        let compare = |change: &dyn Fn(&mut [u32; 12])| {
             let mut row = ROW;
             change(&mut row);
             table(&[("aa", row)]).compare(&committed, true)
@@ -179,6 +199,7 @@ mod tests {
             (6, 0, "LDG.128"),
             (7, 0, "LDGSTS"),
             (10, 2, "2 barriers"),
+            (3, 0, "no main loop"),
         ] {
             let problems = compare(&|row| row[index] = value);
             assert!(problems.len() == 1 && problems[0].contains(what), "{problems:?}");
