@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::{cargo, root, say, shell, testbed};
+use crate::{built, cargo, root, say, shell, testbed};
 
 pub fn run() -> Result<()> {
     let testbed = testbed::prepare()?;
@@ -20,7 +20,7 @@ pub fn run() -> Result<()> {
     let (model, reviews) = (at(&testbed.join("minilm")), at(&testbed.join("reviews")));
     let (ranks, adapter, merged) = (at(&demo.join("ranks")), at(&demo.join("adapter")), at(&demo.join("merged")));
     let ranks_file = format!("{ranks}/ranks.json");
-    let gelora = root().join("target/release/gelora").display().to_string();
+    let gelora = built("gelora").display().to_string();
 
     say("\n1. Measure the intrinsic dimension of every hidden state on the reviews, and set the ranks from it.");
     shell(&gelora, &["rank", &model, "--data", &reviews, "--samples", "4000", "--out", &ranks])?;

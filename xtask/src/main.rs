@@ -65,6 +65,12 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// A program of this workspace, as `cargo build --release` leaves it.
+fn built(name: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root().join(target).join("release").join(name)
+}
+
 /// A line for the user.
 #[allow(clippy::print_stdout)] // the one place that prints
 fn say(text: impl AsRef<str>) {

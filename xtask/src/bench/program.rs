@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::line::Line;
 use super::memory;
-use crate::{cargo, root};
+use crate::{built, cargo};
 
 /// Steps that come before the program runs evenly.
 const WARM_UP: usize = 3;
@@ -86,7 +86,7 @@ impl ProgramArgs {
             return path.canonicalize().with_context(|| format!("--gelora {}", path.display()));
         }
         cargo(&["build", "--quiet", "--release", "-p", "gelora-cli"])?;
-        Ok(root().join("target/release/gelora"))
+        Ok(built("gelora"))
     }
 }
 

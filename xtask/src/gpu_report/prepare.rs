@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{root, say, testbed};
+use crate::{built, root, say, testbed};
 
 /// Rows of the texts.
 const ROWS: usize = 4000;
@@ -44,9 +44,8 @@ pub fn pack(folder: &Path) -> Result<()> {
         bail!("the programs were not built ({status})");
     }
     fs::create_dir_all(folder.join("tokenizer")).with_context(|| folder.display().to_string())?;
-    let built = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into).join("release");
     for program in ["gelora", "xtask"] {
-        let (from, to) = (built.join(program), folder.join(program));
+        let (from, to) = (built(program), folder.join(program));
         run("strip", &["-o".as_ref(), to.as_ref(), from.as_ref()])?;
         run("xz", &["-6".as_ref(), "-f".as_ref(), to.as_ref()])?;
     }
