@@ -5,6 +5,7 @@ mod golden;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use gelora_kernels::random::Stream;
 use gelora_kernels::{DType, Device, Tensor};
 use gelora_lora::cut::Update;
 use gelora_lora::files::{read_tensors, write_tensors};
@@ -365,4 +366,31 @@ fn directions_of_equal_rows_are_the_singular_values_of_their_gradient() {
     let few = GradientOptions { parts: 13, head_epochs: 0.0, ..GradientOptions::default() };
     let error = gradient_needs(plain().into(), &same, &few, &mut |_: Event<'_>| ()).expect_err("too few rows");
     assert!(error.to_string().contains("12 rows in 13 parts"), "{error}");
+}
+
+/// Labels without relation to the rows have no direction that another part of the rows shares. A fold that saw its own
+/// part would find many.
+#[test]
+fn random_labels_have_hardly_any_direction_that_replicates() {
+    let mut stream = Stream::new(5);
+    let mut row = || Tokens::of_ids((0..8).map(|_| 6 + stream.below(60) as u32).collect());
+    let tokens: Vec<Tokens> = (0..64).map(|_| row()).collect();
+    let labels = (0..64).map(|_| stream.below(3)).collect();
+    let rows = TokenRows::with_classes(tokens, labels);
+    for whole in [64, 0] {
+        let options = GradientOptions {
+            target_modules: ["query", "intermediate.dense", "output.dense"].map(String::from).to_vec(),
+            width: 10,
+            columns: 10,
+            whole,
+            parts: 3,
+            head_epochs: 0.0,
+            ..GradientOptions::default()
+        };
+        let model = Classifier::load(&fixture("tiny-bert"), None).expect("a model with a head");
+        for need in gradient_needs(model.into(), &rows, &options, &mut |_: Event<'_>| ()).expect("it runs") {
+            let found = &need.directions.values;
+            assert!(found.len() <= 1, "{}, whole {whole}: {found:?}", need.module);
+        }
+    }
 }

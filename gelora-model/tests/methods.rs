@@ -1,14 +1,21 @@
-//! Compares LoRA+, PiSSA and DoRA with PEFT, on a language model and on MiniLM. `fixtures/methods.py` describes the
-//! goldens.
+//! Compares LoRA+, rsLoRA, PiSSA and DoRA with PEFT, and the head alone with transformers, on Llama and on MiniLM.
+//! `fixtures/methods.py` describes the goldens.
 
 #![allow(clippy::print_stdout)] // differences are worth seeing when a test fails
 
 mod golden;
 mod subject;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use gelora_kernels::Tensor;
+use gelora_lora::files::read_tensors;
 use gelora_lora::{Adapter, AdapterConfig, Init};
 use gelora_model::optim::Optimizer;
+use gelora_model::{Batch, Classifier, Grads, Mode, Targets, Task};
 use golden::{Golden, assert_close, fixture};
+use serde_json::Value;
 use subject::{KEY, Llama, Subject, compare_gradients};
 
 fn goldens() -> Golden {
@@ -59,25 +66,78 @@ fn check_lora_plus<S: Subject>() {
     assert_steps(&mut subject, "lora-plus", Some(16.0));
 }
 
-fn check_dora<S: Subject>() {
-    let folder = fixture("methods").join(format!("{}-dora", S::NAME));
+/// Compares logits, loss, gradients, ten steps and the written folder with PEFT's.
+fn check_folder<S: Subject>(method: &str, config: AdapterConfig) {
+    let folder = fixture("methods").join(format!("{}-{method}", S::NAME));
     let adapter = Adapter::read(&folder).expect("a PEFT folder");
     let mut subject = S::with_adapter(&S::base(), adapter.clone());
-    assert_logits(&subject, "dora");
-    assert_gradients(&subject, "dora");
-    let again = through_a_folder(&subject.adapter(adapter.config));
-    for (name, layer) in &adapter.layers {
-        let bytes = |layer: &gelora_lora::LoraLayer| {
-            let magnitude = layer.magnitude.as_ref().expect("every module has magnitudes");
-            [&layer.a, &layer.b, magnitude].map(|t| t.bytes().expect("on the CPU").to_vec())
-        };
-        assert_eq!(bytes(layer), bytes(&again.layers[name]), "{name}");
+    assert_logits(&subject, method);
+    assert_gradients(&subject, method);
+    let written = tempfile::tempdir().expect("a folder");
+    subject.adapter(config).write(written.path()).expect("it can be written");
+    assert_same_adapter(written.path(), &folder);
+    assert_steps(&mut subject, method, None);
+}
+
+/// Compares all tensors of two adapter folders, and what decides how PEFT uses them.
+fn assert_same_adapter(got: &Path, want: &Path) {
+    let tensors = |folder: &Path| {
+        let read = read_tensors(&folder.join("adapter_model.safetensors"), |_| true).expect("tensors");
+        let values = |tensor: &Tensor| (tensor.shape().to_vec(), tensor.bytes().expect("on the CPU").to_vec());
+        read.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect::<BTreeMap<_, _>>()
+    };
+    let (ours, theirs) = (tensors(got), tensors(want));
+    assert!(ours.keys().eq(theirs.keys()), "{:?} beside {:?}", ours.keys(), theirs.keys());
+    ours.iter().for_each(|(name, values)| assert!(*values == theirs[name], "{name} has other values"));
+    let config = |folder: &Path| -> Value {
+        let file = std::fs::read(folder.join("adapter_config.json")).expect("a config");
+        let mut config: Value = serde_json::from_slice(&file).expect("JSON");
+        if let Some(names) = config["target_modules"].as_array_mut() {
+            names.sort_by_key(Value::to_string); // PEFT writes a set
+        }
+        config
+    };
+    let (ours, theirs) = (config(got), config(want));
+    for key in ["peft_type", "task_type", "bias", "fan_in_fan_out", "init_lora_weights", "use_dora", "use_rslora"]
+        .into_iter()
+        .chain(["lora_dropout", "r", "rank_pattern", "alpha_pattern", "target_modules"])
+    {
+        assert_eq!(ours[key], theirs[key], "{key}");
     }
-    assert_steps(&mut subject, "dora", None);
+    assert_eq!(ours["lora_alpha"].as_f64(), theirs["lora_alpha"].as_f64(), "lora_alpha");
+    // PEFT lists the heads of every architecture.
+    let heads = |config: &Value| config["modules_to_save"].as_array().cloned().unwrap_or_default();
+    assert!(heads(&ours).iter().all(|head| heads(&theirs).contains(head)), "modules_to_save");
+}
+
+fn check_rslora<S: Subject>() {
+    check_folder::<S>("rslora", AdapterConfig { use_rslora: true, ..S::config() });
+}
+
+fn check_dora<S: Subject>() {
+    let config = AdapterConfig { use_dora: true, ..S::config() };
+    check_folder::<S>("dora", config.clone());
     // New magnitudes change nothing.
     let (mut new, plain) = (S::load(), S::load().logits());
-    new.add_adapters(&AdapterConfig { use_dora: true, ..S::config() });
+    new.add_adapters(&config);
     assert_close("new adapters", &new.logits(), &plain, 1e-5);
+}
+
+/// Compares loss, gradients and ten steps of a classifier without adapters with transformers.
+fn check_head(name: &str, mut classifier: Classifier, batch: &Batch, labels: &[usize]) {
+    let (golden, mut optimizer) = (goldens(), Optimizer::new(Default::default(), None));
+    let mut losses = Vec::new();
+    for step in 0..10 {
+        let mut grads = Grads::new();
+        let loss = classifier.backward(batch, Targets::Classes(labels), &Mode::inference(), 1.0, &mut grads);
+        losses.push(loss.and_then(|loss| Ok(loss.item()?)).expect("a loss"));
+        if step == 0 {
+            assert_close(&format!("{name} loss"), &losses, &golden.floats(&format!("{name}.loss")), 1e-5);
+            compare_gradients(&grads, &golden, &format!("{name}.{KEY}"));
+        }
+        optimizer.step(classifier.parameters_mut(), &grads, 1e-3).expect("a step");
+    }
+    assert_close(name, &losses, &golden.floats(&format!("{name}.adamw_losses")), 1e-4);
 }
 
 fn check_pissa<S: Subject>() {
@@ -88,7 +148,7 @@ fn check_pissa<S: Subject>() {
     subject.add_adapters(&config);
     assert_close("new adapters", &subject.logits(), &plain, 1e-5);
     // Singular vectors have no sign of their own: give ours those of PEFT's.
-    let mut signs = std::collections::BTreeMap::new();
+    let mut signs = BTreeMap::new();
     let mut parameters = subject.parameters_mut();
     parameters.retain(|(name, _)| name.contains(".lora_"));
     for (name, tensor) in parameters {
@@ -130,6 +190,22 @@ fn lora_plus_matches_peft() {
 }
 
 #[test]
+fn rslora_matches_peft() {
+    check_rslora::<Llama>();
+}
+
+#[test]
+fn head_alone_matches_transformers() {
+    let task = Task::Classification { labels: ["0", "1", "2"].map(String::from).to_vec() };
+    let mut classifier = Classifier::new(&Llama::base(), task, 0).expect("it loads");
+    for (name, tensor) in classifier.parameters_mut() {
+        let values = goldens().floats(&format!("llama.head.{KEY}{name}"));
+        *tensor = Tensor::from_vec(values, tensor.shape()).expect("the shape of the head");
+    }
+    check_head("llama.head", classifier, Llama::load().batch(), &[0, 1, 2, 0]);
+}
+
+#[test]
 fn pissa_matches_peft() {
     check_pissa::<Llama>();
 }
@@ -141,12 +217,27 @@ fn dora_matches_peft() {
 
 #[cfg(feature = "testbed")]
 mod minilm {
+    use gelora_model::TaskModel;
+
     use super::*;
     use crate::subject::minilm::MiniLm;
 
     #[test]
     fn lora_plus_matches_peft_on_minilm() {
         check_lora_plus::<MiniLm>();
+    }
+
+    #[test]
+    fn rslora_matches_peft_on_minilm() {
+        check_rslora::<MiniLm>();
+    }
+
+    #[test]
+    fn head_alone_matches_transformers_on_minilm() {
+        let subject = MiniLm::load();
+        let batch = subject.batch().clone();
+        let TaskModel::Classifier(classifier) = subject.task_model() else { panic!("MiniLM is a classifier") };
+        check_head("minilm.head", *classifier, &batch, &[0, 1, 0, 1, 0, 1]);
     }
 
     #[test]

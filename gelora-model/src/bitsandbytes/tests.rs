@@ -57,7 +57,7 @@ fn message(tensors: &Tensors) -> String {
 /// `fixtures/bitsandbytes_files.py` describes the cases.
 #[test]
 fn values_match_those_of_bitsandbytes() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bitsandbytes");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bitsandbytes-weights");
     let (_, weights) = crate::checkpoint::read(&folder).expect("a checkpoint");
     let golden = gelora_lora::files::read_tensors(&folder.join("golden.safetensors"), |_| true).expect("a golden file");
     assert_eq!(weights.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
