@@ -18,7 +18,7 @@ use crate::compare::arms::{Arm, RankSettings};
 use crate::compare::plan::{self, Plan};
 use crate::compare::results::{OF_OTHERS, RESULTS_NAME, Results, STUDY_NAME, Study};
 use crate::compare::run::{Bench, Examples};
-use crate::compare::table::{Comparison, Metric, chosen_rate};
+use crate::compare::table::{Comparison, Metric, chosen_rate, finished};
 use crate::compare::{Execution, mechanism, run_all, run_mechanism};
 use crate::data::{self, Dataset, LabelSet, Split, Targets};
 use crate::launch::Group;
@@ -103,7 +103,8 @@ pub fn run(args: &CompareArgs, group: &Group) -> Result<()> {
             steps: args.steps,
             batch_size: args.batch_size,
         };
-        ui::note(args.output.quiet, format!("{} runs, {} of them finished", plan.len(), results.len()));
+        let finished = finished(&results, &plan, &metric);
+        ui::note(args.output.quiet, format!("{} runs, {finished} of them finished", plan.len()));
         let execution = Execution { jobs, quiet: args.output.quiet, processes: processes.clone() };
         run_all(&bench, &plan, &metric, &mut results, &execution)?;
         if !first {

@@ -9,18 +9,25 @@
 //! ```
 //!
 //! Before the training, every module has the growth of the dimension over its step, and the number of directions of its
-//! gradient that replicate. Table: Spearman's correlation over the modules, its mean over the seeds, and the smallest
-//! and largest of a seed. A growth is one number for all modules of a step.
+//! gradient that replicate. Table: Spearman's correlation over the modules, its mean over the seeds with an interval,
+//! and the smallest and largest of a seed. A growth is one number for all modules of a step, so the interval is one
+//! over layers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use gelora_kernels::random::Stream;
 use gelora_model::evaluate::spearman;
 use serde::{Deserialize, Serialize};
 
-use super::stats::mean;
+use super::stats::{mean, quantile};
 use crate::ui::{self, TableStyle};
+
+/// Resamples of the bootstrap over layers.
+const RESAMPLES: usize = 1_999;
+/// A bootstrap over fewer layers has hardly any other sample to draw.
+const FEWEST_LAYERS: usize = 4;
 
 /// The updates of one seed, a line of mechanism.jsonl.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,10 +80,33 @@ pub struct Correlation {
     pub modules: usize,
     /// Mean over the seeds; None if the need or the property is constant in every seed.
     pub spearman: Option<f64>,
+    /// 95 % interval of the mean, by a bootstrap over layers; None of fewer than four layers.
+    pub interval: Option<[f64; 2]>,
     /// The smallest and the largest of a seed.
     pub range: Option<[f64; 2]>,
     /// Number of seeds in which neither is constant.
     pub seeds: usize,
+}
+
+/// What [`Correlation::cells`] holds.
+pub const COLUMNS: [&str; 7] =
+    ["modules", "number", "known before", "of the update", "correlation", "95 % interval", "of the seeds"];
+
+impl Correlation {
+    /// The cells of its row in a table.
+    pub fn cells(&self) -> [String; 7] {
+        let ends =
+            |ends: Option<[f64; 2]>| ends.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}"));
+        [
+            self.kind.clone().unwrap_or_else(|| "all".into()),
+            self.modules.to_string(),
+            self.need.to_owned(),
+            self.property.to_owned(),
+            self.spearman.map_or(String::new(), |value| format!("{value:+.2}")),
+            ends(self.interval),
+            ends(self.range),
+        ]
+    }
 }
 
 /// Reads the lines of a study.
@@ -129,39 +159,26 @@ pub fn alike(mut updates: Vec<Updates>, rank: Option<usize>) -> Vec<Updates> {
 /// Returns the correlations over all modules, and over the modules of each kind with at least four modules.
 pub fn correlations(updates: &[Updates]) -> Vec<Correlation> {
     let Some(first) = updates.first() else { return Vec::new() };
-    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    first.modules.iter().for_each(|module| *kinds.entry(kind(&module.module)).or_default() += 1);
+    let mut kinds: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, module) in first.modules.iter().enumerate() {
+        kinds.entry(kind(&module.module)).or_default().push(i);
+    }
     let several = if kinds.len() > 1 { kinds } else { BTreeMap::new() };
-    let groups = several.into_iter().filter(|(_, modules)| *modules >= 4).map(|(kind, _)| Some(kind));
+    let groups = several.into_iter().filter(|(_, modules)| modules.len() >= 4);
+    let groups = groups.map(|(kind, modules)| (Some(kind), modules));
     let mut all = Vec::new();
-    for group in [None].into_iter().chain(groups) {
+    for (group, modules) in [(None, (0..first.modules.len()).collect())].into_iter().chain(groups) {
         for (n, need) in NEEDS.into_iter().enumerate() {
             for (p, property) in PROPERTIES.into_iter().enumerate() {
-                let of_seed = |updates: &Updates| {
-                    let chosen = || {
-                        updates
-                            .modules
-                            .iter()
-                            .filter(|module| group.is_none_or(|wanted| kind(&module.module) == wanted))
-                    };
-                    let needs: Vec<f64> = chosen().map(|module| module.need(n)).collect();
-                    let properties: Vec<f64> = chosen().map(|module| module.property(p)).collect();
-                    let varies = |values: &[f64]| values.iter().any(|value| *value != values[0]);
-                    (varies(&needs) && varies(&properties)).then(|| spearman(&needs, &properties))
-                };
-                let values: Vec<f64> = updates.iter().filter_map(of_seed).collect();
+                let values = of_seeds(updates, (n, p), &modules);
                 let fold = |of: fn(f64, f64) -> f64| values.iter().copied().reduce(of);
-                let modules = first
-                    .modules
-                    .iter()
-                    .filter(|module| group.is_none_or(|wanted| kind(&module.module) == wanted))
-                    .count();
                 all.push(Correlation {
                     need,
                     property,
                     kind: group.map(str::to_owned),
-                    modules,
+                    modules: modules.len(),
                     spearman: (!values.is_empty()).then(|| mean(&values)),
+                    interval: interval(updates, (n, p), &modules),
                     range: fold(f64::min).zip(fold(f64::max)).map(|(low, high)| [low, high]),
                     seeds: values.len(),
                 });
@@ -169,6 +186,47 @@ pub fn correlations(updates: &[Updates]) -> Vec<Correlation> {
         }
     }
     all
+}
+
+/// The correlation of a need and a property over these modules in every seed in which neither is constant.
+fn of_seeds(updates: &[Updates], (need, property): (usize, usize), modules: &[usize]) -> Vec<f64> {
+    let of_seed = |updates: &Updates| {
+        let chosen = || modules.iter().filter_map(|&i| updates.modules.get(i));
+        let needs: Vec<f64> = chosen().map(|module| module.need(need)).collect();
+        let properties: Vec<f64> = chosen().map(|module| module.property(property)).collect();
+        let varies = |values: &[f64]| values.iter().any(|value| *value != values[0]);
+        (varies(&needs) && varies(&properties)).then(|| spearman(&needs, &properties))
+    };
+    updates.iter().filter_map(of_seed).collect()
+}
+
+/// The 95 % interval of the mean correlation over the seeds, by a percentile bootstrap over layers: the modules of a
+/// layer share a growth, and come or stay away together, in all seeds. None of fewer than four layers.
+fn interval(updates: &[Updates], which: (usize, usize), modules: &[usize]) -> Option<[f64; 2]> {
+    let mut layers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for &i in modules {
+        layers.entry(layer(&updates.first()?.modules[i].module)).or_default().push(i);
+    }
+    let layers: Vec<Vec<usize>> = layers.into_values().collect();
+    if layers.len() < FEWEST_LAYERS {
+        return None;
+    }
+    let mut stream = Stream::at(layers.len() as u64, &[0x6c61_7965]); // "laye"
+    let mut means = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        let drawn: Vec<usize> =
+            (0..layers.len()).flat_map(|_| layers[stream.below(layers.len())].iter().copied()).collect();
+        // A resample in which a need is constant says nothing.
+        let values = of_seeds(updates, which, &drawn);
+        means.extend((!values.is_empty()).then(|| mean(&values)));
+    }
+    means.sort_unstable_by(f64::total_cmp);
+    (!means.is_empty()).then(|| [0.025, 0.975].map(|share| quantile(&means, share)))
+}
+
+/// The layer of a module: what comes before its kind.
+fn layer(module: &str) -> &str {
+    module.strip_suffix(kind(module)).unwrap_or(module)
 }
 
 /// The kind of a module: the part of its name that its layers share.
@@ -187,23 +245,13 @@ pub fn kind(module: &str) -> &str {
 
 /// Returns the correlations as a table.
 pub fn text(correlations: &[Correlation], updates: &[Updates], style: TableStyle) -> String {
-    let row = |correlation: &Correlation| {
-        vec![
-            correlation.kind.clone().unwrap_or_else(|| "all".into()),
-            correlation.modules.to_string(),
-            correlation.need.to_owned(),
-            correlation.property.to_owned(),
-            correlation.spearman.map_or(String::new(), |value| format!("{value:+.2}")),
-            correlation.range.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}")),
-        ]
-    };
-    let rows: Vec<Vec<String>> = correlations.iter().map(row).collect();
+    let rows: Vec<Vec<String>> = correlations.iter().map(|correlation| correlation.cells().to_vec()).collect();
     let rank = updates.first().map_or(0, |updates| updates.rank);
     let seeds: Vec<String> = updates.iter().map(|updates| updates.seed.to_string()).collect();
     format!(
         "Updates of a uniform rank of {rank}, seeds {}: Spearman's correlation over modules\n{}",
         seeds.join(", "),
-        ui::table(&["modules", "number", "known before", "of the update", "correlation", "of the seeds"], &rows, style)
+        ui::table(&COLUMNS, &rows, style)
     )
 }
 
@@ -236,6 +284,16 @@ mod tests {
         assert_eq!((of(0, 1).spearman, of(0, 1).seeds), (None, 0), "a constant has no correlation");
         let [low, high] = of(0, 0).range.expect("two seeds");
         assert!((low - 0.8).abs() < 1e-12 && (high - 1.0).abs() < 1e-12);
+        // Any resample of rising values rises; of 1 2 4 3 some fall.
+        let [low, high] = of(0, 0).interval.expect("four layers");
+        assert!((0.0..0.9).contains(&low) && close(Some(high), 1.0), "{low} {high}");
+        let alike = correlations(&[updates(0, [1, 2, 3, 4])]);
+        let is =
+            |interval: Option<[f64; 2]>, want| interval.is_some_and(|ends| ends.iter().all(|e| close(Some(*e), want)));
+        assert!(is(alike[0].interval, 1.0) && is(alike[3].interval, -1.0), "{alike:?}");
+        let mut few = updates(0, [1, 2, 3, 4]);
+        few.modules.truncate(3);
+        assert_eq!(correlations(&[few])[0].interval, None);
         assert!(correlations(&[]).is_empty());
         assert!(text(&found, &[updates(0, [1, 2, 3, 4])], TableStyle::Plain).contains("rank of 90 % energy"));
     }
@@ -255,6 +313,8 @@ mod tests {
         assert_eq!(kind("bert.encoder.layer.11.attention.self.query"), "attention.self.query");
         assert_eq!(kind("model.layers.0.mlp.up_proj"), "mlp.up_proj");
         assert_eq!(kind("pooler.dense"), "pooler.dense");
+        assert_eq!(layer("bert.encoder.layer.11.attention.self.query"), "bert.encoder.layer.11.");
+        assert_eq!(layer("pooler.dense"), "");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | [`wilcoxon`] | p-value of "no difference", signed-rank test, exact up to n = 50 |
 //! | [`holm`] | p-values of several arms, adjusted |
 //! | [`least_detectable`] | the least mean difference that n seeds would have shown |
+//! | [`quantile`] | of sorted values |
 
 use gelora_kernels::random::Stream;
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
@@ -84,7 +85,10 @@ pub fn bootstrap_interval(differences: &[f64], confidence: f64) -> Option<[f64; 
 }
 
 /// The value at a share of the way through sorted values, by linear interpolation.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+///
+/// # Panics
+/// If there is no value.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = share.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
     let (low, high) = (place.floor() as usize, place.ceil() as usize);
     sorted[low] + (place - low as f64) * (sorted[high] - sorted[low])

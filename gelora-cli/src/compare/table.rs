@@ -153,6 +153,12 @@ pub fn chosen_rate(results: &Results, plan: &Plan, arm: Arm, metric: &Metric) ->
     scored.reduce(|best, next| if metric.is_better(next.1, best.1) { next } else { best }).map(|(lr, _)| lr)
 }
 
+/// Number of runs of the plan that are finished: the results may have runs of other arms and rates too.
+pub fn finished(results: &Results, plan: &Plan, metric: &Metric) -> usize {
+    let finals = plan.finals(|arm| chosen_rate(results, plan, arm, metric));
+    plan.choosing().iter().chain(&finals).filter(|run| results.get(&run.key()).is_some()).count()
+}
+
 impl Comparison {
     /// What the finished runs show.
     pub fn new(study: &str, results: &Results, plan: &Plan, metric: &Metric, reference: Arm) -> Self {
@@ -168,8 +174,7 @@ impl Comparison {
             difference.p_holm = p_holm;
             difference.verdict = difference.judge(metric);
         }
-        let finals = plan.finals(|arm| chosen_rate(results, plan, arm, metric));
-        let finished = plan.choosing().iter().chain(&finals).filter(|run| results.get(&run.key()).is_some()).count();
+        let finished = finished(results, plan, metric);
         let mut comparison = Self {
             study: study.to_owned(),
             metric: metric.name.clone(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::svg::{Scale, Svg, escaped, label};
 use super::{facts_list, figure, head, section, table};
-use crate::compare::mechanism::{Correlation, NEEDS};
+use crate::compare::mechanism::{COLUMNS, Correlation, NEEDS};
 use crate::compare::table::{ArmRow, Comparison, Verdict};
 use crate::ui::count;
 
@@ -244,30 +244,20 @@ fn mechanism(comparison: &Comparison) -> String {
         let title = format!("Effective rank over the {}", NEEDS[need]);
         small(&title, &svg.finish(), "a dot for every module of every seed")
     };
+    // Numbers are on the right.
+    let is_number = [false, true, false, false, true, true, true];
     let row = |correlation: &Correlation| {
-        let range = correlation.range.map_or(String::new(), |[low, high]| format!("{low:+.2} to {high:+.2}"));
-        let mean = correlation.spearman.map_or(String::new(), |value| format!("{value:+.2}"));
-        format!(
-            "<tr><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{}</td><td class=\"n\">{mean}</td>\
-             <td class=\"n\">{range}</td></tr>",
-            escaped(correlation.kind.as_deref().unwrap_or("all")),
-            correlation.modules,
-            correlation.need,
-            correlation.property
-        )
+        let cell = |(text, is_number): (&String, bool)| {
+            format!("<td{}>{}</td>", if is_number { " class=\"n\"" } else { "" }, escaped(text))
+        };
+        format!("<tr>{}</tr>", correlation.cells().iter().zip(is_number).map(cell).collect::<String>())
     };
     let body: String = comparison.correlations.iter().map(row).collect();
-    let header = [
-        ("modules", false),
-        ("number", true),
-        ("known before", false),
-        ("of the update", false),
-        ("correlation", true),
-        ("of the seeds", true),
-    ];
+    let header: Vec<(&str, bool)> = COLUMNS.into_iter().zip(is_number).collect();
     let lead = format!(
         "A uniform rank of {} was trained on {} seeds at {:e}. Spearman's correlation over the modules: its mean over \
-         the seeds, and the smallest and largest of a seed. A growth is one number for all modules of a step.",
+         the seeds with a 95 % interval (bootstrap over layers), and the smallest and largest of a seed. A growth is \
+         one number for all modules of a step.",
         first.rank,
         updates.len(),
         first.lr
