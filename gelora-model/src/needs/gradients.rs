@@ -71,9 +71,11 @@ pub fn directions(
     let found = |(module, seen): (Module, Seen)| {
         let size = [module.rows(), module.info.c_in];
         let values = |(fold, part): (usize, &Vec<f32>)| {
-            directions::of_fold(part, &module.others(&seen, Read::Projections, fold), size, options.width)
+            let mut others = module.others(&seen, Read::Projections, fold);
+            others.iter_mut().for_each(|sum| *sum /= (options.parts - 1) as f32);
+            directions::of_fold(part, &others, size, options.width)
         };
-        let folds: Vec<Vec<f64>> = seen.parts.par_iter().enumerate().map(values).collect::<gelora_lora::Result<_>>()?;
+        let folds: Vec<_> = seen.parts.par_iter().enumerate().map(values).collect::<gelora_lora::Result<Vec<_>>>()?;
         Ok((module.info, directions::replicated(&folds, options.confidence)?))
     };
     modules.into_par_iter().zip(seen).map(found).collect()
