@@ -16,12 +16,14 @@
 //! The second bound holds where the noise of the first directions is larger than that of the last; it is high because
 //! folds share parts.
 //!
-//! Noise N turns a direction with the singular value s, so that x_i falls short of s by (|N v|^2 + |u^T N|^2) / 2s, and
-//! adds to it, so that s_i exceeds s by the same: in c_i both cancel, up to higher orders of N, whatever the covariance
-//! of N. Noise along the direction itself moves x_i and s_i alike, with the standard error se_i; its squares are
+//! Noise N turns a direction with the singular value s, so that x_i falls short of s by (|N v|^2 + |u^T N|^2) / 2s (the
+//! parts of N v and u^T N outside the other directions), and adds to it, so that s_i exceeds s by the same: in c_i both
+//! cancel, up to higher orders of N, whatever the covariance of N. White noise of any size leaves no bias in a square
+//! matrix. Noise along the direction itself moves x_i and s_i alike, with the standard error se_i; its squares are
 //! subtracted from both squares of n. The interval is n +- t se with the jackknife's standard error over the x_ci of
 //! the folds and the quantile of Student's t with M - 1 degrees of freedom. n counts only directions that were found:
-//! weaker ones may be there, and no more than half of those looked at can be found.
+//! weaker ones may be there, and no more than half of those looked at can be found. The interval is one for the
+//! directions that were found: it does not tell of the choice among them, and is a point where there is one.
 //!
 //! If G is known only by its projection Q^T G on a [`basis`], Q must come from the other parts of a fold alone: the
 //! noise of part c would count as signal.
@@ -47,6 +49,8 @@ pub struct Directions {
     pub number: f64,
     /// Interval of n.
     pub interval: [f64; 2],
+    /// (sum s)^2 / sum s^2 of all s_i that were looked at: what n would be if noise counted.
+    pub with_noise: f64,
 }
 
 /// What a fold shows of its directions.
@@ -108,12 +112,17 @@ pub fn replicated(folds: &[Vec<Seen>], confidence: f64) -> Result<Directions> {
     let error_of = |i: usize| jackknife_error((0..m).map(|fold| influence(i, fold)));
     let is_signal = |i: &usize| mean[*i] > OF_NOISE * noise && mean[*i] > OF_ERROR * error_of(*i);
     let signal: Vec<usize> = (0..half).filter(is_signal).collect();
+    let singular: Vec<f64> = (0..width).map(|i| mean_of(i, |seen| seen.singular)).collect();
+    let squares: f64 = singular.iter().map(|value| value * value).sum();
+    let with_noise = if squares > 0.0 { singular.iter().sum::<f64>().powi(2) / squares } else { 0.0 };
     if signal.is_empty() {
-        return Ok(Directions { values: Vec::new(), number: 0.0, interval: [0.0; 2] });
+        return Ok(Directions { values: Vec::new(), number: 0.0, interval: [0.0; 2], with_noise });
     }
-    let values: Vec<f64> = signal.iter().map(|i| 0.5 * (mean[*i] + mean_of(*i, |seen| seen.singular))).collect();
+    let values: Vec<f64> = signal.iter().map(|i| 0.5 * (mean[*i] + singular[*i])).collect();
     let noise_of_sum = jackknife_error((0..m).map(|fold| signal.iter().map(|i| influence(*i, fold)).sum())).powi(2);
     let noise_of_each: f64 = signal.iter().map(|i| error_of(*i).powi(2)).sum();
+    // Every c_i is above half of x_i, which is above OF_ERROR of its errors, with or without a fold: both squares are
+    // above 0.
     let effective_number = |values: &[f64]| {
         let numerator = values.iter().sum::<f64>().powi(2) - noise_of_sum;
         numerator / (values.iter().map(|value| value * value).sum::<f64>() - noise_of_each)
@@ -127,10 +136,10 @@ pub fn replicated(folds: &[Vec<Seen>], confidence: f64) -> Result<Directions> {
         StudentsT::new(0.0, 1.0, (m - 1) as f64).map_or(f64::NAN, |t| t.inverse_cdf((1.0 + confidence) / 2.0));
     let error = quantile * jackknife_error((0..m).map(without));
     // At least one direction, and no more than were found.
-    let number = number.clamp(1.0, signal.len() as f64);
+    let [low, number, high] = [number - error, number, number + error].map(|n| n.clamp(1.0, signal.len() as f64));
     let mut values = values;
     values.sort_by(|a, b| b.total_cmp(a));
-    Ok(Directions { values, number, interval: [(number - error).max(0.0), number + error] })
+    Ok(Directions { values, number, interval: [low, high], with_noise })
 }
 
 /// The jackknife's standard error of an estimate, by its changes without each of the folds.
@@ -215,6 +224,14 @@ mod tests {
         planted_values(&vec![1.0; rank], size, noise, decay, seed)
     }
 
+    /// D^T, the expected gradient of [`planted_values`].
+    fn expected(values: &[f64], size: usize, seed: u64) -> DMatrix<f64> {
+        let mut stream = Stream::new(seed);
+        let mut basis = || DMatrix::from_fn(size, values.len(), |_, _| stream.normal()).qr().q();
+        let (u, v) = (basis(), basis());
+        u * DMatrix::from_diagonal(&nalgebra::DVector::from_row_slice(values)) * v.transpose()
+    }
+
     /// The same for any singular values of D.
     fn planted_values(values: &[f64], size: usize, noise: f64, decay: f64, seed: u64) -> Vec<DMatrix<f64>> {
         let rank = values.len();
@@ -259,7 +276,7 @@ mod tests {
         found(parts, usize::MAX / 2, |_| None)
     }
 
-    /// The directions by sketches of 2 k columns, as a model gives them.
+    /// The directions by sketches of 2 k columns, as a model gives them but for its power iteration.
     fn sketched(parts: &[DMatrix<f64>], k: usize, seed: u64) -> Directions {
         let mut stream = Stream::new(seed);
         let rows = parts[0].nrows();
@@ -295,56 +312,82 @@ mod tests {
         }
     }
 
-    /// Where every direction is well above the noise, the interval holds the number about as often as it says: nine
-    /// times in ten. The number is that of the expected gradient.
+    /// Singular values, size and noise of planted updates; the interval of the last one is known to be too narrow,
+    /// because its weakest direction is barely above the noise.
+    const KINDS: [(&[f64], usize, f64); 6] = [
+        (&[1.0, 0.8, 0.6], 48, 0.5),
+        (&[1.0, 0.5], 48, 0.5),
+        (&[1.0; 4], 48, 0.5),
+        (&[1.0, 0.9, 0.8, 0.7, 0.6, 0.5], 64, 0.3),
+        (&[1.0, 0.8, 0.6], 128, 0.3),
+        (&[1.0, 0.7, 0.5, 0.4], 128, 0.5),
+    ];
+
+    fn number_of(values: &[f64]) -> f64 {
+        values.iter().sum::<f64>().powi(2) / values.iter().map(|value| value * value).sum::<f64>()
+    }
+
+    /// The interval holds the number of the expected gradient about as often as it says, nine times in ten.
     #[test]
     fn the_interval_covers_as_it_says() {
-        let mut covered = 0;
-        for (values, size, noise) in [
-            (&[1.0, 0.8, 0.6][..], 48, 0.5),
-            (&[1.0, 0.5], 48, 0.5),
-            (&[1.0; 4], 48, 0.5),
-            (&[1.0, 0.9, 0.8, 0.7, 0.6, 0.5], 64, 0.3),
-            (&[1.0, 0.8, 0.6], 128, 0.3),
-        ] {
-            let want = values.iter().sum::<f64>().powi(2) / values.iter().map(|value| value * value).sum::<f64>();
+        for (kind, (values, size, noise)) in KINDS.into_iter().enumerate() {
+            let want = number_of(values);
             let covers = |seed: &u64| {
                 let [low, high] = whole(&planted_values(values, size, noise, 0.0, 100 + seed)).interval;
-                // The values of D are rounded.
+                // Where all values are the same, the number is the end of its range.
                 low - 1e-3 <= want && want <= high + 1e-3
             };
-            let here = (0..40).filter(covers).count();
-            println!("{values:?}, size {size}, noise {noise}: {here} of 40");
-            covered += here;
+            let covered = (0..40).filter(covers).count();
+            println!("{values:?}, size {size}, noise {noise}: {covered} of 40");
+            let least = if kind + 1 < KINDS.len() { 32 } else { 28 };
+            assert!((least..=40).contains(&covered), "{values:?}, size {size}, noise {noise}: {covered} of 40");
         }
-        assert!((166..=194).contains(&covered), "{covered} of 200");
     }
 
     /// Noise turns the weaker directions the most, so that their values in other rows fall short by more.
     #[test]
     fn the_number_is_not_biased_by_noise() {
-        for (values, size, noise) in [(&[1.0, 0.7, 0.5, 0.4][..], 128, 0.5), (&[1.0, 0.5, 0.25], 48, 0.3)] {
-            let want = values.iter().sum::<f64>().powi(2) / values.iter().map(|value| value * value).sum::<f64>();
+        for (values, size, noise) in KINDS {
             let number = |seed: u64| whole(&planted_values(values, size, noise, 0.0, 200 + seed)).number;
             let mean = (0..20).map(number).sum::<f64>() / 20.0;
-            assert!((mean / want - 1.0).abs() < 0.02, "{mean} in the mean, expected {want}");
+            let ratio = mean / number_of(values);
+            assert!((ratio - 1.0).abs() < 0.02, "{values:?}, size {size}, noise {noise}: {ratio}");
         }
+        // A matrix that is not square, where the noise does not cancel as well.
+        let values = [1.0, 0.7, 0.5];
+        let wide = |seed: u64| -> f64 {
+            let parts = planted_values(&values, 128, 0.5, 0.0, 300 + seed);
+            // The first rows: another gradient, whose own singular values are known.
+            let expected = expected(&values, 128, 300 + seed).rows(0, 32).into_owned();
+            let want: Vec<f64> = expected.singular_values().iter().copied().filter(|value| *value > 0.05).collect();
+            let parts: Vec<DMatrix<f64>> = parts.into_iter().map(|part| part.rows(0, 32).into_owned()).collect();
+            let found = whole(&parts);
+            // Of those that were found.
+            found.number / number_of(&want[..found.values.len().min(want.len())])
+        };
+        let mean = (0..20).map(wide).sum::<f64>() / 20.0;
+        assert!((mean - 1.0).abs() < 0.03, "{mean}");
     }
 
     /// Neither noise of one size nor noise whose first directions are the largest replicates, and neither does the
     /// noise that a sketch was made from.
     #[test]
-    fn noise_alone_has_no_direction() {
+    fn noise_alone_has_hardly_any_direction() {
         for decay in [0.0, 0.5, 1.0] {
             let parts = |seed| planted(0, 64, 1.0, decay, 10 + seed);
             let found: usize = (0..8).map(|seed| whole(&parts(seed)).values.len()).sum();
+            println!("decay {decay}: {found} directions in eight samples");
             assert!(found <= 5, "{found} directions in eight samples of noise, decay {decay}");
             let found: usize = (0..4).map(|seed| sketched(&parts(seed), 16, seed).values.len()).sum();
+            println!("decay {decay}: {found} directions in four sketches");
             assert!(found <= 3, "{found} directions in four sketches of noise, decay {decay}");
         }
         let zeros = of_fold(&[0.0; 6], &[0.0; 6], [2, 3], 2).unwrap();
         let directions = replicated(&vec![zeros; 4], 0.9).unwrap();
-        assert_eq!((directions.values.len(), directions.number), (0, 0.0));
+        assert_eq!((directions.values.len(), directions.number, directions.with_noise), (0, 0.0, 0.0));
+        // Noise has about as many directions as were looked at.
+        let noise = found(&planted(0, 64, 1.0, 0.0, 10), 24, |_| None).with_noise;
+        assert!((20.0..24.0).contains(&noise), "{noise}");
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! energy       the number of singular values that hold 90 % of |D|_F^2
 //! ```
 //!
-//! Before the training, every module has the growth of the dimension over its step, and the number of directions of its
-//! gradient that replicate. Table: Spearman's correlation over the modules, its mean over the seeds with an interval,
+//! Before the training, every module has the growth of the dimension over its step, the number of directions of its
+//! gradient that replicate, and the number of all its directions, most of them noise. Table: Spearman's correlation over the modules, its mean over the seeds with an interval,
 //! and the smallest and largest of a seed. A growth is one number for all modules of a step, so the interval is one
 //! over layers.
 
@@ -50,18 +50,21 @@ pub struct ModuleUpdate {
     /// Number of directions of its gradient that replicate, and the interval of that number.
     pub directions: f64,
     pub interval: [f64; 2],
+    /// Effective number of all directions of the gradient that were looked at, noise included; 0 in older files.
+    #[serde(default)]
+    pub with_noise: f64,
     pub effective: f64,
     pub stable: f64,
     pub energy: usize,
 }
 
 /// What is related: a need that was known before the training, and a property of the update.
-pub const NEEDS: [&str; 2] = ["growth of the dimension", "directions of the gradient"];
+pub const NEEDS: [&str; 3] = ["growth of the dimension", "directions of the gradient", "the same, noise included"];
 pub const PROPERTIES: [&str; 3] = ["effective rank", "stable rank", "rank of 90 % energy"];
 
 impl ModuleUpdate {
     pub fn need(&self, which: usize) -> f64 {
-        [self.growth, self.directions][which]
+        [self.growth, self.directions, self.with_noise][which]
     }
 
     pub fn property(&self, which: usize) -> f64 {
@@ -80,7 +83,7 @@ pub struct Correlation {
     pub modules: usize,
     /// Mean over the seeds; None if the need or the property is constant in every seed.
     pub spearman: Option<f64>,
-    /// 95 % interval of the mean, by a bootstrap over layers; None of fewer than four layers.
+    /// 95 % interval of the mean over these seeds, by a bootstrap over layers; None of fewer than four layers.
     pub interval: Option<[f64; 2]>,
     /// The smallest and the largest of a seed.
     pub range: Option<[f64; 2]>,
@@ -201,7 +204,8 @@ fn of_seeds(updates: &[Updates], (need, property): (usize, usize), modules: &[us
 }
 
 /// The 95 % interval of the mean correlation over the seeds, by a percentile bootstrap over layers: the modules of a
-/// layer share a growth, and come or stay away together, in all seeds. None of fewer than four layers.
+/// layer share a growth, and come or stay away together, in all seeds. Of few layers it is too narrow. None of fewer
+/// than four layers, or if a need is constant.
 fn interval(updates: &[Updates], which: (usize, usize), modules: &[usize]) -> Option<[f64; 2]> {
     let mut layers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for &i in modules {
@@ -218,7 +222,7 @@ fn interval(updates: &[Updates], which: (usize, usize), modules: &[usize]) -> Op
             (0..layers.len()).flat_map(|_| layers[stream.below(layers.len())].iter().copied()).collect();
         // A resample in which a need is constant says nothing.
         let values = of_seeds(updates, which, &drawn);
-        means.extend((!values.is_empty()).then(|| mean(&values)));
+        means.extend((values.len() == updates.len()).then(|| mean(&values)));
     }
     means.sort_unstable_by(f64::total_cmp);
     (!means.is_empty()).then(|| [0.025, 0.975].map(|share| quantile(&means, share)))
@@ -249,7 +253,8 @@ pub fn text(correlations: &[Correlation], updates: &[Updates], style: TableStyle
     let rank = updates.first().map_or(0, |updates| updates.rank);
     let seeds: Vec<String> = updates.iter().map(|updates| updates.seed.to_string()).collect();
     format!(
-        "Updates of a uniform rank of {rank}, seeds {}: Spearman's correlation over modules\n{}",
+        "Updates of a uniform rank of {rank}, seeds {}: Spearman's correlation over modules, with an interval by a \
+         bootstrap over layers\n{}",
         seeds.join(", "),
         ui::table(&COLUMNS, &rows, style)
     )
@@ -265,6 +270,7 @@ mod tests {
             growth: i as f64,
             directions: -(i as f64),
             interval: [0.0, 1.0],
+            with_noise: 0.0,
             effective: order[i] as f64,
             stable: 1.0,
             energy: order[i],
@@ -276,7 +282,7 @@ mod tests {
     fn correlations_are_means_over_seeds() {
         let found = correlations(&[updates(0, [1, 2, 3, 4]), updates(1, [1, 2, 4, 3])]);
         // One kind of module is all of them.
-        assert_eq!(found.len(), 6);
+        assert_eq!(found.len(), 9);
         let of = |need: usize, property: usize| found[need * 3 + property].clone();
         // 1 and 1 - 6 * 2 / (4 * 15) = 0.8.
         let close = |value: Option<f64>, want: f64| value.is_some_and(|value| (value - want).abs() < 1e-12);
@@ -294,6 +300,16 @@ mod tests {
         let mut few = updates(0, [1, 2, 3, 4]);
         few.modules.truncate(3);
         assert_eq!(correlations(&[few])[0].interval, None);
+        // Two modules of each layer have its growth, and come together: the interval is that of one of each.
+        let mut double = updates(0, [1, 2, 4, 3]);
+        let keys =
+            double.modules.iter().map(|m| ModuleUpdate { module: m.module.replace("query", "key"), ..m.clone() });
+        let keys: Vec<ModuleUpdate> = keys.collect();
+        double.modules.extend(keys);
+        let both = correlations(&[double]);
+        assert_eq!((both[0].modules, both[0].kind.as_deref(), both[9].kind.as_deref()), (8, None, Some("key")));
+        let (all, keys) = (both[0].interval.expect("four layers"), both[9].interval.expect("four layers"));
+        assert!(all.iter().zip(keys).all(|(a, b)| (a - b).abs() < 1e-9), "{all:?} {keys:?}");
         assert!(correlations(&[]).is_empty());
         assert!(text(&found, &[updates(0, [1, 2, 3, 4])], TableStyle::Plain).contains("rank of 90 % energy"));
     }

@@ -289,11 +289,6 @@ impl Results {
     pub fn get(&self, key: &Key) -> Option<&RunResult> {
         self.runs.get(key)
     }
-
-    /// Number of finished runs.
-    pub fn len(&self) -> usize {
-        self.runs.len()
-    }
 }
 
 /// Runs as lines of a file.
@@ -359,7 +354,7 @@ mod tests {
         assert!(Results::open(&path, &study).unwrap_err().to_string().contains("another compare"));
         drop(results);
         let again = Results::open(&path, &study).unwrap();
-        assert_eq!(again.len(), 2);
+        assert_eq!(again.runs.len(), 2);
         let wanted = run(&study, 1, 3.1e-4).rounded();
         assert_eq!(wanted.metrics["accuracy"], 0.6666666667);
         assert_eq!(again.get(&wanted.key()), Some(&wanted));
@@ -373,7 +368,7 @@ mod tests {
         let line = |seed| serde_json::to_string(&run(&study, seed, 1e-3).rounded()).unwrap() + "\n";
         fs::write(&path, line(0) + &line(1)[..40]).unwrap();
         let mut results = Results::open(&path, &study).unwrap();
-        assert_eq!(results.len(), 1);
+        assert_eq!(results.runs.len(), 1);
         results.add(run(&study, 2, 1e-3)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), line(0) + &line(2));
         fs::write(&path, line(0) + "{\n" + &line(1)).unwrap();
@@ -394,9 +389,9 @@ mod tests {
         let mine = study(32);
         let mut results = Results::open(&at("a"), &mine).unwrap();
         results.join(&at("b"), &mine).unwrap();
-        assert_eq!(results.len(), 5);
+        assert_eq!(results.runs.len(), 5);
         drop(results);
-        assert_eq!(Results::read(&at("a"), &mine).unwrap().len(), 5);
+        assert_eq!(Results::read(&at("a"), &mine).unwrap().runs.len(), 5);
 
         let refused = || Results::open(&at("a"), &mine).unwrap().join(&at("c"), &mine).unwrap_err().to_string();
         assert!(refused().contains("line 1 is of another study") && refused().contains("same batch-size, data"));

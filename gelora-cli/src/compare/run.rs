@@ -321,6 +321,7 @@ impl Bench<'_> {
                 growth: growths.get(*step).map_or(0.0, |step| step.delta),
                 directions: need.directions.number,
                 interval: need.directions.interval,
+                with_noise: need.directions.with_noise,
                 effective: update.effective_rank(),
                 stable: update.stable_rank(),
                 energy: update.energy_rank(0.9),

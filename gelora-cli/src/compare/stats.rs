@@ -15,10 +15,12 @@ use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 const RESAMPLES: usize = 9_999;
 /// Differences up to this number have the exact null distribution of the signed-rank test.
 const EXACT: usize = 50;
-/// Two-sided level of [`least_detectable`].
+/// Two-sided level of [`least_detectable`], for all arms together.
 const LEVEL: f64 = 0.05;
 /// Power of [`least_detectable`].
 const POWER: f64 = 0.8;
+/// Smaller differences count as none: a run differs by up to 1e-5 from the same run on another device.
+const SAME: f64 = 2e-5;
 /// Differences are rounded to a multiple of this before they are ranked: two differences of k / n that are the same
 /// number may differ in their last bits.
 const GRAIN: f64 = 1e-12;
@@ -102,14 +104,14 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
 /// p   = min(1, 2 min(P(T* <= T), P(T* >= T)))
 /// ```
 ///
-/// Zeros are left out, as SciPy's default `zero_method="wilcox"` does. Up to 50 differences T* runs over all 2^n signs
+/// Zeros, and differences below 2e-5, are left out, as SciPy's default `zero_method="wilcox"` does with zeros. Up to 50 differences T* runs over all 2^n signs
 /// of the R_i, which is SciPy's `method="exact"` without ties, and with ties its `PermutationMethod` over all signs.
 /// With more, T* is normal, with the variance corrected for ties and no correction for continuity, as
 /// `method="asymptotic"` has it. p is 1 where every difference is 0.
 ///
 /// Source: Wilcoxon, "Individual comparisons by ranking methods" (1945); SciPy's `wilcoxon`.
 pub fn wilcoxon(differences: &[f64]) -> f64 {
-    let rounded = differences.iter().map(|d| (d / GRAIN).round());
+    let rounded = differences.iter().filter(|d| d.abs() >= SAME).map(|d| (d / GRAIN).round());
     let mut nonzero: Vec<f64> = rounded.filter(|d| *d != 0.0).collect();
     nonzero.sort_unstable_by(|a, b| a.abs().total_cmp(&b.abs()));
     let n = nonzero.len();
@@ -163,17 +165,17 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// The least true mean difference that a two-sided paired t-test at 5 % finds in four of five studies of n seeds, where
-/// differences scatter by the standard deviation s:
+/// The least true mean difference that a two-sided paired t-test at 5 %, divided by the number m of arms (Bonferroni),
+/// finds in four of five studies of n seeds, where differences are normal and scatter by the standard deviation s:
 ///
 /// ```text
-/// (t_{n-1, 0.975} + t_{n-1, 0.8}) s / sqrt(n)
+/// (t_{n-1, 1 - 0.025 / m} + t_{n-1, 0.8}) s / sqrt(n)
 /// ```
 ///
 /// None of fewer than two seeds.
-pub fn least_detectable(standard_deviation: f64, n: usize) -> Option<f64> {
+pub fn least_detectable(standard_deviation: f64, n: usize, arms: usize) -> Option<f64> {
     let t = StudentsT::new(0.0, 1.0, n.checked_sub(1).filter(|freedom| *freedom > 0)? as f64).ok()?;
-    let quantiles = t.inverse_cdf(1.0 - 0.5 * LEVEL) + t.inverse_cdf(POWER);
+    let quantiles = t.inverse_cdf(1.0 - 0.5 * LEVEL / arms.max(1) as f64) + t.inverse_cdf(POWER);
     Some(quantiles * standard_deviation / (n as f64).sqrt())
 }
 
@@ -216,6 +218,8 @@ mod tests {
         assert_eq!(wilcoxon(&[-0.1, -0.1, -0.1, 0.0]), 0.25);
         assert_eq!(wilcoxon(&[1.0, -1.0]), 1.0);
         assert_eq!(wilcoxon(&[0.0; 10]), 1.0);
+        // Four of one sign; the others are the same run on another device.
+        assert_eq!(wilcoxon(&[0.006, 0.032, 0.043, 0.057, -8e-7, 1e-5]), 0.125);
         assert_eq!(wilcoxon(&[]), 1.0);
         // 0.1 + 0.2 and 0.3 are the same difference.
         assert_eq!(wilcoxon(&[0.1 + 0.2, -0.3]), 1.0);
@@ -256,14 +260,15 @@ mod tests {
         assert!((0.86..0.96).contains(&share), "{share}");
     }
 
-    /// (t.ppf(0.975, 9) + t.ppf(0.8, 9)) * d.std(ddof=1) / sqrt(10) of SciPy 1.17.1.
+    /// (t.ppf(0.975, 9) + t.ppf(0.8, 9)) * d.std(ddof=1) / sqrt(10) of SciPy 1.17.1, and with 1 - 0.025 / 6.
     #[test]
     fn least_detectable_agrees_with_scipy() {
-        let least = |d: &[f64]| least_detectable(standard_deviation(d).unwrap(), d.len()).unwrap();
+        let least = |d: &[f64]| least_detectable(standard_deviation(d).unwrap(), d.len(), 1).unwrap();
         assert_relative_eq!(standard_deviation(&A).unwrap(), 0.012285944995988075, epsilon = 1e-15);
         assert_relative_eq!(least(&A), 0.012220998235082705, epsilon = 1e-12);
         assert_relative_eq!(least(&b()), 0.006990891418421616, epsilon = 1e-12);
-        assert_eq!(least_detectable(1.0, 1), None);
+        assert_relative_eq!(least_detectable(1.0, 10, 6).unwrap(), 1.3432113649056854, epsilon = 1e-9);
+        assert_eq!(least_detectable(1.0, 1, 1), None);
         assert_eq!(standard_deviation(&[1.0]), None);
     }
 

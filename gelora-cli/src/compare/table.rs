@@ -166,7 +166,7 @@ impl Comparison {
         let base =
             arms.iter().find(|row| row.arm == reference.name()).map(|row| row.scores.clone()).unwrap_or_default();
         for row in arms.iter_mut().filter(|row| row.arm != reference.name()) {
-            row.difference = Difference::new(&row.scores, &base);
+            row.difference = Difference::new(&row.scores, &base, plan.arms.len() - 1);
         }
         let p_values: Vec<f64> = arms.iter().filter_map(|row| Some(row.difference.as_ref()?.p)).collect();
         let compared = arms.iter_mut().filter_map(|row| row.difference.as_mut());
@@ -204,6 +204,15 @@ impl Comparison {
                 let arm = &row.arm;
                 remarks.push(format!(
                     "{arm}: the rate {lr:e} is at the end of those tried; a wider --lrs may find a better one."
+                ));
+            }
+            let best = row.lr.and_then(|lr| row.curve.iter().find(|point| point.lr == lr)?.mean);
+            let ties = row.curve.iter().filter(|point| best.is_some() && point.mean == best).count();
+            if let Some(lr) = row.lr.filter(|_| ties > 1) {
+                let arm = &row.arm;
+                remarks.push(format!(
+                    "{arm}: {ties} rates scored the same, and better than the others; the least of them, {lr:e}, was \
+                     taken, and may not be the best."
                 ));
             }
             let mut scores = row.scores.values();
@@ -307,18 +316,19 @@ impl ArmRow {
 }
 
 impl Difference {
-    /// None below two seeds that both have.
-    fn new(scores: &BTreeMap<u64, f64>, reference: &BTreeMap<u64, f64>) -> Option<Self> {
+    /// None below two seeds that both have. `arms` are compared with the reference.
+    fn new(scores: &BTreeMap<u64, f64>, reference: &BTreeMap<u64, f64>, arms: usize) -> Option<Self> {
         let of_seed = |(seed, score): (&u64, &f64)| Some(score - reference.get(seed)?);
         let differences: Vec<f64> = scores.iter().filter_map(of_seed).collect();
         let p = stats::wilcoxon(&differences);
+        let scatter = stats::standard_deviation(&differences)?;
         Some(Self {
             seeds: differences.len(),
             mean: stats::mean(&differences),
             interval: stats::bootstrap_interval(&differences, CONFIDENCE)?,
             p,
             p_holm: p,
-            least_detectable: stats::least_detectable(stats::standard_deviation(&differences)?, differences.len())?,
+            least_detectable: stats::least_detectable(scatter, differences.len(), arms)?,
             verdict: Verdict::NoDifference,
         })
     }

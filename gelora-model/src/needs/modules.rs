@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn ranks_follow_the_directions() -> Result<()> {
         let need = |module: &str, values: &[f64], number: f64| {
-            let directions = Directions { values: values.to_vec(), number, interval: [number; 2] };
+            let directions = Directions { values: values.to_vec(), number, interval: [number; 2], with_noise: number };
             Need::new(module.to_owned(), directions, 50, 50)
         };
         let needs = [need("a", &[3.0, 2.9], 2.0), need("b", &[1.0], 1.0), need("c", &[], 0.0)];
