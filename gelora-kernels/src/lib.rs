@@ -78,7 +78,7 @@ pub mod verify;
 /// A compiler for CUDA kernels, for machines without a GPU.
 #[cfg(feature = "cuda-compile")]
 pub mod cuda_compile {
-    pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, compiled};
+    pub use crate::gpu::cuda_compile::{ARCHITECTURES, Compiled, Resources, Variant, compiled, try_orders};
     pub use crate::gpu::forget_failures;
     use crate::gpu::{self, Backend};
     use crate::{Device, Result};

@@ -7,8 +7,9 @@
 mod nvrtc;
 mod server;
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cubecl::ir::TargetProperties;
 use cubecl::prelude::*;
@@ -32,10 +33,17 @@ pub struct Compiled {
     pub instance: String,
     /// The architecture, such as 90 for sm_90.
     pub architecture: u32,
-    /// The resources that ptxas reports, or the error.
-    pub outcome: Result<Resources, String>,
-    /// The machine code, as a cubin file; empty after an error.
-    pub binary: Vec<u8>,
+    /// What it was compiled to, at least one, or the first error.
+    pub variants: Result<Vec<Variant>, String>,
+}
+
+/// Machine code of an instance. Two variants have the same statements in another order ([`try_orders`]).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variant {
+    /// The resources that ptxas reports.
+    pub resources: Resources,
+    /// A cubin file.
+    pub binary: Arc<[u8]>,
 }
 
 /// The resources that a kernel takes of a multiprocessor.
@@ -49,18 +57,33 @@ pub struct Resources {
     pub spills: u32,
 }
 
-/// Outcomes by architecture and hash of the source. A kernel that is launched again is not compiled again.
-static OUTCOMES: Mutex<Option<HashMap<(u32, u64), Compiled>>> = Mutex::new(None);
+/// All instances launched so far, by kernel, architecture and instance.
+type Outcomes = BTreeMap<(String, u32, String), Result<Vec<Variant>, String>>;
 
-fn outcomes() -> MutexGuard<'static, Option<HashMap<(u32, u64), Compiled>>> {
+static OUTCOMES: Mutex<Outcomes> = Mutex::new(BTreeMap::new());
+
+fn outcomes() -> MutexGuard<'static, Outcomes> {
     OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All kernel instances launched so far, by name and architecture.
 pub fn compiled() -> Vec<Compiled> {
-    let mut all: Vec<Compiled> = outcomes().iter().flat_map(HashMap::values).cloned().collect();
-    all.sort_by(|a, b| (&a.kernel, a.architecture, &a.instance).cmp(&(&b.kernel, b.architecture, &b.instance)));
-    all
+    let one = |((kernel, architecture, instance), variants): (&(String, u32, String), &Result<_, _>)| Compiled {
+        kernel: kernel.clone(),
+        instance: instance.clone(),
+        architecture: *architecture,
+        variants: Clone::clone(variants),
+    };
+    outcomes().iter().map(one).collect()
+}
+
+/// How often CubeCL's compiler is asked for an instance.
+static ORDERS: AtomicUsize = AtomicUsize::new(1);
+
+/// From now on, asks CubeCL's compiler `count` times for each instance, and compiles every source that it gives. CubeCL
+/// 0.10 orders independent statements by hash maps with random seeds, so a second source may differ from the first.
+pub fn try_orders(count: usize) {
+    ORDERS.store(count.max(1), Ordering::Relaxed);
 }
 
 /// The runtime of compiling devices.

@@ -118,28 +118,29 @@ mod disassemble {
     use std::process::Command;
 
     use anyhow::{Context, Result, bail};
-    use gelora_kernels::cuda_compile::Compiled;
+    use gelora_kernels::cuda_compile::{Compiled, Variant};
     use rayon::prelude::*;
 
     use crate::verify::sass::{Counts, Instance, Table, checksum, main_loop};
 
-    /// The counts of every instance, in the same order. An instance that failed to compile has none; the counts of one
-    /// whose machine code is that of a table are taken from there.
-    pub fn all(compiled: &[Compiled], table: &Table) -> Result<Vec<Counts>> {
+    /// The counts of every variant of every instance, in the same order. An instance that failed to compile has none;
+    /// the counts of code that is in a table are taken from there.
+    pub fn all(compiled: &[Compiled], table: &Table) -> Result<Vec<Vec<Counts>>> {
         let program = program()?;
         let folder = tempfile::tempdir()?;
-        let count = |(i, one): (usize, &Compiled)| {
-            if one.binary.is_empty() {
-                return Ok(Counts::default());
-            }
-            if let Some(known) = table.known(&one.kernel, one.architecture, &one.instance, &one.binary) {
-                return Ok(known);
-            }
-            let file = folder.path().join(format!("{i}.cubin"));
-            count(&program, &file, &one.binary)
-                .with_context(|| format!("{} sm_{} {}", one.kernel, one.architecture, one.instance))
+        let count_all = |(i, one): (usize, &Compiled)| {
+            let variants = one.variants.iter().flatten().enumerate();
+            let counts = variants.map(|(v, variant)| {
+                if let Some(known) = table.known(&one.kernel, one.architecture, &one.instance, &variant.binary) {
+                    return Ok(known);
+                }
+                let file = folder.path().join(format!("{i}-{v}.cubin"));
+                count(&program, &file, &variant.binary)
+                    .with_context(|| format!("{} sm_{} {}", one.kernel, one.architecture, one.instance))
+            });
+            counts.collect()
         };
-        compiled.par_iter().enumerate().map(count).collect()
+        compiled.par_iter().enumerate().map(count_all).collect()
     }
 
     /// nvdisasm in the folder of NVRTC or of the CUDA toolkit, or else on the path.
@@ -169,19 +170,23 @@ mod disassemble {
     }
 
     /// The table of all instances that were compiled.
-    pub fn table(compiled: &[Compiled], code: &[Counts]) -> Table {
+    pub fn table(compiled: &[Compiled], code: &[Vec<Counts>]) -> Table {
         let mut table = Table::default();
         for (one, counts) in compiled.iter().zip(code) {
-            let Ok(resources) = one.outcome else { continue };
+            let Ok(variants) = &one.variants else { continue };
             let instances = table.0.entry((one.kernel.clone(), one.architecture)).or_default();
-            let instance = Instance {
-                checksum: checksum(&one.binary),
-                registers: resources.registers,
-                spills: resources.spills,
-                shared: resources.shared,
+            let instance = |(variant, counts): (&Variant, &Counts)| Instance {
+                checksum: checksum(&variant.binary),
+                registers: variant.resources.registers,
+                spills: variant.resources.spills,
+                shared: variant.resources.shared,
                 counts: *counts,
             };
-            instances.insert(one.instance.clone(), instance);
+            let mut variants: Vec<Instance> = variants.iter().zip(counts).map(instance).collect();
+            // Other sources may become the same code.
+            variants.sort_by_key(|variant| variant.checksum);
+            variants.dedup_by_key(|variant| variant.checksum);
+            instances.insert(one.instance.clone(), variants);
         }
         table
     }
@@ -193,7 +198,7 @@ mod here {
 
     use anyhow::{Context, Result, anyhow, bail};
     use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-    use gelora_kernels::cuda_compile::{ARCHITECTURES, Compiled, compiled, forget_failures, open};
+    use gelora_kernels::cuda_compile::{ARCHITECTURES, Compiled, Variant, compiled, forget_failures, open, try_orders};
     use gelora_kernels::peak::Peak;
     use gelora_kernels::verify::cases;
     use gelora_kernels::{Device, Error};
@@ -202,6 +207,10 @@ mod here {
     use super::disassemble;
     use crate::verify::sass::{self, Counts};
     use crate::{root, say};
+
+    /// Orders of statements that a comparison tries, and that a new table tries.
+    const ORDERS: usize = 2;
+    const ORDERS_OF_TABLE: usize = 6;
 
     /// The instances of one kernel for one architecture.
     #[derive(Default)]
@@ -220,6 +229,11 @@ mod here {
         if args.update_sass && !args.op.is_empty() {
             bail!("--update-sass writes the whole table; leave out --op");
         }
+        try_orders(match (args.sass, args.update_sass) {
+            (_, true) => ORDERS_OF_TABLE,
+            (true, false) => ORDERS,
+            (false, false) => 1,
+        });
         let mut problems = std::thread::scope(|scope| {
             let threads = ARCHITECTURES.map(|architecture| scope.spawn(move || launch_all(args, architecture)));
             let mut problems = Vec::new();
@@ -236,8 +250,8 @@ mod here {
         };
         let code = if args.sass { disassemble::all(&all, &committed)? } else { Vec::new() };
         say(table(&all, &code));
-        for Compiled { kernel, architecture, outcome, .. } in &all {
-            if let Err(problem) = outcome {
+        for Compiled { kernel, architecture, variants, .. } in &all {
+            if let Err(problem) = variants {
                 problems.push(format!("{kernel} sm_{architecture}: {problem}"));
             }
         }
@@ -291,30 +305,32 @@ mod here {
         Peak::of(device).map(|_| ()).context("the kernels that measure ceilings")
     }
 
-    fn as_json(compiled: &Compiled, counts: Option<&Counts>) -> Value {
-        let Compiled { kernel, instance, architecture, outcome, .. } = compiled;
-        match outcome {
-            Ok(r) => json!({"kernel": kernel, "instance": instance, "sm": architecture, "registers": r.registers,
-                "shared": r.shared, "spills": r.spills, "main_loop": counts}),
+    fn as_json(compiled: &Compiled, counts: Option<&Vec<Counts>>) -> Value {
+        let Compiled { kernel, instance, architecture, variants } = compiled;
+        let variant = |(i, Variant { resources, .. }): (usize, &Variant)| {
+            json!({"registers": resources.registers, "shared": resources.shared, "spills": resources.spills,
+                "main_loop": counts.and_then(|counts| counts.get(i))})
+        };
+        match variants {
+            Ok(variants) => json!({"kernel": kernel, "instance": instance, "sm": architecture,
+                "variants": variants.iter().enumerate().map(variant).collect::<Vec<_>>()}),
             Err(problem) => json!({"kernel": kernel, "instance": instance, "sm": architecture, "problem": problem}),
         }
     }
 
     /// The largest numbers of each kernel's instances. `code` has the counts of each instance, if it was disassembled.
-    fn table(all: &[Compiled], code: &[Counts]) -> String {
+    fn table(all: &[Compiled], code: &[Vec<Counts>]) -> String {
         let mut kernels = BTreeMap::<(&str, u32), Summary>::new();
-        for (i, Compiled { kernel, architecture, outcome, .. }) in all.iter().enumerate() {
+        for (i, Compiled { kernel, architecture, variants, .. }) in all.iter().enumerate() {
             let summary = kernels.entry((kernel, *architecture)).or_default();
             summary.instances += 1;
-            match outcome {
-                Ok(r) => {
-                    summary.registers = summary.registers.max(r.registers);
-                    summary.shared = summary.shared.max(r.shared);
-                    summary.spills = summary.spills.max(r.spills);
-                }
-                Err(_) => summary.failed += 1,
+            summary.failed += usize::from(variants.is_err());
+            for Variant { resources, .. } in variants.iter().flatten() {
+                summary.registers = summary.registers.max(resources.registers);
+                summary.shared = summary.shared.max(resources.shared);
+                summary.spills = summary.spills.max(resources.spills);
             }
-            if let Some(counts) = code.get(i) {
+            for counts in code.get(i).into_iter().flatten() {
                 let numbers =
                     [counts.hmma, counts.ldsm, counts.ldg128, counts.ldgsts, counts.sts, counts.ffma, counts.barriers];
                 summary.code.iter_mut().zip(numbers).for_each(|(most, number)| *most = (*most).max(number));

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cubecl::ir::{
     DeviceProperties, ElemType, FloatKind, HardwareProperties, MemoryDeviceProperties, VectorSize, features::Plane,
@@ -30,7 +31,7 @@ use cubecl_runtime::logging::ServerLogger;
 use cubecl_runtime::memory_management::{ManagedMemoryHandle, MemoryAllocationMode, MemoryUsage};
 use cubecl_runtime::storage::{BytesResource, BytesStorage, ManagedResource};
 
-use super::{ARCHITECTURES, Compiled, Resources, nvrtc, outcomes};
+use super::{ARCHITECTURES, ORDERS, Resources, Variant, nvrtc, outcomes};
 
 /// Bytes of memory that the devices report.
 const MEMORY: u64 = 80 << 30;
@@ -43,6 +44,48 @@ pub(crate) struct CompileServer {
     utilities: Arc<ServerUtilities<Self>>,
     /// The kernels that were launched before.
     launched: HashSet<KernelId>,
+    /// Machine code by hash of the source: instances may have the same.
+    sources: HashMap<u64, Variant>,
+}
+
+impl CompileServer {
+    /// Every variant of a kernel that its compiler gives.
+    fn variants(
+        &mut self,
+        kernel: &<Self as ComputeServer>::Kernel,
+        mode: ExecutionMode,
+    ) -> Result<Vec<Variant>, String> {
+        let (address, mut tried, mut variants) = (kernel.address_type(), HashSet::new(), Vec::new());
+        for _ in 0..ORDERS.load(Ordering::Relaxed) {
+            let compiled = kernel.compile(&mut Default::default(), &self.options, mode, address);
+            let compiled = compiled.map_err(|problem| problem.to_string())?;
+            let mut hasher = DefaultHasher::new();
+            compiled.source.hash(&mut hasher);
+            let source = hasher.finish();
+            if tried.insert(source) {
+                let shared = compiled.repr.map_or(0, |repr| repr.shared_memory_size() as u32);
+                variants.push(self.variant(source, &compiled.source, shared)?);
+            }
+        }
+        Ok(variants)
+    }
+
+    fn variant(&mut self, hash: u64, source: &str, shared: u32) -> Result<Variant, String> {
+        if let Some(variant) = self.sources.get(&hash) {
+            return Ok(variant.clone());
+        }
+        let nvrtc = nvrtc::shared().as_ref().map_err(Clone::clone)?;
+        let (resources, binary) = nvrtc.compile(source, self.architecture)?;
+        let most = self.utilities.properties.hardware.max_shared_memory_size as u32;
+        if shared > most {
+            return Err(format!("{shared} bytes of shared memory; the device has {most}"));
+        }
+        // CubeCL sets the size of shared memory at the launch, where ptxas does not see it.
+        let resources = Resources { shared: shared.max(resources.shared), ..resources };
+        let variant = Variant { resources, binary: binary.into() };
+        self.sources.insert(hash, variant.clone());
+        Ok(variant)
+    }
 }
 
 impl DeviceService for CompileServer {
@@ -50,7 +93,13 @@ impl DeviceService for CompileServer {
         let architecture = ARCHITECTURES[usize::from(id.index_id).min(ARCHITECTURES.len() - 1)];
         let utilities =
             ServerUtilities::new(properties(architecture), Arc::default(), (), ContiguousMemoryLayoutPolicy::new(512));
-        Self { architecture, options: options(architecture), utilities: Arc::new(utilities), launched: HashSet::new() }
+        Self {
+            architecture,
+            options: options(architecture),
+            utilities: Arc::new(utilities),
+            launched: HashSet::new(),
+            sources: HashMap::new(),
+        }
     }
 
     fn utilities(&self) -> ServerUtilitiesHandle {
@@ -176,38 +225,9 @@ impl ComputeServer for CompileServer {
         if !self.launched.insert(id) {
             return;
         }
-        let address = kernel.address_type();
-        let name = short_name(kernel.name());
-        let (source, shared) = match kernel.compile(&mut Default::default(), &self.options, mode, address) {
-            Ok(compiled) => {
-                let shared = compiled.repr.map_or(0, |repr| repr.shared_memory_size() as u32);
-                (Ok(compiled.source), shared)
-            }
-            Err(problem) => (Err(problem.to_string()), 0),
-        };
-        let mut hasher = DefaultHasher::new();
-        source.hash(&mut hasher);
-        let key = (self.architecture, hasher.finish());
-        if outcomes().as_ref().is_some_and(|all| all.contains_key(&key)) {
-            return;
-        }
-        let most = self.utilities.properties.hardware.max_shared_memory_size as u32;
-        let outcome = source.and_then(|source| {
-            let nvrtc = nvrtc::shared().as_ref().map_err(Clone::clone)?;
-            let (resources, binary) = nvrtc.compile(&source, self.architecture)?;
-            if shared > most {
-                return Err(format!("{shared} bytes of shared memory; the device has {most}"));
-            }
-            // CubeCL sets the size of shared memory at the launch, where ptxas does not see it.
-            Ok((Resources { shared: shared.max(resources.shared), ..resources }, binary))
-        });
-        let (outcome, binary) = match outcome {
-            Ok((resources, binary)) => (Ok(resources), binary),
-            Err(problem) => (Err(problem), Vec::new()),
-        };
-        let instance = format!("{:012x}", fnv(&settings) >> 16);
-        let compiled = Compiled { kernel: name, instance, architecture: self.architecture, outcome, binary };
-        outcomes().get_or_insert_with(HashMap::new).insert(key, compiled);
+        let (name, instance) = (short_name(kernel.name()), format!("{:012x}", fnv(&settings) >> 16));
+        let variants = self.variants(&kernel, mode);
+        outcomes().insert((name, self.architecture, instance), variants);
     }
 
     fn flush(&mut self, _: StreamId) -> Result<(), ServerError> {

@@ -11,7 +11,7 @@ use super::Counts;
 /// The registers that an instance may gain before it is reported: the compiler allocates them in steps of 8.
 const SLACK: u32 = 7;
 
-/// What one kernel instance takes.
+/// What one variant of a kernel instance takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// [`checksum`] of the machine code: equal code needs no second look.
@@ -23,6 +23,9 @@ pub struct Instance {
     pub shared: u32,
     pub counts: Counts,
 }
+
+/// Variants of an instance: its statements in several orders, of which CubeCL chooses one by chance.
+pub type Variants = Vec<Instance>;
 
 /// 32-bit FNV-1a.
 pub fn checksum(code: &[u8]) -> u32 {
@@ -40,6 +43,28 @@ impl Instance {
         let [registers, spills, shared, length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers, checksum] = row;
         let counts = Counts { length, hmma, ldsm, ldg128, ldgsts, sts, ffma, barriers };
         Self { checksum, registers, spills, shared, counts }
+    }
+
+    /// The worst of both in every number.
+    fn or_worse(self, other: Self) -> Self {
+        let (a, b) = (self.counts, other.counts);
+        let counts = Counts {
+            length: a.length.min(b.length),
+            hmma: a.hmma.min(b.hmma),
+            ldsm: a.ldsm.min(b.ldsm),
+            ldg128: a.ldg128.min(b.ldg128),
+            ldgsts: a.ldgsts.min(b.ldgsts),
+            sts: a.sts.max(b.sts),
+            ffma: a.ffma.min(b.ffma),
+            barriers: a.barriers.max(b.barriers),
+        };
+        Self {
+            checksum: 0,
+            registers: self.registers.max(other.registers),
+            spills: self.spills.max(other.spills),
+            shared: self.shared.max(other.shared),
+            counts,
+        }
     }
 
     /// What is worse than before.
@@ -75,13 +100,14 @@ impl Instance {
 struct Line {
     kernel: String,
     sm: u32,
-    /// Registers, spills, shared memory, the counts of the main loop in the order of [`Counts`], and the checksum.
-    instances: BTreeMap<String, [u32; 12]>,
+    /// Of every variant: registers, spills, shared memory, the counts of the main loop in the order of [`Counts`], and
+    /// the checksum.
+    instances: BTreeMap<String, Vec<[u32; 12]>>,
 }
 
 /// Instances by kernel, architecture, and hash of their settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table(pub BTreeMap<(String, u32), BTreeMap<String, Instance>>);
+pub struct Table(pub BTreeMap<(String, u32), BTreeMap<String, Variants>>);
 
 impl Table {
     /// Reads the file: a JSON object on each line.
@@ -94,37 +120,41 @@ impl Table {
         let line = |(number, line): (usize, &str)| {
             let Line { kernel, sm, instances } =
                 serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
-            let instances = instances.into_iter().map(|(hash, row)| (hash, Instance::of_row(row))).collect();
+            let variants = |rows: Vec<_>| rows.into_iter().map(Instance::of_row).collect();
+            let instances = instances.into_iter().map(|(hash, rows)| (hash, variants(rows))).collect();
             Ok(((kernel, sm), instances))
         };
         Ok(Self(text.lines().enumerate().map(line).collect::<Result<_>>()?))
     }
 
-    /// The counts of an instance, if its machine code is that of the table.
+    /// The counts of an instance, if its machine code is that of a variant in the table.
     pub fn known(&self, kernel: &str, sm: u32, instance: &str, code: &[u8]) -> Option<Counts> {
-        let instance = self.0.get(&(kernel.to_owned(), sm))?.get(instance)?;
-        (instance.checksum == checksum(code)).then_some(instance.counts)
+        let (variants, checksum) = (self.0.get(&(kernel.to_owned(), sm))?.get(instance)?, checksum(code));
+        variants.iter().find(|variant| variant.checksum == checksum).map(|variant| variant.counts)
     }
 
     /// The text of the file.
     pub fn text(&self) -> Result<String> {
-        let line = |((kernel, sm), instances): (&(String, u32), &BTreeMap<String, Instance>)| {
-            let instances = instances.iter().map(|(hash, instance)| (hash.clone(), instance.to_row())).collect();
+        let line = |((kernel, sm), instances): (&(String, u32), &BTreeMap<String, Variants>)| {
+            let rows = |variants: &Variants| variants.iter().map(|variant| variant.to_row()).collect();
+            let instances = instances.iter().map(|(hash, variants)| (hash.clone(), rows(variants))).collect();
             Ok(serde_json::to_string(&Line { kernel: kernel.clone(), sm: *sm, instances })? + "\n")
         };
         self.0.iter().map(line).collect()
     }
 
-    /// What is worse than in the committed table. With `whole`, instances that either table lacks are reported too.
+    /// What is worse than in the committed table: instances whose best variant is worse than the worst one there. With
+    /// `whole`, instances that either table lacks are reported too.
     pub fn compare(&self, committed: &Self, whole: bool) -> Vec<String> {
         let mut problems = Vec::new();
         let none = BTreeMap::new();
         for ((kernel, sm), instances) in &self.0 {
             let before = committed.0.get(&(kernel.clone(), *sm)).unwrap_or(&none);
-            for (hash, instance) in instances {
-                match before.get(hash) {
+            for (hash, variants) in instances {
+                match before.get(hash).and_then(|then| then.iter().copied().reduce(Instance::or_worse)) {
                     Some(then) => {
-                        let worse = instance.worse_than(then).into_iter();
+                        let best = variants.iter().map(|variant| variant.worse_than(&then)).min_by_key(Vec::len);
+                        let worse = best.into_iter().flatten();
                         problems.extend(worse.map(|what| format!("{kernel} sm_{sm} {hash}: {what}")));
                     }
                     None if whole => problems.push(format!("{kernel} sm_{sm} {hash}: is not in the table")),
@@ -154,7 +184,10 @@ mod tests {
     use super::*;
 
     fn table(rows: &[(&str, [u32; 12])]) -> Table {
-        let instances = rows.iter().map(|(hash, row)| (hash.to_string(), Instance::of_row(*row))).collect();
+        let mut instances = BTreeMap::<String, Variants>::new();
+        for (hash, row) in rows {
+            instances.entry(hash.to_string()).or_default().push(Instance::of_row(*row));
+        }
         Table(BTreeMap::from([(("gpu::k".to_owned(), 90), instances)]))
     }
 
@@ -173,7 +206,10 @@ mod tests {
             row[11] = checksum;
             Instance::of_row(row)
         };
-        known.0.insert(("gpu::k".to_owned(), 90), BTreeMap::from([("aa".to_owned(), row(checksum(b"code")))]));
+        known.0.insert(
+            ("gpu::k".to_owned(), 90),
+            BTreeMap::from([("aa".to_owned(), vec![row(1), row(checksum(b"code"))])]),
+        );
         assert_eq!(known.known("gpu::k", 90, "aa", b"code"), Some(row(0).counts));
         assert_eq!(known.known("gpu::k", 90, "aa", b"other code"), None);
         assert_eq!(known.known("gpu::k", 80, "aa", b"code"), None);
@@ -221,5 +257,23 @@ mod tests {
         let problems = other.compare(&committed, true);
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(other.compare(&committed, false).is_empty());
+    }
+
+    /// Which order of statements a run meets is chance: the best that it met counts, against the worst that was known.
+    #[test]
+    fn one_variant_that_is_no_worse_is_enough() {
+        let with = |index: usize, value: u32| {
+            let mut row = ROW;
+            row[index] = value;
+            ("aa", row)
+        };
+        let (fine, spilling, narrow) = (("aa", ROW), with(1, 16), with(6, 2));
+        let problems = |now: &[_], then: &[_]| table(now).compare(&table(then), true);
+        assert!(problems(&[spilling, fine], &[fine]).is_empty());
+        assert!(problems(&[spilling], &[fine, spilling]).is_empty());
+        assert!(problems(&[with(1, 20)], &[fine, spilling]).concat().contains("20 spilled bytes instead of 16"));
+        // Two that are worse are reported as the one of which there is less to say.
+        let both = ("aa", [136, 16, 49_152, 200, 32, 16, 4, 8, 2, 0, 1, 7]);
+        assert_eq!(problems(&[both, narrow], &[fine]).len(), 1);
     }
 }
