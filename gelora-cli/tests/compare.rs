@@ -1,14 +1,17 @@
 //! `gelora compare`: killed and resumed, arms that are the same, an arm with a planted gain, bad input.
 
+#![allow(clippy::print_stdout)] // a failure must be repeatable
+
 mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{Run, data, fixture, gelora, words};
+use gelora_kernels::random::Stream;
 use serde_json::{Value, json};
 
 const QUICK: &str =
@@ -56,9 +59,13 @@ fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
         assert!(whole.join(name).is_file(), "{name}");
     }
 
-    // Killed as soon as some more runs are there, which is at another moment of a run each time.
-    for more in [3, 11, 8, 12, 10] {
-        let wanted = lines(&killed) + more;
+    // Killed at random moments.
+    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_nanos() as u64;
+    println!("moments of seed {seed}");
+    let mut stream = Stream::new(seed);
+    for _ in 0..5 {
+        let wanted = lines(&killed) + 1 + stream.below(8);
+        let later = Duration::from_millis(stream.below(40) as u64);
         let mut child = Command::new(env!("CARGO_BIN_EXE_gelora"))
             .args(arguments(&data, &killed, &options))
             .stdout(Stdio::null())
@@ -69,6 +76,7 @@ fn a_killed_compare_goes_on_as_if_it_had_not_been_killed() {
         while lines(&killed) < wanted && started.elapsed() < Duration::from_secs(120) {
             sleep(Duration::from_millis(3));
         }
+        sleep(later);
         child.kill().expect("it runs");
         child.wait().expect("it ends");
         assert!((wanted..70).contains(&lines(&killed)), "{} lines", lines(&killed));

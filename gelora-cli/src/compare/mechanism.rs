@@ -9,9 +9,9 @@
 //! ```
 //!
 //! Before the training, every module has the growth of the dimension over its step, the number of directions of its
-//! gradient that replicate, and the number of all its directions, most of them noise. Table: Spearman's correlation over the modules, its mean over the seeds with an interval,
-//! and the smallest and largest of a seed. A growth is one number for all modules of a step, so the interval is one
-//! over layers.
+//! gradient that replicate, and the number of all its directions, most of them noise. Table: Spearman's correlation
+//! over the modules, its mean over the seeds with an interval, and the smallest and largest of a seed. A growth is one
+//! number for all modules of a step, so the interval is one over layers.
 
 use std::collections::BTreeMap;
 use std::path::Path;

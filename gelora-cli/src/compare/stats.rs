@@ -104,10 +104,10 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
 /// p   = min(1, 2 min(P(T* <= T), P(T* >= T)))
 /// ```
 ///
-/// Zeros, and differences below 2e-5, are left out, as SciPy's default `zero_method="wilcox"` does with zeros. Up to 50 differences T* runs over all 2^n signs
-/// of the R_i, which is SciPy's `method="exact"` without ties, and with ties its `PermutationMethod` over all signs.
-/// With more, T* is normal, with the variance corrected for ties and no correction for continuity, as
-/// `method="asymptotic"` has it. p is 1 where every difference is 0.
+/// Zeros, and differences below 2e-5, are left out, as SciPy's default `zero_method="wilcox"` does with zeros. Up to 50
+/// differences T* runs over all 2^n signs of the R_i, which is SciPy's `method="exact"` without ties, and with ties its
+/// `PermutationMethod` over all signs. With more, T* is normal, with the variance corrected for ties and no correction
+/// for continuity, as `method="asymptotic"` has it. p is 1 where every difference is 0.
 ///
 /// Source: Wilcoxon, "Individual comparisons by ranking methods" (1945); SciPy's `wilcoxon`.
 pub fn wilcoxon(differences: &[f64]) -> f64 {
