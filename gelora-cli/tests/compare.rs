@@ -150,7 +150,7 @@ fn trained_updates_are_related_to_what_was_known_before() {
                    --arms head,uniform --mechanism 8";
     let table = compare(&data, &out, options).json();
     let correlations = table["correlations"].as_array().expect("correlations");
-    assert_eq!(correlations.len(), 6, "12 modules of four kinds, none of which has four: {correlations:?}");
+    assert_eq!(correlations.len(), 9, "12 modules of four kinds, none of which has four: {correlations:?}");
     for correlation in correlations {
         assert_eq!(correlation["modules"], 12);
         let value = correlation["spearman"].as_f64();
