@@ -329,6 +329,7 @@ mod tests {
 
     /// The interval holds the number of the expected gradient about as often as it says, nine times in ten.
     #[test]
+    #[allow(clippy::print_stdout)] // how many are worth seeing
     fn the_interval_covers_as_it_says() {
         for (kind, (values, size, noise)) in KINDS.into_iter().enumerate() {
             let want = number_of(values);
@@ -372,6 +373,7 @@ mod tests {
     /// Neither noise of one size nor noise whose first directions are the largest replicates, and neither does the
     /// noise that a sketch was made from.
     #[test]
+    #[allow(clippy::print_stdout)] // how many are worth seeing
     fn noise_alone_has_hardly_any_direction() {
         for decay in [0.0, 0.5, 1.0] {
             let parts = |seed| planted(0, 64, 1.0, decay, 10 + seed);
