@@ -113,8 +113,7 @@ pub fn replicated(folds: &[Vec<Seen>], confidence: f64) -> Result<Directions> {
     let is_signal = |i: &usize| mean[*i] > OF_NOISE * noise && mean[*i] > OF_ERROR * error_of(*i);
     let signal: Vec<usize> = (0..half).filter(is_signal).collect();
     let singular: Vec<f64> = (0..width).map(|i| mean_of(i, |seen| seen.singular)).collect();
-    let squares: f64 = singular.iter().map(|value| value * value).sum();
-    let with_noise = if squares > 0.0 { singular.iter().sum::<f64>().powi(2) / squares } else { 0.0 };
+    let with_noise = effective_number(&singular, 0.0, 0.0);
     if signal.is_empty() {
         return Ok(Directions { values: Vec::new(), number: 0.0, interval: [0.0; 2], with_noise });
     }
@@ -123,14 +122,10 @@ pub fn replicated(folds: &[Vec<Seen>], confidence: f64) -> Result<Directions> {
     let noise_of_each: f64 = signal.iter().map(|i| error_of(*i).powi(2)).sum();
     // Every c_i is above half of x_i, which is above OF_ERROR of its errors, with or without a fold: both squares are
     // above 0.
-    let effective_number = |values: &[f64]| {
-        let numerator = values.iter().sum::<f64>().powi(2) - noise_of_sum;
-        numerator / (values.iter().map(|value| value * value).sum::<f64>() - noise_of_each)
-    };
-    let number = effective_number(&values);
+    let number = effective_number(&values, noise_of_sum, noise_of_each);
     let without = |fold: usize| {
         let moved: Vec<f64> = signal.iter().zip(&values).map(|(i, value)| value + influence(*i, fold)).collect();
-        effective_number(&moved) - number
+        effective_number(&moved, noise_of_sum, noise_of_each) - number
     };
     let quantile =
         StudentsT::new(0.0, 1.0, (m - 1) as f64).map_or(f64::NAN, |t| t.inverse_cdf((1.0 + confidence) / 2.0));
@@ -140,6 +135,12 @@ pub fn replicated(folds: &[Vec<Seen>], confidence: f64) -> Result<Directions> {
     let mut values = values;
     values.sort_by(|a, b| b.total_cmp(a));
     Ok(Directions { values, number, interval: [low, high], with_noise })
+}
+
+/// ((sum v)^2 - a) / (sum v^2 - b), with the squares a and b that noise adds; 0 without values.
+fn effective_number(values: &[f64], noise_of_sum: f64, noise_of_each: f64) -> f64 {
+    let squares = values.iter().map(|value| value * value).sum::<f64>() - noise_of_each;
+    if squares > 0.0 { (values.iter().sum::<f64>().powi(2) - noise_of_sum) / squares } else { 0.0 }
 }
 
 /// The jackknife's standard error of an estimate, by its changes without each of the folds.
@@ -224,21 +225,18 @@ mod tests {
         planted_values(&vec![1.0; rank], size, noise, decay, seed)
     }
 
-    /// D^T, the expected gradient of [`planted_values`].
-    fn expected(values: &[f64], size: usize, seed: u64) -> DMatrix<f64> {
-        let mut stream = Stream::new(seed);
+    /// U (size, rank) and V with the singular values in its columns: D^T = U V^T is the expected gradient.
+    fn factors(values: &[f64], size: usize, stream: &mut Stream) -> [DMatrix<f64>; 2] {
         let mut basis = || DMatrix::from_fn(size, values.len(), |_, _| stream.normal()).qr().q();
-        let (u, v) = (basis(), basis());
-        u * DMatrix::from_diagonal(&nalgebra::DVector::from_row_slice(values)) * v.transpose()
+        let (u, mut v) = (basis(), basis());
+        v.column_iter_mut().zip(values).for_each(|(mut column, value)| column *= *value);
+        [u, v]
     }
 
     /// The same for any singular values of D.
     fn planted_values(values: &[f64], size: usize, noise: f64, decay: f64, seed: u64) -> Vec<DMatrix<f64>> {
-        let rank = values.len();
         let mut stream = Stream::new(seed);
-        let mut basis = |n: usize| DMatrix::from_fn(size, n, |_, _| stream.normal()).qr().q();
-        let (u, mut v) = (basis(rank), basis(rank));
-        v.column_iter_mut().zip(values).for_each(|(mut column, value)| column *= *value);
+        let [u, v] = factors(values, size, &mut stream);
         let rows = 1000 / PARTS;
         let scale = |i: usize| ((i + 1) as f64).powf(-decay);
         let part = |_| {
@@ -359,7 +357,8 @@ mod tests {
         let wide = |seed: u64| -> f64 {
             let parts = planted_values(&values, 128, 0.5, 0.0, 300 + seed);
             // The first rows: another gradient, whose own singular values are known.
-            let expected = expected(&values, 128, 300 + seed).rows(0, 32).into_owned();
+            let [u, v] = factors(&values, 128, &mut Stream::new(300 + seed));
+            let expected = u.rows(0, 32) * v.transpose();
             let want: Vec<f64> = expected.singular_values().iter().copied().filter(|value| *value > 0.05).collect();
             let parts: Vec<DMatrix<f64>> = parts.into_iter().map(|part| part.rows(0, 32).into_owned()).collect();
             let found = whole(&parts);

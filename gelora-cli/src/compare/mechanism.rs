@@ -59,7 +59,8 @@ pub struct ModuleUpdate {
 }
 
 /// What is related: a need that was known before the training, and a property of the update.
-pub const NEEDS: [&str; 3] = ["growth of the dimension", "directions of the gradient", "the same, noise included"];
+pub const NEEDS: [&str; 3] =
+    ["growth of the dimension", "directions of the gradient", "all its directions, noise included"];
 pub const PROPERTIES: [&str; 3] = ["effective rank", "stable rank", "rank of 90 % energy"];
 
 impl ModuleUpdate {

@@ -75,7 +75,7 @@ pub fn directions(
             others.iter_mut().for_each(|sum| *sum /= (options.parts - 1) as f32);
             directions::of_fold(part, &others, size, options.width)
         };
-        let folds: Vec<_> = seen.parts.par_iter().enumerate().map(values).collect::<gelora_lora::Result<Vec<_>>>()?;
+        let folds = seen.parts.par_iter().enumerate().map(values).collect::<gelora_lora::Result<Vec<_>>>()?;
         Ok((module.info, directions::replicated(&folds, options.confidence)?))
     };
     modules.into_par_iter().zip(seen).map(found).collect()
